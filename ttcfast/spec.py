@@ -1,0 +1,304 @@
+"""The dataclasses that every layer speaks: what a state is, how it is scored, how candidates differ, how the search runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Momentum = Literal["sum", "components", "norm"]
+Scale = Literal["absolute", "relative"]
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise one ``ValueError`` that names the argument, the value and what is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True, eq=False)
+class StateSpec:
+    """What the channels of a state mean, and on which grid they live.
+
+    Args:
+        density: channel of the density.
+        momentum: channels of the momentum (conserved) or of the velocity (primitive), one per velocity component.
+        energy: channel of the total energy density, or None where it is computed from the pressure.
+        pressure: channel of the pressure; needed when ``variables="primitive"``, optional otherwise.
+        variables: ``"conserved"`` (rho, rho u, E) or ``"primitive"`` (rho, u, p).
+        gamma: ratio of specific heats, a number above 1 or a tensor ``[N]``, one per problem.
+        cell_volume: volume of a cell, a positive number or a tensor ``[*S]``.
+        ndim: number of space dimensions, 1 to 3.
+        periodic: True, or one flag per dimension. Conservation can be imposed only where all are True or ``closed`` is.
+        closed: walls on every non-periodic side, so that mass and energy (not momentum) are kept.
+        boundary_mask: bool ``[*S]``, cells whose value is prescribed; None for no boundary term.
+        boundary_value: prescribed values, a number or a tensor that broadcasts to ``[C, *S]``; None means 0.
+        extra: channels that no physical term reads (tracers).
+
+    Raises:
+        ValueError: a channel twice, a channel below 0, a missing pressure, gamma <= 1, cell volume <= 0, ndim outside 1..3.
+
+    Source: seeds/ttc-integration-plan.md section 4; DECISIONS 5.
+    """
+
+    density: int = 0
+    momentum: tuple[int, ...] = (1, 2)
+    energy: int | None = 3
+    _: KW_ONLY
+    pressure: int | None = None
+    variables: Literal["conserved", "primitive"] = "conserved"
+    gamma: float | Tensor = 1.4
+    cell_volume: float | Tensor = 1.0
+    ndim: int = 2
+    periodic: bool | tuple[bool, ...] = True
+    closed: bool = False
+    boundary_mask: Tensor | None = None
+    boundary_value: float | Tensor | None = None
+    extra: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "momentum", tuple(self.momentum))
+        object.__setattr__(self, "extra", tuple(self.extra))
+        one_of("variables", self.variables, ("conserved", "primitive"))
+        one_of("ndim", self.ndim, (1, 2, 3))
+        used = self.channels
+        if min(used) < 0 or len(set(used)) != len(used):
+            raise ValueError(f"channels are {used}; each must be a different index of 0 or more")
+        if not self.momentum:
+            raise ValueError("momentum is (); name at least one momentum or velocity channel")
+        if self.variables == "primitive" and self.pressure is None:
+            raise ValueError("pressure is None; with variables='primitive' name the pressure channel")
+        if self.variables == "conserved" and self.energy is None:
+            raise ValueError("energy is None; with variables='conserved' name the energy channel")
+        if not torch.is_tensor(self.gamma) and not self.gamma > 1:
+            raise ValueError(f"gamma is {self.gamma}; it must be above 1")
+        if torch.is_tensor(self.gamma) and (self.gamma.ndim > 1 or not bool((self.gamma > 1).all())):
+            raise ValueError(f"gamma has shape {tuple(self.gamma.shape)} and minimum {self.gamma.min():g}; give [N] values above 1")
+        volume = self.cell_volume
+        if torch.is_tensor(volume) and volume.ndim not in (0, self.ndim):
+            raise ValueError(f"cell_volume has shape {tuple(volume.shape)}; give a number or one value per cell in {self.ndim} dimensions")
+        if not (bool((volume > 0).all()) if torch.is_tensor(volume) else volume > 0):
+            raise ValueError(f"cell_volume is {volume if not torch.is_tensor(volume) else float(volume.min())}; it must be positive")
+        mask = self.boundary_mask
+        if mask is not None and (mask.dtype != torch.bool or mask.ndim != self.ndim):
+            raise ValueError(f"boundary_mask is {mask.dtype} {tuple(mask.shape)}; give a bool mask over the {self.ndim} space dimensions")
+        if isinstance(self.periodic, (tuple, list)):
+            object.__setattr__(self, "periodic", tuple(bool(p) for p in self.periodic))
+            if len(self.periodic_axes) != self.ndim:
+                raise ValueError(f"periodic is {self.periodic}; give one flag or {self.ndim} of them")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """All channel indices that the spec names, in the order density, momentum, energy, pressure, extra."""
+        named = [self.density, *self.momentum]
+        named += [c for c in (self.energy, self.pressure) if c is not None]
+        return (*named, *self.extra)
+
+    @property
+    def num_channels(self) -> int:
+        """The least number of channels a state of this spec has."""
+        return max(self.channels) + 1
+
+    @property
+    def periodic_axes(self) -> tuple[bool, ...]:
+        return self.periodic if isinstance(self.periodic, tuple) else (self.periodic,) * self.ndim
+
+    @property
+    def conserved_channels(self) -> tuple[int, ...]:
+        """Channels whose integral the flow keeps: everything when periodic, density and energy between walls, else none."""
+        if self.variables != "conserved":
+            return ()
+        assert self.energy is not None
+        if all(self.periodic_axes):
+            return (self.density, *self.momentum, self.energy)
+        return (self.density, self.energy) if self.closed else ()
+
+    def replace(self, **changes: Any) -> StateSpec:
+        """A copy with some fields changed (and checked again)."""
+        return dataclasses.replace(self, **changes)
+
+    def check_state(self, name: str, x: Tensor, *, channel_axis: int) -> None:
+        """Raise ``ValueError`` unless ``x`` has this spec's channels at ``channel_axis`` followed by the space axes."""
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}; give a floating-point tensor")
+        if x.ndim != channel_axis + 1 + self.ndim:
+            lead = ["N", "B"][:channel_axis] if channel_axis <= 2 else ["..."]
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)} ({x.ndim} axes); expected [{', '.join([*lead, 'C', '*S'])}] with {self.ndim} space axes"
+            )
+        if x.shape[channel_axis] < self.num_channels:
+            raise ValueError(
+                f"{name} has {x.shape[channel_axis]} channels (shape {tuple(x.shape)}); the spec names channel {self.num_channels - 1}, "
+                f"so at least {self.num_channels} are needed"
+            )
+
+    @classmethod
+    def euler1d(cls, **changes: Any) -> StateSpec:
+        """rho, rho u, E in one dimension."""
+        return cls(**{"momentum": (1,), "energy": 2, "ndim": 1, **changes})
+
+    @classmethod
+    def euler2d(cls, **changes: Any) -> StateSpec:
+        """rho, rho u, rho v, E in two dimensions: the layout of our own solver and files."""
+        return cls(**{"ndim": 2, **changes})
+
+    @classmethod
+    def euler3d(cls, **changes: Any) -> StateSpec:
+        """rho, rho u, rho v, rho w, E in three dimensions."""
+        return cls(**{"momentum": (1, 2, 3), "energy": 4, "ndim": 3, **changes})
+
+    @classmethod
+    def pdegym(cls, **changes: Any) -> StateSpec:
+        """rho, u, v, p of PDEGym and Poseidon; a fifth channel (E, or the tracer of CE-RM) is left to ``energy`` or ``extra``."""
+        return cls(**{"energy": None, "pressure": 3, "variables": "primitive", **changes})
+
+    @classmethod
+    def well(cls, **changes: Any) -> StateSpec:
+        """energy, density, pressure, momentum_x, momentum_y of The Well's Euler sets."""
+        return cls(**{"density": 1, "momentum": (3, 4), "energy": 0, "pressure": 2, **changes})
+
+    @classmethod
+    def pdebench(cls, **changes: Any) -> StateSpec:
+        """Vx, Vy, density, pressure in PDEBench's loader order, gamma 5/3."""
+        return cls(**{"density": 2, "momentum": (0, 1), "energy": None, "pressure": 3, "variables": "primitive", "gamma": 5 / 3, **changes})
+
+
+@dataclass(frozen=True)
+class ARMWeights:
+    """Weights of the analytical reward's penalties (seeds/ttc-integration-plan.md section 4)."""
+
+    w_mass: float = 1.0
+    w_momentum: float = 1.0
+    w_energy: float = 1.0
+    w_bc: float = 0.1
+    w_positivity: float = 0.1
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not 0 <= getattr(self, f.name) < float("inf"):
+                raise ValueError(f"{f.name} is {getattr(self, f.name)}; a weight is finite and not negative")
+
+
+@dataclass(frozen=True)
+class StochasticConfig:
+    """What makes the candidates of one step differ (seeds/ttc-integration-plan.md section 3).
+
+    Args:
+        dropout: keep the model's dropout active (MC dropout).
+        dropout_p: rate to set on every dropout module; None keeps the model's own rates.
+        dropout_after: names of modules after which dropout is injected, for models that have none.
+        latent_sigma: standard deviation of Gaussian noise added to the output of ``latent_at``, in that output's units.
+        latent_at: name of the module whose output is the latent; None lets the model say (attribute ``latent_module``).
+        input_eps: standard deviation of Gaussian noise added to the normalised input.
+    """
+
+    dropout: bool = True
+    dropout_p: float | None = None
+    dropout_after: tuple[str, ...] = ()
+    latent_sigma: float = 0.0
+    latent_at: str | None = None
+    input_eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dropout_after", tuple(self.dropout_after))
+        if self.dropout_p is not None and not 0 <= self.dropout_p < 1:
+            raise ValueError(f"dropout_p is {self.dropout_p}; a dropout rate lies in [0, 1)")
+        at_least("latent_sigma", self.latent_sigma, 0)
+        at_least("input_eps", self.input_eps, 0)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything at all is asked for."""
+        return self.dropout or self.latent_sigma > 0 or self.input_eps > 0
+
+    @classmethod
+    def of(cls, value: StochasticConfig | Mapping[str, Any] | None) -> StochasticConfig:
+        """Accept the seed's plain dict, None (the defaults) or the dataclass."""
+        if isinstance(value, StochasticConfig):
+            return value
+        given: dict[str, Any] = dict(value) if value is not None else {}
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"stochastic has unknown keys {unknown}; known: {sorted(known)}")
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one stream of random numbers: a run, a step of its rollout, a place in the model (DECISIONS 7)."""
+
+    seed: int
+    step: int = 0
+    site: int = 0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            at_least(f.name, getattr(self, f.name), 0)
+
+
+@dataclass(frozen=True)
+class TTCConfig:
+    """How a rollout spends compute at test time. The names of seeds/ttc-integration-plan.md section 6, and DECISIONS' additions.
+
+    Args:
+        branching_factor: B, candidates per step (and per beam), the deterministic one counted in.
+        use_prm: the seed's switch; read by ``ttcfast run_ttc``, not by the controllers, which take any scorer.
+        stochastic: overrides the surrogate's own ``StochasticConfig`` when given.
+        project: ``"conservation"`` takes each conserved channel's mean residual out of the chosen state.
+        include_deterministic: candidate 0 is the deterministic step. None: True for a ``Surrogate``, False for a foreign model.
+        chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all.
+        memory_budget: bytes that one chunk of candidates may take.
+        max_resample: how often a step whose candidates are all bad is drawn again before it falls back.
+        min_score_spread: relative spread of the scores below which a step takes candidate 0.
+        score_floor: scores below it do not count as usable; None for no floor.
+        ndim: space dimensions of a foreign model's states.
+        approach, beam_width, score_aggregation, select, refine_steps, refine_lengths, lookahead, temperature: see ``ttcfast.ttc``.
+    """
+
+    branching_factor: int = 5
+    use_prm: bool = True
+    stochastic: StochasticConfig | Mapping[str, Any] | None = None
+    approach: str = "greedy"
+    beam_width: int = 1
+    score_aggregation: str = "sum"
+    select: str = "argmax"
+    project: str | None = None
+    refine_steps: int = 0
+    refine_lengths: tuple[float, ...] = (0.5, 1.0)
+    lookahead: int = 0
+    temperature: float = 1.0
+    include_deterministic: bool | None = None
+    chunk_size: int | None = None
+    memory_budget: int | None = None
+    seed: int = 0
+    max_resample: int = 2
+    min_score_spread: float = 1e-6
+    score_floor: float | None = None
+    ndim: int = 2
+
+    def __post_init__(self) -> None:
+        at_least("branching_factor", self.branching_factor, 1)
+        at_least("beam_width", self.beam_width, 1)
+        at_least("max_resample", self.max_resample, 0)
+        at_least("min_score_spread", self.min_score_spread, 0)
+        at_least("seed", self.seed, 0)
+        one_of("project", self.project, (None, "conservation"))
+        one_of("approach", self.approach, ("greedy", "beam", "diverse_beam", "particle"))
+        one_of("select", self.select, ("argmax", "softmax_mean", "span"))
+        one_of("score_aggregation", self.score_aggregation, ("sum", "last", "mean", "discounted"))
+        one_of("ndim", self.ndim, (1, 2, 3))
+        if self.chunk_size is not None:
+            at_least("chunk_size", self.chunk_size, 1)
+        if self.memory_budget is not None:
+            at_least("memory_budget", self.memory_budget, 1)
+        if self.stochastic is not None:
+            object.__setattr__(self, "stochastic", StochasticConfig.of(self.stochastic))
