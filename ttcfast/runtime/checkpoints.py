@@ -1,0 +1,197 @@
+"""Checkpoints as one safetensors file: tensors, and JSON in the header. No pickle, so opening one runs nobody's code."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .files import atomic_write
+
+_KEY = "ttcfast"  # the one entry of the header's metadata: a single key keeps the bytes the same from run to run
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and ``meta`` into one safetensors file, atomically.
+
+    Args:
+        path: the file, usually ``*.safetensors``.
+        tensors: by name, any shape and dtype, on any device (stored from the CPU). Tied tensors are stored twice.
+        meta: JSON values that tell what the tensors are (``architecture``, sizes, normalisation, ...); NaN and infinities allowed.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    stored = {name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    header = {_KEY: json.dumps({"meta": meta, "checksum": _checksum(stored)})}
+    with atomic_write(path, "wb") as file:
+        file.write(to_bytes(stored, header))
+
+
+def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save` wrote.
+
+    Args:
+        path: the file.
+        expect: entries that ``meta`` must have, such as ``{"architecture": "vit"}``.
+
+    Returns:
+        The tensors, on the CPU, and ``meta``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged (also by a single flipped bit), of another program, or not as expected.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; give the path of a .safetensors file made by a ttcfast command")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file ({error}); copy or make it again") from error
+    if header is None:
+        raise CheckpointError(f"checkpoint {path} was not written by ttcfast (its header has no {_KEY!r} entry); give one that was")
+    entry = json.loads(header)
+    if entry["checksum"] != _checksum(tensors):
+        raise CheckpointError(f"checkpoint {path} is damaged (its checksum does not fit its tensors); copy or make it again")
+    for key, wanted in (expect or {}).items():
+        found = entry["meta"].get(key)
+        if found != wanted:
+            raise CheckpointError(f"checkpoint {path} has {key} {found!r}; expected {wanted!r}: give a checkpoint of that {key}")
+    return tensors, entry["meta"]
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Load ``tensors`` into ``model``; every name and shape must fit.
+
+    Raises:
+        CheckpointError: they do not; names the first differences.
+    """
+    own = model.state_dict()
+    missing = [f"{name} is missing" for name in own if name not in tensors]
+    surplus = [f"{name} is not in the model" for name in tensors if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if wrong := missing + surplus + shapes:
+        raise CheckpointError(f"checkpoint {path} is of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} differences)")
+    model.load_state_dict(dict(tensors))
+
+
+def save_training(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Any],
+    *,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Write all that an exact resume needs into one file: weights, optimizer, random states, and ``extra``.
+
+    Args:
+        path: the file.
+        model: its state dict is stored.
+        optimizer: its state dict is stored, moments and step counts bit for bit.
+        extra: what else the loop needs: step, best score, a scheduler's or a generator's state. JSON values, tuples and tensors, nested.
+        meta: as in :func:`save`, to be checked by ``expect`` at loading.
+
+    The states of torch (CPU and every CUDA device), numpy and ``random`` are stored too.
+    """
+    state = {"optimizer": optimizer.state_dict(), "random": _random_states(), "extra": dict(extra)}
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    skeleton = _take_tensors(state, "training", tensors)
+    save(path, tensors, {**(meta or {}), "training": skeleton})
+
+
+def load_training(
+    path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, expect: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Put ``model``, ``optimizer`` and the random states back as :func:`save_training` found them, and return its ``extra``.
+
+    Raises:
+        CheckpointError: as :func:`load`, or the file holds no training state, or it is of another model or optimizer.
+    """
+    tensors, meta = load(path, expect)
+    if "training" not in meta:
+        raise CheckpointError(f"checkpoint {path} holds weights alone, no training state; give the one that the training run resumes from")
+    state = _put_tensors(meta["training"], tensors)
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    load_weights(model, weights, path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} has another optimizer's state ({error}); resume with the same settings") from error
+    _set_random_states(state["random"])
+    return state["extra"]
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode(), total)
+        if tensor.numel():
+            total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), total)  # type: ignore[arg-type]  # numpy has a buffer
+    return total
+
+
+def _take_tensors(value: Any, path: str, found: dict[str, Tensor]) -> Any:
+    """``value`` as JSON: tensors go to ``found`` and leave their name, tuples and dicts keep their kind (an optimizer's keys are ints)."""
+    if torch.is_tensor(value):
+        found[path] = value
+        return {"tensor": path}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        items = [_take_tensors(item, f"{path}.{i}", found) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _take_tensors(item, f"{path}.{key}", found)] for key, item in value.items()]}
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    raise TypeError(f"{path} is a {type(value).__name__}; a training state holds JSON values, tuples and tensors")
+
+
+def _put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_put_tensors(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(_put_tensors(item, tensors) for item in content)
+    return {key: _put_tensors(item, tensors) for key, item in content}
+
+
+def _random_states() -> dict[str, Any]:
+    name, words, *rest = np.random.get_state()  # noqa: NPY002  # the global generator is the one to keep
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, [int(word) for word in words], *rest),
+        "python": random.getstate(),
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    random.setstate(states["python"])
