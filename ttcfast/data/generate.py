@@ -1,0 +1,200 @@
+"""Making data sets: our solver at a multiple of the resolution, block-averaged, in four splits."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ttcfast.physics import EulerSolver
+from ttcfast.physics.initial_conditions import PRESETS
+from ttcfast.physics.solver import can_compile
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.progress import bar
+from ttcfast.spec import StateSpec, at_least, one_of
+
+from .statistics import write_statistics
+from .trajectory_file import TrajectoryFile
+from .well_layout import write_well
+
+SPLITS = ("train", "reward", "valid", "test")
+# Splits draw from disjoint ranges of the problem index; no split of a run is longer than this.
+_SPLIT_STRIDE = 10_000_000
+_EVALUATION_COUNT = 64
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What ``ttcfast generate`` makes.
+
+    Args:
+        out: folder; files go to ``out/data/<split>/<preset>_<number>.hdf5``, statistics of train to ``out/stats.yaml``.
+        split: one of train, reward, valid, test, or all.
+        n: trajectories over all presets in ``train``; reward holds 12.5 % of it, valid and test hold 64. With a single split: in that split
+            (None: that split's share of the default 1536).
+        grid: cells per axis of the stored data, 2-D; factor: the solver's grid is so many times finer per axis.
+        frames: stored frames, the initial one included, evenly spaced up to t_end.
+        presets: names of ttcfast.physics.initial_conditions; n is shared out evenly.
+        ranges: per preset, arguments of its initial condition.
+        per_file: trajectories a file; a killed run goes on at the first missing file. batch: trajectories solved at once.
+    """
+
+    out: str = "data/euler64"
+    split: str = "all"
+    n: int | None = None
+    grid: int = 64
+    factor: int = 2
+    frames: int = 21
+    t_end: float = 1.0
+    presets: tuple[str, ...] = ("riemann4", "riemann_curved", "kelvin_helmholtz")
+    ranges: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    seed: int = 0
+    gamma: float = 1.4
+    cfl: float = 0.4
+    boundary: str = "periodic"
+    per_file: int = 32
+    batch: int = 8
+    dtype: str = "float32"
+    device: str = "cpu"
+    compression: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "presets", tuple(self.presets))
+        one_of("split", self.split, (*SPLITS, "all"))
+        one_of("dtype", self.dtype, ("float32", "float64"))
+        for name, least in (("grid", 4), ("factor", 1), ("frames", 2), ("per_file", 1), ("batch", 1), ("seed", 0)):
+            at_least(name, getattr(self, name), least)
+        if not self.t_end > 0:
+            raise ArgumentError(f"t_end is {self.t_end}; give a positive end time")
+        if not self.presets:
+            raise ArgumentError(f"presets is empty; name at least one of {', '.join(PRESETS)}")
+        for preset in self.presets:
+            one_of("presets", preset, tuple(PRESETS))
+        if self.n is not None:
+            at_least("n", self.n, len(self.presets))
+
+    def count(self, split: str) -> int:
+        """Trajectories of ``split`` over all presets."""
+        train = 1536 if self.n is None or self.split in ("reward", "valid", "test") else self.n
+        if self.n is not None and self.split == split:
+            return self.n
+        shares = {"train": train, "reward": max(len(self.presets), round(0.125 * train))}
+        return shares.get(split, max(_EVALUATION_COUNT, len(self.presets)))
+
+
+def generate(config: GenerateConfig) -> list[Path]:
+    """Make the files that are missing and return all of them, in order.
+
+    A file already there is kept if it was made with the same settings, and refused otherwise, so a killed run is resumed by running it
+    again. The content of a file depends on the settings alone, not on what was made before (bit for bit on one machine; between processors
+    the last digits may differ).
+
+    Raises:
+        DataError: a file there was made with other settings or is damaged.
+        OutputError: the folder cannot be written. SolverError: an initial condition broke the solver.
+    """
+    output_folder(config.out)
+    jobs = [job for split in (SPLITS if config.split == "all" else (config.split,)) for job in _jobs(config, split)]
+    todo = [job for job in jobs if not _done(job)]
+    with bar(sum(job.n for job in todo), f"generate {config.split}") as progress:
+        for job in todo:
+            pieces = []
+            for start in range(0, job.n, config.batch):
+                pieces.append(_solve(config, job, start, min(config.batch, job.n - start)))
+                progress.advance(len(pieces[-1]), note=job.path.name)
+            write_well(
+                job.path,
+                torch.cat(pieces),
+                _times(config).tolist(),
+                _spec(config),
+                dataset_name=f"ttcfast_{job.preset}",
+                boundary=(config.boundary,) * 2,
+                parameters=job.parameters,
+                compression=config.compression,
+            )
+    train = [job.path for job in jobs if job.split == "train"]
+    if train:
+        write_statistics(train, Path(config.out) / "stats.yaml")
+    return [job.path for job in jobs]
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    split: str
+    preset: str
+    first: int
+    n: int
+    parameters: Mapping[str, object]
+
+
+def _jobs(config: GenerateConfig, split: str) -> list[_Job]:
+    folder = Path(config.out) / "data" / split
+    total, jobs = config.count(split), []
+    if total > _SPLIT_STRIDE:
+        raise ArgumentError(f"n is {total}; a split holds at most {_SPLIT_STRIDE}: use another seed for more")
+    for p, preset in enumerate(config.presets):
+        n = total // len(config.presets) + (p < total % len(config.presets))
+        for number, start in enumerate(range(0, n, config.per_file)):
+            first, held = SPLITS.index(split) * _SPLIT_STRIDE + start, min(config.per_file, n - start)
+            settings = {
+                k: v for k, v in asdict(config).items() if k not in ("out", "split", "n", "presets", "device", "compression", "ranges")
+            }
+            settings |= {"split": split, "preset": preset, "first": first, "ranges": dict(config.ranges.get(preset, {}))}
+            jobs.append(_Job(folder / f"{preset}_{number:04d}.hdf5", split, preset, first, held, json.loads(json.dumps(settings))))
+    return jobs
+
+
+def _done(job: _Job) -> bool:
+    if not job.path.exists():
+        return False
+    found = TrajectoryFile(job.path)
+    different = [k for k in job.parameters if found.parameters.get(k) != job.parameters[k]]
+    if different or len(found) != job.n:
+        said = (
+            ", ".join(f"{k} {found.parameters.get(k)!r} instead of {job.parameters[k]!r}" for k in different)
+            or f"{len(found)} trajectories"
+        )
+        raise DataError(f"{job.path} was made with other settings ({said}); give another out= or remove it")
+    return True
+
+
+def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
+    """Trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
+    fine = (config.grid * config.factor,) * 2
+    # A batch of another size would be compiled anew; the tail is filled up with problems that are thrown away.
+    filled = config.batch if job.n > config.batch else n
+    u0 = PRESETS[job.preset](
+        filled, fine, seed=config.seed, first=job.first + start, gamma=config.gamma, **dict(config.ranges.get(job.preset, {}))
+    )
+    # Compiled or not must follow from the settings alone, or a resumed run would differ in the last digits.
+    compiled = config.grid * config.factor >= 64
+    solver = EulerSolver(
+        _spec(config), config.boundary, config.cfl, getattr(torch, config.dtype), compile=compiled and can_compile(config.device)
+    )
+    return block_average(solver.rollout(u0.to(config.device), _times(config)), config.factor)[:n].float().cpu()
+
+
+def block_average(u: Tensor, factor: int) -> Tensor:
+    """Means over blocks of ``factor x factor`` cells of ``[..., X, Y]``, summed in float64: keeps every integral."""
+    x, y = u.shape[-2] // factor, u.shape[-1] // factor
+    return u.double().unflatten(-1, (y, factor)).unflatten(-3, (x, factor)).mean((-1, -3)).to(u.dtype)
+
+
+def _times(config: GenerateConfig) -> Tensor:
+    return torch.linspace(0, config.t_end, config.frames, dtype=torch.float64)
+
+
+def _spec(config: GenerateConfig) -> StateSpec:
+    return StateSpec.euler2d(gamma=config.gamma, cell_volume=1.0 / config.grid**2, periodic=config.boundary == "periodic")
+
+
+def split_files(root: str | os.PathLike[str], splits: Sequence[str] = SPLITS) -> dict[str, list[Path]]:
+    """The files of each split under ``root`` that has any."""
+    return {s: files for s in splits if (files := sorted((Path(root) / "data" / s).glob("*.hdf5")))}

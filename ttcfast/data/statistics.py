@@ -1,0 +1,67 @@
+"""Means and deviations of a data set's fields and of their changes from frame to frame, in The Well's ``stats.yaml``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import yaml
+from torch import Tensor
+
+from ttcfast.runtime.files import atomic_write
+
+from .trajectory_file import TrajectoryFile
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per channel ``[C]`` float64: of the states, and of the differences between neighbouring frames."""
+
+    mean: Tensor
+    std: Tensor
+    delta_mean: Tensor
+    delta_std: Tensor
+
+
+def field_statistics(paths: Sequence[str | os.PathLike[str]]) -> Statistics:
+    """Population statistics over all trajectories, frames and cells of ``paths``, one trajectory in memory at a time."""
+    sums = None
+    for path in paths:
+        file = TrajectoryFile(path)
+        for i in range(len(file)):
+            states = file[i].double().transpose(0, 1).flatten(2)  # [C, T, cells]
+            delta = states.diff(dim=1)
+            parts = [_moments(states), _moments(delta)]
+            sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
+        file.close()
+    if sums is None:
+        raise ValueError("paths is empty; give at least one trajectory file")
+    (mean, std), (delta_mean, delta_std) = (_mean_std(s) for s in sums)
+    return Statistics(mean, std, delta_mean, delta_std)
+
+
+def write_statistics(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Statistics:
+    """Compute them for ``paths`` and write ``stats.yaml``: mean, std, rms and their _delta forms per field."""
+    found = field_statistics(paths)
+    entries: dict[str, dict[str, float | list[float]]] = {}
+    for prefix, mean, std in (("", found.mean, found.std), ("_delta", found.delta_mean, found.delta_std)):
+        rms = (mean**2 + std**2).sqrt()
+        for name, values in (("mean", mean), ("std", std), ("rms", rms)):
+            density, *momentum, energy = values.tolist()
+            entries[name + prefix] = {"density": density, "momentum": momentum, "energy": energy}
+    with atomic_write(out) as file:
+        yaml.safe_dump(entries, file, sort_keys=True)
+    return found
+
+
+def _moments(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return torch.stack([torch.full_like(flat[:, 0], flat.shape[1]), flat.sum(1), (flat * flat).sum(1)])
+
+
+def _mean_std(moments: Tensor) -> tuple[Tensor, Tensor]:
+    count, total, square = moments
+    mean = total / count
+    return mean, (square / count - mean**2).clamp(min=0).sqrt()
