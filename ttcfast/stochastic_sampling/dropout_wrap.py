@@ -1,0 +1,191 @@
+"""MC dropout: dropout that stays on in evaluation, with everything else of the model (BatchNorm above all) left in evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+logger = logging.getLogger(__name__)
+
+_PATH_NAMES = ("droppath", "stochasticdepth", "dropblock")  # timm, transformers (Swinv2DropPath, ...), torchvision
+
+
+def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = ()) -> nn.Module:
+    """Turn dropout on for good, the rest of the model staying as it is; ``mc_dropout`` does it for the length of a block.
+
+    Recognised: every dropout of torch.nn (Dropout, 1d to 3d, Alpha, FeatureAlpha), and the DropPath, StochasticDepth and DropBlock
+    modules of timm, transformers and torchvision, by class name or by a ``drop_prob`` on a module without parameters. Only these
+    are switched; ``model.train()`` is never called, so BatchNorm keeps its running statistics. Departs from the sketch in that it
+    can set rates and inject dropout, and in that a call without effect raises (DECISIONS 8).
+
+    Args:
+        model: any module; changed in place.
+        p: rate to set on every dropout and drop-path module, and on injected dropout; None keeps the rates they have.
+        after: names of modules (as in ``model.named_modules()``) behind which dropout of rate ``p`` is injected by a forward hook.
+            For models that have no dropout, or an ``nn.Identity`` where their rate was 0; such placeholders are left as they are.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: ``p`` outside [0, 1), an unknown name in ``after``, ``after`` without ``p``, or a model in which no dropout of a
+            rate above 0 is left to act, so that its candidates would all be the same.
+
+    Source: seeds/ttc-integration-plan.md section 3A.
+    """
+    _switch_on(model, p, after)
+    rates = active_rates(model)
+    if not rates:
+        found = sum(1 for _ in dropout_modules(model))
+        raise ValueError(
+            f"{type(model).__name__} stays deterministic: it has {found} dropout modules, none with a rate above 0; "
+            "set a rate with p=, name modules to drop behind with after=, or use input or latent noise"
+        )
+    logger.info("MC dropout on %s: %d active sites, rates %s", type(model).__name__, len(rates), sorted(set(rates)))
+    return model
+
+
+@contextmanager
+def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = ()) -> Iterator[nn.Module]:
+    """``enable_mc_dropout`` for the length of a block; flags, rates and hooks are restored exactly, on exceptions too.
+
+    Having nothing to switch is no error here: the candidates may differ by other noise. Whether they do is the caller's check
+    (``require_distinct``).
+    """
+    saved = [_Saved.of(m) for m in dropout_modules(model)]
+    injected = [(h, h.p) for h in _hooks(model)]
+    removers: list[Callable[[], None]] = []
+    try:
+        removers = _switch_on(model, p, after)
+        yield model
+    finally:
+        for remove in removers:
+            remove()
+        for state in saved:
+            state.restore()
+        for hook, rate in injected:
+            hook.p = rate
+
+
+@contextmanager
+def eval_mode(model: nn.Module, *, quiet: bool = False) -> Iterator[nn.Module]:
+    """The model in evaluation for the length of a block; ``quiet`` also silences injected dropout. Restored exactly."""
+    training = [m for m in model.modules() if m.training]
+    hooks = [(h, h.p) for h in _hooks(model)] if quiet else []
+    for m in training:
+        m.training = False
+    for hook, _ in hooks:
+        hook.p = 0.0
+    try:
+        yield model
+    finally:
+        for m in training:
+            m.training = True
+        for hook, rate in hooks:
+            hook.p = rate
+
+
+def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The dropout and drop-path modules of a model, each once."""
+    return (m for m in model.modules() if _rate_name(m) is not None)
+
+
+def active_rates(model: nn.Module) -> list[float]:
+    """Rates above 0 of all dropout modules that are switched on and of all injected dropout."""
+    rates = [_rate(m) for m in dropout_modules(model) if m.training] + [h.p for h in _hooks(model)]
+    return [r for r in rates if r > 0]
+
+
+def edit_output(output: Any, edit: Callable[[Tensor], Tensor], where: str) -> Any:
+    """``edit`` applied to a module's output: a tensor, or the first entry of a tuple or list."""
+    if isinstance(output, Tensor):
+        return edit(output)
+    if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
+        return type(output)([edit(output[0]), *output[1:]])
+    raise ValueError(f"{where} returns a {type(output).__name__}; name a module that returns a tensor, or a tuple that begins with one")
+
+
+class InjectedDropout:
+    """Forward hook that drops entries of a module's output, in training and evaluation alike; silent at rate 0."""
+
+    def __init__(self, p: float, name: str) -> None:
+        self.p, self.name = p, name
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if self.p == 0:
+            return output
+        return edit_output(output, lambda x: F.dropout(x, self.p, training=True), f"module {self.name!r}")
+
+
+@dataclass
+class _Saved:
+    """What ``mc_dropout`` changes on a module, to be put back."""
+
+    module: nn.Module
+    rate: Any
+    training: bool
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Saved:
+        return cls(module, getattr(module, _rate_name(module) or ""), module.training)
+
+    def restore(self) -> None:
+        setattr(self.module, _rate_name(self.module) or "", self.rate)
+        self.module.training = self.training
+
+
+def _switch_on(model: nn.Module, p: float | None, after: Sequence[str]) -> list[Callable[[], None]]:
+    """Activate, set rates, inject; returns what removes the hooks that are new."""
+    if p is not None and not 0 <= p < 1:
+        raise ValueError(f"p is {p}; a dropout rate lies in [0, 1)")
+    if isinstance(after, str):
+        raise ValueError(f"after is the string {after!r}; give a list of module names")
+    if after and p is None:
+        raise ValueError(f"after names {list(after)} but p is None; injected dropout needs a rate, give p=")
+    named = dict(model.named_modules())
+    if unknown := [name for name in after if name not in named]:
+        raise ValueError(f"after names {unknown}, which {type(model).__name__} does not have; it has {_some(named)}")
+    for m in dropout_modules(model):
+        m.training = True
+        if p is not None:
+            setattr(m, _rate_name(m) or "", p)
+    return [remove for name in after if (remove := _inject(named[name], p or 0.0, name)) is not None]
+
+
+def _inject(module: nn.Module, p: float, name: str) -> Callable[[], None] | None:
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, InjectedDropout):  # a second call sets the rate anew instead of dropping twice
+            hook.p = p
+            return None
+    return module.register_forward_hook(InjectedDropout(p, name)).remove
+
+
+def _hooks(model: nn.Module) -> list[InjectedDropout]:
+    return [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, InjectedDropout)]
+
+
+def _rate_name(module: nn.Module) -> str | None:
+    """The attribute that holds a dropout module's rate, or None if the module is no dropout."""
+    if isinstance(module, _DropoutNd):
+        return "p"
+    name = type(module).__name__.lower()
+    if any(path in name for path in _PATH_NAMES):
+        return next((a for a in ("drop_prob", "p") if hasattr(module, a)), None)
+    leaf = not any(True for _ in module.children()) and not any(True for _ in module.parameters())
+    return "drop_prob" if leaf and isinstance(getattr(module, "drop_prob", None), (int, float)) else None
+
+
+def _rate(module: nn.Module) -> float:
+    return float(getattr(module, _rate_name(module) or "") or 0.0)
+
+
+def _some(named: dict[str, nn.Module], most: int = 12) -> str:
+    names = [n for n in named if n]
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
