@@ -1,0 +1,58 @@
+"""Random streams for the length of a block, and integers that name them."""
+
+# ruff: noqa: NPY002  (numpy's legacy global stream is the one that published models draw from)
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def temp_seed(seed: int | None) -> Iterator[None]:
+    """Seed torch (CPU and every CUDA device), numpy and ``random`` for the length of a block, then put their states back.
+
+    Restored on exceptions too. ``None`` does nothing. Covers more than the sketch's CPU and CUDA: published surrogates draw from
+    numpy and ``random`` as well (DECISIONS 7). A CUDA that nobody has used yet is not started; it is seeded for the block, and
+    afterwards as ``torch.manual_seed`` last left it.
+
+    Args:
+        seed: an integer of any size; numpy gets it modulo 2^32, torch modulo 2^63.
+
+    Source: seeds/ttc-integration-plan.md section 15.
+    """
+    if seed is None:
+        yield
+        return
+    seed = int(seed)
+    outer = torch.initial_seed()
+    torch_state, numpy_state, python_state = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.is_available()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda and torch.cuda.is_initialized() else None
+    try:
+        torch.manual_seed(seed % 2**63)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        torch.random.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+        elif cuda:
+            torch.cuda.manual_seed_all(outer)
+
+
+def hash_seed(*parts: int) -> int:
+    """A stable integer in [0, 2^63) for a tuple of integers such as (seed, step, candidate), the same on every machine.
+
+    Different tuples give independent seeds for all practical purposes (64 bits of BLAKE2b, one dropped).
+    """
+    text = ",".join(str(int(p)) for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
