@@ -1,0 +1,113 @@
+"""Training the surrogate: it learns, it resumes exactly, and it starts fine-tuning from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from ttcfast.data import GenerateConfig, generate
+from ttcfast.models import load_surrogate
+from ttcfast.models.train import TrainConfig, TrainingError, train
+from ttcfast.runtime import checkpoints
+from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
+
+SIZES = {"width": 16, "depth": 1, "heads": 2, "refine": 4, "patch": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("train_data")
+    common = {"out": str(out), "presets": ("riemann4",), "grid": 8, "frames": 5, "t_end": 0.2, "per_file": 4, "batch": 4}
+    generate(GenerateConfig(split="train", n=4, **common))
+    generate(GenerateConfig(split="valid", n=2, **common))
+    return out
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    return TrainConfig(
+        data=str(data), out=str(tmp_path / "run"), model=SIZES, steps=12, batch=4, warmup=2, val_every=6, save_every=6, log_every=3, valid=2
+    )
+
+
+def weights(path):
+    return checkpoints.load(path)[0]
+
+
+def test_training_lowers_the_error_below_persistence(config):
+    result = train(dataclasses.replace(config, steps=150, lr=3e-3, augment=False, input_noise=0.0, val_every=150, save_every=150))
+    assert result.validation["one_step_l1"] < 0.9 * result.validation["persistence_l1"]
+    surrogate = load_surrogate(result.checkpoint)
+    assert surrogate.deterministic(torch.rand(1, 4, 8, 8) + 1).shape == (1, 4, 8, 8)
+
+
+def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
+    whole = train(config)
+    broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
+    original = torch.optim.AdamW.step
+    calls = []
+
+    def killed(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 9:  # after the save at step 6
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken)
+    monkeypatch.setattr(torch.optim.AdamW, "step", original)
+    resumed = train(broken)
+    a, b = weights(whole.checkpoint), weights(resumed.checkpoint)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 12
+    assert len(steps) == len([json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()])
+
+
+def test_a_finished_run_started_again_changes_nothing(config):
+    first = weights(train(config).checkpoint)
+    again = weights(train(config).checkpoint)
+    assert all(torch.equal(first[n], again[n]) for n in first)
+
+
+def test_fine_tuning_starts_from_the_checkpoint(config, tmp_path):
+    base = train(config)
+    tuned = train(dataclasses.replace(config, init=str(base.checkpoint), out=str(tmp_path / "tuned"), steps=1, lr=0.0, split="valid"))
+    a, b = weights(base.checkpoint), weights(tuned.checkpoint)
+    assert all(torch.allclose(a[n], b[n]) for n in a)
+    assert checkpoints.load(base.checkpoint)[1]["normalizer"] == checkpoints.load(tuned.checkpoint)[1]["normalizer"]
+
+
+def test_time_ends_a_run(config):
+    result = train(dataclasses.replace(config, steps=10_000, max_seconds=0.5))
+    assert 0 < result.steps < 10_000
+
+
+def test_bfloat16_trains(config):
+    assert all(torch.isfinite(t).all() for t in weights(train(dataclasses.replace(config, precision="bfloat16")).checkpoint).values())
+
+
+def test_a_diverging_run_says_so(config):
+    with pytest.raises(TrainingError, match="lower lr"):
+        train(dataclasses.replace(config, lr=1e30, clip=1e30, warmup=0, loss="mse", steps=50))
+
+
+def test_another_model_in_the_same_folder_is_refused(config):
+    train(config)
+    with pytest.raises(CheckpointError, match="another out="):
+        train(dataclasses.replace(config, model={**SIZES, "width": 32}))
+
+
+def test_wrong_settings_are_named(config, tmp_path):
+    with pytest.raises(ValueError, match="loss is 'l3'"):
+        dataclasses.replace(config, loss="l3")
+    with pytest.raises(ArgumentError, match="pushforward is 2"):
+        dataclasses.replace(config, pushforward=2)
+    with pytest.raises(ArgumentError, match="unknown size"):
+        train(dataclasses.replace(config, model={"widht": 3}, resume=False))
+    with pytest.raises(DataError, match="ttcfast generate"):
+        train(dataclasses.replace(config, data=str(tmp_path / "nothing")))

@@ -1,0 +1,76 @@
+"""Surrogates on disk: one safetensors file with the weights, the architecture, the normaliser and the state's layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.runtime import checkpoints
+from ttcfast.runtime.errors import CheckpointError
+from ttcfast.spec import StateSpec, StochasticConfig
+
+from .vit import ViT, ViTConfig
+
+ARCHITECTURES = {"vit": (ViTConfig, ViT)}
+_SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
+
+
+def surrogate_meta(model: ViT, normalizer: Normalizer, spec: StateSpec, **more: Any) -> dict[str, Any]:
+    """What a checkpoint says about its tensors (JSON)."""
+    return {
+        "architecture": "vit",
+        "model": model.config.to_dict(),
+        "predicts": "delta",
+        "normalizer": {name: getattr(normalizer, name).tolist() for name in ("mean", "std", "delta_std")},
+        "spec": {name: getattr(spec, name) for name in _SPEC_FIELDS},
+        **more,
+    }
+
+
+def save_surrogate(path: str | os.PathLike[str], model: nn.Module, meta: Mapping[str, Any], *, dtype: torch.dtype | None = None) -> None:
+    """Write the weights and ``meta`` of :func:`surrogate_meta`, atomically; ``dtype`` stores them in fewer bits."""
+    tensors = {n: (t.to(dtype) if dtype is not None and t.is_floating_point() else t) for n, t in model.state_dict().items()}
+    checkpoints.save(path, tensors, meta)
+
+
+def load_surrogate(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    stochastic: StochasticConfig | Mapping[str, Any] | None = None,
+) -> Surrogate:
+    """The surrogate of a checkpoint made by ``ttcfast train_fm``, in evaluation, float32.
+
+    Raises:
+        CheckpointError: missing, damaged, of an architecture that this version does not know, or whose tensors do not fit it.
+    """
+    tensors, meta = checkpoints.load(path)
+    model = build_model(meta, path)
+    checkpoints.load_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, path)
+    normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
+    spec = StateSpec(**meta["spec"])
+    return Surrogate(model, spec, normalizer=normalizer, predicts=meta["predicts"], stochastic=stochastic).to(device)
+
+
+def build_model(meta: Mapping[str, Any], path: str | os.PathLike[str] | Path = "checkpoint") -> nn.Module:
+    """The untrained model that ``meta`` describes."""
+    name = meta.get("architecture")
+    if name not in ARCHITECTURES:
+        raise CheckpointError(f"checkpoint {path} has architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
+    config, model = ARCHITECTURES[name]
+    try:
+        return model(config(**meta["model"]))
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} describes a {name} that this version cannot build ({error})") from error
+
+
+def ema_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the floating-point parameters, to be averaged over training."""
+    return {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -1,0 +1,43 @@
+"""Convolutions on grids whose axes are periodic, or end at a wall or an open side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class GridConv2d(nn.Conv2d):
+    """Convolution that keeps the grid's size: wraps around periodic axes, repeats the edge on the others.
+
+    Args:
+        periodic: one flag per axis, (x, y). Other arguments as ``nn.Conv2d``; the kernel must exceed the stride by an even number.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, periodic: Sequence[bool], stride: int = 1, groups: int = 1
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
+        self.periodic = tuple(periodic)
+        self.margin = (kernel_size - stride) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad_grid(x, self.margin, self.periodic))
+
+
+def pad_grid(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:
+    """Ghost cells around ``[N, C, X, Y]``: wrapped where the axis is periodic, edge values elsewhere."""
+    if margin == 0:
+        return x
+    for axis, wraps in zip((2, 3), periodic, strict=True):
+        n = x.shape[axis]
+        if wraps:
+            low, high = x.narrow(axis, n - margin, margin), x.narrow(axis, 0, margin)
+        else:
+            shape = [-1, -1, -1, -1]
+            shape[axis] = margin
+            low, high = x.narrow(axis, 0, 1).expand(shape), x.narrow(axis, n - 1, 1).expand(shape)
+        # cat keeps channels_last, which nn.functional.pad does not; the copies cost more than the convolution.
+        x = torch.cat([low, x, high], axis)
+    return x

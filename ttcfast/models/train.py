@@ -1,0 +1,318 @@
+"""Training the one-step surrogate: noise, a pushforward phase, averaged weights, validation on rollouts, exact resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.data import TrajectoryFile, field_statistics, find_files, read_trajectories
+from ttcfast.data.pairs import WindowSampler
+from ttcfast.data.symmetry import random_symmetry
+from ttcfast.metrics import relative_l1, rollout_mse
+from ttcfast.runtime import checkpoints
+from ttcfast.runtime.errors import ArgumentError, CheckpointError, UserError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.logs import RunLog
+from ttcfast.runtime.progress import bar
+from ttcfast.spec import StateSpec, at_least, one_of
+
+from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
+from .vit import ViT, ViTConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What ``ttcfast train_fm`` does.
+
+    Args:
+        data: folder made by ``ttcfast generate``; split: the one trained on; valid: trajectories of the valid split used for validation.
+        out: receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
+        model: sizes of the ViT (ViTConfig); channels, grid and periodicity come from the data.
+        init: a checkpoint to start from (fine-tuning); its architecture and normaliser are kept.
+        steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
+        input_noise: deviation of the Gaussian noise on the normalised input; the target stays the clean next state.
+        pushforward: share of each batch that starts from the model's own step, from the fraction ``pushforward_from`` of training on
+            (arXiv:2202.03376). ema: decay of the weight average.
+        loss: l1, mse or huber of the normalised change. precision: float32, or bfloat16 autocast.
+        compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them).
+        augment: random shifts, mirrors and transposes.
+        val_every, save_every: in steps. resume: go on from out/training.safetensors if it is there.
+    """
+
+    data: str = "data/euler64"
+    split: str = "train"
+    valid: int = 16
+    out: str = "runs/train_fm"
+    model: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    steps: int = 4000
+    batch: int = 32
+    lr: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    input_noise: float = 0.005
+    pushforward: float = 0.5
+    pushforward_from: float = 0.6
+    ema: float = 0.995
+    loss: str = "l1"
+    precision: str = "float32"
+    compile: bool = False
+    augment: bool = True
+    max_seconds: float | None = None
+    val_every: int = 250
+    save_every: int = 250
+    log_every: int = 25
+    resume: bool = True
+    seed: int = 0
+    device: str = "cpu"
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, ("l1", "mse", "huber"))
+        one_of("precision", self.precision, ("float32", "bfloat16"))
+        for name, least in (
+            ("steps", 1),
+            ("batch", 1),
+            ("valid", 1),
+            ("warmup", 0),
+            ("input_noise", 0),
+            ("val_every", 1),
+            ("save_every", 1),
+        ):
+            at_least(name, getattr(self, name), least)
+        for name in ("pushforward", "pushforward_from", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the checkpoint is and how it did on the validation trajectories."""
+
+    checkpoint: Path
+    steps: int
+    validation: dict[str, float]
+
+
+class TrainingError(UserError):
+    """The loss stopped being finite."""
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, or go on training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
+
+    A run that is killed and started again goes on from its last save and ends with the same weights as one that was not (bit for bit on one
+    machine with the same number of threads), unless ``max_seconds`` ends it.
+
+    Raises:
+        DataError: no data. CheckpointError: ``init`` or the training state is of another architecture.
+        TrainingError: the loss is not finite.
+    """
+    out = output_folder(config.out)
+    run = _Run(config, out)
+    first = run.resume() if config.resume else 0
+    log = RunLog(out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None)
+    validation: dict[str, float] = {}
+    with log, bar(config.steps, "train") as progress:
+        progress.advance(first)
+        for step in range(first, config.steps):
+            loss, norm, lr = run.step(step)
+            done = step + 1
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} at step {step}; lower lr (now {config.lr}) or raise warmup, and resume from {out}")
+            last = done == config.steps or run.out_of_time()
+            if done % config.log_every == 0 or last:
+                log.log({"loss": loss, "grad_norm": norm, "lr": lr, "seconds": run.clock()}, done)
+                progress.advance(0, note=f"loss {loss:.4f}")
+            if done % config.val_every == 0 or last:
+                validation = run.validate()
+                log.log({f"valid/{k}": v for k, v in validation.items()}, done)
+            if done % config.save_every == 0 or last:
+                run.save(done)
+            progress.advance()
+            if last:
+                break
+        else:
+            done, validation = first, run.validate()
+    run.export(done, validation)
+    return TrainResult(run.checkpoint, done, validation)
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        self.checkpoint, self.training = out / "surrogate.safetensors", out / "training.safetensors"
+        self.device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        paths = find_files(config.data, config.split)
+        self.sampler = WindowSampler(paths, length=3, seed=config.seed)
+        self.spec = self.sampler.files[0].spec
+        self.model, self.normalizer = self._model(paths)
+        self.model.to(self.device)
+        self.normalizer.to(self.device)
+        self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+        self.average = ema_tensors(self.model)
+        self.meta = surrogate_meta(self.model, self.normalizer, self.spec)
+        self.valid, _ = read_trajectories(find_files(config.data, "valid"), None)
+        self.valid = _spread(self.valid, config.valid).to(self.device)
+        self._spent, self._started = 0.0, _now()
+
+    def clock(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self._spent + _now() - self._started
+
+    def out_of_time(self) -> bool:
+        return self.config.max_seconds is not None and self.clock() >= self.config.max_seconds
+
+    def step(self, step: int) -> tuple[float, float, float]:
+        """One update; returns loss, gradient norm and learning rate."""
+        lr = self._lr(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        start, target = self._pair(step)
+        # The target is the clean next state seen from the noisy start, so the model learns to take noise back.
+        wanted = (target - start) / self.normalizer.delta_std.view(-1, 1, 1)
+        self.model.train()
+        with self._autocast():
+            predicted = self.forward(self.normalizer.encode(start))
+        loss = _LOSSES[self.config.loss](predicted.float(), wanted)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
+        return float(loss.detach()), float(norm), lr
+
+    def _pair(self, step: int) -> tuple[Tensor, Tensor]:
+        config = self.config
+        windows = self.sampler.batch(step, config.batch)
+        if config.augment:
+            windows = random_symmetry(windows, self.spec, np.random.default_rng([config.seed, 1, step]))
+        windows = windows.to(self.device)
+        start, target = windows[:, 0].clone(), windows[:, 1].clone()
+        pushed = round(config.pushforward * config.batch) if self._progress(step) >= config.pushforward_from else 0
+        if pushed:
+            with torch.no_grad(), self._autocast():
+                self.model.eval()
+                change = self.model(self.normalizer.encode(start[:pushed]))
+            start[:pushed] += self.normalizer.decode_delta(change.float())
+            target[:pushed] = windows[:pushed, 2]
+        if config.input_noise:
+            start += config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+        return start, target
+
+    def validate(self) -> dict[str, float]:
+        """Error of the averaged weights: one step along the truth, and rollouts over the whole length."""
+        surrogate = self._averaged()
+        truth = self.valid
+        frames = truth.shape[1]
+        starts = truth[:, :-1].flatten(0, 1)
+        one = torch.cat([surrogate.deterministic(piece) for piece in starts.split(64)]).unflatten(0, (truth.shape[0], frames - 1))
+        states = [truth[:, 0]]
+        for _ in range(frames - 1):
+            states.append(surrogate.deterministic(states[-1]))
+        rolled = torch.stack(states, 1)
+        mean, scale = self.normalizer.mean, self.normalizer.std
+        persistence = float(relative_l1(truth[:, :-1], truth[:, 1:], mean=mean, scale=scale).mean())
+        error = rollout_mse(rolled, truth, scale=scale)
+        result = {"one_step_l1": float(relative_l1(one, truth[:, 1:], mean=mean, scale=scale).mean()), "persistence_l1": persistence}
+        for horizon in (1, 4, 16, frames - 1):
+            if horizon < frames:
+                result[f"rollout_mse_{horizon}"] = float(error[:, horizon].mean())
+        return result
+
+    def save(self, step: int) -> None:
+        """Everything a resume needs, and the checkpoint as it stands."""
+        extra = {"step": step, "average": dict(self.average), "seconds": self.clock()}
+        checkpoints.save_training(self.training, self.model, self.optimizer, extra, meta=self.meta)
+
+    def resume(self) -> int:
+        if not self.training.exists():
+            return 0
+        expect = {k: self.meta[k] for k in ("architecture", "model")}
+        # JSON turns the tuples of the sizes into lists; compare like with like.
+        found = checkpoints.load(self.training)[1]
+        if any(_plain(found.get(k)) != _plain(v) for k, v in expect.items()):
+            raise CheckpointError(
+                f"checkpoint {self.training} is of another model ({found.get('model')}); give another out= or resume=false"
+            )
+        extra = checkpoints.load_training(self.training, self.model, self.optimizer)
+        self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
+        self._spent, self._started = float(extra["seconds"]), _now()
+        return int(extra["step"])
+
+    def export(self, step: int, validation: dict[str, float]) -> None:
+        meta = {**self.meta, "training": {**asdict(self.config), "steps_done": step}, "validation": validation}
+        save_surrogate(self.checkpoint, self._averaged().model, meta)
+
+    def _averaged(self) -> Surrogate:
+        model = ViT(self.model.config).to(self.device)
+        model.load_state_dict({n: t.float() for n, t in self.average.items()}, strict=False)
+        return Surrogate(model, self.spec, normalizer=self.normalizer, predicts="delta")
+
+    def _model(self, paths: list[Path]) -> tuple[ViT, Normalizer]:
+        if self.config.init is not None:
+            surrogate = load_surrogate(self.config.init)
+            assert isinstance(surrogate.model, ViT) and surrogate.normalizer is not None
+            return surrogate.model.train(), surrogate.normalizer
+        file: TrajectoryFile = self.sampler.files[0]
+        sizes = {"channels": file.spec.num_channels, "grid": file.shape, "periodic": file.spec.periodic_axes}
+        try:
+            model = ViT(ViTConfig(**{**self.config.model, **sizes}))
+        except TypeError as error:
+            raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
+        found = field_statistics(paths)
+        return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
+
+    def _progress(self, step: int) -> float:
+        """Share of training done: of the steps, or of the time where that ends it earlier."""
+        by_time = self.clock() / self.config.max_seconds if self.config.max_seconds else 0.0
+        return min(1.0, max(step / self.config.steps, by_time))
+
+    def _lr(self, step: int) -> float:
+        if step < self.config.warmup:
+            return self.config.lr * (step + 1) / self.config.warmup
+        return self.config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+_LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
+
+
+def _spread(x: Tensor, count: int) -> Tensor:
+    """``count`` rows of ``x``, evenly spaced, so that every file has its share."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()
+
+
+__all__ = ["StateSpec", "TrainConfig", "TrainResult", "TrainingError", "train"]
