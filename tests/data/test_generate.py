@@ -43,7 +43,7 @@ def test_a_run_that_dies_while_writing_leaves_no_file(tmp_path, monkeypatch):
 
 def test_other_settings_in_the_same_place_are_refused(tmp_path):
     make(tmp_path, n=3)
-    with pytest.raises(DataError, match=r"cfl 0.4 instead of 0.3.*another out="):
+    with pytest.raises(DataError, match=r"cfl 0.7 instead of 0.3.*another out="):
         make(tmp_path, n=3, cfl=0.3)
 
 

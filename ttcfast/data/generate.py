@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ SPLITS = ("train", "reward", "valid", "test")
 # Splits draw from disjoint ranges of the problem index; no split of a run is longer than this.
 _SPLIT_STRIDE = 10_000_000
 _EVALUATION_COUNT = 64
+RANGES: dict[str, dict[str, Any]] = {
+    "riemann4": {"density": (0.3, 2.2), "velocity": (-0.45, 0.45), "pressure": (0.05, 0.4)},
+    "riemann_curved": {"density": (0.3, 1.1), "velocity": (-0.5, 0.5), "pressure": (0.2, 0.85)},
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,12 @@ class GenerateConfig:
         out: folder; files go to ``out/data/<split>/<preset>_<number>.hdf5``, statistics of train to ``out/stats.yaml``.
         split: one of train, reward, valid, test, or all.
         n: trajectories over all presets in ``train``; reward holds 12.5 % of it, valid and test hold 64. With a single split: in that split
-            (None: that split's share of the default 1536).
+            (None: that split's share of the default 1008).
         grid: cells per axis of the stored data, 2-D; factor: the solver's grid is so many times finer per axis.
         frames: stored frames, the initial one included, evenly spaced up to t_end.
         presets: names of ttcfast.physics.initial_conditions; n is shared out evenly.
-        ranges: per preset, arguments of its initial condition.
+        ranges: per preset, arguments of its initial condition; the defaults are near the released statistics of CE-RP and CE-CRP
+            (facts/pde-ecosystem.md 2), slower flows than those of the Poseidon appendix, which are the presets' own defaults.
         per_file: trajectories a file; a killed run goes on at the first missing file. batch: trajectories solved at once.
     """
 
@@ -53,12 +59,12 @@ class GenerateConfig:
     frames: int = 21
     t_end: float = 1.0
     presets: tuple[str, ...] = ("riemann4", "riemann_curved", "kelvin_helmholtz")
-    ranges: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(RANGES))
     seed: int = 0
     gamma: float = 1.4
-    cfl: float = 0.4
+    cfl: float = 0.7
     boundary: str = "periodic"
-    per_file: int = 32
+    per_file: int = 24
     batch: int = 8
     dtype: str = "float32"
     device: str = "cpu"
@@ -81,7 +87,7 @@ class GenerateConfig:
 
     def count(self, split: str) -> int:
         """Trajectories of ``split`` over all presets."""
-        train = 1536 if self.n is None or self.split in ("reward", "valid", "test") else self.n
+        train = 1008 if self.n is None or self.split in ("reward", "valid", "test") else self.n
         if self.n is not None and self.split == split:
             return self.n
         shares = {"train": train, "reward": max(len(self.presets), round(0.125 * train))}
