@@ -156,6 +156,13 @@ def test_reading_is_lazy_and_survives_pickling(tmp_path):
         file[2]
 
 
+def test_a_few_trajectories_come_from_every_file(tmp_path):
+    files = make(tmp_path, n=6, presets=("riemann4", "kelvin_helmholtz"), per_file=8)
+    x, _ = read_trajectories(files, 3)
+    a, b = (TrajectoryFile(f) for f in files)
+    assert torch.equal(x, torch.stack([a[0], b[0], a[1]]))
+
+
 def test_finding_and_counting_files(tmp_path):
     make(tmp_path, n=4, presets=("riemann4",))
     assert len(find_files(tmp_path, "train")) == 2

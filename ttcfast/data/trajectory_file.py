@@ -118,7 +118,9 @@ class TrajectoryFile:
 
 
 def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None = None) -> tuple[Tensor, TrajectoryFile]:
-    """The first ``count`` trajectories over ``paths`` in order, ``[N, T+1, C, *S]``, and the first file (for its spec and times).
+    """``count`` trajectories ``[N, T+1, C, *S]``, and the first file (for its spec and times).
+
+    They are taken from the files in turn, the first of each, then the second of each: a few stand for all.
 
     Raises:
         DataError: no path, a file that cannot be read, fewer than ``count`` trajectories, files on different grids.
@@ -138,7 +140,7 @@ def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None
         raise DataError(
             f"{wanted} trajectories asked for, the {len(files)} data files hold {available}; give a number from 1 to {available}"
         )
-    picked = [(f, i) for f in files for i in range(len(f))][:wanted]
+    picked = sorted(((f, i) for f in files for i in range(len(f))), key=lambda pick: pick[1])[:wanted]
     return torch.stack([f[i] for f, i in picked]), files[0]
 
 
