@@ -1,0 +1,103 @@
+"""The checks around a rollout: options that do not exist, states that do not fit, scores that say nothing."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.stochastic_sampling.distinct import all_same
+
+_GREEDY: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy search knows, what the others are)
+    "approach": ("greedy", "another search"),
+    "beam_width": (1, "a search over several beams"),
+    "score_aggregation": ("sum", "the aggregation of a path's scores, of which a greedy search has one"),
+    "select": ("argmax", "a combination of candidates"),
+    "refine_steps": (0, "refinement of candidates"),
+    "lookahead": (0, "looking ahead"),
+    "temperature": (1.0, "sampling by score"),
+}
+
+
+def check_greedy(cfg: TTCConfig) -> None:
+    """Raise ``ValueError`` for an option that greedy search does not have, rather than ignore it."""
+    if not isinstance(cfg, TTCConfig):
+        raise ValueError(f"cfg is a {type(cfg).__name__}; give a TTCConfig")
+    for name, (known, what) in _GREEDY.items():
+        value = getattr(cfg, name)
+        if value != known:
+            raise ValueError(f"{name} is {value!r}, {what}, which TTCGreedy does not do; use {name}={known!r}")
+
+
+def check_steps(T: int) -> None:
+    """Raise ``ValueError`` unless ``T`` is a whole number of at least 1."""
+    if isinstance(T, bool) or not isinstance(T, SupportsIndex) or operator.index(T) < 1:
+        raise ValueError(f"T is {T!r}; give a whole number of steps, at least 1")
+
+
+def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> tuple[Tensor, bool]:
+    """``x0`` as ``[N, C, *S]`` (``[N, h, C, *S]`` with history), and whether it was a single problem.
+
+    Raises:
+        ValueError: axes, history or channels that do not fit, no problem, or values that are not finite.
+    """
+    frames = ["h"] if history > 1 else []
+    own = len(frames) + 1 + ndim
+    if x0.ndim not in (own, own + 1) or not x0.is_floating_point():
+        layout = ", ".join([*frames, "C", *["S"] * ndim])
+        raise ValueError(
+            f"x0 is {x0.dtype} of shape {tuple(x0.shape)}; expected floating point [{layout}] or [N, {layout}] with {ndim} space axes "
+            "(StateSpec.ndim, or TTCConfig.ndim for a foreign model)"
+        )
+    x, single = (x0.detach().unsqueeze(0), True) if x0.ndim == own else (x0.detach(), False)
+    if x.shape[0] == 0:
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}, so no problem; give at least one")
+    if frames and x.shape[1] != history:
+        raise ValueError(f"x0 has {x.shape[1]} frames of history (shape {tuple(x0.shape)}); the surrogate sees {history}")
+    if spec is not None and x.shape[-ndim - 1] != spec.num_channels:
+        raise ValueError(
+            f"x0 has {x.shape[-ndim - 1]} channels (shape {tuple(x0.shape)}); the surrogate's StateSpec has {spec.num_channels}"
+        )
+    finite = finite_states(x)
+    if not bool(finite.all()):
+        raise ValueError(f"x0 is not finite in problems {(~finite).nonzero().flatten().tolist()[:8]}; a rollout starts from finite states")
+    return x, single
+
+
+def finite_states(x: Tensor, axes: int = 1) -> Tensor:
+    """Whether everything behind the first ``axes`` axes is finite."""
+    return x.isfinite().flatten(axes).all(axes)
+
+
+def spread_collapsed(scores: Tensor, least: float) -> Tensor:
+    """Whether the usable (finite) scores of each problem ``[N, B]`` differ by at most ``least`` times the largest of their sizes.
+
+    False where fewer than two are usable: there is nothing to compare.
+    """
+    usable = scores.isfinite()
+    highest = torch.where(usable, scores, -torch.inf).amax(1)
+    lowest = torch.where(usable, scores, torch.inf).amin(1)
+    size = torch.where(usable, scores.abs(), 0.0).amax(1)
+    return (usable.sum(1) > 1) & (highest - lowest <= least * size)
+
+
+class DistinctWatch:
+    """Follows the chunks of a group until two candidates differ."""
+
+    def __init__(self) -> None:
+        self.differ, self.at_once = False, 1
+        self._first: dict[int, Tensor] = {}
+
+    def look(self, start: int, candidates: Tensor) -> None:
+        """Candidates ``[m, b, C, *S]`` of the problems from ``start`` on."""
+        self.at_once = max(self.at_once, candidates.shape[1])
+        if self.differ:
+            return
+        if start not in self._first:
+            self._first[start] = candidates[:, 0].clone()
+        self.differ = not all_same(self._first[start], candidates)
+        if self.differ:
+            self._first.clear()

@@ -1,0 +1,290 @@
+"""Greedy search at test time: at every step draw candidates, score them, keep the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ttcfast.rewards.common import ScoreContext, as_scorer
+from ttcfast.spec import TTCConfig
+
+from . import guardrails
+from .projection import check_projectable, project_conservation
+from .result import RolloutResult, StepOutput
+from .selection import Argmax
+from .sources import as_source, probe
+
+__all__ = ["TTCConfig", "TTCGreedy"]
+
+logger = logging.getLogger(__name__)
+
+
+class TTCGreedy:
+    """Rolls a surrogate out, choosing each step among B candidates by a score.
+
+    All problems and candidates of a step go through the model at once, or in chunks under ``cfg.chunk_size`` or ``cfg.memory_budget``;
+    then no more than one chunk, the best candidate and candidate 0 are held. Departs from the sketch in batching over problems and in
+    its guardrails: candidates that are not finite are rejected, the group is drawn again, then the deterministic step is taken; scores
+    without spread fall back to candidate 0; every such event is in the result (DECISIONS 6, 9).
+
+    Args:
+        fm: a ``Surrogate``, or any model with the sketch's ``sample_next(x_t, seed=None, multi=False)``.
+        scorer: a ``Scorer``, or any callable ``score(x_t, cand_tp1)``; see ``as_scorer``. It sees raw candidates, before projection.
+        cfg: see ``TTCConfig``; None takes the defaults.
+
+    Raises:
+        ValueError: an option that greedy search does not have, ``include_deterministic=True`` for a model without a deterministic step, a
+            projection on an open domain, a chunk too small for a scorer that needs all candidates together.
+        TypeError: a model or scorer without the methods needed.
+
+    Source: seeds/ttc-integration-plan.md section 6.
+    """
+
+    _selection = Argmax
+
+    def __init__(self, fm: Any, scorer: Any, cfg: TTCConfig | None = None) -> None:
+        cfg = TTCConfig() if cfg is None else cfg
+        guardrails.check_greedy(cfg)
+        self.fm, self.cfg = fm, cfg
+        self._source = as_source(fm, cfg)
+        self.scorer = as_scorer(scorer, ndim=self._source.ndim)
+        self.include_deterministic = self._source.has_deterministic if cfg.include_deterministic is None else cfg.include_deterministic
+        if self.include_deterministic and not self._source.has_deterministic:
+            raise ValueError(
+                f"include_deterministic is True but {type(fm).__name__} has only sample_next and no deterministic step; wrap it in a "
+                "Surrogate, or use include_deterministic=False"
+            )
+        if cfg.project is not None:
+            check_projectable(self._source.spec)
+
+    @overload
+    def rollout(self, x0: Tensor, T: int, *, return_info: Literal[False] = False, problem_ids: Tensor | None = None) -> Tensor: ...
+
+    @overload
+    def rollout(self, x0: Tensor, T: int, *, return_info: Literal[True], problem_ids: Tensor | None = None) -> RolloutResult: ...
+
+    def rollout(self, x0: Tensor, T: int, *, return_info: bool = False, problem_ids: Tensor | None = None) -> Tensor | RolloutResult:
+        """Roll out ``T`` steps from ``x0``, without gradient.
+
+        Args:
+            x0: ``[C, *S]`` or ``[N, C, *S]``, physical units; ``[h, C, *S]`` or ``[N, h, C, *S]`` for a surrogate with history h.
+            T: number of steps, at least 1.
+            return_info: give a ``RolloutResult`` with scores, choices, counts and cost.
+            problem_ids: int64 ``[N]``, which problems these are, for the scorer and the random streams; None counts from 0.
+
+        Returns:
+            Trajectory ``[C, T+1, *S]`` or ``[N, T+1, C, *S]``, in the dtype of ``x0``, its first frame ``x0``. A problem whose
+            every candidate and fallback failed is NaN from that step on, with a warning.
+
+        Raises:
+            ValueError: ``T`` below 1, or an ``x0`` of other axes or channels than the model's, or not finite.
+            DeterministicModelError: B > 1 and the model gives the same candidate every time.
+        """
+        began = time.perf_counter()
+        x, single = self._start(x0, T)
+        start = self._latest(x)
+        trajectory = start.new_empty((start.shape[0], T + 1, *start.shape[1:]))
+        trajectory[:, 0] = start
+        steps = []
+        for out in self.rollout_iter(x0, T, problem_ids=problem_ids):
+            trajectory[:, out.step + 1] = out.state
+            steps.append(dataclasses.replace(out, state=start.new_empty(0)))
+        if trajectory.is_cuda:
+            torch.cuda.synchronize(trajectory.device)
+        result = _collect(trajectory[0].transpose(0, 1).contiguous() if single else trajectory, steps, time.perf_counter() - began)
+        logger.info("rollout of %d steps: %d model evaluations in %.2f s, %s", T, result.nfe, result.seconds, result.interventions())
+        return result if return_info else result.trajectory
+
+    def rollout_iter(self, x0: Tensor, T: int, *, problem_ids: Tensor | None = None) -> Iterator[StepOutput]:
+        """The same rollout step by step, holding no more than the current state. Arguments and errors as ``rollout``."""
+        x, single = self._start(x0, T)
+        n = x.shape[0]
+        ids = torch.arange(n, device=x.device) if problem_ids is None else torch.as_tensor(problem_ids, device=x.device)
+        if ids.shape != (n,) or ids.is_floating_point():
+            raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {n} problems")
+        logger.info("%s: %d problems, T=%d, %s", type(self).__name__, n, T, self.cfg)
+        return self._iterate(x, T, ids, single)
+
+    @torch.no_grad()
+    def _iterate(self, window: Tensor, T: int, problem_ids: Tensor, single: bool) -> Iterator[StepOutput]:
+        live = torch.arange(window.shape[0], device=window.device)  # problems that are not frozen
+        n = window.shape[0]
+        for step in range(T):
+            out = self._step(window, problem_ids[live], step) if len(live) else None
+            full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor, step)
+            yield dataclasses.replace(full, state=full.state[0]) if single else full
+            if out is None:
+                continue
+            going = ~out.frozen
+            state = out.state
+            if bool(out.frozen.any()):
+                warnings.warn(
+                    f"step {step}: no finite next state for problems {problem_ids[live][out.frozen].tolist()[:8]}, not even after "
+                    f"{self.cfg.max_resample} resamplings and the fallback; they are NaN from here on",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                live, state, window = live[going], state[going], window[going]
+            window = torch.cat([window[:, 1:], state.unsqueeze(1)], 1) if self._source.history > 1 else state
+
+    def _step(self, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
+        """One step of the problems that are still going."""
+        cfg, x = self.cfg, self._latest(window)
+        group, nfe = self._draw(window, problem_ids, step, 0)
+        resamples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        stochastic = cfg.branching_factor > int(self.include_deterministic)
+        for again in range(1, cfg.max_resample + 1 if stochastic else 1):
+            rows = (~group.usable).nonzero().flatten()
+            if not len(rows):
+                break
+            redrawn, cost = self._draw(window[rows], problem_ids[rows], step, again)
+            group.replace(rows, redrawn)
+            resamples[rows] += 1
+            nfe += cost
+        state, chosen, collapsed = group.choice(cfg.min_score_spread)
+        fallback = ~group.usable
+        if cfg.score_floor is not None:
+            fallback |= group.scores.amax(1) < cfg.score_floor
+        frozen = torch.zeros_like(fallback)
+        rows = fallback.nonzero().flatten()
+        if len(rows):
+            state[rows], cost = self._fallback(group, window[rows], problem_ids[rows], rows, step)
+            nfe += cost
+            frozen[rows] = ~guardrails.finite_states(state[rows])
+            chosen[rows] = torch.where(frozen[rows], -1, 0 if self.include_deterministic else -1)
+            state[frozen] = torch.nan
+            logger.info("step %d: fallback for problems %s", step, problem_ids[rows].tolist())
+        state, unprojected = self._project(x, state, problem_ids)
+        collapsed &= ~fallback
+        return StepOutput(step, state, group.scores, chosen, fallback, resamples, group.nonfinite, collapsed, unprojected, frozen, nfe)
+
+    def _draw(self, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int]:
+        """Generate and score one group of candidates per problem; and what it cost in model evaluations."""
+        x, nfe = self._latest(window), 0
+        group = self._selection(x, self.cfg.branching_factor)
+        watch = guardrails.DistinctWatch() if step == again == 0 and self.cfg.branching_factor > 1 else None
+        for rows, start, candidates in self._chunks(window, problem_ids, step, again):
+            context = ScoreContext(step, problem_ids[rows])
+            scores = self.scorer.score_group(x[rows], candidates, context)
+            if scores.shape != candidates.shape[:2]:
+                raise ValueError(
+                    f"{type(self.scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}"
+                )
+            usable = scores.isfinite()
+            if not self.scorer.marks_nonfinite:
+                usable = usable & guardrails.finite_states(candidates, 2)
+            group.add(rows, start, candidates, torch.where(usable, scores.double(), -torch.inf))
+            if watch is not None:
+                watch.look(rows.start, candidates)
+            nfe += candidates.shape[0] * candidates.shape[1]
+            del candidates  # or the next chunk would be made while this one is still held
+        if watch is not None and not watch.differ:
+            after = self._id(0, self.cfg.max_resample + 2)  # ids that no group will draw
+            nfe += probe(self._source, window, problem_ids, after, watch.at_once, seed=self.cfg.seed)
+        return group, nfe
+
+    def _chunks(self, window: Tensor, problem_ids: Tensor, step: int, again: int) -> Iterator[tuple[slice, int, Tensor]]:
+        """Candidates ``[m, b, C, *S]`` of a block of problems, from a position in their groups on."""
+        n, width = window.shape[0], self.cfg.branching_factor
+        first = int(self.include_deterministic)
+        with_deterministic = self.include_deterministic and again == 0
+        limit = self._limit(window) or n * width
+        if self.scorer.needs_group:
+            if limit < width:
+                raise ValueError(
+                    f"a chunk holds {limit} candidates but the scorer needs a step's {width} together; raise chunk_size or memory_budget"
+                )
+            for rows in _blocks(n, limit // width):
+                parts = [self._source.deterministic(window[rows]).unsqueeze(1)] if with_deterministic else []
+                if width > first:
+                    parts.append(self._sample(window, rows, problem_ids, step, again, first, width))
+                yield rows, 0 if with_deterministic else first, torch.cat(parts, 1)
+            return
+        problems = min(n, limit)
+        if with_deterministic:
+            for rows in _blocks(n, problems):
+                yield rows, 0, self._source.deterministic(window[rows]).unsqueeze(1)
+        at_once = limit // problems
+        for rows in _blocks(n, problems):
+            for start in range(first, width, at_once):
+                yield rows, start, self._sample(window, rows, problem_ids, step, again, start, min(start + at_once, width))
+
+    def _sample(self, window: Tensor, rows: slice, problem_ids: Tensor, step: int, again: int, start: int, stop: int) -> Tensor:
+        ids = torch.arange(self._id(start, again), self._id(stop, again))
+        return self._source.candidates(window[rows], ids, problem_ids[rows], seed=self.cfg.seed, step=step)
+
+    def _id(self, position: int, again: int) -> int:
+        """A candidate drawn again at the same position is another candidate."""
+        return again * self.cfg.branching_factor + position
+
+    def _fallback(self, group: Argmax, window: Tensor, problem_ids: Tensor, rows: Tensor, step: int) -> tuple[Tensor, int]:
+        """The deterministic step, or one fresh sample of a model that has none; and its cost."""
+        if self.include_deterministic:
+            return group.first[rows], 0
+        if self._source.has_deterministic:
+            return self._source.deterministic(window), len(rows)
+        ids = torch.tensor([self._id(0, self.cfg.max_resample + 1)])
+        return self._source.candidates(window, ids, problem_ids, seed=self.cfg.seed, step=step)[:, 0], len(rows)
+
+    def _project(self, x: Tensor, state: Tensor, problem_ids: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self._source.spec
+        if self.cfg.project is None or spec is None:
+            return state, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if torch.is_tensor(spec.gamma) and spec.gamma.numel() > 1:
+            spec = spec.replace(gamma=spec.gamma[problem_ids.to(spec.gamma.device)])
+        return project_conservation(x, state, spec)
+
+    def _limit(self, window: Tensor) -> int | None:
+        """Candidates that one chunk may hold."""
+        x = self._latest(window)
+        by_memory = None if self.cfg.memory_budget is None else max(1, self.cfg.memory_budget // (x[0].numel() * x.element_size()))
+        limits = [v for v in (self.cfg.chunk_size, by_memory) if v is not None]
+        return min(limits) if limits else None
+
+    def _latest(self, window: Tensor) -> Tensor:
+        return window[:, -1] if self._source.history > 1 else window
+
+    def _start(self, x0: Tensor, T: int) -> tuple[Tensor, bool]:
+        guardrails.check_steps(T)
+        return guardrails.check_start(x0, self._source.ndim, self._source.history, self._source.spec)
+
+
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: int, step: int) -> StepOutput:
+    """A step of the live problems among all ``n``: the frozen ones are NaN and count nothing."""
+    if out is not None and len(live) == n:
+        return out
+    dtypes = {"scores": torch.float64, "chosen": torch.int64, "resamples": torch.int64, "nonfinite": torch.int64}
+    fill = {"scores": -torch.inf, "chosen": -1, "frozen": True}
+    values: dict[str, Any] = {"step": step, "nfe": 0 if out is None else out.nfe}
+    values["state"] = torch.full((n, *like.shape[1:]), torch.nan, dtype=like.dtype, device=like.device)
+    for name in ("scores", "chosen", "fallback", "resamples", "nonfinite", "collapsed", "unprojected", "frozen"):
+        shape = (n, width) if name == "scores" else (n,)
+        values[name] = torch.full(shape, fill.get(name, 0), dtype=dtypes.get(name, torch.bool), device=like.device)
+    if out is not None:
+        for name in values.keys() - {"step", "nfe"}:
+            values[name][live] = getattr(out, name)
+    return StepOutput(**values)
+
+
+def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float) -> RolloutResult:
+    def over_time(name: str) -> Tensor:
+        return torch.stack([getattr(s, name) for s in steps], 1)
+
+    return RolloutResult(
+        trajectory=trajectory,
+        fallbacks=over_time("fallback"),
+        nfe=sum(s.nfe for s in steps),
+        seconds=seconds,
+        **{name: over_time(name) for name in ("scores", "chosen", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")},
+    )

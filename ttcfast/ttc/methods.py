@@ -1,0 +1,73 @@
+"""The methods that a table compares, each as one rollout through the same controller."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ttcfast.core.base_fm import BaseFM, Surrogate
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.oracle import OracleScorer
+from ttcfast.spec import StateSpec, TTCConfig
+
+from .baselines import BASELINES, baseline_rollout
+from .inference import TTCGreedy
+from .projection import project_conservation
+from .result import RolloutResult
+
+
+def roll_method(
+    name: str, surrogate: BaseFM, truth: Tensor, steps: int, scorer: Scorer | None, config: TTCConfig, *, scale: Tensor | None = None
+) -> RolloutResult:
+    """Roll out one method from the first frames of ``truth``.
+
+    Args:
+        name: one of ``BASELINES``, ``"oracle"``, or any other name for what ``scorer`` chooses.
+        surrogate: the model; the states are moved to its device.
+        truth: ``[N, K+1, C, *S]``; the oracle stops after K steps, since it knows no more.
+        steps: T.
+        scorer: needed but for the names above.
+        config: B, noise, seed, guardrails, projection.
+        scale: ``[C]``, units of the oracle's error.
+
+    Raises:
+        ValueError: another name without a scorer, a surrogate that needs several frames to start from.
+    """
+    if getattr(surrogate, "history", 1) > 1:
+        raise ValueError(f"the surrogate sees {surrogate.history} frames and a problem has one to start from; evaluate one with history=1")
+    device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+    x0 = truth[:, 0].to(device)
+    if name in BASELINES:
+        return baseline_rollout(name, surrogate, x0, steps, config)
+    if name == "oracle":
+        units = None if scale is None else scale.to(device)
+        if config.project is not None and isinstance(surrogate, Surrogate):
+            scorer = _ProjectingOracle(truth.to(device), surrogate.spec, units)
+        else:
+            scorer = OracleScorer(truth.to(device), scale=units)
+        steps = min(steps, truth.shape[1] - 1)
+    if scorer is None:
+        raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join(BASELINES)}, oracle")
+    return TTCGreedy(surrogate, scorer, config).rollout(x0, steps, return_info=True)
+
+
+def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:
+    """Whether candidate 0 is the deterministic step, so that B = 1 is the deterministic rollout (DECISIONS 9)."""
+    known = callable(getattr(surrogate, "deterministic", None))
+    return known if config.include_deterministic is None else config.include_deterministic
+
+
+class _ProjectingOracle(OracleScorer):
+    """Scores what a candidate becomes by projection, since that is what the rollout takes: else "oracle + projection" were no ceiling."""
+
+    def __init__(self, truth: Tensor, spec: StateSpec, scale: Tensor | None) -> None:
+        super().__init__(truth, scale=scale)
+        self.spec = spec
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        n, b = candidates.shape[:2]
+        spec, gamma = self.spec, self.spec.gamma
+        if torch.is_tensor(gamma) and gamma.numel() > 1 and context is not None:
+            spec = spec.replace(gamma=gamma[context.problem_ids.to(gamma.device)].repeat_interleave(b))
+        projected, _ = project_conservation(state.repeat_interleave(b, 0), candidates.flatten(0, 1), spec)
+        return super().score_group(state, projected.view(n, b, *candidates.shape[2:]), context)

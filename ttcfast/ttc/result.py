@@ -1,0 +1,73 @@
+"""What a rollout gives back beside the trajectory: every choice, and every time a guardrail stepped in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One step of ``N`` problems; ``B`` candidates each.
+
+    Attributes:
+        step: index t of the state that was left.
+        state: the state at t + 1, in the layout of ``x0`` (without its history).
+        scores: float64 ``[N, B]``, -inf for a candidate that could not be used. Those of the last round of resampling.
+        chosen: int64 ``[N]``, position of the chosen candidate in its group, 0 being the deterministic step where it is included;
+            -1 where the state is none of them: a fallback outside the group, a combination of candidates, a frozen problem.
+        fallback: bool ``[N]``, no candidate was usable, so that the deterministic step (a foreign model: one fresh sample) was taken.
+        resamples: int64 ``[N]``, how often the group was drawn again.
+        nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither.
+        collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, so that candidate 0 was taken.
+        unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
+        frozen: bool ``[N]``, even the fallback was not finite: NaN from here on.
+        nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.
+    """
+
+    step: int
+    state: Tensor
+    scores: Tensor
+    chosen: Tensor
+    fallback: Tensor
+    resamples: Tensor
+    nonfinite: Tensor
+    collapsed: Tensor
+    unprojected: Tensor
+    frozen: Tensor
+    nfe: int
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """A rollout of ``N`` problems (1 for a single state) over ``T`` steps.
+
+    Attributes:
+        trajectory: ``[N, T+1, C, *S]``, or ``[C, T+1, *S]`` for a single state; frame 0 is ``x0``.
+        scores: float64 ``[N, T, B]``.
+        chosen: int64 ``[N, T]``.
+        fallbacks, collapsed, unprojected, frozen: bool ``[N, T]``.
+        resamples, nonfinite: int64 ``[N, T]``.
+        nfe: model evaluations in total.
+        seconds: wall-clock time.
+
+    The columns are those of ``StepOutput``.
+    """
+
+    trajectory: Tensor
+    scores: Tensor
+    chosen: Tensor
+    fallbacks: Tensor
+    resamples: Tensor
+    nfe: int
+    seconds: float
+    nonfinite: Tensor
+    collapsed: Tensor
+    unprojected: Tensor
+    frozen: Tensor
+
+    def interventions(self) -> dict[str, int]:
+        """How often each guardrail stepped in, over all problems and steps."""
+        names = ("fallbacks", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")
+        return {name: int(getattr(self, name).sum()) for name in names}

@@ -1,0 +1,79 @@
+"""From the candidates of a step, chunk by chunk, to one next state; no more of them is kept than the choice needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .guardrails import spread_collapsed
+
+
+class Argmax:
+    """Keeps all scores, the best candidate and candidate 0. Ties go to the smaller position.
+
+    Args:
+        state: the states being left, ``[n, C, *S]``.
+        width: B, candidates of each.
+    """
+
+    def __init__(self, state: Tensor, width: int) -> None:
+        n = state.shape[0]
+        self.scores = state.new_full((n, width), -torch.inf, dtype=torch.float64)
+        self.nonfinite = torch.zeros(n, dtype=torch.int64, device=state.device)
+        self.first = torch.full_like(state, torch.nan)
+        self._best = torch.full_like(state, torch.nan)
+
+    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
+        """Take in candidates ``[m, b, C, *S]`` at positions ``start`` on, with scores ``[m, b]`` that are -inf where not usable."""
+        self.nonfinite[rows] += scores.isinf().sum(1)
+        if start == 0:
+            self.first[rows] = candidates[:, 0]
+        top, at = scores.max(1)
+        better = top > self.scores[rows].amax(1)
+        picked = candidates[torch.arange(len(at), device=at.device), at]
+        self._best[rows] = torch.where(_over(better, picked), picked, self._best[rows])
+        self.scores[rows, start : start + scores.shape[1]] = scores
+
+    def replace(self, rows: Tensor, other: Argmax) -> None:
+        """Take over the groups of ``other`` (drawn again) for the problems ``rows``; rejected candidates add up."""
+        self.scores[rows], self._best[rows] = other.scores, other._best
+        self.nonfinite[rows] += other.nonfinite
+        absent = other.first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
+        self.first[rows] = torch.where(_over(absent, other.first), self.first[rows], other.first)
+
+    @property
+    def usable(self) -> Tensor:
+        """Whether any candidate can be taken, bool ``[n]``."""
+        return self.scores.isfinite().any(1)
+
+    def choice(self, min_spread: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The chosen states ``[n, C, *S]``, their positions ``[n]``, and where the scores had collapsed, bool ``[n]``."""
+        collapsed = spread_collapsed(self.scores, min_spread) & self.scores[:, 0].isfinite()
+        position = torch.where(collapsed, 0, self.scores.argmax(1))
+        return torch.where(_over(collapsed, self._best), self.first, self._best), position, collapsed
+
+
+class Mean(Argmax):
+    """The mean of the usable candidates: a baseline that no reward is needed for."""
+
+    def __init__(self, state: Tensor, width: int) -> None:
+        super().__init__(state, width)
+        self._best.zero_()  # holds the running sum
+
+    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
+        self.nonfinite[rows] += scores.isinf().sum(1)
+        if start == 0:
+            self.first[rows] = candidates[:, 0]
+        usable = scores.isfinite()
+        self._best[rows] += torch.where(_over(usable, candidates), candidates, 0.0).sum(1)
+        self.scores[rows, start : start + scores.shape[1]] = scores
+
+    def choice(self, min_spread: float) -> tuple[Tensor, Tensor, Tensor]:
+        count = self.scores.isfinite().sum(1)
+        state = self._best / _over(count.clamp_min(1), self._best)
+        return state, torch.full_like(count, -1), torch.zeros_like(count, dtype=torch.bool)
+
+
+def _over(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` with axes of size 1 added, to broadcast over ``like``."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
