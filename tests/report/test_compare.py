@@ -1,0 +1,54 @@
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.report.small_run import arm, problems, surrogate
+from ttcfast.report.compare import CompareConfig, compare
+from ttcfast.report.table import metrics
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import write_json
+from ttcfast.spec import TTCConfig
+from ttcfast.ttc.evaluate import evaluate
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs, on 3 and on 2 problems."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, n in (("a", 3), ("b", 2)):
+        evaluation = evaluate(surrogate(), problems(n, 4), {"arm": arm()}, TTCConfig(branching_factor=3))
+        write_json(folder / name / "metrics.json", metrics(evaluation, None, [1, 4]))
+    return folder
+
+
+def test_runs_stand_in_one_table(runs, tmp_path):
+    shown = io.StringIO()
+    rows = compare(CompareConfig((str(runs / "a"), str(runs / "b")), str(tmp_path)), Console(file=shown, width=200))
+    held = json.loads((runs / "a" / "metrics.json").read_text())["methods"]
+    assert len(rows) == 2 * len(held)
+    arm_row = next(row for row in rows if row["method"] == "ARM + projection")
+    wanted = next(method for method in held if method["method"] == "arm" and method["projection"])
+    assert arm_row["rollout MSE"] == wanted["rollout_mse"] and arm_row["gain %"] == wanted["gain_mean_percent"]
+    with open(tmp_path / "report.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert (tmp_path / "report.md").read_text().count("| ARM + projection |") == 2
+    assert "differ in numbers of problems" in shown.getvalue() and "oracle" in shown.getvalue()
+
+
+def test_one_run_needs_no_warning(runs, tmp_path):
+    shown = io.StringIO()
+    compare(CompareConfig((str(runs / "a"),), str(tmp_path)), Console(file=shown, width=200))
+    assert "differ" not in shown.getvalue()
+
+
+def test_a_folder_without_numbers_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"holds no readable metrics\.json"):
+        compare(CompareConfig((str(tmp_path),), str(tmp_path / "out")))
+    (tmp_path / "metrics.json").write_text('{"methods": [{}]}')
+    with pytest.raises(DataError, match="damaged or of another version"):
+        compare(CompareConfig((str(tmp_path),), str(tmp_path / "out")))
+    with pytest.raises(ArgumentError, match="runs is empty"):
+        CompareConfig(())

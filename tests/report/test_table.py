@@ -1,0 +1,104 @@
+import csv
+import io
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.report.small_run import small_evaluation
+from ttcfast.report.outputs import write_outputs
+from ttcfast.report.table import cells, explanation, markdown, metrics, print_table, summary_rows
+from ttcfast.ttc.method_result import MethodResult
+
+HORIZONS = (1, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return small_evaluation()
+
+
+def handmade(evaluation, mse: list[float], **options) -> MethodResult:
+    """A method with the given mean error at steps 1..8, the same for each problem."""
+    values = torch.tensor([[0.0, *mse]] * 5, dtype=torch.float64)
+    drift = {q: torch.full((5, 9), 1e-3, dtype=torch.float64) for q in ("mass", "momentum", "energy")}
+    return MethodResult("prm", False, 4, values, drift, 2.0, 160, **options)
+
+
+def test_rows_equal_recomputation_from_raw_results(evaluation):
+    rows = summary_rows(evaluation, HORIZONS)
+    base = evaluation.baseline.mse[:, 1:].mean(1)
+    for row, result in zip(rows, evaluation.results, strict=True):
+        assert (row["method"], row["projection"]) == (result.method, result.projected)
+        for h in HORIZONS:
+            assert row[f"mse_step_{h}"] == pytest.approx(float(result.mse[:, h].sum() / 5))
+        ours = result.mse[:, 1:].mean(1)
+        gains = 100 * (base - ours) / (base + 1e-12)
+        assert row["gain_mean_percent"] == pytest.approx(float(gains.mean()))
+        assert row["gain_median_percent"] == pytest.approx(float(gains.quantile(0.5)))
+        assert row["gain_improved_percent"] == pytest.approx(100 * float((ours < base).double().mean()))
+        assert row["gain_standard_error_percent"] == pytest.approx(float(gains.std() / math.sqrt(5)))
+        assert row["drift_mass"] == pytest.approx(float(result.drift["mass"][:, -1].mean()))
+
+
+def test_gain_that_does_not_beat_the_reference_is_none(evaluation):
+    base = evaluation.baseline.mse.mean(0)[1:]
+    worse, better = handmade(evaluation, (1.1 * base).tolist()), handmade(evaluation, (1e-4 * base).tolist())
+    heads, rows = cells(evaluation.adding(worse, better), HORIZONS)
+    column = heads.index("gain %\nmean / median")
+    assert rows[-2][column].startswith("none") and "none" not in rows[-1][column]
+    assert rows[0][column] == "baseline" and rows[1][column + 2] == "baseline"
+
+
+def test_blown_up_method_is_marked(evaluation):
+    lost = handmade(evaluation, [0.1] * 6 + [math.inf, math.nan])
+    with_lost = evaluation.adding(lost)
+    _, rows = cells(with_lost, (1, 8, 20))
+    assert rows[-1][0] == "PRM (5/5 blew up)" and rows[-1][2] == "blew up" and rows[-1][3] == "–"
+    row = summary_rows(with_lost, (1, 8, 20))[-1]
+    assert row["mse_step_8"] is None and row["gain_mean_percent"] is None and row["blown_up"] == 5
+    assert row["gain_improved_percent"] == 0.0
+
+
+def test_metrics_are_strict_json(evaluation, tmp_path):
+    lost = handmade(evaluation, [0.1] * 6 + [math.inf, math.nan])
+    write_outputs(tmp_path, evaluation.adding(lost), None, (1, 20), {"config": {}})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    held = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert held["methods"][-1]["mse_by_step"][-1] is None
+    assert held["methods"][0]["per_problem"]["rollout_mse"] == pytest.approx(evaluation.baseline.rollout_error.tolist())
+    assert held["provenance"] == {"config": {}}
+    with open(tmp_path / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11 and rows[0]["method"] == "deterministic" and rows[-1]["mse_step_20"] == ""
+    assert float(rows[2]["mse_step_1"]) == pytest.approx(evaluation.results[2].mse_at(1))
+
+
+def test_metrics_hold_every_step(evaluation):
+    held = metrics(evaluation, None, HORIZONS)
+    assert held["sweep"] is None and held["problems"] == 5 and len(held["methods"]) == 10
+    assert all(len(m["mse_by_step"]) == 9 and len(m["drift_by_step"]["energy"]) == 9 for m in held["methods"])
+
+
+def test_printed_table_keeps_whole_lines_in_a_narrow_console(evaluation):
+    text = io.StringIO()
+    print_table(evaluation, HORIZONS, "a title", Console(file=text, width=60))
+    lines = text.getvalue().splitlines()
+    for name in ("deterministic", "random candidate", "mean of B", "ARM", "oracle"):
+        assert any(line.strip().startswith(name) and len(line.split()) > 8 for line in lines), name
+    assert sum("+ projection" in line for line in lines) == 5
+    assert max(len(line) for line in lines if "random" in line) < 125
+    for line in explanation(evaluation):
+        assert line in text.getvalue()
+
+
+def test_markdown_has_the_same_cells(evaluation):
+    heads, rows = cells(evaluation, HORIZONS)
+    lines = markdown(evaluation, HORIZONS).splitlines()
+    assert lines[0].count("|") == len(heads) + 1
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == rows[0]

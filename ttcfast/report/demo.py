@@ -1,0 +1,123 @@
+"""The logic of ``ttcfast demo``: the whole evaluation on the data and the checkpoint shipped in ``examples/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ttcfast.models import load_surrogate
+from ttcfast.rewards.common import Scorer
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.spec import StochasticConfig, TTCConfig
+
+from .recorded import write_recorded
+from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, load_problems, run_ttc
+
+HORIZONS = (1, 4, 16, 20)
+RECORDED = "finetuned.json"
+
+
+def run_demo(
+    out: str | Path = "runs/demo",
+    *,
+    examples: str | Path | None = None,
+    branching_factor: int = 8,
+    steps: int = 20,
+    sweep: Sequence[int] = (1, 3, 5, 7, 16),
+    problems: int = 8,
+    sweep_problems: int = 4,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    stochastic: StochasticConfig | Mapping[str, object] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
+    device: str = "cpu",
+    tensorboard: bool = False,
+    wandb: str | None = None,
+    quiet: bool = False,
+) -> RunTTCResult:
+    """Roll out every method on the shipped test trajectories, print one table, and write metrics, table, figures and provenance.
+
+    Args:
+        out: folder for everything that is written.
+        examples: folder with the ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint and, if it was recorded, ``finetuned.json``;
+            None finds the one of this checkout or of the working directory.
+        branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
+        sweep: values of B for ARM and the oracle, on the first ``sweep_problems``.
+        checkpoint: another surrogate than the one in ``examples``.
+        stochastic: replaces the checkpoint's own noise.
+        scorers: rewards beside ARM, by name.
+        device, tensorboard, wandb: as in ``RunTTCConfig``.
+        quiet: print nothing.
+
+    Raises:
+        ArgumentError: no such folder of examples. DataError, CheckpointError, OutputError: as in ``run_ttc``.
+    """
+    folder = _examples(examples)
+    config = RunTTCConfig(
+        checkpoint=str(checkpoint or _checkpoint(folder)),
+        data=(str(folder),),
+        out=str(out),
+        problems=problems,
+        steps=steps,
+        ttc=TTCConfig(branching_factor=branching_factor, seed=seed, use_prm=False, stochastic=stochastic),
+        sweep=tuple(sweep),
+        sweep_problems=sweep_problems,
+        horizons=tuple(h for h in HORIZONS if h <= steps) or (steps,),
+        shown=(0, problems // 2),
+        recorded=None if checkpoint is not None else str(folder / RECORDED),  # it was recorded in units of the shipped one
+        device=device,
+        tensorboard=tensorboard,
+        wandb=wandb,
+    )
+    title = f"{problems} test trajectories, {steps} steps, B = {branching_factor} candidates per step"
+    result = run_ttc(config, scorers, title=title, quiet=quiet)
+    if not quiet:
+        _say_where(Path(out), result)
+    return result
+
+
+def record_finetuned(
+    checkpoint: str | Path, about: Mapping[str, object], *, examples: str | Path | None = None, problems: int = 8, steps: int = 20
+) -> Path:
+    """Measure a surrogate that was trained further on the reward split, and record it as the demo's row: writes ``finetuned.json``.
+
+    Args:
+        checkpoint: the surrogate trained further; its deterministic rollout is measured, without and with projection.
+        about: how it was made: ``"note"``, a sentence for readers of the table, and whatever else is worth keeping (commands, seconds).
+        examples, problems, steps: as in ``run_demo``. Errors are in units of the shipped surrogate's training data.
+
+    Raises:
+        ArgumentError, DataError, CheckpointError, OutputError: as in ``run_demo``.
+    """
+    folder = _examples(examples)
+    config = RunTTCConfig(checkpoint=str(_checkpoint(folder)), data=(str(folder),), problems=problems, steps=steps)
+    given, _ = load_problems(config, load_surrogate(config.checkpoint))
+    rows = finetuned_rows(str(checkpoint), given, config)
+    write_recorded(folder / RECORDED, rows, given, dict(about))
+    return folder / RECORDED
+
+
+def _say_where(out: Path, result: RunTTCResult) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"\n{result.seconds:.0f} s in all. Numbers: {out / 'metrics.json'}, {out / 'summary.csv'}. Figures:")
+    for path in result.figures:
+        console.print(f"  {path}")
+
+
+def _examples(given: str | Path | None) -> Path:
+    """The folder given, or the ``examples`` of the checkout this code lies in, or of the working directory."""
+    places = [Path(given)] if given is not None else [Path(__file__).resolve().parents[2] / "examples", Path("examples")]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ArgumentError(f"no folder {' or '.join(map(str, places))}; run from a checkout of ttcfast or give examples=<folder>")
+
+
+def _checkpoint(folder: Path) -> Path:
+    found = sorted(p for p in folder.glob("*.safetensors") if "finetuned" not in p.name)
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise DataError(f"{folder} should hold one surrogate (*.safetensors), found {names}; give checkpoint=<file>")
+    return found[0]

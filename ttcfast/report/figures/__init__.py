@@ -1,0 +1,18 @@
+"""Figures, one kind a file. Each function returns a matplotlib ``Figure`` made without pyplot, so none leaves global state."""
+
+from .drift import drift_against_branching, drift_against_time
+from .error_branching import error_against_branching
+from .error_time import error_against_time
+from .gain_histogram import gain_histogram
+from .panels import field_panels
+from .style import save
+
+__all__ = [
+    "drift_against_branching",
+    "drift_against_time",
+    "error_against_branching",
+    "error_against_time",
+    "field_panels",
+    "gain_histogram",
+    "save",
+]

@@ -1,0 +1,96 @@
+"""Drift of the conserved totals, against time and against the branching factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from ttcfast.ttc.evaluate import Evaluation
+from ttcfast.ttc.sweep import Sweep
+
+from .style import GREY, branching_axis, finish, line_style, markers, method_legend, new_figure, step_axis, value_axis
+
+QUANTITIES = ("mass", "momentum", "energy")
+Grid = dict[tuple[bool, str], Axes]
+
+
+def drift_against_time(evaluation: Evaluation) -> Figure:
+    """Relative drift of total mass, momentum and energy at each step, mean over problems.
+
+    Methods with projection have a row of their own, since they lie decades below; the truth's own drift stands beside them in grey.
+    """
+    results = evaluation.results
+    title = f"Conservation drift since step 0, mean over {evaluation.problems} problems"
+    figure, grid = _grid(title, sorted({r.projected for r in results}), shared=True)
+    lines: dict[bool, list[Tensor]] = {form: [] for form, _ in grid}
+    for (projected, quantity), axes in grid.items():
+        if projected or len(grid) == len(QUANTITIES):
+            truth = _positive(evaluation.truth_drift[quantity].mean(0)[1:])
+            axes.plot(range(1, len(truth) + 1), truth, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+            lines[projected].append(truth)
+        for order, result in enumerate(r for r in results if r.projected == projected):
+            drift = _positive(result.drift[quantity].mean(0)[1:])
+            axes.plot(range(1, len(drift) + 1), drift, **line_style(result), **markers(len(drift), order), label=result.name)
+            lines[projected].append(drift)
+        step_axis(axes, evaluation.steps)
+    for form, drawn in lines.items():  # a row shares its axis
+        value_axis(grid[form, QUANTITIES[0]], torch.cat(drawn).tolist())
+    _outer_labels(grid, "rollout step")
+    method_legend(figure, results, [Line2D([], [], color=GREY, linestyle=":", linewidth=1.4, label="truth (rounding of the data)")])
+    return figure
+
+
+def drift_against_branching(sweep: Sweep) -> Figure:
+    """Relative drift of the totals at the last step against B, mean over problems.
+
+    What projection leaves of it is told in words where it was not swept.
+    """
+    title = f"Conservation drift at step {sweep.steps} against B, mean over {sweep.problems} problems"
+    figure, grid = _grid(title, sorted({r.projected for r in sweep.results}), shared=False)
+    for (projected, quantity), axes in grid.items():
+        shown: list[float] = []
+        for results in (line for line in sweep.lines() if line[0].projected == projected):
+            drift = _positive(torch.tensor([r.final_drift(quantity) for r in results]))
+            axes.plot([r.branching_factor for r in results], drift, **line_style(results[0]), label=results[0].name)
+            shown += drift.tolist()
+        for reference in sweep.references():
+            value = reference.final_drift(quantity)
+            if reference.projected == projected and value > 0:
+                style = line_style(reference)
+                axes.axhline(value, color=style["color"], linestyle=style["linestyle"], linewidth=1.2, label=reference.name, zorder=1)
+                shown.append(value)
+        branching_axis(axes, sweep.branching_factors)
+        value_axis(axes, shown)
+        if sweep.projected is not None and (True, quantity) not in grid:
+            axes.set_title(f"{quantity} (deterministic + projection: {sweep.projected.final_drift(quantity):.1e})", fontsize=9)
+    _outer_labels(grid, "candidates per step B")
+    references = [r for r in sweep.references() if (r.projected, QUANTITIES[0]) in grid]
+    method_legend(figure, [*references, *sweep.results])
+    return figure
+
+
+def _grid(title: str, forms: Sequence[bool], *, shared: bool) -> tuple[Figure, Grid]:
+    """One row of axes for each of (without, with) projection that there is, one column per quantity; ``shared``: one y axis per row."""
+    figure = new_figure(12.5, 1.0 + 3.1 * len(forms), title)
+    axes = figure.subplots(len(forms), len(QUANTITIES), sharex=True, sharey="row" if shared else False, squeeze=False)
+    for column, quantity in zip(axes[0], QUANTITIES, strict=True):
+        column.set_title(quantity, fontsize=10)
+    return figure, {(form, q): axes[i, j] for i, form in enumerate(forms) for j, q in enumerate(QUANTITIES)}
+
+
+def _outer_labels(grid: Grid, xlabel: str) -> None:
+    last = max(form for form, _ in grid)
+    for (form, quantity), axes in grid.items():
+        kind = "with projection" if form else "without projection"
+        finish(axes, xlabel if form == last else None, f"relative drift, {kind}" if quantity == QUANTITIES[0] else None)
+
+
+def _positive(values: Tensor) -> Tensor:
+    """Zeros (an exact total) and non-finite values as NaN, which a logarithmic axis leaves out."""
+    v = values.double()
+    return v.masked_fill(~(v.isfinite() & (v > 0)), torch.nan)

@@ -1,0 +1,139 @@
+"""How every figure looks: one colour and marker per method, dashed with projection, and how a figure is laid out and saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, NullFormatter, ScalarFormatter
+
+from ttcfast.runtime.files import atomic_path
+from ttcfast.ttc.method_result import LABELS, MethodResult
+
+# Okabe and Ito, "Color universal design" (2008): eight colours that readers with any colour vision tell apart.
+_COLOURS = {
+    "deterministic": "#000000",
+    "random": "#E69F00",
+    "mean": "#56B4E9",
+    "arm": "#D55E00",
+    "oracle": "#009E73",
+    "prm": "#CC79A7",
+    "finetuned": "#0072B2",
+}
+_MARKERS = {"deterministic": "o", "random": "v", "mean": "s", "arm": "D", "oracle": "^", "prm": "P", "finetuned": "X"}
+_SPARE = ("#F0E442", "#882255", "#44AA99", "#999933")
+GREY = "#7F7F7F"
+
+
+def colour(method: str) -> str:
+    """The colour of a method in every figure; a name that the palette does not know gets a spare one, always the same."""
+    return _COLOURS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+
+
+def line_style(result: MethodResult) -> dict[str, Any]:
+    """Keyword arguments of ``Axes.plot`` for a method: dashed and hollow with projection."""
+    c = colour(result.method)
+    return {
+        "color": c,
+        "linestyle": (0, (4, 2)) if result.projected else "-",
+        "linewidth": 1.6,
+        "marker": _MARKERS.get(result.method, "h"),
+        "markersize": 4.5,
+        "markerfacecolor": "white" if result.projected else c,
+        "markeredgecolor": c,
+        "markeredgewidth": 1.1,
+    }
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches that leaves room for what stands outside its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def finish(axes: Axes, xlabel: str | None = None, ylabel: str | None = None) -> None:
+    """Labels, a light grid behind the data, and no frame where no axis is."""
+    if xlabel:
+        axes.set_xlabel(xlabel, fontsize=9)
+    if ylabel:
+        axes.set_ylabel(ylabel, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def step_axis(axes: Axes, steps: int) -> None:
+    """Steps 1 to ``steps``, with a tick at 1 and at round numbers."""
+    axes.set_xlim(1 - 0.02 * steps, steps * 1.02)
+    gap = next((g for g in (1, 2, 5, 10, 20, 50, 100, 200, 500) if steps <= 6 * g), max(1, steps // 5))
+    axes.xaxis.set_major_locator(FixedLocator([1.0, *(float(t) for t in range(gap, steps + 1, gap) if t > 1)]))
+
+
+def markers(points: int, order: int) -> dict[str, Any]:
+    """About six markers per line, set off from line to line so that coinciding curves still show."""
+    gap = max(1, points // 6)
+    return {"markevery": (order % gap, gap)}
+
+
+def branching_axis(axes: Axes, factors: Sequence[int]) -> None:
+    """A logarithmic axis with a tick at every B that was run."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator([float(b) for b in factors]))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+
+
+def value_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Logarithmic where the positive ``values`` span more than a decade."""
+    positive = [v for v in values if 0 < v < float("inf")]
+    if positive and max(positive) > 10 * min(positive):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+        if max(positive) > 100 * min(positive):
+            axes.yaxis.set_minor_formatter(NullFormatter())
+    elif positive and max(positive) < 1e-2:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def method_legend(figure: Figure, results: Sequence[MethodResult], extra: Sequence[Line2D] = ()) -> None:
+    """A legend right of all axes: one entry per method by colour, and what dashes mean, instead of one per line."""
+    handles = []
+    for method in dict.fromkeys(r.method for r in results):
+        shown = next((r for r in results if r.method == method and not r.projected), None)
+        style = line_style(shown or next(r for r in results if r.method == method))
+        note = _blow_up_note([r for r in results if r.method == method])
+        handles.append(Line2D([], [], label=LABELS.get(method, method) + note, **style))
+    if any(r.projected for r in results):
+        dashed: dict[str, Any] = {
+            "color": GREY,
+            "linestyle": (0, (4, 2)),
+            "marker": "o",
+            "markerfacecolor": "white",
+            "markeredgecolor": GREY,
+        }
+        handles.append(Line2D([], [], label="dashed: with projection", markersize=4.5, **dashed))
+    figure.legend(handles=[*handles, *extra], loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2)
+
+
+def _blow_up_note(results: Sequence[MethodResult]) -> str:
+    """``" (2/8 blew up)"`` for a method that has lost problems, so that a curve that stops is not read as a good one."""
+    worst = max((int(r.blown_up.sum()) for r in results), default=0)
+    return f"\n({worst}/{len(results[0].blown_up)} blew up)" if worst else ""
+
+
+def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
+    """Write the figure as PNG, whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    with atomic_path(path) as place:
+        figure.savefig(place, format="png", dpi=dpi)

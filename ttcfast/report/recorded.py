@@ -1,0 +1,85 @@
+"""Rows of a table that another run measured on the same problems, kept in a small JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import write_json
+from ttcfast.ttc.evaluate import Problems
+from ttcfast.ttc.method_result import MethodResult
+
+
+def fingerprints(truth: Tensor) -> list[str]:
+    """Names each problem by its initial condition in ``[N, K+1, C, *S]``, so that errors are compared on the same ones only."""
+    return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:16] for x in truth[:, 0].detach().cpu().float()]
+
+
+def write_recorded(path: str | os.PathLike[str], results: list[MethodResult], problems: Problems, about: dict[str, Any]) -> None:
+    """Record the errors, drifts and cost of ``results`` for later tables.
+
+    Args:
+        path: the JSON file.
+        results: measured on ``problems``.
+        problems: their initial conditions are fingerprinted; the results serve for these alone, or some of them.
+        about: how the results were made: at least ``"note"``, a sentence for readers of the table; commands, training seconds, seeds.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows = []
+    for result in results:
+        row = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trajectory", "recorded")}
+        rows.append(row)
+    scale = None if problems.scale is None else problems.scale.flatten().tolist()
+    write_json(path, {"about": about, "problems": fingerprints(problems.truth), "scale": scale, "results": rows})
+
+
+def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[list[MethodResult], str]:
+    """The recorded results of these problems, cut to the steps of ``problems``, and the sentence about them.
+
+    Time and evaluations of a part of the recorded problems are pro rata.
+
+    Raises:
+        DataError: no such file, damaged, or recorded on other problems, in other units or over fewer steps.
+    """
+    try:
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+        note, found, scale = str(held["about"]["note"]), list(held["problems"]), held["scale"]
+        results = [_result(row, note) for row in held["results"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"recorded run {path} is missing or damaged ({error}); make it again or leave it out") from error
+    wanted = fingerprints(problems.truth)
+    if missing := [i for i, name in enumerate(wanted) if name not in found]:
+        raise DataError(f"recorded run {path} is of other problems (it lacks {missing} of these {len(wanted)}); record it on these")
+    ours = None if problems.scale is None else problems.scale.flatten()
+    if (scale is None) != (ours is None) or (ours is not None and not torch.allclose(torch.tensor(scale), ours.float().cpu(), rtol=1e-5)):
+        raise DataError(f"recorded run {path} measured errors in other units (scale {scale}); record it again with this checkpoint")
+    if any(r.steps < problems.scored for r in results):
+        raise DataError(f"recorded run {path} has fewer steps than the {problems.scored} of this table; record it again with as many")
+    rows = [found.index(name) for name in wanted]
+    return [_cut(r, rows, problems) for r in results], note
+
+
+def _result(row: dict[str, Any], note: str) -> MethodResult:
+    drift = {quantity: _tensor(lines) for quantity, lines in row["drift"].items()}
+    return MethodResult(**{**row, "mse": _tensor(row["mse"]), "drift": drift, "recorded": note})
+
+
+def _tensor(lines: list[list[float | None]]) -> Tensor:
+    """``[N, T+1]`` float64; JSON's null is NaN."""
+    return torch.tensor([[math.nan if v is None else v for v in line] for line in lines], dtype=torch.float64)
+
+
+def _cut(result: MethodResult, rows: list[int], problems: Problems) -> MethodResult:
+    drift = {quantity: value[rows, : problems.steps + 1] for quantity, value in result.drift.items()}
+    return dataclasses.replace(result.first(len(rows)), mse=result.mse[rows, : problems.scored + 1], drift=drift)

@@ -1,0 +1,218 @@
+"""The logic of ``ttcfast run_ttc``: load a surrogate and trajectories, evaluate every method, write what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.data import TrajectoryFile, find_files, read_trajectories
+from ttcfast.models import load_surrogate
+from ttcfast.rewards.common import ARMScorer, Scorer
+from ttcfast.runtime import provenance
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.logs import RunLog
+from ttcfast.runtime.progress import Bar, bar
+from ttcfast.spec import ARMWeights, Momentum, Scale, TTCConfig, at_least
+from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method
+from ttcfast.ttc.method_result import MethodResult
+from ttcfast.ttc.sweep import Sweep, runs_needed, sweep_branching
+
+from .outputs import log_outputs, write_outputs
+from .recorded import read_recorded
+from .table import print_table
+
+
+@dataclass(frozen=True)
+class RunTTCConfig:
+    """One evaluation of test-time computing.
+
+    Args:
+        checkpoint: the surrogate, as ``ttcfast train_fm`` writes it.
+        data: trajectory files, or folders of them, in this order.
+        out: folder for everything that is written.
+        problems: trajectories to take; None takes all.
+        steps: T. Beyond the data's length rollouts go on and errors stop.
+        ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``.
+        arm: weights of the analytical reward. momentum, scale: how it measures (DECISIONS 2 and 3).
+        oracle: run the choice by true error, the ceiling.
+        projection: run every method again with conservation imposed; None does where the domain keeps its totals.
+        sweep: branching factors to sweep; () leaves the sweep out. sweep_problems: on so many of the problems.
+        sweep_projection: sweep with projection too, which doubles its cost.
+        horizons: steps of the table's error columns; those beyond T are left out.
+        shown: problems whose fields are drawn.
+        finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
+        recorded: a file of rows that another run measured on the same problems, or None.
+        device: where the surrogate runs, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        tensorboard, wandb: log there too; ``wandb`` is a project's name (offline) or wandb.init's arguments.
+    """
+
+    checkpoint: str
+    data: tuple[str, ...]
+    out: str = "runs/ttc"
+    problems: int | None = None
+    steps: int = 20
+    ttc: TTCConfig = field(default_factory=TTCConfig)
+    arm: ARMWeights = field(default_factory=ARMWeights)
+    momentum: Momentum = "components"
+    scale: Scale = "relative"
+    oracle: bool = True
+    projection: bool | None = None
+    sweep: tuple[int, ...] = ()
+    sweep_problems: int = 4
+    sweep_projection: bool = False
+    horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
+    shown: tuple[int, ...] = (0,)
+    finetuned: str | None = None
+    recorded: str | None = None
+    device: str = "cpu"
+    tensorboard: bool = False
+    wandb: str | Mapping[str, object] | None = None
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("sweep_problems", self.sweep_problems, 1)
+        for name in ("sweep", "horizons"):
+            for value in getattr(self, name):
+                at_least(name, value, 1)
+        if self.problems is not None:
+            at_least("problems", self.problems, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class RunTTCResult:
+    """What a run measured and wrote: the evaluation, the sweep (None without one), where the figures are, seconds of the whole run."""
+
+    evaluation: Evaluation
+    sweep: Sweep | None
+    figures: tuple[Path, ...]
+    seconds: float
+
+
+def run_ttc(
+    config: RunTTCConfig, scorers: Mapping[str, Scorer] | None = None, *, title: str | None = None, quiet: bool = False
+) -> RunTTCResult:
+    """Evaluate every method on the data, print the table, write numbers, table, configuration, figures and logs into ``config.out``.
+
+    Args:
+        config: what to run.
+        scorers: rewards beside ARM, by name (``"prm"``); each gets rows of its own.
+        title: above the printed table. quiet: print nothing.
+
+    Raises:
+        OutputError: the folder cannot be written. DataError: the data cannot be read, or are fewer than asked for.
+        CheckpointError: the checkpoint is missing, damaged or of another architecture. ArgumentError: a device that is not there.
+    """
+    start = time.perf_counter()
+    out = output_folder(config.out)
+    device = _device(config.device)
+    surrogate = load_surrogate(config.checkpoint).to(device)
+    problems, source = load_problems(config, surrogate)
+    surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
+    arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
+    rewards: dict[str, Scorer] = {"arm": arm, **(scorers or {})}
+    with RunLog(out, config.tensorboard, config.wandb) as log:
+        with bar(_work(config, surrogate, problems, len(rewards)), "run_ttc") as progress:
+            evaluation, sweep = _measure(config, surrogate, problems, rewards, progress)
+        horizons = [h for h in config.horizons if h <= config.steps]
+        paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
+        log_outputs(log, evaluation, paths)
+    if not quiet:
+        print_table(evaluation, horizons, title)
+    return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
+
+
+def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems, TrajectoryFile]:
+    """The trajectories to roll out from and compare with, in units of the surrogate's training data, and the first file's header.
+
+    Raises:
+        DataError: a file that cannot be read, fewer trajectories than asked for, states of another layout than the surrogate's.
+    """
+    paths = [path for entry in config.data for path in find_files(entry)]
+    truth, source = read_trajectories(paths, config.problems)
+    if source.spec.channels != surrogate.spec.channels or source.spec.ndim != surrogate.spec.ndim:
+        raise DataError(
+            f"data file {source.path} has {source.spec.ndim} dimensions and channels {source.spec.channels}; the surrogate of "
+            f"{config.checkpoint} takes {surrogate.spec.ndim} and {surrogate.spec.channels}: give data of its kind"
+        )
+    scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
+    shown = tuple(dict.fromkeys(i for i in config.shown if i < len(truth)))
+    return Problems(truth, source.spec, config.steps, scale, shown), source
+
+
+def _measure(
+    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, rewards: Mapping[str, Scorer], progress: Bar
+) -> tuple[Evaluation, Sweep | None]:
+    def report(result: MethodResult) -> None:
+        progress.advance(result.evaluations, note=f"{result.name}, B = {result.branching_factor}")
+
+    evaluation = evaluate(surrogate, problems, rewards, config.ttc, oracle=config.oracle, projection=config.projection, report=report)
+    sweep = None
+    if config.sweep:
+        few = min(config.sweep_problems, evaluation.problems)
+        forms = (False, True) if config.sweep_projection and evaluation.projected_baseline is not None else (False,)
+        sweep = sweep_branching(
+            surrogate,
+            problems,
+            rewards,
+            config.ttc,
+            config.sweep,
+            evaluation,
+            count=few,
+            oracle=config.oracle,
+            projections=forms,
+            report=report,
+        )
+    rows, notes = _further_rows(config, problems)
+    return evaluation.adding(*rows, notes=notes), sweep
+
+
+def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:
+    """The deterministic rollout of another checkpoint, without and (where the domain allows it) with projection."""
+    other = load_surrogate(checkpoint).to(_device(config.device))
+    other.spec = problems.spec
+    projection = problems.can_project if config.projection is None else config.projection
+    rows = [
+        evaluate_method("deterministic", other, problems, None, config.ttc, projected=p)
+        for p in ((False, True) if projection else (False,))
+    ]
+    return [dataclasses.replace(r, method="finetuned") for r in rows]
+
+
+def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[MethodResult], list[str]]:
+    """The rows of the surrogate that was trained further instead: measured now, recorded, or a note that they are missing."""
+    if config.finetuned is not None:
+        return finetuned_rows(config.finetuned, problems, config), [
+            f"fine-tuned surrogate: the deterministic rollout of {config.finetuned}."
+        ]
+    if config.recorded is not None and Path(config.recorded).exists():
+        rows, note = read_recorded(config.recorded, problems)
+        return rows, [f"recorded: {note}"]
+    missing = f" ({config.recorded} is not there)" if config.recorded is not None else ""
+    return [], [f"The row of the surrogate fine-tuned on the reward split for equal time is left out{missing}."]
+
+
+def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, rewards: int) -> int:
+    """Model evaluations that the run will take, but for resampling."""
+    b, n, chosen = config.ttc.branching_factor, len(problems.truth), rewards + config.oracle
+    forms = 1 + (problems.can_project if config.projection is None else config.projection)
+    table = n * config.steps * forms * (2 + b * (1 + chosen))
+    few = min(config.sweep_problems, n)
+    swept = sum(runs_needed(rewards, config.sweep, config.ttc, surrogate, oracle=config.oracle))
+    return table + few * config.steps * swept * (forms if config.sweep_projection else 1)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ArgumentError(f"device is {name!r}; give cpu, cuda or cuda:<index>") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(f"device is {name!r} and torch sees no GPU here; give device=cpu")
+    return device
