@@ -1,0 +1,103 @@
+"""Compile every Triton kernel for the GPUs we name, without a GPU: ``python -m bench.aot``.
+
+Prints registers, spills and shared memory of each, and exits with 1 when one is over its limit or does not compile.
+Runs in a process of its own, since Triton decides at import whether kernels are interpreted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = (80, 90, 100)
+MOST_SHARED_BYTES = 48 * 1024  # what every one of these GPUs gives a block without asking
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+    def over(self, limit: int) -> str:
+        """What exceeds its limit, or nothing."""
+        found = []
+        if self.registers > limit:
+            found.append(f"{self.registers} registers, at most {limit}")
+        if self.spill_bytes:
+            found.append(f"{self.spill_bytes} bytes spilled, none allowed")
+        if self.shared_bytes > MOST_SHARED_BYTES:
+            found.append(f"{self.shared_bytes} bytes of shared memory, at most {MOST_SHARED_BYTES}")
+        return "; ".join(found)
+
+
+def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
+    """The variants that each file of kernels/ names, with the registers each may take."""
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        yield from import_module(f"ttcfast.kernels.{path.stem}").variants()
+
+
+def compile_for(architecture: int, kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int) -> bytes:
+    """The cubin of one kernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arguments = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=arguments, constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()})
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
+
+
+def usage_of(cubin: bytes) -> Usage:
+    """Registers, stack and shared memory, as ``cuobjdump --dump-resource-usage`` reports them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {done.stdout!r}")
+    registers, stack, shared, local = map(int, found.groups())
+    return Usage(registers, stack + local, shared)
+
+
+def cuobjdump() -> str:
+    """The one that comes with Triton."""
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, 90 for sm_90")
+    chosen = parser.parse_args(arguments).arch
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        print("TRITON_INTERPRET is set, so Triton would interpret the kernels; unset it to compile them", file=sys.stderr)
+        return 2
+    failures = 0
+    print(f"{'kernel':<56}{'arch':>7}{'registers':>11}{'spills':>8}{'shared':>8}")
+    for name, kernel, signature, constants, warps, limit in variants():
+        for architecture in chosen:
+            usage = usage_of(compile_for(architecture, kernel, signature, constants, warps))
+            over = usage.over(limit)
+            failures += bool(over)
+            row = f"{name:<56}{f'sm_{architecture}':>7}{usage.registers:>11}{usage.spill_bytes:>8}{usage.shared_bytes:>8}"
+            print(f"{row}  {'FAILED: ' + over if over else ''}".rstrip(), flush=True)
+    print(f"{failures} over their limits" if failures else "all within their limits")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

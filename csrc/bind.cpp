@@ -1,0 +1,87 @@
+// ttcfast._C: raw pointers, sizes, strides and dtype codes in, nothing of torch. The checks are in ttcfast/ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+
+#include "arm.h"
+#include "device_info.h"
+
+#define TTCFAST_ABI 1  // the same as ABI in ttcfast/ops/native.py
+
+namespace py = pybind11;
+using namespace ttcfast;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// strides: problem, candidate, channel, s0, s1, s2.
+ArmField field(uintptr_t data, const std::array<int64_t, 6>& s) { return {pointer<void>(data), s[0], s[1], s[2], {s[3], s[4], s[5]}}; }
+
+void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const std::array<int64_t, 6>& state_strides, uintptr_t cand,
+         const std::array<int64_t, 6>& cand_strides, uintptr_t gamma, uintptr_t volumes, double volume, uintptr_t mask, uintptr_t values,
+         double value, uintptr_t scales, int density, const std::vector<int>& momentum, int energy, int pressure, bool primitive, int mode,
+         const std::array<double, 5>& weights, int threads, const std::array<uintptr_t, 8>& out) {
+    ArmProblem problem{};
+    problem.dtype = static_cast<DType>(dtype);
+    problem.problems = sizes[0];
+    problem.candidates = sizes[1];
+    problem.channels = sizes[2];
+    for (int axis = 0; axis < 3; ++axis) problem.extent[axis] = sizes[3 + axis];
+    problem.state = field(state, state_strides);
+    problem.cand = field(cand, cand_strides);
+    problem.gamma = pointer<const double>(gamma);
+    problem.volumes = pointer<const void>(volumes);
+    problem.volume = volume;
+    problem.mask = pointer<const uint8_t>(mask);
+    problem.values = pointer<const void>(values);
+    problem.value = value;
+    problem.scales = pointer<const double>(scales);
+    problem.density = density;
+    problem.energy = energy;
+    problem.pressure = pressure;
+    problem.components = static_cast<int>(momentum.size());
+    for (size_t k = 0; k < momentum.size() && k < 3; ++k) problem.momentum[k] = momentum[k];
+    problem.primitive = primitive;
+    problem.mode = static_cast<Momentum>(mode);
+    for (int k = 0; k < 5; ++k) problem.weights[k] = weights[k];
+    problem.threads = threads;
+    const ArmOutput output{pointer<void>(out[0]), pointer<void>(out[1]), pointer<void>(out[2]),    pointer<void>(out[3]),
+                           pointer<void>(out[4]), pointer<void>(out[5]), pointer<uint8_t>(out[6]), pointer<double>(out[7])};
+    py::gil_scoped_release release;
+    arm_cpu(problem, output);
+}
+
+py::dict info() {
+    const DeviceInfo found = device_info();
+    py::list devices;
+    for (const Device& d : found.devices) {
+        py::dict device;
+        device["name"] = d.name;
+        device["capability"] = py::make_tuple(d.major, d.minor);
+        device["multiprocessors"] = d.multiprocessors;
+        device["memory_bytes"] = d.memory_bytes;
+        devices.append(device);
+    }
+    py::dict result;
+    result["built_with_cuda"] = found.built_with_cuda;
+    result["runtime_version"] = found.runtime_version;
+    result["driver_version"] = found.driver_version;
+    result["reason"] = found.reason;
+    result["devices"] = devices;
+    return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.attr("abi") = TTCFAST_ABI;
+    m.attr("compiler") = TTCFAST_COMPILER;
+    m.def("arm", &arm);
+    m.def("device_info", &info);
+}

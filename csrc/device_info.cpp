@@ -1,0 +1,8 @@
+// Compiled when the extension is built without CUDA; device_info.cu takes its place otherwise.
+#include "device_info.h"
+
+namespace ttcfast {
+
+DeviceInfo device_info() { return {false, 0, 0, "the extension was built without CUDA (TTCFAST_CUDA=OFF, or no CUDA compiler)", {}}; }
+
+}  // namespace ttcfast

@@ -1,0 +1,26 @@
+// What the extension knows about CUDA: which runtime it was built for and which devices that runtime sees.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace ttcfast {
+
+struct Device {
+    std::string name;
+    int major, minor;  // compute capability
+    int multiprocessors;
+    size_t memory_bytes;
+};
+
+struct DeviceInfo {
+    bool built_with_cuda;
+    int runtime_version;  // 1000 major + 10 minor, as CUDA counts; 0 without CUDA
+    int driver_version;   // newest runtime that the driver supports; 0 where there is no driver
+    std::string reason;   // why `devices` is empty; empty where it is not
+    std::vector<Device> devices;
+};
+
+DeviceInfo device_info();
+
+}  // namespace ttcfast

@@ -1,0 +1,34 @@
+// Run independent work items on a few threads. The items decide what is computed, the threads only who computes it.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace ttcfast {
+
+// Calls work(item, worker) once for every item in [0, items), with worker in [0, threads). `work` must not throw.
+template <class Work>
+void parallel_for(int64_t items, int threads, const Work& work) {
+    std::atomic<int64_t> next{0};
+    auto drain = [&](int worker) {
+        for (int64_t item = next++; item < items; item = next++) work(item, worker);
+    };
+    std::vector<std::thread> others;
+    const int wanted = static_cast<int>(std::min<int64_t>(threads, items)) - 1;
+    others.reserve(std::max(wanted, 0));
+    for (int worker = 1; worker <= wanted; ++worker) {
+        try {
+            others.emplace_back(drain, worker);
+        } catch (const std::system_error&) {
+            break;  // no more threads to be had: those that run will do the work
+        }
+    }
+    drain(0);
+    for (auto& thread : others) thread.join();
+}
+
+}  // namespace ttcfast

@@ -1,0 +1,333 @@
+"""The analytical reward: conservation, boundary and positivity penalties of every candidate, in one pass over them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
+
+from . import native
+from .arm_ref import Call, arm_backward, arm_ref, scales
+from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+MOMENTA, SCALES = get_args(Momentum), get_args(Scale)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+class ArmScores(NamedTuple):
+    """What ``arm`` returns, each ``[N, B]``; penalties are >= 0 and inf where the candidate is not finite."""
+
+    score: Tensor
+    mass: Tensor
+    momentum: Tensor
+    energy: Tensor
+    boundary: Tensor
+    positivity: Tensor
+    finite: Tensor
+
+
+def arm(
+    state: Tensor,
+    candidates: Tensor,
+    spec: StateSpec,
+    weights: ARMWeights | None = None,
+    *,
+    momentum: Momentum = "sum",
+    scale: Scale = "absolute",
+    backend: str = "auto",
+) -> ArmScores:
+    """Score candidate next states by physics; higher is better.
+
+    Every conservation residual is a sum over cells of ``cell_volume * (candidate - state)``, the difference taken per cell: the
+    difference of two float32 integrals would be wrong in its first digit. Primitive channels are turned into
+    differences of rho, rho u and E per cell first.
+
+    Args:
+        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by autograd.
+        candidates: possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
+        spec: which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
+            they are parameters and are converted to the accumulation dtype.
+        weights: of the five penalties in the score; None takes the defaults.
+        momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (the seed);
+            ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
+        scale: ``"absolute"``, in units of the integral (the seed), or ``"relative"``: mass over the integral of abs(rho), energy
+            over that of abs(E), momentum over that of rho (abs(u) + c), all of the state.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
+
+    Returns:
+        ArmScores of ``[N, B]``, float32 (float64 for float64 states), and ``finite``, bool: whether every channel of the
+        candidate is finite. ``boundary`` is the mean over masked cells and all channels of abs(candidate - value), 0 where
+        nothing is masked. ``positivity`` is the mean over cells of relu(-rho) plus that of relu(-p). Both are absolute.
+        A candidate that is not finite, or whose penalties overflow, scores -inf; no output is ever NaN.
+        Differentiable in the candidates, by every penalty and the score; the gradient is 0 where the score is -inf.
+        Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
+
+    Raises:
+        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, or an option is unknown.
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: seeds/ttc-integration-plan.md section 4, with DECISIONS 1-6: terms are per candidate, not averaged over the batch.
+    """
+    one_of("momentum", momentum, MOMENTA)
+    one_of("scale", scale, SCALES)
+    spec.check_state("state", state, channel_axis=1)
+    spec.check_state("candidates", candidates, channel_axis=2)
+    w = weights or ARMWeights()
+    gammas, gamma = _split(spec.gamma, 1.0)
+    volumes, volume = _split(spec.cell_volume, 1.0)
+    values, value = _split(spec.boundary_value, 0.0)
+    energy = -1 if spec.energy is None else spec.energy
+    pressure = -1 if spec.pressure is None else spec.pressure
+    outputs = torch.ops.ttcfast.arm(
+        state,
+        candidates,
+        gammas,
+        gamma,
+        volumes,
+        volume,
+        spec.boundary_mask,
+        values,
+        value,
+        spec.density,
+        list(spec.momentum),
+        energy,
+        pressure,
+        spec.variables == "primitive",
+        momentum,
+        scale,
+        [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity],
+        backend,
+    )
+    return ArmScores(*outputs[:7])
+
+
+def _split(given: float | Tensor | None, default: float) -> tuple[Tensor | None, float]:
+    """A parameter as (tensor or None, number)."""
+    if isinstance(given, Tensor):
+        return given, default
+    return None, default if given is None else float(given)
+
+
+def check(call: Call) -> None:
+    """Everything the implementations rely on, so that a wrong argument is a message and never a wrong address."""
+    state, candidates = call.state, call.candidates
+    if (candidates.dtype, candidates.device) != (state.dtype, state.device):
+        raise ValueError(
+            f"candidates are {candidates.dtype} on {candidates.device} and state is {state.dtype} on {state.device}; "
+            "give both in one dtype on one device"
+        )
+    if state.dtype not in DTYPES:
+        raise ValueError(f"state is {state.dtype}; give float32, float64 or bfloat16")
+    if not 3 <= state.ndim <= 5:
+        raise ValueError(f"state has shape {tuple(state.shape)}; expected [N, C, *S] with 1 to 3 space axes")
+    if candidates.ndim != state.ndim + 1 or candidates.shape[:1] + candidates.shape[2:] != state.shape:
+        raise ValueError(
+            f"candidates have shape {tuple(candidates.shape)} and state {tuple(state.shape)}; expected [N, B, C, *S] and [N, C, *S] "
+            "with the same N, C and *S"
+        )
+    if candidates.shape[1] == 0:
+        raise ValueError(f"candidates have shape {tuple(candidates.shape)}, so B = 0; give at least one candidate per problem")
+    if 0 in state.shape[1:]:
+        raise ValueError(f"state has shape {tuple(state.shape)}; it needs at least one channel and one cell")
+    _check_channels(call)
+    _check_parameters(call)
+
+
+def _check_channels(call: Call) -> None:
+    required = [("density", call.density), *(("momentum", c) for c in call.velocity)]
+    required.append(("pressure", call.pressure) if call.primitive else ("energy", call.energy))
+    optional = [("energy", call.energy), ("pressure", call.pressure)]
+    for name, channel in required + [pair for pair in optional if pair[1] != -1]:
+        if not 0 <= channel < call.state.shape[1]:
+            raise ValueError(
+                f"{name} is channel {channel}; state has shape {tuple(call.state.shape)}, so channels 0 to {call.state.shape[1] - 1}"
+            )
+    if not 1 <= len(call.velocity) <= 3:
+        raise ValueError(f"momentum names {len(call.velocity)} channels; 1 to 3 are supported")
+    one_of("momentum", call.mode, MOMENTA)
+    one_of("scale", call.scale, SCALES)
+    if len(call.weights) != 5:
+        raise ValueError(f"weights has {len(call.weights)} numbers; give five: mass, momentum, energy, boundary, positivity")
+
+
+def _check_parameters(call: Call) -> None:
+    space, problems = tuple(call.space), call.state.shape[0]
+    for name, tensor in (
+        ("gamma", call.gammas),
+        ("cell_volume", call.volumes),
+        ("boundary_mask", call.mask),
+        ("boundary_value", call.values),
+    ):
+        if tensor is not None and tensor.device != call.state.device:
+            raise ValueError(f"{name} is on {tensor.device} and state on {call.state.device}; move it with spec.replace({name}=...)")
+    if call.gammas is not None and tuple(call.gammas.shape) not in ((), (1,), (problems,)):
+        raise ValueError(f"gamma has shape {tuple(call.gammas.shape)}; state has N = {problems}, so give a number or [{problems}]")
+    if call.volumes is not None and tuple(call.volumes.shape) not in ((), space):
+        raise ValueError(f"cell_volume has shape {tuple(call.volumes.shape)}; give a number or one value per cell, {space}")
+    if call.mask is not None and (call.mask.dtype != torch.bool or tuple(call.mask.shape) != space):
+        raise ValueError(
+            f"boundary_mask is {call.mask.dtype} {tuple(call.mask.shape)}; expected torch.bool {space}, the space axes of state"
+        )
+    if call.values is not None:
+        want, given = (call.state.shape[1], *space), tuple(call.values.shape)
+        if len(given) > len(want) or any(g not in (1, w) for g, w in zip(reversed(given), reversed(want))):
+            raise ValueError(f"boundary_value has shape {given}; it must broadcast to [C, *S] = {want}")
+
+
+def _outputs(call: Call) -> tuple[Tensor, ...]:
+    """Score, five penalties, finite and residuals, not filled in."""
+    n, b = call.candidates.shape[:2]
+    like = call.candidates
+    six = [torch.empty((n, b), dtype=call.accumulator, device=like.device) for _ in range(6)]
+    finite = torch.empty((n, b), dtype=torch.bool, device=like.device)
+    return (*six, finite, torch.empty((n, b, len(call.velocity) + 2), dtype=torch.float64, device=like.device))
+
+
+def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gamma [N] float64, and contiguous cell volumes, mask and boundary values; all small beside the candidates."""
+    n, dtype, device = call.state.shape[0], call.accumulator, call.state.device
+    if call.gammas is None:
+        gammas = torch.full((n,), call.gamma, dtype=torch.float64, device=device)
+    else:
+        gammas = call.gammas.to(torch.float64).expand(n).contiguous()
+    volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
+    values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
+    return gammas, volumes, None if call.mask is None else call.mask.contiguous(), values
+
+
+def _sizes(x: Tensor, lead: int) -> list[int]:
+    """Leading sizes and then exactly three space sizes, padded by 1 on the left."""
+    return [*x.shape[:lead], *[1] * (3 + lead - x.ndim), *x.shape[lead:]]
+
+
+def _strides(x: Tensor, lead: int) -> list[int]:
+    return [*x.stride()[:lead], *[0] * (3 + lead - x.ndim), *x.stride()[lead:]]
+
+
+def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
+    out = _outputs(call)
+    parameters = _parameters(call)
+    scale = scales(call)
+    gammas, volumes, mask, values, scale_at = (0 if t is None else t.data_ptr() for t in (*parameters, scale))
+    n_stride, *state_strides = _strides(call.state, 2)
+    native.module().arm(
+        DTYPES.index(call.state.dtype),
+        _sizes(call.candidates, 3),
+        call.state.data_ptr(),
+        [n_stride, 0, *state_strides],
+        call.candidates.data_ptr(),
+        _strides(call.candidates, 3),
+        gammas,
+        volumes,
+        call.volume,
+        mask,
+        values,
+        call.value,
+        scale_at,
+        call.density,
+        call.velocity,
+        call.energy,
+        call.pressure,
+        call.primitive,
+        MOMENTA.index(call.mode),
+        call.weights,
+        torch.get_num_threads(),
+        [t.data_ptr() for t in out],
+    )
+    return out
+
+
+def _arm_triton(call: Call) -> tuple[Tensor, ...]:
+    from ttcfast.kernels import arm as kernels
+
+    out = _outputs(call)
+    gammas, volumes, mask, values = _parameters(call)
+    kernels.launch(
+        call.state,
+        call.candidates,
+        out,
+        gammas=gammas,
+        volumes=volumes,
+        volume=call.volume,
+        mask=mask,
+        values=values,
+        value=call.value,
+        scales=scales(call),
+        density=call.density,
+        velocity=call.velocity,
+        energy=call.energy,
+        pressure=call.pressure,
+        primitive=call.primitive,
+        mode=MOMENTA.index(call.mode),
+        weights=call.weights,
+    )
+    return out
+
+
+def _cpu_supports(call: Call) -> Reason:
+    return None if call.state.device.type == "cpu" else f"the tensors are on {call.state.device}; the C++ path reads host memory"
+
+
+def _triton_supports(call: Call) -> Reason:
+    return triton_device(call.state.device.type)
+
+
+# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
+BACKENDS = register(
+    "arm",
+    [
+        Backend("cpu", native.available, _cpu_supports, _arm_cpu),
+        Backend("triton", triton_available, _triton_supports, _arm_triton),
+        Backend("reference", yes, yes, arm_ref),
+    ],
+)
+
+_lib.define(
+    "arm(Tensor state, Tensor candidates, Tensor? gammas, float gamma, Tensor? volumes, float volume, Tensor? mask, Tensor? values, "
+    "float value, int density, int[] velocity, int energy, int pressure, bool primitive, str mode, str scale, float[] weights, "
+    "str backend) -> (Tensor score, Tensor mass, Tensor momentum, Tensor energy_, Tensor boundary, Tensor positivity, Tensor finite, "
+    "Tensor residuals)"
+)
+
+
+def _run(*args: Any) -> tuple[Tensor, ...]:
+    *flat, backend = args
+    call = Call(*flat)
+    check(call)
+    return choose("arm", BACKENDS, backend, call).run(call)
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("arm", _run, _key)
+
+
+@torch.library.register_fake("ttcfast::arm", lib=_lib)
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    call = Call(*args[:-1])
+    check(call)
+    return _outputs(call)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = Call(*inputs[:-1])
+    ctx.call = [None if isinstance(x, Tensor) else x for x in call]
+    ctx.tensor_at = [i for i, x in enumerate(call) if isinstance(x, Tensor)]
+    ctx.save_for_backward(output[0], output[7], *(x for x in call if isinstance(x, Tensor)))
+    ctx.mark_non_differentiable(output[6], output[7])
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    score, residuals, *tensors = ctx.saved_tensors
+    flat = list(ctx.call)
+    for i, x in zip(ctx.tensor_at, tensors):
+        flat[i] = x
+    grad = arm_backward(Call(*flat), score, residuals, grads[:6])
+    return (None, grad, *[None] * 16)
+
+
+torch.library.register_autograd("ttcfast::arm", _backward, setup_context=_setup, lib=_lib)

@@ -1,0 +1,129 @@
+"""Which implementations of an operation exist here, which of them fit the arguments, and why the others do not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ttcfast.runtime.errors import UserError
+
+Reason = str | None  # None: yes. A string: no, and why.
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+OPS: dict[str, tuple[Backend, ...]] = {}  # filled by `register` at import of each op; read by `ttcfast.info()`
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one operation.
+
+    Args:
+        name: one of ``NAMES``.
+        available: whether it can run on this machine at all.
+        supports: whether it can run these arguments; called with the operation's own arguments.
+        run: the implementation.
+    """
+
+    name: str
+    available: Callable[[], Reason]
+    supports: Callable[..., Reason]
+    run: Callable[..., Any]
+
+
+class BackendError(UserError, RuntimeError):
+    """A backend was asked for by name and cannot run. The message is one line and says why."""
+
+    status = 2
+
+
+def register(op: str, backends: Iterable[Backend]) -> tuple[Backend, ...]:
+    """Make an operation's backends known, in order of preference, and return them."""
+    OPS[op] = tuple(backends)
+    return OPS[op]
+
+
+def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Backend:
+    """The first backend that can run ``args``, or exactly the one asked for.
+
+    The order of ``backends`` is the order of preference. Nothing is tried and swallowed, so "auto" depends on the
+    machine and on the arguments' device, shape and dtype alone.
+
+    Args:
+        op: name of the operation, for the message and for ``TTCFAST_BACKEND``.
+        backends: what the operation has.
+        asked: ``"auto"`` or the name of a backend; a name wins over the environment.
+        args: what ``supports`` is asked about.
+
+    Raises:
+        BackendError: the backend asked for is unknown, absent or does not support the arguments.
+    """
+    source = ""
+    if asked == "auto":
+        asked = _bound_by_environment(op, [b.name for b in backends])
+        source = "" if asked == "auto" else " (asked for by TTCFAST_BACKEND)"
+    candidates = [b for b in backends if asked in ("auto", b.name)]
+    if not candidates:
+        raise BackendError(f"{op} has no backend {asked!r}{source}; it has {', '.join(b.name for b in backends)} and 'auto'")
+    reasons = []
+    for backend in candidates:
+        reason = backend.available() or backend.supports(*args)
+        if reason is None:
+            return backend
+        reasons.append(reason if asked == backend.name else f"{backend.name}: {reason}")
+    raise BackendError(f"{op}: backend {asked!r}{source} cannot run: {'; '.join(reasons)}")
+
+
+def yes(*_: Any) -> Reason:
+    """The answer of a backend that runs everywhere and takes every argument."""
+    return None
+
+
+def triton_available() -> Reason:
+    """Whether Triton kernels can run here: on a CUDA device, or in Triton's interpreter."""
+    try:
+        import triton  # noqa: F401  (optional, and slow to import)
+    except ImportError as error:
+        return f"triton cannot be imported ({one_line(error)}); install it with: pip install 'ttcfast[gpu]'"
+    if interpreting():
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return (
+        "there is no CUDA GPU and Triton's interpreter is off; use backend='auto', "
+        "or set TRITON_INTERPRET=1 before Python starts to try the kernels on the CPU"
+    )
+
+
+def triton_device(device_type: str) -> Reason:
+    """Whether Triton kernels can read tensors of this device: CUDA tensors, or any that the interpreter can copy."""
+    if device_type == "cuda" or interpreting():
+        return None
+    return f"the tensors are on {device_type}; Triton needs them on a CUDA device (or TRITON_INTERPRET=1 before Python starts)"
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels are interpreted on the CPU; read by Triton itself when a kernel is defined."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without line breaks, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _bound_by_environment(op: str, names: Sequence[str]) -> str:
+    """``TTCFAST_BACKEND=triton`` binds the operations that have it; ``arm:triton,topk:cuda`` binds them singly."""
+    bound = "auto"
+    for entry in os.environ.get("TTCFAST_BACKEND", "").split(","):
+        target, _, name = entry.strip().rpartition(":")
+        if name and name != "auto" and name not in NAMES:
+            raise BackendError(f"TTCFAST_BACKEND names the backend {name!r}; known: auto, {', '.join(NAMES)}")
+        if target == op:
+            return name  # the single binding wins over the general one, wherever it stands
+        if not target and name in names:
+            bound = name
+    return bound
