@@ -1,0 +1,1 @@
+"""Rewards: what candidates are chosen by."""

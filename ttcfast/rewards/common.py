@@ -1,0 +1,229 @@
+"""What a scorer is: a state and its candidates in, one number per candidate out, higher is better."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ttcfast.ops.arm import ArmScores, arm
+from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
+
+if TYPE_CHECKING:
+    from .composition import ScorerList as ScorerList
+    from .oracle import OracleScorer as OracleScorer
+
+__all__ = ["ARMScorer", "OracleScorer", "ScoreContext", "Scorer", "ScorerList", "as_scorer"]
+
+
+@dataclass(frozen=True)
+class ScoreContext:
+    """Where a scorer is.
+
+    Attributes:
+        step: index t of the state being left; the candidates are for t + 1.
+        problem_ids: int64 ``[N]``, which problem each state belongs to.
+    """
+
+    step: int
+    problem_ids: Tensor
+
+
+class Scorer(nn.Module):
+    """Base of the scorers; they are callable. A subclass writes ``score_group``, or the sketch's ``score(x_t, cand_tp1)``.
+
+    Attributes:
+        ndim: number of space axes of the states, which tells ``[C, H, W]`` from ``[N, C, X]``.
+        needs_group: a candidate's score depends on the other candidates, so that a step's candidates must be scored together.
+        marks_nonfinite: a candidate that is not finite gets a score that is not finite, so that nobody else need look for it.
+
+    Source: seeds/ttc-integration-plan.md section 15.
+    """
+
+    ndim: int = 2
+    needs_group: bool = False
+    marks_nonfinite: bool = False
+
+    def score(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> Tensor:
+        """Scores of candidates, higher is better.
+
+        Args:
+            x_t: the state, ``[C, *S]``; or ``[B, C, *S]``, one state per candidate; or ``[N, C, *S]`` for many problems.
+            cand_tp1: candidates ``[B, C, *S]``, or ``[N, B, C, *S]`` for many problems.
+            context: step and problems, for the scorers that need them.
+
+        Returns:
+            ``[B]``, or ``[N, B]`` for many problems.
+
+        Raises:
+            ValueError: axes, shapes, dtypes or devices that do not fit together.
+        """
+        state, candidates, pick = _grouped(x_t, cand_tp1, self.ndim)
+        if context is not None and context.problem_ids.numel() == 1 and state.shape[0] > 1:
+            context = ScoreContext(context.step, context.problem_ids.reshape(1).expand(state.shape[0]))
+        return pick(self.score_group(state, candidates, context))
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        """Scores ``[N, B]`` of candidates ``[N, B, C, *S]`` for states ``[N, C, *S]``."""
+        raise NotImplementedError(f"{type(self).__name__} has neither score_group(state, candidates, context) nor score(x_t, cand_tp1)")
+
+    def forward(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> Tensor:
+        return self.score(x_t, cand_tp1, context=context) if _takes_context(self.score) else self.score(x_t, cand_tp1)
+
+
+class ARMScorer(Scorer):
+    """The analytical reward: minus the weighted conservation, boundary and positivity penalties (``ttcfast.ops.arm``).
+
+    Args:
+        weights: of the penalties.
+        dxdy: cell volume, a number or ``[*S]``; None keeps the one of ``spec``.
+        bc_mask: bool ``[*S]``, cells whose value is prescribed; None keeps the one of ``spec``.
+        spec: layout of the states, in physical units; None is the sketch's (rho, rho u, rho v, E, gamma 1.4). A gamma per problem is
+            picked by the context's problem ids, or belongs to the states in order where there is no context.
+        momentum, scale: as in ``ttcfast.ops.arm``; the defaults are the sketch's (DECISIONS 2, 3).
+
+    Raises:
+        ValueError: a cell volume that is not positive, a mask of another shape, an unknown ``momentum`` or ``scale``.
+
+    Source: seeds/ttc-integration-plan.md sections 4 and 15.
+    """
+
+    marks_nonfinite = True
+
+    def __init__(
+        self,
+        weights: ARMWeights,
+        dxdy: float | Tensor | None,
+        bc_mask: Tensor | None = None,
+        *,
+        spec: StateSpec | None = None,
+        momentum: Momentum = "sum",
+        scale: Scale = "absolute",
+    ) -> None:
+        super().__init__()
+        one_of("momentum", momentum, ("sum", "components", "norm"))
+        one_of("scale", scale, ("absolute", "relative"))
+        spec = StateSpec.euler2d() if spec is None else spec
+        changes: dict[str, Any] = {} if dxdy is None else {"cell_volume": dxdy}
+        changes |= {} if bc_mask is None else {"boundary_mask": bc_mask}
+        self.spec = spec.replace(**changes) if changes else spec
+        self.weights, self.momentum, self.scale = weights, momentum, scale
+        self.ndim = spec.ndim
+        self._specs: dict[torch.device, StateSpec] = {}
+
+    def terms(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> ArmScores:
+        """All penalties of candidates ``[N, B, C, *S]``, each ``[N, B]``, as ``ttcfast.ops.arm`` returns them."""
+        spec = self._spec_for(state, context)
+        return arm(state, candidates, spec, self.weights, momentum=self.momentum, scale=self.scale)
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.terms(state, candidates, context).score
+
+    def _spec_for(self, state: Tensor, context: ScoreContext | None) -> StateSpec:
+        if state.device not in self._specs:
+            self._specs[state.device] = _spec_on(self.spec, state.device)
+        spec = self._specs[state.device]
+        if torch.is_tensor(spec.gamma) and spec.gamma.numel() > 1 and context is not None:
+            return spec.replace(gamma=spec.gamma[context.problem_ids.to(state.device)])
+        return spec
+
+
+def as_scorer(scorer: Any, *, ndim: int = 2) -> Scorer:
+    """Anything that scores, as a ``Scorer``.
+
+    A ``Scorer`` is returned as it is. A callable (or an object with ``score``) that takes ``context`` is called with ``[N, C, *S]`` and
+    ``[N, B, C, *S]`` and returns ``[N, B]``. One that takes two arguments is called as in the sketch, once per problem, with the state
+    expanded to ``[B, C, *S]`` beside the candidates ``[B, C, *S]``, and returns ``[B]``.
+
+    Raises:
+        TypeError: ``scorer`` cannot be called.
+        ValueError: a ``Scorer`` for another number of space dimensions.
+    """
+    if isinstance(scorer, Scorer) and type(scorer).score is Scorer.score:
+        if scorer.ndim != ndim:
+            raise ValueError(
+                f"{type(scorer).__name__} scores states with {scorer.ndim} space axes; the model's have {ndim}; give both one StateSpec"
+            )
+        return scorer
+    function = scorer.score if callable(getattr(scorer, "score", None)) else scorer
+    if not callable(function):
+        raise TypeError(
+            f"scorer is a {type(scorer).__name__}; give a Scorer, or a function score(x_t, cand_tp1) that returns one score per candidate"
+        )
+    return _FunctionScorer(function, scorer, ndim)
+
+
+class _FunctionScorer(Scorer):
+    """A plain callable as a scorer; see ``as_scorer``."""
+
+    def __init__(self, function: Callable[..., Tensor], owner: Any, ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+        self.needs_group = bool(getattr(owner, "needs_group", False))
+        self._function, self._batched = function, _takes_context(function)
+        self._name = getattr(owner, "__name__", type(owner).__name__)
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        if self._batched:
+            return self._checked(self._function(state, candidates, context=context), candidates.shape[:2])
+        pairs = zip(state, candidates)
+        return torch.stack([self._checked(self._function(x.expand_as(c), c), c.shape[:1]) for x, c in pairs])
+
+    def _checked(self, scores: Any, shape: torch.Size) -> Tensor:
+        if not isinstance(scores, Tensor) or scores.shape != shape:
+            got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            raise ValueError(f"scorer {self._name} returned {got}; expected one score per candidate, shape {tuple(shape)}")
+        return scores
+
+
+def _takes_context(function: Callable[..., Any]) -> bool:
+    if isinstance(function, nn.Module):
+        function = function.forward
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+    return any(p.name == "context" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _grouped(x_t: Tensor, cand: Tensor, ndim: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """State ``[N, C, *S]``, candidates ``[N, B, C, *S]``, and how the scores ``[N, B]`` go back to the caller's layout."""
+    if (x_t.dtype, x_t.device) != (cand.dtype, cand.device):
+        raise ValueError(f"cand_tp1 is {cand.dtype} on {cand.device} and x_t {x_t.dtype} on {x_t.device}; give both the same with .to()")
+    many, one = cand.ndim == ndim + 3, cand.ndim == ndim + 2
+    if many and x_t.ndim == ndim + 2 and x_t.shape[1:] == cand.shape[2:] and x_t.shape[0] == cand.shape[0]:
+        return x_t, cand, lambda scores: scores
+    if one and x_t.ndim == ndim + 1 and x_t.shape == cand.shape[1:]:
+        return x_t.unsqueeze(0), cand.unsqueeze(0), lambda scores: scores[0]
+    if one and x_t.ndim == ndim + 2 and x_t.shape[1:] == cand.shape[1:] and x_t.shape[0] in (1, cand.shape[0]):
+        if x_t.shape[0] == 1 or x_t.stride(0) == 0:  # one state, expanded as the sketch does
+            return x_t[:1], cand.unsqueeze(0), lambda scores: scores[0]
+        return x_t, cand.unsqueeze(1), lambda scores: scores[:, 0]
+    raise ValueError(
+        f"x_t has shape {tuple(x_t.shape)} and cand_tp1 {tuple(cand.shape)}; with {ndim} space axes give [C, *S] or [B, C, *S] with "
+        "[B, C, *S], or [N, C, *S] with [N, B, C, *S]"
+    )
+
+
+def _spec_on(spec: StateSpec, device: torch.device) -> StateSpec:
+    """The spec with its constants on ``device``: they are small and move once."""
+    names = ("gamma", "cell_volume", "boundary_mask", "boundary_value")
+    moved = {n: v.to(device) for n in names if torch.is_tensor(v := getattr(spec, n)) and v.device != device}
+    return spec.replace(**moved) if moved else spec
+
+
+def __getattr__(name: str) -> Any:
+    # the names that the seed and API.md print at this path live in files of their own, which import this one
+    if name == "OracleScorer":
+        from .oracle import OracleScorer
+
+        return OracleScorer
+    if name == "ScorerList":
+        from .composition import ScorerList
+
+        return ScorerList
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

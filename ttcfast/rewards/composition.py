@@ -1,0 +1,96 @@
+"""Several scorers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .common import ScoreContext, Scorer, as_scorer
+
+
+class ScorerList(Scorer):
+    """Weighted sum of scorers.
+
+    Args:
+        scorers: scorers or callables (see ``as_scorer``), as a sequence, or as a mapping that names them.
+        weights: one per scorer, as a sequence or a mapping of the same names; None means 1 each.
+        zscore: subtract from each scorer's scores their mean over a problem's candidates and divide by their standard deviation, so
+            that units do not matter. A scorer that gives all candidates the same contributes 0. Needs a step's candidates together:
+            a controller then chunks over problems only.
+        ndim: number of space axes of the states.
+
+    Raises:
+        ValueError: no scorer, or weights that do not match.
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[Any] | Mapping[str, Any],
+        weights: Sequence[float] | Mapping[str, float] | None = None,
+        *,
+        zscore: bool = False,
+        ndim: int = 2,
+    ) -> None:
+        super().__init__()
+        named = dict(scorers) if isinstance(scorers, Mapping) else _named(scorers)
+        if not named:
+            raise ValueError("scorers is empty; give at least one scorer")
+        self.ndim, self.zscore = ndim, zscore
+        self.scorers = nn.ModuleDict({name: as_scorer(s, ndim=ndim) for name, s in named.items()})
+        self.weights = _weights(weights, list(named))
+        self.needs_group = zscore or any(s.needs_group for s in self._terms().values())
+        self.marks_nonfinite = any(s.marks_nonfinite for s in self._terms().values())
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        total = None
+        for name, scorer in self._terms().items():
+            scores = scorer.score_group(state, candidates, context)
+            part = self.weights[name] * (_zscore(scores) if self.zscore else scores)
+            total = part if total is None else total + part
+        assert total is not None  # the constructor refuses an empty list
+        return total
+
+    def breakdown(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> dict[str, Tensor]:
+        """Each scorer's own scores, unweighted, in the layout of ``score``."""
+        return {name: scorer.score(x_t, cand_tp1, context=context) for name, scorer in self._terms().items()}
+
+    def _terms(self) -> dict[str, Scorer]:
+        return {name: s for name, s in self.scorers.items() if isinstance(s, Scorer)}
+
+
+def _named(scorers: Sequence[Any]) -> dict[str, Any]:
+    """Names by type, numbered where a type comes twice."""
+    named: dict[str, Any] = {}
+    for scorer in scorers:
+        base = getattr(scorer, "__name__", type(scorer).__name__).replace(".", "_")
+        name, count = base, 2
+        while name in named:
+            name, count = f"{base}_{count}", count + 1
+        named[name] = scorer
+    return named
+
+
+def _weights(weights: Sequence[float] | Mapping[str, float] | None, names: list[str]) -> dict[str, float]:
+    if weights is None:
+        return dict.fromkeys(names, 1.0)
+    if isinstance(weights, Mapping):
+        if set(weights) != set(names):
+            raise ValueError(f"weights are named {sorted(weights)} and scorers {sorted(names)}; give one weight for each scorer")
+        return {name: float(weights[name]) for name in names}
+    if len(weights) != len(names):
+        raise ValueError(f"weights has {len(weights)} entries for {len(names)} scorers; give one for each")
+    return dict(zip(names, map(float, weights)))
+
+
+def _zscore(scores: Tensor) -> Tensor:
+    """Standardised over the finite candidates of each problem ``[N, B]``; the others keep what they have."""
+    finite = scores.isfinite()
+    count = finite.sum(1, keepdim=True).clamp_min(1)
+    kept = torch.where(finite, scores, 0.0)
+    centred = torch.where(finite, scores - kept.sum(1, keepdim=True) / count, 0.0)
+    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    rounding = 8 * torch.finfo(scores.dtype).eps * kept.abs().amax(1, keepdim=True)  # equal scores must not become noise of size 1
+    return torch.where(finite, torch.where(spread > rounding, centred / spread, 0.0), scores)

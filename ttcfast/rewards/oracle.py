@@ -1,0 +1,53 @@
+"""The score that knows the truth: the ceiling of every choice among given candidates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .common import ScoreContext, Scorer
+
+
+class OracleScorer(Scorer):
+    """Minus the mean squared error to the true next state, ``-mean(((cand - truth) / scale)^2)`` over channels and cells.
+
+    Greedy on the truth of each step, so a ceiling for choosing step by step, not for the whole rollout.
+
+    Args:
+        truth: true trajectories ``[N_all, T+1, C, *S]``, picked by the context's problem ids and step.
+        scale: a number or one per channel ``[C]``; None means 1.
+
+    Raises:
+        ValueError: a truth without the axes of a trajectory, a scale of another length or not positive.
+
+    Source: DECISIONS 13.
+    """
+
+    marks_nonfinite = True
+    truth: Tensor
+    scale: Tensor
+
+    def __init__(self, truth: Tensor, *, scale: float | Tensor | None = None) -> None:
+        super().__init__()
+        if not 4 <= truth.ndim <= 6:
+            raise ValueError(f"truth has shape {tuple(truth.shape)}; expected trajectories [N, T+1, C, *S]")
+        self.ndim = truth.ndim - 3
+        s = torch.as_tensor(1.0 if scale is None else scale, dtype=truth.dtype, device=truth.device).flatten()
+        if s.numel() not in (1, truth.shape[2]) or not bool((s > 0).all()):
+            raise ValueError(f"scale is {s.tolist()}; give a positive number, or one for each of the {truth.shape[2]} channels")
+        self.register_buffer("truth", truth, persistent=False)
+        self.register_buffer("scale", s.reshape(-1, *[1] * self.ndim), persistent=False)
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        if context is None:
+            raise ValueError("context is None; the oracle needs ScoreContext(step, problem_ids) to find the true next state")
+        if not 0 <= context.step + 1 < self.truth.shape[1]:
+            raise ValueError(
+                f"step {context.step} leads to frame {context.step + 1} and the truth has frames 0 to {self.truth.shape[1] - 1}; "
+                f"roll out at most {self.truth.shape[1] - 1} steps"
+            )
+        ids = context.problem_ids.to(self.truth.device)
+        if ids.numel() != state.shape[0] or bool((ids < 0).any()) or bool((ids >= self.truth.shape[0]).any()):
+            raise ValueError(f"problem_ids are {ids.tolist()} for {state.shape[0]} states; give one id each, below {self.truth.shape[0]}")
+        target = self.truth[ids, context.step + 1].to(candidates)
+        return -((candidates - target.unsqueeze(1)) / self.scale.to(candidates)).square().flatten(2).mean(2)
