@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import TrajectoryFile, field_statistics, find_files, read_trajectories
 from ttcfast.data.pairs import WindowSampler
 from ttcfast.data.symmetry import random_symmetry
-from ttcfast.metrics import relative_l1, rollout_mse
+from ttcfast.metrics import rollout_mse
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, UserError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import StateSpec, at_least, one_of
+from ttcfast.spec import at_least, one_of
 
 from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
+from .quality import one_step_error
 from .vit import ViT, ViTConfig
 
 
@@ -223,16 +225,13 @@ class _Run:
         surrogate = self._averaged()
         truth = self.valid
         frames = truth.shape[1]
-        starts = truth[:, :-1].flatten(0, 1)
-        one = torch.cat([surrogate.deterministic(piece) for piece in starts.split(64)]).unflatten(0, (truth.shape[0], frames - 1))
+        one_step = one_step_error(surrogate, truth)
         states = [truth[:, 0]]
         for _ in range(frames - 1):
             states.append(surrogate.deterministic(states[-1]))
         rolled = torch.stack(states, 1)
-        mean, scale = self.normalizer.mean, self.normalizer.std
-        persistence = float(relative_l1(truth[:, :-1], truth[:, 1:], mean=mean, scale=scale).mean())
-        error = rollout_mse(rolled, truth, scale=scale)
-        result = {"one_step_l1": float(relative_l1(one, truth[:, 1:], mean=mean, scale=scale).mean()), "persistence_l1": persistence}
+        error = rollout_mse(rolled, truth, scale=self.normalizer.std)
+        result = {"one_step_l1": one_step.surrogate, "persistence_l1": one_step.persistence}
         for horizon in (1, 4, 16, frames - 1):
             if horizon < frames:
                 result[f"rollout_mse_{horizon}"] = float(error[:, horizon].mean())
@@ -310,9 +309,5 @@ def _plain(value: Any) -> Any:
 
 
 def _now() -> float:
-    import time
-
     return time.monotonic()
 
-
-__all__ = ["StateSpec", "TrainConfig", "TrainResult", "TrainingError", "train"]

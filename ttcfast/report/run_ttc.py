@@ -13,6 +13,7 @@ import torch
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import TrajectoryFile, find_files, read_trajectories
 from ttcfast.models import load_surrogate
+from ttcfast.models.quality import one_step_error
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError, DataError
@@ -48,6 +49,7 @@ class RunTTCConfig:
         horizons: steps of the table's error columns; those beyond T are left out.
         shown: problems whose fields are drawn.
         finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
+        one_step: also measure the surrogate's single step beside persistence, N T model evaluations more.
         recorded: a file of rows that another run measured on the same problems, or None.
         device: where the surrogate runs, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         tensorboard, wandb: log there too; ``wandb`` is a project's name (offline) or wandb.init's arguments.
@@ -69,6 +71,7 @@ class RunTTCConfig:
     sweep_projection: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
+    one_step: bool = False
     finetuned: str | None = None
     recorded: str | None = None
     device: str = "cpu"
@@ -120,6 +123,8 @@ def run_ttc(
     with RunLog(out, config.tensorboard, config.wandb) as log:
         with bar(_work(config, surrogate, problems, len(rewards)), "run_ttc") as progress:
             evaluation, sweep = _measure(config, surrogate, problems, rewards, progress)
+        if config.one_step:
+            evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
         paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
         log_outputs(log, evaluation, paths)
@@ -196,6 +201,17 @@ def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[Me
         return rows, [f"recorded: {note}"]
     missing = f" ({config.recorded} is not there)" if config.recorded is not None else ""
     return [], [f"The row of the surrogate fine-tuned on the reward split for equal time is left out{missing}."]
+
+
+def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluation) -> str:
+    truth = problems.truth.to(next(surrogate.parameters()).device)
+    error = one_step_error(surrogate, truth)
+    finite = int(evaluation.baseline.mse.isfinite().all(1).sum())
+    return (
+        f"One deterministic step along the truth: relative L1 {100 * error.surrogate:.2f} %; copying the last frame: "
+        f"{100 * error.persistence:.2f} % ({error.persistence / error.surrogate:.1f} times as much). "
+        f"The deterministic rollout is finite on {finite} of {len(truth)} trajectories."
+    )
 
 
 def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, rewards: int) -> int:

@@ -1,0 +1,37 @@
+"""How good a surrogate's single step is, beside doing nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.metrics import relative_l1
+
+
+class OneStepError(NamedTuple):
+    """Mean relative L1 error over trajectories and frames, as fractions: of the deterministic step, and of copying the last frame."""
+
+    surrogate: float
+    persistence: float
+
+
+@torch.no_grad()
+def one_step_error(surrogate: Surrogate, truth: Tensor, *, batch: int = 64) -> OneStepError:
+    """Error of every step of ``truth`` from the true state before it.
+
+    Args:
+        surrogate: without history.
+        truth: ``[N, T+1, C, *S]``, physical units. Fields are compared in the surrogate's normalised units, as Poseidon does.
+        batch: states through the model at once.
+    """
+    if surrogate.history != 1:
+        raise ValueError(f"surrogate has history {surrogate.history}; one_step_error takes surrogates that see one frame")
+    normalizer, ndim = surrogate.normalizer, surrogate.spec.ndim
+    mean, scale = (None, None) if normalizer is None else (normalizer.mean, normalizer.std)
+    before, after = truth[:, :-1], truth[:, 1:]
+    steps = torch.cat([surrogate.deterministic(piece) for piece in before.flatten(0, 1).split(batch)]).view_as(after)
+    errors = (float(relative_l1(guess, after, mean=mean, scale=scale, ndim=ndim).mean()) for guess in (steps, before))
+    return OneStepError(*errors)
