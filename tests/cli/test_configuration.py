@@ -1,0 +1,166 @@
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from ttcfast.cli.configuration import CONFIGS, build, compose, fit
+from ttcfast.data.generate import GenerateConfig
+from ttcfast.models.train import TrainConfig
+from ttcfast.models.vit import ViTConfig
+from ttcfast.report.demo import run_demo
+from ttcfast.report.run_ttc import RunTTCConfig
+from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.files import strict
+from ttcfast.spec import ARMWeights, StochasticConfig, TTCConfig
+
+
+def test_the_seeds_command_line_is_understood():
+    keys = ["fm.ckpt=a", "use_prm=false", "prm.ckpt=b", "ttc.branching_factor=5", "stochastic.dropout=true"]
+    values = compose("run_ttc", [*keys, "stochastic.latent_sigma=0.01", "eval.rollout_T=128"])
+    assert values["fm"]["ckpt"] == "a" and values["eval"]["rollout_T"] == 128
+    assert values["reward"] == {"type": "arm", "prm_ckpt": "b"}
+    assert values["ttc"]["branching_factor"] == 5
+    assert values["ttc"]["stochastic"]["dropout"] is True and values["ttc"]["stochastic"]["latent_sigma"] == 0.01
+
+
+def test_the_seeds_snippet_of_section_9_is_understood():
+    keys = ["ttc.stochastic.input_eps=0.5", "reward.type=prm", "reward.prm_ckpt=/ckpts/prm.pt", "arm.w_bc=0.2"]
+    values = compose("run_ttc", keys)
+    assert values["reward"] == {"type": "prm", "prm_ckpt": "/ckpts/prm.pt"}
+    assert values["ttc"]["stochastic"]["input_eps"] == 0.5 and values["arm"]["w_bc"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("use_prm=true", "reward.type=arm"),
+        ("reward.type=prm", "use_prm=false"),
+        ("prm.ckpt=a", "reward.prm_ckpt=b"),
+        ("stochastic.dropout=true", "ttc.stochastic.dropout=false"),
+    ],
+)
+def test_an_alias_and_its_key_must_agree(pair):
+    with pytest.raises(ArgumentError, match=f"{pair[0]} and {pair[1]} mean the same key .* and disagree"):
+        compose("run_ttc", pair)
+
+
+def test_an_alias_may_repeat_its_key_and_a_key_itself_takes_the_last():
+    compose("run_ttc", ["stochastic.dropout=true", "ttc.stochastic.dropout=True", "use_prm=false", "reward.type=arm"])
+    assert compose("generate", ["seed=1", "seed=2"])["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "message"),
+    [
+        ("generate", "frmes=3", "unknown key 'frmes'; did you mean 'frames'"),
+        ("run_ttc", "ttc.branching=3", "unknown key 'ttc.branching'; did you mean 'ttc.branching_factor'"),
+        ("run_ttc", "out.folder=x", "unknown key 'out.folder'"),
+        ("generate", "frames", "'frames' is not key=value"),
+        ("generate", "+new=1", "is not key=value"),
+        ("generate", "presets=[a", r"given: presets=\[a"),
+        ("generate", "n=1,2", "Ambiguous value for argument 'n=1,2'"),
+        ("info", "x=1", "takes no keys"),
+    ],
+)
+def test_a_bad_argument_is_one_clear_error(command, argument, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        compose(command, [argument])
+    assert "\n" not in str(caught.value)
+
+
+def test_use_prm_must_be_true_or_false():
+    with pytest.raises(ArgumentError, match="use_prm is 'maybe'; it must be true or false"):
+        compose("run_ttc", ["use_prm=maybe"])
+
+
+def test_ranges_take_any_preset():
+    ranges = compose("generate", ["ranges.gauss_vortices.strength=[1,2]", "ranges.riemann4.density=[1,3]"])["ranges"]
+    assert ranges["gauss_vortices"] == {"strength": [1, 2]}
+    assert ranges["riemann4"]["density"] == [1, 3] and "pressure" in ranges["riemann4"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    n: int
+    names: tuple[str, ...] = ()
+    place: Path | None = None
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    either: Inner | Mapping[str, object] | None = None
+    flag: bool = False
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise ValueError(f"n is {self.n}; it must be at least 1")
+
+
+def test_a_dataclass_is_built_with_its_types():
+    built = build(Outer, {"n": 3, "names": ["a"], "place": "x", "inner": {"rate": 1}, "either": {"rate": 2}, "flag": True})
+    assert built == Outer(3, ("a",), Path("x"), Inner(1.0), Inner(2.0), True)
+    assert isinstance(built.inner.rate, float)
+    assert build(Outer, {"n": 1, "either": None}).either is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n": "abc"}, "n is 'abc'; expected a whole number"),
+        ({"n": 2.5}, "n is 2.5; expected a whole number"),
+        ({"n": True}, "n is True; expected a whole number"),
+        ({"n": "???"}, "n is not given; add n=..."),
+        ({"n": 0}, "n is 0; it must be at least 1"),
+        ({"n": 1, "names": "a"}, r"names is 'a'; expected a list \[a,b\]"),
+        ({"n": 1, "names": [1]}, r"names\[0\] is 1; expected text"),
+        ({"n": 1, "inner": {"rate": "x"}}, "inner.rate is 'x'; expected a number"),
+        ({"n": 1, "inner": {"speed": 1}}, "unknown key 'inner.speed'"),
+        ({"n": 1, "flag": 1}, "flag is 1; expected true or false"),
+        ({"n": 1, "place": 4}, "place is 4; expected a path"),
+    ],
+)
+def test_a_value_of_another_type_names_its_key(values, message):
+    with pytest.raises(ArgumentError, match=message):
+        build(Outer, values)
+
+
+def test_a_field_is_called_by_the_users_name():
+    with pytest.raises(ArgumentError, match=r"eval\.count is 0; it must"):
+        build(Outer, {"n": 0}, names={"n": "eval.count"})
+
+
+def defaults(kind) -> dict:
+    found = {}
+    for field in dataclasses.fields(kind):
+        value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        found[field.name] = value
+    return strict(found)  # with lists for tuples, as YAML has them
+
+
+def test_the_shipped_values_are_those_of_the_dataclasses():
+    assert compose("generate", []) == defaults(GenerateConfig)
+    train = compose("train_fm", [])
+    sizes = train.pop("model")
+    assert train == {name: value for name, value in defaults(TrainConfig).items() if name != "model"}
+    assert sizes == {name: defaults(ViTConfig)[name] for name in sizes}
+    run = compose("run_ttc", [])
+    given = {name: value for name, value in run["ttc"].items() if name != "stochastic"}
+    assert given == {name: defaults(TTCConfig)[name] for name in given}
+    assert run["ttc"]["stochastic"].keys() == defaults(StochasticConfig).keys()
+    arm = defaults(ARMWeights) | {"momentum": defaults(RunTTCConfig)["momentum"], "scale": defaults(RunTTCConfig)["scale"]}
+    assert run["arm"] == arm
+
+
+def test_every_configuration_fits_what_it_configures():
+    build(GenerateConfig, compose("generate", []))
+    build(TrainConfig, compose("train_fm", []))
+    fit(run_demo, compose("demo", []))
+
+
+def test_every_file_of_the_configuration_is_valid_for_its_command():
+    commands = {path.stem for path in CONFIGS.glob("*.yaml")} - {"ttc", "arm"}
+    for command in commands:
+        assert compose(command, [])

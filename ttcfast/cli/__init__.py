@@ -1,0 +1,1 @@
+"""The ``ttcfast`` command: one thin file per subcommand, no logic."""

@@ -1,0 +1,33 @@
+"""``ttcfast bench``: time an operation against its peers (from a checkout)"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ttcfast.runtime.errors import ArgumentError, UserError
+
+from .main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(values: Mapping[str, Any]) -> None:
+    known = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py"))
+    if not known:
+        raise ArgumentError(f"there is no bench folder beside the package ({ROOT}); run from a checkout of ttcfast")
+    if values["op"] not in known:
+        raise ArgumentError(f"op is {values['op']!r}; it must be one of {', '.join(known)}")
+    # In a process of its own: it sets thread counts and measures memory.
+    command = [sys.executable, "-m", "pytest", f"bench/bench_{values['op']}.py", "--benchmark-only", *shlex.split(str(values["args"]))]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if status:
+        raise UserError(f"{' '.join(command[1:])} ended with status {status}; its own message stands above")
+
+
+if __name__ == "__main__":
+    sys.exit(main(["bench", *sys.argv[1:]]))

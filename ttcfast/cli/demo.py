@@ -1,0 +1,22 @@
+"""``ttcfast demo``: the shipped surrogate on the shipped test trajectories, every method in one table, with figures"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .configuration import fit, save
+from .main import main
+
+
+def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.report.demo import run_demo
+
+    arguments = fit(run_demo, values)
+    save(values["out"], values, "demo")
+    run_demo(**arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["demo", *sys.argv[1:]]))

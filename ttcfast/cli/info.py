@@ -1,0 +1,19 @@
+"""``ttcfast info``: which backends, builds and devices are here, and why the others are not"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .main import main
+
+
+def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.ops import info
+
+    print(info())
+
+
+if __name__ == "__main__":
+    sys.exit(main(["info", *sys.argv[1:]]))
