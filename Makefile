@@ -1,0 +1,66 @@
+# What a newcomer and a developer type. Each target first installs what it needs into .venv, once.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format aot bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+RUN := $(VENV)/bin/python
+BUILD := setup.py pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
+
+# The pins hold for the package and for what builds it (pip < 25.3 reads the first for both).
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+define install
+	@start=$$SECONDS; echo "installing ttcfast$(1) into $(VENV) (once)"; \
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; install your system's python3-venv package" >&2; exit 1; }; \
+	$(RUN) -m pip install -qq -e '.$(1)'; \
+	touch $@; echo "installation took $$((SECONDS - start)) s"
+endef
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo '  ARGS="..." is handed on, for example: make test ARGS="tests/ops -x", make demo ARGS="out=/tmp/demo"'
+
+demo: $(VENV)/.installed-demo ## install, roll out the shipped model with and without test-time compute, print one table, draw the figures
+	@start=$$SECONDS; $(RUN) -m ttcfast.cli.demo $(ARGS); echo "the demo took $$((SECONDS - start)) s"
+
+test: $(VENV)/.installed-test ## the test suite (ARGS="-m slow" for the long tests)
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+lint: $(VENV)/.installed-lint ## ruff, mypy, clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.installed-lint ## let ruff and clang-format rewrite the sources
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+aot: $(VENV)/.installed-test ## compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100, and check its limits
+	$(RUN) -m bench.aot $(ARGS)
+
+bench: $(VENV)/.installed-test ## time the operations against their peers
+	$(RUN) -m ttcfast.cli.bench $(ARGS)
+
+clean: ## remove what make made: .venv, builds, caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ttcfast/_C*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-demo: $(BUILD)
+	$(call install,)
+
+$(VENV)/.installed-test: $(BUILD)
+	$(call install,[test$(comma)gpu])
+
+$(VENV)/.installed-lint: $(BUILD)
+	$(call install,[lint])
+
+comma := ,
