@@ -31,7 +31,7 @@ def tensors():
 def test_a_checkpoint_comes_back_exactly(tmp_path):
     given = tensors()
     save(tmp_path / "a.safetensors", given, META)
-    found, meta = load(tmp_path / "a.safetensors", expect={"architecture": "vit"})
+    found, meta = load(tmp_path / "a.safetensors", expect={"architecture": "vit", "sizes": {"width": 8, "patch": (4, 4)}})
     assert meta == META
     assert found.keys() == given.keys()
     for name, tensor in given.items():

@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
         raise CheckpointError(f"checkpoint {path} is damaged (its checksum does not fit its tensors); copy or make it again")
     for key, wanted in (expect or {}).items():
         found = entry["meta"].get(key)
-        if found != wanted:
+        if found != json.loads(json.dumps(wanted)):  # as JSON has it, with lists for tuples
             raise CheckpointError(f"checkpoint {path} has {key} {found!r}; expected {wanted!r}: give a checkpoint of that {key}")
     return tensors, entry["meta"]
 
