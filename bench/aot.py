@@ -47,8 +47,8 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, 
         yield from import_module(f"ttcfast.kernels.{path.stem}").variants()
 
 
-def compile_for(architecture: int, kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int) -> bytes:
-    """The cubin of one kernel."""
+def compile_for(architecture: int, kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int) -> Any:
+    """One kernel, compiled by Triton."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -56,20 +56,20 @@ def compile_for(architecture: int, kernel: Any, signature: dict[str, str], const
     arguments = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=arguments, constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()})
     options = {"num_warps": warps, "enable_fp_fusion": False}
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
-def usage_of(cubin: bytes) -> Usage:
-    """Registers, stack and shared memory, as ``cuobjdump --dump-resource-usage`` reports them."""
+def usage_of(compiled: Any) -> Usage:
+    """Registers and stack as ``cuobjdump --dump-resource-usage`` reports them; shared memory is asked for at launch, so Triton knows it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
         done = subprocess.run([cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {done.stdout!r}")
-    registers, stack, shared, local = map(int, found.groups())
-    return Usage(registers, stack + local, shared)
+    registers, stack, static, local = map(int, found.groups())
+    return Usage(registers, stack + local, static + compiled.metadata.shared)
 
 
 def cuobjdump() -> str:

@@ -90,13 +90,11 @@ inline void add_cell(Lanes<Acc>& lanes, int lane, const Channels<Acc>& u, const 
 
 template <Kind kind, int M, class Acc>
 void add_cells(Lanes<Acc>& lanes, const Channels<Acc>& u, const Channels<Acc>& s, const Acc* volume, Acc gamma, int64_t n) {
-    Lanes<Acc> sums = lanes;  // a local that no row can alias, so that the compiler may vectorise over lanes
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-        for (int lane = 0; lane < kLanes; ++lane) add_cell<kind, M>(sums, lane, u, s, volume, gamma, i + lane);
+        for (int lane = 0; lane < kLanes; ++lane) add_cell<kind, M>(lanes, lane, u, s, volume, gamma, i + lane);
     }
-    for (int lane = 0; i + lane < n; ++lane) add_cell<kind, M>(sums, lane, u, s, volume, gamma, i + lane);
-    lanes = sums;
+    for (int lane = 0; i + lane < n; ++lane) add_cell<kind, M>(lanes, lane, u, s, volume, gamma, i + lane);
 }
 
 template <class Acc>

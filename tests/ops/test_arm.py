@@ -320,7 +320,7 @@ def test_bad_candidate_has_no_gradient_and_leaves_the_others_theirs(backend, dev
     assert bool((candidates.grad[0, 1] == 0).all()) and bool((candidates.grad[0, 2] != 0).any())
 
 
-@pytest.mark.parametrize(("kind", "dtype"), zip(KINDS, (*DTYPES, torch.float32)), ids=str)
+@pytest.mark.parametrize(("kind", "dtype"), list(zip(KINDS, (*DTYPES, torch.float32))), ids=str)
 def test_opcheck(backend, device, kind, dtype):
     spec = on(with_parameters(spec_of(kind, 2, 2), (4, 5), spec_of(kind, 2, 2).num_channels + 1, 2), device)
     state, candidates = (x.to(device) for x in problem(spec, (4, 5), dtype))

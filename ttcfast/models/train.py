@@ -246,13 +246,10 @@ class _Run:
         if not self.training.exists():
             return 0
         expect = {k: self.meta[k] for k in ("architecture", "model")}
-        # JSON turns the tuples of the sizes into lists; compare like with like.
-        found = checkpoints.load(self.training)[1]
-        if any(_plain(found.get(k)) != _plain(v) for k, v in expect.items()):
-            raise CheckpointError(
-                f"checkpoint {self.training} is of another model ({found.get('model')}); give another out= or resume=false"
-            )
-        extra = checkpoints.load_training(self.training, self.model, self.optimizer)
+        try:
+            extra = checkpoints.load_training(self.training, self.model, self.optimizer, expect)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
         self._spent, self._started = float(extra["seconds"]), _now()
         return int(extra["step"])
@@ -302,12 +299,5 @@ def _spread(x: Tensor, count: int) -> Tensor:
     return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
 def _now() -> float:
     return time.monotonic()
-
