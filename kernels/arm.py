@@ -89,11 +89,10 @@ def arm_partial_kernel(
     inside = cell < cells
     gamma = tl.load(gammas + n).to(ACC)
     zero = tl.zeros([TILE], dtype=ACC)
-    ones = zero + 1
     if volumes is not None:
         volume = tl.load(volumes + cell, mask=inside, other=0.0)
     else:
-        volume = ones
+        volume = zero + 1
     if mask is not None:
         masked = tl.load(mask + cell, mask=inside, other=0).to(tl.int32) != 0
     prescribed = tl.full([TILE], value, tl.float64).to(ACC)
@@ -102,10 +101,7 @@ def arm_partial_kernel(
     at = state + n * state_n + _space_offsets(cell, e1, e2, state_0, state_1, state_2, STATE_CONTIGUOUS)
     rho_old = tl.load(at + RHO * state_c, mask=inside, other=1.0).to(ACC)
     m0_old = tl.load(at + M0 * state_c, mask=inside, other=0.0).to(ACC)
-    m1_old = zero
-    m2_old = zero
-    e_old = zero
-    p_old = zero
+    m1_old, m2_old, e_old, p_old = zero, zero, zero, zero
     if M1 >= 0:
         m1_old = tl.load(at + M1 * state_c, mask=inside, other=0.0).to(ACC)
     if M2 >= 0:
@@ -120,14 +116,8 @@ def arm_partial_kernel(
         b = group * GROUP + i
         if b < B:
             base = cand + n * cand_n + b * cand_b + offsets
-            rho = zero
-            m0 = zero
-            m1 = zero
-            m2 = zero
-            e = zero
-            p = zero
-            bad = zero
-            away = zero
+            rho, m0, m1, m2, e, p = zero, zero, zero, zero, zero, zero
+            bad, away = zero, zero
             for c in tl.static_range(C):
                 # Cells outside hold the state's own filling: no change, nothing negative, nothing bad.
                 fill = 1.0 if c == RHO else 0.0
