@@ -1,5 +1,5 @@
 // The analytical reward of one step: per-candidate conservation residuals, boundary violation and positivity in one pass.
-// Plain structs and functions; the definition is arm_ref in ttcfast/ops/arm.py.
+// Plain structs and functions; the definition is arm_ref in ttcfast/ops/arm_ref.py.
 #pragma once
 
 #include <cstdint>

@@ -140,8 +140,9 @@ class TileReader {
           state_contiguous_(grid_.contiguous(p.state.stride_s)),
           cand_contiguous_(grid_.contiguous(p.cand.stride_s)),
           add_cells_(arithmetic_of<Acc>(p)),
-          state_buffer_(static_cast<size_t>(p.channels * kTile)),
-          cand_buffer_(static_cast<size_t>(p.channels * kTile)),
+          row_(std::min(kTile, grid_.cells())),
+          state_buffer_(static_cast<size_t>(p.channels * row_)),
+          cand_buffer_(static_cast<size_t>(p.channels * row_)),
           state_rows_(static_cast<size_t>(p.channels)),
           cand_rows_(static_cast<size_t>(p.channels)) {}
 
@@ -180,7 +181,7 @@ class TileReader {
         const T* base = static_cast<const T*>(field.data) + n * field.stride_n + b * field.stride_b;
         for (int64_t c = 0; c < p_.channels; ++c) {
             rows[static_cast<size_t>(c)] =
-                read_cells(base + c * field.stride_c, grid_, field.stride_s, contiguous, start, count, buffer.data() + c * kTile);
+                read_cells(base + c * field.stride_c, grid_, field.stride_s, contiguous, start, count, buffer.data() + c * row_);
         }
         auto row = [&](int c) { return c < 0 ? nullptr : rows[static_cast<size_t>(c)]; };
         Channels<Acc> named{row(p_.density), {}, row(p_.energy), row(p_.pressure)};
@@ -198,6 +199,7 @@ class TileReader {
     Grid grid_;
     bool state_contiguous_, cand_contiguous_;
     AddCells<Acc> add_cells_;
+    int64_t row_;  // cells per channel in a buffer
     std::vector<Acc> state_buffer_, cand_buffer_;
     std::vector<const Acc*> state_rows_, cand_rows_;
 };
@@ -247,11 +249,12 @@ void arm_typed(const ArmProblem& p, const ArmOutput& out) {
     const int64_t cells = p.extent[0] * p.extent[1] * p.extent[2];
     const int64_t tiles = (cells + kTile - 1) / kTile, groups = (p.candidates + kGroup - 1) / kGroup;
     const bool small = p.problems * p.candidates * p.channels * cells < kSerialBelow;
-    const int threads = small ? 1 : std::max(p.threads, 1);
+    const int64_t items = p.problems * tiles * groups;
+    const int threads = small ? 1 : static_cast<int>(std::clamp<int64_t>(items, 1, std::max(p.threads, 1)));
 
     std::vector<Partial> partials(static_cast<size_t>(p.problems * p.candidates * tiles));
     std::vector<TileReader<T, Acc>> readers(static_cast<size_t>(threads), TileReader<T, Acc>(p));
-    parallel_for(p.problems * tiles * groups, threads, [&](int64_t item, int worker) {
+    parallel_for(items, threads, [&](int64_t item, int worker) {
         const int64_t group = item % groups, tile = item / groups % tiles, n = item / groups / tiles;
         const int64_t first = group * kGroup, last = std::min(first + kGroup, p.candidates);
         readers[static_cast<size_t>(worker)].run(n, first, last, tile, tiles, partials.data() + n * p.candidates * tiles);

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -23,8 +23,8 @@ void parallel_for(int64_t items, int threads, const Work& work) {
     for (int worker = 1; worker <= wanted; ++worker) {
         try {
             others.emplace_back(drain, worker);
-        } catch (const std::system_error&) {
-            break;  // no more threads to be had: those that run will do the work
+        } catch (const std::exception&) {
+            break;  // no thread or no memory to be had (system_error, bad_alloc): those that run do the work and are joined below
         }
     }
     drain(0);

@@ -36,7 +36,7 @@ def _space_offsets(cell, e1, e2, s0, s1, s2, CONTIGUOUS: tl.constexpr):
     if CONTIGUOUS:
         offset = cell
     else:
-        offset = (cell // (e1 * e2)) * s0 + (cell // e2 % e1) * s1 + (cell % e2) * s2
+        offset = (cell // e2 // e1) * s0 + (cell // e2 % e1) * s1 + (cell % e2) * s2
     return offset
 
 
@@ -81,6 +81,8 @@ def arm_partial_kernel(
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    # A constexpr times an int32 argument would stay int32 and overflow. tl.cast, since a stride of 1 arrives as a constexpr.
+    state_c, cand_c, channel_cells = tl.cast(state_c, tl.int64), tl.cast(cand_c, tl.int64), tl.cast(cells, tl.int64)
     program = tl.program_id(0).to(tl.int64)
     tile = program % tiles
     group = program // tiles % groups
@@ -125,7 +127,7 @@ def arm_partial_kernel(
                 bad += tl.where(tl.abs(row) < float("inf"), 0.0, 1.0)
                 if mask is not None:
                     if values is not None:
-                        prescribed = tl.load(values + c * cells + cell, mask=inside & masked, other=0.0)
+                        prescribed = tl.load(values + c * channel_cells + cell, mask=inside & masked, other=0.0)
                     away += tl.where(masked, tl.abs(row - prescribed), 0.0)
                 if c == RHO:
                     rho = row
