@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
@@ -23,6 +25,13 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
 def at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
         raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+def whole(name: str, value: int, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
+    at_least(name, int(value), least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +88,17 @@ class StateSpec:
             raise ValueError("pressure is None; with variables='primitive' name the pressure channel")
         if self.variables == "conserved" and self.energy is None:
             raise ValueError("energy is None; with variables='conserved' name the energy channel")
-        if not torch.is_tensor(self.gamma) and not self.gamma > 1:
+        if not torch.is_tensor(self.gamma) and not 1 < self.gamma < math.inf:
             raise ValueError(f"gamma is {self.gamma}; it must be above 1")
         if torch.is_tensor(self.gamma) and (self.gamma.ndim > 1 or not bool((self.gamma > 1).all())):
             raise ValueError(f"gamma has shape {tuple(self.gamma.shape)} and minimum {self.gamma.min():g}; give [N] values above 1")
         volume = self.cell_volume
         if torch.is_tensor(volume) and volume.ndim not in (0, self.ndim):
             raise ValueError(f"cell_volume has shape {tuple(volume.shape)}; give a number or one value per cell in {self.ndim} dimensions")
-        if not (bool((volume > 0).all()) if torch.is_tensor(volume) else volume > 0):
-            raise ValueError(f"cell_volume is {volume if not torch.is_tensor(volume) else float(volume.min())}; it must be positive")
+        if not (bool(((volume > 0) & (volume < math.inf)).all()) if torch.is_tensor(volume) else 0 < volume < math.inf):
+            raise ValueError(
+                f"cell_volume is {volume if not torch.is_tensor(volume) else float(volume.min())}; it must be positive and finite"
+            )
         mask = self.boundary_mask
         if mask is not None and (mask.dtype != torch.bool or mask.ndim != self.ndim):
             raise ValueError(f"boundary_mask is {mask.dtype} {tuple(mask.shape)}; give a bool mask over the {self.ndim} space dimensions")
@@ -286,9 +297,9 @@ class TTCConfig:
     ndim: int = 2
 
     def __post_init__(self) -> None:
-        at_least("branching_factor", self.branching_factor, 1)
-        at_least("beam_width", self.beam_width, 1)
-        at_least("max_resample", self.max_resample, 0)
+        for name, least in (("branching_factor", 1), ("beam_width", 1), ("max_resample", 0), ("chunk_size", 1), ("memory_budget", 1)):
+            if (value := getattr(self, name)) is not None:
+                whole(name, value, least)
         at_least("min_score_spread", self.min_score_spread, 0)
         at_least("seed", self.seed, 0)
         one_of("project", self.project, (None, "conservation"))
@@ -296,9 +307,5 @@ class TTCConfig:
         one_of("select", self.select, ("argmax", "softmax_mean", "span"))
         one_of("score_aggregation", self.score_aggregation, ("sum", "last", "mean", "discounted"))
         one_of("ndim", self.ndim, (1, 2, 3))
-        if self.chunk_size is not None:
-            at_least("chunk_size", self.chunk_size, 1)
-        if self.memory_budget is not None:
-            at_least("memory_budget", self.memory_budget, 1)
         if self.stochastic is not None:
             object.__setattr__(self, "stochastic", StochasticConfig.of(self.stochastic))

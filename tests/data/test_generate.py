@@ -10,6 +10,7 @@ import yaml
 
 from ttcfast.data import GenerateConfig, TrajectoryFile, find_files, generate, read_trajectories
 from ttcfast.data.generate import block_average
+from ttcfast.data.pairs import WindowSampler
 from ttcfast.runtime.errors import DataError, OutputError
 
 SMALL = {"grid": 8, "frames": 3, "t_end": 0.1, "per_file": 2, "batch": 2, "dtype": "float64"}
@@ -143,6 +144,39 @@ def test_a_missing_truncated_or_foreign_file_gives_one_clear_error(tmp_path):
         f["t0_fields/energy"] = np.zeros((2, 3, 8, 9), dtype=np.float32)
     with pytest.raises(DataError, match=r"energy has shape \(2, 3, 8, 9\)"):
         TrajectoryFile(path)
+
+
+def test_damaged_layouts_give_one_clear_error(tmp_path):
+    path = tmp_path / "odd.hdf5"
+    with h5py.File(path, "w") as f:
+        f["t0_fields"] = 1.0
+    with pytest.raises(DataError, match="damaged or not in The Well's layout"):
+        TrajectoryFile(path)
+    with h5py.File(path, "w") as f:
+        f["t0_fields/density"], f["t0_fields/energy"], f["t1_fields/momentum"], f["dimensions/time"] = 1.0, 1.0, 1.0, 1.0
+    with pytest.raises(DataError, match="damaged or not in The Well's layout"):
+        TrajectoryFile(path)
+
+
+def test_what_a_killed_writer_left_is_not_read(tmp_path):
+    path = make(tmp_path, n=2, presets=("riemann4",))[0]
+    path.with_name(".riemann4_0001.1.partial.hdf5").write_bytes(path.read_bytes()[:100])
+    assert find_files(tmp_path, "train") == [path]
+
+
+def test_files_of_another_physics_are_not_mixed(tmp_path):
+    a, b = (make(tmp_path / name, n=2, presets=("riemann4",), gamma=g)[0] for name, g in (("a", 1.4), ("b", 1.6)))
+    with pytest.raises(DataError, match=r"gamma 1.6; .* has 1.4"):
+        read_trajectories([a, b])
+    with pytest.raises(DataError, match="gamma"):
+        WindowSampler([a, b])
+
+
+def test_walls_make_a_closed_domain(tmp_path):
+    closed = TrajectoryFile(make(tmp_path / "w", n=2, presets=("riemann4",), boundary="reflecting")[0]).spec
+    assert closed.closed and not any(closed.periodic_axes) and closed.conserved_channels == (0, 3)
+    opened = TrajectoryFile(make(tmp_path / "o", n=2, presets=("riemann4",), boundary="outflow")[0]).spec
+    assert not opened.closed and opened.conserved_channels == ()
 
 
 def test_reading_is_lazy_and_survives_pickling(tmp_path):

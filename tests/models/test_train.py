@@ -102,6 +102,22 @@ def test_another_model_in_the_same_folder_is_refused(config):
         train(dataclasses.replace(config, model={**SIZES, "width": 32}))
 
 
+def test_other_settings_in_the_same_folder_are_refused(config):
+    train(config)
+    with pytest.raises(CheckpointError, match=r"seed 0, now 1.*resume=false"):
+        train(dataclasses.replace(config, seed=1))
+    fresh = train(dataclasses.replace(config, seed=1, resume=False))
+    assert fresh.steps == config.steps
+
+
+def test_a_run_whose_time_is_up_trains_no_further(config):
+    first = train(dataclasses.replace(config, steps=10_000, max_seconds=0.5))
+    again = train(dataclasses.replace(config, steps=10_000, max_seconds=0.5))
+    assert again.steps == first.steps
+    a, b = weights(first.checkpoint), weights(again.checkpoint)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
 def test_wrong_settings_are_named(config, tmp_path):
     with pytest.raises(ValueError, match="loss is 'l3'"):
         dataclasses.replace(config, loss="l3")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ class GenerateConfig:
             raise ArgumentError(f"presets is empty; name at least one of {', '.join(PRESETS)}")
         for preset in self.presets:
             one_of("presets", preset, tuple(PRESETS))
+        for preset, given in self.ranges.items():
+            one_of("ranges", preset, tuple(PRESETS))
+            known = [name for name in inspect.signature(PRESETS[preset]).parameters if name not in ("n", "grid", "seed", "first", "gamma")]
+            for name in given:
+                one_of(f"ranges.{preset}", name, tuple(known))
         if self.n is not None:
             at_least("n", self.n, len(self.presets))
 
@@ -198,9 +203,6 @@ def _times(config: GenerateConfig) -> Tensor:
 
 
 def _spec(config: GenerateConfig) -> StateSpec:
-    return StateSpec.euler2d(gamma=config.gamma, cell_volume=1.0 / config.grid**2, periodic=config.boundary == "periodic")
-
-
-def split_files(root: str | os.PathLike[str], splits: Sequence[str] = SPLITS) -> dict[str, list[Path]]:
-    """The files of each split under ``root`` that has any."""
-    return {s: files for s in splits if (files := sorted((Path(root) / "data" / s).glob("*.hdf5")))}
+    return StateSpec.euler2d(
+        gamma=config.gamma, cell_volume=1.0 / config.grid**2, periodic=config.boundary == "periodic", closed=config.boundary == "reflecting"
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttcfast.spec import at_least
 
-from .trajectory_file import TrajectoryFile
+from .trajectory_file import TrajectoryFile, require_alike
 
 
 class WindowSampler:
@@ -29,6 +29,7 @@ class WindowSampler:
     def __init__(self, paths: Sequence[str | os.PathLike[str]], *, length: int = 2, seed: int = 0) -> None:
         self.files = [TrajectoryFile(p) for p in paths]
         at_least("number of files", len(self.files), 1)
+        require_alike(self.files)
         self.length, self.seed = length, seed
         self._starts = len(self.files[0].times) - length + 1
         if self._starts < 1:

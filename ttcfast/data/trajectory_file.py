@@ -45,7 +45,7 @@ class TrajectoryFile:
         file = self._open()
         try:
             self._read_header(file)
-        except (KeyError, OSError, ValueError, RuntimeError) as error:
+        except (KeyError, OSError, ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
             raise DataError(f"data file {path} is damaged or not in The Well's layout: {error}") from error
 
     def __len__(self) -> int:
@@ -113,7 +113,8 @@ class TrajectoryFile:
             gamma=_gamma(file),
             cell_volume=_cell_volume(file, self.shape),
             ndim=ndim,
-            periodic=_periodic(file, ndim),
+            periodic=_axes_with(file, ndim, "PERIODIC"),
+            closed=_closed(file, ndim),
         )
 
 
@@ -128,12 +129,7 @@ def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None
     if not paths:
         raise DataError("no data file given; name at least one .hdf5 file or a folder that holds some")
     files = [TrajectoryFile(p) for p in paths]
-    for other in files[1:]:
-        if (other.shape, len(other.times)) != (files[0].shape, len(files[0].times)):
-            raise DataError(
-                f"data file {other.path} has grid {other.shape} and {len(other.times)} frames; "
-                f"{files[0].path} has {files[0].shape} and {len(files[0].times)}: read them in two runs"
-            )
+    require_alike(files)
     available = sum(len(f) for f in files)
     wanted = available if count is None else count
     if wanted > available or wanted < 1:
@@ -142,6 +138,28 @@ def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None
         )
     picked = sorted(((f, i) for f in files for i in range(len(f))), key=lambda pick: pick[1])[:wanted]
     return torch.stack([f[i] for f, i in picked]), files[0]
+
+
+def require_alike(files: Sequence[TrajectoryFile]) -> None:
+    """Raise ``DataError`` unless all files have one grid, one set of times and one physics; the message names the first difference."""
+    first = _kind(files[0])
+    for other in files[1:]:
+        for name, value in _kind(other).items():
+            if value != first[name]:
+                raise DataError(f"data file {other.path} has {name} {value}; {files[0].path} has {first[name]}: read them in two runs")
+
+
+def _kind(file: TrajectoryFile) -> dict[str, object]:
+    spec, step = file.spec, file.times.diff()
+    return {
+        "grid": file.shape,
+        "frames": len(file.times),
+        "time step": round(float(step.mean()), 6) if len(step) else 0.0,
+        "gamma": spec.gamma,
+        "cell volume": spec.cell_volume,
+        "periodic axes": spec.periodic_axes,
+        "closed": spec.closed,
+    }
 
 
 def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[Path]:
@@ -155,7 +173,8 @@ def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[P
         return [root]
     folders = [root / "data" / split, root / split] if split else [root, root / "data"]
     for folder in folders:
-        if files := sorted([*folder.glob("*.hdf5"), *folder.glob("*.h5")]):
+        # A killed writer leaves a hidden partial file.
+        if files := sorted(p for p in [*folder.glob("*.hdf5"), *folder.glob("*.h5")] if not p.name.startswith(".")):
             return files
     raise DataError(f"no .hdf5 file in {' or '.join(map(str, folders))}; make some with `ttcfast generate out={root}`")
 
@@ -182,10 +201,16 @@ def _cell_volume(file: h5py.File, shape: tuple[int, ...]) -> float:
     return volume
 
 
-def _periodic(file: h5py.File, ndim: int) -> tuple[bool, ...]:
+def _closed(file: h5py.File, ndim: int) -> bool:
+    """Walls wherever the domain does not wrap around."""
+    walls, wraps = _axes_with(file, ndim, "WALL"), _axes_with(file, ndim, "PERIODIC")
+    return any(walls) and all(a or b for a, b in zip(walls, wraps, strict=True))
+
+
+def _axes_with(file: h5py.File, ndim: int, kind: str) -> tuple[bool, ...]:
     flags = [False] * ndim
     for name, side in file.get("boundary_conditions", {}).items():
-        if _text(side.attrs.get("bc_type", "")).upper() == "PERIODIC":
+        if _text(side.attrs.get("bc_type", "")).upper() == kind:
             for axis in range(ndim):
                 flags[axis] |= name.startswith("xyz"[axis])
     return tuple(flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -114,7 +115,7 @@ def train(config: TrainConfig) -> TrainResult:
     """Train, or go on training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
 
     A run that is killed and started again goes on from its last save and ends with the same weights as one that was not (bit for bit on one
-    machine with the same number of threads), unless ``max_seconds`` ends it.
+    machine with the same number of threads), unless ``max_seconds`` ends it. Other settings than the first time are refused.
 
     Raises:
         DataError: no data. CheckpointError: ``init`` or the training state is of another architecture.
@@ -122,12 +123,15 @@ def train(config: TrainConfig) -> TrainResult:
     """
     out = output_folder(config.out)
     run = _Run(config, out)
-    first = run.resume() if config.resume else 0
+    first = run.resume() if config.resume else run.restart()
     log = RunLog(out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None)
     validation: dict[str, float] = {}
     with log, bar(config.steps, "train") as progress:
         progress.advance(first)
+        done = first
         for step in range(first, config.steps):
+            if run.out_of_time():
+                break
             loss, norm, lr = run.step(step)
             done = step + 1
             if not math.isfinite(loss):
@@ -142,10 +146,8 @@ def train(config: TrainConfig) -> TrainResult:
             if done % config.save_every == 0 or last:
                 run.save(done)
             progress.advance()
-            if last:
-                break
-        else:
-            done, validation = first, run.validate()
+        if done == first:
+            validation = run.validate()
     run.export(done, validation)
     return TrainResult(run.checkpoint, done, validation)
 
@@ -239,20 +241,36 @@ class _Run:
 
     def save(self, step: int) -> None:
         """Everything a resume needs, and the checkpoint as it stands."""
-        extra = {"step": step, "average": dict(self.average), "seconds": self.clock()}
+        extra = {"step": step, "average": dict(self.average), "seconds": self.clock(), "config": self._settings()}
         checkpoints.save_training(self.training, self.model, self.optimizer, extra, meta=self.meta)
 
+    def restart(self) -> int:
+        """Forget what an earlier run left, or a kill before the first save would bring it back."""
+        self.training.unlink(missing_ok=True)
+        return 0
+
     def resume(self) -> int:
+        """Go on where the last save was; returns its step, 0 without one."""
         if not self.training.exists():
             return 0
-        expect = {k: self.meta[k] for k in ("architecture", "model")}
+        expect = {k: self.meta[k] for k in ("architecture", "model", "normalizer")}
         try:
             extra = checkpoints.load_training(self.training, self.model, self.optimizer, expect)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
+        settings = self._settings()
+        if other := [f"{k} {extra['config'].get(k)!r}, now {v!r}" for k, v in settings.items() if extra["config"].get(k) != v]:
+            raise CheckpointError(
+                f"checkpoint {self.training} is of a run with other settings ({'; '.join(other)}); "
+                "give them again, or another out=, or resume=false"
+            )
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
         self._spent, self._started = float(extra["seconds"]), _now()
         return int(extra["step"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resume may not change, as JSON has it."""
+        return {k: v for k, v in json.loads(json.dumps(asdict(self.config))).items() if k not in _FREE_ON_RESUME}
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         meta = {**self.meta, "training": {**asdict(self.config), "steps_done": step}, "validation": validation}
@@ -291,6 +309,19 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
 
+_FREE_ON_RESUME = {
+    "out",
+    "resume",
+    "device",
+    "compile",
+    "max_seconds",
+    "valid",
+    "val_every",
+    "save_every",
+    "log_every",
+    "tensorboard",
+    "wandb",
+}
 _LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
 
 

@@ -46,7 +46,7 @@ def run_demo(
         branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
         sweep: values of B for ARM and the oracle, on the first ``sweep_problems``.
         checkpoint: another surrogate than the one in ``examples``.
-        stochastic: replaces the checkpoint's own noise.
+        stochastic: replaces the default noise, the model's own dropout.
         scorers: rewards beside ARM, by name.
         device, tensorboard, wandb: as in ``RunTTCConfig``.
         quiet: print nothing.
@@ -116,7 +116,7 @@ def _examples(given: str | Path | None) -> Path:
 
 
 def _checkpoint(folder: Path) -> Path:
-    found = sorted(p for p in folder.glob("*.safetensors") if "finetuned" not in p.name)
+    found = sorted(p for p in folder.glob("*.safetensors") if "finetuned" not in p.name and not p.name.startswith("."))
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise DataError(f"{folder} should hold one surrogate (*.safetensors), found {names}; give checkpoint=<file>")

@@ -34,7 +34,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: Mapp
         OutputError: the file cannot be written.
     """
     stored = {name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    header = {_KEY: json.dumps({"meta": meta, "checksum": _checksum(stored)})}
+    header = {_KEY: json.dumps({"meta": meta, "checksum": _checksum(stored, json.dumps(meta))})}
     with atomic_write(path, "wb") as file:
         file.write(to_bytes(stored, header))
 
@@ -63,9 +63,13 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
         raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file ({error}); copy or make it again") from error
     if header is None:
         raise CheckpointError(f"checkpoint {path} was not written by ttcfast (its header has no {_KEY!r} entry); give one that was")
-    entry = json.loads(header)
-    if entry["checksum"] != _checksum(tensors):
-        raise CheckpointError(f"checkpoint {path} is damaged (its checksum does not fit its tensors); copy or make it again")
+    try:
+        entry = json.loads(header)
+        whole = entry["checksum"] == _checksum(tensors, json.dumps(entry["meta"]))
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"checkpoint {path} is damaged (its checksum does not fit its contents); copy or make it again")
     for key, wanted in (expect or {}).items():
         found = entry["meta"].get(key)
         if found != json.loads(json.dumps(wanted)):  # as JSON has it, with lists for tuples
@@ -139,8 +143,8 @@ def load_training(
     return state["extra"]
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    total = 0
+def _checksum(tensors: Mapping[str, Tensor], meta: str) -> int:
+    total = zlib.crc32(meta.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total = zlib.crc32(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode(), total)
