@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.stochastic_sampling import enable_mc_dropout, mc_dropout
+from ttcfast.stochastic_sampling.dropout_wrap import active_rates
 
 
 class DropPath(nn.Module):
@@ -108,7 +109,10 @@ def test_injection_reaches_the_first_entry_of_a_tuple():
 
 
 def state_of(model: nn.Module) -> list:
-    return [(m.training, getattr(m, "p", None), getattr(m, "drop_prob", None), len(m._forward_hooks)) for m in model.modules()]
+    return [
+        (m.training, getattr(m, "p", None), getattr(m, "drop_prob", None), getattr(m, "dropout", None), len(m._forward_hooks))
+        for m in model.modules()
+    ]
 
 
 def test_the_context_restores_everything_exactly():
@@ -142,3 +146,44 @@ def test_rates_are_logged(caplog):
     with caplog.at_level("INFO", logger="ttcfast"):
         enable_mc_dropout(net(nn.Dropout(0.1)))
     assert "1 active sites, rates [0.1]" in caplog.text
+
+
+def encoder(dropout: float) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval()
+
+
+@pytest.mark.parametrize("own, p", [(0.3, None), (0.0, 0.3)])
+def test_dropout_reaches_transformer_layers_past_the_fused_path(own, p):
+    model, x = encoder(own), torch.randn(4, 5, 8)
+    fused, before = torch.backends.mha.get_fastpath_enabled(), state_of(model)
+    with torch.no_grad():
+        clean = model(x)
+        with mc_dropout(model, p):
+            assert not torch.backends.mha.get_fastpath_enabled()
+            assert len(active_rates(model)) == 8 and not torch.equal(model(x), model(x))
+            assert [type(m).__name__ for m in model.modules() if m.training] == ["MultiheadAttention", *["Dropout"] * 3] * 2
+        assert torch.equal(model(x), clean)
+    assert torch.backends.mha.get_fastpath_enabled() == fused and state_of(model) == before
+
+
+@pytest.mark.parametrize("own, p", [(0.5, None), (0.0, 0.5)])
+def test_attention_drops_its_weights(own, p):
+    model, x = nn.MultiheadAttention(8, 2, dropout=own, batch_first=True).eval(), torch.randn(4, 5, 8)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="stop"), mc_dropout(model, p):
+            assert active_rates(model) == [0.5] and model.dropout == 0.5
+            assert not torch.equal(model(x, x, x)[0], model(x, x, x)[0])
+            raise RuntimeError("stop")
+        assert torch.equal(model(x, x, x)[0], model(x, x, x)[0])
+    assert model.dropout == own and not model.training and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_enabling_for_good_reaches_transformer_layers_too():
+    model, x = encoder(0.3), torch.randn(4, 5, 8)
+    try:
+        enable_mc_dropout(model)
+        with torch.no_grad():
+            assert not torch.equal(model(x), model(x))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)

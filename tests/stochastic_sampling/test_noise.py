@@ -69,3 +69,14 @@ def test_one_candidate_of_one_problem_that_differs_is_enough(problem, candidate)
     x[problem, candidate, 0, 0, 0] = torch.nan
     require_distinct(x, None)
     require_distinct(x[:, :1], None)
+
+
+def test_rounding_is_measured_per_problem_and_channel():
+    x = torch.ones(2, 3, 4, 3, 3)
+    x[:, :, 3] = 1e5  # an energy, beside which a density of 1 has no say
+    x[:, 1, 0] += 1e-4
+    require_distinct(x, None)
+    x = torch.ones(2, 3, 4, 3, 3)
+    x[0] = 1e12  # a problem that blows up
+    x[1, 1] += 1e-4
+    require_distinct(x, None)

@@ -155,14 +155,67 @@ def test_a_score_floor_sends_a_penalised_step_to_the_deterministic_one():
         return -1.0 - c[:, 0, 0, 0]
 
     r = TTCGreedy(fm, harsh, TTCConfig(branching_factor=4, score_floor=-1.0)).rollout(x0, 2, return_info=True)
-    assert r.fallbacks.all() and bool((r.chosen == 0).all()) and r.resamples.sum() == 0 and not r.collapsed.any()
+    assert r.fallbacks.all() and bool((r.chosen == 0).all()) and bool((r.resamples == 2).all()) and not r.collapsed.any()
     assert torch.equal(r.trajectory[:, -1], x0.roll(2, -1))
     lenient = TTCGreedy(fm, harsh, TTCConfig(branching_factor=4, score_floor=-1e9)).rollout(x0, 2, return_info=True)
     assert lenient.fallbacks.sum() == 0 and lenient.chosen.sum() > 0
     outside = TTCGreedy(fm, harsh, TTCConfig(branching_factor=4, score_floor=-1.0, include_deterministic=False)).rollout(
         x0, 2, return_info=True
     )
-    assert torch.equal(outside.trajectory[:, -1], x0.roll(2, -1)) and bool((outside.chosen == -1).all()) and outside.nfe == 2 * 3 * 5
+    assert torch.equal(outside.trajectory[:, -1], x0.roll(2, -1)) and bool((outside.chosen == -1).all()) and outside.nfe == 2 * 3 * 13
+
+
+def test_a_step_below_the_floor_is_drawn_again_until_a_candidate_reaches_it():
+    calls = []
+
+    def warming(x, c):
+        calls.append(len(c))
+        level = 0.0 if len(calls) > 2 else -10.0  # the deterministic step, the others, then these anew
+        return level - 0.1 * c[:, 0, 0, 0]
+
+    cfg = TTCConfig(branching_factor=4, score_floor=-1.0)
+    r = TTCGreedy(shift_surrogate(), warming, cfg).rollout(euler_state(1), 1, return_info=True)
+    assert r.resamples.tolist() == [[1]] and not r.fallbacks.any() and r.chosen.item() > 0 and r.scores.max() > -1
+
+
+def test_a_candidate_below_the_floor_is_kept_where_the_fallback_is_not_finite():
+    class FailsWithoutNoise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            quiet = (x == x0).flatten(1).all(1)
+            return torch.where(quiet.reshape(-1, 1, 1, 1), torch.nan, x.roll(1, -1))
+
+    x0 = euler_state(1)
+    fm = Surrogate(FailsWithoutNoise(), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.01))
+    for include in (True, False):
+        cfg = TTCConfig(branching_factor=4, score_floor=0.0, include_deterministic=include)
+        r = TTCGreedy(fm, lambda x, c: -1.0 - c[:, 0, 0, 0], cfg).rollout(x0, 1, return_info=True)
+        assert r.fallbacks.all() and not r.frozen.any() and r.trajectory.isfinite().all()
+        assert r.chosen.item() == r.scores[0, 0].argmax() and r.scores.max() == -1.0 - r.trajectory[0, 1, 0, 0, 0]
+
+
+def test_a_bad_round_of_resampling_does_not_lose_the_candidate_before_it():
+    fm = Foreign(spoil=lambda out, call: out * torch.nan if call > 1 else out)
+    cfg = TTCConfig(branching_factor=4, score_floor=0.0)
+    r = TTCGreedy(fm, lambda x, c: -1.0 - c[:, 0, 0, 0], cfg).rollout(euler_state(2), 1, return_info=True)
+    assert fm.batches == [8, 8, 8, 2] and not r.frozen.any() and r.trajectory.isfinite().all() and r.scores.isfinite().all()
+
+
+def test_what_is_not_random_is_not_drawn_again():
+    cfg = TTCConfig(branching_factor=1, score_floor=0.0)
+    r = TTCGreedy(shift_surrogate(), lambda x, c: -torch.ones(len(c)), cfg).rollout(euler_state(), 2, return_info=True)
+    assert r.nfe == 2 * 3 and r.resamples.sum() == 0 and r.fallbacks.all() and not r.frozen.any()
+
+
+def test_a_problem_that_grows_huge_is_not_called_deterministic():
+    class Grows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.roll(1, -1) + (x - 1.0).clamp_min(0) * 1e12  # rounding swallows the noise from the second step on
+
+    fm = Surrogate(Grows(), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=1e-6))
+    for n in (1, 2):
+        x0 = euler_state(n) * 0.1
+        x0[0] = 2.0
+        assert TTCGreedy(fm, Blind(), TTCConfig(branching_factor=4)).rollout(x0, 2).isfinite().all()
 
 
 def test_a_real_net_whose_dropout_overflows_takes_a_candidate_that_did_not():

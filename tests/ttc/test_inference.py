@@ -231,3 +231,29 @@ def test_gamma_per_problem_follows_the_problem_ids():
     cfg = TTCConfig(branching_factor=3, project="conservation", chunk_size=2)
     out = TTCGreedy(fm, scorer, cfg).rollout(euler_state(2), 2, problem_ids=torch.tensor([2, 0]))
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("b, chunk, probes", [(2, None, "16 probes are all the same"), (4, 1, "16 probes are all the same")])
+def test_the_wrapped_model_is_named_as_the_deterministic_one(b, chunk, probes):
+    fm = Surrogate(Shift(), StateSpec.euler2d())
+    with pytest.raises(DeterministicModelError, match=rf"^Shift stays deterministic: {probes}"):
+        TTCGreedy(fm, ARM, TTCConfig(branching_factor=b, chunk_size=chunk)).rollout(euler_state(1), 1)
+
+
+@pytest.mark.parametrize("override", [None, {"dropout_p": 0.125, "input_eps": 0.5}])
+def test_what_makes_candidates_differ_is_logged_once_and_returned(caplog, override):
+    fm = drop_surrogate(p=0.25)
+    with caplog.at_level("INFO", logger="ttcfast"):
+        r = TTCGreedy(fm, ARM, TTCConfig(branching_factor=2, seed=7, stochastic=override)).rollout(euler_state(), 3, return_info=True)
+    rate, eps = (0.25, "0") if override is None else (0.125, "0.5")
+    assert caplog.text.count("noise: ") == 1
+    assert f"noise: dropout rates [{rate}] at 1 sites, latent_sigma 0, input_eps {eps}, seed 7; StochasticConfig(" in caplog.text
+    assert r.stochastic == StochasticConfig.of(override)
+
+
+def test_a_rollout_without_noise_of_ours_says_so(caplog):
+    with caplog.at_level("INFO", logger="ttcfast"):
+        alone = TTCGreedy(drop_surrogate(), ARM, TTCConfig(branching_factor=1)).rollout(euler_state(), 1, return_info=True)
+        foreign = TTCGreedy(Foreign(), ARM, TTCConfig(branching_factor=2)).rollout(euler_state(), 1, return_info=True)
+    assert alone.stochastic is foreign.stochastic is None
+    assert "noise: none" in caplog.text and "noise: that of Foreign.sample_next" in caplog.text

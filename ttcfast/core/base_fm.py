@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ttcfast.spec import StateSpec, StochasticConfig, at_least, one_of
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
-from ttcfast.stochastic_sampling.dropout_wrap import eval_mode, mc_dropout
+from ttcfast.stochastic_sampling.dropout_wrap import active_rates, eval_mode, mc_dropout
 from ttcfast.stochastic_sampling.input_perturb import perturb_state
 from ttcfast.stochastic_sampling.latent_noise import latent_noise
 
@@ -124,19 +124,21 @@ class Surrogate(BaseFM):
 
         Args:
             x: states ``[N, C, *S]`` (``[N, h, C, *S]`` with history), physical units, on the model's device.
-            ids: int64 ``[B]``, which candidates; other ids are other draws.
+            ids: int64 ``[B]``, which candidates. Only their number and the first of them enter the draws: another first id draws others,
+                other ids behind it do not.
             problem_ids: int64 ``[N]``, which problems; None counts from 0.
             seed: of the run.
             step: of the rollout.
             stochastic: replaces the surrogate's own for this call.
 
         Returns:
-            ``[N, B, C, *S]`` in the dtype of ``x``. The same for the same arguments; the draws are seeded by seed, step, first problem and
-            first id, so another chunking draws others.
+            ``[N, B, C, *S]`` in the dtype of ``x``. The same for the same arguments; one stream, seeded by seed, step, first problem
+            and first id, serves the whole call, so another chunking draws others.
 
         Raises:
             ValueError: axes, channels or device that do not fit, no ids, latent noise without a module that takes it.
-            DeterministicModelError: more than one candidate, and all the same.
+            DeterministicModelError: at step 0, more than one candidate, and all the same. Later on states may have grown so large that
+                rounding swallows the noise, which is no reason to end a rollout.
         """
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         self._check("x", x)
@@ -144,10 +146,16 @@ class Surrogate(BaseFM):
             raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B]")
         first = 0 if problem_ids is None else int(problem_ids[0])
         out = self._sample(x, ids.numel(), config, hash_seed(seed, step, first, int(ids[0])))
-        if out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
+        if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
             # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
-            require_distinct(self._sample(x[:1], PROBES, config, hash_seed(seed, step, first, int(ids[0]), PROBES)), self.model)
+            probes = self._sample(x[:1], PROBES, config, hash_seed(seed, step, first, int(ids[0]), PROBES))
+            require_distinct(probes, self.model, what="probes")
         return out
+
+    def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
+        """Rates above 0, one per site, of the dropout that ``candidates`` pass through. ``stochastic`` and errors as there."""
+        with self._noise(self.stochastic if stochastic is None else StochasticConfig.of(stochastic)):
+            return active_rates(self.model)
 
     def _sample(self, x: Tensor, count: int, config: StochasticConfig, seed: int) -> Tensor:
         n = x.shape[0]

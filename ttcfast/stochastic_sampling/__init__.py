@@ -1,4 +1,5 @@
-"""What makes the candidates of a step differ: dropout, latent noise, input noise. Rates and sites are logged through ``logging``."""
+"""What makes the candidates of a step differ: dropout, latent noise, input noise. ``enable_mc_dropout`` logs rates and their number;
+a rollout (``ttcfast.ttc``) logs rates, scales and seed, once, at INFO."""
 
 from .distinct import DeterministicModelError, require_distinct
 from .dropout_wrap import enable_mc_dropout, mc_dropout

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -21,13 +22,15 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
     """Turn dropout on for good, the rest of the model staying as it is; ``mc_dropout`` does it for the length of a block.
 
     Recognised: every dropout of torch.nn (Dropout, 1d to 3d, Alpha, FeatureAlpha), and the DropPath, StochasticDepth and DropBlock
-    modules of timm, transformers and torchvision, by class name or by a ``drop_prob`` on a module without parameters. Only these
-    are switched; ``model.train()`` is never called, so BatchNorm keeps its running statistics. Departs from the sketch in that it
-    can set rates and inject dropout, and in that a call without effect raises (DECISIONS 8).
+    modules of timm, transformers and torchvision, by class name or by a ``drop_prob`` on a module without parameters, and the dropout
+    of attention weights inside nn.MultiheadAttention. Only these are switched; ``model.train()`` is never called, so BatchNorm keeps
+    its running statistics. Departs from the sketch in that it can set rates and inject dropout, and in that a call without effect
+    raises (DECISIONS 8). For a model with nn.MultiheadAttention, torch's fused path for transformer layers, which drops nothing, is
+    switched off, for the whole process.
 
     Args:
         model: any module; changed in place.
-        p: rate to set on every dropout and drop-path module, and on injected dropout; None keeps the rates they have.
+        p: rate to set on every dropout, drop-path and attention module, and on injected dropout; None keeps the rates they have.
         after: names of modules (as in ``model.named_modules()``) behind which dropout of rate ``p`` is injected by a forward hook.
             For models that have no dropout, or an ``nn.Identity`` where their rate was 0; such placeholders are left as they are.
 
@@ -41,6 +44,8 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
     Source: seeds/ttc-integration-plan.md section 3A.
     """
     _switch_on(model, p, after)
+    if _has_attention(model):
+        torch.backends.mha.set_fastpath_enabled(False)
     rates = active_rates(model)
     if not rates:
         found = sum(1 for _ in dropout_modules(model))
@@ -54,7 +59,7 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
 
 @contextmanager
 def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = ()) -> Iterator[nn.Module]:
-    """``enable_mc_dropout`` for the length of a block; flags, rates and hooks are restored exactly, on exceptions too.
+    """``enable_mc_dropout`` for the length of a block; flags, rates, hooks and torch's fused path are restored exactly, on exceptions too.
 
     Having nothing to switch is no error here: the candidates may differ by other noise. Whether they do is the caller's check
     (``require_distinct``).
@@ -62,10 +67,14 @@ def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = 
     saved = [_Saved.of(m) for m in dropout_modules(model)]
     injected = [(h, h.p) for h in _hooks(model)]
     removers: list[Callable[[], None]] = []
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        if _has_attention(model):
+            torch.backends.mha.set_fastpath_enabled(False)
         removers = _switch_on(model, p, after)
         yield model
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for remove in removers:
             remove()
         for state in saved:
@@ -93,7 +102,7 @@ def eval_mode(model: nn.Module, *, quiet: bool = False) -> Iterator[nn.Module]:
 
 
 def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The dropout and drop-path modules of a model, each once."""
+    """The dropout, drop-path and attention modules of a model, each once."""
     return (m for m in model.modules() if _rate_name(m) is not None)
 
 
@@ -171,10 +180,16 @@ def _hooks(model: nn.Module) -> list[InjectedDropout]:
     return [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, InjectedDropout)]
 
 
+def _has_attention(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
+
+
 def _rate_name(module: nn.Module) -> str | None:
     """The attribute that holds a dropout module's rate, or None if the module is no dropout."""
     if isinstance(module, _DropoutNd):
         return "p"
+    if isinstance(module, nn.MultiheadAttention):
+        return "dropout"
     name = type(module).__name__.lower()
     if any(path in name for path in _PATH_NAMES):
         return next((a for a in ("drop_prob", "p") if hasattr(module, a)), None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.rewards.common import ScoreContext, as_scorer
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import StochasticConfig, TTCConfig
 
 from . import guardrails
 from .projection import check_projectable, project_conservation
@@ -31,8 +31,9 @@ class TTCGreedy:
 
     All problems and candidates of a step go through the model at once, or in chunks under ``cfg.chunk_size`` or ``cfg.memory_budget``;
     then no more than one chunk, the best candidate and candidate 0 are held. Departs from the sketch in batching over problems and in
-    its guardrails: candidates that are not finite are rejected, the group is drawn again, then the deterministic step is taken; scores
-    without spread fall back to candidate 0; every such event is in the result (DECISIONS 6, 9).
+    its guardrails: candidates that are not finite are rejected; a group without a usable one, or below ``cfg.score_floor``, is drawn again,
+    then the deterministic step is taken where it is finite, else the best candidate; scores without spread fall back to candidate 0;
+    every such event is in the result (DECISIONS 6, 9).
 
     Args:
         fm: a ``Surrogate``, or any model with the sketch's ``sample_next(x_t, seed=None, multi=False)``.
@@ -98,7 +99,8 @@ class TTCGreedy:
             steps.append(dataclasses.replace(out, state=start.new_empty(0)))
         if trajectory.is_cuda:
             torch.cuda.synchronize(trajectory.device)
-        result = _collect(trajectory[0].transpose(0, 1).contiguous() if single else trajectory, steps, time.perf_counter() - began)
+        frames = trajectory[0].transpose(0, 1).contiguous() if single else trajectory
+        result = _collect(frames, steps, time.perf_counter() - began, self._source.stochastic if self._stochastic else None)
         logger.info("rollout of %d steps: %d model evaluations in %.2f s, %s", T, result.nfe, result.seconds, result.interventions())
         return result if return_info else result.trajectory
 
@@ -110,7 +112,26 @@ class TTCGreedy:
         if ids.shape != (n,) or ids.is_floating_point():
             raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {n} problems")
         logger.info("%s: %d problems, T=%d, %s", type(self).__name__, n, T, self.cfg)
+        self._log_noise()
         return self._iterate(x, T, ids, single)
+
+    @property
+    def _stochastic(self) -> bool:
+        """Whether any candidate is more than the deterministic step."""
+        return self.cfg.branching_factor > int(self.include_deterministic)
+
+    def _log_noise(self) -> None:
+        noise = self._source.stochastic
+        if not self._stochastic:
+            logger.info("noise: none, the only candidate is the deterministic step; seed %d", self.cfg.seed)
+        elif noise is None:
+            logger.info("noise: that of %s.sample_next; seed %d", type(self.fm).__name__, self.cfg.seed)
+        else:
+            rates = self._source.dropout_rates()
+            logger.info(
+                "noise: dropout rates %s at %d sites, latent_sigma %g, input_eps %g, seed %d; %s",
+                *(sorted(set(rates)), len(rates), noise.latent_sigma, noise.input_eps, self.cfg.seed, noise),
+            )
 
     @torch.no_grad()
     def _iterate(self, window: Tensor, T: int, problem_ids: Tensor, single: bool) -> Iterator[StepOutput]:
@@ -139,9 +160,8 @@ class TTCGreedy:
         cfg, x = self.cfg, self._latest(window)
         group, nfe = self._draw(window, problem_ids, step, 0)
         resamples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        stochastic = cfg.branching_factor > int(self.include_deterministic)
-        for again in range(1, cfg.max_resample + 1 if stochastic else 1):
-            rows = (~group.usable).nonzero().flatten()
+        for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
+            rows = group.missed(cfg.score_floor).nonzero().flatten()
             if not len(rows):
                 break
             redrawn, cost = self._draw(window[rows], problem_ids[rows], step, again)
@@ -149,17 +169,17 @@ class TTCGreedy:
             resamples[rows] += 1
             nfe += cost
         state, chosen, collapsed = group.choice(cfg.min_score_spread)
-        fallback = ~group.usable
-        if cfg.score_floor is not None:
-            fallback |= group.scores.amax(1) < cfg.score_floor
+        fallback = group.missed(cfg.score_floor)
         frozen = torch.zeros_like(fallback)
         rows = fallback.nonzero().flatten()
         if len(rows):
-            state[rows], cost = self._fallback(group, window[rows], problem_ids[rows], rows, step)
+            taken, cost = self._fallback(group, window[rows], problem_ids[rows], rows, step)
             nfe += cost
-            frozen[rows] = ~guardrails.finite_states(state[rows])
-            chosen[rows] = torch.where(frozen[rows], -1, 0 if self.include_deterministic else -1)
-            state[frozen] = torch.nan
+            finite = guardrails.finite_states(taken)  # elsewhere the best candidate stays, where one is finite though below the floor
+            state[rows[finite]] = taken[finite]
+            chosen[rows[finite]] = 0 if self.include_deterministic else -1
+            frozen[rows] = ~finite & ~group.usable[rows]
+            state[frozen], chosen[frozen] = torch.nan, -1
             logger.info("step %d: fallback for problems %s", step, problem_ids[rows].tolist())
         state, unprojected = self._project(x, state, problem_ids)
         collapsed &= ~fallback
@@ -277,7 +297,7 @@ def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: in
     return StepOutput(**values)
 
 
-def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float) -> RolloutResult:
+def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stochastic: StochasticConfig | None) -> RolloutResult:
     def over_time(name: str) -> Tensor:
         return torch.stack([getattr(s, name) for s in steps], 1)
 
@@ -286,5 +306,6 @@ def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float) -> Rol
         fallbacks=over_time("fallback"),
         nfe=sum(s.nfe for s in steps),
         seconds=seconds,
+        stochastic=stochastic,
         **{name: over_time(name) for name in ("scores", "chosen", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")},
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ttcfast.spec import StochasticConfig
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -14,15 +16,18 @@ class StepOutput:
     Attributes:
         step: index t of the state that was left.
         state: the state at t + 1, in the layout of ``x0`` (without its history).
-        scores: float64 ``[N, B]``, -inf for a candidate that could not be used. Those of the last round of resampling.
+        scores: float64 ``[N, B]``, -inf for a candidate that could not be used. Where the group was drawn again, those of
+            the round with the best candidate.
         chosen: int64 ``[N]``, position of the chosen candidate in its group, 0 being the deterministic step where it is included;
             -1 where the state is none of them: a fallback outside the group, a combination of candidates, a frozen problem.
-        fallback: bool ``[N]``, no candidate was usable, so that the deterministic step (a foreign model: one fresh sample) was taken.
-        resamples: int64 ``[N]``, how often the group was drawn again.
+        fallback: bool ``[N]``, no candidate was usable or none reached ``score_floor``, so that the deterministic step (a foreign model:
+            one fresh sample) was taken; counted also where that was not finite and the best candidate below the floor was kept (``chosen``
+            is its position then).
+        resamples: int64 ``[N]``, how often the group was drawn again, for want of a usable candidate or of one above ``score_floor``.
         nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither.
         collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, so that candidate 0 was taken.
         unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
-        frozen: bool ``[N]``, even the fallback was not finite: NaN from here on.
+        frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
         nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.
     """
 
@@ -51,6 +56,8 @@ class RolloutResult:
         resamples, nonfinite: int64 ``[N, T]``.
         nfe: model evaluations in total.
         seconds: wall-clock time.
+        stochastic: the noise in force, the config's or else the surrogate's own; None where the deterministic step was the only
+            candidate, and for a foreign model, whose noise is its own affair.
 
     The columns are those of ``StepOutput``.
     """
@@ -66,6 +73,7 @@ class RolloutResult:
     collapsed: Tensor
     unprojected: Tensor
     frozen: Tensor
+    stochastic: StochasticConfig | None = None
 
     def interventions(self) -> dict[str, int]:
         """How often each guardrail stepped in, over all problems and steps."""

@@ -35,16 +35,24 @@ class Argmax:
         self.scores[rows, start : start + scores.shape[1]] = scores
 
     def replace(self, rows: Tensor, other: Argmax) -> None:
-        """Take over the groups of ``other`` (drawn again) for the problems ``rows``; rejected candidates add up."""
-        self.scores[rows], self._best[rows] = other.scores, other._best
+        """Take over the groups of ``other`` (drawn again) for those problems of ``rows`` whose best candidate they better; rejected
+        candidates add up."""
         self.nonfinite[rows] += other.nonfinite
-        absent = other.first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
-        self.first[rows] = torch.where(_over(absent, other.first), self.first[rows], other.first)
+        better = other.scores.amax(1) > self.scores[rows].amax(1)
+        rows = rows[better]
+        self.scores[rows], self._best[rows] = other.scores[better], other._best[better]
+        first = other.first[better]
+        absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
+        self.first[rows] = torch.where(_over(absent, first), self.first[rows], first)
 
     @property
     def usable(self) -> Tensor:
         """Whether any candidate can be taken, bool ``[n]``."""
         return self.scores.isfinite().any(1)
+
+    def missed(self, floor: float | None) -> Tensor:
+        """Whether no candidate is usable or, with a floor, none reaches it, bool ``[n]``."""
+        return ~self.usable if floor is None else ~self.usable | (self.scores.amax(1) < floor)
 
     def choice(self, min_spread: float) -> tuple[Tensor, Tensor, Tensor]:
         """The chosen states ``[n, C, *S]``, their positions ``[n]``, and where the scores had collapsed, bool ``[n]``."""

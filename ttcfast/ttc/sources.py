@@ -22,6 +22,15 @@ class Source(Protocol):
     history: int
     has_deterministic: bool
 
+    @property
+    def stochastic(self) -> StochasticConfig | None:
+        """The noise in force; None for a model that draws in its own way."""
+        ...
+
+    def dropout_rates(self) -> list[float]:
+        """Rates of the dropout sites that act on candidates."""
+        ...
+
     def deterministic(self, x: Tensor) -> Tensor:
         """``[N, C, *S]`` (with history ``[N, h, C, *S]``) -> ``[N, C, *S]``."""
         ...
@@ -51,14 +60,16 @@ def probe(source: Source, x: Tensor, problem_ids: Tensor, after: int, at_once: i
         DeterministicModelError: they are all the same still. With ``at_once`` above 1 only those drawn together are compared, so that
             noise drawn once per call, which leaves a group without choice, counts as none.
     """
-    model = getattr(source, "fm", source)
+    fm = getattr(source, "fm", source)
+    model = getattr(fm, "model", fm)
     ids = torch.arange(after, after + max(PROBES, at_once)).split(at_once)
+    count = sum(len(part) for part in ids)
     drawn = [source.candidates(x[:1], part, problem_ids[:1], seed=seed, step=0) for part in ids]
     if at_once == 1:
-        require_distinct(torch.cat(drawn, 1), model)
+        require_distinct(torch.cat(drawn, 1), model, what="probes")
     elif all(all_same(d[:, 0], d[:, 1:]) for d in drawn):
-        raise deterministic_error(at_once, model)
-    return sum(len(part) for part in ids)
+        raise deterministic_error(model, f"{count} probes, drawn {at_once} at once, are the same within a draw")
+    return count
 
 
 class _SurrogateSource:
@@ -67,18 +78,26 @@ class _SurrogateSource:
     def __init__(self, fm: Surrogate, cfg: TTCConfig) -> None:
         self.fm, self.ndim, self.history = fm, fm.spec.ndim, getattr(fm, "history", 1)
         self.spec: StateSpec | None = fm.spec
-        self._stochastic = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
+        self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
+
+    @property
+    def stochastic(self) -> StochasticConfig | None:
+        return getattr(self.fm, "stochastic", None) if self._override is None else self._override
+
+    def dropout_rates(self) -> list[float]:
+        return self.fm.dropout_rates(self._override) if isinstance(self.fm, Surrogate) else []
 
     def deterministic(self, x: Tensor) -> Tensor:
         return self.fm.deterministic(x)
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
-        return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._stochastic)
+        return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
 
 
 class _ForeignSource:
     has_deterministic = False
     history = 1
+    stochastic = None
 
     def __init__(self, fm: Any, cfg: TTCConfig) -> None:
         self.fm = fm
@@ -90,6 +109,9 @@ class _ForeignSource:
                 "Surrogate to have it applied",
                 stacklevel=4,
             )
+
+    def dropout_rates(self) -> list[float]:
+        return []
 
     def deterministic(self, x: Tensor) -> Tensor:
         raise ValueError(
