@@ -11,15 +11,14 @@ RUN := $(VENV)/bin/python
 BUILD := setup.py pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
 
-# The pins hold for the package and for what builds it (pip < 25.3 reads the first for both).
-export PIP_CONSTRAINT := constraints.txt
-export PIP_BUILD_CONSTRAINT := constraints.txt
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The pins hold for the package and for what builds it (pip < 25.3 reads the first for both). For the installation alone: the tests run pip
+# in other folders, where this relative path means nothing, and pip would split an absolute one at a blank.
+PINS := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 
 define install
 	@start=$$SECONDS; echo "installing ttcfast$(1) into $(VENV) (once)"; \
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; install your system's python3-venv package" >&2; exit 1; }; \
-	$(RUN) -m pip install -qq -e '.$(1)'; \
+	$(PINS) $(RUN) -m pip install -qq -e '.$(1)'; \
 	touch $@; echo "installation took $$((SECONDS - start)) s"
 endef
 
