@@ -87,7 +87,8 @@ class ARMScorer(Scorer):
         momentum, scale: as in ``ttcfast.ops.arm``; the defaults are the sketch's (DECISIONS 2, 3).
 
     Raises:
-        ValueError: a cell volume that is not positive, a mask of another shape, an unknown ``momentum`` or ``scale``.
+        ValueError: a cell volume that is not positive, a mask that is not bool over the space axes (its sizes are checked when scoring), an
+            unknown ``momentum`` or ``scale``.
 
     Source: seeds/ttc-integration-plan.md sections 4 and 15.
     """
