@@ -1,19 +1,32 @@
 """Trajectory files: making, reading, splits, statistics."""
 
+from .convert import to_spec
+from .formats import ReadOptions, open_trajectories
 from .generate import SPLITS, GenerateConfig, generate
+from .pdebench import PDEBenchFile
+from .pdegym import PDEGymFile
+from .reader import TrajectoryReader
 from .statistics import Statistics, field_statistics, write_statistics
 from .trajectory_file import TrajectoryFile, find_files, read_trajectories
+from .trajectory_set import TrajectorySet
 from .well_layout import write_well
 
 __all__ = [
     "SPLITS",
     "GenerateConfig",
+    "PDEBenchFile",
+    "PDEGymFile",
+    "ReadOptions",
     "Statistics",
     "TrajectoryFile",
+    "TrajectoryReader",
+    "TrajectorySet",
     "field_statistics",
     "find_files",
     "generate",
+    "open_trajectories",
     "read_trajectories",
+    "to_spec",
     "write_statistics",
     "write_well",
 ]

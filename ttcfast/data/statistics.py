@@ -13,6 +13,7 @@ from torch import Tensor
 from ttcfast.runtime.files import atomic_write
 
 from .trajectory_file import TrajectoryFile
+from .trajectory_set import TrajectorySet
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,15 @@ class Statistics:
     delta_std: Tensor
 
 
-def field_statistics(paths: Sequence[str | os.PathLike[str]]) -> Statistics:
-    """Population statistics over all trajectories, frames and cells of ``paths``, one trajectory in memory at a time."""
-    sums = None
-    for path in paths:
-        file = TrajectoryFile(path)
-        for i in range(len(file)):
-            states = file[i].double().transpose(0, 1).flatten(2)  # [C, T, cells]
-            delta = states.diff(dim=1)
-            parts = [_moments(states), _moments(delta)]
-            sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
-        file.close()
-    if sums is None:
-        raise ValueError("paths is empty; give at least one trajectory file")
+def field_statistics(data: TrajectorySet | Sequence[str | os.PathLike[str]]) -> Statistics:
+    """Population statistics over all trajectories (or files in The Well's layout), frames and cells, one trajectory in memory at a time."""
+    chosen = data if isinstance(data, TrajectorySet) else TrajectorySet([TrajectoryFile(path) for path in data])
+    sums: list[Tensor] = []
+    for i in range(len(chosen)):
+        states = chosen[i].double().transpose(0, 1).flatten(2)  # [C, T, cells]
+        parts = [_moments(states), _moments(states.diff(dim=1))]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    chosen.close()
     (mean, std), (delta_mean, delta_std) = (_mean_std(s) for s in sums)
     return Statistics(mean, std, delta_mean, delta_std)
 

@@ -1,0 +1,99 @@
+"""From one layout of the state to another: primitive and conserved variables, in any channel order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import StateSpec
+
+
+def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
+    """States in the channels of ``target``, computed in float64 and rounded once.
+
+    Velocity and momentum are converted by the density, pressure and energy by the ideal gas with the gamma of ``source`` (that of
+    ``target`` is not looked at). A quantity that ``source`` names is taken from its channel and not computed: with
+    ``source.energy`` named, the energy is the stored one even where it differs from the pressure's. Channels that ``target`` does not
+    name are dropped. Nothing is clamped: a density of 0 gives velocities that are not finite.
+
+    Args:
+        x: ``[..., C, *S]``, physical units. With a gamma per problem the first axis is that of the problems.
+        source: what the channels of ``x`` are.
+        target: what they shall be.
+
+    Returns:
+        ``[..., C', *S]`` in the dtype of ``x``; ``x`` itself where both layouts have the same channels. Differentiable.
+
+    Raises:
+        ValueError: other numbers of dimensions or of velocity components, more extra channels than ``source`` has, a channel below the
+            last of ``target`` that it gives no meaning, axes or gammas that do not fit.
+    """
+    axis = x.ndim - source.ndim - 1
+    source.check_state("x", x if axis == 1 else x.reshape(-1, *x.shape[max(axis, 0) :]), channel_axis=1)
+    check_convertible(source, target)
+    if same_channels(source, target):
+        return x
+    wide = {c: x.select(axis, c).double() for c in source.channels}
+    rho, flow = wide[source.density], [wide[c] for c in source.momentum]
+    stored = source.variables == "conserved"
+    momentum = flow if stored else [rho * v for v in flow]
+    velocity = [m / rho for m in flow] if stored else flow
+    gamma = _gamma_over(source.gamma, x, axis)
+    kinetic = 0.5 * sum(m * v for m, v in zip(momentum, velocity, strict=True))
+    fields: dict[int, Tensor] = {target.density: rho}
+    fields |= dict(zip(target.momentum, momentum if target.variables == "conserved" else velocity, strict=True))
+    if target.energy is not None:
+        fields[target.energy] = wide[source.energy] if source.energy is not None else wide[_pressure(source)] / (gamma - 1) + kinetic
+    if target.pressure is not None:
+        fields[target.pressure] = wide[source.pressure] if source.pressure is not None else (gamma - 1) * (wide[_energy(source)] - kinetic)
+    fields |= {to: wide[taken] for to, taken in zip(target.extra, source.extra, strict=False)}
+    return torch.stack([fields[c] for c in range(target.num_channels)], axis).to(x.dtype)
+
+
+def check_convertible(source: StateSpec, target: StateSpec) -> None:
+    """Raise ``ValueError`` unless states of ``source`` can be written in the channels of ``target``."""
+    if source.ndim != target.ndim or len(source.momentum) != len(target.momentum):
+        raise ValueError(
+            f"source has {source.ndim} dimensions and {len(source.momentum)} velocity components, target {target.ndim} and "
+            f"{len(target.momentum)}; only layouts of the same space can be converted"
+        )
+    if len(target.extra) > len(source.extra):
+        raise ValueError(f"target has {len(target.extra)} extra channels and source {len(source.extra)}; what they hold is not known")
+    if unnamed := sorted(set(range(target.num_channels)) - set(target.channels)):
+        raise ValueError(f"target gives channels {unnamed} no meaning; name them, or number the channels without gaps")
+
+
+def same_channels(a: StateSpec, b: StateSpec) -> bool:
+    """Whether both name the same quantities in the same channels of the same space."""
+    return all(getattr(a, name) == getattr(b, name) for name in ("ndim", "variables", "density", "momentum", "energy", "pressure", "extra"))
+
+
+def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
+    """The channels of ``layout`` with the gamma, cell volume and domain of ``grid``.
+
+    A boundary mask is kept, prescribed values are not (they belong to the channels of ``grid``): ``ValueError`` where there are some.
+    """
+    if grid.boundary_value is not None:
+        raise ValueError("grid prescribes boundary values in its own channels; convert them and set boundary_value afterwards")
+    names = ("gamma", "cell_volume", "periodic", "closed", "boundary_mask", "boundary_value")
+    return layout.replace(**{name: getattr(grid, name) for name in names})
+
+
+def _gamma_over(gamma: float | Tensor, x: Tensor, axis: int) -> float | Tensor:
+    """Shaped to broadcast over ``x`` without its channel axis, ``axis``."""
+    if not torch.is_tensor(gamma) or gamma.numel() == 1:
+        return float(gamma)
+    problems = x.shape[0] if axis else 1
+    if gamma.shape[0] != problems:
+        raise ValueError(f"gamma has {gamma.shape[0]} values for {problems} problems; give a number or one per problem")
+    return gamma.to(x.device, torch.float64).reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _pressure(spec: StateSpec) -> int:
+    assert spec.pressure is not None  # StateSpec demands it of primitive variables
+    return spec.pressure
+
+
+def _energy(spec: StateSpec) -> int:
+    assert spec.energy is not None  # and the energy of conserved ones
+    return spec.energy

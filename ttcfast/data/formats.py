@@ -1,0 +1,196 @@
+"""The door to trajectory files of any format that this project reads: which format, which files, which of their trajectories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.spec import one_of, whole
+
+from .pdebench import PDEBenchFile
+from .pdegym import PUBLISHED, ChunkOrder, Energy, PDEGymFile, chunk_files
+from .reader import TrajectoryReader, held, open_file
+from .trajectory_file import TrajectoryFile, find_files
+from .trajectory_set import TrajectorySet
+
+Format = Literal["auto", "well", "pdegym", "pdebench"]
+# What tells the formats apart: entries of the root group.
+_MARKS = {"well": ("t0_fields",), "pdegym": ("data", "solution"), "pdebench": ("density",)}
+# The splits of formats that keep them in one file, in the order in which they lie there.
+_PLACES = {"pdegym": ("train", "valid", "test"), "pdebench": ("test", "valid", "train")}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How data files are read: their format, and what the format leaves open.
+
+    Args:
+        format: ``"well"`` (The Well's, and our own), ``"pdegym"``, ``"pdebench"``, or ``"auto"``, which looks into the first file.
+        chunk_order: PDEGym: in which order numbered chunks make up the set, ``"numeric"`` (the papers') or ``"lexicographic"`` (that of the
+            published script). It decides which trajectories are the test split.
+        split_counts: PDEGym and PDEBench: trajectories of train, valid and test; they add up to all there are. None takes the published
+            ones: 9640, 120 and 240, the test split last (CE-RM 1030, 100, 130); in PDEBench the first tenth tests, the rest trains.
+        periodic: PDEGym and PDEBench: the domain. None: CE-* is periodic, CE-RM open (its boundary is not documented), PDEBench as the
+            file's name says.
+        gamma: PDEGym and PDEBench, whose files do not say it. None: 1.4 and 5/3.
+        energy: PDEGym: ``"stored"`` takes the fifth channel of CE-* as the total energy, ``"pressure"`` computes it from the pressure.
+    """
+
+    format: Format = "auto"
+    chunk_order: ChunkOrder = "numeric"
+    split_counts: tuple[int, ...] | None = None
+    periodic: bool | None = None
+    gamma: float | None = None
+    energy: Energy = "stored"
+
+    def __post_init__(self) -> None:
+        one_of("format", self.format, ("auto", *_MARKS))
+        one_of("chunk_order", self.chunk_order, ("numeric", "lexicographic"))
+        one_of("energy", self.energy, ("stored", "pressure"))
+        if self.gamma is not None and not self.gamma > 1:
+            raise ValueError(f"gamma is {self.gamma}; it must be above 1")
+        if self.split_counts is not None:
+            object.__setattr__(self, "split_counts", tuple(self.split_counts))
+            if len(self.split_counts) != 3:
+                raise ValueError(f"split_counts is {list(self.split_counts)}; give three numbers, [train, valid, test]")
+            for count in self.split_counts:
+                whole("split_counts", count, 0)
+
+
+def open_trajectories(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    format: Format = "auto",
+    *,
+    split: str | None = None,
+    chunk_order: ChunkOrder = "numeric",
+    split_counts: Sequence[int] | None = None,
+    periodic: bool | None = None,
+    gamma: float | None = None,
+    energy: Energy = "stored",
+) -> TrajectorySet:
+    """Open trajectory files lazily; only their headers are read.
+
+    Args:
+        path: a file, a folder (of files, of ``data/<split>`` folders as ``ttcfast generate`` makes them, of PDEGym's chunks), or several.
+        format, chunk_order, split_counts, periodic, gamma, energy: see ``ReadOptions``.
+        split: The Well: the folder of that name (of a single file: all). PDEGym and PDEBench: those trajectories of the set. None: all.
+
+    Returns:
+        The trajectories in the order of the files, physical units, in the files' own channels; ``.converted(spec)`` reads others.
+
+    Raises:
+        ArgumentError: an option that is not known or does not fit the format. DataError: no file, a chunk that is missing, a file that is
+            damaged or of another format, split counts that do not fit, files that differ.
+    """
+    try:
+        options = ReadOptions(format, chunk_order, None if split_counts is None else tuple(split_counts), periodic, gamma, energy)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+    readers: list[TrajectoryReader] = []
+    index: list[tuple[int, int]] = []
+    for place in [path] if isinstance(path, (str, os.PathLike)) else path:
+        kind, files = _find(Path(place), options, split)
+        opened = [_open(kind, file, options) for file in files]
+        index += [(len(readers) + f, i) for f, i in _pick(kind, opened, options, split)]
+        readers += opened
+    return TrajectorySet(readers, index)
+
+
+def kind_of(path: Path) -> str | None:
+    """The format that a file's entries tell of, or None.
+
+    Raises:
+        DataError: it is missing or no HDF5 file.
+    """
+    with open_file(path, "") as file:
+        return next((kind for kind, marks in _MARKS.items() if any(mark in file for mark in marks)), None)
+
+
+def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, list[Path]]:
+    """The format and the files of ``root``, in order."""
+    kind: str = options.format
+    if root.is_file():
+        return (_told(root) if kind == "auto" else kind), [root]
+    if kind == "auto":
+        here = sorted(p for p in root.glob("*") if p.suffix in (".nc", ".hdf5", ".h5") and not p.name.startswith("."))
+        # Splits in folders are The Well's.
+        kind = _told(here[0]) if here else "well"
+    if kind == "pdegym":
+        return kind, chunk_files(root, options.chunk_order)
+    return kind, find_files(root, split if kind == "well" else None)
+
+
+def _told(path: Path) -> str:
+    kind = kind_of(path)
+    if kind is None:
+        with h5py.File(path, "r") as file:
+            raise DataError(
+                f"data file {path} holds {held(file)}; expected t0_fields and t1_fields (The Well), data or solution (PDEGym), or density, "
+                "pressure, Vx (PDEBench)"
+            )
+    return kind
+
+
+def _open(kind: str, path: Path, options: ReadOptions) -> TrajectoryReader:
+    given = {name: value for name in ("periodic", "gamma") if (value := getattr(options, name)) is not None}
+    try:
+        if kind == "well":
+            if given or options.split_counts is not None:
+                name = next(iter(given), "split_counts")
+                raise ArgumentError(
+                    f"{name} is {getattr(options, name)}; {path} is in The Well's layout, which says that itself: leave it out"
+                )
+            return TrajectoryFile(path)
+        return PDEGymFile(path, energy=options.energy, **given) if kind == "pdegym" else PDEBenchFile(path, **given)
+    except DataError as error:
+        other = kind_of(path) if path.is_file() and h5py.is_hdf5(path) else None
+        hint = "" if other in (None, kind) else f"; it looks like format={other}"
+        raise DataError(f"{error}{hint}") from error
+
+
+def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, split: str | None) -> list[tuple[int, int]]:
+    """(file, trajectory) of the split: of PDEGym's chunks together, of each of PDEBench's files."""
+    sets = [range(len(files))] if kind == "pdegym" else [range(f, f + 1) for f in range(len(files))]
+    picked = []
+    for members in sets:
+        everything = [(f, i) for f in members for i in range(len(files[f]))]
+        if split is None or kind == "well":
+            picked += everything
+        else:
+            counts = options.split_counts or _published(files[members[0]], len(everything))
+            picked += everything[_part(kind, split, counts, len(everything), files[members[0]].path, len(members))]
+    return picked
+
+
+def _published(file: TrajectoryReader, total: int) -> tuple[int, ...]:
+    if isinstance(file, PDEGymFile):
+        return PUBLISHED[file.variable]
+    tests = int(0.1 * total)
+    return (total - tests, 0, tests)
+
+
+def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, files: int) -> slice:
+    names = ("train", "valid", "test")
+    if split not in names:
+        raise ArgumentError(f"split is {split!r}; {kind} data have {', '.join(names)}: give one of them, or null for all")
+    sizes = dict(zip(names, counts, strict=True))
+    said = " + ".join(f"{name} {size}" for name, size in sizes.items())
+    if sum(counts) != total:
+        raise DataError(
+            f"{path}{f' and {files - 1} more' if files > 1 else ''}: {total} trajectories, but the splits are {said} = {sum(counts)}; give "
+            f"split_counts=[train,valid,test] that add up to {total}, or split=null for all of them"
+        )
+    if not sizes[split]:
+        raise DataError(f"{path}: split {split} holds no trajectory ({said}); give split_counts=[train,valid,test], or split=null for all")
+    before = 0
+    for name in _PLACES[kind]:
+        if name == split:
+            break
+        before += sizes[name]
+    return slice(before, before + sizes[split])

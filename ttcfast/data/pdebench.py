@@ -1,0 +1,106 @@
+"""Lazy reading of PDEBench's compressible flows (1D_CFD, 2D_CFD, 3D_CFD): HDF5 files of primitive variables."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.spec import StateSpec
+
+from .reader import TrajectoryReader, spacing, values
+
+VELOCITIES = ("Vx", "Vy", "Vz")
+COORDINATES = ("x-coordinate", "y-coordinate", "z-coordinate")
+
+
+class PDEBenchFile(TrajectoryReader):
+    """One HDF5 file of PDEBench's compressible Navier-Stokes sets; see ``TrajectoryReader``.
+
+    ``density``, ``pressure``, ``Vx`` (``Vy``, ``Vz``), each ``[N, T+1, *S]``, with ``x-coordinate`` (...) at the cell centres and
+    ``t-coordinate``. The channels are those of ``StateSpec.pdebench``, (Vx, Vy, density, pressure), with as many velocities as dimensions.
+
+    Args:
+        path: the ``.hdf5`` file.
+        gamma: of the gas; the files do not say.
+        periodic: the domain; None reads it in the file's name (``..._periodic_...`` or ``..._trans_...``, which is outflow). A name
+            that says neither counts as open, with a warning: conservation is then not imposed.
+
+    Attributes:
+        spec: ``cell_volume`` from the coordinates.
+        times: ``t-coordinate`` without its last entry where it has one more than there are frames, as in the published files, whose
+            generator counts one instant too many.
+        parameters: the attributes ``eta``, ``zeta`` (viscosities) and ``M`` (Mach number), where the file has them.
+
+    Raises:
+        DataError: missing, damaged, truncated or of another layout (PDEBench's other equations hold ``tensor``).
+
+    Source: pdebench/data_gen/data_gen_NLE/Data_Merge.py and CompressibleFluid of PDEBench (facts/pde-ecosystem.md 2).
+    """
+
+    layout = "PDEBench's"
+
+    def __init__(self, path: str | os.PathLike[str], *, gamma: float | None = None, periodic: bool | None = None) -> None:
+        self._gamma, self._periodic = 5 / 3 if gamma is None else gamma, periodic
+        super().__init__(path)
+
+    def physics(self) -> dict[str, object]:
+        return {**super().physics(), **self.parameters}
+
+    def _read_header(self, file: h5py.File) -> None:
+        density = values(file, "density", ["sample", "time", *"xyz"[: _dimensions(file)]])
+        self._count, frames, self.shape = density.shape[0], density.shape[1], tuple(density.shape[2:])
+        if not self._count or not frames:
+            raise ValueError(f"density {list(density.shape)} holds no trajectory")
+        ndim = len(self.shape)
+        self._names = (*VELOCITIES[:ndim], "density", "pressure")
+        for name in self._names:
+            values(file, name, density.shape)
+        volume = 1.0
+        for name, cells in zip(COORDINATES, self.shape, strict=False):
+            volume *= spacing(file, name, cells)
+        self.times = _times(file, frames)
+        self.parameters = {name: float(file.attrs[name]) for name in ("eta", "zeta", "M") if name in file.attrs}
+        self.spec = StateSpec.pdebench(
+            momentum=tuple(range(ndim)),
+            density=ndim,
+            pressure=ndim + 1,
+            ndim=ndim,
+            gamma=self._gamma,
+            cell_volume=volume,
+            periodic=self._named_periodic() if self._periodic is None else self._periodic,
+        )
+
+    def _named_periodic(self) -> bool:
+        found = re.search(r"(?:^|_)(periodic|trans)(?:_|$)", self.path.stem)
+        if found is None:
+            warnings.warn(
+                f"the name of {self.path} says neither periodic nor trans, and the file does not say its boundary; it counts as open, so "
+                "conservation is not imposed: give periodic=true where it is",
+                stacklevel=2,
+            )
+        return found is not None and found.group(1) == "periodic"
+
+    def _read(self, file: h5py.File, i: int, start: int, stop: int, out: Tensor) -> None:
+        for channel, name in enumerate(self._names):
+            out[:, channel] = torch.from_numpy(file[name][i, start:stop].astype(np.float32, copy=False))
+
+
+def _dimensions(file: h5py.File) -> int:
+    """Space dimensions, by the axes of the density; 1 where that says nothing, so that what is missing is named."""
+    density = file.get("density")
+    return density.ndim - 2 if isinstance(density, h5py.Dataset) and 3 <= density.ndim <= 5 else 1
+
+
+def _times(file: h5py.File, frames: int) -> Tensor:
+    times = np.asarray(values(file, "t-coordinate", ["time"]), dtype=np.float64)
+    if len(times) not in (frames, frames + 1):
+        raise ValueError(f"t-coordinate has {len(times)} entries for {frames} frames; expected {frames}, or {frames + 1} as published")
+    if (np.diff(times[:frames]) <= 0).any():
+        raise ValueError("t-coordinate does not increase from frame to frame")
+    return torch.from_numpy(times[:frames].copy())

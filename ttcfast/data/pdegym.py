@@ -1,0 +1,156 @@
+"""Lazy reading of PDEGym's compressible Euler sets (CE-*): NetCDF4 files, in numbered chunks or whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.spec import StateSpec, one_of
+
+from .reader import TrajectoryReader, values
+
+ChunkOrder = Literal["numeric", "lexicographic"]
+Energy = Literal["stored", "pressure"]
+AXES = ("sample", "time", "channel", "x", "y")
+CHANNELS = 5
+# Trajectories of train, valid and test, in this order in the whole set.
+PUBLISHED = {"data": (9640, 120, 240), "solution": (1030, 100, 130)}
+# Between snapshots: 21 of them up to T = 1, and up to T = 2 in CE-RM.
+TIME_STEP = {"data": 0.05, "solution": 0.1}
+# The stored energy holds the motion that averaging to 128 x 128 cells took out of the velocities, a few per cent of it at most.
+_ENERGY_TOLERANCE = 0.1
+
+
+class PDEGymFile(TrajectoryReader):
+    """One NetCDF4 file (which is HDF5) of PDEGym's compressible Euler sets: a chunk, or a whole set; see ``TrajectoryReader``.
+
+    The variable ``data`` ``[N, T+1, 5, X, Y]`` holds rho, u, v, p, E; in CE-RM it is called ``solution`` and its fifth channel is a tracer.
+    They are handed out as they are, in physical units: no mean pressure is taken off and nothing is normalised, as Poseidon's loader does.
+
+    Args:
+        path: the file.
+        gamma: of the gas; the files do not say.
+        periodic: the domain; None takes True for ``data`` and, since it is not documented for CE-RM, an open one for ``solution``.
+        energy: ``"stored"`` reads the fifth channel as the total energy density; ``"pressure"`` leaves it to ``StateSpec.extra``, so that
+            the energy is computed from the pressure. The files hold averages of a finer grid, so the two differ slightly.
+
+    Attributes:
+        spec: ``StateSpec.pdegym`` on the unit square. times: from 0 in steps of 0.05 (CE-RM 0.1), which the files do not say either.
+        variable: ``"data"`` or ``"solution"``.
+
+    Raises:
+        DataError: missing, damaged, truncated or of another layout; a fifth channel that cannot be the total energy.
+
+    Source: the data cards of huggingface.co/datasets/camlab-ethz/CE-* and arXiv:2405.19101 (facts/pde-ecosystem.md 2).
+    """
+
+    layout = "PDEGym's"
+    variable: str
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, gamma: float | None = None, periodic: bool | None = None, energy: Energy = "stored"
+    ) -> None:
+        one_of("energy", energy, ("stored", "pressure"))
+        self._gamma, self._periodic, self._energy = 1.4 if gamma is None else gamma, periodic, energy
+        super().__init__(path)
+
+    def _read_header(self, file: h5py.File) -> None:
+        self.variable = "solution" if "solution" in file and "data" not in file else "data"
+        data = values(file, self.variable, ["sample", "time", CHANNELS, "x", "y"])
+        named = _dimension_names(data)
+        if sorted(named) == sorted(AXES) and named != AXES:
+            raise ValueError(f"{self.variable} has axes {', '.join(named)}; expected {', '.join(AXES)}")
+        self._count, frames = data.shape[:2]
+        self.shape = tuple(data.shape[3:])
+        if not self._count or not frames:
+            raise ValueError(f"{self.variable} {list(data.shape)} holds no trajectory")
+        self.times = torch.arange(frames, dtype=torch.float64) * TIME_STEP[self.variable]
+        total = self.variable == "data" and self._energy == "stored"
+        self.spec = StateSpec.pdegym(
+            energy=4 if total else None,
+            extra=() if total else (4,),
+            gamma=self._gamma,
+            cell_volume=1.0 / (self.shape[0] * self.shape[1]),
+            periodic=self.variable == "data" if self._periodic is None else self._periodic,
+        )
+        if self.variable == "solution" and self._periodic is None:
+            warnings.warn(
+                "the boundary of CE-RM is not documented; it counts as open, so conservation is not imposed: give periodic= to settle it",
+                stacklevel=2,
+            )
+        if total:
+            self._check_energy(np.asarray(data[0, 0], dtype=np.float64))
+
+    def _check_energy(self, state: np.ndarray) -> None:
+        """A file of another scale or channel order would give wrong physics without a word."""
+        rho, u, v, pressure, energy = state
+        computed = float((pressure / (self._gamma - 1) + 0.5 * rho * (u**2 + v**2)).mean())
+        found = float(energy.mean())
+        if not abs(found - computed) <= _ENERGY_TOLERANCE * abs(computed):
+            raise ValueError(
+                f"the fifth channel of data cannot be the total energy: its mean in the first frame is {found:.4g}, and rho, u, v, p with "
+                f"gamma {self._gamma:g} give {computed:.4g}; give the gamma of the data, or energy=pressure to compute it"
+            )
+
+    def _read(self, file: h5py.File, i: int, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(torch.from_numpy(file[self.variable][i, start:stop].astype(np.float32, copy=False)))
+
+
+def chunk_files(folder: Path, order: ChunkOrder = "numeric") -> list[Path]:
+    """The ``.nc`` files of a folder in the order that the set is put together in: ``data_0.nc``, ``data_1.nc``, ..., or one whole file.
+
+    The test split lies at the end of the set, so the order decides which trajectories it holds. ``"numeric"`` (0, 1, 2, ...) is that of the
+    papers, as camlab-ethz/Phaedra says; ``"lexicographic"`` (0, 1, 10, 11, ..., 2, ...) that of the published assemble_data.py.
+
+    Raises:
+        ArgumentError: another ``order``. DataError: no file, files that are not the chunks of one set, a chunk that is missing.
+    """
+    if order not in ("numeric", "lexicographic"):
+        raise ArgumentError(f"chunk_order is {order!r}; it must be one of 'numeric', 'lexicographic'")
+    files = sorted(p for p in folder.glob("*.nc") if not p.name.startswith("."))
+    if len(files) < 2:
+        if not files:
+            raise DataError(f"no .nc file in {folder}; give the folder of PDEGym's chunks (data_0.nc, data_1.nc, ...) or one file")
+        if not _number(files[0]):
+            return files
+    numbers = {path: _number(path) for path in files}
+    stems = {re.sub(r"\d+$", "", path.stem) for path in files}
+    if None in numbers.values() or len(stems) > 1:
+        raise DataError(
+            f"{folder} holds {', '.join(p.name for p in files)}; expected the chunks of one set (data_0.nc, data_1.nc, ...) or one file: "
+            "put each set into a folder of its own"
+        )
+    counted = Counter(int(n) for n in numbers.values() if n is not None)
+    stem, last = stems.pop(), max(counted)
+    if twice := [n for n, times in counted.items() if times > 1]:
+        raise DataError(f"{folder} holds chunk {twice[0]} twice ({', '.join(p.name for p in files if int(numbers[p] or 0) == twice[0])})")
+    if missing := [n for n in range(last) if n not in counted]:
+        first = numbers[files[0]] or ""
+        width = len(first) if first.startswith("0") else 1
+        names = ", ".join(f"{stem}{n:0{width}}.nc" for n in missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise DataError(
+            f"{folder} lacks {names} before {stem}{last:0{width}}.nc; the splits count from the end of the whole set: get the missing "
+            "chunks, or give a single chunk as the data and no split"
+        )
+    # Sorted as strings, as the published script does.
+    return sorted(files, key=lambda path: int(numbers[path] or 0)) if order == "numeric" else sorted(files, key=lambda path: path.name)
+
+
+def _number(path: Path) -> str | None:
+    found = re.search(r"\d+$", path.stem)
+    return None if found is None else found.group()
+
+
+def _dimension_names(data: h5py.Dataset) -> tuple[str, ...]:
+    """Names of the axes as NetCDF4 stores them, in attached dimension scales; empty strings where there are none."""
+    return tuple(dim[0].name.rpartition("/")[2] if len(dim) else dim.label for dim in data.dims)
