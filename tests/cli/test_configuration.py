@@ -136,7 +136,7 @@ def defaults(kind) -> dict:
     found = {}
     for field in dataclasses.fields(kind):
         value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        found[field.name] = value
+        found[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
     return strict(found)  # with lists for tuples, as YAML has them
 
 

@@ -70,9 +70,15 @@ def write_examples(folder: Path, *, steps: int = 8) -> Path:
     for i in range(2):
         about = {"dataset_name": "shift", "boundary": ("periodic", "periodic"), "parameters": {}}
         write_well(folder / f"test_{i}.hdf5", trajectories(4, steps, seed=i), times, SPEC, **about)
+    write_surrogate(folder / "surrogate.safetensors")
+    return folder
+
+
+def write_surrogate(path: Path, grid: int = 16) -> Path:
+    """A barely trained ViT that takes rho, momentum, E on a periodic square."""
     torch.manual_seed(0)
-    model = ViT(ViTConfig(grid=(16, 16), width=8, depth=1, heads=1, refine=2, dropout=0.3))
+    model = ViT(ViTConfig(grid=(grid, grid), width=8, depth=1, heads=1, refine=2, dropout=0.3))
     torch.nn.init.normal_(model.out.weight, std=0.3)
     normalizer = Normalizer(torch.tensor([1.0, 0.2, -0.1, 2.5]), SCALE, 0.1 * SCALE)
-    save_surrogate(folder / "surrogate.safetensors", model, surrogate_meta(model, normalizer, SPEC))
-    return folder
+    save_surrogate(path, model, surrogate_meta(model, normalizer, StateSpec.euler2d(cell_volume=1.0 / grid**2)))
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ttcfast.runtime.errors import ArgumentError
@@ -13,26 +12,34 @@ from .configuration import build, save
 from .main import main
 
 # Fields of RunTTCConfig by the keys that the user writes.
-_NAMES = {"checkpoint": "fm.ckpt", "finetuned": "fm.finetuned", "problems": "data.n", "steps": "eval.rollout_T"} | {
+_NAMES = {
+    "checkpoint": "fm.ckpt",
+    "finetuned": "fm.finetuned",
+    "problems": "data.n",
+    "split": "data.split",
+    "reading": "data",
+    "steps": "eval.rollout_T",
+} | {
     name: f"eval.{name}"
     for name in ("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_projection", "shown", "recorded", "one_step")
 }
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.data import find_files
     from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
 
     check_reward(values["reward"])
-    data, evaluation = values["data"], dict(values["eval"])
+    data, evaluation = dict(values["data"]), dict(values["eval"])
     arm = dict(values["arm"])
     config = build(
         RunTTCConfig,
         {
             "checkpoint": values["fm"]["ckpt"],
             "finetuned": values["fm"]["finetuned"],
-            "data": [str(data["root"])],
-            "problems": data["n"],
+            "data": [str(data.pop("root"))],
+            "problems": data.pop("n"),
+            "split": data.pop("split"),
+            "reading": data,
             "steps": evaluation.pop("rollout_T"),
             "momentum": arm.pop("momentum"),
             "scale": arm.pop("scale"),
@@ -44,8 +51,7 @@ def run(values: Mapping[str, Any]) -> None:
         names=_NAMES,
     )
     save(config.out, values, "run_ttc")
-    files = tuple(str(file) for file in find_files(data["root"], data["split"]))
-    result = run_ttc(replace(config, data=files))
+    result = run_ttc(config)
     print(f"Numbers: {config.out}/metrics.json, {config.out}/summary.csv. Figures:")
     for path in result.figures:
         print(f"  {path}")

@@ -13,7 +13,7 @@ from .main import main
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.models.train import TrainConfig, train
 
-    config = build(TrainConfig, values)
+    config = build(TrainConfig, values, names={"reading": "data"})
     save(config.out, values, "train_fm")
     result = train(config)
     print(f"checkpoint after {result.steps} steps: {result.checkpoint}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.data import TrajectoryFile, field_statistics, find_files, read_trajectories
+from ttcfast.data import ReadOptions, TrajectorySet, field_statistics, open_trajectories
 from ttcfast.data.pairs import WindowSampler
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
@@ -24,7 +24,7 @@ from ttcfast.runtime.errors import ArgumentError, CheckpointError, UserError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import at_least, one_of
+from ttcfast.spec import StateSpec, at_least, one_of
 
 from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
 from .quality import one_step_error
@@ -36,7 +36,8 @@ class TrainConfig:
     """What ``ttcfast train_fm`` does.
 
     Args:
-        data: folder made by ``ttcfast generate``; split: the one trained on; valid: trajectories of the valid split used for validation.
+        data: folder made by ``ttcfast generate``, or data of another format; split: the one trained on; valid: trajectories of the valid
+            split used for validation. reading: the format, and what it leaves open; primitive variables are converted to conserved ones.
         out: receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
         model: sizes of the ViT (ViTConfig); channels, grid and periodicity come from the data.
         init: a checkpoint to start from (fine-tuning); its architecture and normaliser are kept.
@@ -53,6 +54,7 @@ class TrainConfig:
     data: str = "data/euler64"
     split: str = "train"
     valid: int = 16
+    reading: ReadOptions = field(default_factory=ReadOptions)
     out: str = "runs/train_fm"
     model: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
@@ -160,10 +162,10 @@ class _Run:
         self.checkpoint, self.training = out / "surrogate.safetensors", out / "training.safetensors"
         self.device = torch.device(config.device)
         torch.manual_seed(config.seed)
-        paths = find_files(config.data, config.split)
-        self.sampler = WindowSampler(paths, length=3, seed=config.seed)
-        self.spec = self.sampler.files[0].spec
-        self.model, self.normalizer = self._model(paths)
+        data = self._open(config.split)
+        self.sampler = WindowSampler(data, length=3, seed=config.seed)
+        self.spec = data.spec
+        self.model, self.normalizer = self._model(data)
         self.model.to(self.device)
         self.normalizer.to(self.device)
         self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
@@ -173,9 +175,14 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
         self.average = ema_tensors(self.model)
         self.meta = surrogate_meta(self.model, self.normalizer, self.spec)
-        self.valid, _ = read_trajectories(find_files(config.data, "valid"), None)
-        self.valid = _spread(self.valid, config.valid).to(self.device)
+        self.valid = self._open("valid").spread(config.valid).stack().to(self.device)
         self._spent, self._started = 0.0, _now()
+
+    def _open(self, split: str) -> TrajectorySet:
+        """The data of a split as density, momentum, energy."""
+        data = open_trajectories(self.config.data, split=split, **asdict(self.config.reading))
+        conserved = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}[data.spec.ndim]
+        return data if data.spec.variables == "conserved" else data.converted(conserved())
 
     def clock(self) -> float:
         """Seconds of training so far, those before a resume included."""
@@ -281,18 +288,17 @@ class _Run:
         model.load_state_dict({n: t.float() for n, t in self.average.items()}, strict=False)
         return Surrogate(model, self.spec, normalizer=self.normalizer, predicts="delta")
 
-    def _model(self, paths: list[Path]) -> tuple[ViT, Normalizer]:
+    def _model(self, data: TrajectorySet) -> tuple[ViT, Normalizer]:
         if self.config.init is not None:
             surrogate = load_surrogate(self.config.init)
             assert isinstance(surrogate.model, ViT) and surrogate.normalizer is not None
             return surrogate.model.train(), surrogate.normalizer
-        file: TrajectoryFile = self.sampler.files[0]
-        sizes = {"channels": file.spec.num_channels, "grid": file.shape, "periodic": file.spec.periodic_axes}
+        sizes = {"channels": data.spec.num_channels, "grid": data.shape, "periodic": data.spec.periodic_axes}
         try:
             model = ViT(ViTConfig(**{**self.config.model, **sizes}))
         except TypeError as error:
             raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
-        found = field_statistics(paths)
+        found = field_statistics(data)
         return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
 
     def _progress(self, step: int) -> float:
@@ -323,11 +329,6 @@ _FREE_ON_RESUME = {
     "wandb",
 }
 _LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
-
-
-def _spread(x: Tensor, count: int) -> Tensor:
-    """``count`` rows of ``x``, evenly spaced, so that every file has its share."""
-    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).round().long()]
 
 
 def _now() -> float:

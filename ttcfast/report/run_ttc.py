@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ttcfast.core.base_fm import Surrogate
-from ttcfast.data import TrajectoryFile, find_files, read_trajectories
+from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.models import load_surrogate
 from ttcfast.models.quality import one_step_error
 from ttcfast.rewards.common import ARMScorer, Scorer
@@ -20,7 +20,7 @@ from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
-from ttcfast.spec import ARMWeights, Momentum, Scale, TTCConfig, at_least
+from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig, at_least
 from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method
 from ttcfast.ttc.method_result import MethodResult
 from ttcfast.ttc.sweep import Sweep, runs_needed, sweep_branching
@@ -36,7 +36,8 @@ class RunTTCConfig:
 
     Args:
         checkpoint: the surrogate, as ``ttcfast train_fm`` writes it.
-        data: trajectory files, or folders of them, in this order.
+        data: trajectory files, or folders of them, in this order. reading: their format, and what it leaves open.
+        split: of the data, as in ``open_trajectories``; None takes all.
         out: folder for everything that is written.
         problems: trajectories to take; None takes all.
         steps: T. Beyond the data's length rollouts go on and errors stop.
@@ -57,6 +58,8 @@ class RunTTCConfig:
 
     checkpoint: str
     data: tuple[str, ...]
+    split: str | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
     out: str = "runs/ttc"
     problems: int | None = None
     steps: int = 20
@@ -116,6 +119,7 @@ def run_ttc(
     out = output_folder(config.out)
     device = _device(config.device)
     surrogate = load_surrogate(config.checkpoint).to(device)
+    trained = surrogate.spec
     problems, source = load_problems(config, surrogate)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
@@ -123,6 +127,7 @@ def run_ttc(
     with RunLog(out, config.tensorboard, config.wandb) as log:
         with bar(_work(config, surrogate, problems, len(rewards)), "run_ttc") as progress:
             evaluation, sweep = _measure(config, surrogate, problems, rewards, progress)
+        evaluation = evaluation.adding(notes=_data_notes(source, trained))
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
@@ -133,22 +138,41 @@ def run_ttc(
     return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
 
 
-def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems, TrajectoryFile]:
-    """The trajectories to roll out from and compare with, in units of the surrogate's training data, and the first file's header.
+def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems, TrajectorySet]:
+    """The trajectories to roll out from and compare with, in the surrogate's channels and units of its training data; and where they lie.
 
     Raises:
-        DataError: a file that cannot be read, fewer trajectories than asked for, states of another layout than the surrogate's.
+        DataError: a file that cannot be read, fewer trajectories than asked for, states that cannot be written in the surrogate's channels,
+            another grid than the surrogate's.
     """
-    paths = [path for entry in config.data for path in find_files(entry)]
-    truth, source = read_trajectories(paths, config.problems)
-    if source.spec.channels != surrogate.spec.channels or source.spec.ndim != surrogate.spec.ndim:
+    found = open_trajectories(config.data, split=config.split, **dataclasses.asdict(config.reading))
+    grid = getattr(getattr(surrogate.model, "config", None), "grid", None)
+    if grid is not None and tuple(grid) != found.shape:
+        cells = " x ".join(map(str, found.shape))
         raise DataError(
-            f"data file {source.path} has {source.spec.ndim} dimensions and channels {source.spec.channels}; the surrogate of "
-            f"{config.checkpoint} takes {surrogate.spec.ndim} and {surrogate.spec.channels}: give data of its kind"
+            f"data file {found.files[0].path} has {cells} cells; the surrogate of {config.checkpoint} takes {' x '.join(map(str, grid))}: "
+            "give data on its grid, or a surrogate trained on this one"
         )
+    source = found.first(config.problems).converted(surrogate.spec)
+    truth = source.stack()
     scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
     shown = tuple(dict.fromkeys(i for i in config.shown if i < len(truth)))
     return Problems(truth, source.spec, config.steps, scale, shown), source
+
+
+def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
+    """Where the data are not what the surrogate was trained on."""
+    notes = []
+    if source.layout is not None:
+        own = source.files[0].spec
+        notes.append(
+            f"The data hold {own.variables} variables; they were converted to the surrogate's, with the energy "
+            + ("stored in the files." if own.energy is not None else "of the pressure.")
+        )
+    gammas = sorted({round(g, 6) for g in torch.as_tensor(source.spec.gamma).reshape(-1).tolist()})
+    if any(abs(g - float(trained.gamma)) > 1e-4 for g in gammas):
+        notes.append(f"The data have gamma {', '.join(f'{g:g}' for g in gammas)}; the surrogate was trained with {float(trained.gamma):g}.")
+    return notes
 
 
 def _measure(
