@@ -1,89 +1,217 @@
-"""Throughput of ops.arm against the seed's eager functions and the strongest compiled formulation: ``pytest bench --benchmark-only``.
+"""``ops.arm`` against the seed's eager functions and what torch.compile makes of two formulations of the same terms.
 
-The peers must agree with the float64 reference before they are timed. ``GB/s`` counts each candidate once, the least that must be read.
+All peers compute the same scores with mask and finite check, which the gate holds against the reference in float64, on the inputs that are
+timed and again with NaN, infinities and negative densities put into some of the candidates. ``bytes_moved`` counts each candidate once.
+
+* ``seed, eager``: the seed's functions as they stand in its section 4, per candidate (DECISIONS 1), each integral for itself.
+* ``natural, torch.compile``: the same function compiled.
+* ``sliced, torch.compile``: the channels as slices and every statistic a reduction over the same [N, B] x cells, so that Inductor makes one
+  pass of it (facts/hotpaths.md 1). On CUDA tuned by ``max-autotune-no-cudagraphs``; the graph column is its best number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from ttcfast.ops import arm, registry
+from ttcfast.ops.arm import BACKENDS
 from ttcfast.spec import ARMWeights, StateSpec
 
-# (N, B, side): one problem of many candidates, and many small problems.
-SHAPES = {"N1 B64 64^2": (1, 64, 64), "N1 B8 256^2": (1, 8, 256), "N8 B8 128^2": (8, 8, 128)}
+from .groups import compiled
+from .targets import Target
+from .timing import Case
+
 W = ARMWeights()
-Peer = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+REFERENCE_CANDIDATES = 16  # the reference makes some twenty float64 copies of the candidates it scores; so many at a time
+
+# name: (N, B, side, whether the candidates hold negative pressures everywhere)
+CPU_CASES = {
+    "N1 B256 128^2": (1, 256, 128, False),
+    "N1 B256 128^2 all violating": (1, 256, 128, True),
+    "N8 B8 128^2": (8, 8, 128, False),
+    "N1 B64 64^2": (1, 64, 64, False),
+}
+CUDA_CASES = {
+    "N1 B1024 256^2": (1, 1024, 256, False),
+    "N1 B1024 256^2 all violating": (1, 1024, 256, True),
+    "N4 B256 512^2": (4, 256, 512, False),
+    "N8 B128 128^2": (8, 128, 128, False),
+    "N1 B256 128^2": (1, 256, 128, False),
+    "N1 B64 64^2": (1, 64, 64, False),
+}
+
+_BIG = ("N1 B1024 256^2", "N4 B256 512^2", "N8 B128 128^2")  # 256 MB and more
+TARGETS = (
+    Target("N1 B256 128^2", "seed, eager", "ratio", least=30),
+    Target("N1 B256 128^2", "natural, torch.compile", "ratio", least=10),
+    Target("N1 B256 128^2", "sliced, torch.compile", "ratio", least=1.3, stretch=1.6),
+    Target("N1 B256 128^2", "", "share_of_read", least=0.55),
+    *(Target(name, "", "share_of_copy", least=0.85, stretch=0.92, device="cuda") for name in _BIG),
+    *(Target(name, "sliced, torch.compile", "graph_ratio", least=1.15, device="cuda") for name in _BIG),
+    *(Target(name, "natural, torch.compile", "ratio", least=3, device="cuda") for name in _BIG),
+    *(Target(name, "seed, eager", "ratio", least=15, device="cuda") for name in _BIG),
+    Target("N1 B64 64^2", "", "graph_hot_us", most=6, device="cuda"),
+    Target("N1 B64 64^2", "sliced, torch.compile", "graph_hot_ratio", least=3, device="cuda"),
+)
 
 
-def eager(state: Tensor, cand: Tensor, mask: Tensor, volume: float) -> Tensor:
-    """The seed's formulas in its own order, batched over problems: whole integrals, then their difference."""
-    total = (cand.sum((-2, -1)) - state.sum((-2, -1)).unsqueeze(1)) * volume  # [N, B, C]
-    rho, momentum, energy = cand[:, :, 0], cand[:, :, 1:3], cand[:, :, 3]
-    velocity = momentum / (rho + 1e-12).unsqueeze(2)
-    pressure = 0.4 * (energy - 0.5 * rho * (velocity * velocity).sum(2))
-    boundary = (cand.abs() * mask).sum((-3, -2, -1)) / (mask.sum() * cand.shape[2])
-    positivity = rho.clamp_max(0).abs().mean((-2, -1)) + pressure.clamp_max(0).abs().mean((-2, -1))
-    kept = W.w_mass * total[..., 0].abs() + W.w_momentum * total[..., 1:3].sum(-1).abs() + W.w_energy * total[..., 3].abs()
-    return -(kept + W.w_bc * boundary + W.w_positivity * positivity)
+def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
+    for name, (n, b, side, violating) in (CPU_CASES if device == "cpu" else CUDA_CASES).items():
+        if tiny:
+            n, b, side = min(n, 2), 5, 6
+        problem = Problem(n, b, side, violating, device)
+        peers = problem.peers(tiny)
+        yield Case(
+            "arm",
+            name,
+            f"[{n}, {b}, 4, {side}, {side}]",
+            "float32",
+            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
+            ours=next(iter(peers)),
+            check=partial(problem.check, peers),
+            bytes_moved=4 * n * b * 4 * side * side,
+            device=device,
+        )
+
+
+Peer = Callable[["Problem"], Tensor]  # -> scores [N, B]
+
+
+class Problem:
+    """A state of gas, candidates near it that drift a little in every total, walls as boundary; made at first use."""
+
+    def __init__(self, n: int, b: int, side: int, violating: bool, device: str) -> None:
+        self.sizes, self.violating, self.device = (n, b, side), violating, device
+        self.volume = 1 / side**2
+
+    @cached_property
+    def state(self) -> Tensor:
+        n, _, side = self.sizes
+        lowest = torch.tensor([1.0, -0.5, -0.5, 2.0], device=self.device).reshape(4, 1, 1)
+        state = lowest + torch.rand(n, 4, side, side, device=self.device, generator=self.generator(1))
+        if self.violating:
+            state[:, 3] -= 4
+        return state
+
+    @cached_property
+    def cand(self) -> Tensor:
+        n, b, side = self.sizes
+        generator = self.generator(2)
+        cand = torch.randn(n, b, 4, side, side, device=self.device, generator=generator).mul_(0.02)
+        drift = 0.05 * torch.randn(n, b, 4, 1, 1, device=self.device, generator=generator)
+        return cand.add_(drift).add_(self.state.unsqueeze(1))
+
+    @cached_property
+    def mask(self) -> Tensor:
+        side = self.sizes[2]
+        mask = torch.zeros(side, side, dtype=torch.bool, device=self.device)
+        mask[[0, -1]] = mask[:, [0, -1]] = True
+        return mask
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """The mask as indices: as a mask it would make the host wait for the GPU in every call."""
+        return self.mask.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def spec(self) -> StateSpec:
+        return StateSpec.euler2d(cell_volume=self.volume, boundary_mask=self.mask)
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def peers(self, tiny: bool) -> dict[str, Peer]:
+        """Ours first: the backend that "auto" takes on this device."""
+        tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
+        natural, fused = compiled(seed, tiny=tiny), compiled(sliced, tiny=tiny, **tuned)
+        return {
+            f"ttcfast, {preferred(self.device)}": lambda p: arm(p.state, p.cand, p.spec, W).score,
+            "seed, eager": lambda p: seed(p.state, p.cand, p.masked, p.volume),
+            "natural, torch.compile": lambda p: natural(p.state, p.cand, p.masked, p.volume),
+            "sliced, torch.compile": lambda p: fused(p.state, p.cand, p.mask, p.volume),
+        }
+
+    def run(self, function: Peer) -> Tensor:
+        return function(self)
+
+    def check(self, peers: dict[str, Peer]) -> None:
+        for trouble in (contextlib.nullcontext, self.poisoned):
+            with trouble():
+                expected = self.expected()
+                for name, function in peers.items():
+                    # The seed subtracts two float32 integrals, which costs it digits (DECISIONS 4).
+                    loose = 1e-5 if name.startswith(("ttcfast", "sliced")) else 1e-4
+                    found = function(self).double()
+                    torch.testing.assert_close(found, expected, rtol=loose, atol=loose, msg=lambda text, name=name: f"{name}: {text}")
+
+    def expected(self) -> Tensor:
+        """Scores [N, B] by the reference in float64."""
+        spec = self.spec
+        parts = [
+            arm(self.state.double(), part.double(), spec, W, backend="reference").score
+            for part in self.cand.split(REFERENCE_CANDIDATES, dim=1)
+        ]
+        return torch.cat(parts, 1)
+
+    @contextlib.contextmanager
+    def poisoned(self) -> Iterator[None]:
+        """NaN, both infinities and a negative density, each in one cell of a candidate of its own; undone afterwards."""
+        cells = [(0, 0, 1, 1), (1, 1, 2, 0), (2, 3, 0, 3), (3, 0, 3, 2)]  # candidate, channel, row, column
+        values = (math.nan, math.inf, -math.inf, -100.0)
+        before = [self.cand[-1, b, c, i, j].clone() for b, c, i, j in cells]
+        for (b, c, i, j), value in zip(cells, values):
+            self.cand[-1, b, c, i, j] = value
+        try:
+            yield
+        finally:
+            for (b, c, i, j), value in zip(cells, before):
+                self.cand[-1, b, c, i, j] = value
+
+
+def preferred(device: str) -> str:
+    """The backend that "auto" takes for tensors of ``device``."""
+    names = [b.name for b in BACKENDS if b.available() is None]
+    skip = "triton" if device == "cpu" and not registry.interpreting() else "cpu" if device == "cuda" else ""
+    return next(name for name in names if name != skip)
+
+
+def seed(state: Tensor, cand: Tensor, masked: Tensor, volume: float) -> Tensor:
+    """Section 4 of the seed, with a candidate axis: [N, C, H, W] and [N, B, C, H, W] -> [N, B]."""
+
+    def integral(field: Tensor) -> Tensor:
+        return (field * volume).sum(dim=(-2, -1))
+
+    mass = (integral(cand[:, :, 0]) - integral(state[:, None, 0])).abs()
+    momentum = (integral(cand[:, :, 1:3].sum(dim=2)) - integral(state[:, None, 1:3].sum(dim=2))).abs()
+    energy = (integral(cand[:, :, 3]) - integral(state[:, None, 3])).abs()
+    boundary = cand.flatten(3).index_select(3, masked).abs().mean((-2, -1))
+    rho, e = cand[:, :, 0], cand[:, :, 3]
+    u, v = cand[:, :, 1] / (rho + 1e-12), cand[:, :, 2] / (rho + 1e-12)
+    p = 0.4 * (e - 0.5 * rho * (u * u + v * v))
+    positivity = rho.clamp_max(0).abs().mean((-2, -1)) + p.clamp_max(0).abs().mean((-2, -1))
+    score = -(W.w_mass * mass + W.w_momentum * momentum + W.w_energy * energy + W.w_bc * boundary + W.w_positivity * positivity)
+    return torch.where(cand.isfinite().flatten(2).all(-1), score, -math.inf)
 
 
 def sliced(state: Tensor, cand: Tensor, mask: Tensor, volume: float) -> Tensor:
-    """Every statistic as a reduction over the same [N, B] x cells, per-cell differences: the form that torch.compile fuses best."""
-    rho, mx, my, energy = (cand[:, :, c].flatten(2) for c in range(4))
-    rho0, mx0, my0, energy0 = (state[:, c].flatten(1).unsqueeze(1) for c in range(4))
-    masked = mask.flatten()
+    """The same terms; every statistic is a reduction over [N, B] x cells, residuals are sums of per-cell differences."""
+    rho, mx, my, energy = (cand[:, :, c].flatten(2) for c in range(4))  # [N, B, cells]
+    rho0, mx0, my0, energy0 = (state[:, None, c].flatten(2) for c in range(4))  # [N, 1, cells]
+    edge = mask.flatten()
     mass = (rho - rho0).sum(-1).abs() * volume
     momentum = ((mx - mx0) + (my - my0)).sum(-1).abs() * volume
     change = (energy - energy0).sum(-1).abs() * volume
     inverse = 1 / (rho + 1e-12)
     pressure = 0.4 * (energy - 0.5 * rho * ((mx * inverse) ** 2 + (my * inverse) ** 2))
     negative = (torch.relu(-rho) + torch.relu(-pressure)).mean(-1)
-    boundary = ((rho.abs() + mx.abs() + my.abs() + energy.abs()) * masked).sum(-1) / (4 * masked.sum())
-    return -(W.w_mass * mass + W.w_momentum * momentum + W.w_energy * change + W.w_bc * boundary + W.w_positivity * negative)
-
-
-def ours(backend: str) -> Peer:
-    def run(state: Tensor, cand: Tensor, mask: Tensor, volume: float) -> Tensor:
-        return arm(state, cand, StateSpec.euler2d(cell_volume=volume, boundary_mask=mask), W, backend=backend).score
-
-    return run
-
-
-def peers() -> dict[str, Peer]:
-    found: dict[str, Peer] = {b.name: ours(b.name) for b in registry.OPS["arm"] if b.available() is None and not registry.interpreting()}
-    return {**found, "seed, eager": eager, "sliced, torch.compile": torch.compile(sliced, dynamic=False)}
-
-
-PEERS = peers()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", PEERS)
-def test_throughput(benchmark, name: str, shape: str) -> None:
-    n, b, side = SHAPES[shape]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (name == "cpu" and device != "cpu") or (name == "triton" and device == "cpu"):
-        pytest.skip(f"{name} does not run on {device}")
-    torch.manual_seed(0)
-    state = 1 + torch.rand(n, 4, side, side, device=device)
-    cand = state.unsqueeze(1) + 0.3 * torch.randn(n, b, 4, side, side, device=device)
-    mask = torch.zeros(side, side, dtype=torch.bool, device=device)
-    mask[[0, -1]] = True
-    run, volume = PEERS[name], 1 / side**2
-
-    def timed() -> Tensor:
-        score = run(state, cand, mask, volume)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return score
-
-    expected = ours("reference")(state.double(), cand.double(), mask, volume)
-    torch.testing.assert_close(timed().double(), expected, rtol=1e-4, atol=1e-4)
-    benchmark.extra_info |= {"peer": name, "shape": shape, "threads": torch.get_num_threads(), "device": device}
-    benchmark.pedantic(timed, rounds=9, warmup_rounds=2)
-    benchmark.extra_info["GB/s"] = cand.numel() * cand.element_size() / benchmark.stats.stats.median / 1e9
+    boundary = torch.where(edge, rho.abs() + mx.abs() + my.abs() + energy.abs(), 0.0).sum(-1) / (4 * edge.sum())
+    finite = (rho.isfinite() & mx.isfinite() & my.isfinite() & energy.isfinite()).all(-1)
+    score = -(W.w_mass * mass + W.w_momentum * momentum + W.w_energy * change + W.w_bc * boundary + W.w_positivity * negative)
+    return torch.where(finite, score, -math.inf)

@@ -1,0 +1,87 @@
+"""``python -m bench <group>...``: time groups of cases against their peers and write the rows as CSV."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ttcfast.runtime.errors import UserError
+
+from . import environment, groups, rows, tables
+from .timing import LEAST_SECONDS, measure
+
+DONE, FAILED, BAD_ARGUMENTS = 0, 1, 2
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the groups named; the exit status is 1 if a gate or a peer failed, 2 for bad arguments."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    known = groups.names()
+    unknown = [name for name in asked.groups if name not in (*known, "all")]
+    if unknown or not asked.groups:
+        text = f"no group {', '.join(map(repr, unknown))}" if unknown else "no group given"
+        print(f"bench: {text}; known: {', '.join(known)}, or all", file=sys.stderr)
+        return BAD_ARGUMENTS
+    asked.rounds = asked.rounds or (3 if asked.quick else 9)
+    chosen = known if "all" in asked.groups else list(dict.fromkeys(asked.groups))
+    if asked.list:
+        for group in chosen:
+            print(tables.listing(groups.cases(group, asked.device), groups.targets(group)))
+        return DONE
+    try:
+        return max(run(group, asked) for group in chosen)
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return error.status
+
+
+def run(group: str, asked: argparse.Namespace) -> int:
+    """Measure one group, printing each case as it is done; rows are written after every case, so that a killed run keeps the others."""
+    found: list[rows.Row] = []
+    place = asked.out or (None if asked.quick else RESULTS)
+    path = None if place is None else Path(place) / f"{group}-{environment.slug(asked.device)}.csv"
+    for case in groups.cases(group, asked.device):
+        if not fnmatchcase(case.name, asked.case):
+            continue
+        for threads in asked.threads if asked.device == "cpu" else [1]:
+            least = LEAST_SECONDS / 4 if asked.quick else LEAST_SECONDS
+            measured = measure(case, rounds=asked.rounds, threads=threads, least_seconds=least, quick=asked.quick)
+            found += measured
+            print(tables.measured(measured), flush=True)
+            if path is not None:
+                rows.write(path, found)
+    print(tables.targets(groups.targets(group), found))
+    print(f"{len(found)} rows {'not written (--quick without --out)' if path is None else f'in {path}'}")
+    return FAILED if any(row.status != rows.OK for row in found) else DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    import torch
+
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="group", help=f"{', '.join(groups.names())}, or all")
+    parser.add_argument("--list", action="store_true", help="say what the groups hold and stop")
+    parser.add_argument("--case", default="*", metavar="NAME", help="only cases of this name, * and ? as in file names")
+    parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="numbers of threads on the CPU (1 2)")
+    parser.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples of each peer (9; 3 with --quick)")
+    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where the CSV files go (bench/results)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"({default} here)")
+    parser.add_argument("--quick", action="store_true", help="short samples, few rounds: to see that it runs; written only with --out")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

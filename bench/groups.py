@@ -1,0 +1,55 @@
+"""The groups of cases: every ``bench/bench_<group>.py``.
+
+Such a file has ``cases(device, *, tiny=False)``, which yields ``bench.timing.Case``, and may have ``TARGETS``, a sequence of
+``bench.targets.Target``. With ``tiny=True`` it yields the same cases at sizes of a few cells and compiles nothing (``compiled`` below sees
+to that), so that a test can run every gate.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+from .targets import Target
+from .timing import Case
+
+FOLDER = Path(__file__).resolve().parent
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def names() -> list[str]:
+    """Of all groups, sorted."""
+    return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+
+
+def cases(group: str, device: str, *, tiny: bool = False) -> list[Case]:
+    """The cases of ``group`` on ``device``. Nothing is allocated yet."""
+    return list(_module(group).cases(device, tiny=tiny))
+
+
+def targets(group: str) -> Sequence[Target]:
+    """What ``group`` is meant to reach."""
+    return tuple(getattr(_module(group), "TARGETS", ()))
+
+
+def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:
+    """``torch.compile(function, dynamic=False, **options)``, made at its first call; ``function`` itself when ``tiny``."""
+    if tiny:
+        return function
+    options = {"dynamic": False, **options}
+
+    @cache
+    def made() -> Any:
+        return torch.compile(function, **options)
+
+    return lambda *args, **kwargs: made()(*args, **kwargs)  # type: ignore[return-value]
+
+
+def _module(group: str) -> ModuleType:
+    return importlib.import_module(f"bench.bench_{group}")

@@ -1,0 +1,57 @@
+"""What a group is meant to reach, and whether rows reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .rows import OK, Row
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one column.
+
+    Args:
+        case: name of the cases it holds for, ``*`` and ``?`` as in file names.
+        peer: names of the peers it holds for, likewise; a ratio's peer, or ``""`` for our own row.
+        column: of ``bench.rows.Row``: ``"ratio"``, ``"graph_ratio"``, ``"share_of_read"``, ``"share_of_copy"``, ``"graph_hot_us"``, ...
+        least: at least this; None for no lower bound.
+        most: at most this; None for no upper bound.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: the number of threads it is stated for.
+        stretch: what would be better still, told beside it.
+    """
+
+    case: str
+    peer: str
+    column: str
+    least: float | None = None
+    most: float | None = None
+    device: str = "cpu"
+    threads: int = 1
+    stretch: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.least is None) == (self.most is None):
+            raise ValueError(f"target {self.case}/{self.column} has least {self.least} and most {self.most}; give exactly one")
+
+    @property
+    def bound(self) -> str:
+        text = f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+        return text if self.stretch is None else f"{text} (stretch {self.stretch:g})"
+
+    def met_by(self, value: float) -> bool:
+        return value >= self.least if self.least is not None else value <= (self.most or 0.0)
+
+    def measured(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
+        """The rows that it speaks of and their values; none where nothing was measured."""
+        for row in rows:
+            ours = row.peer == row.ours
+            named = ours if not self.peer else not ours and fnmatchcase(row.peer, self.peer)
+            if row.status != OK or not named or (row.device, row.threads) != (self.device, self.threads):
+                continue
+            value = getattr(row, self.column)
+            if fnmatchcase(row.case, self.case) and value is not None:
+                yield row, value

@@ -1,0 +1,218 @@
+"""Times a case: a correctness gate first, then all peers in turn, round after round, beside the memory ceilings of the same rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ttcfast.ops.registry import one_line
+
+from . import environment
+from .clocks import Clock, Run, clock_for
+from .rows import GATE_FAILED, OK, PEER_FAILED, Row
+
+__all__ = ["Case", "Row", "measure"]
+
+LEAST_SECONDS = 0.02  # a sample's least length: a thousand times what a call of perf_counter and a wake-up of the system cost
+MOST_LOOPS = 10_000
+_READ, _COPY = "ceiling: read", "ceiling: copy"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem that several peers solve.
+
+    Making a case must be cheap: tensors are made by ``check`` or a peer at its first call (``functools.cache``), so that listing a
+    group allocates nothing. A peer that cannot run here is left out of ``peers``.
+
+    Args:
+        group: of which it is part, the name after ``bench_``.
+        name: within the group, unique.
+        shape: for people, such as ``"[1, 256, 4, 128, 128]"``.
+        dtype: for people, such as ``"float32"``.
+        peers: by name, calls without arguments that all do the same work. On CUDA they only queue it. Gradients are on: a peer that
+            needs none says so itself.
+        ours: the name in ``peers`` to which ratios refer.
+        check: raises unless all peers agree to the reference; called before any timing.
+        bytes_moved: the least that the work must read and write, in bytes; None where bandwidth says nothing.
+        note: what a reader of the row must know.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    group: str
+    name: str
+    shape: str
+    dtype: str
+    peers: Mapping[str, Callable[[], Any]]
+    ours: str
+    check: Callable[[], None]
+    bytes_moved: int | None = None
+    note: str = ""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.ours not in self.peers:
+            raise ValueError(f"ours is {self.ours!r}; case {self.group}/{self.name} has the peers {', '.join(self.peers) or '(none)'}")
+
+
+@dataclass
+class Contestant:
+    """What is sampled once per round."""
+
+    sample: Callable[[], float]
+    loops: int
+    seconds: list[float] = field(default_factory=list)
+
+    def at(self, percent: float) -> float:
+        return percentile(self.seconds, percent)
+
+
+def measure(
+    case: Case,
+    *,
+    rounds: int = 9,
+    threads: int = 1,
+    least_seconds: float = LEAST_SECONDS,
+    quick: bool = False,
+    clock: Clock | None = None,
+) -> list[Row]:
+    """Time every peer of ``case``.
+
+    Args:
+        case: what to time.
+        rounds: samples of each peer.
+        threads: of torch, during the check too (Inductor compiles for a number of threads).
+        least_seconds: each sample makes as many calls as fill this time.
+        quick: only marks the rows.
+        clock: None takes that of the case's device.
+
+    Returns:
+        One row per peer, ours first. If the gate fails, one row with status ``"gate failed"`` and no times. A peer that raises has a row
+        with status ``"peer failed"``.
+    """
+    if rounds < 1 or threads < 1:
+        raise ValueError(f"rounds is {rounds} and threads is {threads}; both must be at least 1")
+    clock = clock or clock_for(case.device)
+    base = {
+        **{name: getattr(case, name) for name in ("group", "shape", "dtype", "ours", "bytes_moved", "note")},
+        "case": case.name,
+        "threads": threads,
+        "quick": quick,
+        **environment.columns(case.device),
+    }
+    with _threads(threads):
+        try:
+            case.check()
+        except Exception as error:  # a gate says no by whatever it raises
+            return [Row(**base, peer=case.ours, status=GATE_FAILED, error=f"{type(error).__name__}: {one_line(error)}")]
+        contestants, failures, notes = _contestants(case, clock, least_seconds)
+        interleave(contestants, rounds)
+    return [_row(base, name, contestants, failures, notes, rounds) for name in _ours_first(case)]
+
+
+def interleave(contestants: Mapping[Any, Contestant], rounds: int) -> None:
+    """Sample each once per round; each round starts one further, so that nobody always follows the same pause or runs first."""
+    order = list(contestants.values())
+    for turn in range(rounds):
+        first = turn % len(order) if order else 0
+        for contestant in [*order[first:], *order[:first]]:
+            contestant.seconds.append(contestant.sample())
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """By linear interpolation between the sorted values; ``percent`` is 0 to 100."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low, high = math.floor(place), math.ceil(place)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _contestants(case: Case, clock: Clock, least: float) -> tuple[dict[tuple[str, str], Contestant], dict[str, str], dict[str, str]]:
+    """By (peer, kind), kind one of "call", "graph" and "hot"; the errors of peers that raise; why a peer has no graph."""
+    found: dict[tuple[str, str], Contestant] = {}
+    failures: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    for name, run in {**case.peers, **_ceilings(case)}.items():
+        try:
+            found[name, "call"] = _contestant(clock.sample, run, least)
+        except Exception as error:  # one peer's trouble (out of memory, no compiler) is told in its row; the others still run
+            failures[name] = f"{type(error).__name__}: {one_line(error)}"
+            continue
+        if name in case.peers:
+            replay, notes[name] = clock.graph_of(run)
+            if replay is not None:
+                found[name, "graph"] = _contestant(clock.sample, replay, least)
+                found[name, "hot"] = _contestant(clock.hot_sample, replay, least)
+    return found, failures, notes
+
+
+def _contestant(sample: Callable[[Run, int], float], run: Run, least: float) -> Contestant:
+    sample(run, 1)  # compiles, loads, fills caches
+    once = min(sample(run, 1) for _ in range(2))
+    loops = MOST_LOOPS if once * MOST_LOOPS <= least else max(1, math.ceil(least / once))
+    return Contestant(lambda: sample(run, loops), loops)
+
+
+def _ceilings(case: Case) -> dict[str, Run]:
+    """What this machine can read and copy in these very rounds, with buffers of the case's size."""
+    if not case.bytes_moved:
+        return {}
+    source = torch.rand(max(1, case.bytes_moved // 4), device=case.device)
+    target = torch.empty_like(source)
+    return {_READ: lambda: source.sum(), _COPY: lambda: target.copy_(source)}
+
+
+def _row(
+    base: Mapping[str, Any],
+    name: str,
+    contestants: Mapping[tuple[str, str], Contestant],
+    failures: Mapping[str, str],
+    notes: Mapping[str, str],
+    rounds: int,
+) -> Row:
+    if name in failures:
+        return Row(**base, peer=name, status=PEER_FAILED, error=failures[name])
+    ours, call = base["ours"], contestants[name, "call"]
+    values: dict[str, Any] = {"rounds": rounds, "loops": call.loops, "graph_note": notes[name]}
+    for kind, prefix, ratio in (("call", "", "ratio"), ("graph", "graph_", "graph_ratio")):
+        timed = contestants.get((name, kind))
+        if timed is None:
+            continue
+        values |= {f"{prefix}p{percent}_us": 1e6 * timed.at(percent) for percent in (20, 50, 80)}
+        if (ours, kind) in contestants:
+            values[ratio] = timed.at(50) / contestants[ours, kind].at(50)
+    hot, our_hot = contestants.get((name, "hot")), contestants.get((ours, "hot"))
+    values["graph_hot_us"] = None if hot is None else 1e6 * hot.at(50)
+    values["graph_hot_ratio"] = None if hot is None or our_hot is None else hot.at(50) / our_hot.at(50)
+    return Row(**base, peer=name, status=OK, error="", **values, **_bandwidth(base["bytes_moved"], call, contestants))
+
+
+def _bandwidth(moved: int | None, call: Contestant, contestants: Mapping[tuple[str, str], Contestant]) -> dict[str, float]:
+    if not moved:
+        return {}
+    values = {"gb_per_s": moved / call.at(50) / 1e9}
+    buffer = 4 * max(1, moved // 4)
+    for ceiling, kind, size in ((_READ, "read", buffer), (_COPY, "copy", 2 * buffer)):
+        if (ceiling, "call") in contestants:
+            values[f"{kind}_gb_per_s"] = size / contestants[ceiling, "call"].at(50) / 1e9
+            values[f"share_of_{kind}"] = values["gb_per_s"] / values[f"{kind}_gb_per_s"]
+    return values
+
+
+def _ours_first(case: Case) -> list[str]:
+    return [case.ours, *(name for name in case.peers if name != case.ours)]
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
