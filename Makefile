@@ -46,8 +46,8 @@ format: $(VENV)/.installed-lint ## let ruff and clang-format rewrite the sources
 aot: $(VENV)/.installed-test ## compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100, and check its limits
 	$(RUN) -m bench.aot $(ARGS)
 
-bench: $(VENV)/.installed-test ## time the operations against their peers
-	$(RUN) -m ttcfast.cli.bench $(ARGS)
+bench: $(VENV)/.installed-test ## time the operations against their peers (ARGS="arm --quick" for a part)
+	$(RUN) -m bench $(or $(ARGS),all)
 
 clean: ## remove what make made: .venv, builds, caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ttcfast/_C*.so

@@ -8,9 +8,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ttcfast.runtime.errors import UserError
+import torch
+
+from ttcfast.ops.registry import one_line
+from ttcfast.runtime.errors import ArgumentError, UserError
+from ttcfast.runtime.files import output_folder
 
 from . import environment, groups, rows, tables
+from .clocks import clock_for
 from .timing import LEAST_SECONDS, measure
 
 DONE, FAILED, BAD_ARGUMENTS = 0, 1, 2
@@ -31,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = known if "all" in asked.groups else list(dict.fromkeys(asked.groups))
     if asked.list:
         for group in chosen:
-            print(tables.listing(groups.cases(group, asked.device), groups.targets(group)))
+            print(tables.listing(list(groups.cases(group, asked.device)), groups.targets(group)))
         return DONE
     try:
-        return max(run(group, asked) for group in chosen)
+        return max((gates(group, asked.device) if asked.gates else run(group, asked)) for group in chosen)
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return error.status
@@ -44,7 +49,7 @@ def run(group: str, asked: argparse.Namespace) -> int:
     """Measure one group, printing each case as it is done; rows are written after every case, so that a killed run keeps the others."""
     found: list[rows.Row] = []
     place = asked.out or (None if asked.quick else RESULTS)
-    path = None if place is None else Path(place) / f"{group}-{environment.slug(asked.device)}.csv"
+    path = None if place is None else output_folder(place) / f"{group}-{environment.slug(asked.device)}.csv"
     for case in groups.cases(group, asked.device):
         if not fnmatchcase(case.name, asked.case):
             continue
@@ -55,17 +60,36 @@ def run(group: str, asked: argparse.Namespace) -> int:
             print(tables.measured(measured), flush=True)
             if path is not None:
                 rows.write(path, found)
+    if not found:
+        raise ArgumentError(f"--case is {asked.case!r}, which no case of {group} matches; --list names them")
     print(tables.targets(groups.targets(group), found))
     print(f"{len(found)} rows {'not written (--quick without --out)' if path is None else f'in {path}'}")
     return FAILED if any(row.status != rows.OK for row in found) else DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    import torch
+def gates(group: str, device: str) -> int:
+    """Every gate and every peer once, at sizes of a few cells: what a memory checker can run in reasonable time."""
+    failed = 0
+    clock_for(device)  # says so if there is no such device
+    for case in groups.cases(group, device, tiny=True):
+        said = "passed"
+        try:
+            case.check()
+            for peer in case.peers.values():
+                peer()
+        except Exception as error:
+            failed, said = failed + 1, f"FAILED: {type(error).__name__}: {one_line(error)}"
+        print(f"{group}/{case.name}: {said}", flush=True)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return FAILED if failed else DONE
 
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="group", help=f"{', '.join(groups.names())}, or all")
     parser.add_argument("--list", action="store_true", help="say what the groups hold and stop")
+    parser.add_argument("--gates", action="store_true", help="only check that the peers agree, at sizes of a few cells; no timing")
     parser.add_argument("--case", default="*", metavar="NAME", help="only cases of this name, * and ? as in file names")
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="numbers of threads on the CPU (1 2)")
     parser.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples of each peer (9; 3 with --quick)")

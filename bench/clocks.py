@@ -19,8 +19,6 @@ LEAST_FLUSH_BYTES = 256 * 2**20
 class Clock(Protocol):
     """What ``measure`` needs of a clock; tests hand in one of their own."""
 
-    device: str
-
     def sample(self, run: Run, loops: int) -> float:
         """Mean seconds of ``loops`` calls of ``run``."""
 
@@ -32,15 +30,16 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """``time.perf_counter`` around ``loops`` calls."""
+    """The host's clock around ``loops`` calls."""
 
-    device = "cpu"
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
 
     def sample(self, run: Run, loops: int) -> float:
-        start = time.perf_counter()
+        start = self._now()
         for _ in range(loops):
             run()
-        return (time.perf_counter() - start) / loops
+        return (self._now() - start) / loops
 
     hot_sample = sample
 
@@ -55,8 +54,6 @@ class EventClock:
     keeps the device busy while the host queues the call, so short calls show their time on the device; where the host is slower than
     that (many small kernels), the gaps are in the number, as they are in use.
     """
-
-    device = "cuda"
 
     def __init__(self) -> None:
         l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
@@ -116,5 +113,5 @@ def clock_for(device: str) -> Clock:
     if device == "cpu":
         return HostClock()
     if not torch.cuda.is_available():
-        raise ArgumentError("device is 'cuda' and torch sees no CUDA device; use device 'cpu'")
+        raise ArgumentError("device is 'cuda' and torch sees no CUDA device; use --device cpu")
     return EventClock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from functools import cache
@@ -16,7 +17,8 @@ from ttcfast.runtime import provenance
 def columns(device: str) -> dict[str, Any]:
     """Machine, versions, commit and date (UTC), by the names of ``bench.rows.Row``; what cannot be told is empty.
 
-    Read once per process: the commit that the code was loaded from, not one made while it runs.
+    Read once per process: the commit that the code was loaded from, not one made while it runs. Sources that travelled without their .git
+    have the commit that ``BENCH_COMMIT`` names, and nobody knows whether they differ from it.
     """
     record = provenance.record({})
     versions, git, host = record["versions"], record["git"] or {}, record["host"]
@@ -31,7 +33,7 @@ def columns(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": versions["triton"] or "",
         "ttcfast": versions["ttcfast"] or "",
-        "commit": git.get("commit", ""),
+        "commit": git.get("commit") or os.environ.get("BENCH_COMMIT", ""),
         "dirty": git.get("dirty"),
         "date": record["time"],
     }

@@ -8,7 +8,7 @@ to that), so that a test can run every gate.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from ttcfast.ops import registry
+
 from .targets import Target
 from .timing import Case
 
 FOLDER = Path(__file__).resolve().parent
+RUNS_ON = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -28,9 +31,9 @@ def names() -> list[str]:
     return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
-def cases(group: str, device: str, *, tiny: bool = False) -> list[Case]:
-    """The cases of ``group`` on ``device``. Nothing is allocated yet."""
-    return list(_module(group).cases(device, tiny=tiny))
+def cases(group: str, device: str, *, tiny: bool = False) -> Iterator[Case]:
+    """The cases of ``group`` on ``device``, one by one, so that the tensors of one are gone before the next makes its own."""
+    return _module(group).cases(device, tiny=tiny)
 
 
 def targets(group: str) -> Sequence[Target]:
@@ -39,16 +42,24 @@ def targets(group: str) -> Sequence[Target]:
 
 
 def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:
-    """``torch.compile(function, dynamic=False, **options)``, made at its first call; ``function`` itself when ``tiny``."""
+    """``torch.compile(function, dynamic=False, fullgraph=True, **options)``, made at its first call; ``function`` itself when ``tiny``.
+
+    ``fullgraph`` also makes Dynamo raise where it would otherwise give up compiling and go on in eager mode, unseen.
+    """
     if tiny:
         return function
-    options = {"dynamic": False, **options}
+    options = {"dynamic": False, "fullgraph": True, **options}
 
     @cache
     def made() -> Any:
         return torch.compile(function, **options)
 
     return lambda *args, **kwargs: made()(*args, **kwargs)  # type: ignore[return-value]
+
+
+def backend_of(op: str, device: str) -> str:
+    """The backend of ``op`` that "auto" takes on ``device``; Triton's interpreter is no backend to be timed."""
+    return next(b.name for b in registry.OPS[op] if b.name in RUNS_ON[device] and b.available() is None)
 
 
 def _module(group: str) -> ModuleType:

@@ -27,7 +27,9 @@ def measured(rows: Sequence[Row]) -> str:
     timed = [row for row in rows if row.status == OK]
     if not timed:
         return "\n".join([title, *(f"  {row.status.upper()}: {row.error}" for row in rows)])
-    lines = [("peer", "p20", "p50", "p80", "ratio", "GB/s", "of read", "of copy", "graph p50", "ratio", "hot", "ratio")]
+    lines: list[tuple[str, ...]] = [
+        ("peer", "p20", "p50", "p80", "ratio", "GB/s", "of read", "of copy", "graph p50", "ratio", "hot", "ratio")
+    ]
     for row in timed:
         times = [_time(x) for x in (row.p20_us, row.p50_us, row.p80_us)]
         rates = [_number(row.gb_per_s, ".1f"), _number(row.share_of_read, ".0%"), _number(row.share_of_copy, ".0%")]

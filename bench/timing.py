@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +87,7 @@ def measure(
     Args:
         case: what to time.
         rounds: samples of each peer.
-        threads: of torch, during the check too (Inductor compiles for a number of threads).
+        threads: of torch, during the check too, since Inductor compiles for one number of threads.
         least_seconds: each sample makes as many calls as fill this time.
         quick: only marks the rows.
         clock: None takes that of the case's device.
@@ -106,6 +107,7 @@ def measure(
         **environment.columns(case.device),
     }
     with _threads(threads):
+        forget_compiled()
         try:
             case.check()
         except Exception as error:  # a gate says no by whatever it raises
@@ -113,6 +115,12 @@ def measure(
         contestants, failures, notes = _contestants(case, clock, least_seconds)
         interleave(contestants, rounds)
     return [_row(base, name, contestants, failures, notes, rounds) for name in _ours_first(case)]
+
+
+def forget_compiled() -> None:
+    """Let Dynamo start anew: it counts recompilations per function, so the cases of a group would share one limit of eight."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 def interleave(contestants: Mapping[Any, Contestant], rounds: int) -> None:
@@ -192,10 +200,10 @@ def _row(
     return Row(**base, peer=name, status=OK, error="", **values, **_bandwidth(base["bytes_moved"], call, contestants))
 
 
-def _bandwidth(moved: int | None, call: Contestant, contestants: Mapping[tuple[str, str], Contestant]) -> dict[str, float]:
+def _bandwidth(moved: int | None, call: Contestant, contestants: Mapping[tuple[str, str], Contestant]) -> dict[str, Any]:
     if not moved:
         return {}
-    values = {"gb_per_s": moved / call.at(50) / 1e9}
+    values: dict[str, Any] = {"gb_per_s": moved / call.at(50) / 1e9}
     buffer = 4 * max(1, moved // 4)
     for ceiling, kind, size in ((_READ, "read", buffer), (_COPY, "copy", 2 * buffer)):
         if (ceiling, "call") in contestants:

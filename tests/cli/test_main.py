@@ -142,16 +142,18 @@ def test_a_command_is_a_module_too(module):
     assert (run.returncode, run.stderr) == (2, "ttcfast: frames is 1; it must be at least 2\n")
 
 
-def test_bench_runs_the_file_of_the_operation(capsys, tmp_path, monkeypatch):
+def test_bench_runs_the_group(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("ttcfast.cli.bench.ROOT", tmp_path)
     assert main(["bench"]) == 2
     assert "no bench folder" in said(capsys)
     (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "bench_arm.py").write_text("def test_arm(benchmark):\n    benchmark(open('told', 'w').write, 'timed')\n")
-    assert main(["bench", 'args="-p no:cacheprovider --benchmark-max-time=0.01"']) == 0
-    assert (tmp_path / "told").read_text().startswith("timed")
+    (tmp_path / "bench" / "bench_arm.py").touch()
+    program = "import sys\nopen('told', 'w').write(repr(sys.argv[1:]))\nsys.exit('--bad' in sys.argv)\n"
+    (tmp_path / "bench" / "__main__.py").write_text(program)
+    assert main(["bench", "args=\"--case 'N1 *' --quick\""]) == 0
+    assert (tmp_path / "told").read_text() == "['arm', '--case', 'N1 *', '--quick']"
     capsys.readouterr()
     assert main(["bench", "op=topk"]) == 2
     assert "op is 'topk'; it must be one of arm" in said(capsys)
-    assert main(["bench", "args=--no-such-option"]) == 1
-    assert "ended with status 4" in capsys.readouterr().err
+    assert main(["bench", "op=all", "args=--bad"]) == 1
+    assert "-m bench all --bad ended with status 1" in capsys.readouterr().err
