@@ -1,7 +1,10 @@
 """Operations with a reference, a CPU and a GPU implementation that agree; each is also ``torch.ops.ttcfast.<name>``."""
 
+from .add_noise import add_noise
 from .arm import ArmScores, arm
 from .info import Info, info
+from .keyed_dropout import keyed_dropout
+from .normal import normal
 from .registry import BackendError
 
-__all__ = ["ArmScores", "BackendError", "Info", "arm", "info"]
+__all__ = ["ArmScores", "BackendError", "Info", "add_noise", "arm", "info", "keyed_dropout", "normal"]

@@ -1,0 +1,129 @@
+"""B noisy copies of each state, every copy with its own keyed normals, written in one pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import Key
+
+from . import keyed
+from .registry import Backend, choose, register, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+
+def add_noise(
+    x: Tensor,
+    B: int,
+    sigma: float,
+    *,
+    key: Key,
+    rows: Tensor,
+    antithetic: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """``x + sigma * normal`` for B candidates of each problem.
+
+    Args:
+        x: states, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
+        B: candidates per problem.
+        sigma: standard deviation of the noise, in the units of x; 0 or more.
+        key: names the stream; see ``normal``.
+        rows: (problem, candidate) of each result, int64 ``[N B, 2]``, problem-major: row n B + b belongs to ``[n, b]``.
+        antithetic: candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
+
+    Returns:
+        ``[N, B, C, *S]``, contiguous, dtype of x. Computed in float32 (float64 for float64 x) and rounded once to that dtype. The noise
+        is that of ``normal`` with the same key and rows, elements numbered row-major in ``[C, *S]``. Differentiable in x. NaN and
+        infinities stay. Writes the result once; the copies of x and the noise are never stored.
+
+    Raises:
+        TypeError: key is not a ``Key``.
+        ValueError: rows have another shape or dtype or are not N B, sigma is negative or not finite, B is below 1.
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
+    """
+    stream, site = keyed.stream_and_site(key, rows)
+    return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
+
+
+class Call(NamedTuple):
+    x: Tensor  # [N, C, *S]
+    rows: Tensor  # int64 [N B, 2]
+    stream: Tensor  # int64 [1]
+    site: int
+    B: int
+    sigma: float
+    antithetic: bool
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.x.shape[1:])
+
+
+def check(call: Call) -> None:
+    x, rows = call.x, call.rows
+    keyed.check_rows(rows, call.stream)
+    keyed.check_site(call.site)
+    if x.device != rows.device:
+        raise ValueError(f"x is on {x.device} and rows on {rows.device}; give both on one device")
+    if x.ndim < 1:
+        raise ValueError("x has no axes; give [N, C, *S]")
+    if call.B < 1:
+        raise ValueError(f"B is {call.B}; give at least one candidate per problem")
+    if rows.shape[0] != x.shape[0] * call.B:
+        raise ValueError(f"rows have shape {tuple(rows.shape)}; N = {x.shape[0]} problems of B = {call.B} need [{x.shape[0] * call.B}, 2]")
+    if not 0 <= call.sigma < math.inf:
+        raise ValueError(f"sigma is {call.sigma}; a standard deviation is finite and not negative")
+    keyed.check_draws(x.dtype, "x", call.elements)
+
+
+def add_noise_ref(call: Call) -> Tensor:
+    """The definition, in torch. In float64, where the product of two float32 numbers is exact, and rounded to float32 at the end."""
+    x, wide = call.x, call.x.dtype == torch.float64
+    sigma = call.sigma if wide else torch.tensor(call.sigma, dtype=torch.float32).item()
+    draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
+    noise = (sigma * draws.double()).reshape(x.shape[0], call.B, *x.shape[1:])
+    noisy = x.unsqueeze(1).double() + noise
+    return noisy if wide else noisy.float().to(x.dtype)
+
+
+# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
+BACKENDS = register(
+    "add_noise",
+    [
+        Backend("reference", yes, yes, add_noise_ref),
+    ],
+)
+
+_lib.define("add_noise(Tensor x, Tensor rows, Tensor stream, SymInt site, SymInt B, float sigma, bool antithetic, str backend) -> Tensor")
+
+
+def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
+    call = Call(x, rows, stream, site, B, sigma, antithetic)
+    check(call)
+    keyed.check_row_values(rows)
+    return choose("add_noise", BACKENDS, backend, call).run(call)
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("add_noise", _run, _key)
+
+
+@torch.library.register_fake("ttcfast::add_noise", lib=_lib)
+def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
+    check(Call(x, rows, stream, site, B, sigma, antithetic))
+    return torch.empty((x.shape[0], B, *x.shape[1:]), dtype=x.dtype, device=x.device)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (grad.sum(1), *[None] * 7)
+
+
+torch.library.register_autograd("ttcfast::add_noise", _backward, lib=_lib)

@@ -1,0 +1,199 @@
+"""What the keyed random operations share: the generator and its normals in pure torch (the definition), the key, and the checks.
+
+Every number is a function of (seed, step, site) and of (problem, candidate, element) alone: the first three become the key of
+Philox 4x32-10, the last three its counter. There is no state, so neither order, nor chunks, nor devices change a draw.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox; the finaliser is that of SplitMix64
+(Steele, Lea, Flood, OOPSLA 2014); DECISIONS, Test-time computing 7.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import Key
+
+from .registry import Reason, triton_device
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+MOST_ELEMENTS = 2**34  # of a row: the counter holds element // 4 in 32 bits
+LOW = 0xFFFFFFFF
+GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
+FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
+    """The 64 bits that stand for (seed, step) in the raw operations, as int64 ``[1]``.
+
+    A step of a compiled model or of a captured CUDA graph gets its noise by another content of this tensor.
+
+    Args:
+        seed: of the run, 0 to 2**63 - 1.
+        step: of the rollout, 0 to 2**63 - 1.
+        device: where the rows of the operation are.
+
+    Raises:
+        ValueError: seed or step is out of range.
+    """
+    return torch.ops.ttcfast.stream(seed, step, torch.device(device))
+
+
+def mixed(seed: int, step: int) -> int:
+    """Output number step + 1 of SplitMix64 started at the hash of the seed, as a signed 64-bit number."""
+    return _signed(_finalised(_finalised(seed + GOLDEN) + GOLDEN * (step + 1)))
+
+
+def philox_key(stream: Tensor, site: int) -> tuple[Tensor, Tensor]:
+    """Low and high 32 bits, int64 ``[1]`` each, of output number site + 1 of SplitMix64 started at ``stream``."""
+    z = stream + _signed(GOLDEN * (site + 1))
+    for shift, multiplier in FINALISER:
+        z = (z ^ _shifted(z, shift)) * _signed(multiplier)
+    z = z ^ _shifted(z, 31)
+    return z & LOW, _shifted(z, 32)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32-10: 32-bit words held in int64 tensors that broadcast against each other."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The product wraps around 2**64; its bits are right, and the mask undoes the sign that the shift drags in.
+        p0, p1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
+        c0, c1, c2, c3 = _shifted(p1, 32) ^ c1 ^ k0, p1 & LOW, _shifted(p0, 32) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + PHILOX_WEYL[0]) & LOW, (k1 + PHILOX_WEYL[1]) & LOW
+    return c0, c1, c2, c3
+
+
+def words_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic: bool) -> tuple[Tensor, Tensor]:
+    """The 32-bit integers of each row, int64 ``[M, 4 ceil(elements / 4)]``, and which rows are the opposite of another one, ``[M, 1]``."""
+    problem, candidate = rows[:, :1], rows[:, 1:]
+    opposite = (candidate >= 2) & (candidate % 2 == 0) & antithetic
+    candidate = candidate - opposite.to(torch.int64)
+    group = torch.arange((elements + 3) // 4, device=rows.device)
+    counter = (group & LOW, candidate & LOW, _shifted(candidate, 32), problem & LOW)
+    words = torch.stack(torch.broadcast_tensors(*philox(counter, philox_key(stream, site))), -1)
+    return words.flatten(1), opposite
+
+
+def uniforms_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic: bool) -> Tensor:
+    """One 32-bit integer per element, int64 ``[M, elements]``; the complement in rows that are the opposite of another one."""
+    words, opposite = words_ref(rows, stream, site, elements, antithetic)
+    return torch.where(opposite, LOW - words, words)[:, :elements]
+
+
+def normals_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic: bool) -> Tensor:
+    """Standard normals, float32 ``[M, elements]``: Box-Muller in float64 from the exact integers, rounded at the end.
+
+    Integers (a, b) give the radius sqrt(-2 ln((a + 1/2) / 2**32)), at most 6.77, and the angle 2 pi (b + 1/2) / 2**32: neither the
+    logarithm's argument nor any result is 0. The angle is taken modulo a quarter turn as an integer, so small sines keep their digits.
+    """
+    words, opposite = words_ref(rows, stream, site, elements, antithetic)
+    a, b = words[:, 0::2], words[:, 1::2]
+    radius = torch.sqrt(-2 * torch.log((a.double() + 0.5) * 2.0**-32))
+    quarter = (b + 2**29) >> 30
+    x = ((b - (quarter << 30)).double() + 0.5) * (2 * math.pi / 2**32)  # within an eighth of a turn
+    sine, cosine, odd = torch.sin(x), torch.cos(x), quarter % 2 == 1
+    first = torch.where(odd, sine, cosine) * torch.where((quarter + 1) & 2 != 0, -radius, radius)
+    second = torch.where(odd, cosine, sine) * torch.where(quarter & 2 != 0, -radius, radius)
+    normals = torch.stack([first, second], -1).flatten(1)[:, :elements].float()
+    return torch.where(opposite, -normals, normals)
+
+
+def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
+    """A ``Key`` as the raw operations take it.
+
+    Raises:
+        TypeError: key is something else.
+        ValueError: a number of the key is not whole or out of range.
+    """
+    if not isinstance(key, Key):
+        raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")
+    check_site(key.site)
+    return stream_of(key.seed, key.step, rows.device), key.site
+
+
+def check_site(site: int) -> None:
+    _in_range("site", site, 2**63)
+
+
+def check_rows(rows: Tensor, stream: Tensor) -> None:
+    """Shape, dtype and device; the numbers only where the host can read them without waiting for a device."""
+    if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != 2:
+        raise ValueError(f"rows are {rows.dtype} {tuple(rows.shape)}; give int64 [M, 2], a (problem, candidate) for each row")
+    if stream.dtype != torch.int64 or tuple(stream.shape) != (1,) or stream.device != rows.device:
+        raise ValueError(
+            f"stream is {stream.dtype} {tuple(stream.shape)} on {stream.device}; give int64 [1] on {rows.device}, as stream_of(seed, step, "
+            "rows.device) makes it"
+        )
+
+
+def check_row_values(rows: Tensor) -> None:
+    """Rows in host memory hold numbers that the counter can hold. On a GPU this would make every call wait, so nothing is asked there."""
+    if rows.device.type != "cpu" or rows.shape[0] == 0:
+        return
+    if int(rows.amin()) < 0:
+        raise ValueError(f"rows hold {int(rows.amin())}; problems and candidates are 0 or more")
+    if int(rows[:, 0].amax()) > LOW:
+        raise ValueError(f"rows hold the problem {int(rows[:, 0].amax())}; problems are below 2**32")
+
+
+def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
+    """A dtype that every backend writes, and no more elements in a row than a counter can number."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} is {dtype}; give float32, float64 or bfloat16")
+    if elements > MOST_ELEMENTS:
+        raise ValueError(f"a row has {elements} elements; at most 2**34 can be numbered, so split it over sites")
+
+
+def cpu_supports(rows: Tensor) -> Reason:
+    return None if rows.device.type == "cpu" else f"the tensors are on {rows.device}; the C++ path reads host memory"
+
+
+def triton_supports(rows: Tensor) -> Reason:
+    return triton_device(rows.device.type)
+
+
+def _signed(z: int) -> int:
+    """The signed number with the low 64 bits of ``z``."""
+    return (z + 2**63) % 2**64 - 2**63
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """Shift right, zeros in."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _finalised(z: int) -> int:
+    z %= 2**64
+    for shift, multiplier in FINALISER:
+        z = (z ^ (z >> shift)) * multiplier % 2**64
+    return z ^ (z >> 31)
+
+
+def _in_range(name: str, value: int, end: int) -> None:
+    if isinstance(value, (float, bool)) or not 0 <= value < end:
+        raise ValueError(f"{name} is {value!r}; give a whole number from 0 to {end - 1}")
+
+
+_lib.define("stream(SymInt seed, SymInt step, Device device) -> Tensor")
+
+
+def _stream(seed: int, step: int, device: torch.device) -> Tensor:
+    _in_range("seed", seed, 2**63)
+    _in_range("step", step, 2**63)
+    return torch.full((1,), mixed(seed, step), dtype=torch.int64, device=device)
+
+
+_lib.impl("stream", _stream, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("ttcfast::stream", lib=_lib)
+def _fake_stream(seed: int, step: int, device: torch.device) -> Tensor:
+    return torch.empty((1,), dtype=torch.int64, device=device)

@@ -1,0 +1,132 @@
+"""Dropout whose mask is a function of (seed, step, site, problem, candidate, element) and of nothing else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import Key
+
+from . import keyed
+from .registry import Backend, choose, register, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+
+def keyed_dropout(
+    x: Tensor,
+    p: float,
+    *,
+    key: Key,
+    rows: Tensor,
+    antithetic: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Set entries to 0 with probability p and divide the others by 1 - p.
+
+    Args:
+        x: ``[M, ...]``, float32, float64 or bfloat16, any strides; the elements of a row are numbered row-major.
+        p: probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
+        key: names the stream; see ``normal``.
+        rows: (problem, candidate) of each row, int64 ``[M, 2]``; see ``normal``.
+        antithetic: candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
+            what that one dropped.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
+
+    Returns:
+        Shape and dtype of x, contiguous. An entry is kept where its 32-bit draw is at least round(p 2**32), so masks are the same bit for
+        bit on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x; the
+        mask is drawn again in the backward pass, never stored.
+
+    Raises:
+        TypeError: key is not a ``Key``.
+        ValueError: rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: Srivastava et al. (2014), inverted; DECISIONS, Test-time computing 7 and 8.
+    """
+    stream, site = keyed.stream_and_site(key, rows)
+    return torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
+
+
+class Call(NamedTuple):
+    x: Tensor  # [M, ...]
+    rows: Tensor  # int64 [M, 2]
+    stream: Tensor  # int64 [1]
+    site: int
+    p: float
+    antithetic: bool
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.x.shape[1:])
+
+    @property
+    def threshold(self) -> int:
+        """The least 32-bit draw that keeps an entry; 2**32 where none does."""
+        return round(self.p * 2**32)
+
+
+def check(call: Call) -> None:
+    x, rows = call.x, call.rows
+    keyed.check_rows(rows, call.stream)
+    keyed.check_site(call.site)
+    if x.device != rows.device:
+        raise ValueError(f"x is on {x.device} and rows on {rows.device}; give both on one device")
+    if x.ndim < 1 or x.shape[0] != rows.shape[0]:
+        raise ValueError(f"x has shape {tuple(x.shape)} and rows {tuple(rows.shape)}; give one (problem, candidate) for each row of x")
+    if not 0 <= call.p < 1:
+        raise ValueError(f"p is {call.p}; a dropout rate lies in [0, 1)")
+    keyed.check_draws(x.dtype, "x", call.elements)
+
+
+def keyed_dropout_ref(call: Call) -> Tensor:
+    """The definition, in torch; makes int64 temporaries of the size of x."""
+    draws = keyed.uniforms_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
+    kept = (draws >= call.threshold).reshape(call.x.shape)
+    wide = call.x if call.x.dtype == torch.float64 else call.x.float()
+    return torch.where(kept, wide * (1 / (1 - call.p)), 0.0).to(call.x.dtype).contiguous()
+
+
+# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
+BACKENDS = register(
+    "keyed_dropout",
+    [
+        Backend("reference", yes, yes, keyed_dropout_ref),
+    ],
+)
+
+_lib.define("keyed_dropout(Tensor x, Tensor rows, Tensor stream, SymInt site, float p, bool antithetic, str backend) -> Tensor")
+
+
+def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
+    call = Call(x, rows, stream, site, p, antithetic)
+    check(call)
+    keyed.check_row_values(rows)
+    return choose("keyed_dropout", BACKENDS, backend, call).run(call)
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("keyed_dropout", _run, _key)
+
+
+@torch.library.register_fake("ttcfast::keyed_dropout", lib=_lib)
+def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
+    check(Call(x, rows, stream, site, p, antithetic))
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, rows, stream, *ctx.rest = inputs
+    ctx.save_for_backward(rows, stream)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, stream = ctx.saved_tensors
+    return (torch.ops.ttcfast.keyed_dropout(grad, rows, stream, *ctx.rest), *[None] * 6)
+
+
+torch.library.register_autograd("ttcfast::keyed_dropout", _backward, setup_context=_setup, lib=_lib)
