@@ -210,6 +210,8 @@ class StochasticConfig:
         latent_sigma: standard deviation of Gaussian noise added to the output of ``latent_at``, in that output's units.
         latent_at: name of the module whose output is the latent; None lets the model say (attribute ``latent_module``).
         input_eps: standard deviation of Gaussian noise added to the normalised input.
+        antithetic: candidates come in pairs of opposite noise, (1, 2), (3, 4), ...: negated where it is Gaussian, by complemented
+            random bits where it is dropout. Both of a pair are distributed as without it, and the noise of their mean is smaller.
     """
 
     dropout: bool = True
@@ -218,6 +220,7 @@ class StochasticConfig:
     latent_sigma: float = 0.0
     latent_at: str | None = None
     input_eps: float = 0.0
+    antithetic: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dropout_after", tuple(self.dropout_after))

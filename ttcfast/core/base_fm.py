@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from ttcfast.spec import StateSpec, StochasticConfig, at_least, one_of
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
-from ttcfast.stochastic_sampling.dropout_wrap import active_rates, eval_mode, mc_dropout
-from ttcfast.stochastic_sampling.input_perturb import perturb_state
-from ttcfast.stochastic_sampling.latent_noise import latent_noise
+from ttcfast.stochastic_sampling.dropout_wrap import eval_mode
+from ttcfast.stochastic_sampling.keyed import Draw, keyed_noise
+from ttcfast.stochastic_sampling.sites import INPUT, Site, noise_sites
 
 from .normalizer import Normalizer
 from .seeds import hash_seed, temp_seed
@@ -102,11 +101,16 @@ class Surrogate(BaseFM):
 
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
-        """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``; [h, C, *S] with history."""
+        """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``; [h, C, *S] with history.
+
+        The states of a batch are candidates 0 to B - 1 of problem 0 at step 0 of the run ``seed``; None takes a seed from torch's stream.
+        """
         x = x_t if multi else x_t.unsqueeze(0)
         self._check("x_t", x)
-        with temp_seed(seed), self._noise(self.stochastic):
-            out = self._advance(self._latest(x), self._perturbed(self._encode(x), self.stochastic))
+        rows = candidate_rows(torch.arange(len(x)), None, 1, x.device)
+        key = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed) % 2**63
+        with temp_seed(seed):
+            out = self._sample(x, rows, self.stochastic, key, 0)[:, 0]
         return out if multi else out[0]
 
     @torch.no_grad()
@@ -122,47 +126,58 @@ class Surrogate(BaseFM):
     ) -> Tensor:
         """Stochastic next states, all of them in one forward of ``N*B`` states.
 
+        Each is a function of its state, its problem and candidate id, the seed and the step: which others are in the call, in what order,
+        chunk, batch or process, changes it by no more than the rounding of the model's own arithmetic. Noise is keyed site by site
+        (``ttcfast.stochastic_sampling.keyed_noise``). What cannot be keyed (functional dropout, a forward that draws from torch, numpy
+        or ``random``) runs under streams seeded by seed, step, first problem and first id: it repeats for the same call, but another
+        chunking draws others.
+
         Args:
             x: states ``[N, C, *S]`` (``[N, h, C, *S]`` with history), physical units, on the model's device.
-            ids: int64 ``[B]``, which candidates. Only their number and the first of them enter the draws: another first id draws others,
-                other ids behind it do not.
-            problem_ids: int64 ``[N]``, which problems; None counts from 0.
-            seed: of the run.
-            step: of the rollout.
+            ids: int64 ``[B]``, which candidates, 0 or more.
+            problem_ids: int64 ``[N]``, which problems, 0 or more and below 2^32; None counts from 0.
+            seed: of the run, 0 to 2^63 - 1.
+            step: of the rollout, 0 or more.
             stochastic: replaces the surrogate's own for this call.
 
         Returns:
-            ``[N, B, C, *S]`` in the dtype of ``x``. The same for the same arguments; one stream, seeded by seed, step, first problem
-            and first id, serves the whole call, so another chunking draws others.
+            ``[N, B, C, *S]`` in the dtype of ``x``.
 
         Raises:
-            ValueError: axes, channels or device that do not fit, no ids, latent noise without a module that takes it.
+            ValueError: axes, channels, device, ids or problems that do not fit, a seed out of range, latent noise without a module that
+                takes it.
             DeterministicModelError: at step 0, more than one candidate, and all the same. Later on states may have grown so large that
                 rounding swallows the noise, which is no reason to end a rollout.
+
+        Source: DECISIONS, Test-time computing 7.
         """
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         self._check("x", x)
-        if ids.ndim != 1 or ids.numel() == 0 or ids.is_floating_point():
-            raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B]")
+        rows = candidate_rows(ids, problem_ids, len(x), x.device)
         first = 0 if problem_ids is None else int(problem_ids[0])
-        out = self._sample(x, ids.numel(), config, hash_seed(seed, step, first, int(ids[0])))
-        if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
-            # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
-            probes = self._sample(x[:1], PROBES, config, hash_seed(seed, step, first, int(ids[0]), PROBES))
-            require_distinct(probes, self.model, what="probes")
+        with temp_seed(hash_seed(seed, step, first, int(ids[0]))):
+            out = self._sample(x, rows, config, seed, step)
+            if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
+                # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
+                after = torch.arange(PROBES) + int(ids.max()) + 1
+                probes = self._sample(x[:1], candidate_rows(after, torch.tensor([first]), 1, x.device), config, seed, step)
+                require_distinct(probes, self.model, what="probes")
         return out
 
     def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
         """Rates above 0, one per site, of the dropout that ``candidates`` pass through. ``stochastic`` and errors as there."""
-        with self._noise(self.stochastic if stochastic is None else StochasticConfig.of(stochastic)):
-            return active_rates(self.model)
+        config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
+        return [site.amount for site in noise_sites(self.model, config) if site.is_dropout]
 
-    def _sample(self, x: Tensor, count: int, config: StochasticConfig, seed: int) -> Tensor:
-        n = x.shape[0]
-        batch = self._encode(x).repeat_interleave(count, 0)  # problem-major: row n * count + b
+    def _sample(self, x: Tensor, rows: Tensor, config: StochasticConfig, seed: int, step: int) -> Tensor:
+        """Next states ``[N, B, C, *S]`` for ``rows`` ``[N * B, 2]``, problem-major: row n * B + b is candidate b of state n."""
+        n, count = x.shape[0], rows.shape[0] // x.shape[0]
+        sites = noise_sites(self.model, config)
+        draw = Draw.of(seed, step, rows, config.antithetic)
+        batch = _copies(self._encode(x), count, sites, draw)
         latest = self._latest(x).unsqueeze(1).expand(n, count, *self._latest(x).shape[1:])
-        with temp_seed(seed), self._noise(config):
-            return self._advance(latest, self._perturbed(batch, config))
+        with keyed_noise(self.model, sites, draw):
+            return self._advance(latest, batch)
 
     def _advance(self, latest: Tensor, encoded: Tensor) -> Tensor:
         """Call the model on ``[M, h*C, *S]`` and bring what it says to physical units, shaped and typed like ``latest``."""
@@ -189,9 +204,6 @@ class Surrogate(BaseFM):
     def _latest(self, x: Tensor) -> Tensor:
         return x[:, -1] if self.history > 1 else x
 
-    def _perturbed(self, encoded: Tensor, config: StochasticConfig) -> Tensor:
-        return perturb_state(encoded, config.input_eps) if config.input_eps > 0 else encoded
-
     def _unpacked(self, out: Any) -> Tensor:
         out = out if self.unpack is None else self.unpack(out)
         if not isinstance(out, Tensor):
@@ -199,25 +211,6 @@ class Surrogate(BaseFM):
                 f"{type(self.model).__name__} returned a {type(out).__name__}; take the next state out of it with Surrogate(unpack=...)"
             )
         return out
-
-    @contextmanager
-    def _noise(self, config: StochasticConfig) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(eval_mode(self.model, quiet=not config.dropout))
-            if config.dropout:
-                stack.enter_context(mc_dropout(self.model, config.dropout_p, config.dropout_after))
-            if config.latent_sigma > 0:
-                stack.enter_context(latent_noise(self.model, self._latent_name(config), config.latent_sigma))
-            yield
-
-    def _latent_name(self, config: StochasticConfig) -> str:
-        name = config.latent_at or getattr(self.model, "latent_module", None)
-        if not isinstance(name, str):
-            raise ValueError(
-                f"latent_sigma is {config.latent_sigma} but {type(self.model).__name__} does not say where its latent is; "
-                "name the module in StochasticConfig(latent_at=...) or set model.latent_module, or set latent_sigma=0"
-            )
-        return name
 
     def _parameter(self) -> Tensor | None:
         return next((p for p in self.model.parameters() if p.is_floating_point()), None)
@@ -235,3 +228,38 @@ class Surrogate(BaseFM):
         parameter = self._parameter()
         if parameter is not None and parameter.device != x.device:
             raise ValueError(f"{name} is on {x.device} and {type(self.model).__name__} on {parameter.device}; move one of them with .to()")
+
+
+def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """(problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
+
+    Args:
+        ids: whole numbers ``[B]``, which candidates.
+        problem_ids: whole numbers ``[n]``, which problems; None counts from 0.
+        n: problems in the batch.
+        device: of the batch.
+
+    Raises:
+        ValueError: another shape or dtype; on the CPU also a number below 0, or a problem of 2^32 or more.
+    """
+    if ids.ndim != 1 or ids.numel() == 0 or not _whole(ids):
+        raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B]")
+    problems = torch.arange(n) if problem_ids is None else problem_ids
+    if tuple(problems.shape) != (n,) or not _whole(problems):
+        raise ValueError(f"problem_ids are {problems.dtype} {tuple(problems.shape)}; give one integer for each of the {n} problems")
+    for name, values, end in (("ids", ids, 2**63), ("problem_ids", problems, 2**32)):
+        if not values.is_cuda and not 0 <= int(values.min()) <= int(values.max()) < end:
+            raise ValueError(f"{name} are {int(values.min())} to {int(values.max())}; give numbers from 0 to {end - 1}")
+    return torch.cartesian_prod(problems.to(device, torch.int64), ids.to(device, torch.int64))
+
+
+def _whole(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
+def _copies(encoded: Tensor, count: int, sites: Sequence[Site], draw: Draw) -> Tensor:
+    """Model inputs ``[N, ...]`` for each of their candidates, ``[N * count, ...]``, with the noise of the input's site if there is one."""
+    for site in sites:
+        if site.kind == INPUT:
+            return draw.copies(encoded, count, site.amount, draw.next_number(site)).flatten(0, 1)
+    return encoded.repeat_interleave(count, 0)

@@ -44,7 +44,7 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
     Source: seeds/ttc-integration-plan.md section 3A.
     """
     _switch_on(model, p, after)
-    if _has_attention(model):
+    if has_attention(model):
         torch.backends.mha.set_fastpath_enabled(False)
     rates = active_rates(model)
     if not rates:
@@ -69,7 +69,7 @@ def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = 
     removers: list[Callable[[], None]] = []
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        if _has_attention(model):
+        if has_attention(model):
             torch.backends.mha.set_fastpath_enabled(False)
         removers = _switch_on(model, p, after)
         yield model
@@ -81,6 +81,18 @@ def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = 
             state.restore()
         for hook, rate in injected:
             hook.p = rate
+
+
+@contextmanager
+def switched_on(module: nn.Module, rate: float) -> Iterator[None]:
+    """One dropout module in training at ``rate`` for the length of a block."""
+    saved = _Saved.of(module)
+    try:
+        module.training = True
+        setattr(module, _rate_name(module) or "", rate)
+        yield
+    finally:
+        saved.restore()
 
 
 @contextmanager
@@ -108,7 +120,7 @@ def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 def active_rates(model: nn.Module) -> list[float]:
     """Rates above 0 of all dropout modules that are switched on and of all injected dropout."""
-    rates = [_rate(m) for m in dropout_modules(model) if m.training] + [h.p for h in _hooks(model)]
+    rates = [rate_of(m) for m in dropout_modules(model) if m.training] + [h.p for h in _hooks(model)]
     return [r for r in rates if r > 0]
 
 
@@ -150,8 +162,8 @@ class _Saved:
         self.module.training = self.training
 
 
-def _switch_on(model: nn.Module, p: float | None, after: Sequence[str]) -> list[Callable[[], None]]:
-    """Activate, set rates, inject; returns what removes the hooks that are new."""
+def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dict[str, nn.Module]:
+    """Raise ``ValueError`` for arguments that ``enable_mc_dropout`` refuses; else the model's modules by name."""
     if p is not None and not 0 <= p < 1:
         raise ValueError(f"p is {p}; a dropout rate lies in [0, 1)")
     if isinstance(after, str):
@@ -161,6 +173,12 @@ def _switch_on(model: nn.Module, p: float | None, after: Sequence[str]) -> list[
     named = dict(model.named_modules())
     if unknown := [name for name in after if name not in named]:
         raise ValueError(f"after names {unknown}, which {type(model).__name__} does not have; it has {_some(named)}")
+    return named
+
+
+def _switch_on(model: nn.Module, p: float | None, after: Sequence[str]) -> list[Callable[[], None]]:
+    """Activate, set rates, inject; returns what removes the hooks that are new."""
+    named = check_switch(model, p, after)
     for m in dropout_modules(model):
         m.training = True
         if p is not None:
@@ -169,18 +187,22 @@ def _switch_on(model: nn.Module, p: float | None, after: Sequence[str]) -> list[
 
 
 def _inject(module: nn.Module, p: float, name: str) -> Callable[[], None] | None:
-    for hook in module._forward_hooks.values():
-        if isinstance(hook, InjectedDropout):  # a second call sets the rate anew instead of dropping twice
-            hook.p = p
-            return None
+    if hook := injected_dropout(module):  # a second call sets the rate anew instead of dropping twice
+        hook.p = p
+        return None
     return module.register_forward_hook(InjectedDropout(p, name)).remove
 
 
+def injected_dropout(module: nn.Module) -> InjectedDropout | None:
+    """The dropout that was injected behind a module, if any; there is at most one."""
+    return next((h for h in module._forward_hooks.values() if isinstance(h, InjectedDropout)), None)
+
+
 def _hooks(model: nn.Module) -> list[InjectedDropout]:
-    return [h for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, InjectedDropout)]
+    return [h for m in model.modules() if (h := injected_dropout(m)) is not None]
 
 
-def _has_attention(model: nn.Module) -> bool:
+def has_attention(model: nn.Module) -> bool:
     return any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
 
 
@@ -197,7 +219,8 @@ def _rate_name(module: nn.Module) -> str | None:
     return "drop_prob" if leaf and isinstance(getattr(module, "drop_prob", None), (int, float)) else None
 
 
-def _rate(module: nn.Module) -> float:
+def rate_of(module: nn.Module) -> float:
+    """The rate of a dropout, drop-path or attention module."""
     return float(getattr(module, _rate_name(module) or "") or 0.0)
 
 

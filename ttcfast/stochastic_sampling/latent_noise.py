@@ -9,33 +9,45 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ttcfast.spec import at_least
+from ttcfast.spec import Key, at_least
 
 from .dropout_wrap import edit_output
+from .gaussian import add_gaussian
 
 
 @torch.no_grad()
-def inject_latent_noise(latent: Tensor, sigma: float, *, generator: Generator | None = None) -> Tensor:
+def inject_latent_noise(
+    latent: Tensor,
+    sigma: float,
+    *,
+    generator: Generator | None = None,
+    key: Key | None = None,
+    rows: Tensor | None = None,
+    antithetic: bool = False,
+) -> Tensor:
     """``latent + sigma * N(0, 1)``, drawn in the latent's dtype on its device; a new tensor, without gradient.
 
     Args:
         latent: any shape, floating point.
         sigma: standard deviation in the latent's units, at least 0.
         generator: source of randomness on the latent's device; None takes torch's own.
+        key, rows, antithetic: noise that depends on (seed, step, site) and on the (problem, candidate) of each entry of the first axis
+            alone, as in ``ttcfast.ops.add_noise``; ``rows`` of None counts candidates from 0 in problem 0.
 
     Raises:
-        ValueError: ``sigma`` is negative.
+        TypeError: ``key`` is not a ``Key``.
+        ValueError: ``sigma`` is negative, a generator beside a key, rows without a key, or rows that do not fit.
 
     Source: seeds/ttc-integration-plan.md section 3B.
     """
     at_least("sigma", sigma, 0)
-    noise = torch.randn(latent.shape, dtype=latent.dtype, device=latent.device, generator=generator)
-    return torch.add(latent, noise, alpha=sigma)
+    return add_gaussian(latent, sigma, generator, key, rows, antithetic)
 
 
 @contextmanager
 def latent_noise(model: nn.Module, name: str, sigma: float) -> Iterator[nn.Module]:
-    """Noise of standard deviation ``sigma`` on the output of module ``name`` for the length of a block.
+    """Noise of standard deviation ``sigma`` on the output of module ``name`` for the length of a block, drawn in sequence from the
+    global streams; ``keyed_noise`` draws it by key.
 
     Raises:
         ValueError: the model has no module of that name, or it returns no tensor.

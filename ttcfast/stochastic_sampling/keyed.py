@@ -1,0 +1,236 @@
+"""Keyed noise in a model: for the length of a block every site draws by (seed, step, site) and (problem, candidate), not in sequence.
+
+A candidate is then the same whatever stands beside it in the batch, in whichever order, chunk or process it is made (DECISIONS 7).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ttcfast.ops  # noqa: F401  (registers torch.ops.ttcfast.*)
+from ttcfast.ops.keyed import DTYPES, stream_of
+
+from .attention import attend
+from .dropout_wrap import edit_output, eval_mode, has_attention, switched_on
+from .sites import Site, site_number
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Draw:
+    """Which candidates a forward makes, and the stream they draw from.
+
+    Args:
+        rows: (problem, candidate) of each state of the batch, int64 ``[M, 2]``, on the states' device.
+        stream: the 64 bits of (seed, step), int64 ``[1]``, as ``ttcfast.ops.keyed.stream_of`` makes them.
+        antithetic: candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+    """
+
+    def __init__(self, rows: Tensor, stream: Tensor, antithetic: bool = False) -> None:
+        self.rows, self.stream, self.antithetic = rows, stream, antithetic
+        self.calls: Counter[tuple[str, str]] = Counter()
+
+    @classmethod
+    def of(cls, seed: int, step: int, rows: Tensor, antithetic: bool = False) -> Draw:
+        return cls(rows, stream_of(seed, step, rows.device), antithetic)
+
+    def next_number(self, site: Site) -> int:
+        """The stream of this call of the site's module, the first, second, ... of the forward."""
+        at = (site.kind, site.name)
+        self.calls[at] += 1
+        return site_number(*at, self.calls[at] - 1)
+
+    def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
+        """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on."""
+        out = self._by_row(x if x.dtype in DTYPES else x.float())
+        return torch.ops.ttcfast.keyed_dropout(out, self.rows, self.stream, number, p, self.antithetic, "auto").to(x.dtype).view(x.shape)
+
+    def noise(self, x: Tensor, sigma: float, number: int) -> Tensor:
+        """``x + sigma * normal`` of ``[k M, ...]``, as in ``dropout``."""
+        return self.copies(self._by_row(x), 1, sigma, number).view(x.shape)
+
+    def copies(self, x: Tensor, count: int, sigma: float, number: int) -> Tensor:
+        """``[N, ...] -> [N, count, ...]``, noisy copies of each entry, for ``N * count`` rows."""
+        wide = x if x.dtype in DTYPES else x.float()
+        return torch.ops.ttcfast.add_noise(wide, self.rows, self.stream, number, count, sigma, self.antithetic, "auto").to(x.dtype)
+
+    def _by_row(self, x: Tensor) -> Tensor:
+        m = self.rows.shape[0]
+        return x if x.shape[0] == m else x.unflatten(0, (m, -1))
+
+
+@contextmanager
+def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator[nn.Module]:
+    """The model in evaluation, with noise at ``sites`` (as ``noise_sites`` lists them) keyed by ``draw``, for the length of a block.
+
+    Dropout modules are the identity in evaluation; hooks on them do the keyed dropping. Attention whose weights are dropped is computed in
+    plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions too. One forward per block: a module's second
+    call within it counts as another site. The site of the input is left to the caller.
+
+    What cannot be keyed draws from the global streams, with a warning once: sites of kind ``"own"``, and sites whose tensors have no
+    axis for the M states of the batch. Noise that no module shows (functional dropout, ``torch.rand`` in a forward) is not seen here.
+    """
+    inside = [site for site in sites if site.module is not None]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model, quiet=True))
+        if inside and has_attention(model):  # the fused layers of torch call none of their modules
+            stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+            torch.backends.mha.set_fastpath_enabled(False)
+        for site in inside:
+            _install(site, draw, stack)
+        yield model
+
+
+def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
+    module = site.module
+    assert module is not None
+    if site.kind == "own":
+        _warn(site, "is drawn by a class of its own")
+        stack.enter_context(switched_on(module, site.amount))
+    elif site.kind == "attention":
+        module.forward = partial(_attend, site, draw)
+        stack.callback(vars(module).pop, "forward")
+    else:
+        # the hook of a dropout module stands for its forward, so it runs before the hooks that others put there
+        first = site.kind not in ("after", "latent")
+        handle = module.register_forward_hook(partial(_hook, site, draw), prepend=first, with_kwargs=True)
+        stack.callback(handle.remove)
+
+
+def _hook(site: Site, draw: Draw, module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> Any:
+    if site.kind in ("after", "latent"):
+        return edit_output(output, partial(noisy, site, draw), f"module {site.name!r}")
+    if all(output is not given for given in (*inputs, *options.values())):
+        # no identity in evaluation: what it does to its input we do not know
+        return _own(site, "is not the identity in evaluation", inputs, options)
+    out = noisy(site, draw, output)
+    return output.copy_(out) if getattr(module, "inplace", False) else out
+
+
+def noisy(site: Site, draw: Draw, x: Tensor) -> Tensor:
+    """The site's noise on a tensor that holds the M states somewhere; the call is counted whether or not it can be keyed."""
+    number = draw.next_number(site)
+    m = draw.rows.shape[0]
+    axis = _row_axis(x, m, site.sequence_first)
+    if axis is None:
+        return _unkeyed(site, x, m)
+    if axis == 1:
+        x = x.movedim(1, 0)
+    elif x.shape[0] != m and x.shape[0] == 1:  # the same for all states so far: from here on each has its own
+        x = x.expand(m, *x.shape[1:])
+    if site.kind == "latent":
+        out = draw.noise(x, site.amount, number)
+    else:
+        out = _DROP[site.kind](x, site, lambda values, p: draw.dropout(values, p, number))
+    return out.movedim(0, 1) if axis == 1 else out
+
+
+def _row_axis(x: Tensor, m: int, sequence_first: bool) -> int | None:
+    """Which axis holds the M states, alone or with a multiple of them (windows of each); None if no axis does."""
+    second = x.ndim > 1 and x.shape[1] == m
+    first = x.ndim > 0 and x.shape[0] > 0 and (x.shape[0] % m == 0 or x.shape[0] == 1)
+    if second and (sequence_first or not first):
+        return 1
+    return 0 if first else None
+
+
+def _attend(site: Site, draw: Draw, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
+    module = site.module
+    assert isinstance(module, nn.MultiheadAttention)
+    number, m = draw.next_number(site), draw.rows.shape[0]
+    if query.ndim != 3 or query.shape[0 if module.batch_first else 1] % m:
+        return _own(site, f"is given a query of shape {tuple(query.shape)} for {m} states", (query, key, value, *args), options)
+    return attend(module, lambda weights: draw.dropout(weights, site.amount, number), query, key, value, *args, **options)
+
+
+def _entries(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+    return drop(x, site.amount)
+
+
+def _channels(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+    return x * _over(drop(x.new_ones(x.shape[:2]), site.amount), x)
+
+
+def _alpha(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor], axes: int | None = None) -> Tensor:
+    """Dropped entries take the negative saturation value of SELU, then all are scaled to keep mean and variance (arXiv:1706.02515)."""
+    p, saturation = site.amount, 1.7580993408473766
+    kept = _over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
+    scale = 1 / math.sqrt((1 - p) * (1 + p * saturation**2))
+    return torch.where(kept, x, -saturation) * scale + scale * p * saturation
+
+
+def _path(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+    keep = drop(x.new_ones(x.shape[:1]), site.amount)
+    if getattr(site.module, "scale_by_keep", True) is False:  # timm's option
+        keep = keep != 0
+    return x * _over(keep, x)
+
+
+def _block(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """Blocks of cells around keyed centres, in every channel of its own, rescaled state by state (arXiv:1810.12890)."""
+    space, block = x.shape[2:], getattr(site.module, "block_size", 1)
+    sizes = [min(int(block), s) for s in space]
+    valid = [s - b + 1 for s, b in zip(space, sizes)]
+    rate = site.amount * math.prod(space) / (math.prod(sizes) * math.prod(valid))
+    centres = (drop(x.new_ones(*x.shape[:2], *valid), min(rate, 1 - 2**-32)) == 0).to(x.dtype)
+    pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(space)]
+    padded = F.pad(centres, [width for b in reversed(sizes) for width in (b - 1, b - 1)])
+    keep = 1 - pool(padded, sizes, stride=1)  # each centre is the first corner of its block
+    share = keep.flatten(1).mean(1).clamp_min(torch.finfo(x.dtype).eps)
+    return x * keep / _over(share, x)
+
+
+_DROP: dict[str, Callable[[Tensor, Site, Callable[[Tensor, float], Tensor]], Tensor]] = {
+    "entries": _entries,
+    "after": _entries,
+    "channels": _channels,
+    "alpha": _alpha,
+    "channels alpha": partial(_alpha, axes=2),
+    "path": _path,
+    "block": _block,
+}
+
+
+def _over(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` with axes of size 1 added, to broadcast over ``like``."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+
+
+def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
+    """Noise from the global streams on a tensor that has no axis for the states."""
+    _warn(site, f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
+    if site.kind == "latent":
+        return torch.add(x, torch.randn_like(x), alpha=site.amount)
+    if site.kind == "after":
+        return F.dropout(x, site.amount, training=True)
+    assert site.module is not None
+    with switched_on(site.module, site.amount):
+        return type(site.module).forward(site.module, x)
+
+
+def _own(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Any:
+    """What the module does by itself when it is in training."""
+    _warn(site, why)
+    assert site.module is not None
+    with switched_on(site.module, site.amount):
+        return type(site.module).forward(site.module, *inputs, **(options or {}))
+
+
+def _warn(site: Site, why: str) -> None:
+    warnings.warn(
+        f"the noise at module {site.name!r} cannot be keyed: it {why}; its draws come from the global streams, so that candidates "
+        "depend on how they are chunked",
+        RuntimeWarning,
+        stacklevel=4,
+    )
