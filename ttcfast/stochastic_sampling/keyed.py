@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from ttcfast.ops.keyed import DTYPES, stream_of
 
 from .attention import attend
 from .dropout_wrap import edit_output, eval_mode, has_attention, switched_on
-from .sites import Site, site_number
+from .sites import Site
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -37,18 +36,24 @@ class Draw:
     """
 
     def __init__(self, rows: Tensor, stream: Tensor, antithetic: bool = False) -> None:
-        self.rows, self.stream, self.antithetic = rows, stream, antithetic
-        self.calls: Counter[tuple[str, str]] = Counter()
+        self.antithetic = antithetic
+        self.start(rows, stream)
 
     @classmethod
     def of(cls, seed: int, step: int, rows: Tensor, antithetic: bool = False) -> Draw:
         return cls(rows, stream_of(seed, step, rows.device), antithetic)
 
+    def start(self, rows: Tensor, stream: Tensor) -> None:
+        """Begin another forward in the same block. Under torch.compile, where the block is around the compiled function and this call
+        within it, another step is other contents of the same graph's inputs."""
+        self.rows, self.stream = rows, stream
+        self.calls: dict[int, int] = {}  # by site: how often its module was called in this forward
+
     def next_number(self, site: Site) -> int:
         """The stream of this call of the site's module, the first, second, ... of the forward."""
-        at = (site.kind, site.name)
-        self.calls[at] += 1
-        return site_number(*at, self.calls[at] - 1)
+        call = self.calls.get(site.number, 0)
+        self.calls[site.number] = call + 1
+        return site.number_of(call)
 
     def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
         """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on."""
@@ -74,8 +79,10 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
     """The model in evaluation, with noise at ``sites`` (as ``noise_sites`` lists them) keyed by ``draw``, for the length of a block.
 
     Dropout modules are the identity in evaluation; hooks on them do the keyed dropping. Attention whose weights are dropped is computed in
-    plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions too. One forward per block: a module's second
-    call within it counts as another site. The site of the input is left to the caller.
+    plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions too. A module's second call within a forward counts
+    as another site; ``draw.start`` begins another forward. The site of the input is left to the caller.
+
+    Code that torch.compile has made of the model already knows nothing of hooks, so such a model runs uncompiled in the block.
 
     What cannot be keyed draws from the global streams, with a warning once: sites of kind ``"own"``, and sites whose tensors have no
     axis for the M states of the batch. Noise that no module shows (functional dropout, ``torch.rand`` in a forward) is not seen here.
@@ -84,12 +91,18 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
     fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model, quiet=True))
+        if inside and _compiled(model):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if inside and has_attention(model):  # the fused layers of torch call none of their modules
             stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)
         for site in inside:
             _install(site, draw, stack)
         yield model
+
+
+def _compiled(model: nn.Module) -> bool:
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
 
 
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
@@ -111,8 +124,8 @@ def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
 def _hook(site: Site, draw: Draw, module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> Any:
     if site.kind in ("after", "latent"):
         return edit_output(output, partial(noisy, site, draw), f"module {site.name!r}")
-    if all(output is not given for given in (*inputs, *options.values())):
-        # no identity in evaluation: what it does to its input we do not know
+    unknown = site.kind in ("path", "block") and not torch.compiler.is_compiling()  # recognised by a name or an attribute alone
+    if unknown and all(output is not given for given in (*inputs, *options.values())):
         return _own(site, "is not the identity in evaluation", inputs, options)
     out = noisy(site, draw, output)
     return output.copy_(out) if getattr(module, "inplace", False) else out
@@ -140,7 +153,7 @@ def _row_axis(x: Tensor, m: int, sequence_first: bool) -> int | None:
     """Which axis holds the M states, alone or with a multiple of them (windows of each); None if no axis does."""
     second = x.ndim > 1 and x.shape[1] == m
     first = x.ndim > 0 and x.shape[0] > 0 and (x.shape[0] % m == 0 or x.shape[0] == 1)
-    if second and (sequence_first or not first):
+    if second and ((sequence_first and x.ndim == 3) or not first):
         return 1
     return 0 if first else None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -15,6 +15,7 @@ from ttcfast.spec import StochasticConfig
 from .dropout_wrap import check_switch, dropout_modules, injected_dropout, rate_of
 
 INPUT = "input"
+_CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
 DROPOUTS = ("entries", "channels", "alpha", "channels alpha", "path", "block", "attention", "own")  # kinds that a model's modules have
 
 
@@ -30,7 +31,11 @@ class Site:
             noise on its output) and ``"input"`` (Gaussian noise on what the model is given).
         amount: rate of a dropout, standard deviation of Gaussian noise; above 0.
         module: the module itself; None for the input.
-        sequence_first: states stand in the second axis where the sizes allow both readings (torch's ``batch_first=False``).
+        sequence_first: where sizes allow both readings, states stand in the second axis of three (torch's ``batch_first=False``).
+
+    Attributes:
+        number: names the stream, in 32 bits of ``kind`` and ``name``: the same in every process and for every batch. ``kind`` counts, so
+            that two noises at one module are independent.
     """
 
     name: str
@@ -38,21 +43,19 @@ class Site:
     amount: float
     module: nn.Module | None = None
     sequence_first: bool = False
+    number: int = field(init=False)
 
     @property
     def is_dropout(self) -> bool:
         return self.kind == "after" or self.kind in DROPOUTS
 
-    def number(self, call: int = 0) -> int:
-        """Which stream: the same in every process, for every size of the batch; ``call`` counts the module's calls within a forward."""
-        return site_number(self.kind, self.name, call)
+    def __post_init__(self) -> None:
+        text = f"{self.kind}:{self.name.replace('_orig_mod.', '')}"  # torch.compile puts that before names
+        object.__setattr__(self, "number", int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little"))
 
-
-@lru_cache(maxsize=65536)
-def site_number(kind: str, name: str, call: int = 0) -> int:
-    """32 bits of BLAKE2b. ``kind`` is part of it, so that two noises at one module are independent; wrappers of torch.compile are not."""
-    text = f"{kind}:{name.replace('_orig_mod.', '')}:{call}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+    def number_of(self, call: int) -> int:
+        """The stream of the module's call number ``call`` (from 0) within a forward; no hashing, so that torch.compile can trace it."""
+        return (self.number + call * _CALL) % 2**32
 
 
 def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
@@ -123,7 +126,7 @@ def _kind(module: nn.Module) -> str:
     for known, kind in _KINDS.items():
         if isinstance(module, known):
             return kind if type(module).forward is known.forward and "forward" not in vars(module) else "own"
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, (_DropoutNd, torch.jit.ScriptModule)):
         return "own"
     return "block" if hasattr(module, "block_size") else "path"
 
