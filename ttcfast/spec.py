@@ -269,7 +269,8 @@ class TTCConfig:
         stochastic: overrides the surrogate's own ``StochasticConfig`` when given.
         project: ``"conservation"`` takes each conserved channel's mean residual out of the chosen state.
         include_deterministic: candidate 0 is the deterministic step. None: True for a ``Surrogate``, False for a foreign model.
-        chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all.
+        chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all. A ``Surrogate``
+            draws the same candidates in any chunks, a foreign model others.
         memory_budget: bytes that one chunk of candidates may take.
         max_resample: how often a step whose candidates are all bad is drawn again before it falls back.
         min_score_spread: relative spread of the scores below which a step takes candidate 0.

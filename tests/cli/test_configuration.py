@@ -17,11 +17,12 @@ from ttcfast.spec import ARMWeights, StochasticConfig, TTCConfig
 
 def test_the_seeds_command_line_is_understood():
     keys = ["fm.ckpt=a", "use_prm=false", "prm.ckpt=b", "ttc.branching_factor=5", "stochastic.dropout=true"]
-    values = compose("run_ttc", [*keys, "stochastic.latent_sigma=0.01", "eval.rollout_T=128"])
+    values = compose("run_ttc", [*keys, "stochastic.latent_sigma=0.01", "stochastic.antithetic=true", "eval.rollout_T=128"])
     assert values["fm"]["ckpt"] == "a" and values["eval"]["rollout_T"] == 128
     assert values["reward"] == {"type": "arm", "prm_ckpt": "b"}
     assert values["ttc"]["branching_factor"] == 5
     assert values["ttc"]["stochastic"]["dropout"] is True and values["ttc"]["stochastic"]["latent_sigma"] == 0.01
+    assert values["ttc"]["stochastic"]["antithetic"] is True
 
 
 def test_the_seeds_snippet_of_section_9_is_understood():

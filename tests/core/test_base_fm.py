@@ -165,10 +165,10 @@ def test_candidates_alike_by_chance_are_no_reason_to_raise():
     fm = Surrogate(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.3)), StateSpec.euler2d())
     x = torch.rand(1, 4, 1, 1)
     alike = 0
-    for step in range(60):
-        out = draw(fm, x, IDS[:2], step=step)
+    for seed in range(60):
+        out = draw(fm, x, IDS[:2], seed=seed)
         alike += int(torch.equal(out[:, 0], out[:, 1]))
-    assert alike > 5
+    assert alike > 3  # 0.58**4 = 11 % of them are expected to be
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,25 @@ def test_seeds_decide_and_nothing_else_does():
     assert not torch.equal(roll(seed=1), first)
 
 
+@pytest.mark.parametrize("noise", [{}, {"latent_sigma": 0.1, "input_eps": 0.01, "antithetic": True}])
+def test_neither_chunks_nor_company_change_a_choice(noise):
+    x0, fm = euler_state(), drop_surrogate(stochastic=noise)
+
+    def roll(x, ids=None, **changes):
+        cfg = TTCConfig(branching_factor=12, seed=2, **changes)
+        return TTCGreedy(fm, last_cell, cfg).rollout(x, 4, return_info=True, problem_ids=ids)
+
+    whole = roll(x0)
+    assert len(whole.chosen.unique()) > 2
+    for other, rows in (
+        *((roll(x0, chunk_size=size), slice(None)) for size in (1, 5, 12)),
+        (roll(x0.flip(0), torch.arange(3).flip(0)), [2, 1, 0]),
+        (roll(x0[1:2], torch.tensor([1])), [1]),
+    ):
+        assert torch.equal(other.chosen, whole.chosen[rows])
+        torch.testing.assert_close(other.trajectory, whole.trajectory[rows])
+
+
 def test_steps_can_be_taken_one_by_one():
     x0, controller = euler_state(), TTCGreedy(drop_surrogate(), ARM, TTCConfig(branching_factor=3))
     whole = controller.rollout(x0, 4, return_info=True)

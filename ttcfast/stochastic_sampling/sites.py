@@ -98,7 +98,7 @@ def _injected_sites(model: nn.Module, p: float | None, after: Sequence[str]) -> 
 
 
 def _latent_site(model: nn.Module, config: StochasticConfig) -> Site:
-    name = config.latent_at or getattr(model, "latent_module", None)
+    name = config.latent_at if config.latent_at is not None else getattr(model, "latent_module", None)
     if not isinstance(name, str):
         raise ValueError(
             f"latent_sigma is {config.latent_sigma} but {type(model).__name__} does not say where its latent is; "

@@ -30,10 +30,11 @@ class TTCGreedy:
     """Rolls a surrogate out, choosing each step among B candidates by a score.
 
     All problems and candidates of a step go through the model at once, or in chunks under ``cfg.chunk_size`` or ``cfg.memory_budget``;
-    then no more than one chunk, the best candidate and candidate 0 are held. Departs from the sketch in batching over problems and in
-    its guardrails: candidates that are not finite are rejected; a group without a usable one, or below ``cfg.score_floor``, is drawn again,
-    then the deterministic step is taken where it is finite, else the best candidate; scores without spread fall back to candidate 0;
-    every such event is in the result (DECISIONS 6, 9).
+    then no more than one chunk, the best candidate and candidate 0 are held. The candidates of a ``Surrogate`` are keyed, so that neither
+    chunks nor the other problems of a batch change a choice; a foreign model draws in sequence, chunk by chunk (DECISIONS 7). Departs
+    from the sketch in batching over problems and in its guardrails: candidates that are not finite are rejected; a group without a
+    usable one, or below ``cfg.score_floor``, is drawn again, then the deterministic step is taken where it is finite, else the best
+    candidate; scores without spread fall back to candidate 0; every such event is in the result (DECISIONS 6, 9).
 
     Args:
         fm: a ``Surrogate``, or any model with the sketch's ``sample_next(x_t, seed=None, multi=False)``.

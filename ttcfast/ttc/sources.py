@@ -95,6 +95,8 @@ class _SurrogateSource:
 
 
 class _ForeignSource:
+    """Draws in sequence, under a seed for each call: another chunking draws others."""
+
     has_deterministic = False
     history = 1
     stochastic = None
