@@ -35,7 +35,10 @@ def temp_seed(seed: int | None) -> Iterator[None]:
     cuda = torch.cuda.is_available()
     cuda_states = torch.cuda.get_rng_state_all() if cuda and torch.cuda.is_initialized() else None
     try:
-        torch.manual_seed(seed % 2**63)
+        if cuda:
+            torch.manual_seed(seed % 2**63)
+        else:  # torch.manual_seed notes its call stack for a device that might come, which takes longer than all the rest
+            torch.default_generator.manual_seed(seed % 2**63)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -96,10 +97,14 @@ def switched_on(module: nn.Module, rate: float) -> Iterator[None]:
 
 
 @contextmanager
-def eval_mode(model: nn.Module, *, quiet: bool = False) -> Iterator[nn.Module]:
-    """The model in evaluation for the length of a block; ``quiet`` also silences injected dropout. Restored exactly."""
-    training = [m for m in model.modules() if m.training]
-    hooks = [(h, h.p) for h in _hooks(model)] if quiet else []
+def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Module] | None = None) -> Iterator[nn.Module]:
+    """The model in evaluation for the length of a block; ``quiet`` also silences injected dropout. Restored exactly.
+
+    ``modules`` are those of the model where the caller has listed them already.
+    """
+    modules = list(model.modules()) if modules is None else modules
+    training = [m for m in modules if m.training]
+    hooks = [(h, h.p) for m in modules if m._forward_hooks and (h := injected_dropout(m)) is not None] if quiet else []
     for m in training:
         m.training = False
     for hook, _ in hooks:
@@ -115,7 +120,12 @@ def eval_mode(model: nn.Module, *, quiet: bool = False) -> Iterator[nn.Module]:
 
 def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:
     """The dropout, drop-path and attention modules of a model, each once."""
-    return (m for m in model.modules() if _rate_name(m) is not None)
+    return (m for m in model.modules() if is_dropout(m))
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether ``dropout_modules`` counts it."""
+    return _rate_name(module) is not None
 
 
 def active_rates(model: nn.Module) -> list[float]:
@@ -163,14 +173,14 @@ class _Saved:
 
 
 def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dict[str, nn.Module]:
-    """Raise ``ValueError`` for arguments that ``enable_mc_dropout`` refuses; else the model's modules by name."""
+    """The modules that ``after`` names, by name; ``ValueError`` for arguments that ``enable_mc_dropout`` refuses."""
     if p is not None and not 0 <= p < 1:
         raise ValueError(f"p is {p}; a dropout rate lies in [0, 1)")
     if isinstance(after, str):
         raise ValueError(f"after is the string {after!r}; give a list of module names")
     if after and p is None:
         raise ValueError(f"after names {list(after)} but p is None; injected dropout needs a rate, give p=")
-    named = dict(model.named_modules())
+    named = dict(model.named_modules()) if after else {}
     if unknown := [name for name in after if name not in named]:
         raise ValueError(f"after names {unknown}, which {type(model).__name__} does not have; it has {_some(named)}")
     return named
@@ -208,15 +218,23 @@ def has_attention(model: nn.Module) -> bool:
 
 def _rate_name(module: nn.Module) -> str | None:
     """The attribute that holds a dropout module's rate, or None if the module is no dropout."""
-    if isinstance(module, _DropoutNd):
-        return "p"
-    if isinstance(module, nn.MultiheadAttention):
-        return "dropout"
-    name = type(module).__name__.lower()
-    if any(path in name for path in _PATH_NAMES):
+    family = _family(type(module))  # type: ignore[arg-type]
+    if family == "path":
         return next((a for a in ("drop_prob", "p") if hasattr(module, a)), None)
-    leaf = not any(True for _ in module.children()) and not any(True for _ in module.parameters())
+    if family is not None:
+        return family
+    leaf = not module._modules and all(p is None for p in module._parameters.values())
     return "drop_prob" if leaf and isinstance(getattr(module, "drop_prob", None), (int, float)) else None
+
+
+@lru_cache(maxsize=4096)
+def _family(kind: type) -> str | None:
+    """What the class alone says: the attribute with the rate, or that it goes by the name of a drop path."""
+    if issubclass(kind, _DropoutNd):
+        return "p"
+    if issubclass(kind, nn.MultiheadAttention):
+        return "dropout"
+    return "path" if any(path in kind.__name__.lower() for path in _PATH_NAMES) else None
 
 
 def rate_of(module: nn.Module) -> float:

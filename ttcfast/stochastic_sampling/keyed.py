@@ -20,10 +20,10 @@ import ttcfast.ops  # noqa: F401  (registers torch.ops.ttcfast.*)
 from ttcfast.ops.keyed import DTYPES, stream_of
 
 from .attention import attend
-from .dropout_wrap import edit_output, eval_mode, has_attention, switched_on
+from .dropout_wrap import edit_output, eval_mode, switched_on
 from .sites import Site
 
-Edit = Callable[[Tensor], Tensor]
+Drop = Callable[[Tensor, float], Tensor]  # keyed dropout of a tensor whose first axis holds the states, at a rate
 
 
 class Draw:
@@ -82,27 +82,28 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
     plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions too. A module's second call within a forward counts
     as another site; ``draw.start`` begins another forward. The site of the input is left to the caller.
 
+    A site looks for the M states of the batch in the first axis, alone or each with k entries behind one another (windows); a first axis
+    of size 1, the same for all states so far, becomes one entry for each. In the second axis it looks where the first is no multiple of M,
+    and in blocks whose nn.MultiheadAttention has ``batch_first=False``.
+
     Code that torch.compile has made of the model already knows nothing of hooks, so such a model runs uncompiled in the block.
 
-    What cannot be keyed draws from the global streams, with a warning once: sites of kind ``"own"``, and sites whose tensors have no
-    axis for the M states of the batch. Noise that no module shows (functional dropout, ``torch.rand`` in a forward) is not seen here.
+    What cannot be keyed draws from the global streams, with a warning: sites of kind ``"own"``, modules called like a drop path that are
+    not the identity in evaluation, and sites whose tensors have no axis for the states. Noise that no module shows (functional dropout,
+    ``torch.rand`` in a forward) is not seen here.
     """
-    inside = [site for site in sites if site.module is not None]
+    inside, modules = [site for site in sites if site.module is not None], list(model.modules())
     fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.enter_context(eval_mode(model, quiet=True))
-        if inside and _compiled(model):
+        stack.enter_context(eval_mode(model, quiet=True, modules=modules))
+        if inside and any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if inside and has_attention(model):  # the fused layers of torch call none of their modules
+        if inside and any(isinstance(m, nn.MultiheadAttention) for m in modules):  # torch's fused layers call none of their modules
             stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)
         for site in inside:
             _install(site, draw, stack)
         yield model
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
 
 
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
@@ -167,15 +168,15 @@ def _attend(site: Site, draw: Draw, query: Tensor, key: Tensor, value: Tensor, *
     return attend(module, lambda weights: draw.dropout(weights, site.amount, number), query, key, value, *args, **options)
 
 
-def _entries(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+def _entries(x: Tensor, site: Site, drop: Drop) -> Tensor:
     return drop(x, site.amount)
 
 
-def _channels(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
     return x * _over(drop(x.new_ones(x.shape[:2]), site.amount), x)
 
 
-def _alpha(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor], axes: int | None = None) -> Tensor:
+def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
     """Dropped entries take the negative saturation value of SELU, then all are scaled to keep mean and variance (arXiv:1706.02515)."""
     p, saturation = site.amount, 1.7580993408473766
     kept = _over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
@@ -183,14 +184,14 @@ def _alpha(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor], axes:
     return torch.where(kept, x, -saturation) * scale + scale * p * saturation
 
 
-def _path(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
     keep = drop(x.new_ones(x.shape[:1]), site.amount)
     if getattr(site.module, "scale_by_keep", True) is False:  # timm's option
         keep = keep != 0
     return x * _over(keep, x)
 
 
-def _block(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Tensor:
+def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
     """Blocks of cells around keyed centres, in every channel of its own, rescaled state by state (arXiv:1810.12890)."""
     space, block = x.shape[2:], getattr(site.module, "block_size", 1)
     sizes = [min(int(block), s) for s in space]
@@ -204,7 +205,7 @@ def _block(x: Tensor, site: Site, drop: Callable[[Tensor, float], Tensor]) -> Te
     return x * keep / _over(share, x)
 
 
-_DROP: dict[str, Callable[[Tensor, Site, Callable[[Tensor, float], Tensor]], Tensor]] = {
+_DROP: dict[str, Callable[[Tensor, Site, Drop], Tensor]] = {
     "entries": _entries,
     "after": _entries,
     "channels": _channels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ttcfast.spec import StochasticConfig
 
-from .dropout_wrap import check_switch, dropout_modules, injected_dropout, rate_of
+from .dropout_wrap import check_switch, injected_dropout, is_dropout, rate_of
 
 INPUT = "input"
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
@@ -69,45 +69,39 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
             ``latent_sigma`` for a model that does not say where its latent is.
     """
     sites = [Site("", INPUT, config.input_eps)] if config.input_eps > 0 else []
+    modules = dict(model.named_modules())
+    sequence_first = _sequence_first(modules.values())
     if config.dropout:
         check_switch(model, config.dropout_p, config.dropout_after)
-        sites += _dropout_sites(model, config.dropout_p)
-        sites += _injected_sites(model, config.dropout_p, config.dropout_after)
+        for name, module in modules.items():
+            if is_dropout(module) and (rate := rate_of(module) if config.dropout_p is None else config.dropout_p) > 0:
+                sites.append(Site(name, _kind(module), rate, module, module in sequence_first))
+        sites += [Site(name, "after", rate, modules[name], modules[name] in sequence_first) for name, rate in _injected(modules, config)]
     if config.latent_sigma > 0:
-        sites.append(_latent_site(model, config))
+        name = _latent_name(model, modules, config)
+        sites.append(Site(name, "latent", config.latent_sigma, modules[name], modules[name] in sequence_first))
     return sites
 
 
-def _dropout_sites(model: nn.Module, p: float | None) -> Iterator[Site]:
-    sequence_first = _sequence_first(model)
-    names = {id(m): name for name, m in model.named_modules()}
-    for module in dropout_modules(model):
-        rate = rate_of(module) if p is None else p
-        if rate > 0:
-            yield Site(names[id(module)], _kind(module), rate, module, id(module) in sequence_first)
-
-
-def _injected_sites(model: nn.Module, p: float | None, after: Sequence[str]) -> Iterator[Site]:
-    """Dropout behind the modules of ``after``, and that which ``enable_mc_dropout`` injected for good."""
-    sequence_first = _sequence_first(model)
-    for name, module in model.named_modules():
-        hook = injected_dropout(module)
-        rate = p if name in after else None if hook is None else hook.p
+def _injected(modules: Mapping[str, nn.Module], config: StochasticConfig) -> Iterator[tuple[str, float]]:
+    """Names and rates of dropout behind the modules of ``dropout_after``, and of that which ``enable_mc_dropout`` injected for good."""
+    for name, module in modules.items():
+        hook = injected_dropout(module) if module._forward_hooks else None
+        rate = config.dropout_p if name in config.dropout_after else None if hook is None else hook.p
         if rate:
-            yield Site(name, "after", rate, module, id(module) in sequence_first)
+            yield name, rate
 
 
-def _latent_site(model: nn.Module, config: StochasticConfig) -> Site:
+def _latent_name(model: nn.Module, modules: Mapping[str, nn.Module], config: StochasticConfig) -> str:
     name = config.latent_at if config.latent_at is not None else getattr(model, "latent_module", None)
     if not isinstance(name, str):
         raise ValueError(
             f"latent_sigma is {config.latent_sigma} but {type(model).__name__} does not say where its latent is; "
             "name the module in StochasticConfig(latent_at=...) or set model.latent_module, or set latent_sigma=0"
         )
-    module = dict(model.named_modules()).get(name)
-    if module is None:
+    if name not in modules:
         raise ValueError(f"the latent module is {name!r}, which {type(model).__name__} does not have; see model.named_modules()")
-    return Site(name, "latent", config.latent_sigma, module, id(module) in _sequence_first(model))
+    return name
 
 
 _KINDS: dict[type[nn.Module], str] = {
@@ -131,7 +125,8 @@ def _kind(module: nn.Module) -> str:
     return "block" if hasattr(module, "block_size") else "path"
 
 
-def _sequence_first(model: nn.Module) -> set[int]:
-    """Ids of the modules inside a block whose attention takes ``[L, M, D]``: its dropouts see tensors of that layout too."""
-    blocks = (m for m in model.modules() if any(isinstance(c, nn.MultiheadAttention) and not c.batch_first for c in m.children()))
-    return {id(inner) for block in blocks if not isinstance(block, nn.MultiheadAttention) for inner in block.modules()}
+def _sequence_first(modules: Collection[nn.Module]) -> set[nn.Module]:
+    """The modules inside a block whose attention takes ``[L, M, D]``: its dropouts see tensors of that layout too."""
+    attention = {m for m in modules if isinstance(m, nn.MultiheadAttention) and not m.batch_first}
+    blocks = [m for m in modules if attention.intersection(m.children())] if attention else []
+    return {inner for block in blocks for inner in block.modules()}
