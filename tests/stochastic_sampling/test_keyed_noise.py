@@ -41,9 +41,9 @@ class DropPath(nn.Module):
 
 
 class DropBlock2d(nn.Module):
-    def __init__(self, p: float, block_size: int) -> None:
+    def __init__(self, p: float, block_size: int, couple_channels: bool = False) -> None:
         super().__init__()
-        self.p, self.block_size = p, block_size
+        self.p, self.block_size, self.couple_channels = p, block_size, couple_channels
 
     def forward(self, x: Tensor) -> Tensor:
         assert not self.training
@@ -80,16 +80,18 @@ def test_a_path_is_dropped_for_whole_states(scaled):
     assert (out == 0).float().mean().item() == pytest.approx(0.25, abs=0.07)
 
 
-def test_blocks_are_dropped_around_centres_and_every_state_is_rescaled_by_itself():
+@pytest.mark.parametrize("coupled", [False, True])
+def test_blocks_are_dropped_around_centres_and_every_state_is_rescaled_by_itself(coupled):
     x = torch.ones(40, 6, 24, 24)
-    out = run(DropBlock2d(0.1, 3), x, ids=rows(40))
+    out = run(DropBlock2d(0.1, 3, coupled), x, ids=rows(40))
+    assert bool((out == out[:, :1]).all()) == coupled
     dropped = out == 0
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
     torch.testing.assert_close(out.mean((1, 2, 3)), torch.ones(40))
     corners = -F.max_pool2d(-dropped.float(), 3, 1)
     blocks = F.max_pool2d(F.pad(corners, (2, 2, 2, 2)), 3, 1)
     assert torch.equal(blocks, dropped.float())  # dropped cells are unions of whole blocks
-    assert torch.equal(run(DropBlock2d(0.1, 3), x[7:9], ids=rows(2, first=7)), out[7:9])
+    assert torch.equal(run(DropBlock2d(0.1, 3, coupled), x[7:9], ids=rows(2, first=7)), out[7:9])
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])

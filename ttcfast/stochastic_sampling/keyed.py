@@ -192,17 +192,23 @@ def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    """Blocks of cells around keyed centres, in every channel of its own, rescaled state by state (arXiv:1810.12890)."""
-    space, block = x.shape[2:], getattr(site.module, "block_size", 1)
-    sizes = [min(int(block), s) for s in space]
+    """Blocks of cells around keyed centres, rescaled state by state (arXiv:1810.12890), with the options of timm and torchvision."""
+    space, module = x.shape[2:], site.module
+    if not 1 <= len(space) <= 3:
+        raise ValueError(
+            f"module {site.name!r} drops blocks of a tensor of shape {tuple(x.shape)}; give it [M, C, *S] with 1 to 3 space axes"
+        )
+    sizes = [min(int(getattr(module, "block_size", 1)), s) for s in space]
     valid = [s - b + 1 for s, b in zip(space, sizes)]
-    rate = site.amount * math.prod(space) / (math.prod(sizes) * math.prod(valid))
-    centres = (drop(x.new_ones(*x.shape[:2], *valid), min(rate, 1 - 2**-32)) == 0).to(x.dtype)
-    pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(space)]
-    padded = F.pad(centres, [width for b in reversed(sizes) for width in (b - 1, b - 1)])
-    keep = 1 - pool(padded, sizes, stride=1)  # each centre is the first corner of its block
-    share = keep.flatten(1).mean(1).clamp_min(torch.finfo(x.dtype).eps)
-    return x * keep / _over(share, x)
+    rate = getattr(module, "gamma_scale", 1.0) * site.amount * math.prod(space) / (math.prod(sizes) * math.prod(valid))
+    channels = 1 if getattr(module, "couple_channels", False) else x.shape[1]
+    centres = (drop(x.new_ones(x.shape[0], channels, *valid), min(rate, 1 - 2**-32)) == 0).to(x.dtype)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(space) - 1]
+    around = [width for b in reversed(sizes) for width in (b - 1, b - 1)]
+    keep = 1 - pool(F.pad(centres, around), sizes, stride=1)  # a centre is the first corner of its block
+    if getattr(module, "scale_by_keep", True):
+        keep = keep / _over(keep.flatten(1).mean(1).clamp_min(torch.finfo(x.dtype).eps), x)
+    return x * keep
 
 
 _DROP: dict[str, Callable[[Tensor, Site, Drop], Tensor]] = {

@@ -122,6 +122,8 @@ def _kind(module: nn.Module) -> str:
             return kind if type(module).forward is known.forward and "forward" not in vars(module) else "own"
     if isinstance(module, (_DropoutNd, torch.jit.ScriptModule)):
         return "own"
+    if getattr(module, "with_noise", False):  # timm's DropBlock with Gaussian noise in the holes
+        return "own"
     return "block" if hasattr(module, "block_size") else "path"
 
 
