@@ -1,0 +1,383 @@
+"""Work that the candidates of a problem have in common, done once per problem: everything before the first place of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from .seeds import temp_seed
+
+Forward = Callable[..., Any]
+Axes = tuple[int | None, ...]  # of each tensor in an output, the axis that holds the rows; None in a tensor without rows
+
+# Relative to the largest entry: what other shapes of matrix products may change in a deep model. Rows mixed up differ by far more.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_PLAIN = (type(None), bool, int, float, str)  # outputs other than tensors that a module may have
+_PAIR = 2  # problems, and candidates of each, that the check runs
+
+
+class OtherPathError(RuntimeError):
+    """A model that did not call its modules as it did when it was checked."""
+
+    def __init__(self, model: nn.Module, what: str) -> None:
+        super().__init__(
+            f"{type(model).__name__} took another path through its modules than when it was checked ({what}), so what its candidates have "
+            "in common is not known; use share_prefix=False"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where candidates may begin to differ: at a module's call or, with ``after``, at what forward hooks do to its output."""
+
+    module: nn.Module
+    after: bool = False
+
+
+class SharedPrefix:
+    """A forward of ``N*B`` rows, B candidates of N problems, in which what precedes the first noise runs on N rows.
+
+    The model is called twice. The first call has N rows and is stopped where the first noise is about to act; the outputs of the modules
+    that were complete by then are kept, the largest modules standing for all that they contain. The second call has ``N*B`` rows; these
+    modules do not run again but return what they returned, each row B times. What lies between them (residual additions, reshapes) is
+    done again, so a computation written out in the forward of the very module that the noise is in is not shared: put it into a
+    module of its own.
+
+    Valid for a model that treats every row by itself, takes the same path through its modules whatever the number of rows, and hands
+    activations on by returning them. ``check`` finds out whether it does, on two problems of two candidates, before anything is
+    shared, and module by module: one whose output cannot be told apart into rows, that draws noise of its own, or that changes its
+    input in place, runs again like the functions around it. Where the outcome would not be the unshared one, nothing is shared and
+    ``reason`` says why. A path that depends on values may pass the check and be left later; ``__call__`` then raises.
+
+    Args:
+        model: any module, in the mode in which it will be called. It is as before after every call.
+        starts: all places where rows may begin to differ. A module without effect (rate 0) is none; where the model's input already has
+            noise, nothing can be shared.
+
+    Source: facts/hotpaths.md 5, "delay the first stochastic site". The gain is 1 / (1 - f (1 - 1/B)), f the share of the work before it.
+    """
+
+    def __init__(self, model: nn.Module, starts: Sequence[Start]) -> None:
+        self.model = model
+        # A module that torch has compiled runs as a whole, so noise within it starts at its door.
+        doors = {m: outer for outer in model.modules() if _opaque(outer) for m in outer.modules()}
+        self._starts: dict[nn.Module, bool] = {}  # whether after the module
+        for start in starts:
+            module = doors.get(start.module, start.module)
+            self._starts[module] = start.after and module is start.module and self._starts.get(module, True)
+        self._visible = [m for m in model.modules() if doors.get(m, m) is m]
+        self._steps: list[_Step] = []
+        self.reason: str | None = "check() has not been called"
+
+    def check(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str | None:
+        """Find what can be shared, and that sharing it changes nothing but rounding. Costs about ten rows of a forward.
+
+        Args:
+            pair: two different problems ``[2, ...]`` as the model takes them.
+            noise: a fresh context for one forward of ``[4, ...]`` in which row ``2 n + b`` is candidate b of problem n, with the same
+                noise every time. Also entered for two rows, stopped before any noise.
+
+        Returns:
+            ``reason``: None, or why nothing is shared.
+        """
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors do not count the changes made to them
+            pair = pair.clone()
+            with temp_seed(1), noise():
+                single = self._traced(pair, stop=True)
+            with temp_seed(0), noise():  # another seed: what follows torch's own streams is thereby seen to differ
+                double = self._traced(pair.repeat_interleave(_PAIR, 0), stop=False)
+            self._steps, self.reason = [], None
+            if not (single.started and double.started):
+                self.reason = "no noise was reached, so all candidates are the same"
+            elif not (steps := _plan(single.root, double.root)):
+                self.reason = "no module can be shared before the first noise"
+            else:
+                self._steps = steps
+                with temp_seed(0):
+                    self.reason = self._difference(pair, noise, double.output)
+        return self.reason
+
+    def __call__(self, x: Tensor, count: int) -> Any:
+        """What the model says to ``x.repeat_interleave(count, 0)``, to rounding; nothing is shared where ``reason`` is not None.
+
+        Args:
+            x: one row per problem, ``[N, ...]``.
+            count: B, candidates per problem. Noise is that of the caller's context, for ``N*B`` rows, problem-major.
+
+        Raises:
+            OtherPathError: the model took another path through its modules than when it was checked.
+        """
+        if self.reason is not None or count == 1:
+            return self.model(x.repeat_interleave(count, 0))
+        return self._resume(self.run_prefix(x), x, count)
+
+    def run_prefix(self, x: Tensor) -> list[Any]:
+        """The first of the two calls alone, on ``[N, ...]``: the outputs that are kept. Its time is what a bench takes f from."""
+        path, kept = _Path(self.model, self._steps), []
+
+        def wrap(module: nn.Module, forward: Forward) -> Forward:
+            after = self._starts.get(module)
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if after is False:
+                    raise _Stop
+                with path.step(module) as step:
+                    out = forward(*args, **kwargs)
+                if step is not None and step.axes is not None:
+                    kept.append(_map(torch.clone, out))  # the model may go on to change it in place
+                if after:
+                    raise _Stop
+                return out
+
+            return run
+
+        try:
+            with _wrapped({*path.modules, *self._starts}, wrap):
+                self.model(x)
+        except _Stop:
+            path.require_end()
+            return kept
+        raise OtherPathError(self.model, "it reached no noise")
+
+    def _resume(self, outputs: list[Any], x: Tensor, count: int) -> Any:
+        """The second call: all rows, with the kept outputs in the place of the modules that they came from."""
+        path, kept = _Path(self.model, self._steps), iter(outputs)
+
+        def wrap(module: nn.Module, forward: Forward) -> Forward:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if path.ended:
+                    return forward(*args, **kwargs)
+                with path.step(module) as step:
+                    if step is None or step.axes is None:
+                        return forward(*args, **kwargs)
+                    return _repeated(next(kept), step.axes, len(x), count)
+
+            return run
+
+        with _wrapped(path.modules, wrap):
+            out = self.model(x.repeat_interleave(count, 0))  # problem-major: row n * count + b
+        path.require_end()
+        return out
+
+    def _traced(self, x: Tensor, *, stop: bool) -> _Trace:
+        """Call the model, noting the calls of its modules until the first noise; ``stop`` there or go on without notes."""
+        trace = _Trace(stop)
+
+        def wrap(module: nn.Module, forward: Forward) -> Forward:
+            after = self._starts.get(module)
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if after is False:
+                    trace.reach()
+                if trace.started:
+                    return forward(*args, **kwargs)
+                with trace.call(module) as note:
+                    given = [(t, t._version) for t in _tensors((args, kwargs))]
+                    out = forward(*args, **kwargs)
+                    if not trace.started:
+                        note.keep(out, changes_input=any(t._version != version for t, version in given))
+                if after:
+                    trace.reach()
+                return out
+
+            return run
+
+        try:
+            with _wrapped(self._visible, wrap):
+                trace.output = self.model(x)
+        except _Stop:
+            pass
+        return trace
+
+    def _difference(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]], expected: Any) -> str | None:
+        """What is wrong with the shared outcome beside the unshared one, or None."""
+        try:
+            with noise():
+                out = self(pair, _PAIR)
+        except RuntimeError as error:  # shapes that do not fit, where a model keeps activations on itself
+            return f"the model cannot be run in two parts: {str(error).splitlines()[0]}"
+        same = _same_structure(out, expected) and all(_close(a, b) for a, b in zip(_tensors(out), _tensors(expected)))
+        return None if same else "the outcome would not be the unshared one"
+
+
+class _Stop(BaseException):
+    """Ends the first call at the first noise; no ``Exception``, so that no handler within a model holds it up."""
+
+
+@dataclass
+class _Note:
+    """One call of a module, and the calls within."""
+
+    module: nn.Module | None = None
+    within: list[_Note] = field(default_factory=list)
+    complete: bool = False
+    changes_input: bool = False
+    output: Any = None
+
+    def keep(self, output: Any, *, changes_input: bool) -> None:
+        self.output, self.changes_input, self.complete = _map(torch.clone, output), changes_input, True
+
+
+class _Trace:
+    """The calls of one forward up to the first noise."""
+
+    def __init__(self, stop: bool) -> None:
+        self.root, self.started, self.output = _Note(), False, None
+        self._stop, self._open = stop, [self.root]
+
+    @contextmanager
+    def call(self, module: nn.Module) -> Iterator[_Note]:
+        note = _Note(module)
+        self._open[-1].within.append(note)
+        self._open.append(note)
+        try:
+            yield note
+        finally:
+            self._open.pop()
+
+    def reach(self) -> None:
+        self.started = True
+        if self._stop:
+            raise _Stop
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One call of a module on the way to the first noise; ``axes`` is None where the call is not shared."""
+
+    module: nn.Module
+    axes: Axes | None
+
+
+class _Path:
+    """Follows the calls of the planned modules in their order."""
+
+    def __init__(self, model: nn.Module, steps: list[_Step]) -> None:
+        self._model, self._steps, self._at, self._inside = model, steps, 0, False
+        self.modules = dict.fromkeys(step.module for step in steps)
+
+    @property
+    def ended(self) -> bool:
+        return self._at == len(self._steps)
+
+    @contextmanager
+    def step(self, module: nn.Module) -> Iterator[_Step | None]:
+        """The step that a call of ``module`` is; None for calls inside a shared one, and for a module of no step."""
+        if self._inside or module not in self.modules:
+            yield None
+            return
+        if self.ended or self._steps[self._at].module is not module:
+            raise OtherPathError(self._model, f"{type(module).__name__} was called out of turn")
+        found = self._steps[self._at]
+        self._at += 1
+        self._inside = found.axes is not None
+        try:
+            yield found
+        finally:
+            self._inside = False
+
+    def require_end(self) -> None:
+        if not self.ended:
+            raise OtherPathError(self._model, f"{type(self._steps[self._at].module).__name__} was not called")
+
+
+def _plan(single: _Note, double: _Note) -> list[_Step]:
+    """The largest calls that can be shared, found by comparing calls on two rows with the same calls on four; none if the calls differ."""
+    chosen: list[_Step] = []
+
+    def visit(one: _Note, two: _Note) -> bool:
+        if [n.module for n in one.within] != [n.module for n in two.within]:
+            return False
+        for a, b in zip(one.within, two.within):
+            assert a.module is not None
+            chosen.append(_Step(a.module, _shareable(a, b)))
+            if chosen[-1].axes is None and not visit(a, b):
+                return False
+        return True
+
+    same = visit(single, double)
+    planned = {step.module for step in chosen if step.axes is not None}
+    return [step for step in chosen if step.module in planned] if same else []
+
+
+def _shareable(one: _Note, two: _Note) -> Axes | None:
+    """Where the rows are in the output of a call, if four rows are two rows repeated."""
+    if not (one.complete and two.complete) or one.changes_input or two.changes_input or not _same_structure(one.output, two.output):
+        return None
+    axes: list[int | None] = []
+    for a, b in zip(_tensors(one.output), _tensors(two.output)):
+        differing = [d for d in range(a.ndim) if a.shape[d] != b.shape[d]] if a.ndim == b.ndim else [0, 0]
+        if len(differing) > 1 or any(a.shape[d] % _PAIR for d in differing):
+            return None
+        axes.append(differing[0] if differing else None)
+        if not _close(_repeat_rows(a, axes[-1], _PAIR, _PAIR), b):
+            return None
+    return tuple(axes) or None
+
+
+def _repeated(output: Any, axes: Axes, problems: int, count: int) -> Any:
+    each = iter(axes)
+    return _map(lambda t: _repeat_rows(t, next(each), problems, count), output)
+
+
+def _repeat_rows(t: Tensor, axis: int | None, problems: int, count: int) -> Tensor:
+    """Each problem's part of ``axis`` (``[..., N * r, ...]``) ``count`` times, ``[..., N * count * r, ...]``, in memory of its own."""
+    if axis is None:
+        return t.clone()
+    order = sorted(range(t.ndim), key=t.stride, reverse=True)  # kept: a model may rely on the order in memory (view)
+    at = order.index(axis)
+    parts = t.permute(order).unflatten(at, (problems, 1, t.shape[axis] // problems))
+    wide = parts.expand(*parts.shape[: at + 1], count, *parts.shape[at + 2 :]).clone(memory_format=torch.contiguous_format)
+    return wide.flatten(at, at + 2).permute([order.index(d) for d in range(t.ndim)])
+
+
+@contextmanager
+def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
+    """``module.forward`` replaced by ``wrap(module, module.forward)`` for the length of a block, restored exactly."""
+    saved: list[tuple[nn.Module, dict[str, Any]]] = []
+    try:
+        for module in modules:
+            saved.append((module, {k: v for k, v in vars(module).items() if k == "forward"}))
+            vars(module)["forward"] = wrap(module, module.forward)
+        yield
+    finally:
+        for module, own in saved:
+            vars(module).pop("forward", None)
+            vars(module).update(own)
+
+
+def _opaque(module: nn.Module) -> bool:
+    """Whether calls of the modules inside cannot be seen from Python."""
+    return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+
+
+def _map(function: Callable[[Tensor], Tensor], output: Any) -> Any:
+    return tree_map_only(Tensor, function, output)
+
+
+def _same_structure(a: Any, b: Any) -> bool:
+    """Whether two outputs are built alike, of tensors of the same dtypes and of plain values that are equal."""
+    (ours, one), (theirs, two) = tree_flatten(a), tree_flatten(b)
+    return one == two and all(
+        p.dtype == q.dtype if isinstance(p, Tensor) and isinstance(q, Tensor) else isinstance(p, _PLAIN) and type(p) is type(q) and p == q
+        for p, q in zip(ours, theirs)
+    )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same to rounding, NaN and infinities in the same places."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[a.dtype], equal_nan=True)
