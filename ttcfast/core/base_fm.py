@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from ttcfast.spec import StateSpec, StochasticConfig, at_least, one_of
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
 from ttcfast.stochastic_sampling.dropout_wrap import eval_mode
-from ttcfast.stochastic_sampling.keyed import Draw, keyed_noise
-from ttcfast.stochastic_sampling.sites import INPUT, Site, noise_sites
+from ttcfast.stochastic_sampling.keyed import Draw
+from ttcfast.stochastic_sampling.sites import noise_sites
 
+from .candidate_forward import CandidateForward
+from .compiled import MODES
 from .normalizer import Normalizer
 from .seeds import hash_seed, temp_seed
 
@@ -56,9 +59,19 @@ class Surrogate(BaseFM):
         predicts: ``"state"``: the model returns the normalised next state; ``"delta"``: the change, in units of ``delta_std``.
         stochastic: what makes candidates differ; a dict with the seed's keys is accepted; None is MC dropout at the model's rates.
         unpack: takes the next state out of what the model returns, for models that return tuples or output objects.
+        share_prefix: what precedes the first noise runs once per problem and not once per candidate, where that changes nothing but
+            rounding (``ttcfast.core.shared_prefix`` says when it does not; a check of the model on four rows finds out). Nothing is shared
+            with noise on the input.
+        compile: call the model compiled, for candidates and the deterministic step, by torch.compile in its default mode or in the one
+            named (``ttcfast.core.compiled.MODES``). Each number of problems and candidates is compiled by itself, once, for half a minute
+            or more on a CPU; ``TTCConfig.chunk_size`` keeps them few. What a model draws without a key then follows the compiler.
+        dtype: floating-point type in which the model computes; the surrogate then holds a copy of it with weights so cast. Normalisation
+            and the addition to the state stay in the state's dtype. None leaves the model as it is. On a CPU without bfloat16
+            instructions bfloat16 is several times slower than float32.
 
     Raises:
-        ValueError: an unknown ``predicts``, ``history`` below 1, or a normalizer of another number of channels.
+        ValueError: an unknown ``predicts``, ``compile`` or ``dtype``, ``history`` below 1, a normalizer of another number of channels, or
+            a dtype for a model with complex weights.
 
     Source: seeds/ttc-integration-plan.md sections 10 and 15; DECISIONS 5, 8.
     """
@@ -73,31 +86,42 @@ class Surrogate(BaseFM):
         predicts: Literal["state", "delta"] = "state",
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
         unpack: Callable[[Any], Tensor] | None = None,
+        share_prefix: bool = True,
+        compile: bool | str = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         one_of("predicts", predicts, ("state", "delta"))
+        one_of("compile", compile, (False, True, *MODES))
         at_least("history", history, 1)
         if normalizer is not None and normalizer.num_channels != spec.num_channels:
             raise ValueError(
                 f"normalizer has {normalizer.num_channels} channels and the StateSpec {spec.num_channels}; "
                 "name channels that no physical term reads in StateSpec(extra=...)"
             )
-        self.model, self.spec, self.normalizer = model, spec, normalizer
+        self.model, self.spec, self.normalizer = model if dtype is None else cast_copy(model, dtype), spec, normalizer
+        self._candidates = CandidateForward(self.model, share_prefix=share_prefix, compile=compile)
         self.history, self.predicts, self.unpack = int(history), predicts, unpack
-        self.stochastic = StochasticConfig.of(stochastic)
+        self._dtype, self.stochastic = dtype, StochasticConfig.of(stochastic)
         self.eval()
 
     def forward(self, x_t: Tensor) -> Tensor:
         """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the mode the model is in; differentiable."""
         self._check("x_t", x_t)
-        return self._advance(self._latest(x_t), self._encode(x_t))
+        return self._decoded(self.model(self._encode(x_t)), self._latest(x_t))
 
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
         """The step with every noise off, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         self._check("x", x)
-        with eval_mode(self.model, quiet=True):
-            return self._advance(self._latest(x), self._encode(x))
+        encoded = self._encode(x)
+        if self._candidates.compile:
+            rows = candidate_rows(torch.zeros(1, dtype=torch.int64), None, len(x), x.device)
+            out = self._candidates(encoded, [], Draw.of(0, 0, rows))
+        else:
+            with eval_mode(self.model, quiet=True):
+                out = self.model(encoded)
+        return self._decoded(out, self._latest(x))
 
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
@@ -160,7 +184,7 @@ class Surrogate(BaseFM):
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
                 # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
                 after = torch.arange(PROBES) + int(ids.max()) + 1
-                probes = self._sample(x[:1], candidate_rows(after, torch.tensor([first]), 1, x.device), config, seed, step)
+                probes = self._sample(x[:1], candidate_rows(after, torch.tensor([first]), 1, x.device), config, seed, step, compile=False)
                 require_distinct(probes, self.model, what="probes")
         return out
 
@@ -169,24 +193,21 @@ class Surrogate(BaseFM):
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         return [site.amount for site in noise_sites(self.model, config) if site.is_dropout]
 
-    def _sample(self, x: Tensor, rows: Tensor, config: StochasticConfig, seed: int, step: int) -> Tensor:
+    def _sample(self, x: Tensor, rows: Tensor, config: StochasticConfig, seed: int, step: int, *, compile: bool = True) -> Tensor:
         """Next states ``[N, B, C, *S]`` for ``rows`` ``[N * B, 2]``, problem-major: row n * B + b is candidate b of state n."""
         n, count = x.shape[0], rows.shape[0] // x.shape[0]
-        sites = noise_sites(self.model, config)
         draw = Draw.of(seed, step, rows, config.antithetic)
-        batch = _copies(self._encode(x), count, sites, draw)
-        latest = self._latest(x).unsqueeze(1).expand(n, count, *self._latest(x).shape[1:])
-        with keyed_noise(self.model, sites, draw):
-            return self._advance(latest, batch)
+        out = self._candidates(self._encode(x), noise_sites(self.model, config), draw, compile=compile)
+        return self._decoded(out, self._latest(x).unsqueeze(1).expand(n, count, *self._latest(x).shape[1:]))
 
-    def _advance(self, latest: Tensor, encoded: Tensor) -> Tensor:
-        """Call the model on ``[M, h*C, *S]`` and bring what it says to physical units, shaped and typed like ``latest``."""
-        out = self._unpacked(self.model(encoded))
-        expected = (encoded.shape[0], self.spec.num_channels, *encoded.shape[2:])
+    def _decoded(self, output: Any, latest: Tensor) -> Tensor:
+        """What the model says of ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""
+        out = self._unpacked(output)
+        expected = (latest.shape[: -self.spec.ndim - 1].numel(), *latest.shape[-self.spec.ndim - 1 :])
         if out.shape != expected:
             raise ValueError(
-                f"{type(self.model).__name__} returned shape {tuple(out.shape)} for an input of shape {tuple(encoded.shape)}; "
-                f"expected {expected}; take the next state out with Surrogate(unpack=...)"
+                f"{type(self.model).__name__} returned shape {tuple(out.shape)} for {expected[0]} states; expected {expected}; "
+                "take the next state out with Surrogate(unpack=...)"
             )
         out = out.to(latest.dtype).reshape(latest.shape)
         axis = -self.spec.ndim - 1
@@ -199,7 +220,8 @@ class Surrogate(BaseFM):
         z = x if self.normalizer is None else self.normalizer.encode(x, channel_axis=-self.spec.ndim - 1)
         z = z.flatten(1, 2) if self.history > 1 else z
         parameter = self._parameter()
-        return z if parameter is None else z.to(parameter.dtype)
+        dtype = self._dtype if parameter is None else parameter.dtype
+        return z if dtype is None else z.to(dtype)
 
     def _latest(self, x: Tensor) -> Tensor:
         return x[:, -1] if self.history > 1 else x
@@ -257,9 +279,15 @@ def _whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
-def _copies(encoded: Tensor, count: int, sites: Sequence[Site], draw: Draw) -> Tensor:
-    """Model inputs ``[N, ...]`` for each of their candidates, ``[N * count, ...]``, with the noise of the input's site if there is one."""
-    for site in sites:
-        if site.kind == INPUT:
-            return draw.copies(encoded, count, site.amount, draw.next_number(site)).flatten(0, 1)
-    return encoded.repeat_interleave(count, 0)
+def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model with floating-point parameters and buffers cast to ``dtype``.
+
+    Raises:
+        ValueError: ``dtype`` is not floating point, or the model has complex parameters or buffers, which it would make real.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; give a floating-point dtype such as torch.bfloat16, or None")
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if found := [name for name, t in named if t.is_complex()]:
+        raise ValueError(f"dtype is {dtype} but {type(model).__name__} has complex weights ({found[0]}); use dtype=None")
+    return copy.deepcopy(model).to(dtype)

@@ -20,6 +20,7 @@ Axes = tuple[int | None, ...]  # of each tensor in an output, the axis that hold
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _PLAIN = (type(None), bool, int, float, str)  # outputs other than tensors that a module may have
 _PAIR = 2  # problems, and candidates of each, that the check runs
+CHECKED_ROWS = _PAIR * _PAIR
 
 
 class OtherPathError(RuntimeError):
@@ -87,21 +88,17 @@ class SharedPrefix:
             ``reason``: None, or why nothing is shared.
         """
         with torch.inference_mode(False), torch.no_grad():  # inference tensors do not count the changes made to them
-            pair = pair.clone()
-            with temp_seed(1), noise():
-                single = self._traced(pair, stop=True)
-            with temp_seed(0), noise():  # another seed: what follows torch's own streams is thereby seen to differ
-                double = self._traced(pair.repeat_interleave(_PAIR, 0), stop=False)
-            self._steps, self.reason = [], None
-            if not (single.started and double.started):
-                self.reason = "no noise was reached, so all candidates are the same"
-            elif not (steps := _plan(single.root, double.root)):
-                self.reason = "no module can be shared before the first noise"
-            else:
-                self._steps = steps
-                with temp_seed(0):
-                    self.reason = self._difference(pair, noise, double.output)
+            try:
+                self.reason = self._find(pair.clone(), noise)
+            except Exception as error:  # one that is the model's own comes up again in the call that is not shared
+                self.reason = f"the check ended with {type(error).__name__}: {_first_line(error)}"
         return self.reason
+
+    @property
+    def shared(self) -> list[str]:
+        """Names of the modules that run once per problem, in the order of their calls, without those inside them."""
+        names = {m: name for name, m in self.model.named_modules()}
+        return [names.get(step.module, type(step.module).__name__) for step in self._steps if step.axes is not None]
 
     def __call__(self, x: Tensor, count: int) -> Any:
         """What the model says to ``x.repeat_interleave(count, 0)``, to rounding; nothing is shared where ``reason`` is not None.
@@ -165,6 +162,26 @@ class SharedPrefix:
         path.require_end()
         return out
 
+    def _find(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]]) -> str | None:
+        """Make the plan, and say why nothing can be shared where that is so."""
+        with temp_seed(1), noise():
+            single = self._traced(pair, stop=True)
+        with temp_seed(0), noise():  # another seed: what follows torch's own streams is thereby seen to differ
+            double = self._traced(pair.repeat_interleave(_PAIR, 0), stop=False)
+        if not (single.started and double.started):
+            return "no noise was reached, so all candidates are the same"
+        self._steps, self.reason = _plan(single.root, double.root), None
+        if not self._steps:
+            return "no module can be shared before the first noise"
+        try:
+            with temp_seed(0), noise():
+                out = self(pair, _PAIR)
+        except RuntimeError as error:  # shapes that do not fit, where a model keeps activations on itself
+            return f"the model cannot be run in two parts: {_first_line(error)}"
+        expected = double.output
+        same = _same_structure(out, expected) and all(_close(a, b) for a, b in zip(_tensors(out), _tensors(expected)))
+        return None if same else "the outcome would not be the unshared one"
+
     def _traced(self, x: Tensor, *, stop: bool) -> _Trace:
         """Call the model, noting the calls of its modules until the first noise; ``stop`` there or go on without notes."""
         trace = _Trace(stop)
@@ -194,16 +211,6 @@ class SharedPrefix:
         except _Stop:
             pass
         return trace
-
-    def _difference(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]], expected: Any) -> str | None:
-        """What is wrong with the shared outcome beside the unshared one, or None."""
-        try:
-            with noise():
-                out = self(pair, _PAIR)
-        except RuntimeError as error:  # shapes that do not fit, where a model keeps activations on itself
-            return f"the model cannot be run in two parts: {str(error).splitlines()[0]}"
-        same = _same_structure(out, expected) and all(_close(a, b) for a, b in zip(_tensors(out), _tensors(expected)))
-        return None if same else "the outcome would not be the unshared one"
 
 
 class _Stop(BaseException):
@@ -372,6 +379,10 @@ def _same_structure(a: Any, b: Any) -> bool:
         p.dtype == q.dtype if isinstance(p, Tensor) and isinstance(q, Tensor) else isinstance(p, _PLAIN) and type(p) is type(q) and p == q
         for p, q in zip(ours, theirs)
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
