@@ -157,13 +157,13 @@ class CountingScorer(Scorer):
 @pytest.mark.parametrize("include", [True, False])
 def test_no_chunk_is_larger_than_asked_for_and_the_best_of_all_wins(limit, include):
     n, b = 3, 5
-    fm, scorer = drop_surrogate(), CountingScorer()
+    fm, scorer = drop_surrogate(share_prefix=False), CountingScorer()
     most = limit.get("chunk_size") or max(1, limit["memory_budget"] // (4 * 64 * 4))
     cfg = TTCConfig(branching_factor=b, include_deterministic=include, **limit)
     fm.model.calls.clear()
     r = TTCGreedy(fm, scorer, cfg).rollout(euler_state(n), 2, return_info=True)
     assert max(scorer.seen) <= most and max(fm.model.calls) <= most
-    assert sum(scorer.seen) == sum(fm.model.calls) == r.nfe == n * b * 2
+    assert sum(scorer.seen) == r.nfe == n * b * 2 and sum(fm.model.calls) >= r.nfe  # chunks are filled up
     assert torch.equal(r.chosen, r.scores.argmax(2))
     picked = r.scores.gather(2, r.chosen.unsqueeze(2))[:, :, 0]
     torch.testing.assert_close(r.trajectory[:, 1:, 0, -1, -1].double(), picked)

@@ -115,7 +115,7 @@ class Surrogate(BaseFM):
         """The step with every noise off, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         self._check("x", x)
         encoded = self._encode(x)
-        if self._candidates.compile:
+        if self.compiled:
             rows = candidate_rows(torch.zeros(1, dtype=torch.int64), None, len(x), x.device)
             out = self._candidates(encoded, [], Draw.of(0, 0, rows))
         else:
@@ -187,6 +187,11 @@ class Surrogate(BaseFM):
                 probes = self._sample(x[:1], candidate_rows(after, torch.tensor([first]), 1, x.device), config, seed, step, compile=False)
                 require_distinct(probes, self.model, what="probes")
         return out
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model is called compiled, so that another number of problems or candidates costs a compilation."""
+        return bool(self._candidates.compile)
 
     def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
         """Rates above 0, one per site, of the dropout that ``candidates`` pass through. ``stochastic`` and errors as there."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ttcfast.rewards.common import ScoreContext, as_scorer
-from ttcfast.spec import StochasticConfig, TTCConfig
+from ttcfast.spec import StochasticConfig, TTCConfig, at_least
 
 from . import guardrails
+from .chunks import Chunks
 from .projection import check_projectable, project_conservation
 from .result import RolloutResult, StepOutput
 from .selection import Argmax
@@ -29,12 +30,12 @@ logger = logging.getLogger(__name__)
 class TTCGreedy:
     """Rolls a surrogate out, choosing each step among B candidates by a score.
 
-    All problems and candidates of a step go through the model at once, or in chunks under ``cfg.chunk_size`` or ``cfg.memory_budget``;
-    then no more than one chunk, the best candidate and candidate 0 are held. The candidates of a ``Surrogate`` are keyed, so that neither
-    chunks nor the other problems of a batch change a choice; a foreign model draws in sequence, chunk by chunk (DECISIONS 7). Departs
-    from the sketch in batching over problems and in its guardrails: candidates that are not finite are rejected; a group without a
-    usable one, or below ``cfg.score_floor``, is drawn again, then the deterministic step is taken where it is finite, else the best
-    candidate; scores without spread fall back to candidate 0; every such event is in the result (DECISIONS 6, 9).
+    All problems and candidates of a step go through the model at once, or in chunks of one size (``Chunks``) under ``cfg.chunk_size`` or
+    ``cfg.memory_budget``; then no more than one chunk, the best candidate and candidate 0 are held. The candidates of a ``Surrogate`` are
+    keyed, so that neither chunks nor the other problems of a batch change a choice; a foreign model draws in sequence, chunk by chunk
+    (DECISIONS 7). Departs from the sketch in batching over problems and in its guardrails: candidates that are not finite are rejected; a
+    group without a usable one, or below ``cfg.score_floor``, is drawn again, then the deterministic step is taken where it is finite, else
+    the best candidate; scores without spread fall back to candidate 0; every such event is in the result (DECISIONS 6, 9).
 
     Args:
         fm: a ``Surrogate``, or any model with the sketch's ``sample_next(x_t, seed=None, multi=False)``.
@@ -108,13 +109,18 @@ class TTCGreedy:
     def rollout_iter(self, x0: Tensor, T: int, *, problem_ids: Tensor | None = None) -> Iterator[StepOutput]:
         """The same rollout step by step, holding no more than the current state. Arguments and errors as ``rollout``."""
         x, single = self._start(x0, T)
-        n = x.shape[0]
+        ids = self._problem_ids(problem_ids, x)
+        logger.info("%s: %d problems, T=%d, %s", type(self).__name__, len(x), T, self.cfg)
+        self._log_noise()
+        return self._iterate(x, T, ids, single)
+
+    @staticmethod
+    def _problem_ids(problem_ids: Tensor | None, x: Tensor) -> Tensor:
+        n = len(x)
         ids = torch.arange(n, device=x.device) if problem_ids is None else torch.as_tensor(problem_ids, device=x.device)
         if ids.shape != (n,) or ids.is_floating_point():
             raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {n} problems")
-        logger.info("%s: %d problems, T=%d, %s", type(self).__name__, n, T, self.cfg)
-        self._log_noise()
-        return self._iterate(x, T, ids, single)
+        return ids
 
     @property
     def _stochastic(self) -> bool:
@@ -137,9 +143,9 @@ class TTCGreedy:
     @torch.no_grad()
     def _iterate(self, window: Tensor, T: int, problem_ids: Tensor, single: bool) -> Iterator[StepOutput]:
         live = torch.arange(window.shape[0], device=window.device)  # problems that are not frozen
-        n = window.shape[0]
+        n, chunks = window.shape[0], self._chunks(window)
         for step in range(T):
-            out = self._step(window, problem_ids[live], step) if len(live) else None
+            out = self._step(chunks, window, problem_ids[live], step) if len(live) else None
             full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor, step)
             yield dataclasses.replace(full, state=full.state[0]) if single else full
             if out is None:
@@ -156,16 +162,33 @@ class TTCGreedy:
                 live, state, window = live[going], state[going], window[going]
             window = torch.cat([window[:, 1:], state.unsqueeze(1)], 1) if self._source.history > 1 else state
 
-    def _step(self, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
+    @torch.no_grad()
+    def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> StepOutput:
+        """One step from any states, as a rollout makes it at its step number ``step``: for comparing choices on the same states.
+
+        Args:
+            x: ``[N, C, *S]``, or ``[N, h, C, *S]`` with history, finite.
+            step: enters the random streams and the scorer's context; 0 or more.
+            problem_ids: as in ``rollout``.
+        """
+        at_least("step", step, 0)
+        x, _ = self._start(x, 1)
+        return self._step(self._chunks(x), x, self._problem_ids(problem_ids, x), step)
+
+    def _chunks(self, window: Tensor) -> Chunks:
+        options = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
+        return Chunks(self._source, self.cfg, window, **options)
+
+    def _step(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
         """One step of the problems that are still going."""
         cfg, x = self.cfg, self._latest(window)
-        group, nfe = self._draw(window, problem_ids, step, 0)
+        group, nfe = self._draw(chunks, window, problem_ids, step, 0)
         resamples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
             rows = group.missed(cfg.score_floor).nonzero().flatten()
             if not len(rows):
                 break
-            redrawn, cost = self._draw(window[rows], problem_ids[rows], step, again)
+            redrawn, cost = self._draw(chunks, window[rows], problem_ids[rows], step, again)
             group.replace(rows, redrawn)
             resamples[rows] += 1
             nfe += cost
@@ -174,7 +197,7 @@ class TTCGreedy:
         frozen = torch.zeros_like(fallback)
         rows = fallback.nonzero().flatten()
         if len(rows):
-            taken, cost = self._fallback(group, window[rows], problem_ids[rows], rows, step)
+            taken, cost = self._fallback(chunks, group, window[rows], problem_ids[rows], rows, step)
             nfe += cost
             finite = guardrails.finite_states(taken)  # elsewhere the best candidate stays, where one is finite though below the floor
             state[rows[finite]] = taken[finite]
@@ -186,12 +209,12 @@ class TTCGreedy:
         collapsed &= ~fallback
         return StepOutput(step, state, group.scores, chosen, fallback, resamples, group.nonfinite, collapsed, unprojected, frozen, nfe)
 
-    def _draw(self, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int]:
+    def _draw(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int]:
         """Generate and score one group of candidates per problem; and what it cost in model evaluations."""
         x, nfe = self._latest(window), 0
         group = self._selection(x, self.cfg.branching_factor)
         watch = guardrails.DistinctWatch() if step == again == 0 and self.cfg.branching_factor > 1 else None
-        for rows, start, candidates in self._chunks(window, problem_ids, step, again):
+        for rows, start, candidates in chunks.of_step(window, problem_ids, step, again):
             context = ScoreContext(step, problem_ids[rows])
             scores = self.scorer.score_group(x[rows], candidates, context)
             if scores.shape != candidates.shape[:2]:
@@ -207,51 +230,17 @@ class TTCGreedy:
             nfe += candidates.shape[0] * candidates.shape[1]
             del candidates  # or the next chunk would be made while this one is still held
         if watch is not None and not watch.differ:
-            after = self._id(0, self.cfg.max_resample + 2)  # ids that no group will draw
+            after = chunks.id_of(0, self.cfg.max_resample + 2)  # ids that no group will draw
             nfe += probe(self._source, window, problem_ids, after, watch.at_once, seed=self.cfg.seed)
         return group, nfe
 
-    def _chunks(self, window: Tensor, problem_ids: Tensor, step: int, again: int) -> Iterator[tuple[slice, int, Tensor]]:
-        """Candidates ``[m, b, C, *S]`` of a block of problems, from a position in their groups on."""
-        n, width = window.shape[0], self.cfg.branching_factor
-        first = int(self.include_deterministic)
-        with_deterministic = self.include_deterministic and again == 0
-        limit = self._limit(window) or n * width
-        if self.scorer.needs_group:
-            if limit < width:
-                raise ValueError(
-                    f"a chunk holds {limit} candidates but the scorer needs a step's {width} together; raise chunk_size or memory_budget"
-                )
-            for rows in _blocks(n, limit // width):
-                parts = [self._source.deterministic(window[rows]).unsqueeze(1)] if with_deterministic else []
-                if width > first:
-                    parts.append(self._sample(window, rows, problem_ids, step, again, first, width))
-                yield rows, 0 if with_deterministic else first, torch.cat(parts, 1)
-            return
-        problems = min(n, limit)
-        if with_deterministic:
-            for rows in _blocks(n, problems):
-                yield rows, 0, self._source.deterministic(window[rows]).unsqueeze(1)
-        at_once = limit // problems
-        for rows in _blocks(n, problems):
-            for start in range(first, width, at_once):
-                yield rows, start, self._sample(window, rows, problem_ids, step, again, start, min(start + at_once, width))
-
-    def _sample(self, window: Tensor, rows: slice, problem_ids: Tensor, step: int, again: int, start: int, stop: int) -> Tensor:
-        ids = torch.arange(self._id(start, again), self._id(stop, again))
-        return self._source.candidates(window[rows], ids, problem_ids[rows], seed=self.cfg.seed, step=step)
-
-    def _id(self, position: int, again: int) -> int:
-        """A candidate drawn again at the same position is another candidate."""
-        return again * self.cfg.branching_factor + position
-
-    def _fallback(self, group: Argmax, window: Tensor, problem_ids: Tensor, rows: Tensor, step: int) -> tuple[Tensor, int]:
+    def _fallback(self, chunks: Chunks, group: Argmax, window: Tensor, problem_ids: Tensor, rows: Tensor, step: int) -> tuple[Tensor, int]:
         """The deterministic step, or one fresh sample of a model that has none; and its cost."""
         if self.include_deterministic:
             return group.first[rows], 0
         if self._source.has_deterministic:
-            return self._source.deterministic(window), len(rows)
-        ids = torch.tensor([self._id(0, self.cfg.max_resample + 1)])
+            return chunks.deterministic(window), len(rows)
+        ids = torch.tensor([chunks.id_of(0, self.cfg.max_resample + 1)])
         return self._source.candidates(window, ids, problem_ids, seed=self.cfg.seed, step=step)[:, 0], len(rows)
 
     def _project(self, x: Tensor, state: Tensor, problem_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,23 +251,12 @@ class TTCGreedy:
             spec = spec.replace(gamma=spec.gamma[problem_ids.to(spec.gamma.device)])
         return project_conservation(x, state, spec)
 
-    def _limit(self, window: Tensor) -> int | None:
-        """Candidates that one chunk may hold."""
-        x = self._latest(window)
-        by_memory = None if self.cfg.memory_budget is None else max(1, self.cfg.memory_budget // (x[0].numel() * x.element_size()))
-        limits = [v for v in (self.cfg.chunk_size, by_memory) if v is not None]
-        return min(limits) if limits else None
-
     def _latest(self, window: Tensor) -> Tensor:
         return window[:, -1] if self._source.history > 1 else window
 
     def _start(self, x0: Tensor, T: int) -> tuple[Tensor, bool]:
         guardrails.check_steps(T)
         return guardrails.check_start(x0, self._source.ndim, self._source.history, self._source.spec)
-
-
-def _blocks(n: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: int, step: int) -> StepOutput:

@@ -21,6 +21,8 @@ class Source(Protocol):
     ndim: int
     history: int
     has_deterministic: bool
+    keyed: bool  # a candidate does not depend on what else is drawn with it
+    fixed_shapes: bool  # another number of problems or candidates costs more than to draw some in vain
 
     @property
     def stochastic(self) -> StochasticConfig | None:
@@ -78,6 +80,8 @@ class _SurrogateSource:
     def __init__(self, fm: Surrogate, cfg: TTCConfig) -> None:
         self.fm, self.ndim, self.history = fm, fm.spec.ndim, getattr(fm, "history", 1)
         self.spec: StateSpec | None = fm.spec
+        self.keyed = isinstance(fm, Surrogate)
+        self.fixed_shapes = self.keyed and fm.compiled
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
 
     @property
@@ -97,7 +101,7 @@ class _SurrogateSource:
 class _ForeignSource:
     """Draws in sequence, under a seed for each call: another chunking draws others."""
 
-    has_deterministic = False
+    has_deterministic = keyed = fixed_shapes = False
     history = 1
     stochastic = None
 

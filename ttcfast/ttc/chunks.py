@@ -1,0 +1,103 @@
+"""The candidates of a step, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import TTCConfig
+
+from .sources import Source
+
+
+class Chunks:
+    """Draws the candidates of a step in chunks that all have the same number of problems and candidates, fixed when a rollout starts.
+
+    Where ``cfg.chunk_size`` or ``cfg.memory_budget`` is set, or the source wants fixed shapes, a chunk that would be smaller (the last of a
+    group, problems that are drawn again, those left when others are frozen) is filled up, and what fills it is thrown away. The model's
+    matrix products then have one shape, so that a candidate does not depend on the chunk that it is in, to the last bit where the
+    products treat their rows alike, and nothing is compiled anew. Sources that draw in their own way are never given more than was asked
+    for.
+
+    Args:
+        source: of candidates.
+        cfg: branching factor, limits, seed.
+        window: states from which the rollout starts, ``[n, C, *S]`` (``[n, h, C, *S]`` with history).
+        include_deterministic: candidate 0 is the deterministic step.
+        whole_groups: all candidates of a problem in one chunk, for a scorer that compares them.
+
+    Raises:
+        ValueError: whole groups do not fit into a chunk.
+    """
+
+    def __init__(self, source: Source, cfg: TTCConfig, window: Tensor, *, include_deterministic: bool, whole_groups: bool) -> None:
+        self._source, self._cfg, self._deterministic, self._whole = source, cfg, include_deterministic, whole_groups
+        self._first, width, n = int(include_deterministic), cfg.branching_factor, len(window)
+        limit = _limit(cfg, window, source.history)
+        self._fixed = source.keyed and (limit is not None or source.fixed_shapes)
+        self._problems: int | None = None  # all there are
+        self._at_once = max(1, width - self._first)
+        if limit is None and not self._fixed:
+            return
+        limit = n * width if limit is None else limit
+        if whole_groups and limit < width:
+            raise ValueError(
+                f"a chunk holds {limit} candidates but the scorer needs a step's {width} together; raise chunk_size or memory_budget"
+            )
+        self._problems = min(n, limit // width if whole_groups else limit)
+        if not whole_groups:
+            self._at_once = min(self._at_once, limit // self._problems)
+
+    def of_step(self, window: Tensor, problem_ids: Tensor, step: int, again: int) -> Iterator[tuple[slice, int, Tensor]]:
+        """Candidates ``[m, b, C, *S]`` of a block of problems, from a position in their groups on; ``again`` counts redrawn groups, which
+        have no deterministic candidate."""
+        width, with_deterministic = self._cfg.branching_factor, self._deterministic and again == 0
+        blocks = self._blocks(len(window))
+        if self._whole:
+            for rows in blocks:
+                parts = [self.deterministic(window[rows]).unsqueeze(1)] if with_deterministic else []
+                if width > self._first:
+                    parts.append(self._sample(window[rows], problem_ids[rows], step, again, self._first))
+                yield rows, 0 if with_deterministic else self._first, torch.cat(parts, 1)
+            return
+        if with_deterministic:
+            for rows in blocks:
+                yield rows, 0, self.deterministic(window[rows]).unsqueeze(1)
+        for rows in blocks:
+            for start in range(self._first, width, self._at_once):
+                yield rows, start, self._sample(window[rows], problem_ids[rows], step, again, start)
+
+    def deterministic(self, window: Tensor) -> Tensor:
+        """The deterministic step of ``[m, C, *S]``, in blocks of the fixed size."""
+        parts = [self._source.deterministic(self._filled(window[rows]))[: rows.stop - rows.start] for rows in self._blocks(len(window))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def id_of(self, position: int, again: int) -> int:
+        """A candidate drawn again at the same position is another candidate."""
+        return again * self._cfg.branching_factor + position
+
+    def _sample(self, window: Tensor, problem_ids: Tensor, step: int, again: int, start: int) -> Tensor:
+        m, count = len(window), min(self._at_once, self._cfg.branching_factor - start)
+        first = self.id_of(start, again)
+        ids = torch.arange(first, first + (self._at_once if self._fixed else count))
+        seed = self._cfg.seed
+        return self._source.candidates(self._filled(window), ids, self._filled(problem_ids), seed=seed, step=step)[:m, :count]
+
+    def _filled(self, values: Tensor) -> Tensor:
+        """With the last entry repeated up to the fixed number of problems."""
+        missing = (self._problems or 0) - len(values) if self._fixed else 0
+        return values if missing <= 0 else torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])
+
+    def _blocks(self, n: int) -> list[slice]:
+        size = self._problems or n
+        return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _limit(cfg: TTCConfig, window: Tensor, history: int) -> int | None:
+    """Candidates that one chunk may hold."""
+    state = window[0, -1] if history > 1 else window[0]
+    by_memory = None if cfg.memory_budget is None else max(1, cfg.memory_budget // (state.numel() * state.element_size()))
+    limits = [v for v in (cfg.chunk_size, by_memory) if v is not None]
+    return min(limits) if limits else None
