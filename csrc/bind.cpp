@@ -4,11 +4,14 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "arm.h"
 #include "device_info.h"
+#include "keyed.h"
 
-#define TTCFAST_ABI 1  // the same as ABI in ttcfast/ops/native.py
+#define TTCFAST_ABI 2  // the same as ABI in ttcfast/ops/native.py
 
 namespace py = pybind11;
 using namespace ttcfast;
@@ -57,6 +60,48 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
     arm_cpu(problem, output);
 }
 
+// sizes: rows, elements of a row. What every keyed operation takes, in the order in which ttcfast/ops/keyed.py gives it.
+KeyedRows keyed_rows(uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
+                     const std::string& instructions) {
+    return {pointer<const int64_t>(rows), sizes[0], sizes[1], pointer<const int64_t>(stream), site, antithetic, threads,
+            instructions.c_str()};
+}
+
+// x: row stride, three sizes, three strides.
+KeyedInput keyed_input(uintptr_t data, const std::array<int64_t, 7>& x) {
+    return {pointer<const void>(data), x[0], {x[1], x[2], x[3]}, {x[4], x[5], x[6]}};
+}
+
+void normal(int dtype, uintptr_t out, uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic,
+            int threads, const std::string& instructions) {
+    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, instructions);
+    py::gil_scoped_release release;
+    normal_cpu(keyed, static_cast<KeyedType>(dtype), pointer<void>(out));
+}
+
+void add_noise(int dtype, uintptr_t out, uintptr_t x, const std::array<int64_t, 7>& layout, int64_t copies, double sigma, uintptr_t rows,
+               const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
+               const std::string& instructions) {
+    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, instructions);
+    py::gil_scoped_release release;
+    add_noise_cpu(keyed, static_cast<KeyedType>(dtype), keyed_input(x, layout), copies, sigma, pointer<void>(out));
+}
+
+void keyed_dropout(int dtype, uintptr_t out, uintptr_t x, const std::array<int64_t, 7>& layout, uint64_t threshold, double scale,
+                   uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
+                   const std::string& instructions) {
+    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, instructions);
+    py::gil_scoped_release release;
+    keyed_dropout_cpu(keyed, static_cast<KeyedType>(dtype), keyed_input(x, layout), threshold, scale, pointer<void>(out));
+}
+
+std::vector<uint32_t> keyed_words(uint64_t key, uint32_t problem, uint64_t candidate, int64_t first, int64_t n,
+                                  const std::string& instructions) {
+    std::vector<uint32_t> words(n);
+    keyed_words_cpu(key, problem, candidate, first, n, instructions.c_str(), words.data());
+    return words;
+}
+
 py::dict info() {
     const DeviceInfo found = device_info();
     py::list devices;
@@ -82,6 +127,11 @@ py::dict info() {
 PYBIND11_MODULE(_C, m) {
     m.attr("abi") = TTCFAST_ABI;
     m.attr("compiler") = TTCFAST_COMPILER;
+    m.def("add_noise", &add_noise);
     m.def("arm", &arm);
     m.def("device_info", &info);
+    m.def("keyed_dropout", &keyed_dropout);
+    m.def("keyed_instructions", &keyed_instructions);
+    m.def("keyed_words", &keyed_words);
+    m.def("normal", &normal);
 }

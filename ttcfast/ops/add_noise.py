@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed
-from .registry import Backend, choose, register, yes
+from . import keyed, native
+from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -66,6 +66,9 @@ class Call(NamedTuple):
     def elements(self) -> int:
         return math.prod(self.x.shape[1:])
 
+    def empty(self) -> Tensor:
+        return torch.empty((self.x.shape[0], self.B, *self.x.shape[1:]), dtype=self.x.dtype, device=self.x.device)
+
 
 def check(call: Call) -> None:
     x, rows = call.x, call.rows
@@ -86,6 +89,7 @@ def check(call: Call) -> None:
 
 def add_noise_ref(call: Call) -> Tensor:
     """The definition, in torch. In float64, where the product of two float32 numbers is exact, and rounded to float32 at the end."""
+    keyed.check_row_values(call.rows)
     x, wide = call.x, call.x.dtype == torch.float64
     sigma = call.sigma if wide else torch.tensor(call.sigma, dtype=torch.float32).item()
     draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
@@ -94,10 +98,37 @@ def add_noise_ref(call: Call) -> Tensor:
     return noisy if wide else noisy.float().to(x.dtype)
 
 
+def _add_noise_cpu(call: Call) -> Tensor:
+    rows, out = call.rows.contiguous(), call.empty()
+    x, sizes, strides = keyed.grid(call.x)
+    native.module().add_noise(
+        keyed.DTYPES.index(x.dtype),
+        out.data_ptr(),
+        x.data_ptr(),
+        [x.stride(0), *sizes, *strides],
+        call.B,
+        call.sigma,
+        *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements),
+    )
+    return out
+
+
+def _add_noise_triton(call: Call) -> Tensor:
+    from ttcfast.kernels import keyed as kernels
+
+    keyed.check_row_values(call.rows)
+    out = call.empty()
+    rows = call.rows.contiguous()
+    kernels.launch_add_noise(out, *keyed.grid(call.x), call.B, call.sigma, rows, call.stream, call.site, call.elements, call.antithetic)
+    return out
+
+
 # On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
 BACKENDS = register(
     "add_noise",
     [
+        Backend("cpu", native.available, keyed.cpu_supports, _add_noise_cpu),
+        Backend("triton", triton_available, keyed.triton_supports, _add_noise_triton),
         Backend("reference", yes, yes, add_noise_ref),
     ],
 )
@@ -108,7 +139,6 @@ _lib.define("add_noise(Tensor x, Tensor rows, Tensor stream, SymInt site, SymInt
 def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
     call = Call(x, rows, stream, site, B, sigma, antithetic)
     check(call)
-    keyed.check_row_values(rows)
     return choose("add_noise", BACKENDS, backend, call).run(call)
 
 
@@ -118,8 +148,9 @@ for _key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("ttcfast::add_noise", lib=_lib)
 def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
-    check(Call(x, rows, stream, site, B, sigma, antithetic))
-    return torch.empty((x.shape[0], B, *x.shape[1:]), dtype=x.dtype, device=x.device)
+    call = Call(x, rows, stream, site, B, sigma, antithetic)
+    check(call)
+    return call.empty()
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

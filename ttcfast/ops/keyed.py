@@ -10,6 +10,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tenso
     Raises:
         ValueError: seed or step is out of range.
     """
-    return torch.ops.ttcfast.stream(seed, step, torch.device(device))
+    if torch.compiler.is_compiling():
+        return torch.ops.ttcfast.stream(seed, step, torch.device(device))  # seed and step stay symbols: no graph is made anew for a step
+    return _stream(seed, step, torch.device(device))
 
 
 def mixed(seed: int, step: int) -> int:
@@ -135,7 +138,10 @@ def check_rows(rows: Tensor, stream: Tensor) -> None:
 
 
 def check_row_values(rows: Tensor) -> None:
-    """Rows in host memory hold numbers that the counter can hold. On a GPU this would make every call wait, so nothing is asked there."""
+    """Rows in host memory hold numbers that the counter can hold; the C++ path looks by itself, with the same words.
+
+    On a GPU this would make every call wait, so nothing is asked there.
+    """
     if rows.device.type != "cpu" or rows.shape[0] == 0:
         return
     if int(rows.amin()) < 0:
@@ -152,12 +158,39 @@ def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
         raise ValueError(f"a row has {elements} elements; at most 2**34 can be numbered, so split it over sites")
 
 
-def cpu_supports(rows: Tensor) -> Reason:
-    return None if rows.device.type == "cpu" else f"the tensors are on {rows.device}; the C++ path reads host memory"
+def cpu_supports(call: Any) -> Reason:
+    device = call.rows.device
+    return None if device.type == "cpu" else f"the tensors are on {device}; the C++ path reads host memory"
 
 
-def triton_supports(rows: Tensor) -> Reason:
-    return triton_device(rows.device.type)
+def triton_supports(call: Any) -> Reason:
+    return triton_device(call.rows.device.type)
+
+
+def native_rows(rows: Tensor, stream: Tensor, site: int, antithetic: bool, elements: int) -> tuple[Any, ...]:
+    """The last arguments of the extension's functions. ``rows`` is contiguous and outlives the call."""
+    return rows.data_ptr(), [rows.shape[0], elements], stream.data_ptr(), site, antithetic, torch.get_num_threads(), ""
+
+
+def grid(x: Tensor) -> tuple[Tensor, list[int], list[int]]:
+    """A tensor [row, ...] as rows of at most three axes: itself, three sizes and three strides, axes that are one in memory merged.
+
+    A tensor that needs more axes than that is copied first.
+    """
+    sizes, strides = [1], [0]
+    for size, stride in zip(x.shape[1:], x.stride()[1:]):
+        if size == 1:
+            continue
+        if sizes[-1] == 1 or strides[-1] == stride * size:
+            sizes[-1] *= size
+            strides[-1] = stride
+        else:
+            sizes.append(size)
+            strides.append(stride)
+    if len(sizes) > 3:
+        return grid(x.contiguous())
+    pad = 3 - len(sizes)
+    return x, [1] * pad + sizes, [0] * pad + strides
 
 
 def _signed(z: int) -> int:

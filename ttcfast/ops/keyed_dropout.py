@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed
-from .registry import Backend, choose, register, yes
+from . import keyed, native
+from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -65,9 +65,17 @@ class Call(NamedTuple):
         return math.prod(self.x.shape[1:])
 
     @property
+    def scale(self) -> float:
+        """What a kept entry is multiplied by."""
+        return 1 / (1 - self.p)
+
+    @property
     def threshold(self) -> int:
         """The least 32-bit draw that keeps an entry; 2**32 where none does."""
         return round(self.p * 2**32)
+
+    def empty(self) -> Tensor:
+        return torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
 
 
 def check(call: Call) -> None:
@@ -85,16 +93,46 @@ def check(call: Call) -> None:
 
 def keyed_dropout_ref(call: Call) -> Tensor:
     """The definition, in torch; makes int64 temporaries of the size of x."""
+    keyed.check_row_values(call.rows)
     draws = keyed.uniforms_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
     kept = (draws >= call.threshold).reshape(call.x.shape)
     wide = call.x if call.x.dtype == torch.float64 else call.x.float()
-    return torch.where(kept, wide * (1 / (1 - call.p)), 0.0).to(call.x.dtype).contiguous()
+    return torch.where(kept, wide * call.scale, 0.0).to(call.x.dtype).contiguous()
+
+
+def _keyed_dropout_cpu(call: Call) -> Tensor:
+    rows, out = call.rows.contiguous(), call.empty()
+    x, sizes, strides = keyed.grid(call.x)
+    native.module().keyed_dropout(
+        keyed.DTYPES.index(x.dtype),
+        out.data_ptr(),
+        x.data_ptr(),
+        [x.stride(0), *sizes, *strides],
+        call.threshold,
+        call.scale,
+        *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements),
+    )
+    return out
+
+
+def _keyed_dropout_triton(call: Call) -> Tensor:
+    from ttcfast.kernels import keyed as kernels
+
+    keyed.check_row_values(call.rows)
+    out = call.empty()
+    rows = call.rows.contiguous()
+    kernels.launch_keyed_dropout(
+        out, *keyed.grid(call.x), call.threshold, call.scale, rows, call.stream, call.site, call.elements, call.antithetic
+    )
+    return out
 
 
 # On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
 BACKENDS = register(
     "keyed_dropout",
     [
+        Backend("cpu", native.available, keyed.cpu_supports, _keyed_dropout_cpu),
+        Backend("triton", triton_available, keyed.triton_supports, _keyed_dropout_triton),
         Backend("reference", yes, yes, keyed_dropout_ref),
     ],
 )
@@ -105,7 +143,6 @@ _lib.define("keyed_dropout(Tensor x, Tensor rows, Tensor stream, SymInt site, fl
 def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
     call = Call(x, rows, stream, site, p, antithetic)
     check(call)
-    keyed.check_row_values(rows)
     return choose("keyed_dropout", BACKENDS, backend, call).run(call)
 
 
@@ -115,8 +152,9 @@ for _key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("ttcfast::keyed_dropout", lib=_lib)
 def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
-    check(Call(x, rows, stream, site, p, antithetic))
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    call = Call(x, rows, stream, site, p, antithetic)
+    check(call)
+    return call.empty()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed
-from .registry import Backend, choose, register, yes
+from . import keyed, native
+from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -69,6 +69,9 @@ class Call(NamedTuple):
     def elements(self) -> int:
         return math.prod(self.shape)
 
+    def empty(self) -> Tensor:
+        return torch.empty((self.rows.shape[0], *self.shape), dtype=self.dtype, device=self.rows.device)
+
 
 def check(call: Call) -> None:
     keyed.check_rows(call.rows, call.stream)
@@ -80,14 +83,34 @@ def check(call: Call) -> None:
 
 def normal_ref(call: Call) -> Tensor:
     """The definition, in torch; makes int64 temporaries of the result's size."""
+    keyed.check_row_values(call.rows)
     draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
     return draws.to(call.dtype).reshape(call.rows.shape[0], *call.shape)
+
+
+def _normal_cpu(call: Call) -> Tensor:
+    rows, out = call.rows.contiguous(), call.empty()
+    native.module().normal(
+        keyed.DTYPES.index(call.dtype), out.data_ptr(), *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements)
+    )
+    return out
+
+
+def _normal_triton(call: Call) -> Tensor:
+    from ttcfast.kernels import keyed as kernels
+
+    keyed.check_row_values(call.rows)
+    out = call.empty()
+    kernels.launch_normal(out, call.rows.contiguous(), call.stream, call.site, call.elements, call.antithetic)
+    return out
 
 
 # On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
 BACKENDS = register(
     "normal",
     [
+        Backend("cpu", native.available, keyed.cpu_supports, _normal_cpu),
+        Backend("triton", triton_available, keyed.triton_supports, _normal_triton),
         Backend("reference", yes, yes, normal_ref),
     ],
 )
@@ -98,7 +121,6 @@ _lib.define("normal(Tensor rows, Tensor stream, SymInt site, SymInt[] shape, Sca
 def _run(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
     call = Call(rows, stream, site, shape, dtype, antithetic)
     check(call)
-    keyed.check_row_values(rows)
     return choose("normal", BACKENDS, backend, call).run(call)
 
 
@@ -108,5 +130,6 @@ for _key in ("CPU", "CUDA"):
 
 @torch.library.register_fake("ttcfast::normal", lib=_lib)
 def _fake(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
-    check(Call(rows, stream, site, shape, dtype, antithetic))
-    return torch.empty((rows.shape[0], *shape), dtype=dtype, device=rows.device)
+    call = Call(rows, stream, site, shape, dtype, antithetic)
+    check(call)
+    return call.empty()
