@@ -44,17 +44,22 @@ class Usage:
 def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
     """The variants that each file of kernels/ names, with the registers each may take."""
     for path in sorted((ROOT / "kernels").glob("*.py")):
-        yield from import_module(f"ttcfast.kernels.{path.stem}").variants()
+        # A file without variants holds what others compile.
+        yield from getattr(import_module(f"ttcfast.kernels.{path.stem}"), "variants", tuple)()
 
 
 def compile_for(architecture: int, kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int) -> Any:
-    """One kernel, compiled by Triton."""
+    """One kernel, compiled by Triton; a type may end in ``:16``, which promises a multiple of 16 as a launch finds it out."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    arguments = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=arguments, constexprs={(kernel.arg_names.index(k),): v for k, v in constants.items()})
+    names = kernel.arg_names
+    arguments = {name: "constexpr" if name in constants else signature[name].removesuffix(":16") for name in names}
+    promised = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants and signature[name].endswith(":16")
+    }
+    source = ASTSource(fn=kernel, signature=arguments, constexprs={(names.index(k),): v for k, v in constants.items()}, attrs=promised)
     options = {"num_warps": warps, "enable_fp_fusion": False}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 

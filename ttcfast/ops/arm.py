@@ -189,15 +189,21 @@ def _outputs(call: Call) -> tuple[Tensor, ...]:
 
 
 def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gamma [N] float64, and contiguous cell volumes, mask and boundary values; all small beside the candidates."""
-    n, dtype, device = call.state.shape[0], call.accumulator, call.state.device
+    """Gamma [N] float64, and ``_fields``."""
+    n, device = call.state.shape[0], call.state.device
     if call.gammas is None:
         gammas = torch.full((n,), call.gamma, dtype=torch.float64, device=device)
     else:
         gammas = call.gammas.to(torch.float64).expand(n).contiguous()
+    return gammas, *_fields(call)
+
+
+def _fields(call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Contiguous cell volumes, mask and boundary values in the accumulation dtype; all small beside the candidates."""
+    dtype = call.accumulator
     volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
     values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
-    return gammas, volumes, None if call.mask is None else call.mask.contiguous(), values
+    return volumes, None if call.mask is None else call.mask.contiguous(), values
 
 
 def _sizes(x: Tensor, lead: int) -> list[int]:
@@ -246,24 +252,25 @@ def _arm_triton(call: Call) -> tuple[Tensor, ...]:
     from ttcfast.kernels import arm as kernels
 
     out = _outputs(call)
-    gammas, volumes, mask, values = _parameters(call)
+    volumes, mask, values = _fields(call)
     kernels.launch(
         call.state,
         call.candidates,
         out,
-        gammas=gammas,
+        gammas=call.gammas,
+        gamma=call.gamma,
         volumes=volumes,
         volume=call.volume,
         mask=mask,
         values=values,
         value=call.value,
-        scales=scales(call),
         density=call.density,
         velocity=call.velocity,
         energy=call.energy,
         pressure=call.pressure,
         primitive=call.primitive,
         mode=MOMENTA.index(call.mode),
+        relative=call.scale == "relative",
         weights=call.weights,
     )
     return out

@@ -1,0 +1,37 @@
+"""Sums whose order is written down: trees of additions of two, the same bits however the compiler lays a tile over threads.
+
+``tl.sum`` over a whole tile adds in an order that follows the layout, which follows the alignment of the pointers: a slice of the same
+candidates would get other last digits.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def fold(x, TILE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, THREADS: tl.constexpr):
+    """Column sums ``[WIDTH]`` of ``x [TILE, WIDTH]`` by additions of two, whose order is that of this text.
+
+    First what a thread of the contiguous layout holds (the neighbours of one load, then its loads), then neighbouring threads: without
+    shared memory while ``TILE`` is a warp's.
+    """
+    x = tl.reshape(x, [TILE, WIDTH])
+    for k in tl.static_range(16):
+        if TILE >> k > 1:
+            if (1 << k) >= VECTOR and TILE >> k > THREADS:
+                x = tl.sum(tl.reshape(x, [2, TILE >> (k + 1), WIDTH]), 0)  # the second half added to the first
+            else:
+                x = tl.sum(tl.reshape(x, [TILE >> (k + 1), 2, WIDTH]), 1)  # neighbours added
+    return tl.reshape(x, [WIDTH])
+
+
+@triton.jit
+def totals(at, tiles, WIDTH: tl.constexpr, STEP: tl.constexpr):
+    """Column sums ``[WIDTH]`` of ``tiles`` rows in float64: steps in order, then a tree."""
+    row = tl.arange(0, STEP)
+    place = row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # [STEP, WIDTH]
+    total = tl.zeros([STEP, WIDTH], dtype=tl.float64)
+    for start in range(0, tiles, STEP):
+        total += tl.load(at + place, mask=(start + row < tiles)[:, None], other=0.0).to(tl.float64)
+        at += STEP * WIDTH
+    return fold(total, STEP, WIDTH, 1, 1)
