@@ -156,6 +156,44 @@ def test_copies_find_out_for_themselves():
         assert other._candidates.model is other.model and len(other._candidates._prefixes) == 1
 
 
+class Mixed(nn.Module):
+    """Halves of the states behind one another, so that the rows of a state do not lie together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves, self.drop, self.head = Halves(), nn.Dropout(0.3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        upper, lower = self.halves(x).chunk(2)
+        return self.head(self.drop(torch.cat([upper, lower], 2)))
+
+
+class Halves(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat(x.chunk(2, 2)))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_state_that_tells_nothing_apart_does_not_settle_what_is_shared(value):
+    torch.manual_seed(0)
+    model = Mixed()
+    shared, unshared = (Surrogate(model, SPEC, share_prefix=share) for share in (True, False))
+    draw(shared, torch.full((2, 4, 8, 8), value))
+    assert torch.equal(draw(shared, euler_state(2)), draw(unshared, euler_state(2)))
+
+
+def test_a_model_or_module_that_is_replaced_is_the_one_called():
+    x = euler_state(2)
+    fm = Surrogate(DropNet(), SPEC)
+    draw(fm, x)
+    for replace in (lambda: setattr(fm, "model", DropNet()), lambda: setattr(fm.model, "lift", nn.Conv2d(4, 8, 1))):
+        replace()
+        torch.testing.assert_close(draw(fm, x), draw(Surrogate(fm.model, SPEC, share_prefix=False), x))
+
+
 def test_a_dtype_of_its_own():
     model = DropNet()
     fm, cheap = Surrogate(model, SPEC, predicts="delta"), Surrogate(model, SPEC, predicts="delta", dtype=torch.bfloat16)

@@ -117,7 +117,7 @@ class Surrogate(BaseFM):
         encoded = self._encode(x)
         if self.compiled:
             rows = candidate_rows(torch.zeros(1, dtype=torch.int64), None, len(x), x.device)
-            out = self._candidates(encoded, [], Draw.of(0, 0, rows))
+            out = self._calls()(encoded, [], Draw.of(0, 0, rows))
         else:
             with eval_mode(self.model, quiet=True):
                 out = self.model(encoded)
@@ -202,8 +202,15 @@ class Surrogate(BaseFM):
         """Next states ``[N, B, C, *S]`` for ``rows`` ``[N * B, 2]``, problem-major: row n * B + b is candidate b of state n."""
         n, count = x.shape[0], rows.shape[0] // x.shape[0]
         draw = Draw.of(seed, step, rows, config.antithetic)
-        out = self._candidates(self._encode(x), noise_sites(self.model, config), draw, compile=compile)
+        out = self._calls()(self._encode(x), noise_sites(self.model, config), draw, compile=compile)
         return self._decoded(out, self._latest(x).unsqueeze(1).expand(n, count, *self._latest(x).shape[1:]))
+
+    def _calls(self) -> CandidateForward:
+        """Of the model that the surrogate has now: what is known of one that has been replaced is forgotten."""
+        known = self._candidates
+        if known.model is not self.model:
+            self._candidates = CandidateForward(self.model, share_prefix=known.share_prefix, compile=known.compile)
+        return self._candidates
 
     def _decoded(self, output: Any, latest: Tensor) -> Tensor:
         """What the model says of ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""

@@ -78,13 +78,17 @@ class CandidateForward:
             return None
         layout = (tuple((s.name, s.kind) for s in sites), encoded.shape[1:], encoded.dtype, encoded.device)
         if layout not in self._prefixes:
-            self._prefixes[layout] = self._checked(encoded, sites, draw)
+            finite = encoded.flatten(1).isfinite().all(1)
+            if not finite.any():  # NaN equals NaN wherever rows are put, so that nothing would be found out
+                return None
+            self._prefixes[layout] = self._checked(encoded[finite][0], sites, draw)
         prefix = self._prefixes[layout]
         return prefix if prefix.reason is None else None
 
-    def _checked(self, encoded: Tensor, sites: Sequence[Site], draw: Draw) -> SharedPrefix:
+    def _checked(self, state: Tensor, sites: Sequence[Site], draw: Draw) -> SharedPrefix:
         prefix = SharedPrefix(self.model, [Start(s.module, s.kind in ("after", "latent")) for s in sites if s.module is not None])
-        pair = torch.stack([encoded[0], 0.9 * encoded[0].roll(1, -1)])  # another state of the same kind
+        wave = torch.arange(state.numel(), device=state.device).sin().view_as(state).to(state.dtype)
+        pair = torch.stack([state, 0.9 * state.roll(1, -1) + 0.1 * wave])  # another state of the same kind, also where this one is uniform
         rows = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(draw.rows.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what cannot be keyed is said when candidates are made
