@@ -114,7 +114,7 @@ def test_a_damaged_data_file_is_one_line(data, tmp_path, capsys):
     assert main(["train_fm", f"data={tmp_path}", f"out={tmp_path / 'out'}"]) == 1
     assert "a.hdf5" in said(capsys)
     assert main(["train_fm", f"data={tmp_path / 'none'}", f"out={tmp_path / 'out'}"]) == 1
-    assert "no .hdf5 file" in said(capsys)
+    assert "none does not exist; give a data file or a folder" in said(capsys)
 
 
 def test_train_and_run_ttc_work_on_their_own_files(data, tmp_path, capsys):

@@ -168,13 +168,19 @@ def test_a_file_of_no_format_names_what_it_holds_and_what_was_expected(tmp_path)
         open_trajectories(path, "pdebench")
     with pytest.raises(DataError, match=r"no \.nc file in"):
         open_trajectories(tmp_path, "pdegym")
+    for kind in ("auto", "pdegym", "pdebench"):
+        with pytest.raises(DataError, match=r"CE-KH.nc does not exist; give a data file or a folder that holds some"):
+            open_trajectories(tmp_path / "CE-KH.nc", kind)
 
 
 def test_other_axes_and_names_are_named(tmp_path):
     path = tmp_path / "a.nc"
-    write_pdegym(path, 1, axes=("sample", "channel", "time", "x", "y"))
-    with pytest.raises(DataError, match="axes sample, channel, time, x, y; expected sample, time, channel, x, y"):
-        PDEGymFile(path)
+    for axes in (("sample", "channel", "time", "x", "y"), ("sample", "channel", "t", "x", "y")):
+        write_pdegym(path, 1, axes=axes)
+        with pytest.raises(DataError, match=f"axes {', '.join(axes)}; expected sample, time, channel, x, y"):
+            PDEGymFile(path)
+    write_pdegym(path, 1, axes=[f"dim_{n}" for n in range(5)])
+    assert len(PDEGymFile(path)) == 1  # names of which none is ours say nothing
     with h5py.File(path, "w") as file:
         file["data"] = np.zeros((2, 5, 8, 8), dtype=np.float32)
     with pytest.raises(DataError, match=r"data \[sample, time, 5, x, y\] .* found data \[2, 5, 8, 8\]"):
@@ -209,6 +215,26 @@ def test_what_is_wrong_in_a_pdebench_file_is_named(tmp_path, name, replacement, 
         PDEBenchFile(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "replacement", "message"),
+    [
+        ("x", None, r"dimensions/x \[cells\] was expected; found .*dimensions/y \[8\]"),
+        ("x", np.linspace(0, 1, 9), "dimensions/x has 9 entries; the fields have 8 cells"),
+        ("y", np.linspace(0, 1, 8) ** 2, "dimensions/y runs from 0 to 1 in steps of"),
+        ("time", None, r"dimensions/time \[time\] was expected; found"),
+        ("time", np.zeros(5), "dimensions/time does not increase"),
+    ],
+)
+def test_coordinates_of_the_well_are_held_against_the_fields(tmp_path, name, replacement, message):
+    write_the_well(tmp_path / "a.hdf5", 2)
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        del file[f"dimensions/{name}"]
+        if replacement is not None:
+            file[f"dimensions/{name}"] = replacement
+    with pytest.raises(DataError, match=message):
+        TrajectoryFile(tmp_path / "a.hdf5")
+
+
 def test_a_gamma_that_fits_neither_the_file_nor_its_trajectories_is_refused(tmp_path):
     write_the_well(tmp_path / "a.hdf5", 3)
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
@@ -231,8 +257,15 @@ def test_a_fifth_channel_that_is_no_energy_is_refused_and_may_be_left_out(tmp_pa
 
 def test_an_option_of_another_format_is_refused(tmp_path):
     write_the_well(tmp_path / "a.hdf5", 1)
-    with pytest.raises(ArgumentError, match=r"gamma is 1\.5; .* says that itself"):
-        open_trajectories(tmp_path / "a.hdf5", gamma=1.5)
+    write_pdebench(tmp_path / "periodic.hdf5", 1)
+    for name, kind, option in (
+        ("a", "well", {"gamma": 1.5}),
+        ("a", "well", {"chunk_order": "lexicographic"}),
+        ("periodic", "pdebench", {"energy": "pressure"}),
+    ):
+        ((key, value),) = option.items()
+        with pytest.raises(ArgumentError, match=rf"{key} is {value!r}; .* is of format {kind}, which leaves .* open: leave it out"):
+            open_trajectories(tmp_path / f"{name}.hdf5", **option)
     with pytest.raises(ArgumentError, match=r"gamma is 0\.9; it must be above 1"):
         open_trajectories(tmp_path / "a.hdf5", gamma=0.9)
     with pytest.raises(ArgumentError, match=r"split_counts is \[1, 2\]; give three numbers"):

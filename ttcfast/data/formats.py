@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,12 @@ from .trajectory_set import TrajectorySet
 Format = Literal["auto", "well", "pdegym", "pdebench"]
 # What tells the formats apart: entries of the root group.
 _MARKS = {"well": ("t0_fields",), "pdegym": ("data", "solution"), "pdebench": ("density",)}
+# What a format leaves open, of the fields of ReadOptions.
+_OPTIONS = {
+    "well": (),
+    "pdegym": ("chunk_order", "split_counts", "periodic", "gamma", "energy"),
+    "pdebench": ("split_counts", "periodic", "gamma"),
+}
 # The splits of formats that keep them in one file, in the order in which they lie there.
 _PLACES = {"pdegym": ("train", "valid", "test"), "pdebench": ("test", "valid", "train")}
 
@@ -121,6 +127,8 @@ def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, lis
         here = sorted(p for p in root.glob("*") if p.suffix in (".nc", ".hdf5", ".h5") and not p.name.startswith("."))
         # Splits in folders are The Well's.
         kind = _told(here[0]) if here else "well"
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist; give a data file or a folder that holds some (`ttcfast generate out=...` makes one)")
     if kind == "pdegym":
         return kind, chunk_files(root, options.chunk_order)
     return kind, find_files(root, split if kind == "well" else None)
@@ -138,14 +146,15 @@ def _told(path: Path) -> str:
 
 
 def _open(kind: str, path: Path, options: ReadOptions) -> TrajectoryReader:
-    given = {name: value for name in ("periodic", "gamma") if (value := getattr(options, name)) is not None}
+    set_by_user = {f.name for f in fields(options) if getattr(options, f.name) != f.default} - {"format"}
+    if foreign := sorted(set_by_user - set(_OPTIONS[kind])):
+        raise ArgumentError(
+            f"{foreign[0]} is {getattr(options, foreign[0])!r}; {path} is of format {kind}, which leaves "
+            f"{', '.join(_OPTIONS[kind]) or 'nothing'} open: leave it out"
+        )
+    given = {name: getattr(options, name) for name in set_by_user & {"periodic", "gamma"}}
     try:
         if kind == "well":
-            if given or options.split_counts is not None:
-                name = next(iter(given), "split_counts")
-                raise ArgumentError(
-                    f"{name} is {getattr(options, name)}; {path} is in The Well's layout, which says that itself: leave it out"
-                )
             return TrajectoryFile(path)
         return PDEGymFile(path, energy=options.energy, **given) if kind == "pdegym" else PDEBenchFile(path, **given)
     except DataError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttcfast.spec import StateSpec
 
-from .reader import TrajectoryReader, spacing, values
+from .reader import TrajectoryReader, instants, spacing, values
 
 VELOCITIES = ("Vx", "Vy", "Vz")
 COORDINATES = ("x-coordinate", "y-coordinate", "z-coordinate")
@@ -64,7 +64,7 @@ class PDEBenchFile(TrajectoryReader):
         volume = 1.0
         for name, cells in zip(COORDINATES, self.shape, strict=False):
             volume *= spacing(file, name, cells)
-        self.times = _times(file, frames)
+        self.times = instants(file, "t-coordinate", frames, published=1)
         self.parameters = {name: float(file.attrs[name]) for name in ("eta", "zeta", "M") if name in file.attrs}
         self.spec = StateSpec.pdebench(
             momentum=tuple(range(ndim)),
@@ -95,12 +95,3 @@ def _dimensions(file: h5py.File) -> int:
     """Space dimensions, by the axes of the density; 1 where that says nothing, so that what is missing is named."""
     density = file.get("density")
     return density.ndim - 2 if isinstance(density, h5py.Dataset) and 3 <= density.ndim <= 5 else 1
-
-
-def _times(file: h5py.File, frames: int) -> Tensor:
-    times = np.asarray(values(file, "t-coordinate", ["time"]), dtype=np.float64)
-    if len(times) not in (frames, frames + 1):
-        raise ValueError(f"t-coordinate has {len(times)} entries for {frames} frames; expected {frames}, or {frames + 1} as published")
-    if (np.diff(times[:frames]) <= 0).any():
-        raise ValueError("t-coordinate does not increase from frame to frame")
-    return torch.from_numpy(times[:frames].copy())

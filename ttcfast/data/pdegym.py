@@ -68,7 +68,7 @@ class PDEGymFile(TrajectoryReader):
         self.variable = "solution" if "solution" in file and "data" not in file else "data"
         data = values(file, self.variable, ["sample", "time", CHANNELS, "x", "y"])
         named = _dimension_names(data)
-        if sorted(named) == sorted(AXES) and named != AXES:
+        if any(name in AXES and name != expected for name, expected in zip(named, AXES, strict=True)):  # other names tell nothing
             raise ValueError(f"{self.variable} has axes {', '.join(named)}; expected {', '.join(AXES)}")
         self._count, frames = data.shape[:2]
         self.shape = tuple(data.shape[3:])

@@ -186,3 +186,18 @@ def spacing(file: h5py.File, name: str, cells: int) -> float:
             f"{name} runs from {x[0]:g} to {x[-1]:g} in steps of {steps.min():g} to {steps.max():g}; expected one step above 0"
         )
     return mean
+
+
+def instants(file: h5py.File, name: str, frames: int, *, published: int = 0) -> Tensor:
+    """The times of the frames, ``[frames]`` float64, in ``name``, which may have ``published`` more entries at its end.
+
+    Raises:
+        ValueError: naming what was found and what was expected.
+    """
+    times = np.asarray(values(file, name, ["time"]), dtype=np.float64)
+    if len(times) not in (frames, frames + published):
+        more = f", or {frames + published} as published" if published else ""
+        raise ValueError(f"{name} has {len(times)} entries for {frames} frames; expected {frames}{more}")
+    if not (np.diff(times[:frames]) > 0).all():
+        raise ValueError(f"{name} does not increase from frame to frame")
+    return torch.from_numpy(times[:frames].copy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from ttcfast.runtime.errors import DataError
 from ttcfast.spec import StateSpec
 
-from .reader import TrajectoryReader
+from .reader import TrajectoryReader, instants, spacing, values
 from .trajectory_set import TrajectorySet, require_alike
 
 FIELDS = (("t0_fields", "density"), ("t1_fields", "momentum"), ("t0_fields", "energy"))
@@ -61,21 +62,20 @@ class TrajectoryFile(TrajectoryReader):
             found += sorted(name for name in file if isinstance(file[name], h5py.Dataset))
             raise ValueError(f"{', '.join(missing) or 'dimensions'} not there; found {', '.join(found) or 'nothing'}")
         density, energy, momentum = (file["t0_fields"]["density"], file["t0_fields"]["energy"], file["t1_fields"]["momentum"])
-        times = np.asarray(file["dimensions"]["time"], dtype=np.float64)
         self._count, self.shape = density.shape[0], tuple(density.shape[2:])
-        ndim = len(self.shape)
-        expected = (self._count, len(times), *self.shape)
+        ndim, frames = len(self.shape), values(file, "dimensions/time", ["time"]).shape[0]
+        expected = (self._count, frames, *self.shape)
         for name, found in (("density", density.shape), ("energy", energy.shape), ("momentum", momentum.shape[:-1])):
             if found != expected:
-                raise ValueError(f"{name} has shape {found}; with {len(times)} times it should be {expected}")
-        self.times = torch.from_numpy(times)
+                raise ValueError(f"{name} has shape {found}; with {frames} times it should be {expected}")
+        self.times = instants(file, "dimensions/time", frames)
         channels = momentum.shape[-1] + 2
         self.parameters = json.loads(_text(file.attrs.get("simulation_parameters", "{}"))) if _is_json(file) else {}
         self.spec = StateSpec(
             momentum=tuple(range(1, channels - 1)),
             energy=channels - 1,
             gamma=_gamma(file, self._count),
-            cell_volume=_cell_volume(file, self.shape),
+            cell_volume=math.prod(spacing(file, f"dimensions/{name}", n) for name, n in zip("xyz", self.shape, strict=False)),
             ndim=ndim,
             periodic=_axes_with(file, ndim, "PERIODIC"),
             closed=_closed(file, ndim),
@@ -133,14 +133,6 @@ def _gamma(file: h5py.File, count: int) -> float | Tensor:
         raise ValueError(f"scalars/gamma has shape {found.shape}; expected one number, or one per trajectory ({count},)")
     same = bool((found == found.flat[0]).all())
     return float(found.flat[0]) if same else torch.from_numpy(found)
-
-
-def _cell_volume(file: h5py.File, shape: tuple[int, ...]) -> float:
-    volume = 1.0
-    for name, n in zip(("x", "y", "z"), shape, strict=False):
-        x = np.asarray(file["dimensions"][name], dtype=np.float64) if name in file["dimensions"] else np.arange(n) / n
-        volume *= float(x[-1] - x[0]) / max(n - 1, 1) if n > 1 else 1.0
-    return volume
 
 
 def _closed(file: h5py.File, ndim: int) -> bool:
