@@ -223,6 +223,8 @@ class StochasticConfig:
     antithetic: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.dropout_after, str):
+            raise ValueError(f"dropout_after is the string {self.dropout_after!r}; give a list of module names")
         object.__setattr__(self, "dropout_after", tuple(self.dropout_after))
         if self.dropout_p is not None and not 0 <= self.dropout_p < 1:
             raise ValueError(f"dropout_p is {self.dropout_p}; a dropout rate lies in [0, 1)")
@@ -256,7 +258,9 @@ class Key:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            at_least(f.name, getattr(self, f.name), 0)
+            whole(f.name, getattr(self, f.name), 0)
+            if getattr(self, f.name) >= 2**63:
+                raise ValueError(f"{f.name} is {getattr(self, f.name)}; it must be below 2**63")
 
 
 @dataclass(frozen=True)

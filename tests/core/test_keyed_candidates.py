@@ -143,10 +143,13 @@ def test_functional_noise_runs_under_the_seed_of_the_call():
         ({"problem_ids": torch.tensor([0, -2, 1])}, "problem_ids are -2 to 1; give numbers from 0 to 4294967295"),
         ({"problem_ids": torch.tensor([0, 2**32, 1])}, "problem_ids are 0 to 4294967296"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, r"seed is 9223372036854775808; it must be below 2\*\*63"),
         ({"step": -1}, "step is -1"),
+        ({"step": 1.5}, "step is 1.5; give a whole number"),
         ({"stochastic": {"dropout_p": 1.0}}, r"dropout_p is 1.0; a dropout rate lies in \[0, 1\)"),
         ({"stochastic": {"input_eps": -0.1}}, "input_eps is -0.1"),
         ({"stochastic": {"latent_sigma": -0.1}}, "latent_sigma is -0.1"),
+        ({"stochastic": {"dropout_p": 0.1, "dropout_after": "head"}}, "dropout_after is the string 'head'; give a list"),
         ({"stochastic": {"dropout_p": 0.1, "dropout_after": ["nowhere"]}}, "after names .*nowhere.*, which DropNet does not have"),
     ],
 )

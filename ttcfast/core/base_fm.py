@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ttcfast.spec import StateSpec, StochasticConfig, at_least, one_of
+from ttcfast.spec import Key, StateSpec, StochasticConfig, at_least, one_of
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
 from ttcfast.stochastic_sampling.dropout_wrap import eval_mode
 from ttcfast.stochastic_sampling.keyed import Draw
@@ -177,6 +177,7 @@ class Surrogate(BaseFM):
         """
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         self._check("x", x)
+        Key(seed, step)  # raises for what the streams cannot tell apart
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
         first = 0 if problem_ids is None else int(problem_ids[0])
         with temp_seed(hash_seed(seed, step, first, int(ids[0]))):
