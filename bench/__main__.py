@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ttcfast.runtime.files import output_folder
 
 from . import environment, groups, rows, tables
 from .clocks import clock_for
-from .timing import LEAST_SECONDS, measure
+from .timing import LEAST_SECONDS, Case, measure
 
 DONE, FAILED, BAD_ARGUMENTS = 0, 1, 2
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(tables.listing(list(groups.cases(group, asked.device)), groups.targets(group)))
         return DONE
     try:
-        return max((gates(group, asked.device) if asked.gates else run(group, asked)) for group in chosen)
+        chosen = [group for group in chosen if next(_cases(group, asked), None) is not None]
+        if not chosen:
+            raise ArgumentError(f"--case is {asked.case!r}, which no case of {', '.join(asked.groups)} matches; --list names them")
+        return max([(gates if asked.gates else run)(group, asked) for group in chosen])
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return error.status
@@ -48,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(group: str, asked: argparse.Namespace) -> int:
     """Measure one group, printing each case as it is done; rows are written after every case, so that a killed run keeps the others."""
     found: list[rows.Row] = []
-    place = asked.out or (None if asked.quick else RESULTS)
+    partial = asked.quick or asked.case != "*"  # would take the place of whole results
+    place = asked.out or (None if partial else RESULTS)
     path = None if place is None else output_folder(place) / f"{group}-{environment.slug(asked.device)}.csv"
-    for case in groups.cases(group, asked.device):
-        if not fnmatchcase(case.name, asked.case):
-            continue
+    for case in _cases(group, asked):
         for threads in asked.threads if asked.device == "cpu" else [1]:
             least = LEAST_SECONDS / 4 if asked.quick else LEAST_SECONDS
             measured = measure(case, rounds=asked.rounds, threads=threads, least_seconds=least, quick=asked.quick)
@@ -60,18 +62,16 @@ def run(group: str, asked: argparse.Namespace) -> int:
             print(tables.measured(measured), flush=True)
             if path is not None:
                 rows.write(path, found)
-    if not found:
-        raise ArgumentError(f"--case is {asked.case!r}, which no case of {group} matches; --list names them")
     print(tables.targets(groups.targets(group), found))
-    print(f"{len(found)} rows {'not written (--quick without --out)' if path is None else f'in {path}'}")
+    print(f"{len(found)} rows {'not written (--quick or --case without --out)' if path is None else f'in {path}'}")
     return FAILED if any(row.status != rows.OK for row in found) else DONE
 
 
-def gates(group: str, device: str) -> int:
+def gates(group: str, asked: argparse.Namespace) -> int:
     """Every gate and every peer once, at sizes of a few cells: what a memory checker can run in reasonable time."""
     failed = 0
-    clock_for(device)  # says so if there is no such device
-    for case in groups.cases(group, device, tiny=True):
+    clock_for(asked.device)  # says so if there is no such device
+    for case in _cases(group, asked, tiny=True):
         said = "passed"
         try:
             case.check()
@@ -80,9 +80,14 @@ def gates(group: str, device: str) -> int:
         except Exception as error:
             failed, said = failed + 1, f"FAILED: {type(error).__name__}: {one_line(error)}"
         print(f"{group}/{case.name}: {said}", flush=True)
-    if device == "cuda":
+    if asked.device == "cuda":
         torch.cuda.synchronize()
     return FAILED if failed else DONE
+
+
+def _cases(group: str, asked: argparse.Namespace, *, tiny: bool = False) -> Iterator[Case]:
+    """Those that ``--case`` names."""
+    return (case for case in groups.cases(group, asked.device, tiny=tiny) if fnmatchcase(case.name, asked.case))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("groups", nargs="*", metavar="group", help=f"{', '.join(groups.names())}, or all")
     parser.add_argument("--list", action="store_true", help="say what the groups hold and stop")
     parser.add_argument("--gates", action="store_true", help="only check that the peers agree, at sizes of a few cells; no timing")
-    parser.add_argument("--case", default="*", metavar="NAME", help="only cases of this name, * and ? as in file names")
+    parser.add_argument("--case", default="*", metavar="NAME", help="only such cases, * and ? as in file names; written only with --out")
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="numbers of threads on the CPU (1 2)")
     parser.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples of each peer (9; 3 with --quick)")
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where the CSV files go (bench/results)")
@@ -101,10 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1 (groups come before the options)")
+    return int(text)
 
 
 if __name__ == "__main__":

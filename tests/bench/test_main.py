@@ -67,6 +67,21 @@ def test_a_quick_run_leaves_the_results_alone(fake, tmp_path, monkeypatch, capsy
     assert "not written" in capsys.readouterr().out and not list(tmp_path.iterdir())
     assert main(["fake", "--device", "cpu", "--threads", "1", "--rounds", "1"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["fake-cpu.csv"]
+    whole = (tmp_path / "fake-cpu.csv").read_bytes()
+    assert main(["fake", "--case", "o*", "--device", "cpu", "--threads", "1", "--rounds", "1"]) == 0
+    assert (tmp_path / "fake-cpu.csv").read_bytes() == whole  # a part does not take the place of the whole
+
+
+def test_a_case_need_not_be_in_every_group_and_gates_take_it_too(fake, monkeypatch, capsys):
+    fake()
+    one = groups.cases
+    monkeypatch.setattr(groups, "names", lambda: ["empty", "fake"])
+    monkeypatch.setattr(groups, "cases", lambda group, *given, **options: iter(()) if group == "empty" else one(group, *given, **options))
+    assert main(["all", *QUICK[1:], "--case", "one", "--threads", "1"]) == 0
+    assert "fake/one" in capsys.readouterr().out
+    assert main(["all", "--gates", "--case", "one", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "fake/one: passed\n"
+    assert main(["fake", "--gates", "--case", "two", "--device", "cpu"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -91,7 +106,7 @@ def test_wrong_arguments_give_one_line(fake, capsys, arguments, message):
     assert re.search(message, error)
 
 
-@pytest.mark.parametrize("arguments", [["fake", "--threads", "0"], ["fake", "--device", "tpu"]])
+@pytest.mark.parametrize("arguments", [["fake", "--threads", "0"], ["--threads", "1", "fake"], ["fake", "--device", "tpu"]])
 def test_argparse_refuses_the_rest(fake, arguments):
     fake()
     with pytest.raises(SystemExit) as ended:
