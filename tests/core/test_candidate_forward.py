@@ -192,22 +192,3 @@ def test_a_model_or_module_that_is_replaced_is_the_one_called():
     for replace in (lambda: setattr(fm, "model", DropNet()), lambda: setattr(fm.model, "lift", nn.Conv2d(4, 8, 1))):
         replace()
         torch.testing.assert_close(draw(fm, x), draw(Surrogate(fm.model, SPEC, share_prefix=False), x))
-
-
-def test_a_dtype_of_its_own():
-    model = DropNet()
-    fm, cheap = Surrogate(model, SPEC, predicts="delta"), Surrogate(model, SPEC, predicts="delta", dtype=torch.bfloat16)
-    assert {p.dtype for p in cheap.model.parameters()} == {torch.bfloat16} and {p.dtype for p in model.parameters()} == {torch.float32}
-    x = euler_state(2)
-    for a, b in ((fm.deterministic(x), cheap.deterministic(x)), (draw(fm, x), draw(cheap, x))):
-        assert b.dtype == torch.float32
-        assert 0 < (a - b).abs().max() < 0.02
-        # the addition is in float32: what is below bfloat16's resolution of the state is kept
-        assert not torch.equal(b, b.bfloat16().float())
-    assert Surrogate(nn.Identity(), SPEC, dtype=torch.float64).deterministic(x).dtype == torch.float32
-    for wrong in (torch.int32, "bfloat16"):
-        with pytest.raises(ValueError, match=r"dtype is .*; give a floating-point dtype such as torch.bfloat16, or None"):
-            Surrogate(model, SPEC, dtype=wrong)
-    model.spectrum = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
-    with pytest.raises(ValueError, match=r"DropNet has complex weights \(spectrum\); use dtype=None"):
-        Surrogate(model, SPEC, dtype=torch.bfloat16)

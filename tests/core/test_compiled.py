@@ -74,6 +74,20 @@ def test_the_deterministic_step_is_compiled_and_the_probes_are_not(recordings):
     assert len(recordings) == 2
 
 
+def test_low_precision_is_recorded_with_its_casts(recordings):
+    eager, compiled = two_of(DropNet(), dtype=torch.bfloat16)
+    x = euler_state(2)
+    torch.testing.assert_close(draw(compiled, x), draw(eager, x))
+    convolutions = [n for g in recordings for n in g.graph.nodes if n.target is torch.ops.aten.convolution.default]
+    dtypes = [n.meta["tensor_meta"].dtype for n in convolutions]  # of the candidates, the deterministic step, and that in low precision
+    low, full = torch.bfloat16, torch.float32
+    assert dtypes == [low, full, full, full, low, full]
+    with torch.no_grad():
+        compiled.model.lift.weight.mul_(2)
+    torch.testing.assert_close(draw(compiled, x), draw(eager, x))
+    assert len(recordings) == 3 and not torch.is_autocast_enabled("cpu")
+
+
 def test_weights_are_followed(recordings):
     model = DropNet()
     eager, compiled = two_of(model)
@@ -140,7 +154,7 @@ def test_inductors_candidates_are_the_eager_ones():
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_compiled_transformer(dtype):
     torch.manual_seed(0)
     model = ViT(ViTConfig(grid=(8, 8), patch=4, width=16, depth=2, heads=2, refine=4, dropout=0.2))
@@ -148,4 +162,4 @@ def test_a_compiled_transformer(dtype):
     eager, compiled = two_of(model, dtype=dtype)
     x = euler_state(2)
     difference = (draw(compiled, x) - draw(eager, x)).abs().max()
-    assert difference <= {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype] * (draw(eager, x) - x.unsqueeze(1)).abs().max()
+    assert difference <= {None: 1e-5, torch.bfloat16: 0.03}[dtype] * (draw(eager, x) - eager.deterministic(x).unsqueeze(1)).abs().max()

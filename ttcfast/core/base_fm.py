@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from ttcfast.spec import Key, StateSpec, StochasticConfig, at_least, one_of
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
-from ttcfast.stochastic_sampling.dropout_wrap import eval_mode
 from ttcfast.stochastic_sampling.keyed import Draw
 from ttcfast.stochastic_sampling.sites import noise_sites
 
@@ -65,13 +63,12 @@ class Surrogate(BaseFM):
         compile: call the model compiled, for candidates and the deterministic step, by torch.compile in its default mode or in the one
             named (``ttcfast.core.compiled.MODES``). Each number of problems and candidates is compiled by itself, once, for half a minute
             or more on a CPU; ``TTCConfig.chunk_size`` keeps them few. What a model draws without a key then follows the compiler.
-        dtype: floating-point type in which the model computes; the surrogate then holds a copy of it with weights so cast. Normalisation
-            and the addition to the state stay in the state's dtype. None leaves the model as it is. On a CPU without bfloat16
-            instructions bfloat16 is several times slower than float32.
+        dtype: torch.bfloat16 or torch.float16: the matrix products of candidates are computed so, in a copy of the model, and the
+            candidates corrected by the deterministic step, which stays in the model's own precision (``CandidateForward`` says how
+            and why). On a CPU without bfloat16 instructions that is several times slower than float32. None leaves all as it is.
 
     Raises:
-        ValueError: an unknown ``predicts``, ``compile`` or ``dtype``, ``history`` below 1, a normalizer of another number of channels, or
-            a dtype for a model with complex weights.
+        ValueError: an unknown ``predicts``, ``compile`` or ``dtype``, ``history`` below 1, or a normalizer of another number of channels.
 
     Source: seeds/ttc-integration-plan.md sections 10 and 15; DECISIONS 5, 8.
     """
@@ -99,29 +96,23 @@ class Surrogate(BaseFM):
                 f"normalizer has {normalizer.num_channels} channels and the StateSpec {spec.num_channels}; "
                 "name channels that no physical term reads in StateSpec(extra=...)"
             )
-        self.model, self.spec, self.normalizer = model if dtype is None else cast_copy(model, dtype), spec, normalizer
-        self._candidates = CandidateForward(self.model, share_prefix=share_prefix, compile=compile)
-        self.history, self.predicts, self.unpack = int(history), predicts, unpack
-        self._dtype, self.stochastic = dtype, StochasticConfig.of(stochastic)
+        self.model, self.spec, self.normalizer = model, spec, normalizer
+        self._candidates = CandidateForward(model, share_prefix=share_prefix, compile=compile, dtype=dtype)
+        self.history, self.unpack = int(history), unpack
+        self.predicts: Literal["state", "delta"] = predicts
+        self.stochastic = StochasticConfig.of(stochastic)
         self.eval()
 
     def forward(self, x_t: Tensor) -> Tensor:
         """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the mode the model is in; differentiable."""
         self._check("x_t", x_t)
-        return self._decoded(self.model(self._encode(x_t)), self._latest(x_t))
+        return self._decoded(self._unpacked(self.model(self._encode(x_t))), self._latest(x_t))
 
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
         """The step with every noise off, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         self._check("x", x)
-        encoded = self._encode(x)
-        if self.compiled:
-            rows = candidate_rows(torch.zeros(1, dtype=torch.int64), None, len(x), x.device)
-            out = self._calls()(encoded, [], Draw.of(0, 0, rows))
-        else:
-            with eval_mode(self.model, quiet=True):
-                out = self.model(encoded)
-        return self._decoded(out, self._latest(x))
+        return self._decoded(self._calls().deterministic(self._encode(x), self._unpacked), self._latest(x))
 
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
@@ -189,6 +180,31 @@ class Surrogate(BaseFM):
                 require_distinct(probes, self.model, what="probes")
         return out
 
+    def variant(
+        self,
+        *,
+        stochastic: StochasticConfig | Mapping[str, Any] | None = None,
+        share_prefix: bool | None = None,
+        compile: bool | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Surrogate:
+        """Another surrogate around the same model; None keeps what this one has.
+
+        For checkpoints (``load_surrogate(path).variant(compile=True)``) and to compare ways of computing the same candidates.
+        """
+        return Surrogate(
+            self.model,
+            self.spec,
+            normalizer=self.normalizer,
+            history=self.history,
+            predicts=self.predicts,
+            stochastic=self.stochastic if stochastic is None else stochastic,
+            unpack=self.unpack,
+            share_prefix=self._candidates.share_prefix if share_prefix is None else share_prefix,
+            compile=self._candidates.compile if compile is None else compile,
+            dtype=self._candidates.dtype if dtype is None else dtype,
+        )
+
     @property
     def compiled(self) -> bool:
         """Whether the model is called compiled, so that another number of problems or candidates costs a compilation."""
@@ -203,19 +219,17 @@ class Surrogate(BaseFM):
         """Next states ``[N, B, C, *S]`` for ``rows`` ``[N * B, 2]``, problem-major: row n * B + b is candidate b of state n."""
         n, count = x.shape[0], rows.shape[0] // x.shape[0]
         draw = Draw.of(seed, step, rows, config.antithetic)
-        out = self._calls()(self._encode(x), noise_sites(self.model, config), draw, compile=compile)
+        out = self._calls()(self._encode(x), noise_sites(self.model, config), draw, self._unpacked, compile=compile)
         return self._decoded(out, self._latest(x).unsqueeze(1).expand(n, count, *self._latest(x).shape[1:]))
 
     def _calls(self) -> CandidateForward:
         """Of the model that the surrogate has now: what is known of one that has been replaced is forgotten."""
-        known = self._candidates
-        if known.model is not self.model:
-            self._candidates = CandidateForward(self.model, share_prefix=known.share_prefix, compile=known.compile)
+        if self._candidates.model is not self.model:
+            self._candidates = self._candidates.of(self.model)
         return self._candidates
 
-    def _decoded(self, output: Any, latest: Tensor) -> Tensor:
+    def _decoded(self, out: Tensor, latest: Tensor) -> Tensor:
         """What the model says of ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""
-        out = self._unpacked(output)
         expected = (latest.shape[: -self.spec.ndim - 1].numel(), *latest.shape[-self.spec.ndim - 1 :])
         if out.shape != expected:
             raise ValueError(
@@ -233,8 +247,7 @@ class Surrogate(BaseFM):
         z = x if self.normalizer is None else self.normalizer.encode(x, channel_axis=-self.spec.ndim - 1)
         z = z.flatten(1, 2) if self.history > 1 else z
         parameter = self._parameter()
-        dtype = self._dtype if parameter is None else parameter.dtype
-        return z if dtype is None else z.to(dtype)
+        return z if parameter is None else z.to(parameter.dtype)
 
     def _latest(self, x: Tensor) -> Tensor:
         return x[:, -1] if self.history > 1 else x
@@ -290,17 +303,3 @@ def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torc
 
 def _whole(values: Tensor) -> bool:
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-
-
-def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a model with floating-point parameters and buffers cast to ``dtype``.
-
-    Raises:
-        ValueError: ``dtype`` is not floating point, or the model has complex parameters or buffers, which it would make real.
-    """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}; give a floating-point dtype such as torch.bfloat16, or None")
-    named = [*model.named_parameters(), *model.named_buffers()]
-    if found := [name for name, t in named if t.is_complex()]:
-        raise ValueError(f"dtype is {dtype} but {type(model).__name__} has complex weights ({found[0]}); use dtype=None")
-    return copy.deepcopy(model).to(dtype)

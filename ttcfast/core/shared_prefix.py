@@ -60,12 +60,13 @@ class SharedPrefix:
         model: any module, in the mode in which it will be called. It is as before after every call.
         starts: all places where rows may begin to differ. A module without effect (rate 0) is none; where the model's input already has
             noise, nothing can be shared.
+        precision: in which the model computes, where that is not the dtype of its outputs; it tells rounding from difference.
 
     Source: facts/hotpaths.md 5, "delay the first stochastic site". The gain is 1 / (1 - f (1 - 1/B)), f the share of the work before it.
     """
 
-    def __init__(self, model: nn.Module, starts: Sequence[Start]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, starts: Sequence[Start], *, precision: torch.dtype | None = None) -> None:
+        self.model, self.precision = model, precision
         # A module that torch has compiled runs as a whole, so noise within it starts at its door.
         doors = {m: outer for outer in model.modules() if _opaque(outer) for m in outer.modules()}
         self._starts: dict[nn.Module, bool] = {}  # whether after the module
@@ -170,7 +171,7 @@ class SharedPrefix:
             double = self._traced(pair.repeat_interleave(_PAIR, 0), stop=False)
         if not (single.started and double.started):
             return "no noise was reached, so all candidates are the same"
-        self._steps, self.reason = _plan(single.root, double.root), None
+        self._steps, self.reason = _plan(single.root, double.root, self.precision), None
         if not self._steps:
             return "no module can be shared before the first noise"
         try:
@@ -179,7 +180,7 @@ class SharedPrefix:
         except RuntimeError as error:  # shapes that do not fit, where a model keeps activations on itself
             return f"the model cannot be run in two parts: {_first_line(error)}"
         expected = double.output
-        same = _same_structure(out, expected) and all(_close(a, b) for a, b in zip(_tensors(out), _tensors(expected)))
+        same = _same_structure(out, expected) and all(_close(a, b, self.precision) for a, b in zip(_tensors(out), _tensors(expected)))
         return None if same else "the outcome would not be the unshared one"
 
     def _traced(self, x: Tensor, *, stop: bool) -> _Trace:
@@ -294,7 +295,7 @@ class _Path:
             raise OtherPathError(self._model, f"{type(self._steps[self._at].module).__name__} was not called")
 
 
-def _plan(single: _Note, double: _Note) -> list[_Step]:
+def _plan(single: _Note, double: _Note, precision: torch.dtype | None) -> list[_Step]:
     """The largest calls that can be shared, found by comparing calls on two rows with the same calls on four; none if the calls differ."""
     chosen: list[_Step] = []
 
@@ -303,7 +304,7 @@ def _plan(single: _Note, double: _Note) -> list[_Step]:
             return False
         for a, b in zip(one.within, two.within):
             assert a.module is not None
-            chosen.append(_Step(a.module, _shareable(a, b)))
+            chosen.append(_Step(a.module, _shareable(a, b, precision)))
             if chosen[-1].axes is None and not visit(a, b):
                 return False
         return True
@@ -313,7 +314,7 @@ def _plan(single: _Note, double: _Note) -> list[_Step]:
     return [step for step in chosen if step.module in planned] if same else []
 
 
-def _shareable(one: _Note, two: _Note) -> Axes | None:
+def _shareable(one: _Note, two: _Note, precision: torch.dtype | None) -> Axes | None:
     """Where the rows are in the output of a call, if four rows are two rows repeated."""
     if not (one.complete and two.complete) or one.changes_input or two.changes_input or not _same_structure(one.output, two.output):
         return None
@@ -323,7 +324,7 @@ def _shareable(one: _Note, two: _Note) -> Axes | None:
         if len(differing) > 1 or any(a.shape[d] % _PAIR for d in differing):
             return None
         axes.append(differing[0] if differing else None)
-        if not _close(_repeat_rows(a, axes[-1], _PAIR, _PAIR), b):
+        if not _close(_repeat_rows(a, axes[-1], _PAIR, _PAIR), b, precision):
             return None
     return tuple(axes) or None
 
@@ -385,10 +386,10 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, precision: torch.dtype | None) -> bool:
     """Whether two tensors are the same to rounding, NaN and infinities in the same places."""
     if a.shape != b.shape or not a.is_floating_point():
         return torch.equal(a, b)
     finite = b[b.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[a.dtype], equal_nan=True)
+    return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[precision or a.dtype], equal_nan=True)

@@ -62,10 +62,9 @@ class Chunks:
                     parts.append(self._sample(window[rows], problem_ids[rows], step, again, self._first))
                 yield rows, 0 if with_deterministic else self._first, torch.cat(parts, 1)
             return
-        if with_deterministic:
-            for rows in blocks:
-                yield rows, 0, self.deterministic(window[rows]).unsqueeze(1)
         for rows in blocks:
+            if with_deterministic:  # right before the candidates of the same states, which a low-precision surrogate corrects by it
+                yield rows, 0, self.deterministic(window[rows]).unsqueeze(1)
             for start in range(self._first, width, self._at_once):
                 yield rows, start, self._sample(window[rows], problem_ids[rows], step, again, start)
 

@@ -1,0 +1,145 @@
+"""A copy of a model whose matrix products run in bfloat16 or float16, everything else staying as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ttcfast.spec import one_of
+from ttcfast.stochastic_sampling.dropout_wrap import edit_output
+from ttcfast.stochastic_sampling.sites import Site
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+class LowPrecision:
+    """Keeps a low-precision copy of a model in step with it.
+
+    Linear layers, convolutions and attention multiply in ``dtype``; what a linear layer or convolution returns is widened at once, so that
+    sums of blocks, norms and activations keep their precision. The weights of these layers are cast once; others' are cast by autocast.
+    The last linear layer or convolution, or the modules named by the model's attribute ``full_precision`` (a tuple of names), stay as they
+    are: rounding there would be rounding of the result.
+
+    Args:
+        model: copied at first use, and again when its tensors are replaced (another device, another dtype). Values that change in place
+            are taken over.
+        dtype: one of ``DTYPES``.
+
+    Raises:
+        ValueError: another dtype, or ``full_precision`` names modules that the model does not have.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        one_of("dtype", dtype, DTYPES)
+        self.model, self.dtype = model, dtype
+        self._copy: nn.Module | None = None
+        self._held: tuple[int, ...] = ()
+        self._versions: tuple[int, ...] = ()
+        kept_modules(model)
+
+    @property
+    def current(self) -> nn.Module:
+        """The copy, with the weights that the model has now. To be called within ``products``."""
+        ours = list(_tensors(self.model))
+        held, versions = tuple(map(id, ours)), tuple(0 if t.is_inference() else t._version for t in ours)
+        if self._copy is None or held != self._held:
+            self._copy = _lowered(self.model, self.dtype)
+        elif versions != self._versions:
+            with torch.no_grad():
+                for own, theirs in zip(ours, _tensors(self._copy)):
+                    theirs.copy_(own)
+        self._held, self._versions = held, versions
+        return self._copy
+
+    @contextmanager
+    def products(self, device: torch.device) -> Iterator[None]:
+        """The block in which the copy is called."""
+        with torch.autocast(device.type, dtype=self.dtype):
+            yield
+
+    def sites(self, sites: Sequence[Site]) -> list[Site]:
+        """The model's sites of noise in the copy."""
+        modules = dict(self.current.named_modules())
+        return [site if site.module is None else replace(site, module=modules[site.name]) for site in sites]
+
+
+def kept_modules(model: nn.Module) -> list[str]:
+    """Names of the linear layers and convolutions that stay in full precision."""
+    named = [name for name, module in model.named_modules() if _multiplies(module)]
+    asked = getattr(model, "full_precision", None)
+    if asked is None:
+        return named[-1:]
+    unknown = [asked] if isinstance(asked, str) else [name for name in asked if name not in named]
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__}.full_precision is {asked!r}; give a tuple of names of linear layers or convolutions, such as "
+            f"{tuple(named[-1:])}, which {unknown} are not"
+        )
+    return list(asked)
+
+
+def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    low, kept = copy.deepcopy(model).requires_grad_(False), kept_modules(model)
+    # nn.MultiheadAttention reads the weights of its linear layer itself; autocast casts those.
+    inside = {m for outer in low.modules() if isinstance(outer, nn.MultiheadAttention) for m in outer.modules()}
+    for name, module in low.named_modules():
+        if not _multiplies(module) or module in inside:
+            continue
+        if name in kept:
+            module.register_forward_pre_hook(_autocast_off)
+            module.register_forward_hook(_autocast_on)
+            continue
+        for key, weight in module._parameters.items():
+            if weight is not None and weight.is_floating_point():
+                module._parameters[key] = nn.Parameter(weight.to(dtype), requires_grad=False)
+        module.register_forward_pre_hook(_narrow)
+        module.register_forward_hook(_Widen(_dtype_of(model)))
+    return low
+
+
+def _narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return _cast(inputs, _dtype_of(module))  # autocast would leave float64 as it is
+
+
+class _Widen:
+    """Forward hook that returns what a layer computed in low precision in the model's own dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        return edit_output(output, lambda x: x.to(self.dtype), type(module).__name__)
+
+
+def _autocast_off(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    torch.set_autocast_enabled(next(module.parameters()).device.type, False)
+    return _cast(inputs, _dtype_of(module))
+
+
+def _autocast_on(module: nn.Module, inputs: Any, output: Any) -> None:
+    # Not after an error: the block of ``products`` puts it back then.
+    torch.set_autocast_enabled(next(module.parameters()).device.type, True)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(t.dtype for t in module.parameters() if t.is_floating_point())
+
+
+def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, _ConvNd))
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from (p for _, p in model.named_parameters(remove_duplicate=False))
+    yield from (b for _, b in model.named_buffers(remove_duplicate=False))
