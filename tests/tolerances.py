@@ -34,6 +34,17 @@ GRADIENTS = {
     torch.float64: Tolerance(relative=1e-12, absolute=1e-14),
 }
 
+# Normals against the float64 definition, in units in the last place of float32: the radius is within 2.3 of them and the sine and cosine
+# within 3.3 (every 23rd of all 2^32 integers), and Triton's interpreter rounds each fma twice.
+NORMAL_ULPS = 8
+
+# x + sigma z with the backend's own z: one rounding to the dtype; the interpreter rounds the product too. The size is that of x and z.
+NOISE = {
+    torch.float32: Tolerance(relative=1.2e-7, absolute=3e-8),
+    torch.bfloat16: Tolerance(relative=2**-8, absolute=3e-8),
+    torch.float64: Tolerance(relative=2.3e-16, absolute=6e-17),
+}
+
 
 def assert_within(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance, size: float = 1.0, what: str = "") -> None:
     """Infinities must be the same ones; the rest within the tolerance."""
