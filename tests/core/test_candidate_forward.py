@@ -122,13 +122,23 @@ def test_it_is_checked_once_for_each_kind_of_noise_and_state_and_said_once(caplo
     with caplog.at_level("INFO", logger="ttcfast"):
         for n in (2, 2, 1, 3):
             draw(shared, euler_state(n))
-    assert calls[:4] != [4] and calls.count(4) == 3  # two of the check, and the four candidates of n = 1
+    assert calls == [2, 4, 2, 4, 2, 4] + [2, 8, 2, 8, 1, 4, 3, 12]  # the check, and two calls for each of four
     assert caplog.text.count("candidates share what precedes the first noise: lift, norm") == 1
     caplog.clear()
     with caplog.at_level("INFO", logger="ttcfast"):
         shared.candidates(euler_state(2), torch.arange(4), seed=0, step=0, stochastic={"dropout_p": 0.1, "dropout_after": ("lift",)})
         draw(shared, euler_state(2, size=6))
     assert caplog.text.count("DropNet: candidates share") == 2
+
+
+def test_hooks_that_are_added_later_see_every_row():
+    shared, unshared = pair_of("conv", "dropout")
+    x, seen = euler_state(2), []
+    draw(shared, x)
+    shared.model.lift.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    draw(shared, x)
+    draw(unshared, x)
+    torch.testing.assert_close(seen[-2], seen[-1])
 
 
 def test_a_model_that_leaves_its_path_is_called_whole(caplog):

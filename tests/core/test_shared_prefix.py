@@ -186,6 +186,20 @@ def test_a_transformer_shares_what_precedes_its_first_active_dropout(first):
 
 
 @torch.no_grad()
+def test_only_what_is_used_is_stored_for_all_rows():
+    layers = [nn.Linear(6, 6), nn.Tanh(), nn.LSTM(6, 6, batch_first=True), Written(lambda m, x: x[0]), nn.Linear(6, 6)]
+    model = nn.Sequential(Written(lambda m, x: m.body(x) + x, body=nn.Sequential(*layers, RowNoise())), nn.Linear(6, 6)).eval()
+    shared, x = checked(model, [Start(model[0].body[5])]), torch.randn(2, 8, 6)
+    stored = []
+    for module in layers:
+        module.register_forward_hook(lambda m, i, o: stored.append(any((o[0] if type(o) is tuple else o).stride())))
+    out = shared(x, 3)
+    # in the second of two calls a stand-in has no extent in memory; only the last output is read by what is not shared
+    assert stored == [True] * 5 + [False, False, False, False, True]
+    torch.testing.assert_close(out, model(x.repeat_interleave(3, 0)))
+
+
+@torch.no_grad()
 def test_what_mixes_rows_or_draws_for_itself_runs_again_and_the_rest_is_shared():
     cumulative = Rows(Written(lambda m, x: x.cumsum(0)))
     model = Written(lambda m, x: m.second(m.noise(m.mix(m.first(x)))), first=linear(), mix=cumulative, noise=RowNoise(), second=linear())

@@ -97,7 +97,7 @@ class CandidateForward:
             return None
         layout = (low, tuple((s.name, s.kind) for s in sites), encoded.shape[1:], encoded.dtype, encoded.device)
         prefix = self._prefixes.get(layout)
-        if prefix is None or prefix.model is not self._model(low):
+        if prefix is None or prefix.outdated or prefix.model is not self._model(low):
             finite = encoded.flatten(1).isfinite().all(1)
             if not finite.any():  # NaN equals NaN wherever rows are put, so that nothing would be found out
                 return None

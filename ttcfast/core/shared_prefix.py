@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.overrides import TorchFunctionMode
 
+from .row_outputs import close, first_line, map_tensors, repeat_rows, same_structure, stand_in, tensors_of, with_each
 from .seeds import temp_seed
 
 Forward = Callable[..., Any]
 Axes = tuple[int | None, ...]  # of each tensor in an output, the axis that holds the rows; None in a tensor without rows
 
-# Relative to the largest entry: what other shapes of matrix products may change in a deep model. Rows mixed up differ by far more.
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_PLAIN = (type(None), bool, int, float, str)  # outputs other than tensors that a module may have
 _PAIR = 2  # problems, and candidates of each, that the check runs
 CHECKED_ROWS = _PAIR * _PAIR
 
@@ -75,10 +73,11 @@ class SharedPrefix:
             self._starts[module] = start.after and module is start.module and self._starts.get(module, True)
         self._visible = [m for m in model.modules() if doors.get(m, m) is m]
         self._steps: list[_Step] = []
+        self._hooks = self._count_hooks()
         self.reason: str | None = "check() has not been called"
 
     def check(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str | None:
-        """Find what can be shared, and that sharing it changes nothing but rounding. Costs about ten rows of a forward.
+        """Find what can be shared, and that sharing it changes nothing but rounding. Costs about 15 rows of a forward.
 
         Args:
             pair: two different problems ``[2, ...]`` as the model takes them.
@@ -92,7 +91,7 @@ class SharedPrefix:
             try:
                 self.reason = self._find(pair.clone(), noise)
             except Exception as error:  # one that is the model's own comes up again in the call that is not shared
-                self.reason = f"the check ended with {type(error).__name__}: {_first_line(error)}"
+                self.reason = f"the check ended with {type(error).__name__}: {first_line(error)}"
         return self.reason
 
     @property
@@ -100,6 +99,14 @@ class SharedPrefix:
         """Names of the modules that run once per problem, in the order of their calls, without those inside them."""
         names = {m: name for name, m in self.model.named_modules()}
         return [names.get(step.module, type(step.module).__name__) for step in self._steps if step.axes is not None]
+
+    @property
+    def outdated(self) -> bool:
+        """Whether modules got hooks since, which may use outputs that nothing used when it was checked."""
+        return self._hooks != self._count_hooks()
+
+    def _count_hooks(self) -> list[int]:
+        return [len(m._forward_hooks) for m in self._visible]
 
     def __call__(self, x: Tensor, count: int) -> Any:
         """What the model says to ``x.repeat_interleave(count, 0)``, to rounding; nothing is shared where ``reason`` is not None.
@@ -113,7 +120,7 @@ class SharedPrefix:
         """
         if self.reason is not None or count == 1:
             return self.model(x.repeat_interleave(count, 0))
-        return self._resume(self.run_prefix(x), x, count)
+        return self._resume(self.run_prefix(x), x, count, [])
 
     def run_prefix(self, x: Tensor) -> list[Any]:
         """The first of the two calls alone, on ``[N, ...]``: the outputs that are kept. Its time is what a bench takes f from."""
@@ -128,7 +135,8 @@ class SharedPrefix:
                 with path.step(module) as step:
                     out = forward(*args, **kwargs)
                 if step is not None and step.axes is not None:
-                    kept.append(_map(torch.clone, out))  # the model may go on to change it in place
+                    # a clone, since the model may go on to change it in place
+                    kept.append(with_each(step.used, out, lambda t, used: t.clone() if used else stand_in(t, t.shape)))
                 if after:
                     raise _Stop
                 return out
@@ -139,13 +147,13 @@ class SharedPrefix:
             with _wrapped({*path.modules, *self._starts}, wrap):
                 self.model(x)
         except _Stop:
-            path.require_end()
+            path.require_end(len(kept))
             return kept
         raise OtherPathError(self.model, "it reached no noise")
 
-    def _resume(self, outputs: list[Any], x: Tensor, count: int) -> Any:
-        """The second call: all rows, with the kept outputs in the place of the modules that they came from."""
-        path, kept = _Path(self.model, self._steps), iter(outputs)
+    def _resume(self, outputs: list[Any], x: Tensor, count: int, given: list[Any]) -> Any:
+        """The second call: all rows, with the kept outputs in the place of the modules that they came from, also added to ``given``."""
+        path = _Path(self.model, self._steps)
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
@@ -154,13 +162,15 @@ class SharedPrefix:
                 with path.step(module) as step:
                     if step is None or step.axes is None:
                         return forward(*args, **kwargs)
-                    return _repeated(next(kept), step.axes, len(x), count)
+                    axes = [(axis, used) for axis, used in zip(step.axes, step.used)]
+                    given.append(with_each(axes, outputs[len(given)], lambda t, a: repeat_rows(t, a[0], len(x), count, stored=a[1])))
+                    return given[-1]
 
             return run
 
         with _wrapped(path.modules, wrap):
             out = self.model(x.repeat_interleave(count, 0))  # problem-major: row n * count + b
-        path.require_end()
+        path.require_end(len(given))
         return out
 
     def _find(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]]) -> str | None:
@@ -174,14 +184,24 @@ class SharedPrefix:
         self._steps, self.reason = _plan(single.root, double.root, self.precision), None
         if not self._steps:
             return "no module can be shared before the first noise"
+        handed_on, given = self._steps, list[Any]()
         try:
+            with temp_seed(0), noise(), _Uses() as uses:
+                out = self._resume(self.run_prefix(pair), pair, _PAIR, given)
+            if not self._same(out, double.output):
+                return "the outcome would not be the unshared one"
+            uses.note(out)
+            self._steps = [_Step(s.module, s.axes, uses.of(next(each))) if s.axes else s for each in [iter(given)] for s in handed_on]
             with temp_seed(0), noise():
-                out = self(pair, _PAIR)
+                if not self._same(self(pair, _PAIR), double.output):  # a use that does not show: all is stored then
+                    self._steps = handed_on
         except RuntimeError as error:  # shapes that do not fit, where a model keeps activations on itself
-            return f"the model cannot be run in two parts: {_first_line(error)}"
-        expected = double.output
-        same = _same_structure(out, expected) and all(_close(a, b, self.precision) for a, b in zip(_tensors(out), _tensors(expected)))
-        return None if same else "the outcome would not be the unshared one"
+            return f"the model cannot be run in two parts: {first_line(error)}"
+        return None
+
+    def _same(self, out: Any, expected: Any) -> bool:
+        pairs = zip(tensors_of(out), tensors_of(expected))
+        return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in pairs)
 
     def _traced(self, x: Tensor, *, stop: bool) -> _Trace:
         """Call the model, noting the calls of its modules until the first noise; ``stop`` there or go on without notes."""
@@ -196,7 +216,7 @@ class SharedPrefix:
                 if trace.started:
                     return forward(*args, **kwargs)
                 with trace.call(module) as note:
-                    given = [(t, t._version) for t in _tensors((args, kwargs))]
+                    given = [(t, t._version) for t in tensors_of((args, kwargs))]
                     out = forward(*args, **kwargs)
                     if not trace.started:
                         note.keep(out, changes_input=any(t._version != version for t, version in given))
@@ -229,7 +249,7 @@ class _Note:
     output: Any = None
 
     def keep(self, output: Any, *, changes_input: bool) -> None:
-        self.output, self.changes_input, self.complete = _map(torch.clone, output), changes_input, True
+        self.output, self.changes_input, self.complete = map_tensors(torch.clone, output), changes_input, True
 
 
 class _Trace:
@@ -255,12 +275,37 @@ class _Trace:
             raise _Stop
 
 
+class _Uses(TorchFunctionMode):
+    """Notes every tensor that is given to a function of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def note(self, values: Any) -> None:
+        self._seen.update((id(t), t) for t in tensors_of(values))  # held, so that no other tensor gets its id
+
+    def of(self, output: Any) -> tuple[bool, ...]:
+        return tuple(id(t) in self._seen for t in tensors_of(output))
+
+
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One call of a module on the way to the first noise; ``axes`` is None where the call is not shared."""
+    """One call of a module on the way to the first noise.
+
+    Args:
+        axes: None where the call is not shared.
+        used: which tensors of its output are used by anything but modules that are shared themselves; the others need not be stored for
+            all rows, and stand-ins take their place.
+    """
 
     module: nn.Module
     axes: Axes | None
+    used: tuple[bool, ...] = ()
 
 
 class _Path:
@@ -290,9 +335,12 @@ class _Path:
         finally:
             self._inside = False
 
-    def require_end(self) -> None:
+    def require_end(self, outputs: int) -> None:
+        """Raise unless all steps were taken, with so many shared outputs."""
         if not self.ended:
             raise OtherPathError(self._model, f"{type(self._steps[self._at].module).__name__} was not called")
+        if outputs != sum(step.axes is not None for step in self._steps):
+            raise OtherPathError(self._model, f"noise within {type(self._steps[-1].module).__name__}")
 
 
 def _plan(single: _Note, double: _Note, precision: torch.dtype | None) -> list[_Step]:
@@ -304,8 +352,9 @@ def _plan(single: _Note, double: _Note, precision: torch.dtype | None) -> list[_
             return False
         for a, b in zip(one.within, two.within):
             assert a.module is not None
-            chosen.append(_Step(a.module, _shareable(a, b, precision)))
-            if chosen[-1].axes is None and not visit(a, b):
+            axes = _shareable(a, b, precision)
+            chosen.append(_Step(a.module, axes, (True,) * len(axes or ())))
+            if axes is None and not visit(a, b):
                 return False
         return True
 
@@ -316,33 +365,17 @@ def _plan(single: _Note, double: _Note, precision: torch.dtype | None) -> list[_
 
 def _shareable(one: _Note, two: _Note, precision: torch.dtype | None) -> Axes | None:
     """Where the rows are in the output of a call, if four rows are two rows repeated."""
-    if not (one.complete and two.complete) or one.changes_input or two.changes_input or not _same_structure(one.output, two.output):
+    if not (one.complete and two.complete) or one.changes_input or two.changes_input or not same_structure(one.output, two.output):
         return None
     axes: list[int | None] = []
-    for a, b in zip(_tensors(one.output), _tensors(two.output)):
+    for a, b in zip(tensors_of(one.output), tensors_of(two.output)):
         differing = [d for d in range(a.ndim) if a.shape[d] != b.shape[d]] if a.ndim == b.ndim else [0, 0]
         if len(differing) > 1 or any(a.shape[d] % _PAIR for d in differing):
             return None
         axes.append(differing[0] if differing else None)
-        if not _close(_repeat_rows(a, axes[-1], _PAIR, _PAIR), b, precision):
+        if not close(repeat_rows(a, axes[-1], _PAIR, _PAIR), b, precision):
             return None
     return tuple(axes) or None
-
-
-def _repeated(output: Any, axes: Axes, problems: int, count: int) -> Any:
-    each = iter(axes)
-    return _map(lambda t: _repeat_rows(t, next(each), problems, count), output)
-
-
-def _repeat_rows(t: Tensor, axis: int | None, problems: int, count: int) -> Tensor:
-    """Each problem's part of ``axis`` (``[..., N * r, ...]``) ``count`` times, ``[..., N * count * r, ...]``, in memory of its own."""
-    if axis is None:
-        return t.clone()
-    order = sorted(range(t.ndim), key=t.stride, reverse=True)  # kept: a model may rely on the order in memory (view)
-    at = order.index(axis)
-    parts = t.permute(order).unflatten(at, (problems, 1, t.shape[axis] // problems))
-    wide = parts.expand(*parts.shape[: at + 1], count, *parts.shape[at + 2 :]).clone(memory_format=torch.contiguous_format)
-    return wide.flatten(at, at + 2).permute([order.index(d) for d in range(t.ndim)])
 
 
 @contextmanager
@@ -363,33 +396,3 @@ def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], 
 def _opaque(module: nn.Module) -> bool:
     """Whether calls of the modules inside cannot be seen from Python."""
     return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod")
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
-
-
-def _map(function: Callable[[Tensor], Tensor], output: Any) -> Any:
-    return tree_map_only(Tensor, function, output)
-
-
-def _same_structure(a: Any, b: Any) -> bool:
-    """Whether two outputs are built alike, of tensors of the same dtypes and of plain values that are equal."""
-    (ours, one), (theirs, two) = tree_flatten(a), tree_flatten(b)
-    return one == two and all(
-        p.dtype == q.dtype if isinstance(p, Tensor) and isinstance(q, Tensor) else isinstance(p, _PLAIN) and type(p) is type(q) and p == q
-        for p, q in zip(ours, theirs)
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def _close(a: Tensor, b: Tensor, precision: torch.dtype | None) -> bool:
-    """Whether two tensors are the same to rounding, NaN and infinities in the same places."""
-    if a.shape != b.shape or not a.is_floating_point():
-        return torch.equal(a, b)
-    finite = b[b.isfinite()]
-    size = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[precision or a.dtype], equal_nan=True)

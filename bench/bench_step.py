@@ -1,0 +1,302 @@
+"""A step of test-time computing on the shipped surrogate (ViT, 64x64): where its time goes, what candidates share, cheaper arithmetic.
+
+* ``shares``: the whole step, its candidates alone, and the step with candidates that are there already, which leaves scores (ARM), the
+  choice and the controller.
+* ``prefix``: candidates with and without the shared prefix, for several places of the first noise, and the prefix alone on every row, from
+  which the formula 1 / (1 - f (1 - 1/B)) takes f, its share of the unshared time.
+* ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
+* ``arithmetic``: the whole step in float32 and bfloat16, called as it is and compiled. The gate compares their choices teacher-forced on
+  the same keys (DECISIONS, "Precision") and prints the regret. On a CPU without bfloat16 instructions bfloat16 is emulated and slow.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttcfast.core.base_fm import Surrogate, candidate_rows
+from ttcfast.core.shared_prefix import SharedPrefix
+from ttcfast.data import read_trajectories
+from ttcfast.models import ViT, ViTConfig, load_surrogate
+from ttcfast.rewards.common import ARMScorer
+from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
+from ttcfast.stochastic_sampling import Draw, Site, keyed_noise, mc_dropout, noise_sites
+from ttcfast.ttc.inference import TTCGreedy
+from ttcfast.ttc.regret import MOST_RELATIVE_REGRET, choice_regret
+
+from .rows import OK, Row
+from .targets import Target
+from .timing import Case
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SEED, STEP = 0, 1  # not step 0, at which a rollout also looks whether candidates differ
+SHIPPED = {"latent_sigma": 0.01}  # as ttcfast/configs/ttc.yaml has it, with dropout
+UNSHARED, EVERY_ROW = "unshared", "prefix of every row"
+
+# Peers by kind of case, ours first, with the method of Setting that each calls; those that compile are left out of tiny cases.
+PEERS = {
+    "shares": {"whole step": "step", "generate": "generate", "score and select": "choose"},
+    "prefix": {"shared": "candidates", UNSHARED: "unshared", EVERY_ROW: "prefix_of_every_row"},
+    "dropout": {"keyed dropout": "keyed", "nn.Dropout": "dropout", "no dropout": "plain"},
+    "arithmetic": {
+        "float32": "step",
+        "float32, compiled": "step_compiled",
+        "bfloat16": "step_bfloat16",
+        "bfloat16, compiled": "step_bfloat16_compiled",
+    },
+}
+
+# name: (noise, first block whose dropout acts)
+PREFIXES: dict[str, tuple[dict[str, Any], int]] = {
+    "dropout in all blocks": ({}, 0),
+    "latent noise behind block 1": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.0"}, 0),
+    "latent noise behind block 3": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.2"}, 0),
+    "dropout in the last block": ({}, -1),
+    "latent noise behind the last block": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.-1"}, 0),
+}
+
+
+@dataclass(frozen=True)
+class PrefixTarget(Target):
+    """The measured speed-up over that of the formula, for a case with peers ``UNSHARED`` and ``EVERY_ROW``."""
+
+    def measured(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
+        times: dict[tuple[str, str, int], dict[str, Row]] = {}
+        for row in rows:
+            if row.status == OK:
+                times.setdefault((row.case, row.device, row.threads), {})[row.peer] = row
+        for row, _ in super().measured(rows):
+            peers = times[row.case, row.device, row.threads]
+            if (unshared := peers.get(UNSHARED)) and (prefix := peers.get(EVERY_ROW)):
+                yield row, speed_up_over_formula(row, unshared, prefix)
+
+
+def speed_up_over_formula(shared: Row, unshared: Row, prefix: Row) -> float:
+    """Measured over 1 / (1 - f (1 - 1/B)), with the candidates that are drawn: all of the shape's second number but candidate 0."""
+    assert shared.p50_us and unshared.p50_us and prefix.p50_us
+    count = int(shared.shape.strip("[]").split(",")[1]) - 1
+    f = prefix.p50_us / unshared.p50_us
+    return unshared.p50_us / shared.p50_us * (1 - f * (1 - 1 / count))
+
+
+TARGETS = (
+    Target("shares*", "score and select", "ratio", most=0.05),
+    Target("shares*", "score and select", "ratio", most=0.05, device="cuda"),
+    PrefixTarget("prefix*", "", "p50_us", least=0.9),
+    PrefixTarget("prefix*", "", "p50_us", least=0.9, device="cuda"),
+    Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1),
+    Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1, device="cuda"),
+)
+
+
+def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
+    sizes = {"cpu": ((1, 16), (8, 8)), "cuda": ((1, 64), (8, 128))}[device]
+    for n, b in ((1, 4),) if tiny else sizes:
+        yield _case("shares", "", Setting(n, b, device, tiny))
+    n, b = (2, 4) if tiny else sizes[0]
+    for name, (noise, first) in PREFIXES.items():
+        yield _case("prefix", f", {name}", Setting(n, b, device, tiny, noise, first))
+    yield _case("dropout", "", Setting(n, b, device, tiny, {}))
+    yield _case("arithmetic", "", Setting(n, min(b, 8) if device == "cpu" else b, device, tiny))
+
+
+def _case(kind: str, what: str, setting: Setting) -> Case:
+    peers = {name: method for name, method in PEERS[kind].items() if not (setting.tiny and "compiled" in name)}
+    cells = ", ".join(map(str, setting.grid))
+    return Case(
+        "step",
+        f"{kind} N{setting.n} B{setting.b}{what}",
+        f"[{setting.n}, {setting.b}, 4, {cells}]",
+        "float32",
+        peers={name: getattr(setting, method) for name, method in peers.items()},
+        ours=next(iter(peers)),
+        check=getattr(setting, f"check_{kind}"),
+        device=setting.device,
+    )
+
+
+class Made:
+    """A surrogate whose candidates are there already."""
+
+    def __init__(self, fm: Surrogate, x: Tensor, ids: Tensor) -> None:
+        self.spec = fm.spec
+        self._first, self._others = fm.deterministic(x), fm.candidates(x, ids, seed=SEED, step=STEP)
+
+    def deterministic(self, x: Tensor) -> Tensor:
+        return self._first
+
+    def candidates(self, x: Tensor, ids: Tensor, **options: Any) -> Tensor:
+        return self._others
+
+
+class Setting:
+    """N states of the shipped test data, the shipped surrogate and a controller of B candidates; made at first use."""
+
+    def __init__(self, n: int, b: int, device: str, tiny: bool, noise: Mapping[str, Any] | None = None, first: int = 0) -> None:
+        self.n, self.b, self.device, self.tiny, self.first = n, b, device, tiny, first
+        self.noise = dict(SHIPPED if noise is None else noise)
+        self.grid = (8, 8) if tiny else (64, 64)
+
+    @cached_property
+    def fm(self) -> Surrogate:
+        if self.tiny:
+            torch.manual_seed(0)
+            model = ViT(ViTConfig(grid=self.grid, width=16, depth=3, heads=2, refine=4, dropout=0.1))
+            nn.init.normal_(model.out.weight, std=0.01)
+            fm = Surrogate(model, StateSpec.euler2d(), predicts="delta").to(self.device)
+        else:
+            fm = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device)
+        blocks = fm.model.blocks
+        assert isinstance(blocks, nn.ModuleList)
+        for block in blocks[: self.first % len(blocks)]:
+            block.drop1.p = block.drop2.p = 0.0
+        noise = {k: v.replace("-1", str(len(blocks) - 1)) if k == "latent_at" else v for k, v in self.noise.items()}
+        return fm.variant(stochastic=StochasticConfig.of(noise))
+
+    @cached_property
+    def trajectories(self) -> Tensor:
+        """Frames of shipped trajectories ``[N, T, 4, X, Y]``."""
+        if self.tiny:
+            lowest = torch.tensor([1.0, 0.0, 0.0, 2.5]).reshape(4, 1, 1)
+            return lowest + 0.1 * torch.rand(self.n, 4, 4, *self.grid, generator=torch.Generator().manual_seed(1))
+        files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
+        fields, _ = read_trajectories(files)
+        return fields[torch.arange(self.n) * 4 % 7].to(self.device, torch.float32)
+
+    @cached_property
+    def x(self) -> Tensor:
+        return self.trajectories[:, min(5, self.trajectories.shape[1] - 1)].contiguous()
+
+    @cached_property
+    def ids(self) -> Tensor:
+        return torch.arange(1, self.b)  # candidate 0 is the deterministic step
+
+    @cached_property
+    def scorer(self) -> ARMScorer:
+        return ARMScorer(ARMWeights(), None, spec=self.fm.spec, scale="relative", momentum="components")
+
+    def controller(self, fm: Any) -> TTCGreedy:
+        return TTCGreedy(fm, self.scorer, TTCConfig(branching_factor=self.b, seed=SEED))
+
+    @cached_property
+    def _steps(self) -> dict[str, Callable[[], Any]]:
+        bfloat16 = self.fm.variant(dtype=torch.bfloat16)
+        ways = {
+            "as it is": self.fm,
+            "made": Made(self.fm, self.x, self.ids),
+            "bfloat16": bfloat16,
+            "compiled": self.fm.variant(compile=True),
+            "bfloat16, compiled": bfloat16.variant(compile=True),
+        }
+        return {name: _stepping(self.controller(fm), self.x) for name, fm in ways.items()}
+
+    def step(self) -> Any:
+        return self._steps["as it is"]()
+
+    def choose(self) -> Any:
+        return self._steps["made"]()
+
+    def step_bfloat16(self) -> Any:
+        return self._steps["bfloat16"]()
+
+    def step_compiled(self) -> Any:
+        return self._steps["compiled"]()
+
+    def step_bfloat16_compiled(self) -> Any:
+        return self._steps["bfloat16, compiled"]()
+
+    def generate(self) -> tuple[Tensor, Tensor]:
+        return self.fm.deterministic(self.x), self.candidates()
+
+    def candidates(self) -> Tensor:
+        return self.fm.candidates(self.x, self.ids, seed=SEED, step=STEP)
+
+    @cached_property
+    def _unshared(self) -> Surrogate:
+        return self.fm.variant(share_prefix=False)
+
+    def unshared(self) -> Tensor:
+        return self._unshared.candidates(self.x, self.ids, seed=SEED, step=STEP)
+
+    @cached_property
+    def _rows(self) -> tuple[Tensor, list[Site], Draw]:
+        """Normalised inputs of all rows, the sites of noise, and the draw of all rows."""
+        rows = candidate_rows(self.ids, None, self.n, self.device)
+        encoded = self.fm._encode(self.x).repeat_interleave(len(self.ids), 0)
+        return encoded, noise_sites(self.fm.model, self.fm.stochastic), Draw.of(SEED, STEP, rows)
+
+    @cached_property
+    def _prefix(self) -> SharedPrefix:
+        _, sites, draw = self._rows
+        found = self.fm._candidates.prefix(self.fm._encode(self.x), sites, draw)
+        if found is None:
+            raise AssertionError("nothing is shared, so there is nothing to time")
+        return found
+
+    @torch.no_grad()
+    def prefix_of_every_row(self) -> Any:
+        encoded, sites, draw = self._rows
+        with keyed_noise(self.fm.model, sites, draw):
+            return self._prefix.run_prefix(encoded)
+
+    @torch.no_grad()
+    def keyed(self) -> Tensor:
+        encoded, sites, draw = self._rows
+        draw.start(draw.rows, draw.stream)
+        with keyed_noise(self.fm.model, sites, draw):
+            return self.fm.model(encoded)
+
+    @cached_property
+    def _copy(self) -> nn.Module:
+        return copy.deepcopy(self.fm.model)
+
+    @torch.no_grad()
+    def dropout(self) -> Tensor:
+        with mc_dropout(self._copy):
+            return self._copy(self._rows[0])
+
+    @torch.no_grad()
+    def plain(self) -> Tensor:
+        return self.fm.model(self._rows[0])
+
+    def check_shares(self) -> None:
+        whole, chosen = self.step(), self.choose()
+        first, others = self.generate()
+        group = torch.cat([first.unsqueeze(1), others], 1)
+        picked = group[torch.arange(self.n), whole.chosen]
+        if not (torch.equal(whole.state, picked) and torch.equal(chosen.state, picked) and torch.equal(chosen.scores, whole.scores)):
+            raise AssertionError("the parts of the step do not give the step")
+
+    def check_prefix(self) -> None:
+        torch.testing.assert_close(self.candidates(), self.unshared(), rtol=1e-5, atol=1e-5)
+        assert self._prefix.shared
+
+    def check_dropout(self) -> None:
+        """Random masks differ; what dropout does to the output must be as large either way, and nothing where it is off."""
+        plain = self.plain()
+        sizes = [float((run() - plain).square().mean().sqrt()) for run in (self.keyed, self.dropout)]
+        if not 0.5 < sizes[0] / sizes[1] < 2:
+            raise AssertionError(f"dropout moves the output by {sizes[0]:.3g} (keyed) and {sizes[1]:.3g} (nn.Dropout)")
+
+    def check_arithmetic(self) -> None:
+        states = self.trajectories[:, 2:4] if self.tiny else self.trajectories[:, 2:20:6]
+        cheap = {"bfloat16": {"dtype": torch.bfloat16}}
+        if not self.tiny:
+            cheap |= {"float32, compiled": {"compile": True}, "bfloat16, compiled": {"compile": True, "dtype": torch.bfloat16}}
+        for name, options in cheap.items():
+            cfg = TTCConfig(branching_factor=self.b, seed=SEED)
+            regret = choice_regret(self._unshared, self.fm.variant(**options), self.scorer, states, cfg)
+            print(f"  {name} beside float32: {regret}")
+            if not regret.worst <= MOST_RELATIVE_REGRET:
+                raise AssertionError(f"{name}: {regret}; at most {MOST_RELATIVE_REGRET:.0%} is allowed")
+
+
+def _stepping(controller: TTCGreedy, x: Tensor) -> Callable[[], Any]:
+    return lambda: controller.step_from(x, step=STEP)

@@ -1,0 +1,68 @@
+"""What modules return, tensors in any nesting of tuples, lists and dicts: rows repeated, copies, comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+# Relative to the largest entry: what other shapes of matrix products may change in a deep model. Rows mixed up differ by far more.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_PLAIN = (type(None), bool, int, float, str)  # outputs other than tensors that a module may have
+
+
+def with_each(values: Sequence[Any], output: Any, function: Callable[[Tensor, Any], Tensor]) -> Any:
+    """``function`` of each tensor of an output and the value that belongs to it."""
+    each = iter(values)
+    return map_tensors(lambda t: function(t, next(each)), output)
+
+
+def repeat_rows(t: Tensor, axis: int | None, problems: int, count: int, *, stored: bool = True) -> Tensor:
+    """Each problem's part of ``axis`` (``[..., N * r, ...]``) ``count`` times, ``[..., N * count * r, ...]``, in memory of its own."""
+    if not stored:
+        return stand_in(t, [size * count if d == axis else size for d, size in enumerate(t.shape)])
+    if axis is None:
+        return t.clone()
+    order = sorted(range(t.ndim), key=t.stride, reverse=True)  # kept: a model may rely on the order in memory (view)
+    at = order.index(axis)
+    parts = t.permute(order).unflatten(at, (problems, 1, t.shape[axis] // problems))
+    wide = parts.expand(*parts.shape[: at + 1], count, *parts.shape[at + 2 :]).clone(memory_format=torch.contiguous_format)
+    return wide.flatten(at, at + 2).permute([order.index(d) for d in range(t.ndim)])
+
+
+def stand_in(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """One number that looks like a tensor; NaN, lest it be used unseen."""
+    return t.new_full((), torch.nan if t.is_floating_point() or t.is_complex() else 0).expand(*shape)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    return [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], output: Any) -> Any:
+    return tree_map_only(Tensor, function, output)
+
+
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether two outputs are built alike, of tensors of the same dtypes and of plain values that are equal."""
+    (ours, one), (theirs, two) = tree_flatten(a), tree_flatten(b)
+    return one == two and all(
+        p.dtype == q.dtype if isinstance(p, Tensor) and isinstance(q, Tensor) else isinstance(p, _PLAIN) and type(p) is type(q) and p == q
+        for p, q in zip(ours, theirs)
+    )
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def close(a: Tensor, b: Tensor, precision: torch.dtype | None) -> bool:
+    """Whether two tensors are the same to rounding, NaN and infinities in the same places."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[precision or a.dtype], equal_nan=True)
