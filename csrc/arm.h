@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu_level.h"
+
 namespace ttcfast {
 
 enum class DType : int { float32 = 0, float64 = 1, bfloat16 = 2 };
@@ -23,13 +25,13 @@ struct ArmProblem {
     int64_t extent[3];  // cells per axis; leading axes of lower-dimensional states are 1
     ArmField state, cand;
 
-    const double* gamma;   // [problems]
-    const void* volumes;   // accumulator [cells], or null: `volume` everywhere
-    double volume;         // cell volume where `volumes` is null
-    const uint8_t* mask;   // [cells], or null: no boundary term
-    const void* values;    // accumulator [channels, cells], or null: `value` everywhere
-    double value;          // prescribed boundary value where `values` is null
-    const double* scales;  // [problems, 3] denominators of mass, momentum, energy, or null: absolute residuals
+    const double* gamma;  // [problems]
+    const void* volumes;  // accumulator [cells], or null: `volume` everywhere
+    double volume;        // cell volume where `volumes` is null
+    const uint8_t* mask;  // [cells], or null: no boundary term
+    const void* values;   // accumulator [channels, cells], or null: `value` everywhere
+    double value;         // prescribed boundary value where `values` is null
+    bool relative;        // residuals over the state's integrals: of abs(rho), of rho (abs(u) + sound speed), of abs(E)
 
     int density, energy, pressure;  // channels; -1 where there is none
     int momentum[3], components;
@@ -37,6 +39,7 @@ struct ArmProblem {
     Momentum mode;
     double weights[5];  // mass, momentum, energy, boundary, positivity
     int threads;
+    CpuLevel level;  // the highest instruction set to use
 };
 
 // All [problems, candidates], row-major, but residuals [problems, candidates, components + 2].
@@ -46,7 +49,7 @@ struct ArmOutput {
     double* residuals;  // signed, unscaled: mass, momentum components, energy
 };
 
-// Results do not depend on `threads`, nor on which other candidates stand in the call.
+// Results do not depend on `threads` or `level`, nor on which other candidates stand in the call.
 void arm_cpu(const ArmProblem& problem, const ArmOutput& output);
 
 }  // namespace ttcfast

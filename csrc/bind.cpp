@@ -28,8 +28,8 @@ ArmField field(uintptr_t data, const std::array<int64_t, 6>& s) { return {pointe
 
 void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const std::array<int64_t, 6>& state_strides, uintptr_t cand,
          const std::array<int64_t, 6>& cand_strides, uintptr_t gamma, uintptr_t volumes, double volume, uintptr_t mask, uintptr_t values,
-         double value, uintptr_t scales, int density, const std::vector<int>& momentum, int energy, int pressure, bool primitive, int mode,
-         const std::array<double, 5>& weights, int threads, const std::array<uintptr_t, 8>& out) {
+         double value, bool relative, int density, const std::vector<int>& momentum, int energy, int pressure, bool primitive, int mode,
+         const std::array<double, 5>& weights, int threads, int level, const std::array<uintptr_t, 8>& out) {
     ArmProblem problem{};
     problem.dtype = static_cast<DType>(dtype);
     problem.problems = sizes[0];
@@ -44,7 +44,7 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
     problem.mask = pointer<const uint8_t>(mask);
     problem.values = pointer<const void>(values);
     problem.value = value;
-    problem.scales = pointer<const double>(scales);
+    problem.relative = relative;
     problem.density = density;
     problem.energy = energy;
     problem.pressure = pressure;
@@ -54,6 +54,7 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
     problem.mode = static_cast<Momentum>(mode);
     for (int k = 0; k < 5; ++k) problem.weights[k] = weights[k];
     problem.threads = threads;
+    problem.level = static_cast<CpuLevel>(level);
     const ArmOutput output{pointer<void>(out[0]), pointer<void>(out[1]), pointer<void>(out[2]),    pointer<void>(out[3]),
                            pointer<void>(out[4]), pointer<void>(out[5]), pointer<uint8_t>(out[6]), pointer<double>(out[7])};
     py::gil_scoped_release release;
@@ -102,6 +103,13 @@ std::vector<uint32_t> keyed_words(uint64_t key, uint32_t problem, uint64_t candi
     return words;
 }
 
+// Names of the instruction sets that can run here, each including those before it.
+py::tuple cpu_levels() {
+    py::list names;
+    for (int level = 0; level <= static_cast<int>(best_cpu_level()); ++level) names.append(kCpuLevelNames[level]);
+    return py::tuple(names);
+}
+
 py::dict info() {
     const DeviceInfo found = device_info();
     py::list devices;
@@ -128,6 +136,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("abi") = TTCFAST_ABI;
     m.attr("compiler") = TTCFAST_COMPILER;
     m.def("add_noise", &add_noise);
+    m.attr("cpu_levels") = cpu_levels();
     m.def("arm", &arm);
     m.def("device_info", &info);
     m.def("keyed_dropout", &keyed_dropout);

@@ -5,11 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-namespace ttcfast {
+#include "bfloat16.h"
 
-struct bfloat16 {
-    uint16_t bits;
-};
+namespace ttcfast {
 
 inline float widen(bfloat16 x) {
     const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
@@ -19,18 +17,6 @@ inline float widen(bfloat16 x) {
 }
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
-
-// Infinity or NaN, told from the bits so that no floating-point flag of the compiler can remove the test.
-inline bool not_finite(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return (bits & 0x7f800000u) == 0x7f800000u;
-}
-inline bool not_finite(double x) {
-    uint64_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return (bits & 0x7ff0000000000000ull) == 0x7ff0000000000000ull;
-}
 
 struct Grid {
     int64_t extent[3];

@@ -183,9 +183,10 @@ def _outputs(call: Call) -> tuple[Tensor, ...]:
     """Score, five penalties, finite and residuals, not filled in."""
     n, b = call.candidates.shape[:2]
     like = call.candidates
-    six = [torch.empty((n, b), dtype=call.accumulator, device=like.device) for _ in range(6)]
-    finite = torch.empty((n, b), dtype=torch.bool, device=like.device)
-    return (*six, finite, torch.empty((n, b, len(call.velocity) + 2), dtype=torch.float64, device=like.device))
+    score = torch.empty((n, b), dtype=call.accumulator, device=like.device)
+    penalties = [torch.empty_like(score) for _ in range(5)]  # half the cost of torch.empty, of which there would be eight
+    finite = torch.empty_like(score, dtype=torch.bool)
+    return (score, *penalties, finite, torch.empty((n, b, len(call.velocity) + 2), dtype=torch.float64, device=like.device))
 
 
 def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -218,8 +219,7 @@ def _strides(x: Tensor, lead: int) -> list[int]:
 def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
     out = _outputs(call)
     parameters = _parameters(call)
-    scale = scales(call)
-    gammas, volumes, mask, values, scale_at = (0 if t is None else t.data_ptr() for t in (*parameters, scale))
+    gammas, volumes, mask, values = (0 if t is None else t.data_ptr() for t in parameters)
     n_stride, *state_strides = _strides(call.state, 2)
     native.module().arm(
         DTYPES.index(call.state.dtype),
@@ -234,7 +234,7 @@ def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
         mask,
         values,
         call.value,
-        scale_at,
+        call.scale == "relative",
         call.density,
         call.velocity,
         call.energy,
@@ -243,6 +243,7 @@ def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
         MOMENTA.index(call.mode),
         call.weights,
         torch.get_num_threads(),
+        native.cpu_level(),
         [t.data_ptr() for t in out],
     )
     return out

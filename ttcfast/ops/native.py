@@ -9,6 +9,8 @@ from .registry import Reason, one_line
 
 ABI = 2  # raised together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
 
+highest_level: int | None = None  # None: the best that the processor has
+
 
 @cache
 def _load() -> tuple[ModuleType | None, Reason]:
@@ -39,6 +41,11 @@ def module() -> ModuleType:
     if loaded is None:
         raise ImportError(reason)
     return loaded
+
+
+def cpu_level() -> int:
+    """The instruction set that hot loops use, an index of ``module().cpu_levels``; a test may set ``highest_level``."""
+    return len(module().cpu_levels) - 1 if highest_level is None else highest_level
 
 
 def device_info() -> dict[str, object]:

@@ -1,0 +1,99 @@
+// What the driver (arm_cpu.cpp) and the loops over cells (arm_loop.h, compiled once per instruction set) hand each other.
+// Plain data only: an inline function here could be compiled for one processor and called on another.
+#pragma once
+
+#include <cstdint>
+
+#include "bfloat16.h"
+
+namespace ttcfast {
+
+constexpr int kSums = 8;  // mass, momentum x 3, energy, boundary, negative density, negative pressure
+enum Sum { kMass, kMomentum, kEnergy = 4, kBoundary, kDensity, kPressure };
+
+// What a state is made of; the arithmetic of a cell is compiled once for each.
+enum class Kind { conserved, conserved_with_pressure, primitive, primitive_with_energy };
+
+template <class T>
+struct AccumulatorOf {
+    using type = T;
+};
+template <>
+struct AccumulatorOf<bfloat16> {
+    using type = float;
+};
+
+// Lanes of a group: 64 bytes of the accumulator. Each lane of each sum is added up by itself, and the lanes at the end in one order,
+// so that the sums are the same for every width of vector.
+template <class Acc>
+constexpr int kLanes = 64 / static_cast<int>(sizeof(Acc));
+
+template <class Acc>
+struct MaskOfLane {
+    using type = uint32_t;
+};
+template <>
+struct MaskOfLane<double> {
+    using type = uint64_t;
+};
+template <class Acc>
+using MaskOf = typename MaskOfLane<Acc>::type;
+
+// Vectors (slices of a group) in which any cell is masked, in ascending order.
+template <class Acc>
+struct MaskedSlices {
+    const int64_t* cells;  // number of each slice's first cell in the grid; `origin` is that of the first cell of the CellGroups
+    int64_t count, origin;
+    const MaskOf<Acc>* masks;  // [count, width] all bits but the sign where masked, else none
+    const Acc* values;         // [count, channels, width], or null: `value`
+    Acc value;
+};
+
+// Whole groups of cells of one candidate and its state.
+template <class T>
+struct CellGroups {
+    using Acc = typename AccumulatorOf<T>::type;
+    int64_t count;
+    const T* const* rows;                        // one per channel, at the first cell
+    int density, momentum[3], energy, pressure;  // channels; -1 where there is none
+    const int* others;                           // channels that are none of these
+    int channels, other_channels;
+    const Acc* state;   // [count, rows, lanes]: density, momenta, energy (pressure where the kind has no energy)
+    const Acc* volume;  // of the cells, `volume_step` further on for each group; a step of 0 repeats the first group's
+    int64_t volume_step;
+    Acc gamma;
+    MaskedSlices<Acc> masked;
+};
+
+struct CellSums {
+    double sums[kSums];
+    bool bad;  // a value is infinite or NaN
+};
+
+// Integrals of the state, over which relative residuals are taken.
+struct StateSums {
+    double mass, momentum, energy;  // of abs(rho), of abs(rho u) + rho c, of abs(E), where c is the speed of sound
+};
+
+template <class T>
+struct CellLoop {
+    void (*add_sums)(const CellGroups<T>& cells, CellSums& total);
+    void (*add_state)(const CellGroups<T>& cells, StateSums& total);  // of a state: `rows` are its own, `state` is not read
+    int width;                                                        // of its masked slices
+};
+
+// The loop for a kind of state with 1 to 3 momentum components. What is null for bfloat16 works on widened rows only.
+namespace generic {
+template <class T>
+CellLoop<T> cell_loop_of(Kind kind, int components);
+}
+namespace avx2 {
+template <class T>
+CellLoop<T> cell_loop_of(Kind kind, int components);
+}
+namespace avx512 {
+template <class T>
+CellLoop<T> cell_loop_of(Kind kind, int components);
+}
+
+}  // namespace ttcfast
