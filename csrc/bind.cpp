@@ -2,11 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "accumulate_moments.h"
 #include "arm.h"
 #include "device_info.h"
 #include "keyed.h"
@@ -110,6 +112,24 @@ py::tuple cpu_levels() {
     return py::tuple(names);
 }
 
+double accumulate_moments(int grad_dtype, int total_dtype, const std::vector<uintptr_t>& grads, const std::vector<uintptr_t>& totals,
+                          const std::vector<int64_t>& counts, bool zero_grads, int threads, int simd) {
+    const int best = static_cast<int>(best_moments_simd());
+    std::vector<MomentsTensor> tensors(grads.size());
+    for (size_t k = 0; k < grads.size(); ++k) {
+        tensors[k] = {pointer<void>(grads[k]), totals.empty() ? nullptr : pointer<void>(totals[k]), counts[k]};
+    }
+    const MomentsProblem problem{static_cast<GradDType>(grad_dtype),
+                                 static_cast<GradDType>(total_dtype),
+                                 zero_grads,
+                                 tensors.data(),
+                                 static_cast<int64_t>(tensors.size()),
+                                 threads,
+                                 static_cast<MomentsSimd>(simd < 0 ? best : std::min(simd, best))};
+    py::gil_scoped_release release;
+    return accumulate_moments_cpu(problem);
+}
+
 py::dict info() {
     const DeviceInfo found = device_info();
     py::list devices;
@@ -137,6 +157,9 @@ PYBIND11_MODULE(_C, m) {
     m.attr("compiler") = TTCFAST_COMPILER;
     m.def("add_noise", &add_noise);
     m.attr("cpu_levels") = cpu_levels();
+    m.def("accumulate_moments", &accumulate_moments, py::arg("grad_dtype"), py::arg("total_dtype"), py::arg("grads"), py::arg("totals"),
+          py::arg("counts"), py::arg("zero_grads"), py::arg("threads"), py::arg("simd") = -1);
+    m.def("best_moments_simd", [] { return static_cast<int>(best_moments_simd()); });
     m.def("arm", &arm);
     m.def("device_info", &info);
     m.def("keyed_dropout", &keyed_dropout);

@@ -45,6 +45,10 @@ NOISE = {
     torch.float64: Tolerance(relative=2.3e-16, absolute=6e-17),
 }
 
+# Sums of squares that are exact in float64 and added in float64: at most 2048 additions in a row (32768 elements in 16 lanes), then one per
+# chunk, each with an error of 1.1e-16. Squares of float64 numbers are rounded once more.
+SQUARES = Tolerance(relative=1e-13, absolute=0.0)
+
 
 def assert_within(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance, size: float = 1.0, what: str = "") -> None:
     """Infinities must be the same ones; the rest within the tolerance."""

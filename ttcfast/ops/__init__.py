@@ -1,5 +1,6 @@
 """Operations with a reference, a CPU and a GPU implementation that agree; each is also ``torch.ops.ttcfast.<name>``."""
 
+from .accumulate_moments import accumulate_moments
 from .add_noise import add_noise
 from .arm import ArmScores, arm
 from .info import Info, info
@@ -7,4 +8,4 @@ from .keyed_dropout import keyed_dropout
 from .normal import normal
 from .registry import BackendError
 
-__all__ = ["ArmScores", "BackendError", "Info", "add_noise", "arm", "info", "keyed_dropout", "normal"]
+__all__ = ["ArmScores", "BackendError", "Info", "accumulate_moments", "add_noise", "arm", "info", "keyed_dropout", "normal"]

@@ -1,0 +1,210 @@
+"""Running sums and the squared norm of many tensors: one launch over a table of pointers on the device, then one program over its sums.
+
+The definition is accumulate_moments_ref in ttcfast/ops/accumulate_moments.py. Squares are taken and added in float64: at 12 bytes of memory
+per element, even a GPU with one float64 unit per 64 lanes converts and adds several times faster than the elements arrive. The size of a
+chunk is fixed, so the order of every addition depends on the sizes of the tensors alone.
+"""
+
+from collections import OrderedDict
+
+import torch
+import triton
+import triton.language as tl
+
+CHUNK = 8192  # elements per program
+ROWS = tl.constexpr(4)  # of the table: address of the gradient, of its total, number of elements, first chunk
+MOST_TABLES = 32  # kept, least recently used first out; each is 32 bytes per tensor
+
+ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def pick_config(shape, capability, grad, total):
+    """Blocks and warps for ``shape = (tensors, chunks)``, gradients of dtype ``grad`` and totals of ``total``.
+
+    Returns:
+        (elements per step, tensors per step of the search, warps, partial sums per step of the second stage, its warps).
+
+    Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). From ``python -m bench.aot``, over 1024 and 2048 elements:
+    2048 are two 16-byte loads a thread and tensor in float32, one in 16 bits, within 64 registers, so that four blocks of 256 threads keep
+    64 KiB in flight per multiprocessor (4 TB/s at a microsecond's latency need 30). float64 takes half. Of 16-bit gradients with float32
+    totals 2048 would go through shared memory, from 8 elements a thread to 4, and take up to 100 registers: 1024.
+    """
+    mixed = grad.itemsize != total.itemsize
+    return 1024 if mixed or grad == torch.float64 else 2048, 256, 8, 1024, 8
+
+
+@triton.jit
+def _step(grad, total, inside, BLOCK: tl.constexpr, GRAD: tl.constexpr, TOTAL: tl.constexpr, ACCUMULATE: tl.constexpr, ZERO: tl.constexpr):
+    """Squares of one block, float64; ``inside`` is None where the whole block exists, so that its loads are 16 bytes wide."""
+    at = tl.arange(0, BLOCK)
+    g = tl.load(grad + at, mask=inside, other=None if inside is None else 0.0)
+    wide = g.to(tl.float64)
+    if ACCUMULATE:
+        old = tl.load(total + at, mask=inside)
+        if TOTAL == tl.float64:  # noqa: SIM300
+            tl.store(total + at, old + wide, mask=inside)
+        else:
+            tl.store(total + at, (old.to(tl.float32) + g.to(tl.float32)).to(TOTAL), mask=inside)
+    if ZERO:
+        tl.store(grad + at, tl.zeros([BLOCK], dtype=GRAD), mask=inside)
+    return wide * wide
+
+
+@triton.jit
+def accumulate_moments_partial_kernel(
+    table,  # int64 [ROWS, tensors]
+    partials,  # float64 [chunks]
+    tensors,
+    GRAD: tl.constexpr,
+    TOTAL: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    ZERO: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    chunk = tl.program_id(0).to(tl.int64)
+    # The tensor of this chunk: the last whose first chunk is not after it.
+    lane = tl.arange(0, SEARCH)
+    started = tl.zeros([SEARCH], dtype=tl.int32)
+    for begin in range(0, tensors, SEARCH):
+        first = tl.load(table + 3 * tensors + begin + lane, mask=begin + lane < tensors, other=0x7FFFFFFFFFFFFFFF)
+        started += (first <= chunk).to(tl.int32)
+    column = table + tl.sum(started) - 1
+    grad = tl.load(column).to(tl.pointer_type(GRAD))
+    total = tl.load(column + tensors).to(tl.pointer_type(TOTAL))
+    if ALIGNED:
+        grad = tl.multiple_of(grad, 16)
+        total = tl.multiple_of(total, 16)
+    start = (chunk - tl.load(column + 3 * tensors)) * SIZE
+    left = tl.load(column + 2 * tensors) - start
+
+    squares = tl.zeros([BLOCK], dtype=tl.float64)
+    for step in range(0, SIZE, BLOCK):
+        here = start + step
+        if step + BLOCK <= left:
+            squares += _step(grad + here, total + here, None, BLOCK, GRAD, TOTAL, ACCUMULATE, ZERO)
+        elif step < left:
+            inside = step + tl.arange(0, BLOCK) < left
+            squares += _step(grad + here, total + here, inside, BLOCK, GRAD, TOTAL, ACCUMULATE, ZERO)
+    tl.store(partials + chunk, tl.sum(squares))
+
+
+@triton.jit
+def accumulate_moments_finish_kernel(partials, result, chunks, STEP: tl.constexpr):
+    lane = tl.arange(0, STEP)
+    sums = tl.zeros([STEP], dtype=tl.float64)
+    for start in range(0, chunks, STEP):
+        sums += tl.load(partials + start + lane, mask=start + lane < chunks, other=0.0)
+    tl.store(result, tl.sum(sums))
+
+
+class Tables:
+    """Tables on the device by what they hold, so that gradients that stay where they are cost no copy and no host work.
+
+    A table is used on the stream it was made on alone. One that a CUDA graph has captured is kept for good, since the graph reads it
+    whenever it is replayed. A capture may meet tensors not seen before (their memory comes from the graph's pool): their table is
+    then copied within the graph, from pinned memory set aside by an earlier call, since a capture cannot allocate it.
+    """
+
+    def __init__(self):
+        self.made = OrderedDict()
+        self.spare = None  # pinned memory for the next capture
+        self.kept = []
+
+    def get(self, rows, device):
+        """``rows``: four tuples of integers; returns int64 ``[4, tensors]`` on ``device``."""
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (device, stream, rows)
+        table = self.made.get(key)
+        if table is not None:
+            self.made.move_to_end(key)
+            if capturing:
+                self.kept.append(table)
+            return table
+        if capturing:
+            return self._within_capture(rows, device)
+        table = torch.tensor(rows, dtype=torch.int64).to(device)  # from pageable memory: done when it returns, on any stream
+        self.made[key] = table
+        while len(self.made) > MOST_TABLES:
+            self.made.popitem(last=False)
+        if device.type == "cuda" and (self.spare is None or self.spare.numel() < table.numel()):
+            self.spare = torch.empty(table.numel(), dtype=torch.int64, pin_memory=True)
+        return table
+
+    def _within_capture(self, rows, device):
+        numbers = ROWS.value * len(rows[0])
+        if self.spare is None or self.spare.numel() < numbers:
+            raise RuntimeError(
+                f"accumulate_moments is captured in a CUDA graph with {len(rows[0])} tensors, more than any call before; "
+                "call it once outside the capture with as many tensors (which also compiles the kernel)"
+            )
+        pinned, self.spare = self.spare, None
+        self.kept.append(pinned)
+        pinned[:numbers].copy_(torch.tensor(rows, dtype=torch.int64).flatten())
+        return pinned[:numbers].to(device, non_blocking=True).reshape(ROWS.value, -1)
+
+
+TABLES = Tables()
+
+
+def launch(grads, totals, zero_grads, addresses):
+    """The sum of squares, float64 ``[]``. The arguments are those that ttcfast/ops/accumulate_moments.py has checked; ``addresses`` are
+    those of the totals, then of the gradients."""
+    device = grads[0].device
+    total_at, grad_at = addresses[: len(totals)] or addresses, addresses[len(totals) :]
+    first, rows = 0, []
+    for g, t, grad in zip(grad_at, total_at, grads):
+        count = grad.numel()
+        if count:
+            rows.append((g, t, count, first))
+            first += triton.cdiv(count, CHUNK)
+    result = torch.empty((), dtype=torch.float64, device=device)
+    if not rows:
+        return result.zero_()
+    types = grads[0].dtype, (totals or grads)[0].dtype
+    block, search, warps, step, finish_warps = pick_config((len(rows), first), None, *types)
+    partials = torch.empty(first, dtype=torch.float64, device=device)
+    accumulate_moments_partial_kernel[(first,)](
+        TABLES.get(tuple(zip(*rows)), device),
+        partials,
+        len(rows),
+        GRAD=ELEMENTS[types[0]],
+        TOTAL=ELEMENTS[types[1]],
+        ACCUMULATE=bool(totals),
+        ZERO=zero_grads,
+        ALIGNED=all(address % 16 == 0 for address in addresses),
+        SIZE=CHUNK,
+        BLOCK=block,
+        SEARCH=search,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )
+    accumulate_moments_finish_kernel[(1,)](partials, result, first, STEP=step, num_warps=finish_warps, enable_fp_fusion=False)
+    return result
+
+
+def variants():
+    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers).
+
+    Blocks have 256 threads; 64 registers let four of them share a multiprocessor, which keeps enough memory in flight.
+    """
+    signature = {"table": "*i64", "partials": "*fp64", "tensors": "i32"}
+    pairs = [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float16),
+    ]
+    kinds = {"": (True, False, True), ", zeroing": (True, True, True), ", unaligned, norm alone": (False, False, False)}
+    for grad, total in pairs:
+        block, search, warps, step, finish_warps = pick_config((223, 3000), None, grad, total)
+        for kind, (accumulate, zero, aligned) in kinds.items():
+            constants = {"GRAD": ELEMENTS[grad], "TOTAL": ELEMENTS[total], "ACCUMULATE": accumulate, "ZERO": zero, "ALIGNED": aligned}
+            constants |= {"SIZE": CHUNK, "BLOCK": block, "SEARCH": search}
+            name = f"accumulate_moments {ELEMENTS[grad]} to {ELEMENTS[total]}{kind}"
+            yield name, accumulate_moments_partial_kernel, signature, constants, warps, 64
+    signature = {"partials": "*fp64", "result": "*fp64", "chunks": "i32"}
+    yield "accumulate_moments_finish", accumulate_moments_finish_kernel, signature, {"STEP": step}, finish_warps, 64

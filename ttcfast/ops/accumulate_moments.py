@@ -1,0 +1,216 @@
+"""Running sums and the squared norm of many gradients, in one pass over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import native
+from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of GradDType in csrc/accumulate_moments.h
+
+
+def accumulate_moments(
+    grads: Sequence[Tensor], totals: Sequence[Tensor] | None, *, zero_grads: bool = False, backend: str = "auto"
+) -> Tensor:
+    """Add every gradient to its total and return the sum of all squares: ``totals[i] += grads[i]``, ``sum_i ||grads[i]||^2``.
+
+    Args:
+        grads: gradients, each of any shape; all float32, float64, bfloat16 or float16, on one device.
+        totals: running sums, one per gradient and of its shape, changed in place; of the gradients' dtype, or float32 under 16-bit
+            gradients (the better choice: a 16-bit running sum loses small gradients). None: only the sum of squares is wanted.
+        zero_grads: also set every gradient to zero, in the same pass.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
+
+    Returns:
+        Sum of the squares of all elements, a float64 scalar on the gradients' device; nothing waits for the device. Squares are taken
+        and added in float64, in an order that depends on the sizes alone: the same bits from run to run, for any number of threads
+        and any instruction set of the CPU. Totals are added in their own precision and rounded once, to the bit as by ``add_``.
+        A gradient that is not finite is told by the result: inf if an element is infinite and none is NaN (or if squares of float64
+        overflow), NaN if any is NaN. Its total takes the value all the same. Not differentiable.
+        Reads each gradient and reads and writes each total once: 12 bytes per float32 parameter against 16 of ``_foreach_add_``
+        followed by ``_foreach_norm``, 4 without totals, 4 more with ``zero_grads``.
+        The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
+
+    Raises:
+        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, memory is shared, or something
+            requires grad.
+        BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
+            another order than their total's, are for the reference alone.
+
+    Source: seeds/flow-world-model-plan.md section 6 (the two sums of ESNR); facts/hotpaths.md section 3.
+    """
+    if totals is not None and len(totals) != len(grads):
+        raise ValueError(f"there are {len(totals)} totals and {len(grads)} grads; give one total per gradient, or None")
+    for name, tensors in (("grads", grads), ("totals", totals or ())):
+        if {*map(type, tensors)} != {Tensor}:
+            for i, tensor in enumerate(tensors):
+                if not isinstance(tensor, Tensor):
+                    raise ValueError(f"{name}[{i}] is {tensor!r}; leave out parameters that have no gradient")
+        if {t.layout for t in tensors} - {torch.strided}:
+            i = next(i for i, t in enumerate(tensors) if t.layout != torch.strided)
+            raise ValueError(f"{name}[{i}] is {tensors[i].layout}; give dense tensors (of an Embedding with sparse=False)")
+    if not len(grads):
+        raise ValueError("grads is empty; give at least one gradient")
+    op = torch.ops.ttcfast.accumulate_moments
+    return (op.zero_grads if zero_grads else op.default)(grads, totals or [], backend)
+
+
+def check(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+    """Everything the implementations rely on, so that a wrong argument is a message and never a wrong address.
+
+    Written over whole lists: with hundreds of tensors, a look at each of them in turn would cost as much as a millisecond.
+    """
+    if not grads or len(totals) not in (0, len(grads)):
+        raise ValueError(f"there are {len(totals)} totals and {len(grads)} grads; give one total per gradient, or none")
+    device = grads[0].device
+    for name, tensors in (("grads", grads), ("totals", totals)):
+        if len({t.dtype for t in tensors}) > 1 or {t.device for t in tensors} - {device}:
+            i = next(i for i, t in enumerate(tensors) if t.dtype != tensors[0].dtype or t.device != device)
+            raise ValueError(
+                f"{name}[{i}] is {tensors[i].dtype} on {tensors[i].device}, {name}[0] is {tensors[0].dtype} and grads[0] is on {device}; "
+                f"give all {name} in one dtype, and everything on one device"
+            )
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            i = next(i for i, t in enumerate(tensors) if t.requires_grad)
+            raise ValueError(f"{name}[{i}] requires grad and accumulate_moments is not differentiable; detach it or use torch.no_grad()")
+    _check_dtypes(grads[0].dtype, totals[0].dtype if totals else grads[0].dtype)
+    if totals and [g.shape for g in grads] != [t.shape for t in totals]:
+        i = next(i for i, (g, t) in enumerate(zip(grads, totals)) if g.shape != t.shape)
+        raise ValueError(f"totals[{i}] has shape {tuple(totals[i].shape)} and grads[{i}] {tuple(grads[i].shape)}; they must be the same")
+
+
+def _check_dtypes(grad: torch.dtype, total: torch.dtype) -> None:
+    if grad not in DTYPES:
+        raise ValueError(f"grads are {grad}; give float32, float64, bfloat16 or float16")
+    if total != grad and (total != torch.float32 or grad == torch.float64):
+        wanted = "float64" if grad == torch.float64 else "float32" if grad == torch.float32 else f"float32 or {grad}"
+        raise ValueError(f"totals are {total} and grads {grad}; give totals of {wanted.replace('torch.', '')}")
+
+
+def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> list[int]:
+    """Of the totals, then of the gradients. No tensor may stand twice among those that are written, nor be its own total."""
+    tensors = [*totals, *grads]
+    found = [t.data_ptr() for t in tensors]
+    if len(set(found)) < len(found):
+        seen: dict[int, str] = {}
+        for i, tensor in enumerate(tensors):
+            name = f"totals[{i}]" if i < len(totals) else f"grads[{i - len(totals)}]"
+            if tensor.numel() and seen.setdefault(found[i], name) != name:
+                raise ValueError(f"{name} is the same memory as {seen[found[i]]}; give each gradient and total once")
+    return found
+
+
+def accumulate_moments_ref(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, _addresses: object = None) -> Tensor:
+    """The definition."""
+    result = torch.zeros((), dtype=torch.float64, device=grads[0].device)
+    for grad in grads:
+        result += grad.double().square().sum()
+    for grad, total in zip(grads, totals):
+        total += grad
+    if zero_grads:
+        for grad in grads:
+            grad.zero_()
+    return result
+
+
+def _accumulate_moments_cpu(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, addresses: list[int]) -> Tensor:
+    result = native.module().accumulate_moments(
+        DTYPES.index(grads[0].dtype),
+        DTYPES.index(totals[0].dtype if totals else grads[0].dtype),
+        addresses[len(totals) :],
+        addresses[: len(totals)],
+        [grad.numel() for grad in grads],
+        zero_grads,
+        torch.get_num_threads(),
+    )
+    return torch.tensor(result, dtype=torch.float64)
+
+
+def _accumulate_moments_triton(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, addresses: list[int]) -> Tensor:
+    from ttcfast.kernels import accumulate_moments as kernels
+
+    return kernels.launch(grads, totals, zero_grads, addresses)
+
+
+def _packed_alike(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
+    """Whether element ``k`` of memory is the same element in gradient and total, and every element in between is one of theirs."""
+    if all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, totals)):
+        return None
+    for i, (grad, total) in enumerate(zip(grads, totals or grads)):
+        if not _packed(grad):
+            return f"grads[{i}] has gaps in memory (strides {grad.stride()}, shape {tuple(grad.shape)}); call contiguous() on it"
+        if _moving(grad) != _moving(total):
+            return f"totals[{i}] lies in memory with strides {total.stride()} and grads[{i}] with {grad.stride()}; they must be the same"
+    return None
+
+
+def _moving(tensor: Tensor) -> list[tuple[int, int]]:
+    """Stride and size of the axes along which there is anything to move."""
+    return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1]
+
+
+def _packed(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(_moving(tensor)):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _cpu_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
+    if grads[0].device.type != "cpu":
+        return f"the tensors are on {grads[0].device}; the C++ path reads host memory"
+    return _packed_alike(grads, totals)
+
+
+def _triton_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
+    return triton_device(grads[0].device.type) or _packed_alike(grads, totals)
+
+
+# On the CPU the C++ path is first, on CUDA Triton.
+BACKENDS = register(
+    "accumulate_moments",
+    [
+        Backend("cpu", native.available, _cpu_supports, _accumulate_moments_cpu),
+        Backend("triton", triton_available, _triton_supports, _accumulate_moments_triton),
+        Backend("reference", yes, yes, accumulate_moments_ref),
+    ],
+)
+
+# Two overloads, so that the schema of each says exactly what is written.
+_lib.define("accumulate_moments(Tensor[] grads, Tensor(a!)[] totals, str backend) -> Tensor")
+_lib.define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] totals, str backend) -> Tensor")
+
+
+def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_grads: bool = False) -> Tensor:
+    check(grads, totals)
+    addresses = _addresses(grads, totals)
+    chosen = choose("accumulate_moments", BACKENDS, backend, grads, totals)
+    if chosen.name != "reference":  # what is written through addresses is told to autograd, and refused where torch would refuse it
+        written = [*totals, *(grads if zero_grads else ())]
+        if not torch.is_inference_mode_enabled() and any(map(Tensor.is_inference, written)):
+            raise RuntimeError("an inference tensor cannot be changed outside torch.inference_mode(); clone() it first")
+        torch.autograd.graph.increment_version(written)
+    return chosen.run(grads, totals, zero_grads, addresses)
+
+
+def _run_and_zero(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Tensor:
+    return _run(grads, totals, backend, zero_grads=True)
+
+
+def _fake(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Tensor:
+    check(grads, totals)
+    return torch.empty((), dtype=torch.float64, device=grads[0].device)
+
+
+for _name, _function in (("accumulate_moments", _run), ("accumulate_moments.zero_grads", _run_and_zero)):
+    for _key in ("CPU", "CUDA"):
+        _lib.impl(_name, _function, _key)
+    torch.library.register_fake(f"ttcfast::{_name}", _fake, lib=_lib)
