@@ -19,9 +19,10 @@ _NAMES = {  # short name -> where it lives
     "ARMScorer": "ttcfast.rewards.common",
     "TTCConfig": "ttcfast.ttc.inference",
     "TTCGreedy": "ttcfast.ttc.inference",
+    "esnr": "ttcfast.pwm.utils.metrics",
     "info": "ttcfast.ops",
 }
-_PACKAGES = ("core", "data", "metrics", "models", "ops", "physics", "rewards", "stochastic_sampling", "ttc")
+_PACKAGES = ("core", "data", "metrics", "models", "ops", "physics", "pwm", "rewards", "stochastic_sampling", "ttc")
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]
 

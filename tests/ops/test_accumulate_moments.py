@@ -160,7 +160,7 @@ def test_runs_under_inference_mode(backend, device):
     with torch.inference_mode():
         total = torch.zeros(3, device=device)
         assert float(accumulate_moments([torch.ones(3, device=device)], [total], backend=backend)) == 3
-    with pytest.raises(RuntimeError, match="[Ii]nference tensor"):
+    with pytest.raises(RuntimeError, match=r"[Ii]nference tensor"):
         accumulate_moments([torch.ones(3, device=device)], [total], backend=backend)
 
 

@@ -1,0 +1,1 @@
+"""Flow-matching world models for policy learning."""

@@ -1,0 +1,1 @@
+"""What world models and their training are measured by."""

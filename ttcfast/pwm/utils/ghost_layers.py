@@ -1,0 +1,266 @@
+"""What ``GhostNorms`` gathers of each kind of layer during a backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MOST_NUMBERS = 1 << 24  # of a temporary: microbatches are taken in groups below it
+
+
+class Split:
+    """How an activation falls into microbatches."""
+
+    def __init__(self, samples: int, microbatches: int, batch_dim: int, verify: bool = True) -> None:
+        self.samples, self.microbatches, self.batch_dim, self.verify = samples, microbatches, batch_dim, verify
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., D]`` with the batch at ``batch_dim`` -> rows by microbatch, ``[M, R, D]``; 16-bit numbers in float32."""
+        x = x.detach().movedim(self.batch_dim, 0)
+        x = x.reshape(self.microbatches, -1, x.shape[-1])
+        return x.float() if x.is_floating_point() and x.element_size() == 2 else x
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether an activation ``[..., D]`` of this shape has the batch where it should be."""
+        axes = len(shape)
+        return axes >= 2 and -axes <= self.batch_dim < axes - 1 and self.batch_dim != -1 and shape[self.batch_dim] == self.samples
+
+
+Probe = tuple["Layer", str, Tensor, Tensor, Tensor]  # layer, parameter, its contributions, their magnitudes' sum, what .grad says
+
+
+class Layer:
+    """What is gathered of one module: ``take`` is called in the backward with each use's input and output gradient."""
+
+    def __init__(self, name: str, module: Any, split: Split) -> None:
+        self.name, self.module, self.split = name, module, split
+        self.trained = {n for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+        self.feature_axes = 1
+        self.uses = 0
+        self.dtype = torch.float32
+        self.norms: Tensor | None = None  # [M] float64
+        self.found: dict[str, tuple[Tensor, Tensor]] = {}  # by parameter: sum of the projected contributions, sum of their magnitudes
+
+    @classmethod
+    def refuses(cls, module: Any) -> str | None:
+        """Why this module cannot be measured though others of its kind can."""
+        return None
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        if not output.requires_grad:
+            return
+        if not self.split.fits((*output.shape[: output.ndim - self.feature_axes], 1)):
+            raise ValueError(
+                f"{self.name} ({type(module).__name__}) gives {tuple(output.shape)}, in which axis {self.split.batch_dim} is not the batch "
+                f"of {self.split.samples}; set the batch axis of activations, or use method='loop'"
+            )
+        x = args[0] if args else next(iter(kwargs.values()))
+        self.uses += 1
+        self.dtype = output.dtype
+        output.register_hook(lambda g: self.take(x, g))
+
+    def take(self, x: Tensor, g: Tensor) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> Tensor | None:
+        """``[M]``: squared norms, once the backward is done; None where no gradient came by."""
+        return self.norms
+
+    def add(self, squares: Tensor) -> None:
+        self.norms = squares if self.norms is None else self.norms + squares
+
+    def probe(self, parameter: str, terms: Tensor) -> None:
+        total, size = terms.sum(dtype=torch.float64), terms.abs().sum(dtype=torch.float64)
+        before = self.found.get(parameter)
+        self.found[parameter] = (total, size) if before is None else (before[0] + total, before[1] + size)
+
+    def probes(self) -> Iterator[Probe]:
+        """For each parameter, what was contributed and what is in ``.grad``, projected on the same direction."""
+        for parameter in sorted(self.trained):
+            weight = getattr(self.module, parameter)
+            zero = torch.zeros((), dtype=torch.float64, device=weight.device)
+            total, size = self.found.get(parameter, (zero, zero))
+            yield self, parameter, total, size, zero if weight.grad is None else self.projected(_wide(weight.grad))
+
+    def projected(self, grad: Tensor) -> Tensor:
+        while grad.ndim:
+            grad = _along(grad)
+        return grad
+
+
+class Linear(Layer):
+    """weight [out, in], bias [out]. A bias is a feature that is always 1: it adds 1 to each product of inputs."""
+
+    def __init__(self, name: str, module: nn.Linear, split: Split) -> None:
+        super().__init__(name, module, split)
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # of each use, [M, R, in] and [M, R, out]
+        self.weight, self.bias = "weight" in self.trained, "bias" in self.trained
+
+    def take(self, x: Tensor, g: Tensor) -> None:
+        pair = self.split(x), self.split(g)
+        self.pairs.append(pair)
+        if self.split.verify:
+            along = _along(pair[1])  # [M, R]
+            if self.weight:
+                self.probe("weight", along * _along(pair[0]))
+            if self.bias:
+                self.probe("bias", along)
+        if self.uses == 1:
+            self._measure()
+
+    def finish(self) -> Tensor | None:
+        if self.pairs:
+            self._measure()
+        return self.norms
+
+    def _measure(self) -> None:
+        x, g = self.pairs[0]
+        rows, inputs, outputs = sum(x.shape[1] for x, _ in self.pairs), x.shape[2], g.shape[2]
+        if not self.weight:
+            self.add(_square_norms(torch.stack([g.sum(1) for _, g in self.pairs]).sum(0)))
+        elif rows == 1:
+            self.add((_square_norms(x[:, 0]) + self.bias) * _square_norms(g[:, 0]))
+        elif rows * (inputs + outputs) < inputs * outputs:
+            x, g = (self.pairs[0][i] if len(self.pairs) == 1 else torch.cat([pair[i] for pair in self.pairs], 1) for i in (0, 1))
+            self.add(_in_groups(self.split.microbatches, rows * rows, lambda m: self._gram(x[m], g[m])))
+        else:
+            self.add(_in_groups(self.split.microbatches, inputs * outputs, self._formed))
+        self.pairs.clear()
+
+    def _gram(self, x: Tensor, g: Tensor) -> Tensor:
+        products = torch.bmm(x, x.transpose(1, 2)) + float(self.bias)  # [m, R, R]
+        return products.mul_(torch.bmm(g, g.transpose(1, 2))).sum((1, 2), dtype=torch.float64)
+
+    def _formed(self, m: slice) -> Tensor:
+        total, bias = None, None
+        for x, g in self.pairs:
+            transposed = g[m].transpose(1, 2)
+            total = torch.bmm(transposed, x[m]) if total is None else torch.baddbmm(total, transposed, x[m])
+            if self.bias:
+                bias = g[m].sum(1) if bias is None else bias + g[m].sum(1)
+        assert total is not None
+        squares = _square_norms(total.flatten(1))
+        return squares if bias is None else squares + _square_norms(bias)
+
+
+class LayerNorm(Layer):
+    """weight and bias of the normalised shape; their gradients per microbatch are as small as activations and are formed."""
+
+    def __init__(self, name: str, module: nn.LayerNorm, split: Split) -> None:
+        super().__init__(name, module, split)
+        self.feature_axes = len(module.normalized_shape)
+        self.sums: dict[str, Tensor] = {}  # by parameter, [M, D]
+
+    def take(self, x: Tensor, g: Tensor) -> None:
+        g = self.split(g.flatten(-self.feature_axes))
+        if "weight" in self.trained:
+            rows = self.split(x.flatten(-self.feature_axes))
+            self._add("weight", functional.layer_norm(rows, rows.shape[-1:], eps=self.module.eps).mul_(g))
+        if "bias" in self.trained:
+            self._add("bias", g)
+
+    def _add(self, parameter: str, rows: Tensor) -> None:
+        if self.split.verify:
+            self.probe(parameter, _along(rows))
+        total = rows.sum(1) if rows.shape[1] > 1 else rows[:, 0]
+        self.sums[parameter] = self.sums[parameter] + total if parameter in self.sums else total
+        if self.uses == 1:
+            self.add(_square_norms(self.sums.pop(parameter)))
+
+    def finish(self) -> Tensor | None:
+        while self.sums:
+            self.add(_square_norms(self.sums.popitem()[1]))
+        return self.norms
+
+    def projected(self, grad: Tensor) -> Tensor:
+        return super().projected(grad.flatten())
+
+
+class Embedding(Layer):
+    """weight [numbers, D]: the rows that a microbatch looked up several times are added before the norm is taken."""
+
+    def __init__(self, name: str, module: nn.Embedding, split: Split) -> None:
+        super().__init__(name, module, split)
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # of each use, [M, R] and [M, R, D]
+
+    @classmethod
+    def refuses(cls, module: nn.Embedding) -> str | None:
+        return "sparse=True" if module.sparse else "scale_grad_by_freq=True" if module.scale_grad_by_freq else None
+
+    def take(self, x: Tensor, g: Tensor) -> None:
+        index, g = self.split(x.unsqueeze(-1))[..., 0], self.split(g)
+        if self.module.padding_idx is not None:
+            g = g * (index != self.module.padding_idx).unsqueeze(-1)
+        self.pairs.append((index, g))
+        if self.split.verify:
+            self.probe("weight", _along(g))
+
+    def projected(self, grad: Tensor) -> Tensor:
+        return _along(grad).sum(dtype=torch.float64)
+
+    def finish(self) -> Tensor | None:
+        if self.pairs:
+            index, g = (torch.cat([pair[i] for pair in self.pairs], 1) for i in (0, 1))
+            numbers, m = self.module.num_embeddings, self.split.microbatches
+            key = torch.arange(m, device=index.device).unsqueeze(1) * numbers + index  # [M, R]
+            looked_up, place = key.flatten().unique(return_inverse=True)
+            sums = g.new_zeros(len(looked_up), g.shape[-1]).index_add_(0, place, g.flatten(0, 1))
+            squares = torch.zeros(m, dtype=torch.float64, device=g.device)
+            self.add(squares.index_add_(0, looked_up // numbers, _square_norms(sums)))
+            self.pairs.clear()
+        return self.norms
+
+
+class Broadcast:
+    """A parameter that stands as ``[B, *shape]`` beside the activations while it is measured."""
+
+    def __init__(self, name: str, owner: nn.Module, attribute: str, split: Split) -> None:
+        if type(owner) in RULES:
+            raise ValueError(f"broadcast names {name!r}, which belongs to a {type(owner).__name__}; it is measured without being named")
+        self.owner, self.attribute, self.split = owner, attribute, split
+        self.parameter: nn.Parameter = getattr(owner, attribute)
+        self.norms: Tensor | None = None
+
+    def put(self) -> None:
+        if self.parameter.requires_grad:
+            beside = self.parameter.expand(self.split.samples, *self.parameter.shape)
+            beside.register_hook(self.take)
+            self.owner.__dict__[self.attribute] = beside  # found before the parameter of that name
+
+    def remove(self) -> None:
+        self.owner.__dict__.pop(self.attribute, None)
+
+    def take(self, g: Tensor) -> None:
+        rows = _wide(g.detach()).reshape(self.split.microbatches, self.split.samples // self.split.microbatches, -1)
+        self.norms = _square_norms(rows.sum(1))
+
+    def finish(self) -> Tensor | None:
+        return self.norms
+
+
+RULES: dict[type[nn.Module], type[Layer]] = {nn.Linear: Linear, nn.LayerNorm: LayerNorm, nn.Embedding: Embedding}
+
+
+def _in_groups(microbatches: int, numbers: int, squares: Callable[[slice], Tensor]) -> Tensor:
+    """``[M]``, computed for as many microbatches at a time as keep temporaries of ``numbers`` each small."""
+    step = max(1, MOST_NUMBERS // max(1, numbers))
+    return torch.cat([squares(slice(start, start + step)) for start in range(0, microbatches, step)])
+
+
+def _square_norms(rows: Tensor) -> Tensor:
+    """``[n, D]`` -> ``[n]``, float64; in one pass, no square is stored."""
+    return torch.linalg.vector_norm(rows, dim=1).double().square()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.element_size() == 2 else x
+
+
+def _along(x: Tensor) -> Tensor:
+    """``[..., D]`` -> ``[...]``: projected on a fixed vector without structure, drawn from no generator."""
+    numbers = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64, device=x.device)
+    return x @ torch.cos(numbers.square()).to(x.dtype)

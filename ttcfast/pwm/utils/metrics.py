@@ -1,0 +1,6 @@
+"""What a world model and the gradients through it are measured by."""
+
+from .esnr_meter import ESNRMeter, Measurement
+from .signal_to_noise import ESNR, esnr
+
+__all__ = ["ESNR", "ESNRMeter", "Measurement", "esnr"]
