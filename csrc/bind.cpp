@@ -12,6 +12,8 @@
 #include "arm.h"
 #include "device_info.h"
 #include "keyed.h"
+#include "heun.h"
+#include "norm_mish.h"
 
 #define TTCFAST_ABI 2  // the same as ABI in ttcfast/ops/native.py
 
@@ -130,6 +132,52 @@ double accumulate_moments(int grad_dtype, int total_dtype, const std::vector<uin
     return accumulate_moments_cpu(problem);
 }
 
+void heun(bool wide, int64_t count, uintptr_t base, uintptr_t first, uintptr_t second, double step, double ratio, int64_t group,
+          uintptr_t out, int threads) {
+    const HeunUpdate update{wide,
+                            count,
+                            pointer<const void>(base),
+                            pointer<const void>(first),
+                            pointer<const void>(second),
+                            step,
+                            ratio,
+                            group,
+                            pointer<void>(out),
+                            threads};
+    py::gil_scoped_release release;
+    heun_cpu(update);
+}
+
+// in: x, rows, bias, scale, shift.
+NormMish norm_mish_problem(bool wide, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads) {
+    return {wide,
+            count,
+            width,
+            pointer<const void>(in[0]),
+            pointer<const void>(in[1]),
+            pointer<const void>(in[2]),
+            pointer<const void>(in[3]),
+            pointer<const void>(in[4]),
+            eps,
+            threads};
+}
+
+void norm_mish(bool wide, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads, uintptr_t y,
+               uintptr_t stats) {
+    const NormMish problem = norm_mish_problem(wide, count, width, in, eps, threads);
+    py::gil_scoped_release release;
+    norm_mish_cpu(problem, pointer<void>(y), pointer<void>(stats));
+}
+
+// out: gradient of x, y, gradients of scale and shift.
+void norm_mish_backward(bool wide, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads,
+                        uintptr_t grad, uintptr_t stats, const std::array<uintptr_t, 4>& out) {
+    const NormMish problem = norm_mish_problem(wide, count, width, in, eps, threads);
+    py::gil_scoped_release release;
+    norm_mish_backward_cpu(problem, pointer<const void>(grad), pointer<const void>(stats), pointer<void>(out[0]), pointer<void>(out[1]),
+                           pointer<void>(out[2]), pointer<void>(out[3]));
+}
+
 py::dict info() {
     const DeviceInfo found = device_info();
     py::list devices;
@@ -166,4 +214,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("keyed_instructions", &keyed_instructions);
     m.def("keyed_words", &keyed_words);
     m.def("normal", &normal);
+    m.def("heun", &heun);
+    m.def("norm_mish", &norm_mish);
+    m.def("norm_mish_backward", &norm_mish_backward);
 }

@@ -50,6 +50,19 @@ NOISE = {
 SQUARES = Tolerance(relative=1e-13, absolute=0.0)
 
 
+# Vector updates round three or four times per entry; a mean over a group of 12 adds a few more.
+UPDATES = {torch.float32: Tolerance(relative=4e-7, absolute=2e-7), torch.float64: Tolerance(relative=1e-15, absolute=4e-16)}
+
+# LayerNorm and Mish: means over up to 1792 entries, a division, an exponential within 2 ulp and ten products; the float32 rounding of
+# the normalised value alone moves the result by 6e-8 of its size, a few units. bfloat16 results are rounded once more (2^-9; Triton's
+# interpreter cuts instead, 2^-8).
+ACTIVATIONS = {
+    torch.float32: Tolerance(relative=4e-6, absolute=2e-6),
+    torch.bfloat16: Tolerance(relative=8e-3, absolute=1e-5),
+    torch.float64: Tolerance(relative=1e-13, absolute=1e-14),
+}
+
+
 def assert_within(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance, size: float = 1.0, what: str = "") -> None:
     """Infinities must be the same ones; the rest within the tolerance."""
     actual, expected = actual.double().cpu(), expected.double().cpu()

@@ -21,8 +21,9 @@ _NAMES = {  # short name -> where it lives
     "TTCGreedy": "ttcfast.ttc.inference",
     "esnr": "ttcfast.pwm.utils.metrics",
     "info": "ttcfast.ops",
+    "integrate": "ttcfast.integrators",
 }
-_PACKAGES = ("core", "data", "metrics", "models", "ops", "physics", "pwm", "rewards", "stochastic_sampling", "ttc")
+_PACKAGES = ("core", "data", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "stochastic_sampling", "ttc")
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]
 

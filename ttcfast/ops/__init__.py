@@ -3,9 +3,24 @@
 from .accumulate_moments import accumulate_moments
 from .add_noise import add_noise
 from .arm import ArmScores, arm
+from .heun import heun_correct, heun_predict
 from .info import Info, info
 from .keyed_dropout import keyed_dropout
+from .norm_mish import norm_mish
 from .normal import normal
 from .registry import BackendError
 
-__all__ = ["ArmScores", "BackendError", "Info", "accumulate_moments", "add_noise", "arm", "info", "keyed_dropout", "normal"]
+__all__ = [
+    "ArmScores",
+    "BackendError",
+    "Info",
+    "accumulate_moments",
+    "add_noise",
+    "arm",
+    "heun_correct",
+    "heun_predict",
+    "info",
+    "keyed_dropout",
+    "norm_mish",
+    "normal",
+]

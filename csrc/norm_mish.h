@@ -1,0 +1,30 @@
+// y = mish(LayerNorm(x + rows + bias)) along rows, and its gradient. Plain structs and functions; the definition is norm_mish_ref in
+// ttcfast/ops/norm_mish.py.
+#pragma once
+
+#include <cstdint>
+
+namespace ttcfast {
+
+// All tensors are contiguous floats, or doubles where `wide`.
+struct NormMish {
+    bool wide;
+    int64_t count, width;  // rows, numbers per row
+    const void* x;         // [count, width]
+    const void* rows;      // [count, width], or null
+    const void* bias;      // [width]
+    const void* scale;     // [width]
+    const void* shift;     // [width]
+    double eps;
+    int threads;
+};
+
+// y [count, width]; stats [count, 2]: mean and reciprocal standard deviation of each row.
+void norm_mish_cpu(const NormMish& p, void* y, void* stats);
+
+// grad, of y [count, width]; grad_x [count, width], which is also that of rows and, summed over rows, that of bias.
+// y [count, width], or null; grad_scale and grad_shift [width], or both null.
+void norm_mish_backward_cpu(const NormMish& p, const void* grad, const void* stats, void* grad_x, void* y, void* grad_scale,
+                            void* grad_shift);
+
+}  // namespace ttcfast

@@ -1,0 +1,205 @@
+"""Bias, LayerNorm and Mish of whole rows in registers, and their gradient with Mish and the normalised rows recomputed.
+
+The definition is norm_mish_ref in ttcfast/ops/norm_mish.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+PROGRAMS = 264  # most programs that leave partial sums of the parameters' gradients: two for each multiprocessor of an H100
+
+
+def pick_config(shape, capability, wide=False):
+    """Rows per step of a program, block width and warps for ``shape = (rows, width)``; ``wide`` for float64.
+
+    Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). From ``python -m bench.aot``: 16 entries per thread spill in
+    the backward pass, 8 (4 in float64) do not.
+    """
+    block = triton.next_power_of_2(shape[1])
+    entries = 512 if wide else 1024
+    rows = max(1, entries // block)
+    return rows, block, 4 if block <= entries else min(16, 4 * block // entries)
+
+
+@triton.jit
+def _gate(x):
+    """mish(x) / x = n / (n + 2) with n = e^x (e^x + 2); and e^x and 1 / (n + 2), of which the slope is made."""
+    w = tl.exp(tl.minimum(x, 20.0))
+    n = w * (w + 2)
+    inverse = 1 / (n + 2)
+    return n * inverse, w, inverse
+
+
+@triton.jit
+def _total(x, rows, bias, at, column, inside, within, ACC: tl.constexpr):
+    total = tl.load(x + at, mask=inside, other=0.0).to(ACC) + tl.load(bias + column, mask=within, other=0.0)[None, :]
+    if rows is not None:
+        total += tl.load(rows + at, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit
+def norm_mish_kernel(
+    x,
+    rows,
+    bias,
+    scale,
+    shift,
+    y,
+    stats,
+    count,
+    width,
+    eps: tl.float64,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS).to(tl.int64)  # [ROWS]
+    column = tl.arange(0, BLOCK)  # [BLOCK]
+    within = column < width
+    inside = (row[:, None] < count) & within[None, :]
+    at = row[:, None] * width + column[None, :]
+    total = _total(x, rows, bias, at, column, inside, within, ACC)
+    mean = tl.sum(total, 1) / width
+    offset = tl.where(inside, total - mean[:, None], 0.0)
+    rstd = 1 / tl.sqrt(tl.sum(offset * offset, 1) / width + tl.full((), eps, tl.float64).to(ACC))
+    weight = tl.load(scale + column, mask=within, other=0.0)[None, :]
+    normal = offset * rstd[:, None] * weight + tl.load(shift + column, mask=within, other=0.0)[None, :]
+    gate, _, _ = _gate(normal)
+    tl.store(y + at, normal * gate, mask=inside)
+    tl.store(stats + 2 * row, mean, mask=row < count)
+    tl.store(stats + 2 * row + 1, rstd, mask=row < count)
+
+
+@triton.jit
+def norm_mish_backward_kernel(
+    grad,
+    x,
+    rows,
+    bias,
+    scale,
+    shift,
+    stats,
+    grad_x,
+    y,
+    partials,
+    count,
+    width,
+    steps,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)  # [BLOCK]
+    within = column < width
+    weight = tl.load(scale + column, mask=within, other=0.0)[None, :]
+    level = tl.load(shift + column, mask=within, other=0.0)[None, :]
+    if partials is not None:
+        grad_scale = tl.zeros([BLOCK], dtype=ACC)
+        grad_shift = tl.zeros([BLOCK], dtype=ACC)
+    for step in range(steps):
+        row = (program * steps + step) * ROWS + tl.arange(0, ROWS).to(tl.int64)  # [ROWS]
+        inside = (row[:, None] < count) & within[None, :]
+        at = row[:, None] * width + column[None, :]
+        mean = tl.load(stats + 2 * row, mask=row < count, other=0.0)
+        rstd = tl.load(stats + 2 * row + 1, mask=row < count, other=0.0)
+        total = _total(x, rows, bias, at, column, inside, within, ACC)
+        hat = tl.where(inside, (total - mean[:, None]) * rstd[:, None], 0.0)
+        normal = hat * weight + level
+        gate, w, inverse = _gate(normal)
+        if y is not None:
+            tl.store(y + at, normal * gate, mask=inside)
+        slope = gate + normal * (4 * w * (w + 1) * inverse * inverse)
+        inner = tl.load(grad + at, mask=inside, other=0.0).to(ACC) * slope
+        if partials is not None:
+            grad_scale += tl.sum(inner * hat, 0)
+            grad_shift += tl.sum(inner, 0)
+        outer = inner * weight
+        along = tl.sum(outer * hat, 1) / width
+        result = rstd[:, None] * (outer - (tl.sum(outer, 1) / width)[:, None] - hat * along[:, None])
+        tl.store(grad_x + at, result, mask=inside)
+    if partials is not None:
+        into = partials + program * 2 * width + column
+        tl.store(into, grad_scale, mask=within)
+        tl.store(into + width, grad_shift, mask=within)
+
+
+def _config(x, scale):
+    width = x.shape[-1]
+    count = x.numel() // width
+    capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
+    wide = scale.dtype == torch.float64
+    return count, width, tl.float64 if wide else tl.float32, pick_config((count, width), capability, wide)
+
+
+def launch(x, rows, bias, scale, shift, eps, y, stats):
+    """Fill ``y`` and ``stats``. All contiguous; checked by ttcfast/ops/norm_mish.py."""
+    count, width, acc, (per_step, block, warps) = _config(x, scale)
+    if count == 0:
+        return
+    norm_mish_kernel[(triton.cdiv(count, per_step),)](
+        x,
+        rows,
+        bias,
+        scale,
+        shift,
+        y,
+        stats,
+        count,
+        width,
+        eps,
+        ACC=acc,
+        ROWS=per_step,
+        BLOCK=block,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )
+
+
+def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, parameters):
+    """Fill ``grad_x`` and, where it is not None, ``y``; returns the gradients of scale and shift where ``parameters`` asks for them."""
+    count, width, acc, (per_step, block, warps) = _config(x, scale)
+    if count == 0:
+        return (torch.zeros_like(scale), torch.zeros_like(scale)) if parameters else None
+    groups = triton.cdiv(count, per_step)
+    steps = triton.cdiv(groups, PROGRAMS) if parameters else 1
+    programs = triton.cdiv(groups, steps)
+    partials = scale.new_empty((programs, 2, width)) if parameters else None
+    norm_mish_backward_kernel[(programs,)](
+        grad,
+        x,
+        rows,
+        bias,
+        scale,
+        shift,
+        stats,
+        grad_x,
+        y,
+        partials,
+        count,
+        width,
+        steps,
+        ACC=acc,
+        ROWS=per_step,
+        BLOCK=block,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )
+    return None if partials is None else (partials[:, 0].sum(0), partials[:, 1].sum(0))
+
+
+def variants():
+    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers)."""
+    for stored, acc in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
+        for width in (512, 1792) if acc == "fp32" else (512,):
+            per_step, block, warps = pick_config((4096, width), None, acc == "fp64")
+            constants = {"ACC": tl.float64 if acc == "fp64" else tl.float32, "ROWS": per_step, "BLOCK": block}
+            shared = {"x": f"*{stored}", "rows": f"*{acc}", "bias": f"*{acc}", "scale": f"*{acc}", "shift": f"*{acc}", "stats": f"*{acc}"}
+            shared |= {"y": f"*{stored}", "count": "i32", "width": "i32"}
+            yield f"norm_mish {stored} {width}", norm_mish_kernel, {**shared, "eps": "fp64"}, constants, warps, 128
+            signature = {**shared, "grad": f"*{stored}", "grad_x": f"*{stored}", "partials": f"*{acc}", "steps": "i32"}
+            for name, absent in (("trained", {}), ("frozen", {"y": None, "partials": None})):
+                rest = {k: v for k, v in signature.items() if k not in absent}
+                yield f"norm_mish_backward {stored} {width} {name}", norm_mish_backward_kernel, rest, {**constants, **absent}, warps, 255

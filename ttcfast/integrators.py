@@ -1,0 +1,137 @@
+"""Fixed-step integrators of a velocity field over the unit interval: Heun's method (explicit trapezoidal rule) and Euler's.
+
+World models and flow surrogates share them, so that a rollout and the loss that trains it take the same steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ttcfast.ops import heun_correct, heun_predict
+from ttcfast.spec import whole
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Integrator(ABC):
+    """K substeps of equal length from ``start`` to ``end``.
+
+    Args:
+        substeps: K, at least 1.
+
+    Raises:
+        ValueError: substeps below 1.
+    """
+
+    substeps: int = 2
+    name: ClassVar[str]
+    order: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        whole("substeps", self.substeps, 1)
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Evaluations of the velocity per call."""
+
+    @abstractmethod
+    def step(self, velocity: Velocity, z: Tensor, tau: float, dt: float) -> Tensor:
+        """One substep of length ``dt`` from time ``tau``."""
+
+    def __call__(self, velocity: Velocity, z: Tensor, *, start: float = 0.0, end: float = 1.0) -> Tensor:
+        """Integrate ``dz/dtau = velocity(z, tau)``.
+
+        Args:
+            velocity: gives the slope of a state ``[..., D]`` at a time, in its shape and dtype; time is a Python number.
+            z: state at ``start``, ``[..., D]``, float32 or float64.
+            start: time of ``z``.
+            end: time of the result; before ``start`` it integrates backwards.
+
+        Returns:
+            State at ``end``, like ``z``. Differentiable in ``z`` and in whatever the velocity depends on. Nothing waits for the device, so
+            that the whole loop can be captured as one CUDA graph.
+
+        Raises:
+            ValueError: the velocity's shape, dtype or device is not that of the state.
+        """
+        dt = (end - start) / self.substeps
+        for k in range(self.substeps):
+            z = self.step(velocity, z, start + k * dt, dt)
+        return z
+
+    def times(self) -> list[float]:
+        """The distinct times of the unit interval at which the velocity is asked for, ascending."""
+        return [k / self.substeps for k in range(self.substeps + (self.order > 1))]
+
+
+@dataclass(frozen=True)
+class Heun(Integrator):
+    """Explicit trapezoidal rule, order 2, two evaluations per substep (torchdiffeq's ``heun2``).
+
+    Source: seeds/flow-world-model-plan.md section 4.
+    """
+
+    name = "heun"
+    order = 2
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.substeps
+
+    def step(self, velocity: Velocity, z: Tensor, tau: float, dt: float) -> Tensor:
+        k1 = velocity(z, tau)
+        k2 = velocity(heun_predict(z, k1, dt), tau + dt)
+        return heun_correct(z, k1, k2, dt)
+
+
+@dataclass(frozen=True)
+class Euler(Integrator):
+    """Forward Euler, order 1, one evaluation per substep; the ablation of the plan's section 4."""
+
+    name = "euler"
+    order = 1
+
+    @property
+    def evaluations(self) -> int:
+        return self.substeps
+
+    def step(self, velocity: Velocity, z: Tensor, tau: float, dt: float) -> Tensor:
+        return heun_predict(z, velocity(z, tau), dt)
+
+
+METHODS: dict[str, type[Integrator]] = {"heun": Heun, "heun2": Heun, "euler": Euler}
+
+
+def make(method: str, substeps: int) -> Integrator:
+    """The integrator of that name, ``"heun"`` (also ``"heun2"``, torchdiffeq's name) or ``"euler"``.
+
+    Raises:
+        ValueError: the name is unknown, or substeps is below 1.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
+    return METHODS[method](substeps)
+
+
+def integrate(velocity: Velocity, z: Tensor, *, method: str = "heun", substeps: int = 2, start: float = 0.0, end: float = 1.0) -> Tensor:
+    """``make(method, substeps)(velocity, z)``: see :class:`Integrator`.
+
+    Args:
+        velocity: ``velocity(z, tau)``; torchdiffeq's functions take the time first.
+        z: state at ``start``, ``[..., D]``, float32 or float64.
+        method: ``"heun"`` or ``"euler"``.
+        substeps: K.
+        start: time of ``z``.
+        end: time of the result.
+
+    Raises:
+        ValueError: an unknown method, substeps below 1, or a velocity of another shape, dtype or device than the state.
+    """
+    return make(method, substeps)(velocity, z, start=start, end=end)

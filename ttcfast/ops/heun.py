@@ -1,0 +1,212 @@
+"""The vector updates of Heun's and Euler's method, each in one pass over memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import whole
+
+from . import native
+from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: str = "auto") -> Tensor:
+    """Euler update ``z + dt k1``: the predictor of Heun's method, and the whole of Euler's.
+
+    Args:
+        z: state at the start of the substep, ``[..., D]``, float32 or float64.
+        k1: velocity at ``(z, t)``, ``[..., D]`` like ``z``, in its dtype; bfloat16 as well where ``z`` is float32.
+        dt: substep, in the time unit of the velocity.
+        group: take out of ``k1`` the mean of every ``group`` consecutive entries first, so that the sums of those entries of ``z`` stay as
+            they are (latents on products of simplices); 0 leaves ``k1`` alone. It divides D.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
+            and bfloat16 ones on the CPU, to the reference.
+
+    Returns:
+        Shape and dtype of ``z``. Differentiable, twice too. NaN and infinities propagate. With ``group`` 0 all backends give the same bits.
+
+    Raises:
+        ValueError: shapes, dtypes or devices differ, or ``group`` does not divide D.
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: seeds/flow-world-model-plan.md section 4; DECISIONS, world models 6.
+    """
+    return torch.ops.ttcfast.heun_predict(z, k1, dt, group, backend)
+
+
+def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0, backend: str = "auto") -> Tensor:
+    """Trapezoidal update ``z + dt/2 (k1 + k2)`` of Heun's method.
+
+    Args:
+        z: state at the start of the substep, ``[..., D]``, float32 or float64.
+        k1: velocity at ``(z, t)``, as for :func:`heun_predict`.
+        k2: velocity at ``(z + dt k1, t + dt)``, shape and dtype of ``k1``.
+        dt: substep, in the time unit of the velocity.
+        group: as for :func:`heun_predict`, for the sum of both velocities.
+        backend: as for :func:`heun_predict`.
+
+    Returns:
+        State at the end of the substep, shape and dtype of ``z``; as for :func:`heun_predict`. Moves 4 tensors through memory; the plain
+        expression moves 9.
+
+    Raises:
+        ValueError: as for :func:`heun_predict`.
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: seeds/flow-world-model-plan.md section 4 (explicit trapezoidal rule).
+    """
+    return torch.ops.ttcfast.heun_correct(z, k1, k2, dt, group, backend)
+
+
+def check(z: Tensor, slopes: dict[str, Tensor], group: int) -> None:
+    """Everything the implementations rely on."""
+    if z.dtype not in DTYPES:
+        raise ValueError(f"z is {z.dtype}; give float32 or float64")
+    for name, k in slopes.items():
+        wanted = (z.dtype, torch.bfloat16) if z.dtype == torch.float32 else (z.dtype,)
+        if k.shape != z.shape or k.device != z.device or k.dtype not in wanted:
+            raise ValueError(f"{name} is {k.dtype} {tuple(k.shape)} on {k.device}; z is {z.dtype} {tuple(z.shape)} on {z.device}")
+    if len({k.dtype for k in slopes.values()}) > 1:
+        raise ValueError(f"the slopes are {' and '.join(str(k.dtype) for k in slopes.values())}; give both in one dtype")
+    check_group("group", group, z.shape[-1] if z.ndim else 0)
+
+
+def check_group(name: str, group: int, width: int) -> None:
+    """Raise ``ValueError`` unless ``group`` is 0 or divides ``width``."""
+    whole(name, group, 0)
+    if group and (width == 0 or width % group):
+        raise ValueError(f"{name} is {group}, which does not divide the last size, {width}; give a divisor, or 0 for none")
+
+
+def centered(k: Tensor, group: int) -> Tensor:
+    """``k`` less the mean of every ``group`` consecutive entries; ``k`` itself where ``group`` is 0."""
+    if not group:
+        return k
+    grouped = k.unflatten(-1, (-1, group))
+    return (grouped - grouped.mean(-1, keepdim=True)).flatten(-2)
+
+
+def heun_ref(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:
+    """``base + step * center(first + ratio * second)``: both updates, and those of their backward passes."""
+    dtype = first.dtype if base is None else base.dtype
+    slope = first.to(dtype)
+    if second is not None:
+        slope = slope + (second.to(dtype) if ratio == 1 else ratio * second.to(dtype))
+    change = step * centered(slope, group)
+    return change if base is None else base + change
+
+
+def update(
+    base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, backend: str = "auto"
+) -> Tensor:
+    """:func:`heun_ref` by one of the backends, unchecked: what the two operations and the fused loop of mlp_flow call."""
+    return choose("heun", BACKENDS, backend, base, first, second).run(base, first, second, step, ratio, group)
+
+
+def _heun_cpu(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:
+    out = torch.empty_like(first)
+    native.module().heun(
+        first.dtype == torch.float64,
+        first.numel(),
+        0 if base is None else base.data_ptr(),
+        first.data_ptr(),
+        0 if second is None else second.data_ptr(),
+        step,
+        ratio,
+        group,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _heun_triton(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:
+    from ttcfast.kernels import heun as kernels
+
+    out = torch.empty_like(first, dtype=first.dtype if base is None else base.dtype)
+    kernels.launch(base, first, second, step, ratio, group, out)
+    return out
+
+
+def _cpu_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:
+    given = [t for t in (base, first, second) if t is not None]
+    for t in given:
+        if t.device.type != "cpu":
+            return f"the tensors are on {t.device}; the C++ path reads host memory"
+        if t.dtype not in DTYPES or t.dtype != first.dtype:
+            return f"the tensors are {', '.join(str(t.dtype) for t in given)}; the C++ path takes float32 or float64"
+    return _contiguous(given)
+
+
+def _triton_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:
+    return triton_device(first.device.type) or _contiguous([t for t in (base, first, second) if t is not None])
+
+
+def _contiguous(given: list[Tensor]) -> Reason:
+    strided = [t for t in given if not t.is_contiguous()]
+    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
+
+
+BACKENDS = register(
+    "heun",
+    [
+        Backend("cpu", native.available, _cpu_supports, _heun_cpu),
+        Backend("triton", triton_available, _triton_supports, _heun_triton),
+        Backend("reference", yes, yes, heun_ref),
+    ],
+)
+
+_lib.define("heun_predict(Tensor z, Tensor k1, float dt, int group, str backend) -> Tensor")
+_lib.define("heun_correct(Tensor z, Tensor k1, Tensor k2, float dt, int group, str backend) -> Tensor")
+
+
+def _predict(z: Tensor, k1: Tensor, dt: float, group: int, backend: str) -> Tensor:
+    check(z, {"k1": k1}, group)
+    return update(z, k1, None, dt, 1.0, group, backend)
+
+
+def _correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int, backend: str) -> Tensor:
+    check(z, {"k1": k1, "k2": k2}, group)
+    return update(z, k1, k2, 0.5 * dt, 1.0, group, backend)
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("heun_predict", _predict, _key)
+    _lib.impl("heun_correct", _correct, _key)
+
+
+@torch.library.register_fake("ttcfast::heun_predict", lib=_lib)
+def _fake_predict(z: Tensor, k1: Tensor, dt: float, group: int, backend: str) -> Tensor:
+    check(z, {"k1": k1}, group)
+    return torch.empty_like(z)
+
+
+@torch.library.register_fake("ttcfast::heun_correct", lib=_lib)
+def _fake_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int, backend: str) -> Tensor:
+    check(z, {"k1": k1, "k2": k2}, group)
+    return torch.empty_like(z)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.dt, ctx.group = inputs[-3:-1]
+    ctx.slope_dtype = inputs[1].dtype
+
+
+def _backward_predict(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return grad, (ctx.dt * centered(grad, ctx.group)).to(ctx.slope_dtype), None, None, None
+
+
+def _backward_correct(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    half = (0.5 * ctx.dt * centered(grad, ctx.group)).to(ctx.slope_dtype)
+    return grad, half, half, None, None, None
+
+
+torch.library.register_autograd("ttcfast::heun_predict", _backward_predict, setup_context=_setup, lib=_lib)
+torch.library.register_autograd("ttcfast::heun_correct", _backward_correct, setup_context=_setup, lib=_lib)

@@ -1,0 +1,308 @@
+"""What stands between two matrix products of the world models' networks: bias, LayerNorm and Mish in one pass, and back in one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import at_least
+
+from . import native
+from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+EPS = 1e-5
+
+
+class Gradients(NamedTuple):
+    """What the backward pass gives; what was not asked for is an empty tensor."""
+
+    x: Tensor  # [..., D], also the gradient of rows and, summed over rows, of bias
+    y: Tensor  # [..., D], the forward result once more
+    scale: Tensor  # [D]
+    shift: Tensor  # [D]
+
+
+def norm_mish(
+    x: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, *, rows: Tensor | None = None, eps: float = EPS, backend: str = "auto"
+) -> Tensor:
+    """``mish(LayerNorm(x + rows + bias) * scale + shift)``, normalised over the last axis.
+
+    Args:
+        x: a matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
+        bias: ``[D]``, like ``scale`` and ``shift`` in the dtype of ``x``; float32 where ``x`` is bfloat16.
+        scale: ``[D]``, LayerNorm's weight.
+        shift: ``[D]``, LayerNorm's bias.
+        rows: added to ``x`` row by row, ``[..., D]`` in the dtype of ``bias``: the part of the product that several calls share. None: 0.
+        eps: added to the variance.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
+            and bfloat16 ones on the CPU, to the reference.
+
+    Returns:
+        ``[..., D]`` in the dtype of ``x``; statistics and activation are computed in the dtype of ``bias``. Differentiable, once, in every
+        tensor; keeps ``x``, ``rows`` and two numbers per row for it. A row with NaN or infinity is NaN, the others are untouched.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or eps is negative.
+        BackendError: the backend asked for cannot run, with its reason.
+    """
+    return torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
+
+
+def check(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None:
+    """Everything the implementations rely on."""
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x is {x.dtype}; give float32, float64 or bfloat16")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; give [..., D] with D at least 1")
+    wanted = accumulator(x)
+    for name, t, shape in (
+        ("bias", bias, x.shape[-1:]),
+        ("scale", scale, x.shape[-1:]),
+        ("shift", shift, x.shape[-1:]),
+        ("rows", rows, x.shape),
+    ):
+        if t is not None and (t.shape != shape or t.dtype != wanted or t.device != x.device):
+            raise ValueError(
+                f"{name} is {t.dtype} {tuple(t.shape)} on {t.device}; x is {x.dtype} {tuple(x.shape)} on {x.device}, "
+                f"so give {wanted} {tuple(shape)}"
+            )
+    at_least("eps", eps, 0)
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and parameters for ``x``."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def norm_mish_ref(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The result, and mean and reciprocal standard deviation per row, ``[..., 2]``."""
+    total = _total(x, rows, bias)
+    mean = total.mean(-1, keepdim=True)
+    rstd = ((total - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
+    y = torch.nn.functional.mish((total - mean) * rstd * scale + shift)
+    return y.to(x.dtype), torch.cat([mean, rstd], -1)
+
+
+def _backward_ref(
+    grad: Tensor,
+    x: Tensor,
+    rows: Tensor | None,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    stats: Tensor,
+    parameters: bool,
+    output: bool,
+) -> Gradients:
+    mean, rstd = stats[..., :1], stats[..., 1:]
+    hat = (_total(x, rows, bias) - mean) * rstd
+    normal = hat * scale + shift
+    inner = torch.ops.aten.mish_backward(grad.to(normal.dtype), normal)
+    outer = inner * scale
+    grad_x = rstd * (outer - outer.mean(-1, keepdim=True) - hat * (outer * hat).mean(-1, keepdim=True))
+    absent = x.new_empty(0)
+    return Gradients(
+        grad_x.to(x.dtype),
+        torch.nn.functional.mish(normal).to(x.dtype) if output else absent,
+        (inner * hat).flatten(0, -2).sum(0) if parameters else scale.new_empty(0),
+        inner.flatten(0, -2).sum(0) if parameters else scale.new_empty(0),
+    )
+
+
+def _total(x: Tensor, rows: Tensor | None, bias: Tensor) -> Tensor:
+    return x.to(bias.dtype) + bias if rows is None else x.to(bias.dtype) + rows + bias
+
+
+def forward(
+    x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """:func:`norm_mish_ref` by one of the backends, unchecked: what the operation and the fused loop of mlp_flow call."""
+    given = (x, rows, bias, scale, shift)
+    return choose("norm_mish", BACKENDS, backend, *given).run(*given, eps)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    rows: Tensor | None,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    stats: Tensor,
+    *,
+    parameters: bool,
+    output: bool,
+    backend: str = "auto",
+) -> Gradients:
+    """The gradients, by one of the backends; ``parameters`` asks for those of scale and shift, ``output`` for the forward result."""
+    chosen = choose("norm_mish", BACKENDS, backend, grad, x, rows, bias, scale, shift)
+    return _BACKWARD[chosen.name](grad, x, rows, bias, scale, shift, eps, stats, parameters, output)
+
+
+def _outputs(x: Tensor, scale: Tensor, parameters: bool, output: bool) -> Gradients:
+    """Gradients, not filled in."""
+    shape = scale.shape if parameters else (0,)
+    y = torch.empty_like(x) if output else x.new_empty(0)
+    return Gradients(torch.empty_like(x), y, scale.new_empty(shape), scale.new_empty(shape))
+
+
+def _call(x: Tensor, *tensors: Tensor | None) -> tuple[bool, int, int, list[int]]:
+    """The arguments that both native functions begin with."""
+    width = x.shape[-1]
+    return x.dtype == torch.float64, x.numel() // width, width, [0 if t is None else t.data_ptr() for t in (x, *tensors)]
+
+
+def _forward_cpu(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    y, stats = torch.empty_like(x), x.new_empty((*x.shape[:-1], 2))
+    native.module().norm_mish(*_call(x, rows, bias, scale, shift), eps, torch.get_num_threads(), y.data_ptr(), stats.data_ptr())
+    return y, stats
+
+
+def _backward_cpu(
+    grad: Tensor,
+    x: Tensor,
+    rows: Tensor | None,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    stats: Tensor,
+    parameters: bool,
+    output: bool,
+) -> Gradients:
+    out = _outputs(x, scale, parameters, output)
+    native.module().norm_mish_backward(
+        *_call(x, rows, bias, scale, shift),
+        eps,
+        torch.get_num_threads(),
+        grad.data_ptr(),
+        stats.data_ptr(),
+        [t.data_ptr() if wanted else 0 for t, wanted in zip(out, (True, output, parameters, parameters))],
+    )
+    return out
+
+
+def _forward_triton(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    from ttcfast.kernels import norm_mish as kernels
+
+    y, stats = torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
+    kernels.launch(x, rows, bias, scale, shift, eps, y, stats)
+    return y, stats
+
+
+def _backward_triton(
+    grad: Tensor,
+    x: Tensor,
+    rows: Tensor | None,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    stats: Tensor,
+    parameters: bool,
+    output: bool,
+) -> Gradients:
+    from ttcfast.kernels import norm_mish as kernels
+
+    out = _outputs(x, scale, False, output)
+    found = kernels.launch_backward(grad, x, rows, bias, scale, shift, stats, out.x, out.y if output else None, parameters)
+    return out._replace(scale=found[0], shift=found[1]) if found is not None else out
+
+
+_BACKWARD = {"reference": _backward_ref, "cpu": _backward_cpu, "triton": _backward_triton}
+
+
+def _strided(tensors: tuple[Tensor | None, ...]) -> Reason:
+    strided = [t for t in tensors if t is not None and not t.is_contiguous()]
+    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
+
+
+def _cpu_supports(*tensors: Tensor | None) -> Reason:
+    for t in tensors:
+        if t is not None and t.device.type != "cpu":
+            return f"the tensors are on {t.device}; the C++ path reads host memory"
+        if t is not None and t.dtype == torch.bfloat16:
+            return "x is torch.bfloat16; the C++ path takes float32 or float64"
+    return _strided(tensors)
+
+
+def _triton_supports(*tensors: Tensor | None) -> Reason:
+    first = tensors[0]
+    assert first is not None
+    return triton_device(first.device.type) or _strided(tensors)
+
+
+BACKENDS = register(
+    "norm_mish",
+    [
+        Backend("cpu", native.available, _cpu_supports, _forward_cpu),
+        Backend("triton", triton_available, _triton_supports, _forward_triton),
+        Backend("reference", yes, yes, norm_mish_ref),
+    ],
+)
+
+_PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
+_lib.define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)")
+_lib.define(
+    f"norm_mish_backward(Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, bool output, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _run(*args: Any) -> tuple[Tensor, Tensor]:
+    check(*args[:-1])
+    return forward(*args)
+
+
+def _run_backward(grad: Tensor, *args: Any) -> Gradients:
+    *given, parameters, output, backend = args
+    return backward(grad.contiguous(), *given, parameters=parameters, output=output, backend=backend)
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("norm_mish", _run, _key)
+    _lib.impl("norm_mish_backward", _run_backward, _key)
+
+
+@torch.library.register_fake("ttcfast::norm_mish", lib=_lib)
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    check(*args[:-1])
+    x, scale = args[0], args[3]
+    return torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
+
+
+@torch.library.register_fake("ttcfast::norm_mish_backward", lib=_lib)
+def _fake_backward(grad: Tensor, *args: Any) -> Gradients:
+    return _outputs(args[0], args[3], args[7], args[8])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, rows, bias, scale, shift, ctx.eps, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, rows, bias, scale, shift, output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, rows, bias, scale, shift, stats = ctx.saved_tensors
+    wants_x, wants_rows, wants_bias, wants_scale, wants_shift = ctx.needs_input_grad[:5]
+    parameters = wants_scale or wants_shift
+    grads = torch.ops.ttcfast.norm_mish_backward(grad, x, rows, bias, scale, shift, ctx.eps, stats, parameters, False, ctx.backend)
+    return (
+        grads[0] if wants_x else None,
+        grads[0].to(bias.dtype) if wants_rows else None,
+        grads[0].to(bias.dtype).reshape(-1, x.shape[-1]).sum(0) if wants_bias else None,
+        grads[2] if wants_scale else None,
+        grads[3] if wants_shift else None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("ttcfast::norm_mish", _backward, setup_context=_setup, lib=_lib)
