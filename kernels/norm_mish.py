@@ -158,11 +158,15 @@ def launch(x, rows, bias, scale, shift, eps, y, stats):
     )
 
 
-def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, parameters):
-    """Fill ``grad_x`` and, where it is not None, ``y``; returns the gradients of scale and shift where ``parameters`` asks for them."""
+def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, grad_scale, grad_shift):
+    """Fill ``grad_x`` and, where they are not None, ``y``, ``grad_scale`` and ``grad_shift`` (both or neither)."""
     count, width, acc, (per_step, block, warps) = _config(x, scale)
+    parameters = grad_scale is not None
     if count == 0:
-        return (torch.zeros_like(scale), torch.zeros_like(scale)) if parameters else None
+        if parameters:
+            grad_scale.zero_()
+            grad_shift.zero_()
+        return
     groups = triton.cdiv(count, per_step)
     steps = triton.cdiv(groups, PROGRAMS) if parameters else 1
     programs = triton.cdiv(groups, steps)
@@ -187,7 +191,9 @@ def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, paramet
         num_warps=warps,
         enable_fp_fusion=False,
     )
-    return None if partials is None else (partials[:, 0].sum(0), partials[:, 1].sum(0))
+    if parameters:
+        torch.sum(partials[:, 0], 0, out=grad_scale)
+        torch.sum(partials[:, 1], 0, out=grad_shift)
 
 
 def variants():

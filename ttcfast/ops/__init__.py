@@ -6,6 +6,7 @@ from .arm import ArmScores, arm
 from .heun import heun_correct, heun_predict
 from .info import Info, info
 from .keyed_dropout import keyed_dropout
+from .mlp_flow import VelocityMLP, mlp_flow
 from .norm_mish import norm_mish
 from .normal import normal
 from .registry import BackendError
@@ -14,6 +15,7 @@ __all__ = [
     "ArmScores",
     "BackendError",
     "Info",
+    "VelocityMLP",
     "accumulate_moments",
     "add_noise",
     "arm",
@@ -21,6 +23,7 @@ __all__ = [
     "heun_predict",
     "info",
     "keyed_dropout",
+    "mlp_flow",
     "norm_mish",
     "normal",
 ]

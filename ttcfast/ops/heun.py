@@ -106,12 +106,20 @@ def heun_ref(base: Tensor | None, first: Tensor, second: Tensor | None, step: fl
 def update(
     base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, backend: str = "auto"
 ) -> Tensor:
-    """:func:`heun_ref` by one of the backends, unchecked: what the two operations and the fused loop of mlp_flow call."""
-    return choose("heun", BACKENDS, backend, base, first, second).run(base, first, second, step, ratio, group)
+    """:func:`heun_ref` by one of the backends, unchecked."""
+    out = torch.empty_like(first, dtype=first.dtype if base is None else base.dtype)
+    choose("heun", BACKENDS, backend, base, first, second).run(base, first, second, step, ratio, group, out)
+    return out
 
 
-def _heun_cpu(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:
-    out = torch.empty_like(first)
+# Each fills ``out``, which may be ``base``; the fused loop of mlp_flow calls them too.
+
+
+def fill_reference(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, out: Tensor) -> None:
+    out.copy_(heun_ref(base, first, second, step, ratio, group))
+
+
+def fill_cpu(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, out: Tensor) -> None:
     native.module().heun(
         first.dtype == torch.float64,
         first.numel(),
@@ -124,15 +132,12 @@ def _heun_cpu(base: Tensor | None, first: Tensor, second: Tensor | None, step: f
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out
 
 
-def _heun_triton(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:
+def fill_triton(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, out: Tensor) -> None:
     from ttcfast.kernels import heun as kernels
 
-    out = torch.empty_like(first, dtype=first.dtype if base is None else base.dtype)
     kernels.launch(base, first, second, step, ratio, group, out)
-    return out
 
 
 def _cpu_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:
@@ -157,9 +162,9 @@ def _contiguous(given: list[Tensor]) -> Reason:
 BACKENDS = register(
     "heun",
     [
-        Backend("cpu", native.available, _cpu_supports, _heun_cpu),
-        Backend("triton", triton_available, _triton_supports, _heun_triton),
-        Backend("reference", yes, yes, heun_ref),
+        Backend("cpu", native.available, _cpu_supports, fill_cpu),
+        Backend("triton", triton_available, _triton_supports, fill_triton),
+        Backend("reference", yes, yes, fill_reference),
     ],
 )
 

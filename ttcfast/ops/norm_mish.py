@@ -10,7 +10,7 @@ from torch import Tensor
 from ttcfast.spec import at_least
 
 from . import native
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+from .registry import Backend, Reason, choose, differentiable_once, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -18,13 +18,22 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 EPS = 1e-5
 
 
+class Layer(NamedTuple):
+    """What stands after one matrix product: ``[D]`` each."""
+
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+    eps: float
+
+
 class Gradients(NamedTuple):
-    """What the backward pass gives; what was not asked for is an empty tensor."""
+    """What the backward pass fills; None where it is not wanted."""
 
     x: Tensor  # [..., D], also the gradient of rows and, summed over rows, of bias
-    y: Tensor  # [..., D], the forward result once more
-    scale: Tensor  # [D]
-    shift: Tensor  # [D]
+    y: Tensor | None = None  # [..., D], the forward result once more
+    scale: Tensor | None = None  # [D]
+    shift: Tensor | None = None  # [D]; both or neither
 
 
 def norm_mish(
@@ -79,144 +88,73 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def norm_mish_ref(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def norm_mish_ref(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[Tensor, Tensor]:
     """The result, and mean and reciprocal standard deviation per row, ``[..., 2]``."""
-    total = _total(x, rows, bias)
+    total = _total(x, rows, layer)
     mean = total.mean(-1, keepdim=True)
-    rstd = ((total - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
-    y = torch.nn.functional.mish((total - mean) * rstd * scale + shift)
+    rstd = ((total - mean).square().mean(-1, keepdim=True) + layer.eps).rsqrt()
+    y = torch.nn.functional.mish((total - mean) * rstd * layer.scale + layer.shift)
     return y.to(x.dtype), torch.cat([mean, rstd], -1)
 
 
-def _backward_ref(
-    grad: Tensor,
-    x: Tensor,
-    rows: Tensor | None,
-    bias: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    stats: Tensor,
-    parameters: bool,
-    output: bool,
-) -> Gradients:
+def _total(x: Tensor, rows: Tensor | None, layer: Layer) -> Tensor:
+    total = x.to(layer.bias.dtype) + layer.bias
+    return total if rows is None else total + rows
+
+
+# Each pair fills ``y`` and ``stats``, and ``out``; the fused loop of mlp_flow calls them too.
+
+
+def fill_reference(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:
+    result = norm_mish_ref(x, rows, layer)
+    y.copy_(result[0])
+    stats.copy_(result[1])
+
+
+def fill_backward_reference(grad: Tensor, x: Tensor, rows: Tensor | None, layer: Layer, stats: Tensor, out: Gradients) -> None:
     mean, rstd = stats[..., :1], stats[..., 1:]
-    hat = (_total(x, rows, bias) - mean) * rstd
-    normal = hat * scale + shift
+    hat = (_total(x, rows, layer) - mean) * rstd
+    normal = hat * layer.scale + layer.shift
     inner = torch.ops.aten.mish_backward(grad.to(normal.dtype), normal)
-    outer = inner * scale
-    grad_x = rstd * (outer - outer.mean(-1, keepdim=True) - hat * (outer * hat).mean(-1, keepdim=True))
-    absent = x.new_empty(0)
-    return Gradients(
-        grad_x.to(x.dtype),
-        torch.nn.functional.mish(normal).to(x.dtype) if output else absent,
-        (inner * hat).flatten(0, -2).sum(0) if parameters else scale.new_empty(0),
-        inner.flatten(0, -2).sum(0) if parameters else scale.new_empty(0),
-    )
+    outer = inner * layer.scale
+    out.x.copy_(rstd * (outer - outer.mean(-1, keepdim=True) - hat * (outer * hat).mean(-1, keepdim=True)))
+    if out.y is not None:
+        out.y.copy_(torch.nn.functional.mish(normal))
+    if out.scale is not None and out.shift is not None:
+        out.scale.copy_((inner * hat).flatten(0, -2).sum(0))
+        out.shift.copy_(inner.flatten(0, -2).sum(0))
 
 
-def _total(x: Tensor, rows: Tensor | None, bias: Tensor) -> Tensor:
-    return x.to(bias.dtype) + bias if rows is None else x.to(bias.dtype) + rows + bias
-
-
-def forward(
-    x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
-    """:func:`norm_mish_ref` by one of the backends, unchecked: what the operation and the fused loop of mlp_flow call."""
-    given = (x, rows, bias, scale, shift)
-    return choose("norm_mish", BACKENDS, backend, *given).run(*given, eps)
-
-
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    rows: Tensor | None,
-    bias: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    stats: Tensor,
-    *,
-    parameters: bool,
-    output: bool,
-    backend: str = "auto",
-) -> Gradients:
-    """The gradients, by one of the backends; ``parameters`` asks for those of scale and shift, ``output`` for the forward result."""
-    chosen = choose("norm_mish", BACKENDS, backend, grad, x, rows, bias, scale, shift)
-    return _BACKWARD[chosen.name](grad, x, rows, bias, scale, shift, eps, stats, parameters, output)
-
-
-def _outputs(x: Tensor, scale: Tensor, parameters: bool, output: bool) -> Gradients:
-    """Gradients, not filled in."""
-    shape = scale.shape if parameters else (0,)
-    y = torch.empty_like(x) if output else x.new_empty(0)
-    return Gradients(torch.empty_like(x), y, scale.new_empty(shape), scale.new_empty(shape))
-
-
-def _call(x: Tensor, *tensors: Tensor | None) -> tuple[bool, int, int, list[int]]:
+def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[bool, int, int, list[int], float, int]:
     """The arguments that both native functions begin with."""
     width = x.shape[-1]
-    return x.dtype == torch.float64, x.numel() // width, width, [0 if t is None else t.data_ptr() for t in (x, *tensors)]
+    tensors = (x, rows, *layer[:3])
+    pointers = [0 if t is None else t.data_ptr() for t in tensors]
+    return x.dtype == torch.float64, x.numel() // width, width, pointers, layer.eps, torch.get_num_threads()
 
 
-def _forward_cpu(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    y, stats = torch.empty_like(x), x.new_empty((*x.shape[:-1], 2))
-    native.module().norm_mish(*_call(x, rows, bias, scale, shift), eps, torch.get_num_threads(), y.data_ptr(), stats.data_ptr())
-    return y, stats
+def fill_cpu(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:
+    native.module().norm_mish(*_native_call(x, rows, layer), y.data_ptr(), stats.data_ptr())
 
 
-def _backward_cpu(
-    grad: Tensor,
-    x: Tensor,
-    rows: Tensor | None,
-    bias: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    stats: Tensor,
-    parameters: bool,
-    output: bool,
-) -> Gradients:
-    out = _outputs(x, scale, parameters, output)
-    native.module().norm_mish_backward(
-        *_call(x, rows, bias, scale, shift),
-        eps,
-        torch.get_num_threads(),
-        grad.data_ptr(),
-        stats.data_ptr(),
-        [t.data_ptr() if wanted else 0 for t, wanted in zip(out, (True, output, parameters, parameters))],
-    )
-    return out
+def fill_backward_cpu(grad: Tensor, x: Tensor, rows: Tensor | None, layer: Layer, stats: Tensor, out: Gradients) -> None:
+    pointers = [0 if t is None else t.data_ptr() for t in out]
+    native.module().norm_mish_backward(*_native_call(x, rows, layer), grad.data_ptr(), stats.data_ptr(), pointers)
 
 
-def _forward_triton(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def fill_triton(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:
     from ttcfast.kernels import norm_mish as kernels
 
-    y, stats = torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
-    kernels.launch(x, rows, bias, scale, shift, eps, y, stats)
-    return y, stats
+    kernels.launch(x, rows, *layer, y, stats)
 
 
-def _backward_triton(
-    grad: Tensor,
-    x: Tensor,
-    rows: Tensor | None,
-    bias: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    stats: Tensor,
-    parameters: bool,
-    output: bool,
-) -> Gradients:
+def fill_backward_triton(grad: Tensor, x: Tensor, rows: Tensor | None, layer: Layer, stats: Tensor, out: Gradients) -> None:
     from ttcfast.kernels import norm_mish as kernels
 
-    out = _outputs(x, scale, False, output)
-    found = kernels.launch_backward(grad, x, rows, bias, scale, shift, stats, out.x, out.y if output else None, parameters)
-    return out._replace(scale=found[0], shift=found[1]) if found is not None else out
+    kernels.launch_backward(grad, x, rows, *layer[:3], stats, *out)
 
 
-_BACKWARD = {"reference": _backward_ref, "cpu": _backward_cpu, "triton": _backward_triton}
+_BACKWARD = {"reference": fill_backward_reference, "cpu": fill_backward_cpu, "triton": fill_backward_triton}
 
 
 def _strided(tensors: tuple[Tensor | None, ...]) -> Reason:
@@ -242,28 +180,48 @@ def _triton_supports(*tensors: Tensor | None) -> Reason:
 BACKENDS = register(
     "norm_mish",
     [
-        Backend("cpu", native.available, _cpu_supports, _forward_cpu),
-        Backend("triton", triton_available, _triton_supports, _forward_triton),
-        Backend("reference", yes, yes, norm_mish_ref),
+        Backend("cpu", native.available, _cpu_supports, fill_cpu),
+        Backend("triton", triton_available, _triton_supports, fill_triton),
+        Backend("reference", yes, yes, fill_reference),
     ],
 )
 
 _PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
 _lib.define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)")
-_lib.define(
-    f"norm_mish_backward(Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, bool output, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
-)
+_lib.define(f"norm_mish_backward(Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, str backend) -> (Tensor, Tensor, Tensor)")
 
 
-def _run(*args: Any) -> tuple[Tensor, Tensor]:
-    check(*args[:-1])
-    return forward(*args)
+def _run(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+    check(x, rows, bias, scale, shift, eps)
+    y, stats = torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
+    chosen = choose("norm_mish", BACKENDS, backend, x, rows, bias, scale, shift)
+    chosen.run(x, rows, Layer(bias, scale, shift, eps), y, stats)
+    return y, stats
 
 
-def _run_backward(grad: Tensor, *args: Any) -> Gradients:
-    *given, parameters, output, backend = args
-    return backward(grad.contiguous(), *given, parameters=parameters, output=output, backend=backend)
+def _run_backward(
+    grad: Tensor,
+    x: Tensor,
+    rows: Tensor | None,
+    bias: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    stats: Tensor,
+    parameters: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = choose("norm_mish", BACKENDS, backend, x, rows, bias, scale, shift)
+    found = _outputs(x, scale, parameters)
+    wanted = Gradients(found[0], None, *(found[1:] if parameters else (None, None)))
+    _BACKWARD[chosen.name](grad.contiguous(), x, rows, Layer(bias, scale, shift, eps), stats, wanted)
+    return found
+
+
+def _outputs(x: Tensor, scale: Tensor, parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, scale and shift, not filled in; the last two empty where they are not wanted."""
+    shape = scale.shape if parameters else (0,)
+    return torch.empty_like(x), scale.new_empty(shape), scale.new_empty(shape)
 
 
 for _key in ("CPU", "CUDA"):
@@ -279,30 +237,34 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("ttcfast::norm_mish_backward", lib=_lib)
-def _fake_backward(grad: Tensor, *args: Any) -> Gradients:
-    return _outputs(args[0], args[3], args[7], args[8])
+def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(args[0], args[3], args[7])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, rows, bias, scale, shift, ctx.eps, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, rows, bias, scale, shift, output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     x, rows, bias, scale, shift, stats = ctx.saved_tensors
     wants_x, wants_rows, wants_bias, wants_scale, wants_shift = ctx.needs_input_grad[:5]
     parameters = wants_scale or wants_shift
-    grads = torch.ops.ttcfast.norm_mish_backward(grad, x, rows, bias, scale, shift, ctx.eps, stats, parameters, False, ctx.backend)
+    grads = torch.ops.ttcfast.norm_mish_backward(grad, x, rows, bias, scale, shift, ctx.eps, stats, parameters, ctx.backend)
     return (
         grads[0] if wants_x else None,
         grads[0].to(bias.dtype) if wants_rows else None,
         grads[0].to(bias.dtype).reshape(-1, x.shape[-1]).sum(0) if wants_bias else None,
-        grads[2] if wants_scale else None,
-        grads[3] if wants_shift else None,
+        grads[1] if wants_scale else None,
+        grads[2] if wants_shift else None,
         None,
         None,
     )
 
 
 torch.library.register_autograd("ttcfast::norm_mish", _backward, setup_context=_setup, lib=_lib)
+differentiable_once("norm_mish", _lib)

@@ -1,0 +1,252 @@
+"""A state carried over the unit interval by a velocity MLP: K substeps of Heun or Euler as one operation, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttcfast.spec import at_least, one_of, whole
+
+from . import native
+from .heun import DTYPES, centered, check_group
+from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
+from .norm_mish import EPS
+from .registry import Backend, Reason, choose, differentiable_once, register, triton_available, triton_device, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+METHODS = ("heun", "euler")
+
+
+class VelocityMLP(NamedTuple):
+    """The parameters of a velocity whose hidden layers are product, bias, LayerNorm, Mish, and whose last is product and bias.
+
+    The first product is split: ``weights[0]`` is the part that reads the state; what it does with conditions and time, and its bias, come
+    as ``rows`` and ``times``, since they change once per call and not once per evaluation.
+    """
+
+    weights: list[Tensor]  # [U1, D], [U2, U1], ..., [D, Un]
+    biases: list[Tensor]  # of all products but the first: [U2], ..., [D]
+    scales: list[Tensor]  # LayerNorm's weight: [U1], ..., [Un]
+    shifts: list[Tensor]  # LayerNorm's bias: [U1], ..., [Un]
+
+
+def mlp_flow(
+    z: Tensor,
+    rows: Tensor,
+    times: Tensor,
+    network: VelocityMLP,
+    *,
+    method: str = "heun",
+    substeps: int = 2,
+    group: int = 0,
+    eps: float = EPS,
+    matmul_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Integrate ``dz/dtau = velocity(z, tau)`` from 0 to 1.
+
+    At the j-th time the velocity is ``W_n a_{n-1} + b_n`` less its group means, with ``a_1 = mish(LN(W_1 z + rows + times[j]))`` and
+    ``a_i = mish(LN(W_i a_{i-1} + b_i))``.
+
+    Args:
+        z: state at 0, ``[B, D]``, float32 or float64.
+        rows: what the first product adds for each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
+        times: what it adds at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
+        network: the other parameters, dtype of ``z``; those of the products may have any strides.
+        method: ``"heun"`` (2 K evaluations) or ``"euler"`` (K).
+        substeps: K.
+        group: see :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
+        eps: of LayerNorm.
+        matmul_dtype: None or the dtype of ``z``: products in it. ``torch.bfloat16`` with a float32 ``z``: inputs and results of the
+            products are rounded to bfloat16; state, statistics and all sums stay float32.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
+
+    Returns:
+        State at 1, like ``z``. Differentiable, once. Where neither the network nor ``times`` requires a gradient (frozen dynamics), the
+        backward pass forms no weight gradient and costs as many products as the forward pass; else it forms each weight's gradient as one
+        product over all evaluations. Without gradients nothing is kept; frozen, the hidden products are; trained, the inputs too.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or an option is unknown.
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: seeds/flow-world-model-plan.md section 4; facts/hotpaths.md 2; DECISIONS, world models 6.
+    """
+    if matmul_dtype not in (None, z.dtype) and (matmul_dtype, z.dtype) != (torch.bfloat16, torch.float32):
+        raise ValueError(f"matmul_dtype is {matmul_dtype} and z {z.dtype}; give None, or torch.bfloat16 with a float32 z")
+    half = matmul_dtype == torch.bfloat16 and z.dtype == torch.float32
+    keep = NOTHING
+    if torch.is_grad_enabled():
+        if times.requires_grad or any(t.requires_grad for part in network for t in part):
+            keep = TRAINED
+        elif z.requires_grad or rows.requires_grad:
+            keep = FROZEN
+    return torch.ops.ttcfast.mlp_flow(z, rows, times, *map(list, network), method, substeps, group, eps, half, keep, backend)[0]
+
+
+def mlp_flow_ref(
+    z: Tensor, rows: Tensor, times: Tensor, network: VelocityMLP, method: str, substeps: int, group: int, eps: float
+) -> Tensor:
+    """The definition, with torch's own gradients."""
+
+    def velocity(z: Tensor, j: int) -> Tensor:
+        x = z @ network.weights[0].t() + rows + times[j]
+        for i, (scale, shift) in enumerate(zip(network.scales, network.shifts)):
+            x = torch.nn.functional.mish(torch.nn.functional.layer_norm(x, x.shape[-1:], scale, shift, eps))
+            x = torch.nn.functional.linear(x, network.weights[i + 1], network.biases[i])
+        return centered(x, group)
+
+    dt = 1 / substeps
+    for k in range(substeps):
+        k1 = velocity(z, k)
+        z = z + dt * k1 if method == "euler" else z + (0.5 * dt) * (k1 + velocity(z + dt * k1, k + 1))
+    return z
+
+
+def check(call: Call) -> None:
+    """Everything the implementations rely on."""
+    one_of("method", call.method, METHODS)
+    whole("substeps", call.substeps, 1)
+    one_of("keep", call.keep, (NOTHING, FROZEN, TRAINED))
+    at_least("eps", call.eps, 0)
+    z = call.z
+    if z.ndim != 2 or z.dtype not in DTYPES:
+        raise ValueError(f"z is {z.dtype} {tuple(z.shape)}; give [B, D], float32 or float64")
+    check_group("group", call.group, z.shape[1])
+    hidden = len(call.weights) - 1
+    if hidden < 1 or len(call.biases) != hidden or len(call.scales) != hidden or len(call.shifts) != hidden:
+        counts = ", ".join(f"{len(part)} {name}" for name, part in zip(VelocityMLP._fields, call[3:7]))
+        raise ValueError(f"the network has {counts}; give n + 1 weights with n of the others, n at least 1")
+    widths = [w.shape[0] for w in call.weights[:-1]]
+    times = call.substeps + (call.method == "heun")
+    expected = [("rows", call.rows, (z.shape[0], widths[0])), ("times", call.times, (times, widths[0]))]
+    sizes = [z.shape[1], *widths, z.shape[1]]
+    expected += [(f"weights[{i}]", w, (sizes[i + 1], sizes[i])) for i, w in enumerate(call.weights)]
+    expected += [(f"biases[{i}]", b, (sizes[i + 2],)) for i, b in enumerate(call.biases)]
+    for name, part in (("scales", call.scales), ("shifts", call.shifts)):
+        expected += [(f"{name}[{i}]", t, (sizes[i + 1],)) for i, t in enumerate(part)]
+    for name, t, shape in expected:
+        if tuple(t.shape) != shape or t.dtype != z.dtype or t.device != z.device:
+            raise ValueError(
+                f"{name} is {t.dtype} {tuple(t.shape)} on {t.device}; with z {z.dtype} {tuple(z.shape)} on {z.device} "
+                f"and widths {widths} it must be {z.dtype} {shape}"
+            )
+
+
+def _run_with(pieces: Pieces) -> Any:
+    def run(call: Call) -> tuple[Tensor, list[Tensor]]:
+        forward = Forward(call, pieces)
+        result = forward.run()
+        return result, forward.kept.flat() if call.keep != NOTHING else []
+
+    return run
+
+
+def _contiguous(call: Call) -> Reason:
+    for name in ("z", "rows", "times", "biases", "scales", "shifts"):
+        value = getattr(call, name)
+        for t in value if isinstance(value, list) else [value]:
+            if not t.is_contiguous():
+                return f"{name} has strides {t.stride()}; call .contiguous() on it"
+    return None
+
+
+def _cpu_supports(call: Call) -> Reason:
+    if call.z.device.type != "cpu":
+        return f"the tensors are on {call.z.device}; the C++ path reads host memory"
+    return "matmul_dtype is torch.bfloat16; the C++ path takes float32 or float64" if call.half else _contiguous(call)
+
+
+def _triton_supports(call: Call) -> Reason:
+    return triton_device(call.z.device.type) or _contiguous(call)
+
+
+BACKENDS = register(
+    "mlp_flow",
+    [
+        Backend("cpu", native.available, _cpu_supports, _run_with(CPU)),
+        Backend("triton", triton_available, _triton_supports, _run_with(TRITON)),
+        Backend("reference", yes, yes, _run_with(REFERENCE)),
+    ],
+)
+_PIECES = {"cpu": CPU, "triton": TRITON, "reference": REFERENCE}
+
+_ARGUMENTS = (
+    "Tensor z, Tensor rows, Tensor times, Tensor[] weights, Tensor[] biases, Tensor[] scales, Tensor[] shifts, "
+    "str method, int substeps, int group, float eps, bool half, int keep"
+)
+_lib.define(f"mlp_flow({_ARGUMENTS}, str backend) -> (Tensor, Tensor[])")
+_lib.define(
+    f"mlp_flow_backward(Tensor grad, {_ARGUMENTS}, Tensor[] kept, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor[], Tensor[])"
+)
+
+
+def _run(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    call = Call(*args[:-1])
+    check(call)
+    return choose("mlp_flow", BACKENDS, args[-1], call).run(call)
+
+
+def _run_backward(grad: Tensor, *args: Any) -> Result:
+    *flat, kept, backend = args
+    call = Call(*flat)
+    pieces = _PIECES[choose("mlp_flow", BACKENDS, backend, call).name]
+    return Backward(call, Kept.of(kept, len(call.scales)), pieces).run(grad.contiguous())
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("mlp_flow", _run, _key)
+    _lib.impl("mlp_flow_backward", _run_backward, _key)
+
+
+@torch.library.register_fake("ttcfast::mlp_flow", lib=_lib)
+def _fake(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    call = Call(*args[:-1])
+    check(call)
+    return torch.empty_like(call.z), buffers(call).flat() if call.keep != NOTHING else []
+
+
+@torch.library.register_fake("ttcfast::mlp_flow_backward", lib=_lib)
+def _fake_backward(grad: Tensor, *args: Any) -> Result:
+    call = Call(*args[:-2])
+    if call.keep != TRAINED:
+        return Result(torch.empty_like(call.z), torch.empty_like(call.rows), call.times.new_empty(0), [], [], [], [])
+    parts = [[t.new_empty(t.shape) for t in part] for part in call[3:7]]
+    return Result(torch.empty_like(call.z), torch.empty_like(call.rows), torch.empty_like(call.times), *parts)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1])
+    call = Call(*inputs[:-1])
+    n = len(call.scales)
+    wanted = TRAINED if any(ctx.needs_input_grad[2 : 4 + 4 * n]) else FROZEN
+    if call.keep < wanted:
+        raise ValueError(f"keep is {call.keep}; the gradients that are asked for need {wanted}. ttcfast.ops.mlp_flow chooses it")
+    ctx.options, ctx.hidden = inputs[7:], n
+    ctx.save_for_backward(*call[:3], *call.weights, *call.biases, *call.scales, *call.shifts, *output[1])
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    n = ctx.hidden
+    *options, keep, backend = ctx.options
+    if grad is None:
+        return (None, None, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
+    saved = list(ctx.saved_tensors)
+    z, rows, times = saved[:3]
+    parts, rest = [], saved[3:]
+    for count in (n + 1, n, n, n):
+        parts.append(rest[:count])
+        rest = rest[count:]
+    found = Result(*torch.ops.ttcfast.mlp_flow_backward(grad, z, rows, times, *parts, *options, keep, rest, backend))
+    if keep != TRAINED:
+        return (found.z, found.rows, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
+    return (*found, *[None] * 7)
+
+
+torch.library.register_autograd("ttcfast::mlp_flow", _backward, setup_context=_setup, lib=_lib)
+differentiable_once("mlp_flow", _lib)
