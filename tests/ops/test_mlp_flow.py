@@ -95,7 +95,8 @@ def test_gradcheck(backend, device, mode):
         parts = [flat[:3], flat[3:5], flat[5:7], flat[7:9]]
         return mlp_flow(z, rows, times, VelocityMLP(*parts), group=4, backend=backend)
 
-    assert torch.autograd.gradcheck(run, [t.detach().requires_grad_() for t in leaves])
+    # One random direction per input where every call is interpreted; the test above compares each entry.
+    assert torch.autograd.gradcheck(run, [t.detach().requires_grad_() for t in leaves], fast_mode=backend == "triton")
 
 
 @pytest.mark.parametrize("method", METHODS)

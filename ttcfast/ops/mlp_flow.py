@@ -122,7 +122,10 @@ def check(call: Call) -> None:
         raise ValueError(f"the network has {counts}; give n + 1 weights with n of the others, n at least 1")
     widths = [w.shape[0] for w in call.weights[:-1]]
     times = call.substeps + (call.method == "heun")
-    expected = [("rows", call.rows, (z.shape[0], widths[0])), ("times", call.times, (times, widths[0]))]
+    expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
+        ("rows", call.rows, (z.shape[0], widths[0])),
+        ("times", call.times, (times, widths[0])),
+    ]
     sizes = [z.shape[1], *widths, z.shape[1]]
     expected += [(f"weights[{i}]", w, (sizes[i + 1], sizes[i])) for i, w in enumerate(call.weights)]
     expected += [(f"biases[{i}]", b, (sizes[i + 2],)) for i, b in enumerate(call.biases)]
