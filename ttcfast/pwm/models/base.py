@@ -1,0 +1,266 @@
+"""What every world model has: encoder, reward, tasks; the dynamics are a subclass's."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttcfast.spec import one_of, whole
+
+from .layers import SIMNORM_GROUP, Network, count_parameters
+from .sizes import SIZES
+from .two_hot import TwoHot
+
+Task = Tensor | int | str
+
+
+class BaseWorldModel(nn.Module, ABC):
+    """Latent world model: ``z = encode(obs)``, ``z' = next(z, a)``, ``r = reward(z, a)``.
+
+    It maps single steps; rollouts and losses are the algorithm's. The arguments are those of PWM's configurations.
+
+    Args:
+        observation_dim: entries of an observation; with several tasks, of the widest one, others padded by 0.
+        action_dim: entries of an action, likewise.
+        latent_dim: entries of a latent state; the group of SimNorm divides it.
+        units: sizes of the hidden layers of dynamics and reward.
+        encoder_units: sizes of the hidden layers of the encoder.
+        encoder: ``last_layer`` and ``last_layer_kwargs`` of :class:`ttcfast.pwm.models.layers.Network`; None: SimNorm in groups of 8.
+        dynamics: the same for the dynamics; None: what the model class needs.
+        reward: the same for the reward; None: linear, beginning at 0.
+        action_dims: entries that each task's action really has; the others are masked to 0. None: all.
+        num_bins: of the two-hot reward; None or 1 for a scalar reward.
+        vmin: symlog of the lowest reward that the bins reach.
+        vmax: symlog of the highest.
+        multitask: condition everything on a learned embedding of the task.
+        tasks: names of the tasks, in the order of their indices; needed when ``multitask``.
+        task_dim: size of the embedding when ``multitask``.
+
+    Raises:
+        ValueError: sizes that do not fit, each with the argument's name and what to give.
+
+    Source: seeds/flow-world-model-plan.md sections 3 and 9; facts/pwm-and-flow.md 1.2.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        latent_dim: int = 512,
+        units: Sequence[int] = (512, 512),
+        encoder_units: Sequence[int] = (256,),
+        encoder: Mapping[str, Any] | None = None,
+        dynamics: Mapping[str, Any] | None = None,
+        reward: Mapping[str, Any] | None = None,
+        action_dims: Sequence[int] | None = None,
+        num_bins: int | None = 101,
+        vmin: float = -10.0,
+        vmax: float = 10.0,
+        multitask: bool = False,
+        tasks: Sequence[str] | None = None,
+        task_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        for name, size in (("observation_dim", observation_dim), ("action_dim", action_dim), ("latent_dim", latent_dim)):
+            whole(name, size, 1)
+        self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
+        self.units = tuple(units)
+        self.tasks = tuple(tasks or ())
+        self.task_dim = task_dim if multitask else 0
+        encoder = dict(encoder or {"last_layer": "simnorm"})
+        self.group = _simplex_group(encoder, latent_dim)
+        self.task_embedding = self._make_embedding(multitask, task_dim)
+        self._make_masks(action_dims)
+        self.encoder_network = Network(observation_dim + self.task_dim, encoder_units, latent_dim, **encoder)
+        self.dynamics_network = self._make_dynamics(latent_dim + self.task_dim + action_dim, dynamics)
+        self.two_hot = TwoHot(num_bins, vmin, vmax) if num_bins is not None and num_bins != 1 else None
+        head = dict(reward or {"last_layer": "linear", "last_layer_kwargs": {"zero": True}})
+        self.reward_network = Network(latent_dim + self.task_dim + action_dim, units, num_bins or 1, **head)
+
+    @classmethod
+    def of_size(cls, size: str, observation_dim: int, action_dim: int, **changes: Any) -> BaseWorldModel:
+        """A model of one of the ``SIZES``: "cpu", "5M", "19M", "48M", "317M"; ``changes`` to its arguments.
+
+        Raises:
+            ValueError: an unknown size, or arguments that do not fit.
+        """
+        one_of("size", size, tuple(SIZES))
+        return cls(observation_dim, action_dim, **{**SIZES[size], **changes})
+
+    @abstractmethod
+    def _make_dynamics(self, inputs: int, last: Mapping[str, Any] | None) -> Network:
+        """The network of the dynamics; ``inputs`` counts latent, task embedding and action."""
+
+    @abstractmethod
+    def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
+        """The next latent state.
+
+        Args:
+            z: latent states, ``[..., latent_dim]``.
+            a: actions in [-1, 1], ``[..., action_dim]``.
+            task: as for :meth:`encode`.
+
+        Returns:
+            ``[..., latent_dim]``.
+
+        Raises:
+            ValueError: as :meth:`encode`.
+        """
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """How often one call of :meth:`next` runs the dynamics network."""
+
+    def encode(self, obs: Tensor, task: Task | None = None) -> Tensor:
+        """Latent state of an observation.
+
+        Args:
+            obs: ``[..., observation_dim]``.
+            task: with several tasks their indices, int64 ``[...]`` that broadcasts to the leading axes of ``obs``, or one index or name
+                for all; else None.
+
+        Returns:
+            ``[..., latent_dim]``.
+
+        Raises:
+            ValueError: a wrong size, an unknown task, a task where the model has none or none where it has some.
+        """
+        self._check("obs", obs, self.observation_dim)
+        return self.encoder_network(self._join(obs, task))
+
+    def reward(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
+        """What the reward head says of taking action ``a`` at ``z``: logits over bins ``[..., num_bins]``, or the reward ``[..., 1]``.
+
+        Arguments and errors are those of :meth:`next`.
+        """
+        self._check_pair(z, a)
+        return self.reward_network(self._join(z, task, self.masked(a, task)))
+
+    def step(self, z: Tensor, a: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
+        """Next latent state ``[..., latent_dim]`` and reward ``[..., 1]`` in the environment's unit. Arguments: see :meth:`next`."""
+        return self.next(z, a, task), self.decode_reward(self.reward(z, a, task))
+
+    def decode_reward(self, head: Tensor) -> Tensor:
+        """The reward ``[..., 1]`` that the output of :meth:`reward` stands for."""
+        return head if self.two_hot is None else self.two_hot.decode(head)
+
+    def task_index(self, task: Task, device: torch.device | str = "cpu") -> Tensor:
+        """Indices of tasks, int64, checked.
+
+        Raises:
+            ValueError: a name or index that is not among the tasks, which the message lists.
+        """
+        if isinstance(task, str):
+            if task not in self.tasks:
+                raise ValueError(f"task is {task!r}; the model knows {', '.join(self.tasks) or 'none'}")
+            return torch.tensor(self.tasks.index(task), device=device)
+        if isinstance(task, int):
+            if not 0 <= task < len(self.tasks):
+                known = ", ".join(f"{i}: {name}" for i, name in enumerate(self.tasks))
+                raise ValueError(f"task is {task}; the model knows {known or 'none'}")
+            return torch.tensor(task, device=device)
+        if task.dtype != torch.int64:
+            raise ValueError(f"task is {task.dtype} {tuple(task.shape)}; give int64 indices, one index or a name")
+        return task.to(device)
+
+    def masked(self, a: Tensor, task: Task | None = None) -> Tensor:
+        """``a`` with the entries that the task does not have set to 0."""
+        if self.action_masks is None:
+            return a
+        return a * (self.action_masks[0] if task is None else self.action_masks[self.task_index(task, a.device)])
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within it the parameters count as constants: what is computed has no gradient for them, and backward passes form none.
+
+        For the actor's update, which needs the gradient with respect to actions alone. The backward pass may run after the block.
+        """
+        before = [p.requires_grad for p in self.parameters()]
+        self.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p, required in zip(self.parameters(), before):
+                p.requires_grad_(required)
+
+    @property
+    def total_params(self) -> int:
+        """Numbers in all parameters."""
+        return count_parameters(self)
+
+    @property
+    def dynamics_params(self) -> int:
+        """Numbers in the parameters of the dynamics."""
+        return count_parameters(self.dynamics_network)
+
+    def embedding_of(self, task: Task, like: Tensor) -> Tensor:
+        """Task embeddings ``[*like.shape[:-1], task_dim]``, of length at most 1.
+
+        Rows are scaled as they are read; ``nn.Embedding(max_norm=1)`` would write into the weight during the forward pass.
+        """
+        assert self.task_embedding is not None
+        rows = self.task_embedding(self.task_index(task, like.device))
+        rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1)
+        return rows.expand(*like.shape[:-1], self.task_dim)
+
+    def _join(self, x: Tensor, task: Task | None, *rest: Tensor) -> Tensor:
+        """``[x, embedding, rest]`` along the last axis."""
+        parts = [x, *rest]
+        if self.task_embedding is not None:
+            if task is None:
+                raise ValueError(f"task is None; this model is made for the tasks {', '.join(self.tasks)}: give one of them")
+            parts.insert(1, self.embedding_of(task, x))
+        elif task is not None and not self.tasks:
+            raise ValueError(f"task is {task!r}; this model is made for a single task: give None, or make it with multitask=True")
+        return torch.cat(parts, -1) if len(parts) > 1 else x
+
+    def _check(self, name: str, x: Tensor, size: int) -> None:
+        if x.ndim == 0 or x.shape[-1] != size:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; this model takes {size} entries in the last axis")
+
+    def _check_pair(self, z: Tensor, a: Tensor) -> None:
+        self._check("z", z, self.latent_dim)
+        self._check("a", a, self.action_dim)
+        if z.shape[:-1] != a.shape[:-1]:
+            raise ValueError(f"z has shape {tuple(z.shape)} and a {tuple(a.shape)}; their leading axes must be the same")
+
+    def _make_embedding(self, multitask: bool, task_dim: int) -> nn.Embedding | None:
+        if not multitask:
+            return None
+        if not self.tasks:
+            raise ValueError("tasks is empty; with multitask=True name the tasks")
+        whole("task_dim", task_dim, 1)
+        embedding = nn.Embedding(len(self.tasks), task_dim)
+        nn.init.uniform_(embedding.weight, -0.02, 0.02)
+        return embedding
+
+    def _make_masks(self, action_dims: Sequence[int] | None) -> None:
+        masks = None
+        if action_dims is not None:
+            if len(action_dims) != max(len(self.tasks), 1) or not all(1 <= d <= self.action_dim for d in action_dims):
+                raise ValueError(
+                    f"action_dims is {tuple(action_dims)}; give one number from 1 to action_dim = {self.action_dim} per task, "
+                    f"of which there are {max(len(self.tasks), 1)}"
+                )
+            masks = (torch.arange(self.action_dim) < torch.tensor(tuple(action_dims)).unsqueeze(1)).float()
+        self.action_masks: Tensor | None
+        self.register_buffer("action_masks", masks, persistent=False)
+
+
+def _simplex_group(encoder: Mapping[str, Any], latent_dim: int) -> int:
+    """Size of the simplices that latents lie on; 0 where the encoder does not end in SimNorm."""
+    if encoder.get("last_layer") != "simnorm":
+        return 0
+    group = (encoder.get("last_layer_kwargs") or {}).get("group", SIMNORM_GROUP)
+    whole("encoder.last_layer_kwargs.group", group, 1)
+    if latent_dim % group:
+        raise ValueError(f"latent_dim is {latent_dim}, which SimNorm's group of {group} does not divide; change one of them")
+    return group

@@ -1,0 +1,47 @@
+"""The baseline dynamics, an MLP that gives the next latent state, and the control that gives its change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ttcfast.ops import heun_predict
+
+from .base import BaseWorldModel, Task
+from .layers import Network
+
+
+class MLPWorldModel(BaseWorldModel):
+    """``z' = F(z, a)``: PWM's and TD-MPC2's dynamics, which end in SimNorm like the encoder."""
+
+    def _make_dynamics(self, inputs: int, last: Mapping[str, Any] | None) -> Network:
+        default = {"last_layer": "simnorm", "last_layer_kwargs": {"group": self.group}} if self.group else {"last_layer": "linear"}
+        return Network(inputs, self.units, self.latent_dim, **(last or default))
+
+    def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
+        self._check_pair(z, a)
+        return self.dynamics_network(self._join(z, task, self.masked(a, task)))
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+
+class ResidualWorldModel(BaseWorldModel):
+    """``z' = z + f(z, a)``, the change with its group means taken out: what Euler with one substep is of a flow asked at tau = 0 alone.
+
+    The control of DECISIONS, world models 7: without it "flow" may only mean "residual".
+    """
+
+    def _make_dynamics(self, inputs: int, last: Mapping[str, Any] | None) -> Network:
+        return Network(inputs, self.units, self.latent_dim, **(last or {"last_layer": "linear"}))
+
+    def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
+        self._check_pair(z, a)
+        return heun_predict(z, self.dynamics_network(self._join(z, task, self.masked(a, task))), 1.0, group=self.group)
+
+    @property
+    def evaluations(self) -> int:
+        return 1
