@@ -30,25 +30,26 @@ class TwoHot(nn.Module):
         ValueError: fewer than 2 bins, or vmin not below vmax.
     """
 
-    bins: Tensor
-
     def __init__(self, num_bins: int = 101, vmin: float = -10.0, vmax: float = 10.0) -> None:
         super().__init__()
         whole("num_bins", num_bins, 2)
         if not vmin < vmax:
             raise ValueError(f"vmin is {vmin} and vmax {vmax}; vmin must be below vmax")
         self.width = (vmax - vmin) / (num_bins - 1)
-        self.vmin, self.vmax = vmin, vmax
-        self.register_buffer("bins", torch.linspace(vmin, vmax, num_bins), persistent=False)
+        self.num_bins, self.vmin, self.vmax = num_bins, vmin, vmax
+
+    def bins(self, like: Tensor) -> Tensor:
+        """Their centres ``[num_bins]``; made anew, so that they are exact in the dtype of ``like``."""
+        return torch.linspace(self.vmin, self.vmax, self.num_bins, dtype=like.dtype, device=like.device)
 
     def encode(self, value: Tensor) -> Tensor:
         """``[..., 1]`` -> probabilities ``[..., num_bins]``: the mass of symlog(value) split linearly between its two neighbours."""
         x = symlog(value).clamp(self.vmin, self.vmax)
-        return (1 - (x - self.bins).abs() / self.width).clamp_min(0)
+        return (1 - (x - self.bins(x)).abs() / self.width).clamp_min(0)
 
     def decode(self, logits: Tensor) -> Tensor:
         """Logits ``[..., num_bins]`` -> the value ``[..., 1]`` whose symlog is the mean of the distribution."""
-        return symexp((logits.softmax(-1) * self.bins).sum(-1, keepdim=True))
+        return symexp((logits.softmax(-1) * self.bins(logits)).sum(-1, keepdim=True))
 
     def cross_entropy(self, logits: Tensor, value: Tensor) -> Tensor:
         """Of logits ``[..., num_bins]`` against values ``[..., 1]`` -> ``[...]``."""

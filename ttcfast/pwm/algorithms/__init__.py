@@ -1,0 +1,6 @@
+"""Rollouts, losses and updates; models know none of them."""
+
+from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+from .pwm import PWM, WorldModelLoss
+
+__all__ = ["PWM", "DynamicsLoss", "FlowMatchingDynamicsLoss", "MLPDynamicsLoss", "WorldModelLoss"]
