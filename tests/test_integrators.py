@@ -97,6 +97,19 @@ def test_evaluations_are_what_is_evaluated(integrator):
     assert sorted(set(asked)) == pytest.approx(integrator.times())
 
 
+def test_no_time_lies_beyond_the_end():
+    asked: list[float] = []
+
+    def velocity(z: Tensor, tau: float) -> Tensor:
+        asked.append(tau)
+        return z
+
+    for substeps in range(1, 100):
+        Heun(substeps)(velocity, torch.ones(1))
+        assert asked[-1] == 1
+    assert min(asked) == 0 and max(asked) == 1
+
+
 def test_short_names():
     assert ttcfast.integrate is integrate
     assert ttcfast.integrators.Heun is Heun

@@ -5,6 +5,7 @@ World models and flow surrogates share them, so that a rollout and the loss that
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Integrator(ABC):
         """Evaluations of the velocity per call."""
 
     @abstractmethod
-    def step(self, velocity: Velocity, z: Tensor, tau: float, dt: float) -> Tensor:
-        """One substep of length ``dt`` from time ``tau``."""
+    def step(self, velocity: Velocity, z: Tensor, tau: float, after: float, dt: float) -> Tensor:
+        """One substep of length ``dt`` from time ``tau`` to time ``after``."""
 
     def __call__(self, velocity: Velocity, z: Tensor, *, start: float = 0.0, end: float = 1.0) -> Tensor:
         """Integrate ``dz/dtau = velocity(z, tau)``.
@@ -61,9 +62,10 @@ class Integrator(ABC):
         Raises:
             ValueError: the velocity's shape, dtype or device is not that of the state.
         """
-        dt = (end - start) / self.substeps
-        for k in range(self.substeps):
-            z = self.step(velocity, z, start + k * dt, dt)
+        length, count = end - start, self.substeps
+        at = [start + length * k / count for k in range(count + 1)]  # not sums of dt, which would overshoot the end by a rounding
+        for tau, after in itertools.pairwise(at):
+            z = self.step(velocity, z, tau, after, length / count)
         return z
 
     def times(self) -> list[float]:
@@ -85,9 +87,9 @@ class Heun(Integrator):
     def evaluations(self) -> int:
         return 2 * self.substeps
 
-    def step(self, velocity: Velocity, z: Tensor, tau: float, dt: float) -> Tensor:
+    def step(self, velocity: Velocity, z: Tensor, tau: float, after: float, dt: float) -> Tensor:
         k1 = velocity(z, tau)
-        k2 = velocity(heun_predict(z, k1, dt), tau + dt)
+        k2 = velocity(heun_predict(z, k1, dt), after)
         return heun_correct(z, k1, k2, dt)
 
 
@@ -102,7 +104,7 @@ class Euler(Integrator):
     def evaluations(self) -> int:
         return self.substeps
 
-    def step(self, velocity: Velocity, z: Tensor, tau: float, dt: float) -> Tensor:
+    def step(self, velocity: Velocity, z: Tensor, tau: float, after: float, dt: float) -> Tensor:
         return heun_predict(z, velocity(z, tau), dt)
 
 

@@ -9,34 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.models import SIZES, BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
-from ttcfast.pwm.models.layers import SimNorm
 from ttcfast.pwm.models.two_hot import TwoHot, symexp, symlog
 from ttcfast.pwm.utils.parity import ParityError, parameter_parity
 
 ALL = (MLPWorldModel, ResidualWorldModel, FlowWorldModel)
 TASKS = ("walker-walk", "cheetah-run", "reacher-easy")
 MT30 = {"observation_dim": 24, "action_dim": 6, "multitask": True, "tasks": tuple(f"task-{i}" for i in range(30))}
-SMALL = {"latent_dim": 16, "units": (24, 20), "encoder_units": (12,)}
-
-
-def small(kind: type[BaseWorldModel], **changes) -> BaseWorldModel:
-    return kind(**{"observation_dim": 5, "action_dim": 3, **SMALL, **changes})
-
-
-def batch(*lead: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Latents on the product of simplices, and actions."""
-    z = SimNorm(8)(3 * torch.randn(*lead, 16, dtype=dtype))
-    return z, 2 * torch.rand(*lead, 3, dtype=dtype) - 1
-
-
-def stirred(model: BaseWorldModel) -> BaseWorldModel:
-    """The model with parameters of order one, so that nothing it does is lost in rounding."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) / max(p.shape[-1], 4) ** 0.5)
-    return model
 
 
 # facts/pwm-and-flow.md 1.2 and 6: (encoder, MLP dynamics, flow dynamics, reward, whole MLP model with the embedding).
@@ -121,16 +102,6 @@ def test_the_networks_are_linear_layernorm_mish():
     linear, norm, _ = network.last
     expected = norm(linear(x)).unflatten(-1, (2, 8)).softmax(-1).flatten(-2)
     torch.testing.assert_close(model.next(z, a), expected, rtol=1e-12, atol=1e-13)
-
-
-def plain_velocity(model: FlowWorldModel, z: Tensor, a: Tensor, tau: float) -> Tensor:
-    """The velocity as the plan states it: everything concatenated, an MLP, group means taken out."""
-    x = torch.cat([z, a, torch.full_like(z[..., :1], tau)], -1)
-    network = model.dynamics_network
-    for layer in network.hidden:
-        x = F.mish(F.layer_norm(layer.linear(x), layer.norm.normalized_shape, layer.norm.weight, layer.norm.bias))
-    x = network.last(x).unflatten(-1, (-1, 8))
-    return (x - x.mean(-1, keepdim=True)).flatten(-2)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.25, 1.0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.pwm.test_models import batch, plain_velocity, small, stirred
+from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
