@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests import cases
 from tests.tolerances import GRADIENTS, SUMS, assert_within
+from ttcfast.ops import native
 from ttcfast.ops.arm import ArmScores, arm
 from ttcfast.spec import ARMWeights, StateSpec
 
@@ -195,6 +196,24 @@ def check_split(backend, device, first, seed, space) -> None:
     single = arm(state[1:], candidates[1:], on(spec, device), scale="relative", backend=backend)
     for x, a, b, s in zip(whole, *parts, single):
         assert torch.equal(x, torch.cat([a, b], 1)) and torch.equal(x[1:], s)
+
+
+@pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
+@pytest.mark.parametrize("name", ["normal", "constant", "zeros of both signs", "subnormal", "large", "nan", "inf"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set_gives_the_same_bits(monkeypatch, dtype, kind, name):
+    spec, space = spec_of(kind, 2, 2), (67, 65)  # more than a tile, and no multiple of any lanes
+    state, _ = problem(spec, space, dtype)
+    cand = torch.cat([state.unsqueeze(1), cases.VALUES[name]((2, 2, *state.shape[1:]), dtype)], 1)
+    spec = with_parameters(spec, space, state.shape[1], 2)
+    levels = []
+    for level in range(len(native.module().cpu_levels)):
+        monkeypatch.setattr(native, "highest_level", level)
+        levels.append(arm(state, cand, spec, WEIGHTS, backend="cpu"))
+    assert native.module().cpu_levels[0] == "generic"
+    for found in levels[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, levels[0]))
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
 from . import native
-from .arm_ref import Call, arm_backward, arm_ref, scales
+from .arm_ref import Call, arm_backward, arm_ref
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")

@@ -1,0 +1,110 @@
+"""``ops.keyed_dropout`` against torch's dropout in training mode, as MC dropout runs it: forward only.
+
+No two peers drop the same entries, so the gate holds ours against the reference, and everybody against the rate and the values of what is
+kept. ``bytes_moved`` counts the input and the result once.
+
+* ``F.dropout, eager``: what ``nn.Dropout`` calls.
+* ``F.dropout, torch.compile``: Inductor draws inside its loop, by a Philox of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttcfast.ops import keyed_dropout
+from ttcfast.spec import Key
+
+from .groups import backend_of, compiled
+from .targets import Target
+from .timing import Case
+
+KEY, RATE = Key(seed=1, step=2, site=3), 0.1
+
+# name: (rows, tokens, width, dtype): activations of a transformer, one row per candidate
+CPU_CASES = {
+    "M256 T64 D256": (256, 64, 256, torch.float32),
+    "M256 T64 D256 bf16": (256, 64, 256, torch.bfloat16),
+    "M16 T64 D128": (16, 64, 128, torch.float32),
+}
+CUDA_CASES = {
+    "M1024 T256 D512": (1024, 256, 512, torch.float32),
+    "M1024 T256 D512 bf16": (1024, 256, 512, torch.bfloat16),
+    "M64 T64 D256 bf16": (64, 64, 256, torch.bfloat16),
+}
+
+# "Keyed dropout forward <= 1.1x the same model with nn.Dropout active" (issue 3) holds for any model where it holds for the operation.
+TARGETS = (
+    Target("*", "F.dropout, eager", "ratio", least=1 / 1.1, stretch=2),
+    Target("*", "F.dropout, eager", "ratio", least=1 / 1.1, device="cuda"),
+)
+
+Peer = Callable[["Problem"], Tensor]
+
+
+def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
+    for name, (m, tokens, width, dtype) in (CPU_CASES if device == "cpu" else CUDA_CASES).items():
+        if tiny:
+            m, tokens, width = 4, 8, 16
+        problem = Problem((m, tokens, width), dtype, device)
+        peers = problem.peers(tiny)
+        yield Case(
+            "dropout",
+            name,
+            f"[{m}, {tokens}, {width}]",
+            str(dtype).removeprefix("torch."),
+            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
+            ours=next(iter(peers)),
+            check=partial(problem.check, peers),
+            bytes_moved=2 * m * tokens * width * dtype.itemsize,
+            device=device,
+        )
+
+
+class Problem:
+    """Activations without zeros, made at first use."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+
+    @cached_property
+    def x(self) -> Tensor:
+        return (1 + torch.rand(self.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1))).to(self.dtype)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        candidate = torch.arange(self.shape[0], device=self.device)
+        return torch.stack([candidate // 32, candidate % 32], 1)
+
+    def peers(self, tiny: bool) -> dict[str, Peer]:
+        """Ours first."""
+        backend, fused = backend_of("keyed_dropout", self.device), compiled(plain, tiny=tiny)
+        return {
+            f"ttcfast, {backend}": lambda p: keyed_dropout(p.x, RATE, key=KEY, rows=p.rows, backend=backend),
+            "F.dropout, eager": lambda p: plain(p.x),
+            "F.dropout, torch.compile": lambda p: fused(p.x),
+        }
+
+    def run(self, function: Peer) -> Tensor:
+        return function(self)
+
+    def check(self, peers: dict[str, Peer]) -> None:
+        for place, (name, function) in enumerate(peers.items()):
+            found = function(self)
+            if place == 0:
+                expected = keyed_dropout(self.x[-2:], RATE, key=KEY, rows=self.rows[-2:], backend="reference")
+                if not torch.equal(found[-2:], expected):
+                    raise AssertionError(f"{name}: not the values of the reference")
+            kept = found != 0
+            rate, allowed = 1 - float(kept.double().mean()), 6 * (RATE * (1 - RATE) / kept.numel()) ** 0.5
+            if abs(rate - RATE) > allowed:
+                raise AssertionError(f"{name}: drops {rate:.5f}, not {RATE} within {allowed:.2g}")
+            torch.testing.assert_close(found[kept], self.x[kept] / (1 - RATE), msg=partial("{}: {}".format, name))
+
+
+def plain(x: Tensor) -> Tensor:
+    return F.dropout(x, RATE, training=True)
