@@ -197,7 +197,8 @@ def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_g
         written = [*totals, *(grads if zero_grads else ())]
         if not torch.is_inference_mode_enabled() and any(map(Tensor.is_inference, written)):
             raise RuntimeError("an inference tensor cannot be changed outside torch.inference_mode(); clone() it first")
-        torch.autograd.graph.increment_version(written)
+        for tensor in written:  # older versions of torch take no list here
+            torch.autograd.graph.increment_version(tensor)
     return chosen.run(grads, totals, zero_grads, addresses)
 
 
