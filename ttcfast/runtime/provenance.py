@@ -17,7 +17,7 @@ import torch
 
 from .files import strict, write_json
 
-_PACKAGES = ("ttcfast", "torch", "numpy", "triton", "h5py", "safetensors", "hydra-core", "matplotlib")
+_PACKAGES = ("ttcfast", "torch", "numpy", "triton", "h5py", "safetensors", "hydra-core", "matplotlib", "mujoco", "dm_control")
 _SETTINGS = ("TTCFAST_BACKEND", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _SOURCE = Path(__file__).resolve().parents[2]
 

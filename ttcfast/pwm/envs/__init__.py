@@ -1,0 +1,6 @@
+"""Environments to collect data from and to be evaluated in, and scripted controllers for them."""
+
+from .controllers import Controller, RandomController, SwingUpController
+from .dm_control import TASKS, DMControlEnv
+
+__all__ = ["TASKS", "Controller", "DMControlEnv", "RandomController", "SwingUpController"]
