@@ -1,4 +1,4 @@
-"""Trajectory files: making, reading, splits, statistics."""
+"""Trajectory files of simulations, and replay shards of episodes: making, reading, splits, statistics."""
 
 from .convert import to_spec
 from .formats import ReadOptions, open_trajectories
@@ -6,6 +6,8 @@ from .generate import SPLITS, GenerateConfig, generate
 from .pdebench import PDEBenchFile
 from .pdegym import PDEGymFile
 from .reader import TrajectoryReader
+from .replay import ReplaySampler, ReplaySet, Windows
+from .replay_shard import Episode, ReplayShard, write_shard
 from .statistics import Statistics, field_statistics, write_statistics
 from .trajectory_file import TrajectoryFile, find_files, read_trajectories
 from .trajectory_set import TrajectorySet
@@ -13,20 +15,26 @@ from .well_layout import write_well
 
 __all__ = [
     "SPLITS",
+    "Episode",
     "GenerateConfig",
     "PDEBenchFile",
     "PDEGymFile",
     "ReadOptions",
+    "ReplaySampler",
+    "ReplaySet",
+    "ReplayShard",
     "Statistics",
     "TrajectoryFile",
     "TrajectoryReader",
     "TrajectorySet",
+    "Windows",
     "field_statistics",
     "find_files",
     "generate",
     "open_trajectories",
     "read_trajectories",
     "to_spec",
+    "write_shard",
     "write_statistics",
     "write_well",
 ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ttcfast.runtime.errors import ArgumentError, MissingPackageError
 from ttcfast.spec import one_of, whole
 
-# The tasks of TD-MPC2's MT30 that dm_control has as they are, in TD-MPC2's names and order (its other 11 are variations of their own).
+# The tasks of TD-MPC2's MT30 that dm_control has as they are, in TD-MPC2's names (its other 11 are variations of its own).
 TASKS = (
     "walker-stand",
     "walker-walk",

@@ -1,0 +1,202 @@
+"""Many episodes from many shards: splits by episode, windows for training drawn by (seed, step), statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.runtime.errors import DataError
+from ttcfast.spec import at_least, whole
+
+from .replay_shard import Episode, ReplayShard
+
+
+class Windows(NamedTuple):
+    """B windows of H steps, time first, as ``PWM.compute_wm_loss`` takes them: float32, ``task`` int64."""
+
+    obs: Tensor  # [H+1, B, O]
+    act: Tensor  # [H, B, A]
+    rew: Tensor  # [H, B, 1]
+    task: Tensor  # [B]
+
+    def to(self, device: str | torch.device) -> Windows:
+        return Windows(*(values.to(device) for values in self))
+
+
+class ReplaySet:
+    """Episodes of shards that have the same sizes of observations and actions. Read lazily; may be pickled.
+
+    Args:
+        shards: at least one.
+        episodes: ``[N, 2]`` int64, (shard, episode in it), in order; None takes all.
+
+    Raises:
+        DataError: no shard, or shards of different sizes.
+    """
+
+    def __init__(self, shards: Sequence[ReplayShard], episodes: Tensor | None = None) -> None:
+        if not shards:
+            raise DataError("no replay shard given; name at least one .pt file or a folder that holds some")
+        self.shards = tuple(shards)
+        self.observation_dim, self.action_dim = shards[0].observation_dim, shards[0].action_dim
+        for shard in shards:
+            found, wanted = (shard.observation_dim, shard.action_dim), (self.observation_dim, self.action_dim)
+            if found != wanted:
+                raise DataError(
+                    f"{shard.path} has observations and actions of sizes {found}; {shards[0].path} has {wanted}: read them apart, "
+                    "or collect the tasks together, which pads them"
+                )
+        if episodes is None:
+            episodes = torch.tensor([(s, e) for s, shard in enumerate(shards) for e in range(len(shard))])
+        self.episodes = episodes.reshape(-1, 2)
+        self._lengths = torch.tensor([shard.length for shard in shards])
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], *, verify: bool = True) -> ReplaySet:
+        """All shards ``*.pt`` of the folder ``root`` in the order of their names, or the file ``root``; ``verify`` as in ``ReplayShard``.
+
+        Raises:
+            DataError: there is none, or one that cannot be read.
+        """
+        place = Path(root)
+        files = [place] if place.is_file() else sorted(p for p in place.glob("*.pt") if not p.name.startswith("."))
+        if not files:
+            raise DataError(f"no replay shard (*.pt) in {place}; make some with `ttcfast collect out={place}`")
+        return cls([ReplayShard(file, verify=verify) for file in files])
+
+    def __len__(self) -> int:
+        """Episodes."""
+        return len(self.episodes)
+
+    def __getitem__(self, i: int) -> Episode:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"episode {i} of {len(self)}")
+        shard, place = self.episodes[i].tolist()
+        return self.shards[shard].episode(place)
+
+    def tasks(self) -> Tensor:
+        """The number of each episode's task, ``[N]`` int64."""
+        held = [shard.tasks() for shard in self.shards]
+        return torch.tensor([int(held[shard][place]) for shard, place in self.episodes.tolist()])
+
+    def of_task(self, task: int) -> ReplaySet:
+        """The episodes of one task.
+
+        Raises:
+            DataError: there is none.
+        """
+        chosen = self.tasks() == task
+        if not chosen.any():
+            raise DataError(f"no episode of task {task}; there are {sorted(set(self.tasks().tolist()))}")
+        return ReplaySet(self.shards, self.episodes[chosen])
+
+    def lengths(self) -> Tensor:
+        """Steps of each episode, ``[N]`` int64."""
+        return self._lengths[self.episodes[:, 0]]
+
+    def returns(self) -> Tensor:
+        """The sum of each episode's rewards, ``[N]`` float64."""
+        return torch.stack([self[i].rew.double().sum() for i in range(len(self))])
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[ReplaySet, ReplaySet]:
+        """Training and held-out episodes: whole episodes, chosen at random by ``seed``, in their old order.
+
+        Args:
+            held_out: share of the episodes, above 0 and below 1; both parts hold at least one.
+
+        Raises:
+            ValueError: a share outside (0, 1). DataError: fewer than two episodes.
+        """
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out is {held_out}; give a share above 0 and below 1")
+        if len(self) < 2:
+            raise DataError(f"{len(self)} episode cannot be split into training and held-out episodes; collect more")
+        count = min(max(1, round(held_out * len(self))), len(self) - 1)
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[torch.from_numpy(np.random.default_rng(seed).permutation(len(self))[:count])] = True
+        return ReplaySet(self.shards, self.episodes[~chosen]), ReplaySet(self.shards, self.episodes[chosen])
+
+    def windows(self, episodes: Tensor, starts: Tensor, horizon: int) -> Windows:
+        """The windows of ``horizon`` steps that start at step ``starts [B]`` of ``episodes [B]``.
+
+        Raises:
+            IndexError: an episode or a window that is not there. DataError: damaged data.
+        """
+        batch = len(episodes)
+        obs = torch.empty(batch, horizon + 1, self.observation_dim)
+        act, rew = torch.empty(batch, horizon, self.action_dim), torch.empty(batch, horizon)
+        task = torch.empty(batch, dtype=torch.int64)
+        shards, places = self.episodes[episodes].unbind(1)
+        for s in shards.unique().tolist():
+            of = (shards == s).nonzero()[:, 0]
+            obs[of], act[of], rew[of], task[of] = self.shards[s].windows(places[of], starts[of], horizon)
+        return Windows(obs.transpose(0, 1).contiguous(), act.transpose(0, 1).contiguous(), rew.t()[..., None].contiguous(), task)
+
+    def grid(self, horizon: int, stride: int) -> tuple[Tensor, Tensor]:
+        """Windows every ``stride`` steps of every episode, for an evaluation: episodes ``[B]`` and starts ``[B]`` int64.
+
+        Raises:
+            ValueError: a stride below 1, or windows longer than every episode.
+        """
+        whole("stride", stride, 1)
+        _check_horizon(self, horizon)
+        pairs = [(i, t) for i, length in enumerate(self.lengths().tolist()) for t in range(0, length - horizon + 1, stride)]
+        episodes, starts = torch.tensor(pairs).unbind(1)
+        return episodes, starts
+
+    def observation_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each entry of the observations, ``[O]`` each, float64."""
+        count, total, squares = (
+            0,
+            torch.zeros(self.observation_dim, dtype=torch.float64),
+            torch.zeros(self.observation_dim, dtype=torch.float64),
+        )
+        shift = self[0].obs.double().mean(0)  # sums of squares far from 0 would lose digits
+        for i in range(len(self)):
+            obs = self[i].obs.double() - shift
+            count, total, squares = count + len(obs), total + obs.sum(0), squares + obs.square().sum(0)
+        mean = total / count
+        return mean + shift, (squares / count - mean.square()).clamp_min(0).sqrt()
+
+
+class ReplaySampler:
+    """Random windows, each as likely as any other; those of a step depend on (seed, step) alone, so a resumed run sees an unbroken one's.
+
+    Args:
+        data: episodes.
+        horizon: H, steps a window.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a horizon below 1, or above every episode's length.
+    """
+
+    def __init__(self, data: ReplaySet, horizon: int, *, seed: int = 0) -> None:
+        _check_horizon(data, horizon)
+        at_least("seed", seed, 0)
+        self.data, self.horizon, self.seed = data, horizon, seed
+        self._ends = (data.lengths() - horizon + 1).clamp_min(0).cumsum(0).numpy()
+
+    def __len__(self) -> int:
+        """Windows in all."""
+        return int(self._ends[-1])
+
+    def batch(self, step: int, size: int) -> Windows:
+        """The ``size`` windows of training step ``step``."""
+        drawn = np.random.default_rng([self.seed, step]).integers(len(self), size=size)
+        episodes = np.searchsorted(self._ends, drawn, side="right")
+        starts = drawn - np.concatenate([[0], self._ends])[episodes]
+        return self.data.windows(torch.from_numpy(episodes), torch.from_numpy(starts), self.horizon)
+
+
+def _check_horizon(data: ReplaySet, horizon: int) -> None:
+    whole("horizon", horizon, 1)
+    longest = int(data.lengths().max())
+    if horizon > longest:
+        raise ValueError(f"horizon is {horizon}; the longest episode has {longest} steps")

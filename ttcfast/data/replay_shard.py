@@ -1,0 +1,264 @@
+"""Shards of episodes in the format of TD-MPC2's MT30 and MT80: written whole or not at all, read lazily, and read without running code.
+
+One format serves our own data and the published sets, so that the reader which meets the published ones is the one that runs every day. A
+shard is a ``.pt`` file with the entries ``obs [E, T+1, O]``, ``action [E, T+1, A]``, ``reward [E, T+1]`` and ``task [E, T+1]``; row 0 holds
+the observation at the reset beside NaN, row t the action that led to its observation, and that action's reward. Ours holds them as a plain
+dict of tensors, with how they were made as JSON in ``meta``; the published ones pickle a ``TensorDict``, which needs neither that
+package nor trust here: ``weights_only=True`` and stand-ins of our own take the tensors out. Both are mapped into memory, so opening one
+reads its directory and a window its own pages, as it would in HDF5.
+
+Source: facts/pwm-and-flow.md section 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import atomic_write
+
+_KEYS = ("obs", "action", "reward", "task")
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: ``obs [T+1, O]``, ``act [T, A]`` in [-1, 1], ``rew [T]``, float32, and the number of its task.
+
+    ``act[t]`` leads from ``obs[t]`` to ``obs[t+1]`` and earns ``rew[t]``.
+    """
+
+    obs: Tensor
+    act: Tensor
+    rew: Tensor
+    task: int = 0
+
+
+def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], parameters: Mapping[str, Any]) -> None:
+    """Write episodes of equal sizes as one shard, beside and renamed.
+
+    Args:
+        path: the file to make, ``*.pt``.
+        episodes: at least one.
+        parameters: how they were made (JSON values), kept in the file and read back as ``ReplayShard.parameters``.
+
+    Raises:
+        ValueError: no episode, sizes that differ, or values that are not finite.
+        OutputError: the place cannot be written or the disk is full.
+    """
+    if not episodes:
+        raise ValueError("episodes is empty; a shard holds at least one")
+    for i, episode in enumerate(episodes):
+        _check_episode(i, episode, episodes[0])
+    obs = torch.stack([e.obs for e in episodes]).float()
+    action = torch.stack([_after_reset(e.act.float()) for e in episodes])
+    reward = torch.stack([_after_reset(e.rew.float()) for e in episodes])
+    task = torch.tensor([e.task for e in episodes])[:, None].repeat(1, obs.shape[1])
+    held = {"obs": obs, "action": action, "reward": reward, "task": task, "meta": json.dumps({"ttcfast": dict(parameters)}, sort_keys=True)}
+    with atomic_write(path, "wb") as file:
+        torch.save(held, file)
+
+
+class ReplayShard:
+    """One shard, ours or TD-MPC2's; see the module. Nothing but the header is held, so it may be pickled and handed to workers.
+
+    Args:
+        path: the ``.pt`` file.
+        verify: compare the checksums that the file holds, which reads it once (1 to 2 GB/s).
+
+    Attributes:
+        length: T, steps an episode. observation_dim, action_dim: O and A.
+        parameters: how our collector made it (empty for other files).
+
+    Raises:
+        DataError: the file is missing, damaged, cut off, of another layout, or holds something other than tensors.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        self.path = Path(path)
+        self._held: dict[str, Tensor] | None = None
+        self._process = -1
+        if verify:
+            _check_sums(self.path)
+        held, meta = _load(self.path)
+        self._check(held)
+        self._held, self._process = held, os.getpid()
+        self._count, rows, self.observation_dim = held["obs"].shape
+        self.length, self.action_dim = rows - 1, held["action"].shape[2]
+        self.parameters: dict[str, Any] = meta
+
+    def __len__(self) -> int:
+        """Episodes."""
+        return self._count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None, "_process": -1}
+
+    def tasks(self) -> Tensor:
+        """The number of each episode's task, ``[E]`` int64."""
+        return self._tensors()["task"][:, 1].long()
+
+    def episode(self, i: int) -> Episode:
+        """Episode ``i``.
+
+        Raises:
+            IndexError: no such episode. DataError: it holds values that are not finite.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"episode {i} of {len(self)} in {self.path}")
+        obs, act, rew, task = self.windows(torch.tensor([i]), torch.tensor([0]), self.length)
+        return Episode(obs[0], act[0], rew[0], int(task[0]))
+
+    def windows(self, episodes: Tensor, starts: Tensor, horizon: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``horizon`` steps of each of B episodes.
+
+        Args:
+            episodes: ``[B]`` int64. starts: ``[B]`` int64, the step at which each window starts.
+            horizon: H.
+
+        Returns:
+            ``obs [B, H+1, O]``, ``act [B, H, A]``, ``rew [B, H]``, float32, and ``task [B]`` int64.
+
+        Raises:
+            IndexError: a window beyond its episode. DataError: values that are not finite.
+        """
+        if starts.numel() and not (int(starts.min()) >= 0 and int(starts.max()) + horizon <= self.length):
+            raise IndexError(
+                f"windows of {horizon} steps from {int(starts.min())} to {int(starts.max())}; episodes have {self.length} steps"
+            )
+        held = self._tensors()
+        rows = starts[:, None] + torch.arange(horizon + 1)
+        of = episodes[:, None]
+        obs = held["obs"][of, rows].float()
+        act, rew = (held[name][of, rows[:, 1:]].float() for name in ("action", "reward"))
+        for name, values in (("obs", obs), ("action", act), ("reward", rew)):
+            if not values.isfinite().all():
+                bad = int(episodes[~values.flatten(1).isfinite().all(1)][0])
+                raise DataError(f"replay shard {self.path} is damaged: {name} of episode {bad} is not finite; make or copy it again")
+        return obs, act, rew, held["task"][episodes, 1].long()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        if self._held is None or self._process != os.getpid():
+            self._held, _ = _load(self.path)
+            self._process = os.getpid()
+        return self._held
+
+    def _check(self, held: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(held[name].shape) for name in _KEYS}
+        episodes, rows = shapes["obs"][:2] if len(shapes["obs"]) == 3 else (0, 0)
+        expected = {"obs": (episodes, rows, -1), "action": (episodes, rows, -1), "reward": (episodes, rows), "task": (episodes, rows)}
+        for name, wanted in expected.items():
+            fits = len(shapes[name]) == len(wanted) and all(w in (-1, n) for w, n in zip(wanted, shapes[name]))
+            if not fits or episodes < 1 or rows < 2 or 0 in shapes[name]:
+                raise self._foreign(f"{name} has shape {list(shapes[name])}, obs {list(shapes['obs'])}")
+            if name != "task" and not held[name].is_floating_point():
+                raise self._foreign(f"{name} is {held[name].dtype}")
+        ends = torch.tensor([0, episodes - 1])
+        # The other convention, the action beside the observation it starts from, would train a model that sees the future.
+        if not (held["action"][ends, 0].isnan().all() and held["reward"][ends, 0].isnan().all()):
+            raise self._foreign("row 0 has an action and a reward; there they must be NaN, since a row's action is the one that led to it")
+
+    def _foreign(self, found: str) -> DataError:
+        return DataError(
+            f"replay shard {self.path} is not in TD-MPC2's layout: {found}; "
+            "expected obs [E, T+1, O], action [E, T+1, A], reward [E, T+1], task [E, T+1]"
+        )
+
+
+class _HeldTensorDict:
+    """Stands in for ``tensordict.TensorDict`` while one is read: it keeps the pickled fields and does nothing with them."""
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        self.__dict__.update(fields)
+
+
+def _held_tensor_dict(_: type, fields: dict[str, Any]) -> _HeldTensorDict:
+    held = _HeldTensorDict()
+    held.__setstate__(fields)
+    return held
+
+
+# What a pickled TensorDict names: tensordict 0.2 and older, 0.3 to about 0.8, and later ones.
+_STAND_INS: list[Any] = [
+    (_HeldTensorDict, "tensordict.tensordict.TensorDict"),
+    (_HeldTensorDict, "tensordict._td.TensorDict"),
+    (_held_tensor_dict, "tensordict._reductions._make_td"),
+    (dict, "tensordict.utils._StringOnlyDict"),
+]
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a shard, mapped from the disk, and what our collector wrote about them."""
+    if not path.is_file():
+        raise DataError(f"replay shard {path} does not exist; make some with `ttcfast collect` or give another path")
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # whatever a foreign file makes torch's reader say
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        if "eights" in said[0] or "pickle" in said[0].lower():
+            raise DataError(
+                f"replay shard {path} holds something other than tensors, which is not opened since that could run code ({_short(error)})"
+            ) from error
+        raise DataError(f"replay shard {path} is cut off or no .pt file ({said[0]}); make or copy it again") from error
+    if isinstance(held, _HeldTensorDict):
+        held = held.__dict__.get("_tensordict")
+    names = sorted(map(str, held)) if isinstance(held, Mapping) else []
+    if not isinstance(held, Mapping) or not all(torch.is_tensor(held.get(name)) for name in _KEYS):
+        found = ", ".join(names[:_LISTED]) or type(held).__name__
+        raise DataError(f"replay shard {path} is not in TD-MPC2's layout: it holds {found}; expected the tensors {', '.join(_KEYS)}")
+    return {name: held[name] for name in _KEYS}, _parameters(held.get("meta"))
+
+
+def _short(error: Exception) -> str:
+    """The sentence of torch's long message that says what was found."""
+    lines = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "WeightsUnpickler error" in line]
+    return lines[0].partition("WeightsUnpickler error:")[2].strip() or lines[0] if lines else str(error).splitlines()[0]
+
+
+def _parameters(meta: Any) -> dict[str, Any]:
+    try:
+        return dict(json.loads(meta)["ttcfast"])
+    except (TypeError, ValueError, KeyError):
+        return {}
+
+
+def _check_sums(path: Path) -> None:
+    """torch's reader does not compare the checksums that its files hold."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        return  # told by _load
+    except (zipfile.BadZipFile, OSError, zlib.error, EOFError, NotImplementedError) as error:
+        raise DataError(f"replay shard {path} is cut off or no .pt file ({error}); make or copy it again") from error
+    if damaged is not None:
+        raise DataError(f"replay shard {path} is damaged (the checksum of {damaged} does not fit); make or copy it again")
+
+
+def _after_reset(values: Tensor) -> Tensor:
+    """``values [T, ...]`` behind a row of NaN, which stands for the reset."""
+    return torch.cat([torch.full_like(values[:1], torch.nan), values])
+
+
+def _check_episode(i: int, episode: Episode, first: Episode) -> None:
+    steps = len(first.act)
+    wanted = {"obs": (steps + 1, first.obs.shape[-1]), "act": (steps, first.act.shape[-1]), "rew": (steps,)}
+    for name, shape in wanted.items():
+        values = getattr(episode, name)
+        if tuple(values.shape) != shape or steps < 1:
+            raise ValueError(
+                f"{name} of episode {i} has shape {tuple(values.shape)}; expected {shape}, as in episode 0, of at least one step"
+            )
+        if not values.isfinite().all():
+            raise ValueError(f"{name} of episode {i} is not finite; the simulation broke")
