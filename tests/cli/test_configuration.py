@@ -8,6 +8,7 @@ from ttcfast.cli.configuration import CONFIGS, build, compose, fit
 from ttcfast.data.generate import GenerateConfig
 from ttcfast.models.train import TrainConfig
 from ttcfast.models.vit import ViTConfig
+from ttcfast.pwm.collect import CollectConfig
 from ttcfast.report.demo import run_demo
 from ttcfast.report.run_ttc import RunTTCConfig
 from ttcfast.runtime.errors import ArgumentError
@@ -143,6 +144,7 @@ def defaults(kind) -> dict:
 
 def test_the_shipped_values_are_those_of_the_dataclasses():
     assert compose("generate", []) == defaults(GenerateConfig)
+    assert compose("collect", []) == defaults(CollectConfig)
     train = compose("train_fm", [])
     sizes = train.pop("model")
     assert train == {name: value for name, value in defaults(TrainConfig).items() if name != "model"}
@@ -157,6 +159,7 @@ def test_the_shipped_values_are_those_of_the_dataclasses():
 
 def test_every_configuration_fits_what_it_configures():
     build(GenerateConfig, compose("generate", []))
+    build(CollectConfig, compose("collect", []))
     build(TrainConfig, compose("train_fm", []))
     fit(run_demo, compose("demo", []))
 

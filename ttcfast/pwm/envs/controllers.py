@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,9 +67,8 @@ class SwingUpController(Controller):
     def __init__(self, env: DMControlEnv, *, noise: tuple[float, float] = (0.0, 2.0), pump: tuple[float, float] = (0.6, 1.5)) -> None:
         if not env.task.startswith("cartpole-"):
             raise ArgumentError(f"controller swingup drives the cart-pole alone; give {env.task} the controller random")
-        for name, (low, high) in (("noise", noise), ("pump", pump)):
-            if not 0 <= low <= high:
-                raise ArgumentError(f"{name} is [{low}, {high}]; give [low, high] with 0 <= low <= high")
+        check_range("noise", noise)
+        check_range("pump", pump)
         self.noise, self.pump = noise, pump
         self._frequency_squared = _pole_frequency_squared(env)
         upright = np.zeros(4)  # cart position, pole angle, and their speeds
@@ -89,6 +90,12 @@ class SwingUpController(Controller):
             pull = self.PULL[0] * x + self.PULL[1] * speed
             wanted = np.array([self._pumping * energy * np.sign(omega * cosine) - pull])
         return np.clip(wanted + self._sigma * random.standard_normal(1), -1.0, 1.0)
+
+
+def check_range(name: str, values: Sequence[float]) -> None:
+    """Raise ``ArgumentError`` unless ``values`` is ``(low, high)`` with 0 <= low <= high."""
+    if len(values) != 2 or not 0 <= values[0] <= values[1] < math.inf:
+        raise ArgumentError(f"{name} is {list(values)}; give [low, high] with 0 <= low <= high")
 
 
 def linearise(env: DMControlEnv, state: Array, *, size: float = 1e-4) -> tuple[Array, Array]:

@@ -1,0 +1,29 @@
+"""``ttcfast collect``: record a replay data set of dm_control tasks with scripted controllers (resumable, deterministic in the seed)"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ttcfast.runtime.files import output_folder
+
+from .configuration import build, save
+from .main import main
+
+
+def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.pwm.collect import CollectConfig, collect
+
+    config = build(CollectConfig, values)
+    output_folder(config.out)
+    result = collect(config)
+    save(config.out, values, "collect")
+    print(f"{len(result.files)} shards with {result.steps} steps are in {config.out}; returns, at most 1000:")
+    for (task, controller), found in result.returns.items():
+        low, median, high = found.min(), found.median(), found.max()
+        print(f"  {task}, {controller}: {len(found)} episodes, {low:.0f} to {high:.0f}, median {median:.0f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(["collect", *sys.argv[1:]]))
