@@ -11,8 +11,8 @@
 #include "accumulate_moments.h"
 #include "arm.h"
 #include "device_info.h"
-#include "keyed.h"
 #include "heun.h"
+#include "keyed.h"
 #include "norm_mish.h"
 
 #define TTCFAST_ABI 2  // the same as ABI in ttcfast/ops/native.py
