@@ -142,7 +142,7 @@ X, R, K = torch.ones(2, 3, 5), torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]), K
 def each_operation(rows: Tensor = R, key: Key = K, backend: str = "auto"):
     """All three, on the same rows."""
     return [
-        lambda: normal(rows.shape[0], (5,), key=key, rows=rows, backend=backend),
+        lambda: normal(len(rows), (5,), key=key, rows=rows, backend=backend),
         lambda: add_noise(X, 2, 0.1, key=key, rows=rows, backend=backend),
         lambda: keyed_dropout(torch.ones(4, 5), 0.1, key=key, rows=rows, backend=backend),
     ]
@@ -203,6 +203,18 @@ def test_key_of_another_type_is_refused():
 def test_key_out_of_range_is_refused(message, make):
     with pytest.raises((ValueError, RuntimeError), match=message):
         make()
+
+
+def test_rows_that_are_no_tensor_are_refused():
+    for call in each_operation(rows=[[0, 0], [0, 1]]):
+        with pytest.raises(TypeError, match=r"rows are a list; give an int64 tensor \[M, 2\]"):
+            call()
+
+
+@pytest.mark.parametrize("p", ["0.1", None])
+def test_a_rate_that_is_no_number_is_refused(p):
+    with pytest.raises(ValueError, match=r"p is .*; a dropout rate lies in \[0, 1\)"):
+        keyed_dropout(torch.ones(4, 5), p, key=K, rows=R)
 
 
 def test_stream_of_another_kind_is_refused():

@@ -113,11 +113,13 @@ def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
     """A ``Key`` as the raw operations take it.
 
     Raises:
-        TypeError: key is something else.
+        TypeError: key is something else, or rows are no tensor.
         ValueError: a number of the key is not whole or out of range.
     """
     if not isinstance(key, Key):
         raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"rows are a {type(rows).__name__}; give an int64 tensor [M, 2], a (problem, candidate) for each row")
     check_site(key.site)
     return stream_of(key.seed, key.step, rows.device), key.site
 

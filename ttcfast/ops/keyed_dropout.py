@@ -49,6 +49,8 @@ def keyed_dropout(
     Source: Srivastava et al. (2014), inverted; DECISIONS, Test-time computing 7 and 8.
     """
     stream, site = keyed.stream_and_site(key, rows)
+    if not isinstance(p, (int, float)):
+        raise ValueError(f"p is {p!r}; a dropout rate lies in [0, 1)")
     return torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
 
 
