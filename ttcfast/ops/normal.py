@@ -51,9 +51,9 @@ def normal(
 
     Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958). DECISIONS, Test-time computing 7.
     """
+    stream, site = keyed.stream_and_site(key, rows)
     if rows.ndim == 2 and rows.shape[0] != M:
         raise ValueError(f"M is {M} and rows have shape {tuple(rows.shape)}; give M rows")
-    stream, site = keyed.stream_and_site(key, rows)
     return torch.ops.ttcfast.normal(rows, stream, site, list(shape), dtype, antithetic, backend)
 
 
