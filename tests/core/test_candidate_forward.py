@@ -155,6 +155,27 @@ def test_a_model_that_leaves_its_path_is_called_whole(caplog):
     torch.testing.assert_close(draw(shared, euler_state(2)), draw(unshared, euler_state(2)))
 
 
+def test_under_the_callers_autocast_too():
+    shared, unshared = pair_of("vit", "dropout")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = draw(shared, euler_state(2)), draw(unshared, euler_state(2))
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+    (prefix,) = shared._candidates._prefixes.values()
+    assert prefix.reason is None
+    draw(shared, euler_state(2))
+    assert len(shared._candidates._prefixes) == 2
+
+
+def test_another_model_may_take_the_place():
+    shared, _ = pair_of("conv", "dropout")
+    x = euler_state(2)
+    first = draw(shared, x)
+    shared.model = copy.deepcopy(shared.model)
+    torch.nn.init.zeros_(shared.model.head.weight)
+    assert not torch.equal(draw(shared, x), first)
+    assert shared._candidates.model is shared.model and shared._candidates.share_prefix
+
+
 def test_copies_find_out_for_themselves():
     shared, _ = pair_of("conv", "dropout")
     x = euler_state(2)

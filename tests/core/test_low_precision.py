@@ -121,19 +121,22 @@ def test_candidates_are_low_and_the_step_they_are_corrected_by_is_not():
 
 def test_the_deterministic_step_is_computed_once_for_the_same_states_and_weights():
     cheap = drop_surrogate(dtype=torch.bfloat16, share_prefix=False)
+    fm = Surrogate(cheap.model, SPEC, predicts="delta")
     calls, x = cheap.model.calls, euler_state(3)  # the copy has a list of its own
     calls.clear()
     cheap.deterministic(x)
     draw(cheap, x)
+    cheap.deterministic(x).zero_()  # what is handed out is the caller's
+    assert torch.equal(cheap.deterministic(x), fm.deterministic(x))
     draw(cheap, x.clone())
-    assert calls == [3]
+    assert calls == [3, 3]  # once more for fm
     draw(cheap, 2 * x)
     cheap.deterministic(2 * x[:1])
-    assert calls == [3, 3, 1]
+    assert calls == [3, 3, 3, 1]
     with torch.no_grad():
         cheap.model.head.weight.mul_(2)
     draw(cheap, 2 * x[:1])
-    assert calls == [3, 3, 1, 1]
+    assert calls == [3, 3, 3, 1, 1]
 
 
 def test_the_copy_follows_weights_rates_and_devices():
@@ -152,6 +155,8 @@ def test_the_copy_follows_weights_rates_and_devices():
     enable_mc_dropout(fm.model, p=0.6, after=["lift"])
     assert agree()
     fm.model.load_state_dict({k: 0.5 * v for k, v in fm.model.state_dict().items()}, assign=True)
+    assert agree()
+    fm.model.norm = torch.nn.GroupNorm(2, 8)  # no buffers are left that would be replaced
     assert agree()
     fm.model.double()
     assert agree() and draw(cheap, x.double()).dtype == torch.float64

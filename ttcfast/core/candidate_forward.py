@@ -15,7 +15,7 @@ from ttcfast.stochastic_sampling.keyed import Draw, keyed_noise
 from ttcfast.stochastic_sampling.sites import INPUT, Site
 
 from .compiled import CompiledCall, compiled_call
-from .low_precision import LowPrecision
+from .low_precision import LowPrecision, storage_of, versions_of
 from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
 
 logger = logging.getLogger(__name__)
@@ -81,12 +81,12 @@ class CandidateForward:
 
     def deterministic(self, encoded: Tensor, unpack: Unpack, *, compile: bool = True) -> Tensor:
         """What the model says to ``[N, ...]`` without noise, in its own precision."""
-        versions = tuple((id(t), 0 if t.is_inference() else t._version) for t in (*self.model.parameters(), *self.model.buffers()))
-        if self._last is not None and self._last[0] == versions and _same(self._last[1], encoded):
-            return self._last[2]
+        weights = None if self._low is None else (storage_of(self.model), versions_of(self.model))
+        if self._last is not None and self._last[0] == weights and _same(self._last[1], encoded):
+            return self._last[2].clone()
         out = unpack(self._called(encoded, [], Draw.of(0, 0, _rows_of(encoded)), compile and bool(self.compile)))
         if self._low is not None:
-            self._last = (versions, encoded.clone(), out)
+            self._last = (weights, encoded.clone(), out.clone())
         return out
 
     def prefix(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, *, low: bool = False) -> SharedPrefix | None:
@@ -95,7 +95,7 @@ class CandidateForward:
             return None
         if len(draw.rows) == len(encoded) or len(draw.rows) < CHECKED_ROWS:  # so few that the check would be the largest call
             return None
-        layout = (low, tuple((s.name, s.kind) for s in sites), encoded.shape[1:], encoded.dtype, encoded.device)
+        layout = (low, tuple((s.name, s.kind) for s in sites), encoded.shape[1:], encoded.dtype, encoded.device, _autocast(encoded))
         prefix = self._prefixes.get(layout)
         if prefix is None or prefix.outdated or prefix.model is not self._model(low):
             finite = encoded.flatten(1).isfinite().all(1)
@@ -112,9 +112,9 @@ class CandidateForward:
         if not compile:
             return self._run(model, prefix, encoded, sites, draw, low)
         noise = tuple((s.name, s.kind, s.amount) for s in sites)
-        where = (low, encoded.shape, encoded.dtype, encoded.device, len(draw.rows), draw.antithetic, noise)
-        # By identity: values may change under a compiled call, but tensors that are put in the place of others are not seen by it.
-        held = tuple(id(t) for t in (*model.parameters(), *model.buffers()))
+        where = (low, encoded.shape, encoded.dtype, encoded.device, _autocast(encoded), len(draw.rows), draw.antithetic, noise)
+        # Values may change under a compiled call, but tensors that are put in the place of others, and new hooks, are not seen by it.
+        held = (storage_of(model), tuple(len(m._forward_hooks) for m in model.modules()))
         if (call := self._compiled.get(where)) is None or call.held != held:
             call = self._compiled[where] = compiled_call(
                 lambda *inputs: self._run(model, prefix, inputs[0], sites, Draw(inputs[1], inputs[2], draw.antithetic), low),
@@ -127,7 +127,7 @@ class CandidateForward:
 
     def _checked(self, state: Tensor, sites: Sequence[Site], draw: Draw, low: bool) -> SharedPrefix:
         model, starts = self._model(low), [Start(s.module, s.kind in ("after", "latent")) for s in sites if s.module is not None]
-        prefix = SharedPrefix(model, starts, precision=self.dtype if low else None)
+        prefix = SharedPrefix(model, starts, precision=self.dtype if low else _autocast(state))
         wave = torch.arange(state.numel(), device=state.device).sin().view_as(state).to(state.dtype)
         pair = torch.stack([state, 0.9 * state.roll(1, -1) + 0.1 * wave])  # another state of the same kind, also where this one is uniform
         rows = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(draw.rows.device)
@@ -165,6 +165,12 @@ class CandidateForward:
 
 def _make(model: nn.Module, share_prefix: bool, compile: bool | str, dtype: torch.dtype | None) -> CandidateForward:
     return CandidateForward(model, share_prefix=share_prefix, compile=compile, dtype=dtype)
+
+
+def _autocast(encoded: Tensor) -> torch.dtype | None:
+    """The dtype of the caller's autocast, if that is on."""
+    device = encoded.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _rows_of(encoded: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ class CompileError(UserError):
 
 
 class CompiledCall:
-    """A compiled function of tensors, and the identities of the parameters and buffers that it holds."""
+    """A compiled function of tensors, and what it takes for given of the model, as its maker saw it."""
 
-    def __init__(self, graph: Callable[..., Any], structure: Any, held: tuple[int, ...]) -> None:
+    def __init__(self, graph: Callable[..., Any], structure: Any, held: tuple[Any, ...]) -> None:
         self._graph, self._structure, self.held = graph, structure, held
 
     @torch.no_grad()
@@ -35,13 +35,14 @@ class CompiledCall:
 
 
 def compiled_call(
-    run: Callable[..., Any], inputs: tuple[Tensor, ...], *, model: nn.Module, mode: str, held: tuple[int, ...] = ()
+    run: Callable[..., Any], inputs: tuple[Tensor, ...], *, model: nn.Module, mode: str, held: tuple[Any, ...] = ()
 ) -> CompiledCall:
     """``run(*inputs)``, recorded operation by operation and compiled for these shapes.
 
     Recorded by ``make_fx`` below Python: hooks, replaced forwards and contexts act while it records and leave operations only, so the
     noise of a surrogate costs no guards, and a new step, seed or set of candidates, being contents of input tensors, no recompilation.
-    Weights are held by reference: their values may change, the tensors themselves may not be replaced.
+    Weights are held by reference: their values may change, the tensors themselves may not be replaced. Numbers and flags that are no
+    tensors are those of the recording.
 
     Args:
         run: a function of tensors that returns tensors in any nesting. It is run twice on ``inputs``.

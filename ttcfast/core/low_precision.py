@@ -29,7 +29,7 @@ class LowPrecision:
 
     Args:
         model: copied at first use, and again when its tensors are replaced (another device, another dtype). Values that change in place
-            are taken over.
+            are taken over, unless they are changed through ``.data``, which leaves no trace.
         dtype: one of ``DTYPES``.
 
     Raises:
@@ -40,22 +40,21 @@ class LowPrecision:
         one_of("dtype", dtype, DTYPES)
         self.model, self.dtype = model, dtype
         self._copy: nn.Module | None = None
-        self._held: tuple[int, ...] = ()
+        self._storage: tuple[Any, ...] = ()
         self._versions: tuple[int, ...] = ()
         kept_modules(model)
 
     @property
     def current(self) -> nn.Module:
         """The copy, with the weights that the model has now. To be called within ``products``."""
-        ours = list(_tensors(self.model))
-        held, versions = tuple(map(id, ours)), tuple(0 if t.is_inference() else t._version for t in ours)
-        if self._copy is None or held != self._held:
+        storage, versions = storage_of(self.model), versions_of(self.model)
+        if self._copy is None or storage != self._storage:
             self._copy = _lowered(self.model, self.dtype)
         elif versions != self._versions:
             with torch.no_grad():
-                for own, theirs in zip(ours, _tensors(self._copy)):
+                for own, theirs in zip(_tensors(self.model), _tensors(self._copy)):
                     theirs.copy_(own)
-        self._held, self._versions = held, versions
+        self._storage, self._versions = storage, versions
         return self._copy
 
     @contextmanager
@@ -68,6 +67,16 @@ class LowPrecision:
         """The model's sites of noise in the copy."""
         modules = dict(self.current.named_modules())
         return [site if site.module is None else replace(site, module=modules[site.name]) for site in sites]
+
+
+def storage_of(model: nn.Module) -> tuple[Any, ...]:
+    """Which tensors a model holds and where; another one when tensors are put in the place of others."""
+    return tuple((id(t), t.data_ptr(), t.dtype, t.device) for t in _tensors(model))
+
+
+def versions_of(model: nn.Module) -> tuple[int, ...]:
+    """How often each tensor of a model was changed in place; changes through ``.data`` do not count."""
+    return tuple(0 if t.is_inference() else t._version for t in _tensors(model))
 
 
 def kept_modules(model: nn.Module) -> list[str]:
