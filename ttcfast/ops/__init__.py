@@ -10,6 +10,7 @@ from .mlp_flow import VelocityMLP, mlp_flow
 from .norm_mish import norm_mish
 from .normal import normal
 from .registry import BackendError
+from .topk import topk
 
 __all__ = [
     "ArmScores",
@@ -26,4 +27,5 @@ __all__ = [
     "mlp_flow",
     "norm_mish",
     "normal",
+    "topk",
 ]

@@ -1,0 +1,137 @@
+"""The k best scores of every row, in one total order: larger first, equal ones by the smaller index or id, NaN last."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .registry import Backend, choose, register, yes
+
+_lib = torch.library.Library("ttcfast", "FRAGMENT")
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """The ``k`` best scores of every row and where they stand, best first.
+
+    The order is total, so that every backend, device and number of threads gives the same answer: a larger score comes first; of equal
+    scores (-0 equals +0) the one with the smaller index, or with the smaller id where ids are given; NaN comes after -inf. ``torch.topk``
+    ranks NaN highest and leaves ties open.
+
+    Args:
+        scores: ``[N, n]``, float32, float64, bfloat16 or float16, any strides.
+        k: how many of each row, 1 to n.
+        ids: names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
+            That is how a running top k is merged with a new chunk. Where a row repeats an id, the smaller index decides.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``.
+
+    Returns:
+        ``values [N, k]``, the scores as they were given, and ``indices [N, k]`` int64, positions in the row, or the ids. The values are
+        differentiable in the scores.
+
+    Raises:
+        TypeError: scores or ids are not tensors, or k is not an integer.
+        ValueError: k is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
+        BackendError: the backend asked for cannot run, with its reason.
+
+    Source: facts/hotpaths.md section 4.
+    """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores is {type(scores).__name__}; give a tensor [N, n] of floating-point numbers")
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"k is {k!r}; give an integer, 1 to n")
+    if ids is not None and not isinstance(ids, Tensor):
+        raise TypeError(f"ids is {type(ids).__name__}; give an int64 tensor of the shape of scores, or None for positions")
+    return torch.ops.ttcfast.topk(scores, k, ids, backend)
+
+
+class Call(NamedTuple):
+    scores: Tensor  # [N, n]
+    k: int
+    ids: Tensor | None  # int64 [N, n]
+
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """Values and indices, not filled in."""
+        values = self.scores.new_empty((self.scores.shape[0], self.k))
+        return values, torch.empty_like(values, dtype=torch.int64)
+
+
+def check(call: Call) -> None:
+    """Everything the implementations rely on, so that a wrong argument is a message and never a wrong address."""
+    scores, k, ids = call
+    if scores.dtype not in DTYPES:
+        raise ValueError(f"scores are {scores.dtype}; give float32, float64, bfloat16 or float16")
+    if scores.ndim != 2:
+        raise ValueError(f"scores have shape {tuple(scores.shape)}; give [N, n], one row per problem (scores[None] for a single one)")
+    if k < 1:
+        raise ValueError(f"k is {k}; give at least 1")
+    if k > scores.shape[1]:
+        raise ValueError(f"k is {k} and scores have shape {tuple(scores.shape)}, n = {scores.shape[1]} per row; give at most n")
+    if ids is None:
+        return
+    if ids.dtype != torch.int64 or ids.shape != scores.shape:
+        raise ValueError(
+            f"ids are {ids.dtype} {tuple(ids.shape)}; give torch.int64 {tuple(scores.shape)}, the shape of scores "
+            "(expand them if rows share ids)"
+        )
+    if ids.device != scores.device:
+        raise ValueError(f"ids are on {ids.device} and scores on {scores.device}; give both on one device")
+
+
+def topk_ref(call: Call) -> tuple[Tensor, Tensor]:
+    """The definition: stable sorts, from the least to the most significant key. O(n log n)."""
+    positions = best_positions(call)
+    return call.scores.gather(1, positions), positions if call.ids is None else call.ids.gather(1, positions)
+
+
+def best_positions(call: Call) -> Tensor:
+    """Where the k best stand in each row, int64 ``[N, k]``."""
+    scores, k, ids = call
+    keys = [] if ids is None else [(ids, False)]
+    keys += [(scores.nan_to_num(0.0, float("inf"), -float("inf")) + 0.0, True), (scores.isnan().to(torch.int8), False)]  # -0 + 0 is +0
+    positions = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    for key, descending in keys:
+        positions = positions.gather(1, key.gather(1, positions).sort(dim=1, descending=descending, stable=True).indices)
+    return positions[:, :k].contiguous()
+
+
+BACKENDS = register("topk", [Backend("reference", yes, yes, topk_ref)])
+
+_lib.define("topk(Tensor scores, SymInt k, Tensor? ids, str backend) -> (Tensor values, Tensor indices)")
+
+
+def _run(scores: Tensor, k: int, ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    call = Call(scores, k, ids)
+    check(call)
+    return choose("topk", BACKENDS, backend, call).run(call)
+
+
+for _key in ("CPU", "CUDA"):
+    _lib.impl("topk", _run, _key)
+
+
+@torch.library.register_fake("ttcfast::topk", lib=_lib)
+def _fake(scores: Tensor, k: int, ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    call = Call(scores, k, ids)
+    check(call)
+    return call.empty()
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    scores, ctx.k, ids, _ = inputs
+    ctx.shape = scores.shape
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*((output[1],) if ids is None else (scores, ids)))
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    # An id does not say where it stands: with ids, the selection is made once more.
+    saved = ctx.saved_tensors
+    positions = saved[0] if len(saved) == 1 else best_positions(Call(saved[0], ctx.k, saved[1]))
+    return grad.new_zeros(ctx.shape).scatter(1, positions, grad), None, None, None
+
+
+torch.library.register_autograd("ttcfast::topk", _backward, setup_context=_setup, lib=_lib)
