@@ -275,12 +275,13 @@ class TTCConfig:
         include_deterministic: candidate 0 is the deterministic step. None: True for a ``Surrogate``, False for a foreign model.
         chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all. A ``Surrogate``
             draws the same candidates in any chunks, a foreign model others.
-        memory_budget: bytes that one chunk of candidates may take.
+        memory_budget: bytes that generating and scoring one chunk may take; what a candidate takes is measured once per controller.
         max_resample: how often a step whose candidates are all bad is drawn again before it falls back.
         min_score_spread: relative spread of the scores below which a step takes candidate 0.
         score_floor: scores below it do not count as usable; None for no floor.
         ndim: space dimensions of a foreign model's states.
-        approach, beam_width, score_aggregation, select, refine_steps, refine_lengths, lookahead, temperature: see ``ttcfast.ttc``.
+        approach, beam_width, score_aggregation, discount, lookahead, temperature: of a search over several beams, see ``TTCBeam``.
+        select, refine_steps, refine_lengths: see ``ttcfast.ttc``.
     """
 
     branching_factor: int = 5
@@ -294,6 +295,7 @@ class TTCConfig:
     refine_steps: int = 0
     refine_lengths: tuple[float, ...] = (0.5, 1.0)
     lookahead: int = 0
+    discount: float = 0.9
     temperature: float = 1.0
     include_deterministic: bool | None = None
     chunk_size: int | None = None
@@ -308,7 +310,12 @@ class TTCConfig:
         for name, least in (("branching_factor", 1), ("beam_width", 1), ("max_resample", 0), ("chunk_size", 1), ("memory_budget", 1)):
             if (value := getattr(self, name)) is not None:
                 whole(name, value, least)
+        whole("lookahead", self.lookahead, 0)
         at_least("min_score_spread", self.min_score_spread, 0)
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount is {self.discount}; it lies between 0 (the last score alone) and 1 (the sum)")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be positive and finite")
         at_least("seed", self.seed, 0)
         one_of("project", self.project, (None, "conservation"))
         one_of("approach", self.approach, ("greedy", "beam", "diverse_beam", "particle"))

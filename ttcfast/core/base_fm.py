@@ -149,7 +149,7 @@ class Surrogate(BaseFM):
 
         Args:
             x: states ``[N, C, *S]`` (``[N, h, C, *S]`` with history), physical units, on the model's device.
-            ids: int64 ``[B]``, which candidates, 0 or more.
+            ids: int64 ``[B]``, which candidates, 0 or more; or ``[N, B]``, those of each state, for the beams of one problem.
             problem_ids: int64 ``[N]``, which problems, 0 or more and below 2^32; None counts from 0.
             seed: of the run, 0 to 2^63 - 1.
             step: of the rollout, 0 or more.
@@ -171,7 +171,7 @@ class Surrogate(BaseFM):
         Key(seed, step)  # raises for what the streams cannot tell apart
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
         first = 0 if problem_ids is None else int(problem_ids[0])
-        with temp_seed(hash_seed(seed, step, first, int(ids[0]))):
+        with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
             out = self._sample(x, rows, config, seed, step)
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
                 # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
@@ -282,7 +282,7 @@ def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torc
     """(problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
 
     Args:
-        ids: whole numbers ``[B]``, which candidates.
+        ids: whole numbers ``[B]``, which candidates; or ``[n, B]``, which of each state.
         problem_ids: whole numbers ``[n]``, which problems; None counts from 0.
         n: problems in the batch.
         device: of the batch.
@@ -290,15 +290,18 @@ def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torc
     Raises:
         ValueError: another shape or dtype; on the CPU also a number below 0, or a problem of 2^32 or more.
     """
-    if ids.ndim != 1 or ids.numel() == 0 or not _whole(ids):
-        raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B]")
+    if ids.ndim not in (1, 2) or ids.numel() == 0 or not _whole(ids) or (ids.ndim == 2 and len(ids) != n):
+        raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B], or as many for each of {n} states")
     problems = torch.arange(n) if problem_ids is None else problem_ids
     if tuple(problems.shape) != (n,) or not _whole(problems):
         raise ValueError(f"problem_ids are {problems.dtype} {tuple(problems.shape)}; give one integer for each of the {n} problems")
     for name, values, end in (("ids", ids, 2**63), ("problem_ids", problems, 2**32)):
         if not values.is_cuda and not 0 <= int(values.min()) <= int(values.max()) < end:
             raise ValueError(f"{name} are {int(values.min())} to {int(values.max())}; give numbers from 0 to {end - 1}")
-    return torch.cartesian_prod(problems.to(device, torch.int64), ids.to(device, torch.int64))
+    problems, ids = problems.to(device, torch.int64), ids.to(device, torch.int64)
+    if ids.ndim == 1:
+        return torch.cartesian_prod(problems, ids)
+    return torch.stack([problems.unsqueeze(1).expand_as(ids), ids], 2).flatten(0, 1)
 
 
 def _whole(values: Tensor) -> bool:

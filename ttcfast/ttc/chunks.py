@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,15 +27,30 @@ class Chunks:
         window: states from which the rollout starts, ``[n, C, *S]`` (``[n, h, C, *S]`` with history).
         include_deterministic: candidate 0 is the deterministic step.
         whole_groups: all candidates of a problem in one chunk, for a scorer that compares them.
+        measure: gives the bytes that a candidate takes (``ttcfast.ttc.memory``); asked only where ``cfg.memory_budget`` is set.
+        rows: states that a step leaves at most, problems times beams; None is ``len(window)``.
+        share: (rank, ranks): of a step's chunks, which are counted from 0, those whose number is ``rank`` modulo ``ranks`` are drawn here.
 
     Raises:
-        ValueError: whole groups do not fit into a chunk.
+        ValueError: whole groups do not fit into a chunk, or no candidate into the memory budget.
     """
 
-    def __init__(self, source: Source, cfg: TTCConfig, window: Tensor, *, include_deterministic: bool, whole_groups: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        cfg: TTCConfig,
+        window: Tensor,
+        *,
+        include_deterministic: bool,
+        whole_groups: bool,
+        measure: Callable[[], int],
+        rows: int | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._source, self._cfg, self._deterministic, self._whole = source, cfg, include_deterministic, whole_groups
-        self._first, width, n = int(include_deterministic), cfg.branching_factor, len(window)
-        limit = _limit(cfg, window, source.history)
+        self._first, width, n = int(include_deterministic), cfg.branching_factor, len(window) if rows is None else rows
+        self._rank, self._ranks = share
+        limit = chunk_limit(cfg, measure)
         self._fixed = source.keyed and (limit is not None or source.fixed_shapes)
         self._problems: int | None = None  # all there are
         self._at_once = max(1, width - self._first)
@@ -50,23 +65,40 @@ class Chunks:
         if not whole_groups:
             self._at_once = min(self._at_once, limit // self._problems)
 
-    def of_step(self, window: Tensor, problem_ids: Tensor, step: int, again: int) -> Iterator[tuple[slice, int, Tensor]]:
+    def of_step(
+        self, window: Tensor, problem_ids: Tensor, step: int, again: int, beams: Tensor | None = None
+    ) -> Iterator[tuple[slice, int, Tensor]]:
         """Candidates ``[m, b, C, *S]`` of a block of problems, from a position in their groups on; ``again`` counts redrawn groups, which
-        have no deterministic candidate."""
-        width, with_deterministic = self._cfg.branching_factor, self._deterministic and again == 0
-        blocks = self._blocks(len(window))
-        if self._whole:
-            for rows in blocks:
-                parts = [self.deterministic(window[rows]).unsqueeze(1)] if with_deterministic else []
-                if width > self._first:
-                    parts.append(self._sample(window[rows], problem_ids[rows], step, again, self._first))
-                yield rows, 0 if with_deterministic else self._first, torch.cat(parts, 1)
-            return
-        for rows in blocks:
+        have no deterministic candidate, and ``beams`` int64 ``[n]`` says which beam of its problem each state is (None: its only one)."""
+        beams = torch.zeros_like(problem_ids) if beams is None else beams
+        for number, (rows, start) in enumerate(self._plan(len(window), again)):
+            if number % self._ranks != self._rank:
+                continue
+            x = window[rows]
+            if start == 0 and self._deterministic and not self._whole:
+                yield rows, 0, self.deterministic(x).unsqueeze(1)
+                continue
+            parts = [self.deterministic(x).unsqueeze(1)] if start == 0 and self._deterministic else []
+            first = max(start, self._first)
+            if self._cfg.branching_factor > first:
+                parts.append(self._sample(x, problem_ids[rows], beams[rows], step, again, first))
+            yield rows, start, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _plan(self, n: int, again: int) -> Iterator[tuple[slice, int]]:
+        """The chunks of a step of ``n`` states: their rows, and the position of their first candidate."""
+        with_deterministic, width = self._deterministic and again == 0, self._cfg.branching_factor
+        for rows in self._blocks(n):
+            if self._whole:
+                yield rows, 0 if with_deterministic else self._first
+                continue
             if with_deterministic:  # right before the candidates of the same states, which a low-precision surrogate corrects by it
-                yield rows, 0, self.deterministic(window[rows]).unsqueeze(1)
-            for start in range(self._first, width, self._at_once):
-                yield rows, start, self._sample(window[rows], problem_ids[rows], step, again, start)
+                yield rows, 0
+            yield from ((rows, start) for start in range(self._first, width, self._at_once))
+
+    @property
+    def size(self) -> int | None:
+        """Candidates of a chunk where that is fixed, else None."""
+        return None if not self._fixed else (self._problems or 1) * self._at_once
 
     def deterministic(self, window: Tensor) -> Tensor:
         """The deterministic step of ``[m, C, *S]``, in blocks of the fixed size."""
@@ -74,13 +106,15 @@ class Chunks:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def id_of(self, position: int, again: int) -> int:
-        """A candidate drawn again at the same position is another candidate."""
-        return again * self._cfg.branching_factor + position
+        """A candidate drawn again at the same position is another candidate, and so is one of another beam: beam j's come
+        ``j * branching_factor`` later."""
+        return again * self._cfg.beam_width * self._cfg.branching_factor + position
 
-    def _sample(self, window: Tensor, problem_ids: Tensor, step: int, again: int, start: int) -> Tensor:
+    def _sample(self, window: Tensor, problem_ids: Tensor, beams: Tensor, step: int, again: int, start: int) -> Tensor:
         m, count = len(window), min(self._at_once, self._cfg.branching_factor - start)
-        first = self.id_of(start, again)
-        ids = torch.arange(first, first + (self._at_once if self._fixed else count))
+        ids = torch.arange(self._at_once if self._fixed else count) + self.id_of(start, again)
+        if self._cfg.beam_width > 1:
+            ids = self._filled(beams).cpu().unsqueeze(1) * self._cfg.branching_factor + ids
         seed = self._cfg.seed
         return self._source.candidates(self._filled(window), ids, self._filled(problem_ids), seed=seed, step=step)[:m, :count]
 
@@ -94,9 +128,20 @@ class Chunks:
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def _limit(cfg: TTCConfig, window: Tensor, history: int) -> int | None:
-    """Candidates that one chunk may hold."""
-    state = window[0, -1] if history > 1 else window[0]
-    by_memory = None if cfg.memory_budget is None else max(1, cfg.memory_budget // (state.numel() * state.element_size()))
+def chunk_limit(cfg: TTCConfig, measure: Callable[[], int]) -> int | None:
+    """Candidates that one chunk may hold; None for no limit.
+
+    Raises:
+        ValueError: the memory budget is below one candidate.
+    """
+    by_memory = None
+    if cfg.memory_budget is not None:
+        each = measure()
+        by_memory = cfg.memory_budget // each
+        if by_memory < 1:
+            raise ValueError(
+                f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {each}; give at least that"
+            )
+        by_memory = 1 << (by_memory.bit_length() - 1)  # what is measured varies by a page or two; the chunks should not
     limits = [v for v in (cfg.chunk_size, by_memory) if v is not None]
     return min(limits) if limits else None

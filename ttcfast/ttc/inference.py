@@ -17,6 +17,7 @@ from ttcfast.spec import StochasticConfig, TTCConfig, at_least
 
 from . import guardrails
 from .chunks import Chunks
+from .memory import bytes_per_candidate
 from .projection import check_projectable, project_conservation
 from .result import RolloutResult, StepOutput
 from .selection import Argmax
@@ -66,6 +67,7 @@ class TTCGreedy:
             )
         if cfg.project is not None:
             check_projectable(self._source.spec)
+        self._candidate_bytes: int | None = None  # measured once, where there is a memory budget
 
     @overload
     def rollout(self, x0: Tensor, T: int, *, return_info: Literal[False] = False, problem_ids: Tensor | None = None) -> Tensor: ...
@@ -143,7 +145,7 @@ class TTCGreedy:
     @torch.no_grad()
     def _iterate(self, window: Tensor, T: int, problem_ids: Tensor, single: bool) -> Iterator[StepOutput]:
         live = torch.arange(window.shape[0], device=window.device)  # problems that are not frozen
-        n, chunks = window.shape[0], self._chunks(window)
+        n, chunks = window.shape[0], self._chunks(window, problem_ids)
         for step in range(T):
             out = self._step(chunks, window, problem_ids[live], step) if len(live) else None
             full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor, step)
@@ -173,11 +175,18 @@ class TTCGreedy:
         """
         at_least("step", step, 0)
         x, _ = self._start(x, 1)
-        return self._step(self._chunks(x), x, self._problem_ids(problem_ids, x), step)
+        ids = self._problem_ids(problem_ids, x)
+        return self._step(self._chunks(x, ids), x, ids, step)
 
-    def _chunks(self, window: Tensor) -> Chunks:
-        options = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
-        return Chunks(self._source, self.cfg, window, **options)
+    def _chunks(self, window: Tensor, problem_ids: Tensor, **layout: Any) -> Chunks:
+        def measure() -> int:
+            if self._candidate_bytes is None:
+                after = (self.cfg.max_resample + 3) * self.cfg.beam_width * self.cfg.branching_factor  # ids that no group draws
+                self._candidate_bytes = bytes_per_candidate(self._source, self.scorer, self.cfg, window, problem_ids, first_id=after)
+            return self._candidate_bytes
+
+        options: dict[str, Any] = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
+        return Chunks(self._source, self.cfg, window, measure=measure, **options, **layout)
 
     def _step(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
         """One step of the problems that are still going."""

@@ -38,7 +38,7 @@ class Source(Protocol):
         ...
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
-        """Stochastic next states ``[N, B, C, *S]`` for ids ``[B]``."""
+        """Stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` where each state has its own."""
         ...
 
 
@@ -95,6 +95,9 @@ class _SurrogateSource:
         return self.fm.deterministic(x)
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
+        if ids.ndim == 2 and not self.keyed:  # somebody else's class, which knows ids [B]
+            parts = zip(x.split(1), ids, problem_ids.split(1))
+            return torch.cat([self.candidates(one, own, problem, seed=seed, step=step) for one, own, problem in parts])
         return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
 
 
@@ -126,8 +129,8 @@ class _ForeignSource:
         )
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
-        key = hash_seed(seed, step, int(problem_ids[0]), int(ids[0]))
-        batch = x.repeat_interleave(ids.numel(), 0)  # [N*B, C, *S], problem-major
+        key, count = hash_seed(seed, step, int(problem_ids[0]), int(ids.flatten()[0])), ids.shape[-1]
+        batch = x.repeat_interleave(count, 0)  # [N*B, C, *S], problem-major
         with temp_seed(key):
             out = self.fm.sample_next(batch, seed=key % 2**32, multi=True)  # what numpy takes as a seed
         if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (batch.shape, batch.dtype, batch.device):
@@ -136,4 +139,4 @@ class _ForeignSource:
                 f"{type(self.fm).__name__}.sample_next returned {got}; expected what it was given, {batch.dtype} {tuple(batch.shape)} "
                 f"on {batch.device}"
             )
-        return out.reshape(x.shape[0], ids.numel(), *x.shape[1:])
+        return out.reshape(x.shape[0], count, *x.shape[1:])
