@@ -105,6 +105,28 @@ class Chunks:
         parts = [self._source.deterministic(self._filled(window[rows]))[: rows.stop - rows.start] for rows in self._blocks(len(window))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def continued(self, window: Tensor) -> Tensor:
+        """The deterministic step of a chunk's candidates, ``[m b, C, *S]``, filled up to a whole chunk's number."""
+        return self._source.deterministic(_filled(window, self.size or 0))[: len(window)]
+
+    def again(self, window: Tensor, problem_ids: Tensor, beams: Tensor, positions: Tensor, step: int, again: int) -> Tensor:
+        """Candidates ``[m, C, *S]`` once more, one of each state, at positions ``[m]``. Only a keyed source makes the same.
+
+        They come in parts of a chunk's number of candidates.
+        """
+        size = self.size or len(window)
+        ids = self.id_of(0, again) + beams * self._cfg.branching_factor + positions
+        made = []
+        for x, problem, own in zip(window.split(size), problem_ids.split(size), ids.split(size)):
+            count, given = len(x), [_filled(v, self.size or 0) for v in (x, problem, own)]
+            drawn = self._source.candidates(given[0], given[2].cpu().unsqueeze(1), given[1], seed=self._cfg.seed, step=step)
+            made.append(drawn[:count, 0])
+        first = (positions == 0).nonzero().flatten() if self._deterministic and again == 0 else positions[:0]
+        out = torch.cat(made)
+        if len(first):
+            out[first] = self.deterministic(window[first])
+        return out
+
     def id_of(self, position: int, again: int) -> int:
         """A candidate drawn again at the same position is another candidate, and so is one of another beam: beam j's come
         ``j * branching_factor`` later."""
@@ -120,12 +142,17 @@ class Chunks:
 
     def _filled(self, values: Tensor) -> Tensor:
         """With the last entry repeated up to the fixed number of problems."""
-        missing = (self._problems or 0) - len(values) if self._fixed else 0
-        return values if missing <= 0 else torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])
+        return _filled(values, (self._problems or 0) if self._fixed else 0)
 
     def _blocks(self, n: int) -> list[slice]:
         size = self._problems or n
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _filled(values: Tensor, size: int) -> Tensor:
+    """With the last entry repeated up to ``size``."""
+    missing = size - len(values)
+    return values if missing <= 0 else torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])
 
 
 def chunk_limit(cfg: TTCConfig, measure: Callable[[], int]) -> int | None:

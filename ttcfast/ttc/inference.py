@@ -52,10 +52,11 @@ class TTCGreedy:
     """
 
     _selection = Argmax
+    _check = staticmethod(guardrails.check_greedy)
 
     def __init__(self, fm: Any, scorer: Any, cfg: TTCConfig | None = None) -> None:
         cfg = TTCConfig() if cfg is None else cfg
-        guardrails.check_greedy(cfg)
+        self._check(cfg)
         self.fm, self.cfg = fm, cfg
         self._source = as_source(fm, cfg)
         self.scorer = as_scorer(scorer, ndim=self._source.ndim)
@@ -286,7 +287,7 @@ def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: in
 
 
 def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stochastic: StochasticConfig | None) -> RolloutResult:
-    def over_time(name: str) -> Tensor:
+    def over_time(name: str) -> Any:
         return torch.stack([getattr(s, name) for s in steps], 1)
 
     return RolloutResult(

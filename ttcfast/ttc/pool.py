@@ -119,7 +119,7 @@ class TopPool:
         stays, comes = taken & (index < self.k), taken & (index >= self.k)
         at = torch.where(stays, index, 0)
         kept = torch.zeros_like(at).scatter_add_(1, at, stays.long())
-        free = slots.gather(1, kept.argsort(1, stable=True))  # the slots of those that fell out come first
+        free = slots.gather(1, kept.argsort(dim=1, stable=True))  # the slots of those that fell out come first
         vacancy = ((~stays).cumsum(1) - 1).clamp_min(0)
         new_slots = torch.where(stays, slots.gather(1, at), free.gather(1, vacancy))
         group, place = comes.nonzero(as_tuple=True)
@@ -151,8 +151,8 @@ def _duplicates(keys: Keys) -> Tensor:
     """Which candidates have the mark of a better one, bool ``[n, m]``."""
     assert keys.marks is not None
     order = _by_tie_and_id(keys)
-    order = order.gather(1, (-keys.rank).gather(1, order).argsort(1, stable=True))
-    order = order.gather(1, keys.marks.gather(1, order).argsort(1, stable=True))
+    order = order.gather(1, (-keys.rank).gather(1, order).argsort(dim=1, stable=True))
+    order = order.gather(1, keys.marks.gather(1, order).argsort(dim=1, stable=True))
     marks, usable = keys.marks.gather(1, order), keys.rank.gather(1, order) > -torch.inf
     same = torch.zeros_like(usable)
     same[:, 1:] = (marks[:, 1:] == marks[:, :-1]) & usable[:, :-1]
@@ -160,7 +160,7 @@ def _duplicates(keys: Keys) -> Tensor:
 
 
 def _by_tie_and_id(keys: Keys) -> Tensor:
-    order = keys.ids.argsort(1, stable=True)
+    order = keys.ids.argsort(dim=1, stable=True)
     if keys.ties is None:
         return order
-    return order.gather(1, (-keys.ties).gather(1, order).argsort(1, stable=True))
+    return order.gather(1, (-keys.ties).gather(1, order).argsort(dim=1, stable=True))

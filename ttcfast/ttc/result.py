@@ -45,6 +45,27 @@ class StepOutput:
 
 
 @dataclass(frozen=True)
+class BeamStepOutput(StepOutput):
+    """One step of a search over k beams. ``state`` is the state of each problem's best beam so far, which later steps may abandon;
+    ``chosen`` and ``collapsed`` are that beam's, ``unprojected`` too; ``nonfinite`` counts the candidates of all beams. ``scores`` are the
+    step's scores of the beams kept.
+
+    Attributes:
+        scores, paths: float64 ``[N, k]``, of each beam kept, its score in this step and over its path (``score_aggregation``); -inf where
+            there are fewer beams, and a score of -inf where the deterministic step was taken without one.
+        parents, positions: int64 ``[N, k]``, the beam that each comes from and its candidate's position there; -1 where there is none.
+        copies: states copied: into the slots of the best k, and from there to the next step.
+        searched: whether candidates were drawn; False behind the end of a budget.
+    """
+
+    paths: Tensor
+    parents: Tensor
+    positions: Tensor
+    copies: int
+    searched: bool = True
+
+
+@dataclass(frozen=True)
 class RolloutResult:
     """A rollout of ``N`` problems (1 for a single state) over ``T`` steps.
 
@@ -58,8 +79,14 @@ class RolloutResult:
         seconds: wall-clock time.
         stochastic: the noise in force, the config's or else the surrogate's own; None where the deterministic step was the only
             candidate, and for a foreign model, whose noise is its own affair.
+        copies: state copies of a search over several beams; None for others.
+        peak_bytes: the most memory held: on a GPU by this rollout's tensors, on a CPU by the process since it began. None where that was
+            not asked or is not known.
+        beams: every step of a search over several beams, their states left out; () for others.
+        searched: steps that drew candidates; fewer than T where a budget ended. None for other rollouts.
 
-    The columns are those of ``StepOutput``.
+    The columns are those of ``StepOutput``; a search over several beams gives them along the best path, and ``scores`` ``[N, T, k]`` of the
+    beams kept.
     """
 
     trajectory: Tensor
@@ -74,6 +101,10 @@ class RolloutResult:
     unprojected: Tensor
     frozen: Tensor
     stochastic: StochasticConfig | None = None
+    copies: int | None = None
+    peak_bytes: int | None = None
+    beams: tuple[BeamStepOutput, ...] = ()
+    searched: int | None = None
 
     def interventions(self) -> dict[str, int]:
         """How often each guardrail stepped in, over all problems and steps."""

@@ -78,14 +78,15 @@ class Spread:
         self.lowest, self.size = -self.highest, torch.zeros_like(self.highest)
         self.count, self.first = torch.zeros(rows, dtype=torch.int64, device=device), self.highest.clone()
 
-    def add(self, rows: slice, start: int, scores: Tensor) -> None:
+    def add(self, rows: slice, start: int, scores: Tensor, first: Tensor) -> None:
+        """Scores ``[m, b]``; ``first [m]`` is the score of the chunk's first candidate, to be kept where that is the group's."""
         usable = scores.isfinite()
         self.highest[rows] = self.highest[rows].maximum(scores.amax(1))
         self.lowest[rows] = self.lowest[rows].minimum(torch.where(usable, scores, torch.inf).amin(1))
         self.size[rows] = self.size[rows].maximum(torch.where(usable, scores.abs(), 0.0).amax(1))
         self.count[rows] += usable.sum(1)
         if start == 0:
-            self.first[rows] = scores[:, 0]
+            self.first[rows] = torch.where(usable[:, 0], first, -torch.inf)
 
     def collapsed(self, least: float) -> Tensor:
         """As ``guardrails.spread_collapsed``, and only where the first candidate could be taken, bool ``[M]``."""
@@ -110,7 +111,16 @@ class StepSearch:
     """
 
     def __init__(
-        self, beams: Beams, k: int, width: int, *, floor: float | None, subtrees: bool, history: int, ties: bool = False, marks: bool = False
+        self,
+        beams: Beams,
+        k: int,
+        width: int,
+        *,
+        floor: float | None,
+        subtrees: bool,
+        history: int,
+        ties: bool = False,
+        marks: bool = False,
     ) -> None:
         latest = beams.window[:, -1] if history > 1 else beams.window
         self.beams, self._width, self._floor, self._subtrees = beams, width, floor, subtrees
@@ -138,7 +148,7 @@ class StepSearch:
         self.nonfinite[rows] += value.isinf().sum(1)
         if start == 0:
             self.first[rows] = states[:, 0]
-        self.spread.add(rows, start, value)
+        self.spread.add(rows, start, value, score[:, 0])
         position = torch.arange(start, start + value.shape[1], device=value.device)
         ids = self._place[rows].unsqueeze(1) * self._width + position
         keys = Keys(value + self.beams.offset[rows].unsqueeze(1), ids, score, ties, marks)
