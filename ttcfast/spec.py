@@ -280,8 +280,11 @@ class TTCConfig:
         min_score_spread: relative spread of the scores below which a step takes candidate 0.
         score_floor: scores below it do not count as usable; None for no floor.
         ndim: space dimensions of a foreign model's states.
+        select: ``"argmax"``, or a combination of the candidates, see ``ttcfast.ttc.selection``.
+        refine_steps: how often candidates are moved along the reward, which must be differentiable; 0 leaves them as they are.
+        refine_lengths: lengths of each such step, each of which makes a copy of every candidate; 1 is a full step.
+        trust: candidates are moved, and combined, no further than this times the size of their own step; None for no limit.
         approach, beam_width, score_aggregation, discount, lookahead, temperature: of a search over several beams, see ``TTCBeam``.
-        select, refine_steps, refine_lengths: see ``ttcfast.ttc``.
     """
 
     branching_factor: int = 5
@@ -294,6 +297,7 @@ class TTCConfig:
     project: str | None = None
     refine_steps: int = 0
     refine_lengths: tuple[float, ...] = (0.5, 1.0)
+    trust: float | None = 0.5
     lookahead: int = 0
     discount: float = 0.9
     temperature: float = 1.0
@@ -311,6 +315,12 @@ class TTCConfig:
             if (value := getattr(self, name)) is not None:
                 whole(name, value, least)
         whole("lookahead", self.lookahead, 0)
+        whole("refine_steps", self.refine_steps, 0)
+        object.__setattr__(self, "refine_lengths", tuple(self.refine_lengths))
+        if not self.refine_lengths or not all(0 < length < math.inf for length in self.refine_lengths):
+            raise ValueError(f"refine_lengths is {self.refine_lengths}; give one or more lengths above 0")
+        if self.trust is not None and not 0 < self.trust < math.inf:
+            raise ValueError(f"trust is {self.trust}; it must be above 0 and finite, or None for no limit")
         at_least("min_score_spread", self.min_score_spread, 0)
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount is {self.discount}; it lies between 0 (the last score alone) and 1 (the sum)")

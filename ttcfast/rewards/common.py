@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ttcfast.ops.arm import ArmScores, arm
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
+from .ascent import channel_spread, polyak_move
+
 if TYPE_CHECKING:
     from .composition import ScorerList as ScorerList
     from .oracle import OracleScorer as OracleScorer
@@ -33,6 +35,10 @@ class ScoreContext:
     problem_ids: Tensor
 
 
+Project = Callable[[Tensor, Tensor, "ScoreContext | None"], Tensor]
+"""States ``[N, C, *S]``, candidates ``[N, B, C, *S]`` and the context -> the candidates with conservation imposed."""
+
+
 class Scorer(nn.Module):
     """Base of the scorers; they are callable. A subclass writes ``score_group``, or the sketch's ``score(x_t, cand_tp1)``.
 
@@ -40,6 +46,8 @@ class Scorer(nn.Module):
         ndim: number of space axes of the states, which tells ``[C, H, W]`` from ``[N, C, X]``.
         needs_group: a candidate's score depends on the other candidates, so that a step's candidates must be scored together.
         marks_nonfinite: a candidate that is not finite gets a score that is not finite, so that nobody else need look for it.
+        scores_projected: where a rollout imposes conservation, candidates are scored as they are afterwards rather than raw.
+        maximum: the largest score there can be, which tells ``ascent`` how far to go; None where it is not known.
 
     Source: seeds/ttc-integration-plan.md section 15.
     """
@@ -47,6 +55,8 @@ class Scorer(nn.Module):
     ndim: int = 2
     needs_group: bool = False
     marks_nonfinite: bool = False
+    scores_projected: bool = False
+    maximum: float | None = None
 
     def score(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> Tensor:
         """Scores of candidates, higher is better.
@@ -71,6 +81,40 @@ class Scorer(nn.Module):
         """Scores ``[N, B]`` of candidates ``[N, B, C, *S]`` for states ``[N, C, *S]``."""
         raise NotImplementedError(f"{type(self).__name__} has neither score_group(state, candidates, context) nor score(x_t, cand_tp1)")
 
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        """The move of each candidate that would be one full step (length 1) upwards in its score.
+
+        Here from the gradient of ``score_group``: the smallest move, in units of the state's spread per channel, that reaches ``maximum``
+        to first order. A reward that knows better where to go overrides it.
+
+        Args:
+            state: the states being left, ``[N, C, *S]``.
+            candidates: ``[N, B, C, *S]``.
+            context: step and problems, for the scorers that need them.
+
+        Returns:
+            ``[N, B, C, *S]``, physical units, without gradient; 0 where a candidate has no finite score.
+
+        Raises:
+            ValueError: the score is not differentiable in the candidates, or its maximum is not known.
+
+        Source: DECISIONS, "Added after a prototype" (refinement).
+        """
+        name = type(self).__name__
+        if self.maximum is None:
+            raise ValueError(
+                f"{name} does not say how large its score can get, so that a step along it has no length; set its maximum (0.0 for a score "
+                "that is minus an error), or give it an ascent"
+            )
+        state = state.detach()
+        return polyak_move(
+            lambda c: self.score_group(state, c, context), candidates, channel_spread(state).unsqueeze(1), self.maximum, name
+        )
+
+    def of_projected(self, project: Project) -> Scorer:
+        """What scores this reward in a rollout that imposes conservation: itself, or after ``project`` where it says so."""
+        return _OfProjected(self, project) if self.scores_projected else self
+
     def forward(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> Tensor:
         return self.score(x_t, cand_tp1, context=context) if _takes_context(self.score) else self.score(x_t, cand_tp1)
 
@@ -94,6 +138,7 @@ class ARMScorer(Scorer):
     """
 
     marks_nonfinite = True
+    maximum = 0.0  # every penalty is at least 0
 
     def __init__(
         self,
@@ -133,6 +178,22 @@ class ARMScorer(Scorer):
         return spec
 
 
+class _OfProjected(Scorer):
+    """Scores what the candidates become when conservation is imposed on them."""
+
+    def __init__(self, scorer: Scorer, project: Project) -> None:
+        super().__init__()
+        self.scorer, self._project = scorer, project
+        self.ndim, self.maximum = scorer.ndim, scorer.maximum
+        self.needs_group, self.marks_nonfinite = scorer.needs_group, scorer.marks_nonfinite
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.scorer.score_group(state, self._project(state, candidates, context), context)
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.scorer.ascent(state, self._project(state, candidates, context), context)
+
+
 def as_scorer(scorer: Any, *, ndim: int = 2) -> Scorer:
     """Anything that scores, as a ``Scorer``.
 
@@ -165,6 +226,8 @@ class _FunctionScorer(Scorer):
         super().__init__()
         self.ndim = ndim
         self.needs_group = bool(getattr(owner, "needs_group", False))
+        self.scores_projected = bool(getattr(owner, "scores_projected", False))
+        self.maximum = getattr(owner, "maximum", None)
         self._function, self._batched = function, _takes_context(function)
         self._name = getattr(owner, "__name__", type(owner).__name__)
 

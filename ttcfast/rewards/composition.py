@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common import ScoreContext, Scorer, as_scorer
+from .common import Project, ScoreContext, Scorer, as_scorer
 
 
 class ScorerList(Scorer):
@@ -52,6 +52,22 @@ class ScorerList(Scorer):
             total = part if total is None else total + part
         assert total is not None  # the constructor refuses an empty list
         return total
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        """One step along each reward in turn, each from where the one before led, at its weight over the largest weight.
+
+        The step of a sum would need one length for rewards of different units; steps in turn need none, and what two rewards ask for
+        alike is not done twice.
+        """
+        moved, largest = candidates, max(self.weights.values())
+        for name, scorer in self._terms().items():
+            if self.weights[name] > 0:
+                moved = moved + self.weights[name] / largest * scorer.ascent(state, moved, context)
+        return moved - candidates
+
+    def of_projected(self, project: Project) -> Scorer:
+        scorers = {name: scorer.of_projected(project) for name, scorer in self._terms().items()}
+        return ScorerList(scorers, self.weights, zscore=self.zscore, ndim=self.ndim)
 
     def breakdown(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> dict[str, Tensor]:
         """Each scorer's own scores, unweighted, in the layout of ``score``."""

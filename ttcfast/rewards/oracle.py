@@ -24,6 +24,8 @@ class OracleScorer(Scorer):
     """
 
     marks_nonfinite = True
+    scores_projected = True
+    maximum = 0.0
     truth: Tensor
     scale: Tensor
 
@@ -39,6 +41,15 @@ class OracleScorer(Scorer):
         self.register_buffer("scale", s.reshape(-1, *[1] * self.ndim), persistent=False)
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        error = (candidates - self._target(state, candidates, context)) / self.scale.to(candidates)
+        return -error.square().flatten(2).mean(2)
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        """All the way to the truth."""
+        return self._target(state, candidates, context) - candidates
+
+    def _target(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        """The true next states ``[N, 1, C, *S]``."""
         if context is None:
             raise ValueError("context is None; the oracle needs ScoreContext(step, problem_ids) to find the true next state")
         if not 0 <= context.step + 1 < self.truth.shape[1]:
@@ -49,5 +60,4 @@ class OracleScorer(Scorer):
         ids = context.problem_ids.to(self.truth.device)
         if ids.numel() != state.shape[0] or bool((ids < 0).any()) or bool((ids >= self.truth.shape[0]).any()):
             raise ValueError(f"problem_ids are {ids.tolist()} for {state.shape[0]} states; give one id each, below {self.truth.shape[0]}")
-        target = self.truth[ids, context.step + 1].to(candidates)
-        return -((candidates - target.unsqueeze(1)) / self.scale.to(candidates)).square().flatten(2).mean(2)
+        return self.truth[ids, context.step + 1].to(candidates).unsqueeze(1)

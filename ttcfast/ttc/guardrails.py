@@ -16,7 +16,6 @@ _GREEDY: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy
     "beam_width": (1, "a search over several beams"),
     "score_aggregation": ("sum", "the aggregation of a path's scores, of which a greedy search has one"),
     "select": ("argmax", "a combination of candidates"),
-    "refine_steps": (0, "refinement of candidates"),
     "lookahead": (0, "looking ahead"),
     "temperature": (1.0, "sampling by score"),
 }

@@ -18,7 +18,8 @@ from ttcfast.spec import StochasticConfig, TTCConfig, at_least
 from . import guardrails
 from .chunks import Chunks
 from .memory import bytes_per_candidate
-from .projection import check_projectable, project_conservation
+from .projection import check_projectable, project_conservation, projector, spec_of_problems
+from .refine import copies, refine_as_configured, refining_cost
 from .result import RolloutResult, StepOutput
 from .selection import Argmax
 from .sources import as_source, probe
@@ -40,7 +41,8 @@ class TTCGreedy:
 
     Args:
         fm: a ``Surrogate``, or any model with the sketch's ``sample_next(x_t, seed=None, multi=False)``.
-        scorer: a ``Scorer``, or any callable ``score(x_t, cand_tp1)``; see ``as_scorer``. It sees raw candidates, before projection.
+        scorer: a ``Scorer``, or any callable ``score(x_t, cand_tp1)``; see ``as_scorer``. It sees raw candidates, before projection,
+            unless it says ``scores_projected``.
         cfg: see ``TTCConfig``; None takes the defaults.
 
     Raises:
@@ -66,8 +68,12 @@ class TTCGreedy:
                 f"include_deterministic is True but {type(fm).__name__} has only sample_next and no deterministic step; wrap it in a "
                 "Surrogate, or use include_deterministic=False"
             )
+        self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
+        spec = self._source.spec
         if cfg.project is not None:
-            check_projectable(self._source.spec)
+            check_projectable(spec)
+            assert spec is not None  # or it could not be projected
+            self.scorer = self.scorer.of_projected(projector(spec))
         self._candidate_bytes: int | None = None  # measured once, where there is a memory budget
 
     @overload
@@ -149,7 +155,7 @@ class TTCGreedy:
         n, chunks = window.shape[0], self._chunks(window, problem_ids)
         for step in range(T):
             out = self._step(chunks, window, problem_ids[live], step) if len(live) else None
-            full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor, step)
+            full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor * self._copies, step)
             yield dataclasses.replace(full, state=full.state[0]) if single else full
             if out is None:
                 continue
@@ -192,16 +198,16 @@ class TTCGreedy:
     def _step(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
         """One step of the problems that are still going."""
         cfg, x = self.cfg, self._latest(window)
-        group, nfe = self._draw(chunks, window, problem_ids, step, 0)
+        group, nfe, drawn = self._draw(chunks, window, problem_ids, step, 0)
         resamples = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
             rows = group.missed(cfg.score_floor).nonzero().flatten()
             if not len(rows):
                 break
-            redrawn, cost = self._draw(chunks, window[rows], problem_ids[rows], step, again)
+            redrawn, cost, again_drawn = self._draw(chunks, window[rows], problem_ids[rows], step, again)
             group.replace(rows, redrawn)
             resamples[rows] += 1
-            nfe += cost
+            nfe, drawn = nfe + cost, drawn + again_drawn
         state, chosen, collapsed = group.choice(cfg.min_score_spread)
         fallback = group.missed(cfg.score_floor)
         frozen = torch.zeros_like(fallback)
@@ -217,32 +223,40 @@ class TTCGreedy:
             logger.info("step %d: fallback for problems %s", step, problem_ids[rows].tolist())
         state, unprojected = self._project(x, state, problem_ids)
         collapsed &= ~fallback
-        return StepOutput(step, state, group.scores, chosen, fallback, resamples, group.nonfinite, collapsed, unprojected, frozen, nfe)
+        counts = (fallback, resamples, group.nonfinite, collapsed, unprojected, frozen)
+        return StepOutput(step, state, group.scores, chosen, *counts, nfe, drawn)
 
-    def _draw(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int]:
-        """Generate and score one group of candidates per problem; and what it cost in model evaluations."""
-        x, nfe = self._latest(window), 0
-        group = self._selection(x, self.cfg.branching_factor)
-        watch = guardrails.DistinctWatch() if step == again == 0 and self.cfg.branching_factor > 1 else None
+    def _draw(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int, int]:
+        """Generate, refine and score one group of candidates per problem; and what it cost in evaluations of model and reward."""
+        cfg, x = self.cfg, self._latest(window)
+        nfe = rewarded = 0
+        group = self._selection(x, cfg.branching_factor * self._copies)
+        watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(window, problem_ids, step, again):
-            context = ScoreContext(step, problem_ids[rows])
-            scores = self.scorer.score_group(x[rows], candidates, context)
-            if scores.shape != candidates.shape[:2]:
-                raise ValueError(
-                    f"{type(self.scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}"
-                )
-            usable = scores.isfinite()
-            if not self.scorer.marks_nonfinite:
-                usable = usable & guardrails.finite_states(candidates, 2)
-            group.add(rows, start, candidates, torch.where(usable, scores.double(), -torch.inf))
             if watch is not None:
                 watch.look(rows.start, candidates)
-            nfe += candidates.shape[0] * candidates.shape[1]
+            drawn = candidates.shape[0] * candidates.shape[1]
+            nfe, rewarded = nfe + drawn, rewarded + drawn * (self._copies + refining_cost(cfg.refine_steps, cfg.refine_lengths))
+            self._judge(group, x[rows], candidates, rows, start, ScoreContext(step, problem_ids[rows]))
             del candidates  # or the next chunk would be made while this one is still held
         if watch is not None and not watch.differ:
-            after = chunks.id_of(0, self.cfg.max_resample + 2)  # ids that no group will draw
-            nfe += probe(self._source, window, problem_ids, after, watch.at_once, seed=self.cfg.seed)
-        return group, nfe
+            after = chunks.id_of(0, cfg.max_resample + 2)  # ids that no group will draw
+            nfe += probe(self._source, window, problem_ids, after, watch.at_once, seed=cfg.seed)
+        return group, nfe, rewarded
+
+    def _judge(self, group: Argmax, x: Tensor, candidates: Tensor, rows: slice, start: int, context: ScoreContext) -> None:
+        """Refine and score a chunk ``[m, b, C, *S]`` and hand it to its group."""
+        cfg, b = self.cfg, candidates.shape[1]
+        candidates = refine_as_configured(x, candidates, self.scorer, context, cfg, self._source.spec)
+        scores = self.scorer.score_group(x, candidates, context)
+        if scores.shape != candidates.shape[:2]:
+            raise ValueError(f"{type(self.scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}")
+        usable = scores.isfinite()
+        if not self.scorer.marks_nonfinite:
+            usable = usable & guardrails.finite_states(candidates, 2)
+        scores = torch.where(usable, scores.double(), -torch.inf)
+        for copy, block in enumerate(candidates.split(b, 1)):
+            group.add(rows, copy * cfg.branching_factor + start, block, scores[:, copy * b : (copy + 1) * b])
 
     def _fallback(self, chunks: Chunks, group: Argmax, window: Tensor, problem_ids: Tensor, rows: Tensor, step: int) -> tuple[Tensor, int]:
         """The deterministic step, or one fresh sample of a model that has none; and its cost."""
@@ -257,9 +271,7 @@ class TTCGreedy:
         spec = self._source.spec
         if self.cfg.project is None or spec is None:
             return state, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        if torch.is_tensor(spec.gamma) and spec.gamma.numel() > 1:
-            spec = spec.replace(gamma=spec.gamma[problem_ids.to(spec.gamma.device)])
-        return project_conservation(x, state, spec)
+        return project_conservation(x, state, spec_of_problems(spec, problem_ids))
 
     def _latest(self, window: Tensor) -> Tensor:
         return window[:, -1] if self._source.history > 1 else window
@@ -276,12 +288,13 @@ def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: in
     dtypes = {"scores": torch.float64, "chosen": torch.int64, "resamples": torch.int64, "nonfinite": torch.int64}
     fill = {"scores": -torch.inf, "chosen": -1, "frozen": True}
     values: dict[str, Any] = {"step": step, "nfe": 0 if out is None else out.nfe}
+    values["reward_evaluations"] = 0 if out is None else out.reward_evaluations
     values["state"] = torch.full((n, *like.shape[1:]), torch.nan, dtype=like.dtype, device=like.device)
     for name in ("scores", "chosen", "fallback", "resamples", "nonfinite", "collapsed", "unprojected", "frozen"):
         shape = (n, width) if name == "scores" else (n,)
         values[name] = torch.full(shape, fill.get(name, 0), dtype=dtypes.get(name, torch.bool), device=like.device)
     if out is not None:
-        for name in values.keys() - {"step", "nfe"}:
+        for name in values.keys() - {"step", "nfe", "reward_evaluations"}:
             values[name][live] = getattr(out, name)
     return StepOutput(**values)
 
@@ -296,5 +309,6 @@ def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stocha
         nfe=sum(s.nfe for s in steps),
         seconds=seconds,
         stochastic=stochastic,
+        reward_evaluations=sum(s.reward_evaluations for s in steps),
         **{name: over_time(name) for name in ("scores", "chosen", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")},
     )

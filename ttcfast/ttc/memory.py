@@ -14,6 +14,7 @@ from torch import Tensor
 from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 
+from .refine import refine_as_configured
 from .sources import Source
 
 _SEEN = 4 << 20  # bytes by which a probe must raise the peak: far above the pages that a process takes and gives back by itself
@@ -44,7 +45,8 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
         ids = torch.arange(first_id, first_id + size)
         drawn = source.candidates(window[:1], ids, problem_ids[:1], seed=cfg.seed, step=1)
         x = window[:1, -1] if source.history > 1 else window[:1]
-        scorer.score_group(x, drawn, ScoreContext(0, problem_ids[:1]))
+        context = ScoreContext(0, problem_ids[:1])
+        scorer.score_group(x, refine_as_configured(x, drawn, scorer, context, cfg, source.spec), context)
 
     with torch.no_grad():
         chunk(1)  # what is built at the first call (kernels, buffers) is no candidate's

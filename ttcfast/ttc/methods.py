@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttcfast.core.base_fm import BaseFM, Surrogate
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.core.base_fm import BaseFM
+from ttcfast.rewards.common import Scorer
 from ttcfast.rewards.oracle import OracleScorer
-from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.spec import TTCConfig
 
 from .baselines import BASELINES, baseline_rollout
 from .inference import TTCGreedy
-from .projection import project_conservation
 from .result import RolloutResult
 
 
@@ -40,11 +39,7 @@ def roll_method(
     if name in BASELINES:
         return baseline_rollout(name, surrogate, x0, steps, config)
     if name == "oracle":
-        units = None if scale is None else scale.to(device)
-        if config.project is not None and isinstance(surrogate, Surrogate):
-            scorer = _ProjectingOracle(truth.to(device), surrogate.spec, units)
-        else:
-            scorer = OracleScorer(truth.to(device), scale=units)
+        scorer = OracleScorer(truth.to(device), scale=None if scale is None else scale.to(device))
         steps = min(steps, truth.shape[1] - 1)
     if scorer is None:
         raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join(BASELINES)}, oracle")
@@ -55,19 +50,3 @@ def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:
     """Whether candidate 0 is the deterministic step, so that B = 1 is the deterministic rollout (DECISIONS 9)."""
     known = callable(getattr(surrogate, "deterministic", None))
     return known if config.include_deterministic is None else config.include_deterministic
-
-
-class _ProjectingOracle(OracleScorer):
-    """Scores what a candidate becomes by projection, since that is what the rollout takes: else "oracle + projection" were no ceiling."""
-
-    def __init__(self, truth: Tensor, spec: StateSpec, scale: Tensor | None) -> None:
-        super().__init__(truth, scale=scale)
-        self.spec = spec
-
-    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        n, b = candidates.shape[:2]
-        spec, gamma = self.spec, self.spec.gamma
-        if torch.is_tensor(gamma) and gamma.numel() > 1 and context is not None:
-            spec = spec.replace(gamma=gamma[context.problem_ids.to(gamma.device)].repeat_interleave(b))
-        projected, _ = project_conservation(state.repeat_interleave(b, 0), candidates.flatten(0, 1), spec)
-        return super().score_group(state, projected.view(n, b, *candidates.shape[2:]), context)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ttcfast.metrics.conservation import conserved_fields
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts
+from ttcfast.rewards.common import Project, ScoreContext
 from ttcfast.spec import StateSpec
 
 
@@ -56,6 +57,27 @@ def project_conservation(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[T
     projected[:, channels] -= residual.to(new.dtype).reshape(*residual.shape, *[1] * spec.ndim)
     keep = positive(new, spec) & ~positive(projected, spec)
     return torch.where(keep.reshape(-1, *[1] * (new.ndim - 1)), new, projected), keep
+
+
+def projector(spec: StateSpec) -> Project:
+    """``project_conservation`` of groups of candidates, for scorers that score what a rollout takes."""
+
+    def project(state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        b = candidates.shape[1]
+        own = spec_of_problems(spec, None if context is None else context.problem_ids, b)
+        projected, _ = project_conservation(state.repeat_interleave(b, 0), candidates.flatten(0, 1), own)
+        return projected.view_as(candidates)
+
+    return project
+
+
+def spec_of_problems(spec: StateSpec, problem_ids: Tensor | None, repeats: int = 1) -> StateSpec:
+    """The spec with the gammas of these problems, each repeated for its candidates. Without ids the problems are all, in order."""
+    gamma = spec.gamma
+    if not torch.is_tensor(gamma) or gamma.numel() == 1:
+        return spec
+    own = gamma if problem_ids is None else gamma[problem_ids.to(gamma.device)]
+    return spec.replace(gamma=own.repeat_interleave(repeats))
 
 
 def positive(state: Tensor, spec: StateSpec) -> Tensor:

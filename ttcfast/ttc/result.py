@@ -13,6 +13,9 @@ from ttcfast.spec import StochasticConfig
 class StepOutput:
     """One step of ``N`` problems; ``B`` candidates each.
 
+    Where candidates are refined, B counts the moved copies in: position p is a copy of candidate ``p % branching_factor``, unmoved below
+    ``branching_factor``.
+
     Attributes:
         step: index t of the state that was left.
         state: the state at t + 1, in the layout of ``x0`` (without its history).
@@ -24,11 +27,13 @@ class StepOutput:
             one fresh sample) was taken; counted also where that was not finite and the best candidate below the floor was kept (``chosen``
             is its position then).
         resamples: int64 ``[N]``, how often the group was drawn again, for want of a usable candidate or of one above ``score_floor``.
-        nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither.
+        nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither; also refined copies that lost a positive
+            density or pressure.
         collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, so that candidate 0 was taken.
         unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
         frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
         nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.
+        reward_evaluations: scores and ascents of this step, over all problems and candidates.
     """
 
     step: int
@@ -42,9 +47,10 @@ class StepOutput:
     unprojected: Tensor
     frozen: Tensor
     nfe: int
+    reward_evaluations: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BeamStepOutput(StepOutput):
     """One step of a search over k beams. ``state`` is the state of each problem's best beam so far, which later steps may abandon;
     ``chosen`` and ``collapsed`` are that beam's, ``unprojected`` too; ``nonfinite`` counts the candidates of all beams. ``scores`` are the
@@ -76,6 +82,7 @@ class RolloutResult:
         fallbacks, collapsed, unprojected, frozen: bool ``[N, T]``.
         resamples, nonfinite: int64 ``[N, T]``.
         nfe: model evaluations in total.
+        reward_evaluations: of the scorer: one is one candidate scored, or one direction found to move it in.
         seconds: wall-clock time.
         stochastic: the noise in force, the config's or else the surrogate's own; None where the deterministic step was the only
             candidate, and for a foreign model, whose noise is its own affair.
@@ -105,6 +112,7 @@ class RolloutResult:
     peak_bytes: int | None = None
     beams: tuple[BeamStepOutput, ...] = ()
     searched: int | None = None
+    reward_evaluations: int = 0
 
     def interventions(self) -> dict[str, int]:
         """How often each guardrail stepped in, over all problems and steps."""

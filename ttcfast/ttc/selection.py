@@ -13,7 +13,7 @@ class Argmax:
 
     Args:
         state: the states being left, ``[n, C, *S]``.
-        width: B, candidates of each.
+        width: candidates of each, B times the copies that refinement makes of one.
     """
 
     def __init__(self, state: Tensor, width: int) -> None:
@@ -22,16 +22,19 @@ class Argmax:
         self.nonfinite = torch.zeros(n, dtype=torch.int64, device=state.device)
         self.first = torch.full_like(state, torch.nan)
         self._best = torch.full_like(state, torch.nan)
+        self._at = torch.full_like(self.nonfinite, width)  # position of the best, among equals the smallest
 
     def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
         """Take in candidates ``[m, b, C, *S]`` at positions ``start`` on, with scores ``[m, b]`` that are -inf where not usable."""
         self.nonfinite[rows] += scores.isinf().sum(1)
         if start == 0:
             self.first[rows] = candidates[:, 0]
-        top, at = scores.max(1)
-        better = top > self.scores[rows].amax(1)
+        top, at = scores.amax(1), scores.argmax(1)
+        known = self.scores[rows].amax(1)
+        better = (top > known) | ((top == known) & top.isfinite() & (at + start < self._at[rows]))
         picked = candidates[torch.arange(len(at), device=at.device), at]
         self._best[rows] = torch.where(_over(better, picked), picked, self._best[rows])
+        self._at[rows] = torch.where(better, at + start, self._at[rows])
         self.scores[rows, start : start + scores.shape[1]] = scores
 
     def replace(self, rows: Tensor, other: Argmax) -> None:
@@ -40,7 +43,7 @@ class Argmax:
         self.nonfinite[rows] += other.nonfinite
         better = other.scores.amax(1) > self.scores[rows].amax(1)
         rows = rows[better]
-        self.scores[rows], self._best[rows] = other.scores[better], other._best[better]
+        self.scores[rows], self._best[rows], self._at[rows] = other.scores[better], other._best[better], other._at[better]
         first = other.first[better]
         absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
         self.first[rows] = torch.where(_over(absent, first), self.first[rows], first)
@@ -57,7 +60,7 @@ class Argmax:
     def choice(self, min_spread: float) -> tuple[Tensor, Tensor, Tensor]:
         """The chosen states ``[n, C, *S]``, their positions ``[n]``, and where the scores had collapsed, bool ``[n]``."""
         collapsed = spread_collapsed(self.scores, min_spread) & self.scores[:, 0].isfinite()
-        position = torch.where(collapsed, 0, self.scores.argmax(1))
+        position = torch.where(collapsed, 0, self._at)
         return torch.where(_over(collapsed, self._best), self.first, self._best), position, collapsed
 
 

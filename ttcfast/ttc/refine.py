@@ -1,0 +1,125 @@
+"""Candidates moved along a differentiable reward: more of them, in the direction that the reward knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.rewards.ascent import channel_spread
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.spec import StateSpec, TTCConfig
+
+from .projection import positive, spec_of_problems
+
+
+def refine(
+    state: Tensor,
+    candidates: Tensor,
+    scorer: Scorer,
+    context: ScoreContext | None,
+    *,
+    steps: int,
+    lengths: Sequence[float],
+    trust: float | None = None,
+    spec: StateSpec | None = None,
+) -> Tensor:
+    """The candidates, and copies of them moved along the reward.
+
+    A step moves each candidate by every length times ``scorer.ascent``. All copies stay in the group; with several steps the copy that
+    scores best goes on to the next. A copy that is not finite, or has lost a positive density or pressure, is NaN, so that it cannot be
+    chosen.
+
+    Args:
+        state: the states being left, ``[N, C, *S]``.
+        candidates: ``[N, B, C, *S]``.
+        scorer: what they are moved along, and what picks the best copy between steps.
+        context: for the scorer.
+        steps: how often to move them; 0 returns the candidates.
+        lengths: of each step; 1 is a full one, see ``Scorer.ascent``.
+        trust: a copy stays within ``trust`` times the size of the candidate's own step (candidate - state) from where it started, both in
+            units of the state's spread per channel; None for no limit.
+        spec: layout of the states, by which density and pressure are found; None asks of copies only that they are finite.
+
+    Returns:
+        ``[N, B * copies(steps, lengths), C, *S]``: the candidates, then a block of B for every step and length, so that position p holds a
+        copy of candidate p % B.
+
+    Raises:
+        ValueError: the reward cannot be climbed (see ``Scorer.ascent``), or its move has another shape than the candidates.
+
+    Source: DECISIONS, "Added after a prototype" (refinement).
+    """
+    blocks, current = [candidates], candidates
+    scale = channel_spread(state).unsqueeze(1)
+    for left in reversed(range(steps)):
+        move = scorer.ascent(state, current, context)
+        if move.shape != current.shape:
+            raise ValueError(f"{type(scorer).__name__}.ascent returned shape {tuple(move.shape)}; expected {tuple(current.shape)}")
+        moved = [_within(candidates, current + length * move, state, scale, trust) for length in lengths]
+        moved = [_physical(candidates, copy, spec, context) for copy in moved]
+        blocks += moved
+        if left:
+            current = _best(state, current, moved, scorer, context)
+    return blocks[0] if steps == 0 else torch.cat(blocks, 1)
+
+
+def refine_as_configured(
+    state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None, cfg: TTCConfig, spec: StateSpec | None
+) -> Tensor:
+    """``refine`` with the options of ``cfg``."""
+    options: dict[str, Any] = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust}
+    return refine(state, candidates, scorer, context, spec=spec, **options) if cfg.refine_steps else candidates
+
+
+def copies(steps: int, lengths: Sequence[float]) -> int:
+    """Members of a refined group for each of its candidates, itself counted in."""
+    return 1 + steps * len(lengths)
+
+
+def refining_cost(steps: int, lengths: Sequence[float]) -> int:
+    """Evaluations of the reward that ``refine`` makes for each candidate: one per ascent, one per copy scored between steps."""
+    return steps + max(0, steps - 1) * len(lengths)
+
+
+def within_trust(origin: Tensor, moved: Tensor, reach: Tensor, scale: Tensor) -> Tensor:
+    """``moved``, drawn back towards ``origin`` where it is further than ``reach`` ``[N, B]`` away, in units of ``scale``."""
+    away = size_of(moved - origin, scale)
+    share = torch.where(away > reach, reach / away, 1.0).to(moved.dtype)
+    return torch.where(_over(away > reach, moved), origin + _over(share, moved) * (moved - origin), moved)
+
+
+def size_of(change: Tensor, scale: Tensor) -> Tensor:
+    """Norm over channels and cells of ``[N, B, C, *S]`` in units of ``scale``, float64 ``[N, B]``."""
+    return (change / scale).double().square().flatten(2).sum(2).sqrt()
+
+
+def _within(candidates: Tensor, moved: Tensor, state: Tensor, scale: Tensor, trust: float | None) -> Tensor:
+    return moved if trust is None else within_trust(candidates, moved, trust * size_of(candidates - state.unsqueeze(1), scale), scale)
+
+
+def _physical(candidates: Tensor, moved: Tensor, spec: StateSpec | None, context: ScoreContext | None) -> Tensor:
+    lost = ~moved.isfinite().flatten(2).all(2)
+    if spec is not None:
+        own = spec_of_problems(spec, None if context is None else context.problem_ids, candidates.shape[1])
+        was, still = (positive(c.flatten(0, 1), own).view(lost.shape) for c in (candidates, moved))
+        lost = lost | (was & ~still)
+    return torch.where(_over(lost, moved), torch.nan, moved)
+
+
+def _best(state: Tensor, current: Tensor, moved: list[Tensor], scorer: Scorer, context: ScoreContext | None) -> Tensor:
+    """For each candidate the copy of the highest score, itself where no copy is usable."""
+    n, b = current.shape[:2]
+    scores = scorer.score_group(state, torch.cat(moved, 1), context).view(n, len(moved), b)
+    finite = torch.stack([m.isfinite().flatten(2).all(2) for m in moved], 1) & scores.isfinite()
+    scores = torch.where(finite, scores, -torch.inf)
+    for i, copy in enumerate(moved):
+        best = finite[:, i] & (scores.argmax(1) == i)
+        current = torch.where(_over(best, copy), copy, current)
+    return current
+
+
+def _over(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
