@@ -38,6 +38,7 @@ API = {
     "stochastic_sampling": ["enable_mc_dropout", "inject_latent_noise", "perturb_state"],
     "rewards.common": ["Scorer", "ARMScorer", "OracleScorer", "ScorerList"],
     "ttc.inference": ["TTCConfig", "TTCGreedy"],
+    "ttc.beam": ["TTCBeam"],
     "metrics": [
         "rollout_mse",
         "nrmse",
@@ -49,7 +50,7 @@ API = {
         "calibration",
     ],
 }
-SHORT = ["ARMScorer", "TTCConfig", "TTCGreedy", "StateSpec", "info", "ops", "physics", "__version__"]
+SHORT = ["ARMScorer", "TTCConfig", "TTCGreedy", "TTCBeam", "StateSpec", "info", "ops", "physics", "__version__"]
 SIGNATURES = {  # the sketch's arguments come first, in its order and under its names
     "stochastic_sampling.dropout_wrap.enable_mc_dropout": ["model"],
     "stochastic_sampling.latent_noise.inject_latent_noise": ["latent", "sigma"],

@@ -19,6 +19,7 @@ _NAMES = {  # short name -> where it lives
     "ARMScorer": "ttcfast.rewards.common",
     "TTCConfig": "ttcfast.ttc.inference",
     "TTCGreedy": "ttcfast.ttc.inference",
+    "TTCBeam": "ttcfast.ttc.beam",
     "esnr": "ttcfast.pwm.utils.metrics",
     "info": "ttcfast.ops",
     "integrate": "ttcfast.integrators",

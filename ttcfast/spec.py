@@ -276,6 +276,7 @@ class TTCConfig:
         chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all. A ``Surrogate``
             draws the same candidates in any chunks, a foreign model others.
         memory_budget: bytes that generating and scoring one chunk may take; what a candidate takes is measured once per controller.
+        shard: what several processes (torchrun) divide among them in ``TTCBeam``, ``"problems"`` or each step's ``"candidates"``.
         max_resample: how often a step whose candidates are all bad is drawn again before it falls back.
         min_score_spread: relative spread of the scores below which a step takes candidate 0.
         score_floor: scores below it do not count as usable; None for no floor.
@@ -305,6 +306,7 @@ class TTCConfig:
     chunk_size: int | None = None
     memory_budget: int | None = None
     seed: int = 0
+    shard: str | None = None
     max_resample: int = 2
     min_score_spread: float = 1e-6
     score_floor: float | None = None
@@ -331,6 +333,7 @@ class TTCConfig:
         one_of("approach", self.approach, ("greedy", "beam", "diverse_beam", "particle"))
         one_of("select", self.select, ("argmax", "softmax_mean", "span"))
         one_of("score_aggregation", self.score_aggregation, ("sum", "last", "mean", "discounted"))
+        one_of("shard", self.shard, (None, "problems", "candidates"))
         one_of("ndim", self.ndim, (1, 2, 3))
         if self.stochastic is not None:
             object.__setattr__(self, "stochastic", StochasticConfig.of(self.stochastic))

@@ -96,6 +96,7 @@ GREEDY_CASES = {
     "floor": ({}, {"score_floor": 1.3, "chunk_size": 3}),
     "collapsed": ({}, {"min_score_spread": 1e-2}),
     "one": ({}, {"branching_factor": 1}),
+    "refined": ({}, {"branching_factor": 3, "refine_steps": 2, "chunk_size": 4}),
 }
 
 
@@ -104,13 +105,14 @@ def test_one_beam_is_the_greedy_search_to_the_last_bit(case):
     noise, options = GREEDY_CASES[case]
     options = {"branching_factor": 7, "seed": 5, **options}
     fm, x0 = drop_surrogate(stochastic=noise), euler_state(3)
-    greedy = TTCGreedy(fm, last_cell, TTCConfig(**options)).rollout(x0, 3, return_info=True)
+    scorer = ARM if case == "refined" else last_cell
+    greedy = TTCGreedy(fm, scorer, TTCConfig(**options)).rollout(x0, 3, return_info=True)
     for approach, aggregation in (("greedy", "sum"), ("beam", "discounted"), ("diverse_beam", "last")):
         cfg = TTCConfig(**options, approach=approach, score_aggregation=aggregation)
-        beam = TTCBeam(fm, last_cell, cfg).rollout(x0, 3, return_info=True)
-        for name in ("trajectory", "chosen", "fallbacks", "resamples", "nonfinite", "collapsed", "unprojected", "frozen", "nfe"):
-            ours, theirs = getattr(beam, name), getattr(greedy, name)
-            assert ours == theirs if name == "nfe" else torch.equal(ours, theirs), name
+        beam = TTCBeam(fm, scorer, cfg).rollout(x0, 3, return_info=True)
+        assert (beam.nfe, beam.reward_evaluations) == (greedy.nfe, greedy.reward_evaluations)
+        for name in ("trajectory", "chosen", "fallbacks", "resamples", "nonfinite", "collapsed", "unprojected", "frozen"):
+            assert torch.equal(getattr(beam, name), getattr(greedy, name)), name
         chosen = greedy.scores.gather(2, greedy.chosen.clamp_min(0).unsqueeze(2))
         assert torch.equal(beam.scores[~beam.fallbacks], chosen[~greedy.fallbacks])
 
@@ -202,7 +204,7 @@ def test_diverse_subtrees_do_not_meet_and_particles_follow_their_weights():
 def test_states_without_descendants_are_dropped():
     fm, x0 = drop_surrogate(), euler_state(2)
     controller = TTCBeam(fm, last_cell, TTCConfig(branching_factor=6, beam_width=5, approach="beam"))
-    run = controller._begin(x0, 30, torch.arange(2), None, None)
+    run = controller._begin(x0, 30, torch.arange(2), None, 2)
     most = max(run.history.held for _ in controller._iterate_run(run, None))
     assert most < 2 * (30 + 6 * 5) < 2 * 30 * 5
     states = run.best_paths(x0)["states"]
@@ -258,7 +260,7 @@ def test_evaluations_stay_within_the_budget_and_the_rest_is_deterministic():
         ({"beam_width": 0}, "beam_width is 0; it must be at least 1"),
         ({"beam_width": 6, "approach": "beam"}, "beam_width is 6 and the first step, which leaves a single state, has branching_factor=5"),
         ({"beam_width": 6, "approach": "diverse_beam"}, "beam_width is 6 and the first step"),
-        ({"beam_width": 2}, "beam_width is 2 and approach 'greedy', which keeps one beam; use approach 'beam'"),
+        ({"beam_width": 2}, "beam_width is 2 and approach 'greedy', which keeps one beam; use approach='beam'"),
         ({"select": "softmax_mean", "approach": "beam"}, "select is 'softmax_mean', a combination of candidates"),
         ({"temperature": 2.0, "approach": "beam"}, "temperature is 2.0 and approach 'beam' does not sample"),
         ({"temperature": 0.0, "approach": "particle"}, "temperature is 0.0; it must be positive"),

@@ -77,6 +77,25 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
     return tensors, entry["meta"]
 
 
+def save_state(path: str | os.PathLike[str], state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write a loop's ``state`` (JSON values, tuples and tensors, nested), atomically; ``meta`` as in :func:`save`."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _take_tensors(dict(state), "state", tensors)
+    save(path, tensors, {**meta, "state": skeleton})
+
+
+def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What :func:`save_state` wrote: the state, its tensors on the CPU, and ``meta``.
+
+    Raises:
+        CheckpointError: as :func:`load`, or the file holds no such state.
+    """
+    tensors, meta = load(path)
+    if "state" not in meta:
+        raise CheckpointError(f"checkpoint {path} holds no state to go on from; give a folder that this command wrote, or an empty one")
+    return _put_tensors(meta.pop("state"), tensors), meta
+
+
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Load ``tensors`` into ``model``; every name and shape must fit.
 

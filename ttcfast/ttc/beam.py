@@ -6,34 +6,31 @@ import dataclasses
 import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.common import ScoreContext, Scorer, as_scorer
+from ttcfast.rewards.common import Scorer, as_scorer
+from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
-from . import guardrails
+from . import sharding
 from .beam_run import BeamRun, collected, without_state
+from .beam_step import BeamStepper
 from .budget import Budget
-from .chunks import Chunks
-from .inference import TTCGreedy
 from .memory import reset_peak
-from .particles import ParticleSearch, uniforms_of
-from .pool import marks_of
 from .result import BeamStepOutput, RolloutResult
-from .sources import probe
-from .streaming import Beams, StepSearch, Survivors, joined, usable_scores
+from .saved import SavedRollout, checksum_of, fingerprint
 
 __all__ = ["TTCBeam"]
 
 logger = logging.getLogger(__name__)
 
 
-class TTCBeam(TTCGreedy):
+class TTCBeam(BeamStepper):
     """Rolls a surrogate out keeping the k best partial rollouts of each problem, and returns the best.
 
     At each step every beam draws B candidates; of the k B of a problem the k best by the score of their path go on. Candidates come in
@@ -136,21 +133,36 @@ class TTCBeam(TTCGreedy):
             CheckpointError: the folder holds another rollout; the keys that differ are named.
         """
         x, single = self._start(x0, T)
+        ids = self._problem_ids(problem_ids, x)
+        sharding.check_ranks(self.cfg, x, T, ids, budget=budget, scorer=type(self.scorer).__name__)
         reset_peak(x.device)
-        run = self._begin(x, T, self._problem_ids(problem_ids, x), budget, resume)
-        for _ in self._iterate_run(run, resume):
-            pass
-        result = collected(run, self._latest(x), single, self._source.stochastic if self._stochastic else None)
+        part = sharding.part_of(len(x), self.cfg)
+        if self.cfg.shard != "problems" or distributed.ranks() == 1:
+            result = self._rolled(x, T, ids, budget, resume, len(x))
+        elif budget is not None:
+            raise ValueError(
+                f"budget is {budget} and shard 'problems': no rank knows what the others spend; use shard='candidates', or no budget"
+            )
+        else:
+            place = None if resume is None else Path(resume) / f"rank{distributed.rank()}"
+            own = self._rolled(x[part], T, ids[part], None, place, len(x)) if part.stop > part.start else None
+            result = sharding.everyones(own, x.device)
+        if single:
+            result = dataclasses.replace(result, trajectory=result.trajectory[0].transpose(0, 1).contiguous())
         logger.info("rollout of %d steps: %d model evaluations in %.2f s, %s", T, result.nfe, result.seconds, result.interventions())
         return result if return_info else result.trajectory
 
-    def rollout_iter(  # type: ignore[override]
+    def rollout_iter(
         self, x0: Tensor, T: int, *, problem_ids: Tensor | None = None, budget: Budget | None = None
     ) -> Iterator[BeamStepOutput]:
         """The same search step by step, holding no past but what the beams are. ``state`` is that of the best beam at each step, so the
         states are a path of the tree only where one beam stays the best. Arguments and errors as ``rollout``."""
         x, single = self._start(x0, T)
-        run = self._begin(x, T, self._problem_ids(problem_ids, x), budget, None)
+        ids = self._problem_ids(problem_ids, x)
+        if self.cfg.shard == "problems" and distributed.ranks() > 1:
+            raise ValueError("shard is 'problems' and no rank has all states of a step; use rollout, or shard='candidates'")
+        sharding.check_ranks(self.cfg, x, T, ids, budget=budget, scorer=type(self.scorer).__name__)
+        run = self._begin(x, T, ids, budget, len(x))
         run.history = None
         for out in self._iterate_run(run, None):
             yield dataclasses.replace(out, state=out.state[0]) if single else out
@@ -158,11 +170,35 @@ class TTCBeam(TTCGreedy):
     @torch.no_grad()
     def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> BeamStepOutput:
         """One step from any states, each the only beam of its problem, as in ``TTCGreedy.step_from``."""
-        run = self._begin(self._start(x, 1)[0], step + 1, self._problem_ids(problem_ids, x), None, None)
+        run = self._begin(self._start(x, 1)[0], step + 1, self._problem_ids(problem_ids, x), None, len(x))
         run.history, run.step = None, step
-        return self._advance(run)
+        out = self._advance(run)
+        assert out is not None  # there is no budget
+        return out
 
-    def _begin(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, resume: str | os.PathLike[str] | None) -> BeamRun:
+    def _rolled(
+        self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, resume: str | os.PathLike[str] | None, layout: int
+    ) -> RolloutResult:
+        run = self._begin(x, T, ids, budget, layout)
+        saved = None if resume is None else SavedRollout(resume, self._fingerprint(x, T, ids, budget), writes=self._writes)
+        if saved is not None:
+            saved.restore(run)
+        for _ in self._iterate_run(run, saved):
+            pass
+        return collected(run, self._latest(x), self._source.stochastic if self._stochastic else None)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process keeps the state of a rollout: of those that all have the same, the first alone does."""
+        return self.cfg.shard != "candidates" or distributed.rank() == 0
+
+    def _fingerprint(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None) -> dict[str, Any]:
+        cfg = {f.name: getattr(self.cfg, f.name) for f in dataclasses.fields(self.cfg) if f.name not in ("use_prm", "shard")}
+        models = {"model": checksum_of(getattr(self._source, "fm", None)), "scorer": checksum_of(self.scorer)}
+        return fingerprint({**cfg, "T": T, "x0": checksum_of(x), "problem_ids": ids.tolist(), "budget": budget, **models})
+
+    def _begin(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, layout: int) -> BeamRun:
+        """A run at its start; ``layout`` is the number of problems that the size of chunks goes by."""
         cfg, n = self.cfg, len(x)
         logger.info("%s: %d problems, T=%d, %s", type(self).__name__, n, T, cfg)
         self._log_noise()
@@ -171,11 +207,12 @@ class TTCBeam(TTCGreedy):
         copies = cfg.beam_width if cfg.approach == "particle" else 1
         problem = torch.arange(n, device=x.device).repeat_interleave(copies)
         run = BeamRun(x[problem], problem, torch.arange(copies, device=x.device).repeat(n), ids, T, cfg.beam_width, budget)
-        run.chunks = (self._chunks(x, ids, rows=len(problem)), self._chunks(x, ids, rows=n * cfg.beam_width))
+        sizes, share = (layout * copies, layout * cfg.beam_width), sharding.share(cfg)
+        run.chunks = (self._chunks(x, ids, rows=sizes[0], share=share), self._chunks(x, ids, rows=sizes[1], share=share))
         return run
 
     @torch.no_grad()
-    def _iterate_run(self, run: BeamRun, resume: str | os.PathLike[str] | None) -> Iterator[BeamStepOutput]:
+    def _iterate_run(self, run: BeamRun, saved: SavedRollout | None) -> Iterator[BeamStepOutput]:
         while run.step < run.T:
             began = time.perf_counter()
             out = self._advance(run)
@@ -185,163 +222,9 @@ class TTCBeam(TTCGreedy):
                 torch.cuda.synchronize(run.window.device)
             run.seconds += time.perf_counter() - began
             run.outputs.append(without_state(out))
+            if saved is not None:
+                saved.keep(run)
             yield out
-
-    def _advance(self, run: BeamRun) -> BeamStepOutput | None:
-        """One step of the problems that are still going; None where the budget ends the rollout."""
-        if not len(run.problem):
-            return run.idle(self._latest(run.window))
-        allowance = run.allowance(self._cost(len(run.problem), run))
-        if allowance is None and run.budget is not None and run.budget.then == "end":
-            return None
-        if allowance is None:
-            run.keep_best()
-            kept, fallback, counts = self._coast(run)
-        else:
-            kept, fallback, counts = self._search_step(run, allowance)
-        before = run.problem
-        x, ids = self._latest(run.window)[kept.parent], run.problem_ids[before[kept.parent]]
-        state, unprojected = self._project(x, kept.state, ids)
-        kept = dataclasses.replace(kept, state=state)
-        out = run.take(kept, unprojected, fallback, counts, self.cfg, self._source.history, allowance is not None)
-        self._warn_of_dead(run, before, out.step)
-        return out
-
-    def _cost(self, rows: int, run: BeamRun) -> int:
-        return rows * self.cfg.branching_factor * (1 + run.ahead(self.cfg.lookahead))
-
-    def _coast(self, run: BeamRun) -> tuple[Survivors, Tensor, dict[str, Any]]:
-        """The deterministic step of every beam; a model that has none gives a fresh sample."""
-        chunks, window, ids = run.chunks[run.step > 0], run.window, run.problem_ids[run.problem]
-        if self._source.has_deterministic:
-            taken = chunks.deterministic(window)
-        else:
-            fresh = torch.tensor([chunks.id_of(0, self.cfg.max_resample + 1)])
-            taken = self._source.candidates(window, fresh, ids, seed=self.cfg.seed, step=run.step)[:, 0]
-        rows = guardrails.finite_states(taken).nonzero().flatten()
-        kept = _unscored(taken[rows], rows, 0 if self.include_deterministic else -1)
-        none = torch.zeros(run.n, dtype=torch.int64, device=window.device)
-        return kept, none > 0, {"nfe": len(window), "resamples": none, "nonfinite": none.clone(), "copies": len(rows)}
-
-    def _search_step(self, run: BeamRun, allowance: float) -> tuple[Survivors, Tensor, dict[str, Any]]:
-        """Survivors, which problems fell back ``[N]``, and counts."""
-        cfg, step, chunks = self.cfg, run.step, run.chunks[run.step > 0]
-        beams = Beams(run.window, run.problem, run.beam, run.offsets(cfg))
-        ids = run.problem_ids[run.problem]
-        search, nfe = self._search(run, chunks, beams, ids, 0)
-        resamples = torch.zeros(run.n, dtype=torch.int64, device=ids.device)
-        for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
-            rows = search.rows_of(search.missed())
-            if not len(rows) or nfe + self._cost(len(rows), run) > allowance:
-                break
-            redrawn, cost = self._search(run, chunks, beams.rows(rows), ids[rows], again)
-            search.replace(rows, redrawn)
-            resamples[run.problem[rows].unique()] += 1
-            nfe += cost
-        missed = search.missed()
-        kept = search.survivors(cfg.min_score_spread)
-        fallback = torch.zeros(run.n, dtype=torch.bool, device=ids.device)
-        if bool(missed.any()):
-            rows = search.rows_of(missed)
-            fallback[run.problem[rows]] = True
-            logger.info("step %d: fallback for problems %s", step, run.problem_ids[fallback].tolist())
-            fallen, cost = self._fall_back(chunks, search, beams, ids, rows, step)
-            kept = joined([kept, *fallen], beams.problem)
-            nfe += cost
-        nonfinite = torch.zeros_like(resamples).scatter_add_(0, run.problem, search.nonfinite)
-        copies = search.pool.copies + len(kept)
-        return kept, fallback, {"nfe": nfe, "resamples": resamples, "nonfinite": nonfinite, "copies": copies}
-
-    def _fall_back(
-        self, chunks: Chunks, search: StepSearch, beams: Beams, ids: Tensor, rows: Tensor, step: int
-    ) -> tuple[list[Survivors], int]:
-        """The deterministic steps of ``rows`` where they are finite; where a problem has none, its best candidates below the floor."""
-        taken, cost = self._fallback(chunks, search, beams.window[rows], ids[rows], rows, step)  # type: ignore[arg-type]
-        finite = guardrails.finite_states(taken)
-        fallen = [_unscored(taken[finite], rows[finite], 0 if self.include_deterministic else -1)]
-        below = search.below_floor(self.cfg.min_score_spread)
-        if below is not None:
-            problem = beams.problem[below.parent]
-            wanted = torch.isin(problem, beams.problem[rows]) & ~torch.isin(problem, beams.problem[rows[finite]])
-            low = below.rows(wanted)
-            fallen.append(dataclasses.replace(low, collapsed=torch.zeros_like(low.collapsed)))
-        return fallen, cost
-
-    def _search(self, run: BeamRun, chunks: Chunks, beams: Beams, ids: Tensor, again: int) -> tuple[StepSearch, int]:
-        """Generate, score and select among the candidates of all beams, chunk by chunk; and what it cost in model evaluations."""
-        cfg, step, nfe = self.cfg, run.step, 0
-        x, search = self._latest(beams.window), self._new_search(run, chunks, beams, again)
-        watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
-        for rows, start, candidates in chunks.of_step(beams.window, ids, step, again, beams.beam):
-            if watch is not None:
-                watch.look(rows.start, candidates)
-            count = candidates.shape[0] * candidates.shape[1]
-            context = ScoreContext(step, ids[rows])
-            score = usable_scores(self._scored(x[rows], candidates, context), candidates, self.scorer.marks_nonfinite)
-            value = self._ahead(run, chunks, beams.window[rows], candidates, score, context)
-            ties = None if self.tie_breaker is None else self._tie_values(x[rows], candidates, context)
-            marks = marks_of(candidates, 2) if self.drop_duplicates else None
-            search.add(rows, start, candidates, score, value, ties, marks)
-            nfe += count * (1 + run.ahead(cfg.lookahead))
-            del candidates  # or the next chunk would be made while this one is still held
-        if watch is not None and not watch.differ:
-            after = chunks.id_of(0, cfg.max_resample + 2)  # ids that no group will draw
-            nfe += probe(self._source, beams.window, ids, after, watch.at_once, seed=cfg.seed)
-        return search, nfe
-
-    def _new_search(self, run: BeamRun, chunks: Chunks, beams: Beams, again: int) -> StepSearch:
-        cfg, subtrees = self.cfg, self.cfg.approach == "diverse_beam" and run.step > 0
-        options: dict[str, Any] = {"floor": cfg.score_floor, "history": self._source.history}
-        if cfg.approach == "particle":
-            ids = run.problem_ids[beams.problem]
-            options |= {"temperature": cfg.temperature, "uniforms": uniforms_of(cfg.seed, run.step, ids.unique_consecutive())}
-            # in one chunk all states are at hand; else those drawn are made again
-            make = None if chunks.size is None else lambda rows, at: self._made_again(chunks, beams, ids, rows, at, run.step, again)
-            return ParticleSearch(beams, cfg.beam_width, cfg.branching_factor, make=make, **options)
-        options |= {"ties": self.tie_breaker is not None, "marks": self.drop_duplicates}
-        return StepSearch(beams, 1 if subtrees else cfg.beam_width, cfg.branching_factor, subtrees=subtrees, **options)
-
-    def _made_again(self, chunks: Chunks, beams: Beams, ids: Tensor, rows: Tensor, positions: Tensor, step: int, again: int) -> Tensor:
-        """The states ``[R, C, *S]`` of candidates that have been scored and dropped."""
-        return chunks.again(beams.window[rows], ids[rows], beams.beam[rows], positions, step, again)
-
-    def _scored(self, x: Tensor, candidates: Tensor, context: ScoreContext, scorer: Scorer | None = None) -> Tensor:
-        scorer = self.scorer if scorer is None else scorer
-        scores = scorer.score_group(x, candidates, context)
-        if scores.shape != candidates.shape[:2]:
-            raise ValueError(f"{type(scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}")
-        return scores
-
-    def _tie_values(self, x: Tensor, candidates: Tensor, context: ScoreContext) -> Tensor:
-        return self._scored(x, candidates, context, self.tie_breaker).double().nan_to_num(nan=-torch.inf)
-
-    def _ahead(self, run: BeamRun, chunks: Chunks, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
-        """What candidates ``[m, b]`` are ranked by: their scores, prolonged by those of their deterministic continuation."""
-        steps, b = run.ahead(self.cfg.lookahead), candidates.shape[1]
-        if steps == 0:
-            return score
-        ids = context.problem_ids.repeat_interleave(b)
-        window, x = window.repeat_interleave(b, 0), candidates.flatten(0, 1)
-        value = score.flatten()
-        for further in range(1, steps + 1):
-            window = torch.cat([window[:, 1:], x.unsqueeze(1)], 1) if self._source.history > 1 else x
-            after = chunks.continued(window)
-            own = self._scored(x, after.unsqueeze(1), ScoreContext(context.step + further, ids))
-            own = usable_scores(own, after.unsqueeze(1), self.scorer.marks_nonfinite)[:, 0]
-            value = run.prolonged(value, own, self.cfg)
-            value = torch.where(own.isfinite() & score.flatten().isfinite(), value, -torch.inf)
-            x = after
-        return value.view_as(score)
-
-    def _warn_of_dead(self, run: BeamRun, before: Tensor, step: int) -> None:
-        dead = sorted(set(before.unique().tolist()) - set(run.problem.tolist()))
-        if dead:
-            warnings.warn(
-                f"step {step}: no finite next state for problems {run.problem_ids[dead].tolist()[:8]}, not even after "
-                f"{self.cfg.max_resample} resamplings and the fallback; they are NaN from here on",
-                RuntimeWarning,
-                stacklevel=4,
-            )
 
 
 def check_beam(cfg: TTCConfig) -> None:
@@ -351,7 +234,7 @@ def check_beam(cfg: TTCConfig) -> None:
     k, b = cfg.beam_width, cfg.branching_factor
     if cfg.approach == "greedy" and k > 1:
         raise ValueError(
-            f"beam_width is {k} and approach 'greedy', which keeps one beam; use approach 'beam', 'diverse_beam' or 'particle'"
+            f"beam_width is {k} and approach 'greedy', which keeps one beam; use approach='beam', 'diverse_beam' or 'particle'"
         )
     if cfg.approach in ("beam", "diverse_beam") and k > b:
         raise ValueError(
@@ -360,14 +243,9 @@ def check_beam(cfg: TTCConfig) -> None:
         )
     if cfg.select != "argmax":
         raise ValueError(f"select is {cfg.select!r}, a combination of candidates, of which a beam has no score; use select='argmax'")
-    if cfg.refine_steps:  # REFINE: ttcfast.ttc.refine is called here
-        raise ValueError(f"refine_steps is {cfg.refine_steps}, refinement of candidates, which TTCBeam does not do; use refine_steps=0")
+    if cfg.approach == "particle" and cfg.shard == "candidates":
+        raise ValueError("shard is 'candidates' and approach 'particle' weighs all candidates of a step at once; use shard='problems'")
     if cfg.approach != "particle" and cfg.temperature != 1.0:
         raise ValueError(
             f"temperature is {cfg.temperature} and approach {cfg.approach!r} does not sample by score; use approach='particle'"
         )
-
-
-def _unscored(state: Tensor, parent: Tensor, position: int) -> Survivors:
-    score = torch.full(parent.shape, -torch.inf, dtype=torch.float64, device=parent.device)
-    return Survivors(state, parent, torch.full_like(parent, position), score, torch.zeros_like(parent, dtype=torch.bool))

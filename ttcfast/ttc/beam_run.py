@@ -144,13 +144,11 @@ class BeamRun:
         self.step += 1
         none, nothing = torch.zeros(self.n, dtype=torch.bool, device=like.device), like.new_full((self.n, self.k), -1, dtype=torch.int64)
         lowest = torch.full_like(nothing, -torch.inf, dtype=torch.float64)
-        flags = dict.fromkeys(("fallback", "collapsed", "unprojected"), none)
         zeros = torch.zeros_like(nothing[:, 0])
-        state = like.new_full((self.n, *like.shape[1:]), torch.nan)
-        return BeamStepOutput(
-            self.step - 1, state, lowest, nothing[:, 0], resamples=zeros, nonfinite=zeros, frozen=~none, nfe=0,
-            paths=lowest, parents=nothing, positions=nothing, copies=0, searched=False, **flags,
-        )  # fmt: skip
+        values: dict[str, Any] = {"state": like.new_full((self.n, *like.shape[1:]), torch.nan), "chosen": nothing[:, 0], "frozen": ~none}
+        values |= {"scores": lowest, "paths": lowest, "parents": nothing, "positions": nothing, "resamples": zeros, "nonfinite": zeros}
+        values |= dict.fromkeys(("fallback", "collapsed", "unprojected"), none)
+        return BeamStepOutput(step=self.step - 1, nfe=0, copies=0, searched=False, **values)
 
     def best_paths(self, start: Tensor) -> dict[str, Tensor]:
         """Of every problem's best path: ``states [n, steps + 1, C, *S]``, NaN behind its death, and notes ``[n, steps]``."""
@@ -198,7 +196,7 @@ class BeamRun:
         return out
 
 
-def collected(run: BeamRun, start: Tensor, single: bool, stochastic: StochasticConfig | None) -> RolloutResult:
+def collected(run: BeamRun, start: Tensor, stochastic: StochasticConfig | None) -> RolloutResult:
     """The result of a run that has come to its end; ``start`` are the states that it left, ``[n, C, *S]``."""
     best = run.best_paths(start)
     frames = best.pop("states")
@@ -207,12 +205,13 @@ def collected(run: BeamRun, start: Tensor, single: bool, stochastic: StochasticC
         return torch.stack([getattr(s, name) for s in run.outputs], 1)
 
     return RolloutResult(
-        trajectory=frames[0].transpose(0, 1).contiguous() if single else frames,
+        trajectory=frames,
         scores=over_time("scores"),
         fallbacks=over_time("fallback"),
         **{name: over_time(name) for name in _PER_PROBLEM[1:]},
         **best,
         nfe=run.spent,
+        reward_evaluations=sum(s.reward_evaluations for s in run.outputs),
         seconds=run.seconds,
         stochastic=stochastic,
         copies=run.copies,

@@ -18,6 +18,7 @@ _GREEDY: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy
     "select": ("argmax", "a combination of candidates"),
     "lookahead": (0, "looking ahead"),
     "temperature": (1.0, "sampling by score"),
+    "shard": (None, "a search in several processes"),
 }
 
 

@@ -186,14 +186,15 @@ class TTCGreedy:
         return self._step(self._chunks(x, ids), x, ids, step)
 
     def _chunks(self, window: Tensor, problem_ids: Tensor, **layout: Any) -> Chunks:
-        def measure() -> int:
-            if self._candidate_bytes is None:
-                after = (self.cfg.max_resample + 3) * self.cfg.beam_width * self.cfg.branching_factor  # ids that no group draws
-                self._candidate_bytes = bytes_per_candidate(self._source, self.scorer, self.cfg, window, problem_ids, first_id=after)
-            return self._candidate_bytes
-
         options: dict[str, Any] = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
-        return Chunks(self._source, self.cfg, window, measure=measure, **options, **layout)
+        return Chunks(self._source, self.cfg, window, measure=lambda: self._measure(window, problem_ids), **options, **layout)
+
+    def _measure(self, window: Tensor, problem_ids: Tensor) -> int:
+        """Bytes that a candidate takes."""
+        if self._candidate_bytes is None:
+            after = (self.cfg.max_resample + 3) * self.cfg.beam_width * self.cfg.branching_factor  # ids that no group draws
+            self._candidate_bytes = bytes_per_candidate(self._source, self.scorer, self.cfg, window, problem_ids, first_id=after)
+        return self._candidate_bytes
 
     def _step(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
         """One step of the problems that are still going."""

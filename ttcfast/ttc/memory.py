@@ -7,6 +7,7 @@ import ctypes
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
     with torch.no_grad():
         chunk(1)  # what is built at the first call (kernels, buffers) is no candidate's
         while True:
-            growth = _peak_growth(lambda: chunk(count), window.device)
+            growth = _peak_growth(partial(chunk, count), window.device)
             if growth >= _SEEN or count >= _MOST or (cfg.memory_budget or _SEEN) < 4 * max(growth, least * count):
                 return max(least, -(-growth // count))
             count *= 2

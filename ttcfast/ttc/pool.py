@@ -130,6 +130,11 @@ class TopPool:
         for name, value in found.columns().items():
             getattr(self.keys, name)[groups] = value
 
+    def fill(self, keys: Keys, group: Tensor, place: Tensor, states: Tensor) -> None:
+        """Take over all keys ``[n, k]``, and the states ``[m, C, *S]`` of those at ``group``, ``place``."""
+        self.keys, self._slots = keys, torch.arange(self.k, device=self._slots.device).expand_as(self._slots).clone()
+        self.states[group, place] = states
+
     def replace(self, groups: Tensor, other: TopPool) -> None:
         """Take over the groups of ``other``, all of them, as ``groups``."""
         self.states[groups], self._slots[groups] = other.states, other._slots

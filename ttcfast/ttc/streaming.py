@@ -104,7 +104,7 @@ class StepSearch:
     Args:
         beams: what is left. A group is a problem's beams, or, for independent subtrees, one beam.
         k: survivors of a group.
-        width: B, candidates of a beam.
+        width: candidates of a beam, B times the copies that refinement makes.
         floor: scores below it are taken only where the problem has none above it and no fallback.
         subtrees: each beam is a group of its own.
         ties, marks: whether candidates come with a tie-breaker's value and with a mark that tells duplicates.
@@ -126,7 +126,8 @@ class StepSearch:
         self.beams, self._width, self._floor, self._subtrees = beams, width, floor, subtrees
         self._problems, self._owner = beams.problem.unique_consecutive(return_inverse=True)
         rows = torch.arange(len(beams), device=latest.device)
-        self._group, self._place = (rows, torch.zeros_like(rows)) if subtrees else (self._owner, beams.beam)
+        self._group: Tensor = rows if subtrees else self._owner
+        self._place: Tensor = torch.zeros_like(rows) if subtrees else beams.beam
         self._bounds = self._group.tolist()  # of rows, on the CPU: chunks are cut by it
         groups = self._bounds[-1] + 1
         self.pool = TopPool(latest[0], groups, k, ties=ties, marks=marks)
@@ -134,6 +135,7 @@ class StepSearch:
         self.spread = Spread(len(beams), latest.device)
         self.first = torch.full_like(latest, torch.nan)
         self.nonfinite = torch.zeros_like(rows)
+        self.rewarded = 0  # evaluations of the reward, counted by whoever makes them
 
     def add(self, rows: slice, start: int, states: Tensor, score: Tensor, value: Tensor, ties: Tensor | None, marks: Tensor | None) -> None:
         """Take in a chunk.
@@ -186,6 +188,10 @@ class StepSearch:
         columns = {name: spread_out(value, empty.get(name, 0.0)) for name, value in keys.columns().items()}
         return slice(first, last + 1), Keys(**columns), spread_out(row, 0.0), spread_out(column, 0.0)
 
+    @property
+    def pools(self) -> list[TopPool]:
+        return [self.pool] if self._below is None else [self.pool, self._below]
+
     def missed(self) -> Tensor:
         """Problems ``[P]`` of which no candidate can be taken, or none reaches the floor, bool."""
         return ~self._any(self.pool.taken.any(1))
@@ -197,6 +203,7 @@ class StepSearch:
     def replace(self, rows: Tensor, other: StepSearch) -> None:
         """Take over from ``other`` (the problems of ``rows``, drawn again) those whose best candidate betters their own."""
         self.nonfinite[rows] += other.nonfinite
+        self.rewarded += other.rewarded
         problems = self._owner[rows].unique_consecutive()
         better = other._best() > self._best()[problems]  # of each problem drawn again
         theirs = other.rows_of(better)

@@ -1,0 +1,110 @@
+"""A search in several processes is the search in one."""
+
+import dataclasses
+import socket
+import warnings
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+from tests.surrogates import Brittle, drop_surrogate, euler_state
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.runtime import distributed
+from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
+from ttcfast.ttc.beam import TTCBeam
+from ttcfast.ttc.budget import Budget
+
+FIELDS = ("trajectory", "scores", "chosen", "fallbacks", "resamples", "nonfinite", "collapsed", "frozen")
+
+
+def last_cell(x_t, cand_tp1):
+    return cand_tp1[:, 0, -1, -1]
+
+
+def brittle():
+    return Surrogate(Brittle(1.15), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.015))
+
+
+CASES = {  # name: (surrogate, config, further arguments of rollout)
+    "beam": (drop_surrogate, {"beam_width": 3, "approach": "beam", "chunk_size": 5}, {}),
+    "lookahead": (
+        drop_surrogate,
+        {"beam_width": 2, "approach": "beam", "lookahead": 1, "chunk_size": 3, "seed": 4},
+        {"budget": Budget(150)},
+    ),
+    "subtrees": (brittle, {"beam_width": 3, "approach": "diverse_beam", "chunk_size": 4, "score_floor": 1.05}, {}),
+    "deaths": (brittle, {"beam_width": 2, "approach": "beam", "chunk_size": 4, "max_resample": 1}, {}),
+    "collapse": (drop_surrogate, {"beam_width": 3, "approach": "beam", "chunk_size": 4, "min_score_spread": 5e-3}, {}),
+}
+BY_PROBLEM = {**CASES, "particle": (drop_surrogate, {"beam_width": 3, "approach": "particle", "chunk_size": 5}, {})}
+
+
+def roll(case, shard, x0):
+    surrogate, options, further = BY_PROBLEM[case]
+    cfg = TTCConfig(branching_factor=7, **options, shard=shard)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = TTCBeam(surrogate(), last_cell, cfg, drop_duplicates=case == "beam").rollout(x0, 3, return_info=True, **further)
+    return {name: getattr(result, name) for name in FIELDS} | {"nfe": torch.tensor(result.nfe)}
+
+
+def process(rank, ranks, port, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    x0, found = euler_state(3), {}
+    for case in CASES:
+        found[case, "candidates"] = roll(case, "candidates", x0)
+    for case in BY_PROBLEM:
+        if not BY_PROBLEM[case][2]:
+            found[case, "problems"] = roll(case, "problems", x0)
+    found["single", "candidates"] = roll("beam", "candidates", x0[0])
+    cfg = TTCConfig(branching_factor=4, seed=rank % 2, shard="problems")
+    for name, controller, x in (("seed", cfg, x0), ("x0", dataclasses.replace(cfg, seed=0), x0 + rank)):
+        try:
+            TTCBeam(drop_surrogate(), last_cell, controller).rollout(x, 2)
+        except ValueError as error:
+            found[name, "error"] = str(error)
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def same(ours, theirs, what):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")
+
+
+def run_processes(ranks, folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(process, (ranks, port, folder), nprocs=ranks, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_rank_has_the_result_of_one_process(ranks, tmp_path):
+    found = run_processes(ranks, tmp_path)
+    x0, events = euler_state(3), set()
+    for (case, shard), _ in [item for item in found[0].items() if item[0][1] != "error"]:
+        alone = roll("beam" if case == "single" else case, None, x0[0] if case == "single" else x0)
+        events |= {name for name in ("fallbacks", "resamples", "nonfinite", "collapsed", "frozen") if alone[name].any()}
+        for rank in range(ranks):
+            for name, value in alone.items():
+                torch.testing.assert_close(
+                    found[rank][case, shard][name], value, rtol=0, atol=0, equal_nan=True, msg=f"{case} {shard} {name}"
+                )
+    assert events == {"fallbacks", "resamples", "nonfinite", "collapsed", "frozen"}
+    for rank in range(ranks):
+        assert found[rank]["seed", "error"].startswith(f"the ranks 0 to {ranks - 1} have unequal configurations: cfg.seed is 0, 1")
+        assert "x0 is ((3, 4, 8, 8), torch.float32," in found[rank]["x0", "error"]
+
+
+def test_one_process_needs_no_group():
+    assert (distributed.rank(), distributed.ranks()) == (0, 1)
+    with distributed.process_group() as device:
+        assert device.type in ("cpu", "cuda")
+    x0 = euler_state(3)
+    for case in CASES:
+        for name, value in roll(case, "candidates", x0).items():
+            same(value, roll(case, None, x0)[name], name)
+            break

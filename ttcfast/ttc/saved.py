@@ -1,0 +1,120 @@
+"""The state of a search between two steps, kept in a file, so that a rollout that is killed goes on from its last step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttcfast.runtime import checkpoints
+from ttcfast.runtime.errors import CheckpointError
+from ttcfast.runtime.files import output_folder, strict
+
+from .beam_run import BeamRun
+from .history import History, Layer
+from .result import BeamStepOutput
+
+FILE = "rollout.safetensors"
+_TENSORS = ("window", "problem", "beam", "path", "rows")
+_NUMBERS = ("step", "spent", "copies", "seconds", "coasting")
+
+
+class SavedRollout:
+    """The file that a rollout is kept in, written beside its place and renamed after every step.
+
+    Args:
+        folder: of the file; made when missing.
+        settings: of the rollout, as ``fingerprint`` makes them.
+        writes: whether this process writes; one that does not reads what another has written.
+
+    Raises:
+        CheckpointError: the folder holds another rollout, or a damaged file.
+        OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], *, writes: bool = True) -> None:
+        self.path, self._settings, self._writes = output_folder(folder) / FILE, dict(settings), writes
+
+    def restore(self, run: BeamRun) -> bool:
+        """Put ``run`` where the rollout was left; False where there is none yet."""
+        if not self.path.exists():
+            return False
+        state, meta = checkpoints.load_state(self.path)
+        self._check(meta.get("rollout", {}))
+        device = run.window.device
+        for name in _TENSORS:
+            setattr(run, name, state[name].to(device))
+        for name in _NUMBERS:
+            setattr(run, name, state[name])
+        layers = [Layer(**{name: _moved(value, device) for name, value in layer.items()}) for layer in state["layers"]]
+        run.history = History()
+        run.history.layers = layers
+        run.outputs = [BeamStepOutput(**_moved(output, device)) for output in state["outputs"]]
+        run.ended = _moved(state["ended"], device)
+        return True
+
+    def keep(self, run: BeamRun) -> None:
+        if not self._writes:
+            return
+        assert run.history is not None
+        state = {name: getattr(run, name) for name in (*_TENSORS, *_NUMBERS)}
+        state["layers"] = [vars(layer) for layer in run.history.layers]
+        state["outputs"] = [{f.name: getattr(out, f.name) for f in dataclasses.fields(out)} for out in run.outputs]
+        state["ended"] = run.ended
+        checkpoints.save_state(self.path, state, {"rollout": self._settings})
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        odd = [name for name in {**self._settings, **found} if self._settings.get(name) != found.get(name)]
+        if odd:
+            told = "; ".join(f"{name} is {_short(self._settings.get(name))}, there {_short(found.get(name))}" for name in odd)
+            raise CheckpointError(
+                f"{Path(self.path).parent} holds a rollout of another configuration: {told}; give another folder, or resume=false"
+            )
+
+
+def fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them, so that those of a file and of this process can be compared."""
+    return json.loads(json.dumps(strict({name: _plain(value) for name, value in settings.items()})))
+
+
+def checksum_of(value: Any) -> str:
+    """What tells a tensor or a model from another one: its kind, shapes, and sums over its values."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)} {_sums({'': value})}"
+    name = type(value).__name__
+    if not isinstance(value, nn.Module):
+        return name
+    return f"{name} {_sums({**dict(value.named_parameters()), **dict(value.named_buffers())})}"
+
+
+def _sums(tensors: Mapping[str, Tensor]) -> str:
+    total = 0
+    for name, tensor in tensors.items():
+        flat = tensor.detach().double().flatten() if tensor.dtype != torch.bool else tensor.flatten().double()
+        weights = torch.arange(1, flat.numel() + 1, dtype=torch.float64, device=flat.device).rsqrt()
+        total = zlib.crc32(f"{name} {tuple(tensor.shape)} {float((flat * weights).sum()):.17g}".encode(), total)
+    return f"{total:08x}"
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(item, device) for name, item in value.items()}
+    return value
