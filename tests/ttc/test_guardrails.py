@@ -236,7 +236,6 @@ def test_a_real_net_whose_dropout_overflows_takes_a_candidate_that_did_not():
         ("approach", "beam"),
         ("beam_width", 2),
         ("score_aggregation", "mean"),
-        ("select", "span"),
         ("lookahead", 1),
         ("temperature", 0.5),
     ],

@@ -26,7 +26,8 @@ class Towards(Scorer):
 
     def score_group(self, state, candidates, context):
         self.residuals.append(float((candidates.detach() - state.unsqueeze(1)).double().mean((-2, -1)).abs().max()))
-        return -(candidates - self.field.unsqueeze(1)).square().mean((2, 3, 4))
+        field = self.field if context is None else self.field[context.problem_ids]
+        return -(candidates - field.unsqueeze(1)).square().mean((2, 3, 4))
 
 
 @pytest.mark.parametrize("term", ["w_mass", "w_energy", "w_bc", "w_positivity"])

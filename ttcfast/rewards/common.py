@@ -48,6 +48,7 @@ class Scorer(nn.Module):
         marks_nonfinite: a candidate that is not finite gets a score that is not finite, so that nobody else need look for it.
         scores_projected: where a rollout imposes conservation, candidates are scored as they are afterwards rather than raw.
         maximum: the largest score there can be, which tells ``ascent`` how far to go; None where it is not known.
+        ascent_to_best: a full step of ``ascent`` leads to what the reward takes for the best state, as where it predicts that state.
 
     Source: seeds/ttc-integration-plan.md section 15.
     """
@@ -57,6 +58,7 @@ class Scorer(nn.Module):
     marks_nonfinite: bool = False
     scores_projected: bool = False
     maximum: float | None = None
+    ascent_to_best: bool = False
 
     def score(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> Tensor:
         """Scores of candidates, higher is better.
@@ -84,8 +86,8 @@ class Scorer(nn.Module):
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         """The move of each candidate that would be one full step (length 1) upwards in its score.
 
-        Here from the gradient of ``score_group``: the smallest move, in units of the state's spread per channel, that reaches ``maximum``
-        to first order. A reward that knows better where to go overrides it.
+        Here from the gradient of ``score_group``: the smallest move, in ``units``, that reaches ``maximum`` to first order. A reward that
+        knows better where to go overrides it.
 
         Args:
             state: the states being left, ``[N, C, *S]``.
@@ -107,9 +109,15 @@ class Scorer(nn.Module):
                 "that is minus an error), or give it an ascent"
             )
         state = state.detach()
-        return polyak_move(
-            lambda c: self.score_group(state, c, context), candidates, channel_spread(state).unsqueeze(1), self.maximum, name
-        )
+        return polyak_move(lambda c: self.score_group(state, c, context), candidates, self.units(state), self.maximum, name)
+
+    def units(self, state: Tensor) -> Tensor:
+        """In what the channels of a difference between states ``[N, C, *S]`` count alike, broadcasts to ``[N, B, C, *S]``."""
+        return channel_spread(state).unsqueeze(1)
+
+    def seen(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        """The candidates ``[N, B, C, *S]`` as this scorer takes them: projected or as they are."""
+        return candidates
 
     def of_projected(self, project: Project) -> Scorer:
         """What scores this reward in a rollout that imposes conservation: itself, or after ``project`` where it says so."""
@@ -184,14 +192,20 @@ class _OfProjected(Scorer):
     def __init__(self, scorer: Scorer, project: Project) -> None:
         super().__init__()
         self.scorer, self._project = scorer, project
-        self.ndim, self.maximum = scorer.ndim, scorer.maximum
+        self.ndim, self.maximum, self.ascent_to_best = scorer.ndim, scorer.maximum, scorer.ascent_to_best
         self.needs_group, self.marks_nonfinite = scorer.needs_group, scorer.marks_nonfinite
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        return self.scorer.score_group(state, self._project(state, candidates, context), context)
+        return self.scorer.score_group(state, self.seen(state, candidates, context), context)
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        return self.scorer.ascent(state, self._project(state, candidates, context), context)
+        return self.scorer.ascent(state, self.seen(state, candidates, context), context)
+
+    def units(self, state: Tensor) -> Tensor:
+        return self.scorer.units(state)
+
+    def seen(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self._project(state, candidates, context)
 
 
 def as_scorer(scorer: Any, *, ndim: int = 2) -> Scorer:

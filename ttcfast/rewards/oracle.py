@@ -26,6 +26,7 @@ class OracleScorer(Scorer):
     marks_nonfinite = True
     scores_projected = True
     maximum = 0.0
+    ascent_to_best = True
     truth: Tensor
     scale: Tensor
 
@@ -47,6 +48,9 @@ class OracleScorer(Scorer):
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         """All the way to the truth."""
         return self._target(state, candidates, context) - candidates
+
+    def units(self, state: Tensor) -> Tensor:
+        return self.scale.to(state)
 
     def _target(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         """The true next states ``[N, 1, C, *S]``."""

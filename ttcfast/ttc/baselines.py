@@ -34,7 +34,7 @@ def baseline_rollout(
         ValueError: an unknown ``kind``, or ``"deterministic"`` for a model without a deterministic step; else as ``TTCGreedy``.
     """
     one_of("kind", kind, BASELINES)
-    cfg = dataclasses.replace(cfg or TTCConfig(), score_floor=None, refine_steps=0)
+    cfg = dataclasses.replace(cfg or TTCConfig(), score_floor=None, select="argmax", temperature=1.0, refine_steps=0)
     if kind != "mean":
         cfg = dataclasses.replace(cfg, branching_factor=1, include_deterministic=kind == "deterministic")
     controller = (_MeanOfCandidates if kind == "mean" else TTCGreedy)(fm, _Indifferent(as_source(fm, cfg).ndim), cfg)

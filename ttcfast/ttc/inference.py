@@ -17,6 +17,7 @@ from ttcfast.spec import StochasticConfig, TTCConfig, at_least
 
 from . import guardrails
 from .chunks import Chunks
+from .combine import Climb, SoftmaxMean, Span
 from .memory import bytes_per_candidate
 from .projection import check_projectable, project_conservation, projector, spec_of_problems
 from .refine import copies, refine_as_configured, refining_cost
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class TTCGreedy:
-    """Rolls a surrogate out, choosing each step among B candidates by a score.
+    """Rolls a surrogate out, choosing each step among B candidates by a score, or combining them by it (``cfg.select``).
 
     All problems and candidates of a step go through the model at once, or in chunks of one size (``Chunks``) under ``cfg.chunk_size`` or
     ``cfg.memory_budget``; then no more than one chunk, the best candidate and candidate 0 are held. The candidates of a ``Surrogate`` are
@@ -74,6 +75,11 @@ class TTCGreedy:
             check_projectable(spec)
             assert spec is not None  # or it could not be projected
             self.scorer = self.scorer.of_projected(projector(spec))
+        if cfg.select == "span" and self.scorer.needs_group:
+            raise ValueError(
+                f"select is 'span' and {type(scorer).__name__} scores candidates against each other (z-scores), so that it cannot tell how "
+                "good one combination is; use zscore=False, or select='argmax'"
+            )
         self._candidate_bytes: int | None = None  # measured once, where there is a memory budget
 
     @overload
@@ -209,7 +215,7 @@ class TTCGreedy:
             group.replace(rows, redrawn)
             resamples[rows] += 1
             nfe, drawn = nfe + cost, drawn + again_drawn
-        state, chosen, collapsed = group.choice(cfg.min_score_spread)
+        state, chosen, collapsed, weights = group.choice(cfg.min_score_spread)
         fallback = group.missed(cfg.score_floor)
         frozen = torch.zeros_like(fallback)
         rows = fallback.nonzero().flatten()
@@ -221,17 +227,20 @@ class TTCGreedy:
             chosen[rows[finite]] = 0 if self.include_deterministic else -1
             frozen[rows] = ~finite & ~group.usable[rows]
             state[frozen], chosen[frozen] = torch.nan, -1
+            if weights is not None:
+                weights[rows] = 0.0
+                weights[rows[chosen[rows] == 0], 0] = 1.0
             logger.info("step %d: fallback for problems %s", step, problem_ids[rows].tolist())
         state, unprojected = self._project(x, state, problem_ids)
         collapsed &= ~fallback
         counts = (fallback, resamples, group.nonfinite, collapsed, unprojected, frozen)
-        return StepOutput(step, state, group.scores, chosen, *counts, nfe, drawn)
+        return StepOutput(step, state, group.scores, chosen, *counts, nfe, drawn + group.reward_evaluations, weights)
 
     def _draw(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int, int]:
         """Generate, refine and score one group of candidates per problem; and what it cost in evaluations of model and reward."""
         cfg, x = self.cfg, self._latest(window)
         nfe = rewarded = 0
-        group = self._selection(x, cfg.branching_factor * self._copies)
+        group = self._group(x, ScoreContext(step, problem_ids))
         watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(window, problem_ids, step, again):
             if watch is not None:
@@ -244,6 +253,15 @@ class TTCGreedy:
             after = chunks.id_of(0, cfg.max_resample + 2)  # ids that no group will draw
             nfe += probe(self._source, window, problem_ids, after, watch.at_once, seed=cfg.seed)
         return group, nfe, rewarded
+
+    def _group(self, x: Tensor, context: ScoreContext) -> Argmax:
+        """An empty group per problem, of the kind that ``cfg.select`` asks for."""
+        cfg, width = self.cfg, self.cfg.branching_factor * self._copies
+        if cfg.select == "softmax_mean":
+            return SoftmaxMean(x, width, cfg.temperature)
+        if cfg.select == "span":
+            return Span(x, width, Climb(self.scorer, context, cfg.trust, self._source.spec))
+        return self._selection(x, width)
 
     def _judge(self, group: Argmax, x: Tensor, candidates: Tensor, rows: slice, start: int, context: ScoreContext) -> None:
         """Refine and score a chunk ``[m, b, C, *S]`` and hand it to its group."""
@@ -286,13 +304,14 @@ def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: in
     """A step of the live problems among all ``n``: the frozen ones are NaN and count nothing."""
     if out is not None and len(live) == n:
         return out
-    dtypes = {"scores": torch.float64, "chosen": torch.int64, "resamples": torch.int64, "nonfinite": torch.int64}
+    dtypes = {"scores": torch.float64, "weights": torch.float64, "chosen": torch.int64, "resamples": torch.int64, "nonfinite": torch.int64}
     fill = {"scores": -torch.inf, "chosen": -1, "frozen": True}
     values: dict[str, Any] = {"step": step, "nfe": 0 if out is None else out.nfe}
     values["reward_evaluations"] = 0 if out is None else out.reward_evaluations
     values["state"] = torch.full((n, *like.shape[1:]), torch.nan, dtype=like.dtype, device=like.device)
-    for name in ("scores", "chosen", "fallback", "resamples", "nonfinite", "collapsed", "unprojected", "frozen"):
-        shape = (n, width) if name == "scores" else (n,)
+    each = ["scores", "chosen", "fallback", "resamples", "nonfinite", "collapsed", "unprojected", "frozen"]
+    for name in each + ["weights"] * (out is not None and out.weights is not None):
+        shape = (n, width) if name in ("scores", "weights") else (n,)
         values[name] = torch.full(shape, fill.get(name, 0), dtype=dtypes.get(name, torch.bool), device=like.device)
     if out is not None:
         for name in values.keys() - {"step", "nfe", "reward_evaluations"}:
@@ -304,6 +323,7 @@ def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stocha
     def over_time(name: str) -> Any:
         return torch.stack([getattr(s, name) for s in steps], 1)
 
+    combined = any(s.weights is not None for s in steps)  # not at steps before which all problems froze
     return RolloutResult(
         trajectory=trajectory,
         fallbacks=over_time("fallback"),
@@ -311,5 +331,6 @@ def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stocha
         seconds=seconds,
         stochastic=stochastic,
         reward_evaluations=sum(s.reward_evaluations for s in steps),
+        weights=torch.stack([torch.zeros_like(s.scores) if s.weights is None else s.weights for s in steps], 1) if combined else None,
         **{name: over_time(name) for name in ("scores", "chosen", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")},
     )

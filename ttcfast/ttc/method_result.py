@@ -19,6 +19,7 @@ LABELS: Mapping[str, str] = {
     "arm": "ARM",
     "prm": "PRM",
     "oracle": "oracle",
+    "span_oracle": "span oracle",
     "finetuned": "fine-tuned surrogate",
 }
 """How tables and figures call the methods; a name that is not here is shown as it is."""

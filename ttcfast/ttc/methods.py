@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,13 +18,18 @@ from .inference import TTCGreedy
 from .result import RolloutResult
 
 
+ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
+"""Methods that know the truth, and how they take their next state from the candidates."""
+
+
 def roll_method(
     name: str, surrogate: BaseFM, truth: Tensor, steps: int, scorer: Scorer | None, config: TTCConfig, *, scale: Tensor | None = None
 ) -> RolloutResult:
     """Roll out one method from the first frames of ``truth``.
 
     Args:
-        name: one of ``BASELINES``, ``"oracle"``, or any other name for what ``scorer`` chooses.
+        name: one of ``BASELINES``; ``"oracle"``, the candidate of the least true error; ``"span_oracle"``, least squares on the truth in the
+            span of the candidates; or any other name for what ``scorer`` chooses.
         surrogate: the model; the states are moved to its device.
         truth: ``[N, K+1, C, *S]``; the oracle stops after K steps, since it knows no more.
         steps: T.
@@ -38,11 +46,12 @@ def roll_method(
     x0 = truth[:, 0].to(device)
     if name in BASELINES:
         return baseline_rollout(name, surrogate, x0, steps, config)
-    if name == "oracle":
+    if name in ORACLES:
+        config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None)
         scorer = OracleScorer(truth.to(device), scale=None if scale is None else scale.to(device))
         steps = min(steps, truth.shape[1] - 1)
     if scorer is None:
-        raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join(BASELINES)}, oracle")
+        raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join((*BASELINES, *ORACLES))}")
     return TTCGreedy(surrogate, scorer, config).rollout(x0, steps, return_info=True)
 
 

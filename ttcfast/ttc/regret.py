@@ -71,6 +71,8 @@ def choice_regret(
     Source: DECISIONS, "Precision".
     """
     cfg = dataclasses.replace(TTCConfig() if cfg is None else cfg, max_resample=0, score_floor=None)
+    if cfg.select != "argmax":
+        raise ValueError(f"select is {cfg.select!r}; choices can be compared with select='argmax' only")
     ours, theirs = TTCGreedy(reference, scorer, cfg), TTCGreedy(cheaper, scorer, cfg)
     steps = [_compared(ours, theirs, states[:, t], t, problem_ids) for t in range(states.shape[1])]
     return ChoiceRegret(*(torch.stack(values, 1) for values in zip(*steps)))

@@ -34,6 +34,8 @@ class StepOutput:
         frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
         nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.
         reward_evaluations: scores and ascents of this step, over all problems and candidates.
+        weights: float64 ``[N, B]``, what was combined: the share of every candidate in the state, which add up to 1 (negative ones too with
+            ``select="span"``); 0 where the state is none of them. None where no candidates are combined (``select="argmax"``).
     """
 
     step: int
@@ -48,6 +50,7 @@ class StepOutput:
     frozen: Tensor
     nfe: int
     reward_evaluations: int = 0
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class RolloutResult:
         trajectory: ``[N, T+1, C, *S]``, or ``[C, T+1, *S]`` for a single state; frame 0 is ``x0``.
         scores: float64 ``[N, T, B]``.
         chosen: int64 ``[N, T]``.
+        weights: float64 ``[N, T, B]``, or None where none are combined.
         fallbacks, collapsed, unprojected, frozen: bool ``[N, T]``.
         resamples, nonfinite: int64 ``[N, T]``.
         nfe: model evaluations in total.
@@ -113,6 +117,7 @@ class RolloutResult:
     beams: tuple[BeamStepOutput, ...] = ()
     searched: int | None = None
     reward_evaluations: int = 0
+    weights: Tensor | None = None
 
     def interventions(self) -> dict[str, int]:
         """How often each guardrail stepped in, over all problems and steps."""

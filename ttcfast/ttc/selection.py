@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .guardrails import spread_collapsed
+
+
+class Choice(NamedTuple):
+    """What a group of candidates became.
+
+    Attributes:
+        state: ``[n, C, *S]``.
+        position: int64 ``[n]``, of the chosen candidate; -1 for a combination.
+        collapsed: bool ``[n]``, the scores hardly differed, so that candidate 0 was taken.
+        weights: float64 ``[n, B]``, the share of every candidate in the state; None where one candidate is always chosen.
+    """
+
+    state: Tensor
+    position: Tensor
+    collapsed: Tensor
+    weights: Tensor | None = None
 
 
 class Argmax:
@@ -21,6 +39,7 @@ class Argmax:
         self.scores = state.new_full((n, width), -torch.inf, dtype=torch.float64)
         self.nonfinite = torch.zeros(n, dtype=torch.int64, device=state.device)
         self.first = torch.full_like(state, torch.nan)
+        self.reward_evaluations = 0  # beyond those of the candidates' own scores
         self._best = torch.full_like(state, torch.nan)
         self._at = torch.full_like(self.nonfinite, width)  # position of the best, among equals the smallest
 
@@ -33,7 +52,7 @@ class Argmax:
         known = self.scores[rows].amax(1)
         better = (top > known) | ((top == known) & top.isfinite() & (at + start < self._at[rows]))
         picked = candidates[torch.arange(len(at), device=at.device), at]
-        self._best[rows] = torch.where(_over(better, picked), picked, self._best[rows])
+        self._best[rows] = torch.where(over(better, picked), picked, self._best[rows])
         self._at[rows] = torch.where(better, at + start, self._at[rows])
         self.scores[rows, start : start + scores.shape[1]] = scores
 
@@ -41,12 +60,16 @@ class Argmax:
         """Take over the groups of ``other`` (drawn again) for those problems of ``rows`` whose best candidate they better; rejected
         candidates add up."""
         self.nonfinite[rows] += other.nonfinite
-        better = other.scores.amax(1) > self.scores[rows].amax(1)
-        rows = rows[better]
+        rows, better = self._bettered(rows, other)
         self.scores[rows], self._best[rows], self._at[rows] = other.scores[better], other._best[better], other._at[better]
         first = other.first[better]
         absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
-        self.first[rows] = torch.where(_over(absent, first), self.first[rows], first)
+        self.first[rows] = torch.where(over(absent, first), self.first[rows], first)
+
+    def _bettered(self, rows: Tensor, other: Argmax) -> tuple[Tensor, Tensor]:
+        """Which of ``rows`` have a better candidate in ``other``, and a bool of where those stand in it."""
+        better = other.scores.amax(1) > self.scores[rows].amax(1)
+        return rows[better], better
 
     @property
     def usable(self) -> Tensor:
@@ -57,11 +80,11 @@ class Argmax:
         """Whether no candidate is usable or, with a floor, none reaches it, bool ``[n]``."""
         return ~self.usable if floor is None else ~self.usable | (self.scores.amax(1) < floor)
 
-    def choice(self, min_spread: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The chosen states ``[n, C, *S]``, their positions ``[n]``, and where the scores had collapsed, bool ``[n]``."""
+    def choice(self, min_spread: float) -> Choice:
+        """One state per problem; candidate 0 where the scores' relative spread is at most ``min_spread``."""
         collapsed = spread_collapsed(self.scores, min_spread) & self.scores[:, 0].isfinite()
         position = torch.where(collapsed, 0, self._at)
-        return torch.where(_over(collapsed, self._best), self.first, self._best), position, collapsed
+        return Choice(torch.where(over(collapsed, self._best), self.first, self._best), position, collapsed)
 
 
 class Mean(Argmax):
@@ -76,15 +99,17 @@ class Mean(Argmax):
         if start == 0:
             self.first[rows] = candidates[:, 0]
         usable = scores.isfinite()
-        self._best[rows] += torch.where(_over(usable, candidates), candidates, 0.0).sum(1)
+        self._best[rows] += torch.where(over(usable, candidates), candidates, 0.0).sum(1)
         self.scores[rows, start : start + scores.shape[1]] = scores
 
-    def choice(self, min_spread: float) -> tuple[Tensor, Tensor, Tensor]:
-        count = self.scores.isfinite().sum(1)
-        state = self._best / _over(count.clamp_min(1), self._best)
-        return state, torch.full_like(count, -1), torch.zeros_like(count, dtype=torch.bool)
+    def choice(self, min_spread: float) -> Choice:
+        usable = self.scores.isfinite()
+        count = usable.sum(1)
+        weights = usable.double() / count.clamp_min(1).unsqueeze(1)
+        state = self._best / over(count.clamp_min(1), self._best)
+        return Choice(state, torch.full_like(count, -1), torch.zeros_like(count, dtype=torch.bool), weights)
 
 
-def _over(values: Tensor, like: Tensor) -> Tensor:
+def over(values: Tensor, like: Tensor) -> Tensor:
     """``values`` with axes of size 1 added, to broadcast over ``like``."""
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
