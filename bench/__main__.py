@@ -62,6 +62,11 @@ def run(group: str, asked: argparse.Namespace) -> int:
             print(tables.measured(measured), flush=True)
             if path is not None:
                 rows.write(path, found)
+    for row in () if asked.quick else groups.further(group, asked.device, asked.case):
+        found.append(row)
+        print(tables.measured([row]), flush=True)
+        if path is not None:
+            rows.write(path, found)
     print(tables.targets(groups.targets(group), found))
     print(f"{len(found)} rows {'not written (--quick or --case without --out)' if path is None else f'in {path}'}")
     return FAILED if any(row.status != rows.OK for row in found) else DONE

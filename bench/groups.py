@@ -1,8 +1,8 @@
 """The groups of cases: every ``bench/bench_<group>.py``.
 
 Such a file has ``cases(device, *, tiny=False)``, which yields ``bench.timing.Case``, and may have ``TARGETS``, a sequence of
-``bench.targets.Target``. With ``tiny=True`` it yields the same cases at sizes of a few cells and compiles nothing (``compiled`` below sees
-to that), so that a test can run every gate.
+``bench.targets.Target``, and ``further(device, pattern)``, which yields rows that are no timings. With ``tiny=True`` it yields the same cases
+at sizes of a few cells and compiles nothing (``compiled`` below sees to that), so that a test can run every gate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from ttcfast.ops import registry
 
+from .rows import Row
 from .targets import Target
 from .timing import Case
 
@@ -39,6 +40,12 @@ def cases(group: str, device: str, *, tiny: bool = False) -> Iterator[Case]:
 def targets(group: str) -> Sequence[Target]:
     """What ``group`` is meant to reach."""
     return tuple(getattr(_module(group), "TARGETS", ()))
+
+
+def further(group: str, device: str, pattern: str) -> Iterator[Row]:
+    """Rows of ``group`` that are no timings of a case, for the cases that ``pattern`` names; most groups have none."""
+    make = getattr(_module(group), "further", None)
+    return iter(()) if make is None else make(device, pattern)
 
 
 def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:

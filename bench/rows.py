@@ -32,6 +32,7 @@ class Row:
         graph_p20_us, graph_p50_us, graph_p80_us, graph_ratio: the same for replays of a CUDA graph of one call, behind a flushed L2.
         graph_hot_us, graph_hot_ratio: the median of such replays one after another, so with a warm L2.
         graph_note: why there is no graph.
+        peak_mb: the most memory that a process of its own held, in MiB; such a row has no times.
         quick: short samples and few rounds: to see that it runs, not to be quoted.
     """
 
@@ -77,6 +78,7 @@ class Row:
     commit: str = ""
     dirty: bool | None = None
     date: str = ""
+    peak_mb: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -99,11 +101,11 @@ def read(path: str | os.PathLike[str]) -> list[Row]:
     """
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, COLUMNS[:-1]):  # files of before peak_mb
             odd = set(reader.fieldnames or ()) ^ set(COLUMNS)
             raise ValueError(f"{os.fspath(path)} has other columns than bench.rows.Row: {sorted(odd) or 'another order'}; measure it again")
         hints = typing.get_type_hints(Row)
-        return [Row(**{name: _value(line, name, hints) for name in COLUMNS}) for line in reader]
+        return [Row(**{name: _value(line, name, hints) for name in COLUMNS if name in line}) for line in reader]
 
 
 def _cell(value: Any) -> str:

@@ -171,7 +171,7 @@ class TTCBeam(BeamStepper):
     def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> BeamStepOutput:
         """One step from any states, each the only beam of its problem, as in ``TTCGreedy.step_from``."""
         run = self._begin(self._start(x, 1)[0], step + 1, self._problem_ids(problem_ids, x), None, len(x))
-        run.history, run.step = None, step
+        run.history, run.step, run.first = None, step, step
         out = self._advance(run)
         assert out is not None  # there is no budget
         return out

@@ -59,6 +59,7 @@ class BeamRun:
     ended: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.first = self.step  # until when each problem has one beam
         self.n = len(self.problem_ids)
         self.path = torch.zeros(len(self.problem), dtype=torch.float64, device=self.window.device)
         self.rows = torch.arange(len(self.problem), device=self.window.device)

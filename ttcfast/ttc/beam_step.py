@@ -64,7 +64,7 @@ class BeamStepper(TTCGreedy):
 
     def _coast(self, run: BeamRun) -> tuple[Survivors, Tensor, dict[str, Any]]:
         """The deterministic step of every beam; a model that has none gives a fresh sample."""
-        chunks, window, ids = run.chunks[run.step > 0], run.window, run.problem_ids[run.problem]
+        chunks, window, ids = run.chunks[run.step > run.first], run.window, run.problem_ids[run.problem]
         if self._source.has_deterministic:
             taken = chunks.deterministic(window)
         else:
@@ -77,7 +77,7 @@ class BeamStepper(TTCGreedy):
 
     def _search_step(self, run: BeamRun, allowance: float) -> tuple[Survivors, Tensor, dict[str, Any]]:
         """Survivors, which problems fell back ``[N]``, and counts."""
-        cfg, step, chunks = self.cfg, run.step, run.chunks[run.step > 0]
+        cfg, step, chunks = self.cfg, run.step, run.chunks[run.step > run.first]
         beams = Beams(run.window, run.problem, run.beam, run.offsets(cfg))
         ids = run.problem_ids[run.problem]
         search, nfe = self._search(run, chunks, beams, ids, 0)

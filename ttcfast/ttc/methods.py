@@ -17,7 +17,6 @@ from .baselines import BASELINES, baseline_rollout
 from .inference import TTCGreedy
 from .result import RolloutResult
 
-
 ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
 """Methods that know the truth, and how they take their next state from the candidates."""
 
