@@ -29,9 +29,14 @@ def surrogate_meta(model: ViT, normalizer: Normalizer, spec: StateSpec, **more: 
         "model": model.config.to_dict(),
         "predicts": "delta",
         "normalizer": {name: getattr(normalizer, name).tolist() for name in ("mean", "std", "delta_std")},
-        "spec": {name: getattr(spec, name) for name in _SPEC_FIELDS},
+        "spec": spec_meta(spec),
         **more,
     }
+
+
+def spec_meta(spec: StateSpec) -> dict[str, Any]:
+    """The layout of a state as JSON, for ``StateSpec(**meta)``; without the tensors of a boundary, which belong to the data."""
+    return {name: getattr(spec, name) for name in _SPEC_FIELDS}
 
 
 def save_surrogate(path: str | os.PathLike[str], model: nn.Module, meta: Mapping[str, Any], *, dtype: torch.dtype | None = None) -> None:

@@ -1,0 +1,1 @@
+"""The process reward model: a network that scores candidates, what it is trained on, and its training."""

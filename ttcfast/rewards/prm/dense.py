@@ -1,0 +1,156 @@
+"""The dense reward model: it predicts where a candidate is wrong, and by how much; the score is minus the mean square of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.spec import StateSpec, whole
+
+from .network import Padding, PairNetwork, outside_autocast
+
+_GROWTH = (1.0, 2.0, 3.0, 4.0)  # width of a level over that of the finest; shocks are local, vortices are few numbers
+
+
+class DensePRM(PairNetwork):
+    """A small U-Net from (state, candidate) to the field ``(truth - candidate) / delta_std``.
+
+    ``error(state [B, C, X, Y], cand [B, C, X, Y]) -> [B, C, X, Y]``, float32, and ``forward`` = minus its mean square ``[B]``. Its last
+    convolution starts at zero: untrained, it finds no fault anywhere. The whole commutes with shifts by ``stride`` cells on periodic axes.
+
+    Args:
+        in_ch: 2C.
+        width: channels of the finest level (coarser ones have twice, three and four times as many), or one number per level.
+        depth: residual blocks of a level, on the way down and again on the way up (the coarsest has one way), or one number per level.
+        levels: resolutions; each has half the cells per axis of the one before.
+        patch: cells per axis that the first convolution strides over: 1, or 2 for a network that is three to four times cheaper, with one
+            convolution at full resolution before the last.
+        Others as ``PairNetwork``.
+
+    Source: DECISIONS, "Added after a prototype"; facts/prototype-ttc.md.
+    """
+
+    kind = "dense"
+
+    def __init__(
+        self,
+        in_ch: int,
+        width: int | Sequence[int] = 24,
+        depth: int | Sequence[int] = 1,
+        *,
+        levels: int = 4,
+        patch: int = 1,
+        periodic: bool | Sequence[bool] | None = None,
+        padding: Padding = "boundary",
+        normalizer: Normalizer | None = None,
+        spec: StateSpec | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, info=info)
+        whole("levels", levels, 1)
+        whole("patch", patch, 1)
+        self.levels, self.patch = int(levels), int(patch)
+        self.width = _per_level("width", width, levels, _GROWTH)
+        self.depth = _per_level("depth", depth, levels, (1.0,))
+        w = self.width
+        self.stem = self._convolution(in_ch, w[0], 3 if patch == 1 else 2 * patch, stride=patch)
+        self.down = nn.ModuleList(self._convolution(w[i], w[i + 1], 4, stride=2) for i in range(levels - 1))
+        self.up = nn.ModuleList(nn.Conv2d(w[i + 1], 4 * w[i], 1) for i in range(levels - 1))
+        self.descend = nn.ModuleList(self._blocks(i) for i in range(levels))
+        self.ascend = nn.ModuleList(self._blocks(i) for i in range(levels - 1))
+        fine = w[0] if patch == 1 else max(8, w[0] // 2)
+        if patch > 1:
+            self.unpatch = nn.Conv2d(w[0], fine * patch**2, 1)
+            self.mix = self._convolution(fine + in_ch, fine, 3)
+        self.out = self._convolution(fine, self.channels, 3)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    @property
+    def first_layer(self) -> nn.Conv2d:
+        return self.stem
+
+    @property
+    def stride(self) -> int:
+        """Cells per axis of one cell of the coarsest level; the grid must be a multiple of it."""
+        return self.patch * 2 ** (self.levels - 1)
+
+    def config(self) -> dict[str, Any]:
+        sizes = {"width": list(self.width), "depth": list(self.depth), "levels": self.levels, "patch": self.patch}
+        return {**super().config(), **sizes}
+
+    def error(self, state: Tensor, cand: Tensor) -> Tensor:
+        """The predicted ``(truth - cand) / delta_std``, ``[B, C, X, Y]``, float32."""
+        return self.error_group(state, cand.unsqueeze(1))[:, 0]
+
+    def error_group(self, state: Tensor, candidates: Tensor, share: Tensor | None = None) -> Tensor:
+        """The same for many candidates of each state: ``[N, C, X, Y]`` with ``[N, B, C, X, Y]`` -> ``[N, B, C, X, Y]``."""
+        if any(n % self.stride for n in state.shape[2:]):
+            raise ValueError(
+                f"state has the grid {tuple(state.shape[2:])}; with {self.levels} levels and patch {self.patch} this reward model needs "
+                f"multiples of {self.stride}"
+            )
+        coarse = self._u_net(self.first(state, candidates, share))
+        if self.patch > 1:
+            fine = F.pixel_shuffle(self.unpatch(coarse), self.patch)
+            pair = self._pair_features(state, candidates)
+            coarse = self.mix(torch.cat([fine, pair.to(fine.dtype)], 1))
+        h = F.gelu(coarse)
+        with outside_autocast(h):
+            field = self.out(h.to(self.out.weight.dtype)).float()
+        return field.unflatten(0, candidates.shape[:2])
+
+    def score_group(self, state: Tensor, candidates: Tensor, share: Tensor | None = None) -> Tensor:
+        return -self.error_group(state, candidates, share).square().mean((2, 3, 4))
+
+    def _u_net(self, h: Tensor) -> Tensor:
+        skips = []
+        for i, blocks in enumerate(self.descend):
+            h = blocks(h)
+            if i < self.levels - 1:
+                skips.append(h)
+                h = self.down[i](h)
+        for i in reversed(range(self.levels - 1)):
+            h = skips[i] + F.pixel_shuffle(self.up[i](h), 2)
+            h = self.ascend[i](h)
+        return h
+
+    def _pair_features(self, state: Tensor, candidates: Tensor) -> Tensor:
+        own = self.candidate_features(state, candidates)
+        once = self.state_features(state).unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)
+        return torch.cat([once, own], 2).flatten(0, 1)
+
+    def _blocks(self, level: int) -> nn.Sequential:
+        width = self.width[level]
+        return nn.Sequential(
+            *(_Residual(self._convolution(width, width, 3), self._convolution(width, width, 3)) for _ in range(self.depth[level]))
+        )
+
+
+class _Residual(nn.Module):
+    """``x + second(gelu(first(gelu(x))))``; the second starts small, so that deep stacks start near the identity."""
+
+    def __init__(self, first: nn.Conv2d, second: nn.Conv2d) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        with torch.no_grad():
+            second.weight.mul_(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.gelu(self.first(F.gelu(x))))
+
+
+def _per_level(name: str, value: int | Sequence[int], levels: int, growth: Sequence[float]) -> tuple[int, ...]:
+    """One number per level; a single one grows as ``growth`` says, whose last entry holds for all further levels."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [round(value * growth[min(i, len(growth) - 1)]) for i in range(levels)]
+    if not isinstance(value, Sequence) or len(value) != levels:
+        raise ValueError(f"{name} is {value!r} for {levels} levels; give one whole number, or one per level")
+    for i, number in enumerate(value):
+        whole(f"{name}[{i}]", number, 1)
+    return tuple(int(n) for n in value)
