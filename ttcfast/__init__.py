@@ -17,6 +17,7 @@ _NAMES = {  # short name -> where it lives
     "StochasticConfig": "ttcfast.spec",
     "Surrogate": "ttcfast.core.base_fm",
     "ARMScorer": "ttcfast.rewards.common",
+    "PRMScorer": "ttcfast.rewards.common",
     "TTCConfig": "ttcfast.ttc.inference",
     "TTCGreedy": "ttcfast.ttc.inference",
     "TTCBeam": "ttcfast.ttc.beam",

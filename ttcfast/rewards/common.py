@@ -18,8 +18,9 @@ from .ascent import channel_spread, polyak_move
 if TYPE_CHECKING:
     from .composition import ScorerList as ScorerList
     from .oracle import OracleScorer as OracleScorer
+    from .prm.scorer import PRMScorer as PRMScorer
 
-__all__ = ["ARMScorer", "OracleScorer", "ScoreContext", "Scorer", "ScorerList", "as_scorer"]
+__all__ = ["ARMScorer", "OracleScorer", "PRMScorer", "ScoreContext", "Scorer", "ScorerList", "as_scorer"]
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,10 @@ def __getattr__(name: str) -> Any:
         from .oracle import OracleScorer
 
         return OracleScorer
+    if name == "PRMScorer":
+        from .prm.scorer import PRMScorer
+
+        return PRMScorer
     if name == "ScorerList":
         from .composition import ScorerList
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ttcfast.core.normalizer import Normalizer
@@ -67,7 +66,7 @@ class PRM(PairNetwork):
 
     def score_group(self, state: Tensor, candidates: Tensor, share: Tensor | None = None) -> Tensor:
         h = self.first(state, candidates, share)
-        for layer in self.trunk[1:]:
+        for layer in list(self.trunk.children())[1:]:
             h = layer(h)
         return self.scores_of(h).unflatten(0, candidates.shape[:2])
 
@@ -76,4 +75,4 @@ class PRM(PairNetwork):
         linear = self.head[-1]
         assert isinstance(linear, nn.Linear)
         with outside_autocast(trunk):
-            return linear(trunk.mean((2, 3), dtype=torch.float32).to(linear.weight.dtype)).squeeze(-1)
+            return linear(trunk.mean((2, 3), dtype=linear.weight.dtype)).squeeze(-1)

@@ -1,0 +1,149 @@
+"""A reward model as a scorer: chunks, precision, compilation, and the direction in which a candidate would score higher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.runtime.errors import CheckpointError
+from ttcfast.spec import StateSpec, one_of, whole
+
+from .dense import DensePRM
+from .network import PairNetwork
+from .pretrained import from_pretrained, load_state_dict_file
+
+MARGIN = 0.2  # of the seed; a network that was trained with another says so in its info
+_CHUNK_BYTES = {"cpu": 32 << 20}  # of the widest activations: more falls out of a processor's caches
+_CHUNK_BYTES_ELSEWHERE = 1 << 30
+
+
+class PRMScorer(Scorer):
+    """The learned reward. Candidates that are not finite score -inf.
+
+    Args:
+        prm_ckpt: a ``PRM`` or ``DensePRM``; a folder that ``save_pretrained`` or ``ttcfast train_prm`` wrote; or the sketch's ``.pt`` with
+            a state dict (nothing but tensors is opened).
+        in_ch: 2C, checked against the model; None takes the model's.
+        spec: layout of the states that will be scored, checked against the model; None takes the model's.
+        compile: score by torch.compile. Each shape of chunk is compiled once, for half a minute or more on a CPU.
+        dtype: torch.bfloat16 or torch.float16: convolutions under autocast, the head in float32. Candidates differ by little, so look at
+            what it costs in choices (``bench/bench_prm.py``). None computes in float32.
+        channels_last: store weights and activations channels last.
+        chunk: candidates scored at once; None takes as many as a processor's caches hold, or 1 GB of activations on a GPU.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another ``in_ch``.
+        ValueError: an unknown dtype, a chunk below 1, a spec of other channels.
+
+    Source: seeds/ttc-integration-plan.md section 15; DECISIONS 12, Precision.
+    """
+
+    marks_nonfinite = True
+
+    def __init__(
+        self,
+        prm_ckpt: PairNetwork | str | os.PathLike[str],
+        in_ch: int | None = None,
+        *,
+        spec: StateSpec | None = None,
+        compile: bool = False,
+        dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        one_of("dtype", dtype, (None, torch.float32, torch.bfloat16, torch.float16))
+        if chunk is not None:
+            whole("chunk", chunk, 1)
+        network = _opened(prm_ckpt)
+        if in_ch is not None and in_ch != network.in_ch:
+            raise CheckpointError(
+                f"in_ch is {in_ch} and the reward model {_name(prm_ckpt)} has in_ch {network.in_ch}, for states of {network.channels} "
+                "channels; give the reward model that was trained for these states"
+            )
+        if spec is not None and 2 * spec.num_channels != network.in_ch:
+            raise CheckpointError(
+                f"spec has {spec.num_channels} channels and the reward model {_name(prm_ckpt)} was trained for {network.channels}; "
+                "give the one that was trained for these states"
+            )
+        self.network = network.eval()
+        self.spec = network.spec if spec is None else spec
+        self.dtype, self.channels_last, self.chunk = (None if dtype is torch.float32 else dtype), channels_last, chunk
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._scores = torch.compile(network.score_group, dynamic=False) if compile else network.score_group
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        scores = state.new_empty(candidates.shape[:2], dtype=torch.float32)
+        for rows, columns, share in self._chunks(state, candidates):
+            with self._autocast(state):
+                scores[rows, columns] = self._scores(state[rows], candidates[rows, columns], share).to(scores.dtype)
+        usable = candidates.isfinite().flatten(2).all(2) & scores.isfinite()
+        return torch.where(usable, scores, -torch.inf)
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> Tensor:
+        """The move that is one full step upwards in the score, ``[N, B, C, X, Y]`` in physical units.
+
+        Of a dense model the error it predicts: after that step it would find no fault. Of a scalar one the shortest move (in units of
+        ``delta_std``) that raises its linearised score by the margin of its training, the distance it was taught between good and better.
+        """
+        moves = torch.empty_like(candidates)
+        for rows, columns, share in self._chunks(state, candidates):
+            moves[rows, columns] = self._move(state[rows], candidates[rows, columns], share).to(moves.dtype)
+        return moves
+
+    def _move(self, state: Tensor, candidates: Tensor, share: Tensor) -> Tensor:
+        network, scale = self.network, candidates.new_ones(())
+        if network.normalizer is not None:
+            scale = network.normalizer.delta_std.to(candidates).reshape(-1, 1, 1)
+        if isinstance(network, DensePRM):
+            with self._autocast(state):
+                return network.error_group(state, candidates, share) * scale
+        with torch.enable_grad():
+            at = candidates.detach().requires_grad_()
+            with self._autocast(state):
+                total = network.score_group(state, at, share.detach()).sum()  # a score depends on its own candidate alone
+            (slope,) = torch.autograd.grad(total, at)
+        slope = slope * scale
+        square = slope.square().sum((2, 3, 4), keepdim=True)
+        margin = float(network.info.get("margin", MARGIN))
+        return torch.where(square > 0, margin * slope / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0) * scale
+
+    def _chunks(self, state: Tensor, candidates: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows and columns of the candidates to be computed at once, and the first layer's share of their states."""
+        n, b = candidates.shape[:2]
+        most = self.chunk
+        if most is None:
+            each = 4 * self.network.first_layer.out_channels * state.shape[-2:].numel()
+            most = max(1, _CHUNK_BYTES.get(state.device.type, _CHUNK_BYTES_ELSEWHERE) // each)
+        states, width = max(1, most // b), min(most, b)
+        for first in range(0, n, states):
+            rows = slice(first, min(first + states, n))
+            with self._autocast(state):
+                share = self.network.state_share(self._laid_out(state[rows]))
+            for column in range(0, b, width):
+                yield rows, slice(column, min(column + width, b)), share
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+
+def _opened(prm: Any) -> PairNetwork:
+    if isinstance(prm, PairNetwork):
+        return prm
+    if not isinstance(prm, (str, os.PathLike)):
+        raise ValueError(f"prm_ckpt is a {type(prm).__name__}; give a PRM or DensePRM, a folder of save_pretrained, or a .pt")
+    return from_pretrained(prm) if Path(prm).is_dir() else load_state_dict_file(prm)
+
+
+def _name(prm: Any) -> str:
+    return type(prm).__name__ if isinstance(prm, PairNetwork) else str(prm)
