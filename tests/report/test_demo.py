@@ -27,7 +27,16 @@ def demo(examples, tmp_path_factory):
 def test_demo_writes_everything(demo):
     result, out = demo
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-    expected = ["config.json", "log.csv", "log.jsonl", "metrics.json", "summary.csv", "table.md", *(f"figures/{f}.png" for f in FIGURES)]
+    expected = [
+        "config.json",
+        "log.csv",
+        "log.jsonl",
+        "metrics.json",
+        "rows.json",
+        "summary.csv",
+        "table.md",
+        *(f"figures/{f}.png" for f in FIGURES),
+    ]
     assert written == sorted(expected)
     assert sorted(p.stem for p in result.figures) == FIGURES
 

@@ -9,6 +9,7 @@ from ttcfast.metrics import conservation_drift, sample_gain
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.evaluate import Problems, evaluate, evaluate_method
 from ttcfast.ttc.method_result import Gain, MethodResult
+from ttcfast.ttc.methods import variants
 from ttcfast.ttc.sweep import runs_needed, sweep_branching
 
 METHODS = ["deterministic", "random", "mean", "arm", "oracle"]
@@ -131,10 +132,12 @@ def test_sweep_reuses_what_the_table_has(evaluation):
     config = TTCConfig(branching_factor=4, seed=1)
     fm = surrogate()
     sweep = sweep_branching(fm, problems(), {"arm": arm()}, config, (1, 2, 6), evaluation, count=3, report=ran.append)
-    assert [(r.method, r.branching_factor) for r in ran] == [("arm", 2), ("arm", 6), ("oracle", 2), ("oracle", 6)]
-    assert sorted(r.branching_factor for r in ran) == sorted(runs_needed(1, (1, 2, 6), config, fm))
+    assert [(r.method, r.branching_factor) for r in ran] == [(m, b) for m in ("mean", "arm", "oracle") for b in (2, 6)]
+    assert sorted(r.branching_factor for r in ran) == sorted(runs_needed({"arm": arm()}, (1, 2, 6), config, fm))
     assert sweep.branching_factors == (1, 2, 4, 6) and all(r.mse.shape == (3, 9) for r in sweep.results)
-    arm_line = sweep.lines()[0]
+    mean_line, arm_line = sweep.lines()[:2]
+    torch.testing.assert_close(mean_line[0].mse, evaluation.baseline.mse[:3])
+    torch.testing.assert_close(mean_line[2].mse, evaluation.find("mean").mse[:3])
     torch.testing.assert_close(arm_line[0].mse, evaluation.baseline.mse[:3])
     torch.testing.assert_close(arm_line[2].mse, evaluation.find("arm").mse[:3])
     few = evaluate_method("arm", fm, problems().first(3), arm(), dataclasses.replace(config, branching_factor=6))
@@ -146,8 +149,45 @@ def test_sweep_without_a_deterministic_candidate_runs_b_one():
     config = TTCConfig(branching_factor=2, include_deterministic=False)
     table = evaluate(fm, given, {"arm": arm()}, config, oracle=False)
     ran = []
-    sweep_branching(fm, given, {"arm": arm()}, config, (1,), table, count=2, oracle=False, report=ran.append)
+    sweep_branching(fm, given, {"arm": arm()}, config, (1,), table, count=2, mean=False, oracle=False, report=ran.append)
     assert [r.branching_factor for r in ran] == [1]
+
+
+def test_refined_candidates_are_swept_from_b_one_on():
+    given, fm, config = problems(2, 2), surrogate(), TTCConfig(branching_factor=2)
+    used = {name: v for name, v in variants({"arm": arm()}, config).items() if name in ("arm", "arm_refined")}
+    table = evaluate(fm, given, used, config, oracle=False, projection=False)
+    ran = []
+    sweep_branching(fm, given, used, config, (1, 2), table, count=2, mean=False, oracle=False, report=ran.append)
+    assert [(r.method, r.branching_factor) for r in ran] == [("arm_refined", 1)]
+    assert runs_needed(used, (1, 2), config, fm, mean=False, oracle=False) == [1]
+
+
+def test_chosen_rows_alone_are_run_and_known_ones_are_not_run_again(evaluation):
+    ran, config = [], TTCConfig(branching_factor=4, seed=1)
+    known = [r for r in evaluation.results if r.method in ("deterministic", "arm")]
+    used = variants({"arm": arm()}, config)
+    table = evaluate(surrogate(), problems(), used, config, methods=["arm_span", "arm"], known=known, report=ran.append)
+    assert [(r.method, r.projected) for r in ran] == [("arm_span", False), ("arm_span", True)]
+    assert [(r.method, r.projected) for r in table.results] == [(m, p) for m in ("deterministic", "arm", "arm_span") for p in (False, True)]
+    assert table.find("arm") is evaluation.find("arm")
+    with pytest.raises(ValueError, match=r"methods names arm_best; here there are deterministic, .*arm_span.*span_oracle"):
+        evaluate(surrogate(), problems(), used, config, methods=["arm_best"])
+
+
+def test_ceilings_hold_for_the_first_step_of_every_use_of_a_reward():
+    config, given = TTCConfig(branching_factor=4, seed=1), problems(4, 1)
+    used = {n: v for n, v in variants({"arm": arm()}, config).items() if n != "arm_refined_oracle"}
+    table = evaluate(surrogate(), given, used, config, methods=["arm_softmax", "arm_span", "oracle", "span_oracle", "arm"])
+    moved = evaluate(surrogate(), given, variants({"arm": arm()}, config), config, methods=["arm_refined", "arm_refined_oracle"])
+    for projected in (False, True):
+        least = table.find("span_oracle", projected=projected).mse[:, 1] * (1 - 1e-4)
+        for name in ("arm_softmax", "arm_span", "oracle", "arm", "deterministic"):
+            assert bool((least <= table.find(name, projected=projected).mse[:, 1]).all())
+        ceiling = moved.find("arm_refined_oracle", projected=projected).mse[:, 1]
+        assert bool((ceiling <= moved.find("arm_refined", projected=projected).mse[:, 1] * (1 + 1e-6)).all())
+        assert bool((ceiling <= table.find("oracle", projected=projected).mse[:, 1] * (1 + 1e-6)).all())
+    assert moved.find("arm_refined").evaluations == 16 and moved.find("arm_refined").reward_evaluations == 16 * (3 + 1)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,13 @@ T = TypeVar("T")
 
 # The seed's section 8 writes the left, its section 9 the right; both mean the same key. A trailing dot stands for everything below.
 _ALIASES = {
-    "run_ttc": {"stochastic": "ttc.stochastic", "stochastic.": "ttc.stochastic.", "prm.ckpt": "reward.prm_ckpt", "use_prm": "reward.type"},
+    "run_ttc": {
+        "stochastic": "ttc.stochastic",
+        "stochastic.": "ttc.stochastic.",
+        "prm.ckpt": "reward.prm_ckpt",
+        "use_prm": "reward.type",
+        "finetuned.ckpt": "fm.finetuned",
+    },
     "train_fm": {"data.": "reading."},  # as run_ttc calls them; data itself is the folder
 }
 _FREE = {"generate": ("ranges",)}  # mappings whose keys are the user's own

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ttcfast.runtime.errors import ArgumentError
-
 from .configuration import build, save
 from .main import main
 
@@ -19,24 +17,28 @@ _NAMES = {
     "split": "data.split",
     "reading": "data",
     "steps": "eval.rollout_T",
+    "prm": "reward.prm_ckpt",
+    "reward": "reward.type",
 } | {
     name: f"eval.{name}"
-    for name in ("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_projection", "shown", "recorded", "one_step")
+    for name in (
+        *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
+        *("one_step", "methods", "merge"),
+    )
 }
 
 
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
 
-    check_reward(values["reward"])
     data, evaluation = dict(values["data"]), dict(values["eval"])
-    arm = dict(values["arm"])
+    arm, root = dict(values["arm"]), data.pop("root")
     config = build(
         RunTTCConfig,
         {
             "checkpoint": values["fm"]["ckpt"],
             "finetuned": values["fm"]["finetuned"],
-            "data": [str(data.pop("root"))],
+            "data": [str(place) for place in (root if isinstance(root, list) else [root])],
             "problems": data.pop("n"),
             "split": data.pop("split"),
             "reading": data,
@@ -44,7 +46,9 @@ def run(values: Mapping[str, Any]) -> None:
             "momentum": arm.pop("momentum"),
             "scale": arm.pop("scale"),
             "arm": arm,
-            "ttc": {**values["ttc"], "use_prm": False},
+            "prm": values["reward"]["prm_ckpt"],
+            "reward": values["reward"]["type"],
+            "ttc": {**values["ttc"], "use_prm": values["reward"]["prm_ckpt"] is not None},
             **evaluation,
             **{key: values[key] for key in ("out", "device", "tensorboard", "wandb")},
         },
@@ -55,16 +59,6 @@ def run(values: Mapping[str, Any]) -> None:
     print(f"Numbers: {config.out}/metrics.json, {config.out}/summary.csv. Figures:")
     for path in result.figures:
         print(f"  {path}")
-
-
-def check_reward(reward: Mapping[str, Any]) -> None:
-    """Refuse the learned reward, which the seed's command line may ask for."""
-    if reward["type"] not in ("arm", "prm"):
-        raise ArgumentError(f"reward.type is {reward['type']!r}; it must be arm")
-    if reward["type"] == "prm" or reward["prm_ckpt"] is not None:
-        raise ArgumentError(
-            "use_prm=true (reward.type=prm, prm.ckpt) asks for a learned reward, which this version does not have; give use_prm=false"
-        )
 
 
 if __name__ == "__main__":

@@ -81,7 +81,10 @@ def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = 
 
 def shown_method(evaluation: Evaluation) -> MethodResult | None:
     """Whose fields are drawn: the last reward's choice (a learned one stands behind ARM), with projection where there is one."""
-    honest = [r for r in evaluation.results if r.method not in ("deterministic", "random", "mean", "oracle") and r.trajectory is not None]
+    if evaluation.baseline.trajectory is None:
+        return None
+    others = ("deterministic", "random", "mean", "finetuned")
+    honest = [r for r in evaluation.results if r.method not in others and "oracle" not in r.method and r.trajectory is not None]
     return next((r for r in reversed(honest) if r.projected), honest[-1] if honest else None)
 
 

@@ -18,6 +18,24 @@ from ttcfast.runtime.files import write_json
 from ttcfast.ttc.evaluate import Problems
 from ttcfast.ttc.method_result import MethodResult
 
+ROWS = "rows.json"  # what a run leaves of its own rows
+
+
+def read_rows(folder: str | os.PathLike[str], problems: Problems, branching_factor: int) -> tuple[list[MethodResult], str]:
+    """The rows that a run on the same problems left in its folder, for the table of another; and a sentence about them.
+
+    Raises:
+        DataError: as ``read_recorded``; or rows of another branching factor, which cannot stand in one table.
+    """
+    rows, _ = read_recorded(Path(folder) / ROWS, problems)
+    if other := [r for r in rows if r.branching_factor not in (1, branching_factor)]:
+        raise DataError(
+            f"run {folder} has {other[0].name} with B = {other[0].branching_factor} and this table has B = {branching_factor}; run both "
+            "with the same, or show them beside each other with ttcfast report"
+        )
+    names = ", ".join(r.name for r in rows)
+    return [dataclasses.replace(r, recorded=None) for r in rows], f"Measured by {folder} on the same problems: {names}."
+
 
 def fingerprints(truth: Tensor) -> list[str]:
     """Names each problem by its initial condition in ``[N, K+1, C, *S]``, so that errors are compared on the same ones only."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -15,18 +16,21 @@ from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.models import load_surrogate
 from ttcfast.models.quality import one_step_error
 from ttcfast.rewards.common import ARMScorer, Scorer
+from ttcfast.rewards.composition import ScorerList
+from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig, at_least
-from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method
+from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method, method_names
 from ttcfast.ttc.method_result import MethodResult
+from ttcfast.ttc.methods import Variant, variants
 from ttcfast.ttc.sweep import Sweep, runs_needed, sweep_branching
 
 from .outputs import log_outputs, write_outputs
-from .recorded import read_recorded
+from .recorded import ROWS, read_recorded, read_rows, write_recorded
 from .table import print_table
 
 
@@ -43,9 +47,15 @@ class RunTTCConfig:
         steps: T. Beyond the data's length rollouts go on and errors stop.
         ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``.
         arm: weights of the analytical reward. momentum, scale: how it measures (DECISIONS 2 and 3).
+        prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
+        reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
+        methods: run these rows alone, by the names of ``ttcfast.ttc.methods.variants`` (``"prm_span"``), of ``BASELINES`` and ``ORACLES``,
+            and ``"finetuned"``; the deterministic rollout is always among them. None: all but the uses of a reward that cost extra.
+        merge: folders of runs on the same problems, whose rows are taken over and not run again.
         oracle: run the choice by true error, the ceiling.
         projection: run every method again with conservation imposed; None does where the domain keeps its totals.
         sweep: branching factors to sweep; () leaves the sweep out. sweep_problems: on so many of the problems.
+        sweep_methods: lines of the sweep, ``"mean"``, ``"oracle"`` or rows with a reward; None takes all of the table.
         sweep_projection: sweep with projection too, which doubles its cost.
         horizons: steps of the table's error columns; those beyond T are left out.
         shown: problems whose fields are drawn.
@@ -67,10 +77,15 @@ class RunTTCConfig:
     arm: ARMWeights = field(default_factory=ARMWeights)
     momentum: Momentum = "components"
     scale: Scale = "relative"
+    prm: str | None = None
+    reward: Literal["arm", "prm"] | None = None
+    methods: tuple[str, ...] | None = None
+    merge: tuple[str, ...] = ()
     oracle: bool = True
     projection: bool | None = None
     sweep: tuple[int, ...] = ()
     sweep_problems: int = 4
+    sweep_methods: tuple[str, ...] | None = None
     sweep_projection: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
@@ -89,6 +104,10 @@ class RunTTCConfig:
                 at_least(name, value, 1)
         if self.problems is not None:
             at_least("problems", self.problems, 1)
+        if self.reward == "prm" and self.prm is None:
+            raise ValueError("prm is null and use_prm is true (reward.type=prm); give prm.ckpt=<a folder that ttcfast train_prm wrote>")
+        if self.reward == "arm" and self.prm is not None:
+            raise ValueError(f"prm is {self.prm} and use_prm is false (reward.type=arm), which contradict each other; give one of them")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +141,12 @@ def run_ttc(
     trained = surrogate.spec
     problems, source = load_problems(config, surrogate)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
-    arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
-    rewards: dict[str, Scorer] = {"arm": arm, **(scorers or {})}
+    used = _methods(config, problems, scorers or {}, device)
     with RunLog(out, config.tensorboard, config.wandb) as log:
-        with bar(_work(config, surrogate, problems, len(rewards)), "run_ttc") as progress:
-            evaluation, sweep = _measure(config, surrogate, problems, rewards, progress)
+        with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
+            evaluation, sweep = _measure(config, surrogate, problems, used, progress)
+        measured = [r for r in evaluation.results if r.recorded is None]
+        write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
@@ -175,31 +195,78 @@ def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
     return notes
 
 
+def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer], device: torch.device) -> dict[str, Variant]:
+    """What each row with a reward does, by the row's name."""
+    arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
+    rewards: dict[str, Scorer] = {"arm": arm}
+    if config.prm is not None:
+        prm = PRMScorer(config.prm, spec=problems.spec).to(device)
+        rewards |= {"prm": prm, "arm_prm": ScorerList({"arm": arm, "prm": prm}, zscore=True, ndim=problems.spec.ndim)}
+    rewards |= more
+    known = variants(rewards, config.ttc)
+    if config.methods is None:
+        switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
+        return {name: known[name] for name in [*rewards, *(["prm_refined"] if "prm" in rewards and not switched else [])]}
+    if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
+        raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
+    return {name: variant for name, variant in known.items() if name in config.methods}
+
+
 def _measure(
-    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, rewards: Mapping[str, Scorer], progress: Bar
+    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], progress: Bar
 ) -> tuple[Evaluation, Sweep | None]:
     def report(result: MethodResult) -> None:
         progress.advance(result.evaluations, note=f"{result.name}, B = {result.branching_factor}")
 
-    evaluation = evaluate(surrogate, problems, rewards, config.ttc, oracle=config.oracle, projection=config.projection, report=report)
+    known, notes = [], []
+    for folder in config.merge:
+        rows, note = read_rows(folder, problems, config.ttc.branching_factor)
+        known += rows
+        notes.append(note)
+    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
+    options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": methods, "known": known}
+    evaluation = evaluate(surrogate, problems, used, config.ttc, report=report, **options).adding(
+        notes=[*notes, *_reward_notes(config, used)]
+    )
     sweep = None
     if config.sweep:
         few = min(config.sweep_problems, evaluation.problems)
         forms = (False, True) if config.sweep_projection and evaluation.projected_baseline is not None else (False,)
-        sweep = sweep_branching(
-            surrogate,
-            problems,
-            rewards,
-            config.ttc,
-            config.sweep,
-            evaluation,
-            count=few,
-            oracle=config.oracle,
-            projections=forms,
-            report=report,
+        swept = _swept(config, used)
+        options = {"count": few, "projections": forms, "report": report}
+        sweep = sweep_branching(surrogate, problems, swept.pop("scorers"), config.ttc, config.sweep, evaluation, **swept, **options)
+    if (config.methods is not None and "finetuned" not in config.methods) or any(r.method == "finetuned" for r in known):
+        return evaluation, sweep
+    further, about = _further_rows(config, problems)
+    return evaluation.adding(*further, notes=about), sweep
+
+
+def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
+    """Which lines a sweep over B has."""
+    wanted = config.sweep_methods
+    if wanted is None:
+        wanted = tuple(name for name in ("mean", *used, "oracle") if config.methods is None or name in config.methods)
+    if unknown := [name for name in wanted if name not in ("mean", *used, "oracle")]:
+        raise ArgumentError(f"sweep_methods names {', '.join(unknown)}; here there are {', '.join(('mean', *used, 'oracle'))}")
+    lines = {"scorers": {name: used[name] for name in used if name in wanted}}
+    return {**lines, "mean": "mean" in wanted, "oracle": "oracle" in wanted and config.oracle}
+
+
+def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str]:
+    """What the rows with a reward do that their names do not say."""
+    notes, ttc = [], config.ttc
+    if config.prm is not None:
+        notes.append(f"PRM: the learned reward of {config.prm}. ARM + PRM: the sum of their z-scores over a step's candidates.")
+    if ttc.refine_steps or any("refined" in name for name in used):
+        lengths = " and ".join(f"{length:g}" for length in ttc.refine_lengths)
+        which = "all rows with a reward" if ttc.refine_steps else "refined"
+        notes.append(
+            f"{which}: copies of every candidate, moved {lengths} of a full step along the reward, join the group, "
+            f"{max(1, ttc.refine_steps)} times."
         )
-    rows, notes = _further_rows(config, problems)
-    return evaluation.adding(*rows, notes=notes), sweep
+    if ttc.select != "argmax":
+        notes.append(f"Rows with a reward take select={ttc.select} unless their name says otherwise.")
+    return notes
 
 
 def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:
@@ -238,14 +305,16 @@ def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluat
     )
 
 
-def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, rewards: int) -> int:
-    """Model evaluations that the run will take, but for resampling."""
-    b, n, chosen = config.ttc.branching_factor, len(problems.truth), rewards + config.oracle
+def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant]) -> int:
+    """Model evaluations that the run will take, but for resampling and for what is merged."""
+    b, n = config.ttc.branching_factor, len(problems.truth)
+    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
+    names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
     forms = 1 + (problems.can_project if config.projection is None else config.projection)
-    table = n * config.steps * forms * (2 + b * (1 + chosen))
-    few = min(config.sweep_problems, n)
-    swept = sum(runs_needed(rewards, config.sweep, config.ttc, surrogate, oracle=config.oracle))
-    return table + few * config.steps * swept * (forms if config.sweep_projection else 1)
+    table = n * config.steps * forms * sum(1 if name in ("deterministic", "random") else b for name in names)
+    lines = _swept(config, used)
+    swept = sum(runs_needed(lines.pop("scorers"), config.sweep, config.ttc, surrogate, **lines))
+    return table + min(config.sweep_problems, n) * config.steps * swept * (forms if config.sweep_projection else 1)
 
 
 def _device(name: str) -> torch.device:

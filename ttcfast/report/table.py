@@ -108,6 +108,8 @@ def explanation(evaluation: Evaluation) -> list[str]:
     ]
     if evaluation.find("oracle") is not None:
         lines.append("oracle: chooses by the true error, which no user has: the ceiling of choosing step by step among these candidates.")
+    if evaluation.find("span_oracle") is not None:
+        lines.append("span oracle: least squares on the truth in the span of the candidates: the ceiling of combining them.")
     return [*lines, *evaluation.notes]
 
 
@@ -123,6 +125,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         **{f"drift_{quantity}": result.final_drift(quantity) for quantity in QUANTITIES},
         "seconds": round(result.seconds, 3),
         "evaluations": result.evaluations,
+        "reward_evaluations": result.reward_evaluations,
         "fallbacks": result.fallbacks,
         "resamples": result.resamples,
         "nonfinite_candidates": result.nonfinite,

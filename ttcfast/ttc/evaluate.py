@@ -14,8 +14,9 @@ from ttcfast.metrics import conservation_drift, rollout_mse
 from ttcfast.rewards.common import Scorer
 from ttcfast.spec import StateSpec, TTCConfig, at_least
 
+from .baselines import BASELINES
 from .method_result import Gain, MethodResult
-from .methods import roll_method
+from .methods import ORACLES, Variant, roll_method
 
 Report = Callable[[MethodResult], None]
 """Called after each method, with what it reached: for progress bars and logs."""
@@ -124,11 +125,13 @@ class Evaluation:
 def evaluate(
     surrogate: BaseFM,
     problems: Problems,
-    scorers: Mapping[str, Scorer],
+    scorers: Mapping[str, Scorer | Variant],
     config: TTCConfig,
     *,
     oracle: bool = True,
     projection: bool | None = None,
+    methods: Sequence[str] | None = None,
+    known: Sequence[MethodResult] = (),
     report: Report | None = None,
 ) -> Evaluation:
     """Roll out the deterministic step, a random candidate, the mean of B, every scorer's choice and the oracle's, and measure them.
@@ -136,14 +139,16 @@ def evaluate(
     Args:
         surrogate: the model, on the device to run on.
         problems: what to roll out and what to compare with.
-        scorers: by method name (``"arm"``, ``"prm"``): what chooses among the B candidates.
+        scorers: by method name (``"arm"``, ``"prm"``): what chooses among the B candidates, and how (``ttcfast.ttc.methods.variants``).
         config: B, noise, seed, guardrails; its ``project`` is not read, since both forms are run.
-        oracle: add the choice by true error, the ceiling of choosing.
+        oracle: add the choice by true error, the ceiling of choosing; the span's too where a method combines candidates so.
         projection: run every method again with conservation imposed. None does where the domain keeps its totals, else leaves it out.
+        methods: run these alone, in the order of the table; the deterministic rollout is always among them. None runs all.
+        known: rows that were measured on the same problems before: they stand in the table and are not run again.
         report: called with each result as it comes.
 
     Raises:
-        ValueError: projection asked for on an open domain, or what the controllers refuse.
+        ValueError: projection asked for on an open domain, an unknown method, or what the controllers refuse.
 
     Source: DECISIONS 13 and "Added after a prototype".
     """
@@ -152,17 +157,21 @@ def evaluate(
         projection = problems.can_project
         if not projection:
             notes.append("Rows with projection are left out: the domain is open, its totals are not kept.")
-    names = ["deterministic", "random", "mean", *scorers, *(["oracle"] if oracle else [])]
-    results = []
-    for name in names:
-        for projected in (False, True) if projection else (False,):
-            results.append(evaluate_method(name, surrogate, problems, scorers.get(name), config, projected=projected))
+    forms = (False, True) if projection else (False,)
+    held = {(r.method, r.projected): r for r in known}
+    for name in method_names(scorers, config, oracle=oracle, methods=methods):
+        for projected in forms:
+            if (name, projected) in held:
+                continue
+            held[name, projected] = evaluate_method(name, surrogate, problems, scorers.get(name), config, projected=projected)
             if report is not None:
-                report(results[-1])
+                report(held[name, projected])
     if problems.steps > problems.scored:
         notes.append(f"The truth ends at step {problems.scored} of {problems.steps}: errors and gains stop there, and so does the oracle.")
+    order = [*BASELINES, *scorers, *ORACLES]
+    place = {name: i for i, name in enumerate(order)}
     return Evaluation(
-        tuple(results),
+        tuple(sorted(held.values(), key=lambda r: (place.get(r.method, len(place)), r.method, r.projected))),
         problems=len(problems.truth),
         steps=problems.steps,
         scored=problems.scored,
@@ -175,14 +184,32 @@ def evaluate(
     )
 
 
+def method_names(
+    scorers: Mapping[str, Scorer | Variant], config: TTCConfig, *, oracle: bool = True, methods: Sequence[str] | None = None
+) -> list[str]:
+    """The methods that ``evaluate`` runs, in the order of the table.
+
+    Raises:
+        ValueError: one of ``methods`` that neither has a scorer nor needs none.
+    """
+    if methods is None:
+        used = [s.options for s in scorers.values() if isinstance(s, Variant)]
+        spans = config.select == "span" or any(options.get("select") == "span" for options in used)
+        return [*BASELINES, *scorers, *(list(ORACLES)[: 1 + spans] if oracle else [])]
+    everything = [*BASELINES, *scorers, *ORACLES]
+    if unknown := [name for name in methods if name not in everything]:
+        raise ValueError(f"methods names {', '.join(unknown)}; here there are {', '.join(everything)}")
+    return [name for name in everything if name in methods or name == BASELINES[0]]
+
+
 def evaluate_method(
-    name: str, surrogate: BaseFM, problems: Problems, scorer: Scorer | None, config: TTCConfig, *, projected: bool = False
+    name: str, surrogate: BaseFM, problems: Problems, scorer: Scorer | Variant | None, config: TTCConfig, *, projected: bool = False
 ) -> MethodResult:
     """Roll out one method on all problems and measure it.
 
     Args:
-        name: ``"deterministic"``, ``"random"``, ``"mean"``, ``"oracle"``, or the name that ``scorer``'s choice goes by.
-        scorer: what chooses; None for the four names above.
+        name: ``"deterministic"``, ``"random"``, ``"mean"``, ``"oracle"``, ``"span_oracle"``, or the name that ``scorer``'s choice goes by.
+        scorer: what chooses; None for the five names above.
         surrogate, problems, config: as in ``evaluate``.
         projected: impose conservation at every step.
     """
@@ -203,6 +230,7 @@ def evaluate_method(
         nonfinite=counts["nonfinite"],
         collapsed=counts["collapsed"],
         unprojected=counts["unprojected"],
+        reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
 

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from ttcfast.metrics import fraction_improved, sample_gain
 
+_REWARDS = {"arm": "ARM", "prm": "PRM", "arm_prm": "ARM + PRM"}
+_USES = {"_refined": " refined", "_refined_oracle": " refined, oracle", "_softmax": " softmax mean", "_span": " span"}
+
 LABELS: Mapping[str, str] = {
     "deterministic": "deterministic",
     "random": "random candidate",
     "mean": "mean of B",
-    "arm": "ARM",
-    "prm": "PRM",
+    **_REWARDS,
+    **{reward + use: label + how for reward, label in _REWARDS.items() for use, how in _USES.items()},
     "oracle": "oracle",
     "span_oracle": "span oracle",
     "finetuned": "fine-tuned surrogate",
@@ -42,6 +45,7 @@ class MethodResult:
         nonfinite: candidates rejected because of a NaN or an infinity.
         collapsed: steps whose scores hardly differed, so that candidate 0 was taken.
         unprojected: steps whose projection would have made a density or pressure negative, so that the raw state was kept.
+        reward_evaluations: candidates scored and directions found to move them in, of all N problems.
         trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the problems to show; None where none was kept.
         recorded: where these numbers come from when they were not measured in this run.
     """
@@ -58,6 +62,7 @@ class MethodResult:
     nonfinite: int = 0
     collapsed: int = 0
     unprojected: int = 0
+    reward_evaluations: int = 0
     trajectory: Tensor | None = None
     recorded: str | None = None
 
@@ -95,7 +100,7 @@ class MethodResult:
         if n == total:
             return self
         share = n / total
-        counts = ("evaluations", "fallbacks", "resamples", "nonfinite", "collapsed", "unprojected")
+        counts = ("evaluations", "reward_evaluations", "fallbacks", "resamples", "nonfinite", "collapsed", "unprojected")
         return dataclasses.replace(
             self,
             mse=self.mse[:n],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttcfast.core.base_fm import BaseFM
-from ttcfast.rewards.common import Scorer
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.spec import TTCConfig
 
@@ -21,14 +24,56 @@ ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
 """Methods that know the truth, and how they take their next state from the candidates."""
 
 
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A reward and another way to use it, as a method of its own.
+
+    Args:
+        scorer: the reward.
+        options: fields of ``TTCConfig`` that this method sets otherwise.
+        oracle: the truth chooses, and the reward only moves the candidates: the ceiling of choosing among them.
+    """
+
+    scorer: Scorer
+    options: Mapping[str, Any] = field(default_factory=dict)
+    oracle: bool = False
+
+
+def variants(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Variant]:
+    """Every way to use each reward, by the method's name.
+
+    ``<name>`` as ``config`` says; ``<name>_refined`` the best candidate after refinement (``config``'s steps, at least one);
+    ``<name>_refined_oracle`` the same candidates chosen by true error; ``<name>_softmax`` the mean weighted by the softmax of the z-scores
+    over ``config.temperature``; ``<name>_span`` the best point of the candidates' span.
+    """
+    plain = {"select": "argmax", "temperature": 1.0}
+    refined = {**plain, "refine_steps": max(1, config.refine_steps)}
+    found = {}
+    for name, scorer in rewards.items():
+        found[name] = Variant(scorer, {} if config.select == "softmax_mean" else {"temperature": 1.0})
+        found[f"{name}_refined"] = Variant(scorer, refined)
+        found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
+        standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
+        found[f"{name}_softmax"] = Variant(standardised, {"select": "softmax_mean"})
+        found[f"{name}_span"] = Variant(scorer, {**plain, "select": "span"})
+    return found
+
+
 def roll_method(
-    name: str, surrogate: BaseFM, truth: Tensor, steps: int, scorer: Scorer | None, config: TTCConfig, *, scale: Tensor | None = None
+    name: str,
+    surrogate: BaseFM,
+    truth: Tensor,
+    steps: int,
+    scorer: Scorer | Variant | None,
+    config: TTCConfig,
+    *,
+    scale: Tensor | None = None,
 ) -> RolloutResult:
     """Roll out one method from the first frames of ``truth``.
 
     Args:
-        name: one of ``BASELINES``; ``"oracle"``, the candidate of the least true error; ``"span_oracle"``, least squares on the truth in the
-            span of the candidates; or any other name for what ``scorer`` chooses.
+        name: one of ``BASELINES``; ``"oracle"``, the candidate of the least true error; ``"span_oracle"``, least squares on the truth in
+            the span of the candidates; or any other name for what ``scorer`` chooses.
         surrogate: the model; the states are moved to its device.
         truth: ``[N, K+1, C, *S]``; the oracle stops after K steps, since it knows no more.
         steps: T.
@@ -45,9 +90,14 @@ def roll_method(
     x0 = truth[:, 0].to(device)
     if name in BASELINES:
         return baseline_rollout(name, surrogate, x0, steps, config)
+    units = None if scale is None else scale.to(device)
     if name in ORACLES:
         config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None)
-        scorer = OracleScorer(truth.to(device), scale=None if scale is None else scale.to(device))
+        scorer = OracleScorer(truth.to(device), scale=units)
+    if isinstance(scorer, Variant):
+        config = dataclasses.replace(config, **scorer.options)
+        scorer = _ChosenByTruth(truth.to(device), units, scorer.scorer) if scorer.oracle else scorer.scorer
+    if isinstance(scorer, OracleScorer):
         steps = min(steps, truth.shape[1] - 1)
     if scorer is None:
         raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join((*BASELINES, *ORACLES))}")
@@ -58,3 +108,16 @@ def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:
     """Whether candidate 0 is the deterministic step, so that B = 1 is the deterministic rollout (DECISIONS 9)."""
     known = callable(getattr(surrogate, "deterministic", None))
     return known if config.include_deterministic is None else config.include_deterministic
+
+
+class _ChosenByTruth(OracleScorer):
+    """Chooses by the truth among candidates that another reward has moved."""
+
+    ascent_to_best = False
+
+    def __init__(self, truth: Tensor, scale: Tensor | None, reward: Scorer) -> None:
+        super().__init__(truth, scale=scale)
+        self.reward = reward
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.reward.ascent(state, candidates, context)

@@ -12,7 +12,7 @@ from ttcfast.spec import TTCConfig
 
 from .evaluate import Evaluation, Problems, Report, evaluate_method
 from .method_result import MethodResult
-from .methods import starts_deterministic
+from .methods import Variant, starts_deterministic
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +55,18 @@ class Sweep:
 def sweep_branching(
     surrogate: BaseFM,
     problems: Problems,
-    scorers: Mapping[str, Scorer],
+    scorers: Mapping[str, Scorer | Variant],
     config: TTCConfig,
     factors: Sequence[int],
     table: Evaluation,
     *,
     count: int,
+    mean: bool = True,
     oracle: bool = True,
     projections: Sequence[bool] = (False,),
     report: Report | None = None,
 ) -> Sweep:
-    """Run the scorers and the oracle at every B of ``factors`` on the first ``count`` problems.
+    """Run the mean of B, the scorers and the oracle at every B of ``factors`` on the first ``count`` problems.
 
     What ``table`` holds is not run again: B = 1 is the deterministic rollout where candidate 0 is that step, and the table's own B
     stands with its first ``count`` problems (it is added to the sweep if ``factors`` lacks it). Time and evaluations of such points are
@@ -74,18 +75,18 @@ def sweep_branching(
     Args:
         surrogate, problems, scorers, config, oracle, report: as in ``evaluate``.
         factors: values of B.
+        mean: sweep the mean of B too, what the same candidates give without a reward.
         table: the evaluation of ``problems`` at ``config.branching_factor``.
         count: problems to run on, at most those of ``problems``.
         projections: which of (without, with) projection to run.
     """
     count = min(count, table.problems)
     few = problems.first(count)
-    names = [*scorers, *(["oracle"] if oracle else [])]
     results = []
-    for name in names:
+    for name in _names(scorers, mean, oracle):
         for projected in projections:
             for b in sorted({*factors, config.branching_factor}):
-                result = _known(table, name, projected, b, surrogate, config)
+                result = _known(table, name, scorers, projected, b, surrogate, config)
                 if result is None:
                     result = evaluate_method(
                         name, surrogate, few, scorers.get(name), dataclasses.replace(config, branching_factor=b), projected=projected
@@ -104,16 +105,42 @@ def sweep_branching(
     )
 
 
-def runs_needed(scorers: int, factors: Sequence[int], config: TTCConfig, surrogate: BaseFM, *, oracle: bool = True) -> list[int]:
-    """The branching factors that one projection of a sweep really runs, each once per method: for sizing a progress bar."""
-    known = {config.branching_factor, *([1] if starts_deterministic(surrogate, config) else [])}
-    return [b for b in sorted(set(factors)) if b not in known for _ in range(scorers + oracle)]
+def runs_needed(
+    scorers: Mapping[str, Scorer | Variant],
+    factors: Sequence[int],
+    config: TTCConfig,
+    surrogate: BaseFM,
+    *,
+    mean: bool = True,
+    oracle: bool = True,
+) -> list[int]:
+    """The branching factors that one projection of a sweep really runs, method by method, if the table has all of them: for sizing a
+    progress bar."""
+    return [
+        b
+        for name in _names(scorers, mean, oracle)
+        for b in sorted({*factors})
+        if b != config.branching_factor and not (b == 1 and _deterministic_alone(name, scorers, surrogate, config))
+    ]
 
 
-def _known(table: Evaluation, name: str, projected: bool, b: int, surrogate: BaseFM, config: TTCConfig) -> MethodResult | None:
+def _names(scorers: Mapping[str, Scorer | Variant], mean: bool, oracle: bool) -> list[str]:
+    return [*(["mean"] if mean else []), *scorers, *(["oracle"] if oracle else [])]
+
+
+def _known(
+    table: Evaluation, name: str, scorers: Mapping[str, Scorer | Variant], projected: bool, b: int, surrogate: BaseFM, config: TTCConfig
+) -> MethodResult | None:
     if b == config.branching_factor:
         return table.find(name, projected=projected)
-    if b == 1 and starts_deterministic(surrogate, config):
+    if b == 1 and _deterministic_alone(name, scorers, surrogate, config):
         found = table.find("deterministic", projected=projected)
         return None if found is None else dataclasses.replace(found, method=name)
     return None
+
+
+def _deterministic_alone(name: str, scorers: Mapping[str, Scorer | Variant], surrogate: BaseFM, config: TTCConfig) -> bool:
+    """Whether at B = 1 this method has no other candidate than the deterministic step."""
+    scorer = scorers.get(name)
+    moved = name in scorers and (scorer.options if isinstance(scorer, Variant) else {}).get("refine_steps", config.refine_steps) > 0
+    return starts_deterministic(surrogate, config) and not moved

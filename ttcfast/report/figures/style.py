@@ -23,8 +23,21 @@ _COLOURS = {
     "oracle": "#009E73",
     "prm": "#CC79A7",
     "finetuned": "#0072B2",
+    "arm_prm": "#882255",
+    "prm_refined": "#999933",
+    "span_oracle": "#44AA99",
 }
-_MARKERS = {"deterministic": "o", "random": "v", "mean": "s", "arm": "D", "oracle": "^", "prm": "P", "finetuned": "X"}
+_MARKERS = {
+    "deterministic": "o",
+    "random": "v",
+    "mean": "s",
+    "arm": "D",
+    "oracle": "^",
+    "prm": "P",
+    "finetuned": "X",
+    "arm_prm": "p",
+    "prm_refined": "*",
+}
 _SPARE = ("#F0E442", "#882255", "#44AA99", "#999933")
 GREY = "#7F7F7F"
 

@@ -45,6 +45,7 @@ class PRMScorer(Scorer):
     """
 
     marks_nonfinite = True
+    scores_projected = True  # it is trained on states as a rollout takes them
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class PRMScorer(Scorer):
                 "give the one that was trained for these states"
             )
         self.network = network.eval()
+        self.ascent_to_best = isinstance(network, DensePRM)
         self.spec = network.spec if spec is None else spec
         self.dtype, self.channels_last, self.chunk = (None if dtype is torch.float32 else dtype), channels_last, chunk
         if channels_last:
@@ -98,10 +100,12 @@ class PRMScorer(Scorer):
             moves[rows, columns] = self._move(state[rows], candidates[rows, columns], share).to(moves.dtype)
         return moves
 
+    def units(self, state: Tensor) -> Tensor:
+        norm = self.network.normalizer
+        return state.new_ones(()) if norm is None else norm.delta_std.to(state).reshape(-1, 1, 1)
+
     def _move(self, state: Tensor, candidates: Tensor, share: Tensor) -> Tensor:
-        network, scale = self.network, candidates.new_ones(())
-        if network.normalizer is not None:
-            scale = network.normalizer.delta_std.to(candidates).reshape(-1, 1, 1)
+        network, scale = self.network, self.units(state)
         if isinstance(network, DensePRM):
             with self._autocast(state):
                 return network.error_group(state, candidates, share) * scale
