@@ -14,8 +14,9 @@
 #include "heun.h"
 #include "keyed.h"
 #include "norm_mish.h"
+#include "topk.h"
 
-#define TTCFAST_ABI 2  // the same as ABI in ttcfast/ops/native.py
+#define TTCFAST_ABI 3  // the same as ABI in ttcfast/ops/native.py
 
 namespace py = pybind11;
 using namespace ttcfast;
@@ -178,6 +179,30 @@ void norm_mish_backward(bool wide, int64_t count, int64_t width, const std::arra
                            pointer<void>(out[2]), pointer<void>(out[3]));
 }
 
+// sizes: rows, columns, k. Strides of the scores and of the ids: row, column. out: values, indices.
+TopkProblem topk_problem(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, const std::array<int64_t, 2>& strides,
+                         uintptr_t ids, const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out) {
+    return {static_cast<TopkType>(dtype),
+            sizes[0],
+            sizes[1],
+            sizes[2],
+            pointer<const void>(scores),
+            strides[0],
+            strides[1],
+            pointer<const int64_t>(ids),
+            id_strides[0],
+            id_strides[1],
+            pointer<void>(out[0]),
+            pointer<int64_t>(out[1])};
+}
+
+void topk(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, const std::array<int64_t, 2>& strides, uintptr_t ids,
+          const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out, int threads, int level) {
+    const TopkProblem problem = topk_problem(dtype, sizes, scores, strides, ids, id_strides, out);
+    py::gil_scoped_release release;
+    topk_cpu(problem, threads, static_cast<CpuLevel>(level));
+}
+
 py::dict info() {
     const DeviceInfo found = device_info();
     py::list devices;
@@ -217,4 +242,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("heun", &heun);
     m.def("norm_mish", &norm_mish);
     m.def("norm_mish_backward", &norm_mish_backward);
+    m.def("topk", &topk);
 }

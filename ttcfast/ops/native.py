@@ -7,7 +7,7 @@ from types import ModuleType
 
 from .registry import Reason, one_line
 
-ABI = 2  # raised together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
+ABI = 3  # raised together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
 
 highest_level: int | None = None  # None: the best that the processor has
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .registry import Backend, choose, register, yes
+from . import native
+from .registry import Backend, Reason, choose, register, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -98,7 +99,32 @@ def best_positions(call: Call) -> Tensor:
     return positions[:, :k].contiguous()
 
 
-BACKENDS = register("topk", [Backend("reference", yes, yes, topk_ref)])
+def _topk_cpu(call: Call) -> tuple[Tensor, Tensor]:
+    out = call.empty()
+    native.module().topk(*_native_arguments(call, out), torch.get_num_threads(), native.cpu_level())
+    return out
+
+
+def _native_arguments(call: Call, out: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
+    """What the C++ and the CUDA path take first, in the order of csrc/bind.cpp."""
+    scores, k, ids = call
+    named = (0, (0, 0)) if ids is None else (ids.data_ptr(), ids.stride())
+    sizes = (*scores.shape, k)
+    return DTYPES.index(scores.dtype), sizes, scores.data_ptr(), scores.stride(), *named, tuple(t.data_ptr() for t in out)
+
+
+def _cpu_supports(call: Call) -> Reason:
+    return None if call.scores.device.type == "cpu" else f"scores are on {call.scores.device}; the C++ path reads host memory"
+
+
+# Without the extension, the reference is what there is.
+BACKENDS = register(
+    "topk",
+    [
+        Backend("cpu", native.available, _cpu_supports, _topk_cpu),
+        Backend("reference", yes, yes, topk_ref),
+    ],
+)
 
 _lib.define("topk(Tensor scores, SymInt k, Tensor? ids, str backend) -> (Tensor values, Tensor indices)")
 

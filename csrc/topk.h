@@ -1,0 +1,28 @@
+// The k best scores of every row: larger first, equal ones by the smaller index or id, NaN last. Plain structs and functions; the definition
+// is topk_ref in ttcfast/ops/topk.py.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_level.h"
+
+namespace ttcfast {
+
+enum class TopkType : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
+
+// Strides in elements. Scores and ids are [rows, columns], any strides; values and indices [rows, k], row-major.
+struct TopkProblem {
+    TopkType dtype;
+    int64_t rows, columns, k;  // 1 <= k <= columns
+    const void* scores;
+    int64_t row_stride, column_stride;
+    const int64_t* ids;  // or null: positions are the ids
+    int64_t id_row_stride, id_column_stride;
+    void* values;
+    int64_t* indices;
+};
+
+// The result depends on neither `threads` nor `level`.
+void topk_cpu(const TopkProblem& problem, int threads, CpuLevel level);
+
+}  // namespace ttcfast

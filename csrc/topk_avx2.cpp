@@ -1,0 +1,2 @@
+#define TTCFAST_LEVEL avx2
+#include "topk_loop.h"

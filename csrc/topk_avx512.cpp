@@ -1,0 +1,2 @@
+#define TTCFAST_LEVEL avx512
+#include "topk_loop.h"

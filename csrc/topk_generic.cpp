@@ -1,0 +1,2 @@
+#define TTCFAST_LEVEL generic
+#include "topk_loop.h"

@@ -1,0 +1,113 @@
+// Selection among keys in memory, and the order of what was selected. Nothing here depends on the instruction set.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "topk_tile.h"
+
+namespace ttcfast {
+
+constexpr int kMostDigits = 11;  // bits of a histogram's digit: 2048 counters stay in the first cache
+
+inline int bits_in(uint64_t x) {
+    int bits = 0;
+    for (; x != 0; x >>= 1) ++bits;
+    return bits;
+}
+
+// The k-th largest of n keys, 1 <= k <= n. `scratch` has room for n and may be `keys`, which is then lost. Each round takes a histogram
+// over the range of what is left, so leading bits that all share cost nothing, and goes on with the bin in which the k-th stands: at most
+// one round per 11 bits, whatever the input. `counts` has room for 2^kMostDigits.
+template <class Key, class Extremes>
+Key kth_largest(const Key* keys, int64_t n, int64_t k, Key* scratch, int64_t* counts, const Extremes& extremes) {
+    using Word = std::conditional_t<sizeof(Key) == 8, uint64_t, uint32_t>;
+    for (;;) {
+        Key low, high;
+        extremes(keys, n, &low, &high);
+        if (k == 1 || low == high) return high;
+        if (k == n) return low;
+        const Word base = static_cast<Word>(low), range = static_cast<Word>(high) - base;
+        const int bits = bits_in(range), digits = std::min({bits, kMostDigits, std::max(bits_in(static_cast<uint64_t>(n)), 4)});
+        const int shift = bits - digits;
+        const auto bin_of = [&](Key key) { return static_cast<int64_t>((static_cast<Word>(key) - base) >> shift); };
+        std::fill_n(counts, static_cast<int64_t>(1) << digits, 0);
+        for (int64_t i = 0; i < n; ++i) ++counts[bin_of(keys[i])];
+        int64_t bin = bin_of(high);
+        for (; counts[bin] < k; --bin) k -= counts[bin];
+        if (shift == 0) return static_cast<Key>(base + static_cast<Word>(bin));
+        int64_t left = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            const Key key = keys[i];
+            scratch[left] = key;
+            left += bin_of(key) == bin;
+        }
+        keys = scratch;
+        n = left;
+    }
+}
+
+// Largest key first; equal keys stay in the order in which they stand. `other` has room for n.
+template <class Key>
+void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other) {
+    constexpr int64_t few = 24;
+    if (n <= few) {
+        for (int64_t i = 1; i < n; ++i) {
+            const Candidate<Key> item = items[i];
+            int64_t at = i;
+            for (; at > 0 && items[at - 1].key < item.key; --at) items[at] = items[at - 1];
+            items[at] = item;
+        }
+        return;
+    }
+    using Word = std::make_unsigned_t<Key>;
+    Key low = items[0].key, high = low;
+    for (int64_t i = 1; i < n; ++i) {
+        low = std::min(low, items[i].key);
+        high = std::max(high, items[i].key);
+    }
+    const auto below = [high](Key key) { return static_cast<Word>(static_cast<Word>(high) - static_cast<Word>(key)); };
+    const int bits = bits_in(below(low));
+    Candidate<Key>* from = items;
+    for (int shift = 0; shift < bits; shift += 8) {
+        int64_t start[256] = {};
+        for (int64_t i = 0; i < n; ++i) ++start[below(from[i].key) >> shift & 255];
+        int64_t sum = 0;
+        for (int64_t& s : start) sum += std::exchange(s, sum);
+        for (int64_t i = 0; i < n; ++i) other[start[below(from[i].key) >> shift & 255]++] = from[i];
+        std::swap(from, other);
+    }
+    if (from != items) std::copy(from, from + n, items);
+}
+
+// The ids of one row; without any, positions are the ids, and those of candidates ascend already.
+struct RowIds {
+    const int64_t* data;
+    int64_t stride;
+
+    explicit operator bool() const { return data != nullptr; }
+    int64_t operator[](int64_t position) const { return data[position * stride]; }
+
+    // Whether the score at position a stands before an equal one at position b.
+    bool before(int64_t a, int64_t b) const {
+        const int64_t first = (*this)[a], second = (*this)[b];
+        return first < second || (first == second && a < b);
+    }
+};
+
+// Puts candidates of one key, next to each other after sort_by_key, into the order of their ids.
+template <class Key>
+void sort_ties(Candidate<Key>* items, int64_t n, const RowIds& ids) {
+    for (int64_t first = 0, last; first < n; first = last) {
+        for (last = first + 1; last < n && items[last].key == items[first].key; ++last) {
+        }
+        if (last - first > 1) {
+            std::sort(items + first, items + last,
+                      [&](const Candidate<Key>& a, const Candidate<Key>& b) { return ids.before(a.position, b.position); });
+        }
+    }
+}
+
+}  // namespace ttcfast
