@@ -203,6 +203,15 @@ void topk(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, cons
     topk_cpu(problem, threads, static_cast<CpuLevel>(level));
 }
 
+#ifdef TTCFAST_HAS_CUDA
+void topk_on_cuda(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, const std::array<int64_t, 2>& strides, uintptr_t ids,
+                  const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out, uintptr_t workspace, uintptr_t stream) {
+    const TopkProblem problem = topk_problem(dtype, sizes, scores, strides, ids, id_strides, out);
+    py::gil_scoped_release release;
+    topk_cuda(problem, pointer<void>(workspace), pointer<void>(stream));
+}
+#endif
+
 py::dict info() {
     const DeviceInfo found = device_info();
     py::list devices;
@@ -243,4 +252,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("norm_mish", &norm_mish);
     m.def("norm_mish_backward", &norm_mish_backward);
     m.def("topk", &topk);
+#ifdef TTCFAST_HAS_CUDA
+    m.def("topk_cuda", &topk_on_cuda);
+    m.def("topk_cuda_workspace", &topk_cuda_workspace);
+#endif
 }

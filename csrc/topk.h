@@ -1,5 +1,5 @@
-// The k best scores of every row: larger first, equal ones by the smaller index or id, NaN last. Plain structs and functions; the definition
-// is topk_ref in ttcfast/ops/topk.py.
+// The k best scores of every row: larger first, equal ones by the smaller index or id, NaN last. Plain structs and functions; the
+// definition is topk_ref in ttcfast/ops/topk.py.
 #pragma once
 
 #include <cstdint>
@@ -24,5 +24,13 @@ struct TopkProblem {
 
 // The result depends on neither `threads` nor `level`.
 void topk_cpu(const TopkProblem& problem, int threads, CpuLevel level);
+
+// On the current CUDA device; only where the extension is built with CUDA. Queues its work on `stream` and waits for nothing, so that a
+// CUDA graph can capture it. k <= kMostCudaK, columns < kMostCudaColumns; rows times blocks per row < 2^31. `workspace` is of the device,
+// aligned to 8 bytes, of at least topk_cuda_workspace bytes; it is needed until the work is done. Throws std::runtime_error.
+constexpr int64_t kMostCudaK = 2048;
+constexpr int64_t kMostCudaColumns = int64_t(1) << 30;
+int64_t topk_cuda_workspace(int64_t rows, int64_t columns, int64_t k);
+void topk_cuda(const TopkProblem& problem, void* workspace, void* stream);
 
 }  // namespace ttcfast

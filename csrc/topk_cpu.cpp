@@ -1,5 +1,5 @@
-// topk on the CPU. Where k is small beside n, a row is read once for the maxima of short groups: the k-th largest of them is a bound that at
-// least k scores reach, and only blocks with a maximum above it are looked at again, in order, with a bound that rises as better ones
+// topk on the CPU. Where k is small beside n, a row is read once for the maxima of short groups: the k-th largest of them is a bound that
+// at least k scores reach, and only blocks with a maximum above it are looked at again, in order, with a bound that rises as better ones
 // are found. No input makes that fail: at most k - 1 groups exceed the bound, and ties beyond k are never taken. Where k is large, the
 // k-th largest key is found by histograms. Either way the survivors are sorted by radix, which keeps equal ones in order.
 #include <algorithm>
@@ -15,14 +15,14 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kSegment = 1 << 20;        // scores whose maxima are made at a time: at most 4 MB, which the last cache holds
-constexpr int64_t kGathered = 1 << 16;       // likewise where the scores are not next to each other and are copied first
-constexpr int64_t kGroupsPerBest = 8;        // maxima per score wanted, at least: then hardly more than k scores reach the bound
-constexpr int64_t kLeastReach = 8;           // scores per maximum below which histograms are quicker
-constexpr int64_t kSerialBelow = 1 << 17;    // scores under which starting a thread costs more than it saves
-constexpr int64_t kPart = 1 << 21;           // scores of a single row that are worth a thread of their own
-constexpr int64_t kRoom = 2048;              // candidates, at least, before they are cut to k
-constexpr int64_t kTakenWhole = 256;         // scores that are all taken as candidates where histograms would cost more
+constexpr int64_t kSegment = 1 << 20;      // scores whose maxima are made at a time: at most 4 MB, which the last cache holds
+constexpr int64_t kGathered = 1 << 16;     // likewise where the scores are not next to each other and are copied first
+constexpr int64_t kGroupsPerBest = 8;      // maxima per score wanted, at least: then hardly more than k scores reach the bound
+constexpr int64_t kLeastReach = 8;         // scores per maximum below which histograms are quicker
+constexpr int64_t kSerialBelow = 1 << 17;  // scores under which starting a thread costs more than it saves
+constexpr int64_t kPart = 1 << 21;         // scores of a single row that are worth a thread of their own
+constexpr int64_t kRoom = 2048;            // candidates, at least, before they are cut to k
+constexpr int64_t kTakenWhole = 256;       // scores that are all taken as candidates where histograms would cost more
 
 template <class T>
 TopkLoops<T> loops_for(CpuLevel level) {

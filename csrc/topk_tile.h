@@ -32,10 +32,10 @@ struct TopkLoops {
     void (*extremes)(const Key* keys, int64_t n, Key* low, Key* high);  // n >= 1
 };
 
-#define TTCFAST_DECLARE_TOPK(level)   \
-    namespace level {                 \
-    template <class T>                \
-    TopkLoops<T> topk_loops();        \
+#define TTCFAST_DECLARE_TOPK(level) \
+    namespace level {               \
+    template <class T>              \
+    TopkLoops<T> topk_loops();      \
     }
 TTCFAST_DECLARE_TOPK(generic)
 TTCFAST_DECLARE_TOPK(avx2)

@@ -13,6 +13,7 @@ from .registry import Backend, Reason, choose, register, yes
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MOST_CUDA_K, MOST_CUDA_COLUMNS = 2048, 2**30  # kMostCudaK and kMostCudaColumns of csrc/topk.h
 
 
 def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -27,11 +28,14 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         k: how many of each row, 1 to n.
         ids: names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
             That is how a running top k is merged with a new chunk. Where a row repeats an id, the smaller index decides.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"``.
 
     Returns:
         ``values [N, k]``, the scores as they were given, and ``indices [N, k]`` int64, positions in the row, or the ids. The values are
         differentiable in the scores.
+
+        On the CPU, rows are read once and little else, whatever the scores (sorted, tied, NaN); the memory beside the result is O(k) per
+        thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
 
     Raises:
         TypeError: scores or ids are not tensors, or k is not an integer.
@@ -113,15 +117,46 @@ def _native_arguments(call: Call, out: tuple[Tensor, Tensor]) -> tuple[Any, ...]
     return DTYPES.index(scores.dtype), sizes, scores.data_ptr(), scores.stride(), *named, tuple(t.data_ptr() for t in out)
 
 
+def _topk_cuda(call: Call) -> tuple[Tensor, Tensor]:
+    out = call.empty()
+    with torch.cuda.device(call.scores.device):
+        bytes_needed = native.module().topk_cuda_workspace(*call.scores.shape, call.k)
+        workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=call.scores.device)
+        stream = torch.cuda.current_stream(call.scores.device).cuda_stream
+        native.module().topk_cuda(*_native_arguments(call, out), workspace.data_ptr(), stream)
+    return out
+
+
+def _cuda_available() -> Reason:
+    reason = native.available()
+    if reason is not None:
+        return reason
+    if not native.device_info()["built_with_cuda"]:
+        return "the extension was built without CUDA; reinstall with nvcc on PATH and TTCFAST_CUDA=ON"
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _cuda_supports(call: Call) -> Reason:
+    n, device = call.scores.shape[1], call.scores.device
+    if device.type != "cuda":
+        return f"scores are on {device}; the CUDA path reads the memory of a CUDA device"
+    if call.k > MOST_CUDA_K:
+        return f"k is {call.k}; the CUDA path sorts in shared memory and takes at most {MOST_CUDA_K}"
+    if n >= MOST_CUDA_COLUMNS:
+        return f"n is {n}; the CUDA path takes rows of fewer than {MOST_CUDA_COLUMNS}"
+    return None
+
+
 def _cpu_supports(call: Call) -> Reason:
     return None if call.scores.device.type == "cpu" else f"scores are on {call.scores.device}; the C++ path reads host memory"
 
 
-# Without the extension, the reference is what there is.
+# The reference is what there is without the extension, and on a GPU for k above MOST_CUDA_K.
 BACKENDS = register(
     "topk",
     [
         Backend("cpu", native.available, _cpu_supports, _topk_cpu),
+        Backend("cuda", _cuda_available, _cuda_supports, _topk_cuda),
         Backend("reference", yes, yes, topk_ref),
     ],
 )

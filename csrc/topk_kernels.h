@@ -1,0 +1,410 @@
+// The kernels of topk. Included by topk_cuda.cu, and by tests/ops/topk_emulated.cpp, which runs them on the CPU, thread by thread.
+//
+// A row is narrowed down by histograms of 11 bits of the k-th best score, most significant first, until what stands above and inside the
+// digits found so far fits into `room` places, counted before they are filled, or until no digit is left and position decides. Then it is
+// collected and sorted. Rows of a few scores take a warp each, others a block each, and long rows several blocks, whose last one to arrive
+// does what needs all of them; the next kernel goes on. No block ever waits for another one.
+#pragma once
+
+#include <cstdint>
+
+#include "topk_digits.h"
+
+namespace ttcfast {
+namespace {
+
+constexpr int kThreads = 512;  // of a block
+constexpr int kWarps = kThreads / 32;
+constexpr int kUnrolled = 4;          // scores that a thread asks for before it uses them
+constexpr unsigned kMostRoom = 2048;  // places in shared memory
+constexpr unsigned kWarpRow = 64;     // scores of a row that a warp takes
+constexpr unsigned kAll = 0xffffffffu;
+
+// Strides in elements; n < 2^30, so that a position and a step beyond it are an unsigned number.
+struct Rows {
+    unsigned n, k, room;  // k <= room <= kMostRoom
+    int64_t count;        // of rows
+    const void* scores;
+    int64_t row_stride, column_stride;
+    const int64_t* ids;
+    int64_t id_row_stride, id_column_stride;
+    void* values;  // [rows, k]
+    int64_t* indices;
+};
+
+// Several blocks per row: what they share, per row. All but `ties` and `positions` is zero at the start.
+struct Shared {
+    Prefix* prefix;
+    unsigned *bins, *arrived, *taken;  // [rows, kBins], [rows], [rows]
+    unsigned *ties, *positions;        // [rows, parts], [rows, room]
+    unsigned parts;
+};
+
+template <class T, bool named>
+struct Row {
+    using Key = typename Score<T>::Key;
+    static constexpr int kRankBits = 8 * sizeof(Key);
+    const Key* scores;
+    const int64_t* ids;
+    int64_t stride, id_stride;
+    Key* values;
+    int64_t* indices;
+
+    __device__ Row(const Rows& rows, int64_t row)
+        : scores(static_cast<const Key*>(rows.scores) + row * rows.row_stride),
+          ids(named ? rows.ids + row * rows.id_row_stride : nullptr),
+          stride(rows.column_stride),
+          id_stride(rows.id_column_stride),
+          values(static_cast<Key*>(rows.values) + row * rows.k),
+          indices(rows.indices + row * rows.k) {}
+
+    __device__ unsigned long long rank(unsigned i) const { return rank_of(key_of<T>(scores[i * stride])); }
+    __device__ unsigned long long name(unsigned i) const { return named ? name_of(ids[i * id_stride]) : 0; }
+
+    // 1 above the prefix, 0 inside, -1 below.
+    __device__ int place(const Prefix& p, unsigned long long rank, unsigned i) const {
+        const unsigned long long a = shifted(rank, kRankBits - p.rank_fixed);
+        if (a != p.rank) return a > p.rank ? 1 : -1;
+        if (!named || p.name_fixed == 0) return 0;
+        const unsigned long long b = shifted(name(i), kNameBits - p.name_fixed);
+        return b == p.name ? 0 : b > p.name ? 1 : -1;
+    }
+
+    __device__ void write(unsigned at, unsigned position) const {
+        values[at] = scores[position * stride];
+        indices[at] = named ? ids[position * id_stride] : static_cast<int64_t>(position);
+    }
+};
+
+// The blocks' shared memory: histograms first, then what is sorted.
+template <bool named>
+union Scratch {
+    unsigned bins[kBins];
+    struct {
+        unsigned long long rank[kMostRoom], name[named ? kMostRoom : 1];
+        unsigned position[kMostRoom];
+    } best;
+};
+
+__device__ inline unsigned lane_id() { return threadIdx.x % 32; }
+__device__ inline unsigned lower_lanes() { return (1u << lane_id()) - 1; }
+
+// Adds one to bin `digit` for every lane that takes part. Lanes that agree with the first one are added at once: equal scores would
+// otherwise wait for each other 32 times. All lanes of the warp call it.
+__device__ inline void count(unsigned* bins, bool takes_part, unsigned digit) {
+    const unsigned mask = __ballot_sync(kAll, takes_part);
+    if (mask == 0) return;
+    const unsigned leader = __ffs(static_cast<int>(mask)) - 1;
+    const unsigned common = __shfl_sync(kAll, digit, static_cast<int>(leader));
+    const unsigned same = __ballot_sync(kAll, takes_part && digit == common);
+    if (lane_id() == leader) {
+        atomicAdd(&bins[common], static_cast<unsigned>(__popc(same)));
+    } else if (takes_part && digit != common) {
+        atomicAdd(&bins[digit], 1u);
+    }
+}
+
+// Adds the histogram of the next digit of the scores [first, last) inside the prefix to `bins` in shared memory.
+template <class T, bool named>
+__device__ void count_digits(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, unsigned* bins) {
+    const Digit digit = next_digit(p, Row<T, named>::kRankBits);
+    const unsigned mask = (1u << digit.bits) - 1;
+    for (unsigned base = first; base < last; base += kUnrolled * kThreads) {
+        unsigned long long rank[kUnrolled];
+#pragma unroll
+        for (int u = 0; u < kUnrolled; ++u) {
+            const unsigned i = base + u * kThreads + threadIdx.x;
+            rank[u] = i < last ? row.rank(i) : 0;
+        }
+#pragma unroll
+        for (int u = 0; u < kUnrolled; ++u) {
+            const unsigned i = base + u * kThreads + threadIdx.x;
+            const bool inside = i < last && row.place(p, rank[u], i) == 0;
+            const unsigned long long from = named && digit.of_name && inside ? row.name(i) : rank[u];
+            count(bins, inside, static_cast<unsigned>(from >> digit.shift) & mask);
+        }
+    }
+}
+
+// Fixes the next digit of `p`, in shared memory, by its complete histogram: that of the k-th best. All threads call it.
+__device__ inline void descend(Prefix& p, int rank_bits, unsigned k, const unsigned* bins) {
+    __shared__ unsigned warp_total[kWarps];
+    constexpr unsigned own = kBins / kThreads;
+    const Digit digit = next_digit(p, rank_bits);
+    const unsigned wanted = k - p.above;  // from the top of what is inside, at least 1
+    const unsigned top = kBins - 1 - own * threadIdx.x;
+    unsigned mine = 0;
+#pragma unroll
+    for (unsigned j = 0; j < own; ++j) mine += bins[top - j];
+    unsigned through = mine;  // of this warp, down to this thread's bins
+    for (int step = 1; step < 32; step *= 2) {
+        const unsigned higher = __shfl_up_sync(kAll, through, static_cast<unsigned>(step));
+        if (static_cast<int>(lane_id()) >= step) through += higher;
+    }
+    if (lane_id() == 31) warp_total[threadIdx.x / 32] = through;
+    __syncthreads();  // and everybody has read p
+    for (unsigned warp = 0; warp < threadIdx.x / 32; ++warp) through += warp_total[warp];
+    unsigned above = through - mine;
+    if (above < wanted && wanted <= through) {
+        unsigned bin = top;
+        while (above + bins[bin] < wanted) above += bins[bin--];
+        fix(p, digit, bin, above, bins[bin]);
+    }
+    __syncthreads();
+}
+
+// Takes one more place of `taken` for every lane that wants one; its number. All lanes of the warp call it.
+__device__ inline unsigned place_of(unsigned* taken, bool wants) {
+    const unsigned mask = __ballot_sync(kAll, wants);
+    if (mask == 0) return 0;
+    const unsigned leader = __ffs(static_cast<int>(mask)) - 1;
+    unsigned start = 0;
+    if (lane_id() == leader) start = atomicAdd(taken, static_cast<unsigned>(__popc(mask)));
+    start = __shfl_sync(kAll, start, static_cast<int>(leader));
+    return start + static_cast<unsigned>(__popc(mask & lower_lanes()));
+}
+
+// How many threads of lower number in the block say yes, and of all of them. All threads call it.
+struct Standing {
+    unsigned before, total;
+};
+__device__ inline Standing standing(bool yes) {
+    __shared__ unsigned warp_yes[kWarps];
+    const unsigned mask = __ballot_sync(kAll, yes);
+    if (lane_id() == 0) warp_yes[threadIdx.x / 32] = static_cast<unsigned>(__popc(mask));
+    __syncthreads();
+    Standing s{static_cast<unsigned>(__popc(mask & lower_lanes())), 0};
+    for (unsigned warp = 0; warp < kWarps; ++warp) {
+        if (warp < threadIdx.x / 32) s.before += warp_yes[warp];
+        s.total += warp_yes[warp];
+    }
+    __syncthreads();
+    return s;
+}
+
+// Writes the positions of the scores [first, last) that are among the best: all above the prefix, in any order, and all inside it where
+// that fits. Otherwise those inside are ties, and the first of the row fill the places behind those above; `ties` of them stand before
+// `first`.
+template <class T, bool named>
+__device__ void collect(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, const Rows& rows, unsigned ties,
+                        unsigned* taken, unsigned* positions) {
+    const bool all = fits(p, rows.room);
+    for (unsigned base = first; base < last; base += kThreads) {
+        const unsigned i = base + threadIdx.x;
+        const int where = i < last ? row.place(p, row.rank(i), i) : -1;
+        const bool wants = where > 0 || (where == 0 && all);
+        const unsigned place = place_of(taken, wants);
+        if (wants) positions[place] = i;
+        if (all || p.above + ties >= rows.k) continue;  // the same for the whole block
+        const Standing s = standing(where == 0);
+        const unsigned tie = p.above + ties + s.before;
+        if (where == 0 && tie < rows.k) positions[tie] = i;
+        ties += s.total;
+    }
+}
+
+// Sorts the scores at positions[0, count), which the whole block can read, and writes the first k.
+template <class T, bool named>
+__device__ void sort_and_write(const Row<T, named>& row, unsigned k, unsigned count, Scratch<named>& scratch) {
+    auto& best = scratch.best;
+    unsigned size = 2;
+    while (size < count) size *= 2;
+    for (unsigned t = threadIdx.x; t < size; t += kThreads) {
+        const bool real = t < count;
+        const unsigned position = real ? best.position[t] : kAll;
+        best.rank[t] = real ? row.rank(position) : 0;  // below every rank: that of NaN is 1
+        if (named) best.name[t] = real ? row.name(position) : 0;
+        best.position[t] = position;
+    }
+    const auto before = [&](unsigned a, unsigned b) {
+        if (best.rank[a] != best.rank[b]) return best.rank[a] > best.rank[b];
+        if (named && best.name[a] != best.name[b]) return best.name[a] > best.name[b];
+        return best.position[a] < best.position[b];
+    };
+    for (unsigned run = 2; run <= size; run *= 2) {
+        for (unsigned apart = run / 2; apart > 0; apart /= 2) {
+            __syncthreads();
+            for (unsigned t = threadIdx.x; t < size / 2; t += kThreads) {
+                const unsigned a = 2 * t - (t & (apart - 1)), b = a + apart;
+                const bool best_first = (a & run) == 0;
+                if (!(best_first ? before(b, a) : before(a, b))) continue;
+                const unsigned long long rank = best.rank[a];
+                best.rank[a] = best.rank[b];
+                best.rank[b] = rank;
+                if (named) {
+                    const unsigned long long name = best.name[a];
+                    best.name[a] = best.name[b];
+                    best.name[b] = name;
+                }
+                const unsigned position = best.position[a];
+                best.position[a] = best.position[b];
+                best.position[b] = position;
+            }
+        }
+    }
+    __syncthreads();
+    for (unsigned t = threadIdx.x; t < k; t += kThreads) row.write(t, best.position[t]);
+}
+
+// True in the last block of the row to arrive, which then sees what the others wrote before they did. All threads call it, once.
+__device__ inline bool last_to_arrive(unsigned* arrived, unsigned parts) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1u) == parts - 1;
+        if (last) *arrived = 0;  // for the next kernel
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+// The share of a row that a block takes.
+struct Part {
+    int64_t row;
+    unsigned number, first, last;
+
+    __device__ Part(const Rows& rows, unsigned parts) : row(blockIdx.x / parts), number(blockIdx.x % parts) {
+        const unsigned length = (rows.n + parts - 1) / parts;
+        first = number * length < rows.n ? number * length : rows.n;
+        last = rows.n - first < length ? rows.n : first + length;
+    }
+};
+
+// A warp per row of at most kWarpRow scores: every score counts those that stand before it, and that is its place.
+template <class T, bool named>
+__global__ void __launch_bounds__(kThreads) topk_warp_kernel(Rows rows) {
+    const int64_t number = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+    if (number >= rows.count) return;  // the whole warp
+    const Row<T, named> row(rows, number);
+    constexpr int own = kWarpRow / 32;
+    unsigned long long rank[own], name[own];
+    unsigned before[own];
+#pragma unroll
+    for (int j = 0; j < own; ++j) {
+        const unsigned i = lane_id() + 32 * j;
+        rank[j] = i < rows.n ? row.rank(i) : 0;  // below every rank
+        name[j] = i < rows.n ? row.name(i) : 0;
+        before[j] = 0;
+    }
+#pragma unroll
+    for (int other = 0; other < own; ++other) {
+        for (int lane = 0; lane < 32; ++lane) {
+            const unsigned long long their_rank = __shfl_sync(kAll, rank[other], lane);
+            const unsigned long long their_name = named ? __shfl_sync(kAll, name[other], lane) : 0;
+            const unsigned their_position = static_cast<unsigned>(lane) + 32 * other;
+#pragma unroll
+            for (int j = 0; j < own; ++j) {
+                const unsigned position = lane_id() + 32 * j;
+                const bool same_rank = their_rank == rank[j], same_name = their_name == name[j];
+                before[j] += same_rank ? (same_name ? their_position < position : their_name > name[j]) : their_rank > rank[j];
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < own; ++j) {
+        const unsigned i = lane_id() + 32 * j;
+        if (i < rows.n && before[j] < rows.k) row.write(before[j], i);
+    }
+}
+
+// A block per row.
+template <class T, bool named>
+__global__ void __launch_bounds__(kThreads, 2) topk_block_kernel(Rows rows) {
+    __shared__ Scratch<named> scratch;
+    __shared__ Prefix p;
+    __shared__ unsigned taken;
+    constexpr int rank_bits = Row<T, named>::kRankBits;
+    const Row<T, named> row(rows, blockIdx.x);
+    if (threadIdx.x == 0) {
+        p = Prefix{};
+        taken = 0;
+    }
+    __syncthreads();
+    if (rows.n > rows.room) {
+        while (!fits(p, rows.room) && !exhausted(p, rank_bits, named)) {
+            for (unsigned bin = threadIdx.x; bin < kBins; bin += kThreads) scratch.bins[bin] = 0;
+            __syncthreads();
+            count_digits(row, 0, rows.n, p, scratch.bins);
+            __syncthreads();
+            descend(p, rank_bits, rows.k, scratch.bins);
+        }
+        collect(row, 0, rows.n, p, rows, 0, &taken, scratch.best.position);
+    } else {
+        for (unsigned i = threadIdx.x; i < rows.n; i += kThreads) scratch.best.position[i] = i;
+    }
+    __syncthreads();
+    const unsigned count = rows.n <= rows.room ? rows.n : fits(p, rows.room) ? p.above + p.inside : rows.k;
+    sort_and_write(row, rows.k, count, scratch);
+}
+
+// Several blocks per row, n > room. Fixes one digit more, where one is needed; launched once for each digit that there can be.
+template <class T, bool named>
+__global__ void __launch_bounds__(kThreads, 2) topk_digit_kernel(Rows rows, Shared shared) {
+    __shared__ unsigned bins[kBins];
+    __shared__ Prefix p;
+    constexpr int rank_bits = Row<T, named>::kRankBits;
+    const Part part(rows, shared.parts);
+    if (threadIdx.x == 0) p = shared.prefix[part.row];
+    for (unsigned bin = threadIdx.x; bin < kBins; bin += kThreads) bins[bin] = 0;
+    __syncthreads();
+    if (fits(p, rows.room) || exhausted(p, rank_bits, named)) return;  // every block of the row
+    count_digits(Row<T, named>(rows, part.row), part.first, part.last, p, bins);
+    __syncthreads();
+    unsigned* const sums = shared.bins + part.row * kBins;
+    for (unsigned bin = threadIdx.x; bin < kBins; bin += kThreads) {
+        if (bins[bin] != 0) atomicAdd(&sums[bin], bins[bin]);
+    }
+    if (!last_to_arrive(shared.arrived + part.row, shared.parts)) return;
+    for (unsigned bin = threadIdx.x; bin < kBins; bin += kThreads) {
+        bins[bin] = __ldcg(&sums[bin]);
+        sums[bin] = 0;  // for the next kernel
+    }
+    __syncthreads();
+    descend(p, rank_bits, rows.k, bins);
+    if (threadIdx.x == 0) shared.prefix[part.row] = p;
+}
+
+// Where position decides: how many ties each block's share holds.
+template <class T, bool named>
+__global__ void __launch_bounds__(kThreads, 2) topk_ties_kernel(Rows rows, Shared shared) {
+    const Part part(rows, shared.parts);
+    const Prefix p = shared.prefix[part.row];
+    if (fits(p, rows.room)) return;
+    const Row<T, named> row(rows, part.row);
+    unsigned ties = 0;
+    for (unsigned base = part.first; base < part.last; base += kThreads) {
+        const unsigned i = base + threadIdx.x;
+        ties += i < part.last && row.place(p, row.rank(i), i) == 0;
+    }
+    __shared__ unsigned sum;
+    if (threadIdx.x == 0) sum = 0;
+    __syncthreads();
+    if (ties != 0) atomicAdd(&sum, ties);
+    __syncthreads();
+    if (threadIdx.x == 0) shared.ties[part.row * shared.parts + part.number] = sum;
+}
+
+// Collects the positions of the best; the last block of a row sorts and writes them.
+template <class T, bool named>
+__global__ void __launch_bounds__(kThreads, 2) topk_collect_kernel(Rows rows, Shared shared) {
+    __shared__ Scratch<named> scratch;
+    const Part part(rows, shared.parts);
+    const Prefix p = shared.prefix[part.row];
+    const Row<T, named> row(rows, part.row);
+    unsigned* const positions = shared.positions + part.row * rows.room;
+    unsigned ties = 0;  // in the shares before this one
+    if (!fits(p, rows.room)) {
+        for (unsigned before = 0; before < part.number; ++before) ties += shared.ties[part.row * shared.parts + before];
+    }
+    collect(row, part.first, part.last, p, rows, ties, shared.taken + part.row, positions);
+    if (!last_to_arrive(shared.arrived + part.row, shared.parts)) return;
+    const unsigned count = fits(p, rows.room) ? p.above + p.inside : rows.k;
+    for (unsigned t = threadIdx.x; t < count; t += kThreads) scratch.best.position[t] = __ldcg(&positions[t]);
+    __syncthreads();
+    sort_and_write(row, rows.k, count, scratch);
+}
+
+}  // namespace
+}  // namespace ttcfast

@@ -1,0 +1,97 @@
+// How the CUDA implementation of topk divides its work, and where its workspace holds what. Shared by topk_cuda.cu and its emulated test.
+#pragma once
+
+#include <type_traits>
+
+#include "topk.h"
+#include "topk_kernels.h"
+
+namespace ttcfast {
+namespace {
+
+constexpr int64_t kPerBlock = 1 << 14;  // scores that are worth a block of their own, where there are few rows
+constexpr int64_t kMostParts = 256;
+
+struct Plan {
+    unsigned room;
+    int64_t parts, zeroed, bytes;  // blocks per row; bytes of the workspace that must be zero, and all of them: 0 with one block per row
+};
+
+inline Plan plan_of(int64_t rows, int64_t n, int64_t k, int64_t multiprocessors) {
+    unsigned room = 256;  // twice k where shared memory allows it: then one digit or two are enough for most inputs
+    while (room < kMostRoom && room < 2 * k) room *= 2;
+    const int64_t blocks = rows < 2 * multiprocessors ? 2 * multiprocessors / (rows < 1 ? 1 : rows) : 1;
+    int64_t parts = (n + kPerBlock - 1) / kPerBlock;
+    parts = parts < blocks ? parts : blocks;
+    parts = parts < kMostParts ? parts : kMostParts;
+    if (parts < 2) return {room, 1, 0, 0};
+    const int64_t zeroed = rows * (static_cast<int64_t>(sizeof(Prefix)) + 4 * (kBins + 2));
+    return {room, parts, zeroed, zeroed + 4 * rows * (parts + room)};
+}
+
+// In the order of Shared: prefixes need the alignment of the workspace's start.
+inline Shared shared_in(void* workspace, int64_t rows, const Plan& plan) {
+    Shared s;
+    s.prefix = static_cast<Prefix*>(workspace);
+    s.bins = reinterpret_cast<unsigned*>(s.prefix + rows);
+    s.arrived = s.bins + rows * kBins;
+    s.taken = s.arrived + rows;
+    s.ties = s.taken + rows;
+    s.positions = s.ties + rows * plan.parts;
+    s.parts = static_cast<unsigned>(plan.parts);
+    return s;
+}
+
+// Launches what the plan says: launch(kernel, blocks, arguments...), zero(address, bytes).
+template <class T, bool named, class Launch, class Zero>
+void run_plan(const Rows& rows, const Plan& plan, void* workspace, const Launch& launch, const Zero& zero) {
+    if (rows.n <= kWarpRow) {
+        launch(topk_warp_kernel<T, named>, (rows.count + kWarps - 1) / kWarps, rows);
+        return;
+    }
+    if (plan.parts == 1) {
+        launch(topk_block_kernel<T, named>, rows.count, rows);
+        return;
+    }
+    const Shared shared = shared_in(workspace, rows.count, plan);
+    const int64_t blocks = rows.count * plan.parts;
+    zero(workspace, plan.zeroed);
+    for (int digit = most_digits(Row<T, named>::kRankBits, named); digit > 0; --digit) {
+        launch(topk_digit_kernel<T, named>, blocks, rows, shared);
+    }
+    launch(topk_ties_kernel<T, named>, blocks, rows, shared);
+    launch(topk_collect_kernel<T, named>, blocks, rows, shared);
+}
+
+template <class Launch, class Zero>
+void run_topk(const TopkProblem& p, const Plan& plan, void* workspace, const Launch& launch, const Zero& zero) {
+    const Rows rows{static_cast<unsigned>(p.columns),
+                    static_cast<unsigned>(p.k),
+                    plan.room,
+                    p.rows,
+                    p.scores,
+                    p.row_stride,
+                    p.column_stride,
+                    p.ids,
+                    p.id_row_stride,
+                    p.id_column_stride,
+                    p.values,
+                    p.indices};
+    const auto run = [&](auto score, auto named) {
+        run_plan<decltype(score), decltype(named)::value>(rows, plan, workspace, launch, zero);
+    };
+    const auto typed = [&](auto score) { p.ids ? run(score, std::true_type()) : run(score, std::false_type()); };
+    switch (p.dtype) {
+        case TopkType::float32:
+            return typed(float{});
+        case TopkType::float64:
+            return typed(double{});
+        case TopkType::bfloat16:
+            return typed(bfloat16{});
+        case TopkType::float16:
+            return typed(float16{});
+    }
+}
+
+}  // namespace
+}  // namespace ttcfast

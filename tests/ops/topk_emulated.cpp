@@ -1,0 +1,40 @@
+// The kernels and the plan of csrc/topk_cuda.cu on the CPU; built and called by test_topk_emulated.py.
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "cuda_emulated.h"
+#include "topk_plan.h"
+
+using namespace ttcfast;
+
+// sizes: rows, columns, k. strides: of the scores and of the ids, row and column. Returns the blocks per row.
+extern "C" int64_t topk_emulated(int dtype, const int64_t* sizes, const void* scores, const int64_t* strides, const int64_t* ids,
+                                 void* values, int64_t* indices, int64_t multiprocessors, unsigned seed) {
+    const TopkProblem problem{static_cast<TopkType>(dtype),
+                              sizes[0],
+                              sizes[1],
+                              sizes[2],
+                              scores,
+                              strides[0],
+                              strides[1],
+                              ids,
+                              strides[2],
+                              strides[3],
+                              values,
+                              indices};
+    const Plan plan = plan_of(sizes[0], sizes[1], sizes[2], multiprocessors);
+    std::vector<uint64_t> workspace(static_cast<size_t>(plan.bytes / 8 + 2), 0xababababababababull);
+    std::mt19937 random(seed);
+    const auto launch = [&](auto kernel, int64_t blocks, auto... arguments) {
+        std::vector<unsigned> order(static_cast<size_t>(blocks));
+        std::iota(order.begin(), order.end(), 0u);
+        std::shuffle(order.begin(), order.end(), random);
+        for (unsigned number : order) emulated::run_block(number, kThreads, [&] { kernel(arguments...); });
+    };
+    const auto zero = [](void* address, int64_t bytes) { std::memset(address, 0, static_cast<size_t>(bytes)); };
+    run_topk(problem, plan, workspace.data(), launch, zero);
+    if (plan.bytes % 8 == 0 && workspace[static_cast<size_t>(plan.bytes / 8)] != 0xababababababababull)
+        return -1;  // written beyond its end
+    return plan.parts;
+}
