@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +64,19 @@ def load_surrogate(
     normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
     spec = StateSpec(**meta["spec"])
     return Surrogate(model, spec, normalizer=normalizer, predicts=meta["predicts"], stochastic=stochastic).to(device)
+
+
+def surrogate_hash(surrogate: Surrogate) -> str:
+    """SHA-256, hex, of what determines a surrogate's steps: weights, normaliser, history, what it predicts; not of the domain."""
+    said = {"model": type(surrogate.model).__name__, "predicts": surrogate.predicts, "history": surrogate.history}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    modules = {"model": surrogate.model, "normalizer": surrogate.normalizer}
+    for place, module in modules.items():
+        for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
+            value = tensor.detach().cpu().contiguous()
+            digest.update(f"{place}.{name.replace('_orig_mod.', '')} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def build_model(meta: Mapping[str, Any], path: str | os.PathLike[str] | Path = "checkpoint") -> nn.Module:

@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))  # through a link, so that the link stays a link
     if _is_device(target):
-        with _told_as_output_error(target):
+        with disk_errors(target):
             yield target
         return
     output_folder(target.parent)
@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: it is a folder; give the name of a file")
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
-        with _told_as_output_error(target):
+        with disk_errors(target):
             yield partial
             with open(partial, "rb") as written:
                 os.fsync(written.fileno())
@@ -110,7 +110,7 @@ def append(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         OutputError: the disk is full.
     """
-    with _told_as_output_error(Path(path)), open(path, "a", encoding="utf-8", newline="") as file:
+    with disk_errors(Path(path)), open(path, "a", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
@@ -130,7 +130,8 @@ def strict(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _told_as_output_error(target: Path) -> Iterator[None]:
+def disk_errors(target: Path) -> Iterator[None]:
+    """What the disk or the file system does to a writer of ``target`` within the block, as an ``OutputError``."""
     try:
         yield
     except OutputError:

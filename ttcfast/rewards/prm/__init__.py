@@ -1,1 +1,1 @@
-"""The process reward model: a network that scores candidates, what it is trained on, and its training."""
+"""The process reward model: triplets of candidates, networks that score them, and their training."""

@@ -1,0 +1,40 @@
+"""``ttcfast build_prm_data``: rank candidates of the reward split, to train a reward model on (resumes where a killed run stopped)"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .configuration import build, save
+from .main import main
+
+_NAMES = {"checkpoint": "fm.ckpt", "trajectories": "data.n", "split": "data.train_split", "reading": "data"}
+
+
+def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.rewards.prm.from_files import BuildPRMDataConfig, build_prm_data
+    from ttcfast.rewards.prm.triplet_file import TripletFile
+
+    data = dict(values["data"])
+    config = build(
+        BuildPRMDataConfig,
+        {
+            "checkpoint": values["fm"]["ckpt"],
+            "data": [str(data.pop("root"))],
+            "trajectories": data.pop("n"),
+            "split": data.pop("train_split"),
+            "reading": data,
+            **{key: values[key] for key in ("builder", "stochastic", "out", "device")},
+        },
+        names=_NAMES,
+    )
+    path = build_prm_data(config)
+    save(Path(path).parent, values, f"{path.stem}.build_prm_data")
+    made = TripletFile(path)
+    print(f"{len(made)} triplets of {made.K} candidates each ({made.skipped} states left out): {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(["build_prm_data", *sys.argv[1:]]))

@@ -1,0 +1,164 @@
+"""Triplets as a map-style data set: our HDF5 files, and the sketch's one ``.pt`` file per sample."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ttcfast.runtime.errors import DataError
+
+from .build import build_triplets
+from .triplet_file import FILE_NAME, Place, TripletFile
+
+__all__ = ["PRMTripletSet", "build_triplets"]
+
+Sample = tuple[Tensor, Tensor, Tensor, Tensor]
+KEYS = ("state_t", "best", "med", "worst")  # of a .pt file
+_HDF5 = (".hdf5", ".h5")
+
+
+class PRMTripletSet(Dataset[Sample]):
+    """``(state, best, median, worst)``, each ``[C, *S]`` float32 in physical units.
+
+    Read lazily: frames when asked for, by each process (data-loader worker) through a mapping of its own. ``DataLoader(PRMTripletSet(...),
+    batch_size=..., shuffle=True, num_workers=...)`` works as it is and copies each sample once.
+
+    Args:
+        manifest_paths: a path or several, in this order: triplet files, ``.pt`` files of the sketch (a dict of the tensors ``state_t``,
+            ``best``, ``med``, ``worst``), folders of either, or text files (``.txt``) that name one of these per line, relative to
+            themselves.
+
+    Attributes:
+        paths: the sample files. shape: ``(C, *S)`` of every state.
+
+    Raises:
+        DataError: nothing given, a path that is missing, empty, damaged or holds something else, files whose states differ in shape, or
+            triplets of different surrogates.
+
+    Source: seeds/ttc-integration-plan.md section 5; DECISIONS, Test-time computing 11.
+    """
+
+    def __init__(self, manifest_paths: Place | Iterable[Place]) -> None:
+        given = [manifest_paths] if isinstance(manifest_paths, (str, os.PathLike)) else list(manifest_paths)
+        self.paths = [path for place in given for path in _sample_files(Path(place))]
+        if not self.paths:
+            raise DataError("manifest_paths is empty; give triplet files made by `ttcfast build_prm_data`, or a folder of them")
+        self._parts = [TripletFile(path) if path.suffix in _HDF5 else _TensorFile(path) for path in self.paths]
+        self._ends = list(itertools.accumulate(len(part) for part in self._parts))
+        first = self._parts[0]
+        for part in self._parts[1:]:
+            if part.shape is not None and part.shape != first.shape:
+                raise DataError(f"{part.path} holds states of shape {list(part.shape)} and {first.path} of {list(first.shape or ())}")
+        self._require_one_surrogate()
+        self.shape = first.shape
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> Sample:
+        part, inner = self._find(i)
+        return _four(part.frames([inner], first=4)[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """A batch for ``DataLoader``: views of the mapped files, which its collation copies once, into shared memory in a worker."""
+        found = [self._find(i) for i in indices]
+        return [_four(part.view(inner, first=4)) for part, inner in found]
+
+    def errors(self, i: int) -> Tensor:
+        """Errors ``[K]`` of all candidates of sample ``i``.
+
+        Raises:
+            DataError: it is of a ``.pt`` file, which keeps none.
+        """
+        part, inner = self._find(i)
+        if isinstance(part, _TensorFile):
+            raise DataError(f"{part.path} holds three candidates and no errors; errors are kept by files of `ttcfast build_prm_data`")
+        return torch.from_numpy(part.errors[inner])
+
+    def _find(self, i: int) -> tuple[TripletFile | _TensorFile, int]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        i %= len(self)
+        f = bisect.bisect_right(self._ends, i)
+        return self._parts[f], i - (self._ends[f - 1] if f else 0)
+
+    def _require_one_surrogate(self) -> None:
+        made = [part for part in self._parts if isinstance(part, TripletFile)]
+        for part in made[1:]:
+            if part.surrogate != made[0].surrogate:
+                raise DataError(
+                    f"{part.path} was made with surrogate {part.surrogate[:12]} and {made[0].path} with {made[0].surrogate[:12]}: triplets "
+                    "of two surrogates are not mixed; give files of one"
+                )
+
+
+class _TensorFile:
+    """One sample as the sketch saves it; read, and checked, when asked for, since there may be many."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape: tuple[int, ...] | None = None
+        if not path.is_file():
+            raise DataError(f"triplet file {path} does not exist; make it again, or leave it out of manifest_paths")
+
+    def __len__(self) -> int:
+        return 1
+
+    def frames(self, indices: Sequence[int], *, first: int = 4) -> Tensor:
+        return torch.stack([self.view(i, first=first) for i in indices])
+
+    def view(self, index: int, *, first: int = 4) -> Tensor:
+        held = _load(self.path)
+        return torch.stack([held[key].float() for key in KEYS[:first]])
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch all have errors of their own for a file that is not theirs
+        raise DataError(
+            f"triplet file {path} is damaged, or holds something other than tensors, which is not opened ({type(error).__name__}); "
+            f"expected a dict of the tensors {', '.join(KEYS)}"
+        ) from error
+    if not isinstance(held, dict) or any(not isinstance(held.get(key), Tensor) for key in KEYS):
+        found = ", ".join(f"{k}: {type(v).__name__}" for k, v in held.items()) if isinstance(held, dict) else type(held).__name__
+        raise DataError(f"triplet file {path} holds {found or 'nothing'}; expected a dict of the tensors {', '.join(KEYS)}")
+    if foreign := sorted(str(key) for key, value in held.items() if not isinstance(value, Tensor)):
+        raise DataError(f"triplet file {path} holds {', '.join(foreign)}, which are no tensors; expected {', '.join(KEYS)} alone")
+    shapes = {tuple(held[key].shape) for key in KEYS}
+    if len(shapes) != 1:
+        raise DataError(f"triplet file {path} holds states of shapes {', '.join(map(str, sorted(shapes)))}; expected one shape [C, *S]")
+    return held
+
+
+def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
+    """The files of samples that a path stands for."""
+    told = "" if named_by is None else f" (named by {named_by})"
+    if place.is_dir():
+        if (place / FILE_NAME).is_file():
+            return [place / FILE_NAME]
+        files = sorted(p for p in place.iterdir() if p.suffix in (*_HDF5, ".pt") and not p.name.startswith("."))
+        if not files:
+            unfinished = next(place.glob("*.partial"), None)
+            more = f" but the unfinished {unfinished.name}: run the command that makes it once more" if unfinished else ""
+            raise DataError(f"folder {place}{told} holds no .hdf5 and no .pt file{more or '; make some with `ttcfast build_prm_data`'}")
+        return files
+    if not place.is_file():
+        raise DataError(f"triplet file {place}{told} does not exist; make it with `ttcfast build_prm_data`, or give another path")
+    if place.suffix == ".txt" and named_by is None:
+        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
+        return [path for line in lines if line for path in _sample_files(place.parent / line, place)]
+    if place.suffix not in (*_HDF5, ".pt"):
+        raise DataError(f"triplet file {place}{told} is of an unknown kind; give .hdf5, .pt, a folder, or a .txt that names such files")
+    return [place]
+
+
+def _four(frames: Tensor) -> Sample:
+    return frames[0], frames[1], frames[2], frames[3]

@@ -1,0 +1,334 @@
+"""Triplet files: for each state the best, median and worst of K candidates, beside all K errors, in one HDF5 file.
+
+The layout (``M`` samples, ``C`` channels, ``*S`` cells), with root attributes ``format``, ``version``, ``complete``, ``surrogate`` (hex),
+``spec`` and ``config`` (JSON)::
+
+    frames      float32 [M, 6, C, *S]   physical units: state, best, median, worst, deterministic, truth
+    errors      float32 [M, K]          MSE of each candidate to the truth; not finite where the candidate is not
+    picked      int64   [M, 3]          candidate ids of best, median, worst; -1 where fewer than 3 candidates were finite
+    step, trajectory   int64 [M];   on_policy   bool [M]
+    normalizer/mean, std, delta_std     float32 [C]
+    done        int64   [1]             samples written so far
+
+Every data set is contiguous and its place fixed when the file is made, so that a killed writer leaves a sound file and a reader may map it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.runtime.errors import DataError, OutputError
+from ttcfast.runtime.files import disk_errors, strict
+from ttcfast.spec import StateSpec
+
+FORMAT, VERSION = "ttcfast-triplets", 1
+FRAMES = ("state", "best", "median", "worst", "deterministic", "truth")
+FILE_NAME = "triplets.hdf5"  # in an output folder
+_SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
+_TENSORS = ("boundary_mask", "boundary_value")
+_HEADER_ERRORS = (KeyError, OSError, ValueError, RuntimeError, TypeError, AttributeError, IndexError)
+
+Place = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class TripletHeader:
+    """What a triplet file says about its samples.
+
+    Args:
+        spec: layout of the states; ``gamma`` a number, or one per trajectory.
+        normalizer: of the surrogate.
+        surrogate: hash of the surrogate's weights, hex (``ttcfast.models.surrogate_hash``).
+        config: how the samples were made (JSON values); holds ``"K"``.
+    """
+
+    spec: StateSpec
+    normalizer: Normalizer
+    surrogate: str
+    config: Mapping[str, Any]
+
+    def attributes(self) -> dict[str, str]:
+        return {"surrogate": self.surrogate, "spec": _dumped(_spec_values(self.spec)), "config": _dumped(self.config)}
+
+
+class TripletWriter:
+    """Fills ``path`` in order, beginning where an earlier writer of the same samples was killed.
+
+    Args:
+        path: of the unfinished file.
+        header: what it says about its samples.
+        count: M. shape: of a state, ``(C, *S)``.
+
+    Attributes:
+        done: samples that are there already.
+
+    Raises:
+        DataError: an unfinished file is there and of other samples, or damaged. OutputError: the disk is full, or another process writes.
+    """
+
+    def __init__(self, path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> None:
+        self.path = path
+        if path.exists():
+            _require_same(path, header, count, tuple(shape))
+        else:
+            self._create(header, count, tuple(shape))
+        with disk_errors(path):
+            try:
+                self._file = h5py.File(path, "r+")
+            except BlockingIOError as error:
+                raise OutputError(f"{path} is being written by another process; wait for it, or give another out=") from error
+        self.done = int(self._file["done"][0])
+
+    def append(self, **values: np.ndarray) -> None:
+        """Add samples; a keyword per data set, its first axis the samples."""
+        stop = self.done + len(values["errors"])
+        with disk_errors(self.path):
+            for name, value in values.items():
+                self._file[name][self.done : stop] = value
+            self._sync()
+            self._file["done"][0] = stop  # after the samples that it counts
+            self._sync()
+        self.done = stop
+
+    def read(self, name: str) -> np.ndarray:
+        """What has been written of a data set."""
+        return np.asarray(self._file[name][: self.done])
+
+    def complete(self) -> None:
+        """Say that all samples are there."""
+        with disk_errors(self.path):
+            self._file.attrs.modify("complete", np.bool_(True))
+            self._sync()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.id.get_vfd_handle())
+
+    def _create(self, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
+        k, fresh = int(header.config["K"]), self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        layout: dict[str, tuple[tuple[int, ...], type]] = {
+            "frames": ((count, len(FRAMES), *shape), np.float32),
+            "errors": ((count, k), np.float32),
+            "picked": ((count, 3), np.int64),
+            "step": ((count,), np.int64),
+            "trajectory": ((count,), np.int64),
+            "on_policy": ((count,), np.bool_),
+            "done": ((1,), np.int64),
+        }
+        try:
+            with disk_errors(self.path):
+                with h5py.File(fresh, "w") as file:
+                    file.attrs.update({"format": FORMAT, "version": VERSION, "complete": np.bool_(False), **header.attributes()})
+                    for name in ("mean", "std", "delta_std"):
+                        file[f"normalizer/{name}"] = getattr(header.normalizer, name).detach().cpu().float().numpy()
+                    for name, (size, dtype) in layout.items():
+                        data = file.create_dataset(name, size, dtype)
+                        data[(-1,) * len(size)] = 0  # HDF5 gives a data set its place at the first write
+                os.replace(fresh, self.path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+class TripletFile:
+    """One triplet file, read lazily: its small arrays are held, frames are read when asked for.
+
+    May be pickled and handed to data-loader workers; each process maps the file by itself. Samples with fewer than three finite candidates
+    are not counted: ``len``, the arrays and the indices are those of the usable samples.
+
+    Args:
+        path: the file, or the output folder that holds it as ``triplets.hdf5``.
+
+    Attributes:
+        spec, normalizer, surrogate, config: see ``TripletHeader``. K: candidates per state. shape: ``(C, *S)``. skipped: samples left out.
+        errors ``[M, K]`` float32; picked ``[M, 3]``, step ``[M]``, trajectory ``[M]`` int64; on_policy ``[M]`` bool: numpy arrays.
+
+    Raises:
+        DataError: the file is missing, unfinished, empty, damaged or no triplet file.
+    """
+
+    spec: StateSpec
+    normalizer: Normalizer
+    surrogate: str
+    config: dict[str, Any]
+    shape: tuple[int, ...]
+
+    def __init__(self, path: Place) -> None:
+        self.path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        self._frames: np.ndarray | h5py.Dataset | None = None
+        self._process = -1
+        with _opened(self.path) as file:
+            try:
+                self._read_header(file)
+            except _HEADER_ERRORS as error:
+                said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+                raise DataError(f"triplet file {self.path} is damaged: {said}; make or copy it again") from error
+        if not len(self):
+            raise DataError(f"triplet file {self.path} holds no usable sample ({self.skipped} left out); make another")
+
+    @property
+    def K(self) -> int:
+        return int(self.errors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frames": None, "_process": -1}
+
+    def frames(self, indices: Sequence[int] | Tensor, *, first: int = len(FRAMES)) -> Tensor:
+        """Samples ``[m, first, C, *S]`` float32, of each the first frames of ``FRAMES``; new memory.
+
+        Raises:
+            IndexError: no such sample. DataError: it cannot be read.
+        """
+        picks = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        if picks.size and not (picks.min() >= 0 and picks.max() < len(self)):
+            raise IndexError(f"samples {picks.min()} to {picks.max()} of {len(self)} in {self.path}")
+        held, out = self._opened_frames(), torch.empty((len(picks), first, *self.shape))
+        into = out.numpy()
+        try:
+            for place, row in enumerate(self._rows[picks].tolist()):
+                into[place] = held[row, :first]
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"triplet file {self.path} is damaged ({error}); make or copy it again") from error
+        return out
+
+    def view(self, index: int, *, first: int = len(FRAMES)) -> Tensor:
+        """One sample ``[first, C, *S]`` without a copy where the file can be mapped: to be read, and not to be written to."""
+        held = self._opened_frames()
+        return torch.from_numpy(held[int(self._rows[index]), :first])
+
+    def trajectory_of(self, index: int) -> int:
+        """Which trajectory of the data set the sample is from."""
+        return int(self.trajectory[index])
+
+    def spec_of(self, indices: Sequence[int] | Tensor) -> StateSpec:
+        """The layout with the gamma of these samples, where it differs between trajectories."""
+        if not torch.is_tensor(self.spec.gamma) or self.spec.gamma.ndim == 0:
+            return self.spec
+        return self.spec.replace(gamma=self.spec.gamma[torch.as_tensor(self.trajectory[np.asarray(indices)])])
+
+    def _opened_frames(self) -> Any:
+        if self._frames is None or self._process != os.getpid():
+            self._frames, self._process = self._map(), os.getpid()
+        return self._frames
+
+    def _map(self) -> Any:
+        """The frames as an array over the file itself, or the data set where a tool has rewritten it in chunks."""
+        file = _opened(self.path)
+        data = file["frames"]
+        offset, shape = data.id.get_offset(), data.shape
+        if offset is None or data.dtype != np.dtype("<f4"):
+            return data
+        file.close()
+        # private pages: torch takes no read-only memory, and nothing that is written there by mistake reaches the file
+        with open(self.path, "rb") as raw:
+            pages = mmap.mmap(raw.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return np.frombuffer(pages, np.dtype("<f4"), int(np.prod(shape)), offset).reshape(shape)
+
+    def _read_header(self, file: h5py.File) -> None:
+        if file.attrs.get("format") != FORMAT:
+            raise DataError(
+                f"{self.path} holds {', '.join(sorted(file)) or 'nothing'} and is no triplet file; make one with `ttcfast build_prm_data`"
+            )
+        if int(file.attrs["version"]) != VERSION:
+            raise DataError(f"triplet file {self.path} is of version {file.attrs['version']}; this ttcfast reads {VERSION}: make it again")
+        if not bool(file.attrs["complete"]):
+            raise DataError(f"triplet file {self.path} is unfinished ({_progress(file)}); run the command that makes it once more")
+        self.surrogate, self.config = str(file.attrs["surrogate"]), json.loads(file.attrs["config"])
+        self.spec = _spec_from(json.loads(file.attrs["spec"]))
+        self.normalizer = Normalizer(*(torch.from_numpy(file[f"normalizer/{n}"][:]) for n in ("mean", "std", "delta_std")))
+        frames = file["frames"]
+        if frames.ndim < 4 or frames.shape[1] != len(FRAMES) or file["errors"].shape[:1] != frames.shape[:1]:
+            raise ValueError(f"frames has shape {frames.shape} and errors {file['errors'].shape}; expected [M, 6, C, *S] and [M, K]")
+        self.shape = tuple(frames.shape[2:])
+        usable = (file["picked"][:] >= 0).all(1)
+        self._rows, self.skipped = usable.nonzero()[0], int((~usable).sum())
+        self.errors, self.picked, self.step, self.trajectory, self.on_policy = (
+            file[name][:][usable] for name in ("errors", "picked", "step", "trajectory", "on_policy")
+        )
+
+
+def finished(path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> bool:
+    """Whether the whole file is there.
+
+    Raises:
+        DataError: a file of other samples, or of another kind, is.
+    """
+    if not path.exists():
+        return False
+    _require_same(path, header, count, tuple(shape))
+    return True
+
+
+def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
+    remedy = "give another out=, or remove it"
+    with _opened(path) as file:
+        try:
+            if file.attrs.get("format") != FORMAT:
+                raise DataError(f"{path} is there and no triplet file; {remedy}")
+            found = {name: str(file.attrs[name]) for name in ("surrogate", "spec", "config")}
+            sizes = (file["frames"].shape[0], tuple(file["frames"].shape[2:]))
+            done = int(file["done"][0])
+        except _HEADER_ERRORS as error:
+            raise DataError(f"{path} is there and damaged ({error}); {remedy}") from error
+    expected = header.attributes()
+    if found["surrogate"] != expected["surrogate"]:
+        raise DataError(
+            f"{path} was made with another surrogate ({found['surrogate'][:12]} instead of {expected['surrogate'][:12]}): triplets of two "
+            f"surrogates are not mixed; {remedy}"
+        )
+    before, now = json.loads(found["config"]), json.loads(expected["config"])
+    different = [f"{k} {before.get(k)!r} instead of {now.get(k)!r}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if different or found["spec"] != expected["spec"] or sizes != (count, shape) or done > count:
+        said = (
+            ", ".join(different) or f"{sizes[0]} samples of shape {list(sizes[1])} instead of {count} of {list(shape)}, or another layout"
+        )
+        raise DataError(f"{path} was made with other settings ({said}); {remedy}")
+
+
+def _opened(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise DataError(f"triplet file {path} does not exist; make it with `ttcfast build_prm_data out=...`, or give another path")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"triplet file {path} is empty, truncated or no HDF5 file ({error}); make or copy it again") from error
+
+
+def _progress(file: h5py.File) -> str:
+    return f"{int(file['done'][0])} of {file['frames'].shape[0]} samples"
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(strict(value), sort_keys=True, allow_nan=False)
+
+
+def _spec_values(spec: StateSpec) -> dict[str, Any]:
+    values = {name: getattr(spec, name) for name in _SPEC_FIELDS}
+    return values | {name: getattr(spec, name) for name in _TENSORS if getattr(spec, name) is not None}
+
+
+def _spec_from(values: Mapping[str, Any]) -> StateSpec:
+    made = dict(values)
+    for name, dtype in (("gamma", torch.float64), ("cell_volume", torch.float64), ("boundary_mask", torch.bool), ("boundary_value", None)):
+        if isinstance(made.get(name), list):
+            made[name] = torch.tensor(made[name], dtype=dtype)
+    if isinstance(made["periodic"], list):
+        made["periodic"] = tuple(made["periodic"])
+    return StateSpec(**made)
