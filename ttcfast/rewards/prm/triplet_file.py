@@ -10,16 +10,17 @@ The layout (``M`` samples, ``C`` channels, ``*S`` cells), with root attributes `
     normalizer/mean, std, delta_std     float32 [C]
     done        int64   [1]             samples written so far
 
-Every data set is contiguous and its place fixed when the file is made, so that a killed writer leaves a sound file and a reader may map it.
+Every data set is contiguous and its place fixed when the file is made, so that a killed writer leaves a sound file and frames are read
+without HDF5.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class TripletWriter:
 class TripletFile:
     """One triplet file, read lazily: its small arrays are held, frames are read when asked for.
 
-    May be pickled and handed to data-loader workers; each process maps the file by itself. Samples with fewer than three finite candidates
+    May be pickled and handed to data-loader workers; each process opens the file by itself. Samples with fewer than three finite candidates
     are not counted: ``len``, the arrays and the indices are those of the usable samples.
 
     Args:
@@ -169,8 +170,9 @@ class TripletFile:
 
     def __init__(self, path: Place) -> None:
         self.path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        self._frames: np.ndarray | h5py.Dataset | None = None
-        self._process = -1
+        self._data: h5py.Dataset | None = None
+        self._raw: FileIO | None = None
+        self._offset, self._process = 0, -1
         with _opened(self.path) as file:
             try:
                 self._read_header(file)
@@ -188,30 +190,53 @@ class TripletFile:
         return len(self._rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frames": None, "_process": -1}
+        return {**self.__dict__, "_data": None, "_raw": None, "_process": -1}
 
-    def frames(self, indices: Sequence[int] | Tensor, *, first: int = len(FRAMES)) -> Tensor:
-        """Samples ``[m, first, C, *S]`` float32, of each the first frames of ``FRAMES``; new memory.
+    def frames(self, indices: Sequence[int] | Tensor, *, first: int = len(FRAMES), out: Tensor | None = None) -> Tensor:
+        """Samples ``[m, first, C, *S]`` float32, of each the first frames of ``FRAMES``.
+
+        ``out``: contiguous memory of that shape to read into, which spares a loop the pages of a new tensor each time; None makes one.
 
         Raises:
-            IndexError: no such sample. DataError: it cannot be read.
+            IndexError: no such sample. ValueError: an ``out`` that does not fit. DataError: they cannot be read.
         """
         picks = np.atleast_1d(np.asarray(indices, dtype=np.int64))
         if picks.size and not (picks.min() >= 0 and picks.max() < len(self)):
             raise IndexError(f"samples {picks.min()} to {picks.max()} of {len(self)} in {self.path}")
-        held, out = self._opened_frames(), torch.empty((len(picks), first, *self.shape))
-        into = out.numpy()
+        shape = (len(picks), first, *self.shape)
+        out = torch.empty(shape) if out is None else out
+        if out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous() or out.device.type != "cpu":
+            raise ValueError(f"out is {out.dtype} {tuple(out.shape)} on {out.device}; give contiguous float32 {shape} on the CPU")
         try:
-            for place, row in enumerate(self._rows[picks].tolist()):
-                into[place] = held[row, :first]
+            self._read_into(out, self._rows[picks].tolist())
         except (OSError, RuntimeError) as error:
             raise DataError(f"triplet file {self.path} is damaged ({error}); make or copy it again") from error
         return out
 
-    def view(self, index: int, *, first: int = len(FRAMES)) -> Tensor:
-        """One sample ``[first, C, *S]`` without a copy where the file can be mapped: to be read, and not to be written to."""
-        held = self._opened_frames()
-        return torch.from_numpy(held[int(self._rows[index]), :first])
+    def _read_into(self, out: Tensor, rows: Sequence[int]) -> None:
+        if self._process != os.getpid():
+            self._open()
+        if self._data is not None:
+            into = out.numpy()
+            for place, row in enumerate(rows):
+                into[place] = self._data[row, : out.shape[1]]
+            return
+        assert self._raw is not None
+        # positioned reads, since a mapping's page faults cost several times the copy
+        file, size = self._raw.fileno(), 4 * out[:1].numel()
+        stride, memory = size // out.shape[1] * len(FRAMES), memoryview(out.view(-1).numpy()).cast("B")
+        for place, row in enumerate(rows):
+            if os.preadv(file, [memory[place * size : (place + 1) * size]], self._offset + row * stride) != size:
+                raise OSError(f"it ends before sample {row}")
+
+    def _open(self) -> None:
+        """The file itself, or the data set where a tool has rewritten it in chunks or another type."""
+        file = _opened(self.path)
+        self._data, self._raw, self._process = file["frames"], None, os.getpid()
+        offset = self._data.id.get_offset()
+        if offset is not None and self._data.dtype == np.dtype("<f4"):
+            file.close()
+            self._data, self._raw, self._offset = None, FileIO(self.path), offset
 
     def trajectory_of(self, index: int) -> int:
         """Which trajectory of the data set the sample is from."""
@@ -222,24 +247,6 @@ class TripletFile:
         if not torch.is_tensor(self.spec.gamma) or self.spec.gamma.ndim == 0:
             return self.spec
         return self.spec.replace(gamma=self.spec.gamma[torch.as_tensor(self.trajectory[np.asarray(indices)])])
-
-    def _opened_frames(self) -> Any:
-        if self._frames is None or self._process != os.getpid():
-            self._frames, self._process = self._map(), os.getpid()
-        return self._frames
-
-    def _map(self) -> Any:
-        """The frames as an array over the file itself, or the data set where a tool has rewritten it in chunks."""
-        file = _opened(self.path)
-        data = file["frames"]
-        offset, shape = data.id.get_offset(), data.shape
-        if offset is None or data.dtype != np.dtype("<f4"):
-            return data
-        file.close()
-        # private pages: torch takes no read-only memory, and nothing that is written there by mistake reaches the file
-        with open(self.path, "rb") as raw:
-            pages = mmap.mmap(raw.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        return np.frombuffer(pages, np.dtype("<f4"), int(np.prod(shape)), offset).reshape(shape)
 
     def _read_header(self, file: h5py.File) -> None:
         if file.attrs.get("format") != FORMAT:
