@@ -212,6 +212,11 @@ class StochasticConfig:
         input_eps: standard deviation of Gaussian noise added to the normalised input.
         antithetic: candidates come in pairs of opposite noise, (1, 2), (3, 4), ...: negated where it is Gaussian, by complemented
             random bits where it is dropout. Both of a pair are distributed as without it, and the noise of their mean is smaller.
+        directions: a file of ``ttcfast fit_directions``: candidates are moved along the fields that it spans, besides any noise above. With
+            ``dropout=False`` and no other noise they are the deterministic step moved, and cost no call of the model.
+        directions_scale: factor on the learned standard deviations of the coefficients. directions_strength: on their mean, which is the
+            same correction for every candidate.
+        directions_grid: coefficients are smooth random fields over so many points per axis; 1 is one number for the whole domain.
     """
 
     dropout: bool = True
@@ -221,6 +226,10 @@ class StochasticConfig:
     latent_at: str | None = None
     input_eps: float = 0.0
     antithetic: bool = False
+    directions: str | None = None
+    directions_scale: float = 1.0
+    directions_strength: float = 1.0
+    directions_grid: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.dropout_after, str):
@@ -230,11 +239,13 @@ class StochasticConfig:
             raise ValueError(f"dropout_p is {self.dropout_p}; a dropout rate lies in [0, 1)")
         at_least("latent_sigma", self.latent_sigma, 0)
         at_least("input_eps", self.input_eps, 0)
+        at_least("directions_scale", self.directions_scale, 0)
+        whole("directions_grid", self.directions_grid, 1)
 
     @property
     def active(self) -> bool:
         """Whether anything at all is asked for."""
-        return self.dropout or self.latent_sigma > 0 or self.input_eps > 0
+        return self.dropout or self.latent_sigma > 0 or self.input_eps > 0 or self.directions is not None
 
     @classmethod
     def of(cls, value: StochasticConfig | Mapping[str, Any] | None) -> StochasticConfig:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ttcfast.runtime.errors import ArgumentError, UserError
 
-COMMANDS = ("demo", "generate", "train_fm", "build_prm_data", "run_ttc", "collect", "report", "bench", "info")
+COMMANDS = ("demo", "generate", "train_fm", "build_prm_data", "fit_directions", "run_ttc", "collect", "report", "bench", "info")
 
 _USAGE = "usage: ttcfast <command> [key=value ...] [--debug] [--help]"
 _DONE, _FAILED, _BAD_ARGUMENTS, _INTERRUPTED = 0, 1, 2, 130

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.spec import Key, StateSpec, StochasticConfig, at_least, one_of
+from ttcfast.stochastic_sampling.directions import load_directions
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
 from ttcfast.stochastic_sampling.keyed import Draw
 from ttcfast.stochastic_sampling.sites import noise_sites
@@ -218,9 +219,33 @@ class Surrogate(BaseFM):
     def _sample(self, x: Tensor, rows: Tensor, config: StochasticConfig, seed: int, step: int, *, compile: bool = True) -> Tensor:
         """Next states ``[N, B, C, *S]`` for ``rows`` ``[N * B, 2]``, problem-major: row n * B + b is candidate b of state n."""
         n, count = x.shape[0], rows.shape[0] // x.shape[0]
-        draw = Draw.of(seed, step, rows, config.antithetic)
-        out = self._calls()(self._encode(x), noise_sites(self.model, config), draw, self._unpacked, compile=compile)
-        return self._decoded(out, self._latest(x).unsqueeze(1).expand(n, count, *self._latest(x).shape[1:]))
+        draw, sites, latest = Draw.of(seed, step, rows, config.antithetic), noise_sites(self.model, config), self._latest(x)
+        wide = latest.unsqueeze(1).expand(n, count, *latest.shape[1:])
+        if config.directions is None:
+            return self._decoded(self._calls()(self._encode(x), sites, draw, self._unpacked, compile=compile), wide)
+        encoded = self._encode(x)
+        still = self._decoded(self._calls().deterministic(encoded, self._unpacked, compile=compile), latest)
+        moves = self._moves(encoded, still - latest, draw, config)
+        if sites:
+            draw.start(draw.rows, draw.stream)
+            return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, compile=compile), wide) + moves
+        return still.unsqueeze(1) + moves
+
+    def _moves(self, encoded: Tensor, change: Tensor, draw: Draw, config: StochasticConfig) -> Tensor:
+        """What ``config.directions`` adds to the deterministic step (``change [N, C, *S]``): ``[N, B, C, *S]`` in physical units."""
+        assert config.directions is not None
+        directions = load_directions(config.directions, encoded.device)
+        state = encoded[:, -self.spec.num_channels :]  # the latest frame, where the model sees several
+        step = change if self.normalizer is None else self.normalizer.encode_delta(change)
+        moves = directions.moves(
+            state.float(),
+            step.float(),
+            draw,
+            scale=config.directions_scale,
+            strength=config.directions_strength,
+            grid=config.directions_grid,
+        )
+        return (moves if self.normalizer is None else self.normalizer.decode_delta(moves, channel_axis=2)).to(change.dtype)
 
     def _calls(self) -> CandidateForward:
         """Of the model that the surrogate has now: what is known of one that has been replaced is forgotten."""
