@@ -82,8 +82,9 @@ def test_fine_tuning_starts_from_the_checkpoint(config, tmp_path):
     assert checkpoints.load(base.checkpoint)[1]["normalizer"] == checkpoints.load(tuned.checkpoint)[1]["normalizer"]
 
 
-def test_time_ends_a_run(config):
-    result = train(dataclasses.replace(config, steps=10_000, max_seconds=0.5))
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_time_ends_a_run(config, clock):
+    result = train(dataclasses.replace(config, steps=10_000, max_seconds=0.5, clock=clock))
     assert 0 < result.steps < 10_000
 
 

@@ -46,7 +46,8 @@ class TrainConfig:
         pushforward: share of each batch that starts from the model's own step, from the fraction ``pushforward_from`` of training on
             (arXiv:2202.03376). ema: decay of the weight average.
         loss: l1, mse or huber of the normalised change. precision: float32, or bfloat16 autocast.
-        compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them).
+        compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them);
+            clock: of the ``wall``, or of this process's ``cpu`` time, which other work on the machine does not change.
         augment: random shifts, mirrors and transposes.
         val_every, save_every: in steps. resume: go on from out/training.safetensors if it is there.
     """
@@ -73,6 +74,7 @@ class TrainConfig:
     compile: bool = False
     augment: bool = True
     max_seconds: float | None = None
+    clock: str = "wall"
     val_every: int = 250
     save_every: int = 250
     log_every: int = 25
@@ -85,6 +87,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of("loss", self.loss, ("l1", "mse", "huber"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("clock", self.clock, ("wall", "cpu"))
         for name, least in (
             ("steps", 1),
             ("batch", 1),
@@ -176,7 +179,7 @@ class _Run:
         self.average = ema_tensors(self.model)
         self.meta = surrogate_meta(self.model, self.normalizer, self.spec)
         self.valid = self._open("valid").spread(config.valid).stack().to(self.device)
-        self._spent, self._started = 0.0, _now()
+        self._spent, self._started = 0.0, self._now()
 
     def _open(self, split: str) -> TrajectorySet:
         """The data of a split as density, momentum, energy."""
@@ -186,7 +189,10 @@ class _Run:
 
     def clock(self) -> float:
         """Seconds of training so far, those before a resume included."""
-        return self._spent + _now() - self._started
+        return self._spent + self._now() - self._started
+
+    def _now(self) -> float:
+        return time.process_time() if self.config.clock == "cpu" else time.monotonic()
 
     def out_of_time(self) -> bool:
         return self.config.max_seconds is not None and self.clock() >= self.config.max_seconds
@@ -272,7 +278,7 @@ class _Run:
                 "give them again, or another out=, or resume=false"
             )
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
-        self._spent, self._started = float(extra["seconds"]), _now()
+        self._spent, self._started = float(extra["seconds"]), self._now()
         return int(extra["step"])
 
     def _settings(self) -> dict[str, Any]:
@@ -329,7 +335,3 @@ _FREE_ON_RESUME = {
     "wandb",
 }
 _LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
-
-
-def _now() -> float:
-    return time.monotonic()

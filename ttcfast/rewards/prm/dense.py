@@ -13,6 +13,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.spec import StateSpec, whole
 
 from .network import Padding, PairNetwork, outside_autocast
+from .residual import EulerResidual
 
 _GROWTH = (1.0, 2.0, 3.0, 4.0)  # width of a level over that of the finest; shocks are local, vortices are few numbers
 
@@ -49,16 +50,18 @@ class DensePRM(PairNetwork):
         padding: Padding = "boundary",
         normalizer: Normalizer | None = None,
         spec: StateSpec | None = None,
+        residual: EulerResidual | Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, info=info)
+        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, residual=residual, info=info)
         whole("levels", levels, 1)
         whole("patch", patch, 1)
         self.levels, self.patch = int(levels), int(patch)
         self.width = _per_level("width", width, levels, _GROWTH)
         self.depth = _per_level("depth", depth, levels, (1.0,))
         w = self.width
-        self.stem = self._convolution(in_ch, w[0], 3 if patch == 1 else 2 * patch, stride=patch)
+        inputs = self.state_width + self.candidate_width
+        self.stem = self._convolution(inputs, w[0], 3 if patch == 1 else 2 * patch, stride=patch)
         self.down = nn.ModuleList(self._convolution(w[i], w[i + 1], 4, stride=2) for i in range(levels - 1))
         self.up = nn.ModuleList(nn.Conv2d(w[i + 1], 4 * w[i], 1) for i in range(levels - 1))
         self.descend = nn.ModuleList(self._blocks(i) for i in range(levels))
@@ -66,7 +69,7 @@ class DensePRM(PairNetwork):
         fine = w[0] if patch == 1 else max(8, w[0] // 2)
         if patch > 1:
             self.unpatch = nn.Conv2d(w[0], fine * patch**2, 1)
-            self.mix = self._convolution(fine + in_ch, fine, 3)
+            self.mix = self._convolution(fine + inputs, fine, 3)
         self.out = self._convolution(fine, self.channels, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
@@ -95,11 +98,12 @@ class DensePRM(PairNetwork):
                 f"state has the grid {tuple(state.shape[2:])}; with {self.levels} levels and patch {self.patch} this reward model needs "
                 f"multiples of {self.stride}"
             )
-        coarse = self._u_net(self.first(state, candidates, share))
+        own = self.candidate_features(state, candidates)
+        coarse = self._u_net(self.first(state, candidates, share, own))
         if self.patch > 1:
             fine = F.pixel_shuffle(self.unpatch(coarse), self.patch)
-            pair = self._pair_features(state, candidates)
-            coarse = self.mix(torch.cat([fine, pair.to(fine.dtype)], 1))
+            once = self.state_features(state).unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)
+            coarse = self.mix(torch.cat([fine, once.flatten(0, 1).to(fine.dtype), own.flatten(0, 1).to(fine.dtype)], 1))
         h = F.gelu(coarse)
         with outside_autocast(h):
             field = self.out(h.to(self.out.weight.dtype)).float()
@@ -119,11 +123,6 @@ class DensePRM(PairNetwork):
             h = skips[i] + F.pixel_shuffle(self.up[i](h), 2)
             h = self.ascend[i](h)
         return h
-
-    def _pair_features(self, state: Tensor, candidates: Tensor) -> Tensor:
-        own = self.candidate_features(state, candidates)
-        once = self.state_features(state).unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)
-        return torch.cat([once, own], 2).flatten(0, 1)
 
     def _blocks(self, level: int) -> nn.Sequential:
         width = self.width[level]

@@ -11,6 +11,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.spec import StateSpec, whole
 
 from .network import Padding, PairNetwork, outside_autocast
+from .residual import EulerResidual
 
 
 class PRM(PairNetwork):
@@ -39,15 +40,16 @@ class PRM(PairNetwork):
         padding: Padding = "boundary",
         normalizer: Normalizer | None = None,
         spec: StateSpec | None = None,
+        residual: EulerResidual | Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, info=info)
+        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, residual=residual, info=info)
         whole("width", width, 1)
         whole("depth", depth, 1)
         self.width, self.depth = int(width), int(depth)
         layers: list[nn.Module] = []
         for i in range(depth):
-            layers += [self._convolution(in_ch if i == 0 else width, width, 3), nn.GELU()]
+            layers += [self._convolution(self.state_width + self.candidate_width if i == 0 else width, width, 3), nn.GELU()]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1))
 

@@ -14,6 +14,8 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.periodic import GridConv2d, pad_grid
 from ttcfast.spec import StateSpec, one_of, whole
 
+from .residual import EulerResidual
+
 Padding = Literal["boundary", "zeros"]
 
 
@@ -21,7 +23,7 @@ class PairNetwork(nn.Module):
     """A network over pairs of a state and a candidate for its successor, both in physical units.
 
     Its features are ``encode(state)`` and ``(candidate - state) / delta_std``; without a normaliser the two states as they are, as in the
-    sketch. A subclass has ``first_layer`` and writes ``score_group``.
+    sketch; with ``residual`` also what the equations say of the pair. A subclass has ``first_layer`` and writes ``score_group``.
 
     Args:
         in_ch: channels of state and candidate together, 2C.
@@ -29,6 +31,7 @@ class PairNetwork(nn.Module):
         padding: ``"boundary"``: convolutions wrap around periodic axes and repeat the edge elsewhere; ``"zeros"``: the sketch's.
         normalizer: of the surrogate whose candidates are scored; None for the sketch's raw states.
         spec: layout of the states; two space dimensions.
+        residual: features of ``EulerResidual`` beside the states (needs ``normalizer`` and ``spec``), or its arguments; None: none.
         info: JSON values that ``save_pretrained`` stores with the network: surrogate id, training, validation.
 
     Raises:
@@ -45,6 +48,7 @@ class PairNetwork(nn.Module):
         padding: Padding,
         normalizer: Normalizer | None,
         spec: StateSpec | None,
+        residual: EulerResidual | Mapping[str, Any] | None,
         info: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
@@ -63,6 +67,11 @@ class PairNetwork(nn.Module):
         self.in_ch, self.channels, self.padding = int(in_ch), channels, padding
         self.periodic = (bool(periodic),) * 2 if isinstance(periodic, bool) else tuple(bool(p) for p in periodic)
         self.normalizer, self.spec, self.info = normalizer, spec, dict(info or {})
+        self.residual = EulerResidual.of(residual)
+        if self.residual is not None:
+            self.residual.check(spec, normalizer)
+        extra = (0, 0) if self.residual is None else (self.residual.state_channels, self.residual.candidate_channels)
+        self.state_width, self.candidate_width = channels + extra[0], channels + extra[1]
 
     @property
     def first_layer(self) -> nn.Conv2d:
@@ -71,7 +80,8 @@ class PairNetwork(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The sizes that the constructor takes, as JSON; a subclass adds its own."""
-        return {"in_ch": self.in_ch, "periodic": list(self.periodic), "padding": self.padding}
+        residual = None if self.residual is None else self.residual.to_dict()
+        return {"in_ch": self.in_ch, "periodic": list(self.periodic), "padding": self.padding, "residual": residual}
 
     def forward(self, state: Tensor, cand: Tensor) -> Tensor:
         """Scores ``[B]`` of candidates ``[B, C, X, Y]`` of the states ``[B, C, X, Y]``; higher is better."""
@@ -87,30 +97,37 @@ class PairNetwork(nn.Module):
 
     def state_share(self, state: Tensor) -> Tensor:
         """The first layer's response ``[N, width, X', Y']`` to the state alone, bias included."""
-        weight = self.first_layer.weight[:, : self.channels]
+        weight = self.first_layer.weight[:, : self.state_width]
         return convolve(self.first_layer, self.state_features(state), weight, self.first_layer.bias)
 
     def state_features(self, state: Tensor) -> Tensor:
         self._check("state", state)
         z = state if self.normalizer is None else self.normalizer.encode(state)
+        if self.residual is not None:
+            assert self.spec is not None and self.normalizer is not None  # checked when built
+            z = torch.cat([z, self.residual.of_state(state, self.spec, self.normalizer, self.periodic)], 1)
         return z.to(self.first_layer.weight.dtype)
 
     def candidate_features(self, state: Tensor, candidates: Tensor) -> Tensor:
-        """``[N, B, C, X, Y]``."""
+        """``[N, B, candidate_width, X, Y]``."""
         if candidates.ndim != 5 or candidates.shape[0] != state.shape[0] or candidates.shape[2:] != state.shape[1:]:
             raise ValueError(
                 f"candidates have shape {tuple(candidates.shape)} and state {tuple(state.shape)}; expected [N, B, C, X, Y] and [N, C, X, Y]"
             )
+        features = candidates
         if self.normalizer is not None:
-            candidates = self.normalizer.encode_delta(candidates - state.unsqueeze(1), channel_axis=2)
-        return candidates.to(self.first_layer.weight.dtype)
+            features = self.normalizer.encode_delta(candidates - state.unsqueeze(1), channel_axis=2)
+        if self.residual is not None:
+            assert self.spec is not None and self.normalizer is not None
+            features = torch.cat([features, self.residual.of_candidates(state, candidates, self.spec, self.normalizer, self.periodic)], 2)
+        return features.to(self.first_layer.weight.dtype)
 
-    def first(self, state: Tensor, candidates: Tensor, share: Tensor | None) -> Tensor:
-        """The first layer's response ``[N * B, width, X', Y']``."""
+    def first(self, state: Tensor, candidates: Tensor, share: Tensor | None, own: Tensor | None = None) -> Tensor:
+        """The first layer's response ``[N * B, width, X', Y']``; ``own``: the candidates' features where the caller has them."""
         self._check("state", state)
-        own = self.candidate_features(state, candidates)
+        own = self.candidate_features(state, candidates) if own is None else own
         share = self.state_share(state) if share is None else share
-        each = convolve(self.first_layer, own.flatten(0, 1), self.first_layer.weight[:, self.channels :], None)
+        each = convolve(self.first_layer, own.flatten(0, 1), self.first_layer.weight[:, self.state_width :], None)
         return (each.unflatten(0, own.shape[:2]) + share.unsqueeze(1)).flatten(0, 1)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -1,0 +1,122 @@
+"""How far a candidate is from solving the Euler equations over one step: features that a reward model reads beside the states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.models.periodic import pad_grid
+from ttcfast.spec import StateSpec
+
+_LEAST = 1e-3  # density and pressure are raised to it before they are divided by or their logarithm is taken
+
+
+@dataclass(frozen=True)
+class EulerResidual:
+    """Features of a pair of states ``dt`` apart, from the equations alone; nothing in them is fitted.
+
+    With R(u) = -div F(u) by fourth-order central differences, the residual of a candidate c for the state x is that of Simpson's rule,
+    c - x - dt/6 (R(x) + 4 R(m) + R(c)), with the middle state m = (x + c)/2 + dt/8 (R(x) - R(c)) of the cubic that has these values and
+    rates. It vanishes to fourth order in dt where the solution is smooth; at shocks it is large for the truth as well, which is left to
+    the network to know. Whatever is not bounded passes through asinh, in units of ``delta_std``.
+
+    Args:
+        dt: time between two states. cell: width of a cell along x and y, in the same units.
+
+    Raises:
+        ValueError: a time or a width that is not positive.
+
+    Source: collocation at the Lobatto points (Simpson), e.g. Hairer, Norsett, Wanner, Solving ODEs I, section II.7; the use of it is ours.
+    """
+
+    dt: float
+    cell: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cell", tuple(float(c) for c in self.cell))
+        for name, value in (("dt", self.dt), ("cell", min(self.cell))):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; give a positive time or width")
+
+    @classmethod
+    def of(cls, value: EulerResidual | Mapping[str, Any] | None) -> EulerResidual | None:
+        return value if value is None or isinstance(value, EulerResidual) else cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def check(spec: StateSpec | None, normalizer: Normalizer | None) -> None:
+        """Raise ``ValueError`` unless the features can be computed: conserved variables of 2-D Euler, one gamma, a normaliser."""
+        ok = spec is not None and spec.variables == "conserved" and spec.ndim == 2 and len(spec.momentum) == 2
+        if not ok or spec is None or torch.is_tensor(spec.gamma):
+            raise ValueError(
+                "residual needs a StateSpec with conserved variables in two dimensions and one gamma; use residual=None otherwise"
+            )
+        if normalizer is None:
+            raise ValueError("residual is given without a normalizer, whose delta_std is its unit; give one, or residual=None")
+
+    state_channels = 8
+    """Primitive variables and dt R(x)."""
+    candidate_channels = 16
+    """Change of the primitive variables, dt R(c), and the residual at two scales."""
+
+    def of_state(self, x: Tensor, spec: StateSpec, normalizer: Normalizer, periodic: Sequence[bool]) -> Tensor:
+        """``[N, C, X, Y]`` -> ``[N, 8, X, Y]``."""
+        rate, primitive = self.rate(x, spec, periodic)
+        return torch.cat([primitive, torch.asinh(self.dt * rate / _units(normalizer, spec, x))], 1)
+
+    def of_candidates(self, x: Tensor, candidates: Tensor, spec: StateSpec, normalizer: Normalizer, periodic: Sequence[bool]) -> Tensor:
+        """``[N, C, X, Y]``, ``[N, B, C, X, Y]`` -> ``[N, B, 16, X, Y]``."""
+        n, b = candidates.shape[:2]
+        at = [spec.density, *spec.momentum, _energy(spec)]
+        unit = _units(normalizer, spec, x)
+        c = candidates.flatten(0, 1)
+        start, before = self.rate(x, spec, periodic)
+        start, before, x4 = (v.repeat_interleave(b, 0) if b > 1 else v for v in (start, before, x[:, at]))
+        end, after = self.rate(c, spec, periodic)
+        middle = (x4 + c[:, at]) / 2 + self.dt / 8 * (start - end)
+        between, _ = self._rate(middle, float(spec.gamma), periodic)
+        residual = (c[:, at] - x4 - self.dt / 6 * (start + 4 * between + end)) / unit
+        parts = [after - before, torch.asinh(self.dt * end / unit), torch.asinh(residual), torch.asinh(4 * residual)]
+        return torch.cat(parts, 1).unflatten(0, (n, b))
+
+    def rate(self, u: Tensor, spec: StateSpec, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """R(u) ``[N, 4, X, Y]`` in the order density, momentum, energy; and u, v, log p, log rho ``[N, 4, X, Y]``."""
+        return self._rate(u[:, [spec.density, *spec.momentum, _energy(spec)]], float(spec.gamma), periodic)
+
+    def _rate(self, u: Tensor, gamma: float, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        density, mx, my, energy = u.unbind(1)
+        density = density.clamp_min(_LEAST)
+        vx, vy = mx / density, my / density
+        pressure = (gamma - 1) * (energy - 0.5 * (mx * vx + my * vy))
+        work = energy + pressure
+        along_x = torch.stack([mx, mx * vx + pressure, my * vx, work * vx], 1)
+        along_y = torch.stack([my, mx * vy, my * vy + pressure, work * vy], 1)
+        rate = -(_difference(along_x, 2, periodic) / self.cell[0] + _difference(along_y, 3, periodic) / self.cell[1])
+        return rate, torch.stack([vx, vy, pressure.clamp_min(_LEAST).log(), density.log()], 1)
+
+
+def _difference(f: Tensor, axis: int, periodic: Sequence[bool]) -> Tensor:
+    """Fourth-order central difference over one cell width, ``[N, C, X, Y]``."""
+    n = f.shape[axis]
+    f = pad_grid(f, 2, periodic)
+    other = 5 - axis
+    f = f.narrow(other, 2, f.shape[other] - 4)
+    a, b, d, e = (f.narrow(axis, i, n) for i in (0, 1, 3, 4))
+    return (8 * (d - b) - (e - a)) / 12
+
+
+def _energy(spec: StateSpec) -> int:
+    assert spec.energy is not None  # conserved variables have one
+    return spec.energy
+
+
+def _units(normalizer: Normalizer, spec: StateSpec, like: Tensor) -> Tensor:
+    at = [spec.density, *spec.momentum, _energy(spec)]
+    return normalizer.delta_std.to(like)[at].view(-1, 1, 1)
