@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ _ALIASES = {
     },
     "train_fm": {"data.": "reading."},  # as run_ttc calls them; data itself is the folder
 }
+_WORDS = {"report": "runs"}  # arguments that are no key=value, and the list that they go into
 _FREE = {"generate": ("ranges",)}  # mappings whose keys are the user's own
 _VALUES = {"use_prm": {True: "prm", False: "arm"}}
 
@@ -51,8 +53,8 @@ def compose(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         if arguments:
             raise ArgumentError(f"ttcfast {command} takes no keys; it was given {' '.join(arguments)}")
         return {}
-    overrides = _without_aliases(command, [_split(argument) for argument in arguments])
     defaults = _defaults(command)
+    overrides = _without_aliases(command, [_split(argument) for argument in _words_as_list(command, arguments, defaults)])
     for key, _ in overrides:
         if not key.startswith(tuple(f"{free}." for free in _FREE.get(command, ()))):
             _check_key(command, key, defaults)
@@ -120,6 +122,21 @@ def _split(argument: str) -> tuple[str, str]:
     if not equals or not key or key[0] in "+~-" or " " in key:
         raise ArgumentError(f"{argument!r} is not key=value; write for example seed=1 or ttc.branching_factor=8")
     return key, value
+
+
+def _words_as_list(command: str, arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
+    """``report a b out=c`` as ``report runs=[a,b] out=c``. A word with a sign (``ttc.seed=1``, a multirun's folder) counts if it is there."""
+    key = _WORDS.get(command)
+    if key is None:
+        return list(arguments)
+    words = [a for a in arguments if "=" not in a or (a.partition("=")[0] not in defaults and Path(a).exists())]
+    quoted = [_quoted(word) for word in words]
+    return [a for a in arguments if a not in words] + ([f"{key}=[{','.join(quoted)}]"] if words else [])
+
+
+def _quoted(word: str) -> str:
+    """As Hydra's grammar reads it back: backslashes before a quote, and at the end, are doubled."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), word) + "'"
 
 
 def _without_aliases(command: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

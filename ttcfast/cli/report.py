@@ -1,4 +1,4 @@
-"""``ttcfast report``: the numbers of several runs of demo and run_ttc in one table"""
+"""``ttcfast report``: runs on one HTML page (tables, charts, animation, calibration, provenance), and their numbers in one table"""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .main import main
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.report.compare import CompareConfig, compare
+    from ttcfast.report.compare import PAGE, CompareConfig, compare
 
     config = build(CompareConfig, values)
     save(config.out, values, "report")
-    compare(config)
-    print(f"Table: {config.out}/report.csv, {config.out}/report.md")
+    rows = compare(config)
+    print(f"Page: {config.out}/{PAGE}" + (f". Table: {config.out}/report.csv, {config.out}/report.md" if rows else ""))
 
 
 if __name__ == "__main__":

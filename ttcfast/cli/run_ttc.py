@@ -23,7 +23,7 @@ _NAMES = {
     name: f"eval.{name}"
     for name in (
         *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-        *("one_step", "methods", "merge"),
+        *("one_step", "methods", "merge", "calibration"),
     )
 }
 

@@ -1,9 +1,10 @@
-"""The logic of ``ttcfast report``: the runs of ``demo`` and ``run_ttc`` side by side, from the numbers they left."""
+"""The logic of ``ttcfast report``: runs side by side, from the numbers they left, in one table and on one page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
 from ttcfast.ttc.method_result import LABELS
 
+from .page.page import write_page
+from .page.runs import guarded, load
+
+logger = logging.getLogger(__name__)
+PAGE = "report.html"
 _COLUMNS = ("run", "method", "B", "rollout MSE", "gain %", "improved %", "drift", "s", "model evals")
 
 
@@ -24,8 +30,8 @@ class CompareConfig:
     """What ``ttcfast report`` compares.
 
     Args:
-        runs: folders that ``ttcfast demo`` or ``ttcfast run_ttc`` wrote.
-        out: folder for ``report.csv`` and ``report.md``.
+        runs: folders that ``demo``, ``run_ttc`` or a training wrote, or folders that hold such (a multirun), which stand for all of them.
+        out: folder for ``report.html``, ``report.csv`` and ``report.md``.
     """
 
     runs: tuple[str, ...] = ("runs/demo",)
@@ -33,53 +39,58 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ArgumentError("runs is empty; name at least one folder that ttcfast demo or ttcfast run_ttc wrote")
+            raise ArgumentError("runs is empty; name at least one folder that ttcfast demo, run_ttc or train_* wrote")
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> list[dict[str, Any]]:
-    """Print one table over all runs, and write it as CSV and Markdown.
+    """Print one table over all runs that compare methods, write it as CSV and Markdown, and everything of all runs as an HTML page.
 
     Returns:
-        One row per run and method. Gains are against the deterministic rollout of the same run; runs on other problems, or with errors in
+        One row per run and method; none where every run is a training. Gains are against the deterministic rollout of the same run; runs on other problems, or with errors in
         other units, stand in one table but cannot be compared, and a note says so.
 
     Raises:
-        DataError: a run has no ``metrics.json`` or a damaged one. OutputError: the folder cannot be written.
+        DataError: a folder is no run, has no numbers yet, or damaged ones. ArgumentError: a run named twice. OutputError: the folder cannot
+            be written.
     """
     out = output_folder(config.out)
-    runs = [(folder, _read(Path(folder))) for folder in config.runs]
-    rows = [_row(folder, method) for folder, run in runs for method in run["methods"]]
-    notes = _notes(dict(runs))
-    write_csv(out / "report.csv", rows)
-    cells = [[_text(row[column]) for column in _COLUMNS] for row in rows]
-    with atomic_write(out / "report.md") as file:
-        lines = [_COLUMNS, ["---"] * 2 + ["---:"] * (len(_COLUMNS) - 2), *cells]
-        file.write("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("run", "method") else "right", no_wrap=True)
-    for line in cells:
-        table.add_row(*line)
-    console = console or Console()
-    console.print(table, width=max(console.width, 140), soft_wrap=True)
-    for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+    runs, left_out = load(config.runs)
+    compared = [run for run in runs if run.compares_methods]
+    rows = [
+        row
+        for run in compared
+        for row in guarded(run.folder, lambda _, run=run: [_row(str(run.folder), m) for m in run.metrics["methods"]])
+    ]
+    notes = [*left_out, *(_notes({str(run.folder): run.metrics for run in compared}) if compared else [])]
+    if rows:
+        _write_table(out, rows, notes)
+        _print_table(rows, notes, console or Console())
+    refused = write_page(out / PAGE, runs, rows, notes)
+    if refused:
+        logger.warning("%s is full; left out: %s", out / PAGE, ", ".join(refused))
     return rows
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        for method in run["methods"]:
-            _row("", method)
-        return run
-    except OSError as error:
-        raise DataError(
-            f"{folder} holds no readable metrics.json ({error.strerror}); give a folder that ttcfast demo or run_ttc wrote"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged or of another version ({error}); make the run again") from error
+def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
+    write_csv(out / "report.csv", rows)
+    with atomic_write(out / "report.md") as file:
+        lines = [_COLUMNS, ["---"] * 2 + ["---:"] * (len(_COLUMNS) - 2), *_cells(rows)]
+        file.write("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes))
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in ("run", "method") else "right", no_wrap=True)
+    for line in _cells(rows):
+        table.add_row(*line)
+    console.print(table, width=max(console.width, 140), soft_wrap=True)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [[_text(row[column]) for column in _COLUMNS] for row in rows]
 
 
 def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:

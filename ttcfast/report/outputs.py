@@ -1,4 +1,4 @@
-"""Everything a run leaves in its folder: ``metrics.json``, ``summary.csv``, ``config.json``, ``table.md``, figures, logs."""
+"""Everything a run leaves in its folder: ``metrics.json``, ``summary.csv``, ``config.json``, ``table.md``, ``fields.npz``, figures, logs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ttcfast.ttc.evaluate import Evaluation
 from ttcfast.ttc.method_result import MethodResult
 from ttcfast.ttc.sweep import Sweep
 
+from . import fields
+from .fields import write_fields
 from .figures import (
     drift_against_branching,
     drift_against_time,
@@ -58,6 +60,11 @@ def write_outputs(
     write_csv(out / "summary.csv", summary_rows(evaluation, horizons))
     with atomic_write(out / "table.md") as file:
         file.write(markdown(evaluation, horizons))
+    chosen = shown_method(evaluation)
+    if chosen is not None and evaluation.shown:
+        write_fields(out / fields.FILE, evaluation, chosen, times=times)
+    else:
+        (out / fields.FILE).unlink(missing_ok=True)  # of an earlier run in this folder
     paths = []
     for name, draw in figures(evaluation, sweep, times):
         paths.append(out / "figures" / f"{name}.png")

@@ -29,6 +29,8 @@ from ttcfast.ttc.method_result import MethodResult
 from ttcfast.ttc.methods import Variant, variants
 from ttcfast.ttc.sweep import Sweep, runs_needed, sweep_branching
 
+from .calibration import FILE as CALIBRATION
+from .calibration import candidate_scores, write_calibration
 from .outputs import log_outputs, write_outputs
 from .recorded import ROWS, read_recorded, read_rows, write_recorded
 from .table import print_table
@@ -61,6 +63,7 @@ class RunTTCConfig:
         shown: problems whose fields are drawn.
         finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
         one_step: also measure the surrogate's single step beside persistence, N T model evaluations more.
+        calibration: true states from which every reward's scores are compared with the candidates' true errors, B model evaluations each; 0: none.
         recorded: a file of rows that another run measured on the same problems, or None.
         device: where the surrogate runs, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         tensorboard, wandb: log there too; ``wandb`` is a project's name (offline) or wandb.init's arguments.
@@ -90,6 +93,7 @@ class RunTTCConfig:
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
     one_step: bool = False
+    calibration: int = 32
     finetuned: str | None = None
     recorded: str | None = None
     device: str = "cpu"
@@ -99,6 +103,7 @@ class RunTTCConfig:
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("sweep_problems", self.sweep_problems, 1)
+        at_least("calibration", self.calibration, 0)
         for name in ("sweep", "horizons"):
             for value in getattr(self, name):
                 at_least(name, value, 1)
@@ -147,6 +152,7 @@ def run_ttc(
             evaluation, sweep = _measure(config, surrogate, problems, used, progress)
         measured = [r for r in evaluation.results if r.recorded is None]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
+        _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
@@ -267,6 +273,15 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
     if ttc.select != "argmax":
         notes.append(f"Rows with a reward take select={ttc.select} unless their name says otherwise.")
     return notes
+
+
+def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> None:
+    rewards = {name: used[name].scorer for name in ("arm", "prm", "arm_prm") if name in used}
+    if rewards and config.calibration and config.ttc.branching_factor > 1:
+        found = candidate_scores(surrogate, problems, rewards, config.ttc, groups=config.calibration)
+        write_calibration(out / CALIBRATION, found)
+    else:
+        (out / CALIBRATION).unlink(missing_ok=True)  # of an earlier run in this folder
 
 
 def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:

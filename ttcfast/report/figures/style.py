@@ -143,10 +143,10 @@ def _blow_up_note(results: Sequence[MethodResult]) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Write the figure as PNG, whole or not at all.
+    """Write the figure as PNG, whole or not at all; its title is kept in the file too, for pages that show it.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
     with atomic_path(path) as place:
-        figure.savefig(place, format="png", dpi=dpi)
+        figure.savefig(place, format="png", dpi=dpi, metadata={"Title": figure.get_suptitle()})

@@ -1,0 +1,111 @@
+"""The fields of the problems that a run shows, kept small beside its numbers, so that a page can animate them without the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import atomic_path
+from ttcfast.ttc.evaluate import Evaluation
+from ttcfast.ttc.method_result import MethodResult
+
+FILE = "fields.npz"
+MOST_FRAMES, MOST_CELLS = 41, 128
+"""At most so many frames, and cells along an axis: what a page of several problems can hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShownFields:
+    """One quantity of the shown problems, as the truth, the deterministic step and one method have it.
+
+    Args:
+        truth, deterministic, method: float32 ``[P, F, X, Y]``, or ``[P, F, X]`` in one dimension; NaN or infinite where a rollout blew up.
+        steps: ``[F]``, the rollout steps of the frames. times: ``[F]`` their instants, or None.
+        problems: which problems these are.
+        name: the method's, for readers.
+        quantity: what the numbers are.
+    """
+
+    truth: np.ndarray
+    deterministic: np.ndarray
+    method: np.ndarray
+    steps: tuple[int, ...]
+    times: tuple[float, ...] | None
+    problems: tuple[int, ...]
+    name: str
+    quantity: str
+
+
+def write_fields(
+    path: str | os.PathLike[str],
+    evaluation: Evaluation,
+    result: MethodResult,
+    *,
+    times: Tensor | None = None,
+    channel: int = 0,
+    quantity: str = "density",
+) -> None:
+    """Keep one channel of truth, deterministic rollout and ``result`` of the problems shown, thinned out to what a page needs.
+
+    Args:
+        path: the ``.npz`` file.
+        evaluation, result, times, channel, quantity: as in ``figures.field_panels``. Three dimensions: the slice through the middle of z.
+
+    Raises:
+        ValueError: a result without trajectory. OutputError: the file cannot be written.
+    """
+    if result.trajectory is None or evaluation.baseline.trajectory is None:
+        raise ValueError(f"{result.name} has no trajectory; evaluate with Problems(shown=...) naming the problem to keep")
+    last = min(evaluation.scored, result.trajectory.shape[1] - 1)
+    steps = sorted({round(s) for s in np.linspace(0, last, min(last + 1, MOST_FRAMES))})
+    sources = {"truth": evaluation.truth, "deterministic": evaluation.baseline.trajectory, "method": result.trajectory}
+    about = {"name": result.name, "quantity": quantity}
+    with atomic_path(path) as place:
+        np.savez_compressed(
+            place,
+            about=np.array(json.dumps(about)),
+            problems=np.array(evaluation.shown, dtype=np.int64),
+            steps=np.array(steps, dtype=np.int64),
+            times=np.array([float(times[s]) for s in steps] if times is not None and steps[-1] < len(times) else []),
+            **{name: _small(states[:, steps, channel]) for name, states in sources.items()},
+        )
+
+
+def read_fields(path: str | os.PathLike[str]) -> ShownFields:
+    """What ``write_fields`` wrote.
+
+    Raises:
+        DataError: the file is damaged or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            about = json.loads(str(held["about"]))
+            truth, deterministic, method = (held[name].astype(np.float32) for name in ("truth", "deterministic", "method"))
+            steps, problems, times = held["steps"].tolist(), held["problems"].tolist(), held["times"].tolist()
+        names = str(about["name"]), str(about["quantity"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{Path(path)} is damaged or of another version ({error}); make the run again, or delete this file") from error
+    expected = (len(problems), len(steps))
+    if truth.ndim not in (3, 4) or truth.shape[:2] != expected or not truth.shape == deterministic.shape == method.shape or not truth.size:
+        raise DataError(
+            f"{Path(path)} holds fields {truth.shape} for {expected} problems and frames; make the run again, or delete this file"
+        )
+    return ShownFields(truth, deterministic, method, tuple(steps), tuple(times) or None, tuple(problems), *names)
+
+
+def _small(fields: Tensor) -> np.ndarray:
+    """``[P, F, *S]`` as float32 with at most ``MOST_CELLS`` along an axis: means over whole blocks, so that shocks stay where they are."""
+    values = (fields[..., fields.shape[-1] // 2] if fields.ndim == 5 else fields).detach().float().cpu().numpy()
+    for axis in range(2, values.ndim):
+        block = -(-values.shape[axis] // MOST_CELLS)
+        whole = values.shape[axis] // block
+        kept = np.take(values, range(whole * block), axis)
+        values = kept.reshape(*kept.shape[:axis], whole, block, *kept.shape[axis + 1 :]).mean(axis + 1)
+    return values

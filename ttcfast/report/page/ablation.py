@@ -1,0 +1,88 @@
+"""Runs beside each other: only what differs between their configurations, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .chart import Series, legend, line_chart
+from .html import MISSING, Cell, Markup, joined, number, short, table, tag
+from .methods import Method, best_reward, ink, name_of
+from .runs import Run
+
+MOST_KEYS = 8
+_ALWAYS_DIFFER = ("out",)  # where a run wrote says nothing about it
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The configuration keys that are not the same in all runs, each with its values in the order of the runs; a missing key is None."""
+    configs = [run.config for run in runs]
+    keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key not in _ALWAYS_DIFFER]
+    values = {key: [config.get(key) for config in configs] for key in keys}
+    return {key: held for key, held in values.items() if len({json.dumps(v, sort_keys=True) for v in held}) > 1}
+
+
+def ablation(runs: Sequence[Run], title: str, anchors: Sequence[str]) -> Markup:
+    """One row per run: its values of the keys that differ, and every method's error over that of its deterministic step.
+
+    Args:
+        runs: of ``run_ttc``, at least two. title: heads the section. anchors: of the runs' own sections.
+    """
+    keys = differing(runs)
+    shown = list(keys)[:MOST_KEYS]
+    names: dict[str, Method] = {}
+    for run in runs:
+        names |= {name_of(m): m for m in run.metrics["methods"][1:] if name_of(m) not in names}
+    rows = []
+    for i, run in enumerate(runs):
+        methods = {name_of(m): m for m in run.metrics["methods"]}
+        winner, base = best_reward(run.metrics["methods"]), run.metrics["methods"][0]["rollout_mse"]
+        ratios = [_ratio(methods.get(name), base, winner) for name in names]
+        values = [_value(keys[key][i]) for key in shown]
+        rows.append([Cell(tag("a", run.name, href=f"#{anchors[i]}")), *values, number(run.metrics["problems"]), number(base), *ratios])
+    notes = ["Cells: rollout MSE over that of the run's own deterministic step; below 1 is a gain. Marked: the run's best reward."]
+    if len(keys) > len(shown):
+        notes.append(f"{len(keys) - len(shown)} more keys differ: {', '.join(list(keys)[MOST_KEYS:])}.")
+    if not keys:
+        notes.append("The runs have the same configuration but for where they wrote.")
+    heads = ["run", *shown, "problems", "deterministic MSE", *names]
+    return joined(
+        tag("h2", title),
+        tag("ul", [tag("li", note) for note in notes], class_="notes"),
+        table(f"{title}: the keys that differ, and what came of them", heads, rows),
+        _curve(runs, keys),
+    )
+
+
+def _ratio(method: Method | None, base: float | None, winner: Method | None) -> Cell:
+    if method is None or method["rollout_mse"] is None or not base:
+        return Cell(MISSING if method is None or not method["blown_up"] else "blew up")
+    return number(method["rollout_mse"] / base, best=method is winner)
+
+
+def _value(value: Any) -> Cell:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Cell(short(value) if isinstance(value, float) else str(value), float(value))
+    return Cell("null" if value is None else value if isinstance(value, str) else json.dumps(value))
+
+
+def _curve(runs: Sequence[Run], keys: dict[str, list[Any]]) -> Markup | None:
+    """Errors against the key, where a single number differs: at least three runs, no value twice."""
+    if len(keys) != 1 or len(runs) < 3:
+        return None
+    ((key, values),) = keys.items()
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values) or len(set(values)) < len(values):
+        return None
+    order = sorted(range(len(runs)), key=lambda i: values[i])
+    lines: dict[str, tuple[Method, dict[float, float]]] = {}
+    for i in order:
+        base = runs[i].metrics["methods"][0]["rollout_mse"]
+        for m in runs[i].metrics["methods"]:
+            if base and m["rollout_mse"] is not None:
+                lines.setdefault(name_of(m), (m, {}))[1][values[i]] = m["rollout_mse"] / base
+    series = [Series(name, list(held), list(held.values()), ink(m), m["projection"]) for name, (m, held) in lines.items()]
+    log = min(values) > 0 and max(values) >= 8 * min(values)
+    ticks = sorted(values) if len(values) <= 8 else None
+    chart = line_chart(f"Error against {key}", series, x_label=key, y_label="MSE / deterministic", x_log=log, x_ticks=ticks)
+    return joined(legend([(s.name, s.colour, s.dashed) for s in series]), tag("div", chart, class_="charts"))

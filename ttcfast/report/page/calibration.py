@@ -1,0 +1,116 @@
+"""The section on calibration: scores in buckets beside the candidates' true errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, quantiles
+from typing import Any
+
+from ttcfast.ttc.method_result import LABELS
+
+from ..calibration import FILE
+from ..figures.style import colour
+from .chart import Series, line_chart
+from .html import Markup, joined, number, table, tag
+
+BUCKETS = 8
+Group = list[tuple[float, float]]  # (score, error) of the usable candidates of one state
+
+
+def calibration_section(folder: Path) -> Markup | None:
+    """For every reward: true error by bucket of score over all candidates, and by rank of score within each state's candidates.
+
+    The first mixes easy states with hard ones, as the plan asks; the second is what choosing rests on. None where the run kept no scores.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    held = json.loads(path.read_text(encoding="utf-8"))
+    parts = [_of_reward(str(name), held["errors"], scores) for name, scores in held["scores"].items()]
+    if not parts:
+        return None
+    candidates = len(held["errors"][0]) if held["errors"] else 0
+    note = f"Every candidate's score beside its true error after one step, on {len(held['errors'])} true states with {candidates} candidates each."
+    return joined(tag("h3", "Calibration of the rewards"), tag("p", note, class_="note"), parts)
+
+
+def _of_reward(name: str, errors: Sequence[Sequence[Any]], scores: Sequence[Sequence[Any]]) -> Markup:
+    label, ink = LABELS.get(name, name), colour(name)
+    groups: list[Group] = [
+        [(float(s), float(e)) for s, e in zip(line, true, strict=True) if s is not None and e is not None]
+        for line, true in zip(scores, errors, strict=True)
+    ]
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return tag("p", f"{label}: no state has two candidates that can be compared.", class_="note")
+    buckets = _buckets(sorted(pair for group in groups for pair in group))
+    middles = [fmean(s for s, _ in b) for b in buckets]
+    low, high = ([_quartiles([e for _, e in b])[i] for b in buckets] for i in (0, 2))
+    pooled = Series(label, middles, [fmean(e for _, e in b) for b in buckets], ink, band=(low, high))
+    ranks = _by_rank(groups)
+    ranked = Series(label, list(range(1, len(ranks) + 1)), ranks, ink)
+    even = Series("all alike", [1, max(len(ranks), 1)], [1.0, 1.0], "var(--faint)", dashed=True, muted=True)
+    charts = [
+        line_chart(f"{label}: true error by score", [pooled], x_label="score (mean of a bucket)", y_label="MSE"),
+        line_chart(
+            f"{label}: true error by rank of score", [even, ranked], x_label="rank of the score, 1 = best", y_label="MSE / mean of state"
+        ),
+    ]
+    rows = [
+        [i + 1, number(b[0][0]), number(b[-1][0]), number(len(b)), number(fmean(e for _, e in b)), number(low[i]), number(high[i])]
+        for i, b in enumerate(buckets)
+    ]
+    heads = ("bucket", "lowest score", "highest score", "candidates", "mean MSE", "25 %", "75 %")
+    return joined(
+        tag("div", charts, class_="charts"),
+        tag("p", _verdict(label, groups), class_="note"),
+        table(f"{label}: scores in buckets of equal size and the true errors in them (band: 25 to 75 %)", heads, rows),
+    )
+
+
+def _verdict(label: str, groups: Sequence[Group]) -> str:
+    chosen = [max(group)[1] for group in groups]
+    best, middle = [min(e for _, e in g) for g in groups], [fmean(e for _, e in g) for g in groups]
+    possible = fmean(middle) - fmean(best)
+    share = f"{100 * (fmean(middle) - fmean(chosen)) / possible:.0f} %" if possible > 0 else "none to be had"
+    tau = fmean(_kendall(group) for group in groups)
+    return (
+        f"{label}: Kendall's tau between score and −error within a state is {tau:.2f} on average (1: perfect order, 0: none). "
+        f"Choosing by score takes {share} of the gain that the best candidate has over the average one."
+    )
+
+
+def _kendall(group: Group) -> float:
+    """Tau-a of score against minus error; ties count nothing."""
+    total = 0
+    for i, (s, e) in enumerate(group):
+        total += sum(int(math.copysign(1, (s - t) * (f - e))) for t, f in group[:i] if (s - t) * (f - e) != 0)
+    return total / (len(group) * (len(group) - 1) / 2)
+
+
+def _by_rank(groups: Sequence[Group]) -> list[float | None]:
+    """Mean over states of error / the state's mean error, for the best scored candidate, the second, and so on."""
+    ratios: list[list[float]] = [[] for _ in range(max(map(len, groups)))]
+    for group in groups:
+        mean = fmean(e for _, e in group)
+        for rank, (_, e) in enumerate(sorted(group, key=lambda pair: -pair[0])):
+            if mean > 0:
+                ratios[rank].append(e / mean)
+    return [fmean(r) if r else None for r in ratios]
+
+
+def _buckets(pairs: Group) -> list[Group]:
+    """In order of score, up to ``BUCKETS`` of nearly equal size."""
+    count = min(BUCKETS, len(pairs))
+    edges = [round(i * len(pairs) / count) for i in range(count + 1)]
+    return [pairs[a:b] for a, b in zip(edges, edges[1:])]
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return (values[0],) * 3
+    a, b, c = quantiles(values, n=4, method="inclusive")
+    return a, b, c

@@ -1,0 +1,198 @@
+"""The page as a whole: sections in order, pictures as far as there is room, one file without a network."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ttcfast.runtime.files import atomic_write
+
+from .. import fields
+from . import png
+from .ablation import ablation
+from .animation import animation
+from .calibration import calibration_section
+from .html import Markup, facts, joined, number, table, tag, trusted
+from .methods import explanation, gain_histograms, guardrail_table, headline, method_table, sweep_section, time_charts
+from .runs import Run, flat, guarded
+from .training import training_section
+
+MOST_BYTES = 7_500_000
+"""Of the whole page: what mail and chat programs still take, and a phone opens at once."""
+_DRAWN = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching")  # the page has these as charts
+_HERE = Path(__file__).parent
+
+
+@dataclass
+class _Room:
+    """What is left of ``MOST_BYTES``, and what found no place."""
+
+    left: int = MOST_BYTES
+    refused: list[str] = field(default_factory=list)
+
+    def take(self, part: Markup, name: str) -> Markup | None:
+        size = len(part.encode("utf-8"))
+        if size > self.left:
+            self.refused.append(name)
+            return None
+        self.left -= size
+        return part
+
+
+def write_page(path: str | os.PathLike[str], runs: Sequence[Run], comparison: Sequence[dict[str, Any]], notes: Sequence[str]) -> list[str]:
+    """Write one HTML file with everything in it.
+
+    Args:
+        path: the file.
+        runs: of ``runs.load``. comparison: rows of ``compare``, empty where no run compares methods. notes: for readers.
+
+    Returns:
+        What was left out for want of room, by name.
+
+    Raises:
+        DataError: a run's numbers are damaged or of another version. OutputError: the file cannot be written.
+    """
+    room = _Room()
+    anchors = {run.folder: f"run-{i + 1}" for i, run in enumerate(runs)}
+    head = [room.take(part, name) for name, part in _overview(runs, anchors, comparison, notes)]
+    # Numbers first, of every run; then pictures and animations, as long as there is room.
+    numbers = {run.folder: room.take(guarded(run.folder, partial(_numbers, run)), f"charts of {run.name}") for run in runs}
+    provenance = {run.folder: room.take(_provenance(run), f"provenance of {run.name}") for run in runs}
+    moving = {run.folder: _animations(run, room) for run in runs}
+    stills = {run.folder: _stills(run, room) for run in runs}
+    parts = {run.folder: [held[run.folder] for held in (moving, numbers, stills, provenance)] for run in runs}
+    sections = [_section(run, anchors[run.folder], parts[run.folder], folded=len(runs) > 3) for run in runs]
+    left_out = (
+        tag("p", f"Left out, since the page is full: {', '.join(room.refused)}. Make a page of fewer runs.") if room.refused else None
+    )
+    title = f"ttcfast report: {', '.join(run.name for run in runs[:3])}{' and others' if len(runs) > 3 else ''}"
+    with atomic_write(path) as file:
+        file.write(_document(title, joined(_header(title, runs, anchors), head, left_out, sections)))
+    return room.refused
+
+
+def _document(title: str, body: Markup) -> str:
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    # Nothing may be fetched, and no script may run but ours: even a hole in the escaping would stay shut.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    head = joined(
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", trusted(style)),
+    )
+    return (
+        "<!doctype html>\n"
+        + tag("html", tag("head", head), tag("body", tag("main", body), tag("script", trusted(script))), lang="en")
+        + "\n"
+    )
+
+
+def _header(title: str, runs: Sequence[Run], anchors: dict[Path, str]) -> Markup:
+    made = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    links = [tag("li", tag("a", run.name, href=f"#{anchors[run.folder]}")) for run in runs]
+    contents = tag("nav", tag("ul", links), aria_label="Runs") if len(runs) > 1 else None
+    return tag("header", tag("h1", title), tag("p", f"{len(runs)} run{'s' * (len(runs) != 1)}, page made {made}", class_="note"), contents)
+
+
+def _overview(
+    runs: Sequence[Run], anchors: dict[Path, str], comparison: Sequence[dict[str, Any]], notes: Sequence[str]
+) -> Iterator[tuple[str, Markup]]:
+    """What concerns several runs: notes, ablations by family, the table of all methods of all runs."""
+    if notes:
+        yield "notes", tag("ul", [tag("li", note) for note in notes], class_="notes")
+    families: dict[Path | None, list[Run]] = {}
+    for run in runs:
+        if run.compares_methods:
+            families.setdefault(run.family, []).append(run)
+    for family, members in families.items():
+        if len(members) > 1:
+            title = "Runs side by side" if family is None else f"Ablation {family.name}"
+            named = [anchors[run.folder] for run in members]
+            yield title, guarded(family or members[0].folder, lambda _, m=members, t=title, n=named: tag("section", ablation(m, t, n)))
+    if len({row["run"] for row in comparison}) > 1:
+        heads = list(comparison[0])
+        rows = [[row[h] if h in ("run", "method") else number(row[h]) for h in heads] for row in comparison]
+        held = joined(tag("h2", "All methods of all runs"), table("Every method of every run", heads, rows, text_columns=2))
+        yield "the table of all methods of all runs", tag("section", held)
+
+
+def _numbers(run: Run, _: Path) -> Markup:
+    if not run.compares_methods:
+        return training_section(run)
+    m = run.metrics
+    return joined(time_charts(m), gain_histograms(m), sweep_section(m), calibration_section(run.folder), guardrail_table(m))
+
+
+def _section(run: Run, anchor: str, parts: Sequence[Markup | None], *, folded: bool) -> Markup:
+    """A run's section; of many, each is folded under its name."""
+    top = guarded(run.folder, lambda _: _top(run.metrics)) if run.compares_methods else None
+    inside = joined(tag("p", str(run.folder), class_="path"), top, *parts)
+    if folded:
+        return tag("section", tag("details", tag("summary", tag("h2", run.name)), inside), id=anchor)
+    return tag("section", tag("h2", run.name), inside, id=anchor)
+
+
+def _top(metrics: Mapping[str, Any]) -> Markup:
+    return joined(headline(metrics), method_table(metrics), explanation(metrics))
+
+
+def _animations(run: Run, room: _Room) -> Markup | None:
+    path = run.folder / fields.FILE
+    if not run.compares_methods or not path.is_file():
+        return None
+    shown = fields.read_fields(path)
+    moving = [room.take(animation(shown, i), f"animation of problem {p} of {run.name}") for i, p in enumerate(shown.problems)]
+    return joined(tag("h3", "The fields in motion"), moving) if any(moving) else None
+
+
+def _stills(run: Run, room: _Room) -> Markup | None:
+    """The PNG figures of the folder, but for those that the page draws itself."""
+    stills = []
+    for file in sorted([*run.folder.glob("*.png"), *run.folder.glob("figures/*.png")]):
+        if run.compares_methods and file.stem in _DRAWN:
+            continue
+        found = png.read_picture(file)
+        name = file.stem.replace("_", " ")
+        if found is None:
+            stills.append(tag("p", f"{file.name} is no whole PNG picture and was left out.", class_="note"))
+            continue
+        data, width, height, title = found
+        image = tag("img", src=png.data_url(data), alt=title or name, width=width, height=height, loading="lazy")
+        kept = room.take(tag("figure", tag("figcaption", title or name), image, class_="still"), f"{file.name} of {run.name}")
+        stills += [kept] if kept is not None else []
+    return joined(tag("h3", "Figures"), stills) if stills else None
+
+
+def _provenance(run: Run) -> Markup:
+    """Configuration, seeds, versions, commit, machine, folded."""
+    p = run.provenance
+    if not p:
+        return tag("p", "This run kept no provenance.", class_="note")
+    git = p.get("git") or {}
+    about = [
+        ("time", p.get("time")),
+        ("command", " ".join(map(str, p.get("argv") or []))),
+        ("commit", git.get("commit", "not from a checkout")),
+    ]
+    about += [("files differed from the commit", {True: "yes", False: "no"}.get(git.get("dirty"), "unknown"))]
+    about += list((p.get("seeds") or {}).items()) or [("seeds", "none recorded")]
+    parts = [facts("Origin and seeds", about)]
+    for key, title in (("versions", "Versions"), ("host", "Machine"), ("config", "Configuration")):
+        held = p.get(key)
+        if isinstance(held, dict) and held:
+            parts.append(facts(title, [(k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in flat(held).items()]))
+    return tag("details", tag("summary", "Configuration and provenance"), parts, class_="provenance")

@@ -1,0 +1,175 @@
+"""Run folders: which there are, what kind each is, and what it is called on a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.logs import read_log
+
+_MARKS = ("metrics.json", "summary.csv", "table.csv", "config.json", "log.jsonl")
+_EVALUATIONS = ("run_ttc", "demo")  # commands whose runs are nothing before their metrics.json is there
+_DEEPEST = 3  # a multirun's folders lie at most so far below the folder that is named: date, time, number
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder.
+
+    Args:
+        folder: where it lies.
+        name: short, different for every run of a page.
+        metrics: ``metrics.json``, {} where the run wrote none.
+        provenance: configuration, versions, seeds and so on; {} where none was kept.
+        family: the folder above that was named instead of this one (a multirun); None where this one was named.
+        log: entries of ``log.jsonl``, of runs without methods only.
+        tables: rows of the CSV tables, by file name, of runs without methods only.
+    """
+
+    folder: Path
+    name: str
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    family: Path | None = None
+    log: Sequence[Mapping[str, Any]] = ()
+    tables: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    @property
+    def compares_methods(self) -> bool:
+        """Whether it is a run of ``run_ttc`` or ``demo``."""
+        return "methods" in self.metrics
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration by dotted keys."""
+        return flat(self.provenance.get("config") or {})
+
+
+def load(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs in ``folders``, and notes about what was left out.
+
+    A folder that is no run but holds runs (a multirun) stands for all of them; those of them that have no numbers yet are left out and
+    named in the notes.
+
+    Raises:
+        ArgumentError: a folder named twice. DataError: a folder that is missing, no run, has no numbers yet, or is damaged.
+    """
+    found: dict[Path, Path | None] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError(f"there is no folder {folder}; give folders that ttcfast demo, run_ttc or train_* wrote")
+        inside = [(folder, None)] if _is_run(folder) else [(child, folder) for child in _runs_below(folder)]
+        if not inside:
+            raise DataError(
+                f"{folder} is no run: it holds no readable metrics.json, table or log, nor do the folders in it; give a folder that "
+                "ttcfast demo, run_ttc or train_* wrote"
+            )
+        for run, family in inside:
+            place = run.resolve()
+            if any(place == other.resolve() for other in found):
+                raise ArgumentError(f"runs names {run} twice; name every run once")
+            found[run] = family
+    waiting = {run: missing for run in found if (missing := _lacks(run)) is not None}
+    if told := next((run for run in waiting if found[run] is None), None):
+        raise DataError(f"{told} {waiting[told]}: it is still running or was stopped; wait for it, or make it again")
+    notes = [f"{run} was left out: it {missing}." for run, missing in waiting.items()]
+    there = [run for run in found if run not in waiting]
+    if not there:
+        raise DataError(f"none of the runs in {', '.join(map(str, folders))} has numbers yet; wait for one")
+    return [_open(run, name, found[run]) for run, name in zip(there, short_names(there), strict=True)], notes
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many parts before it as tell runs of the same name apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        others = [p for p in parts if p != own]
+        length = next(n for n in range(1, len(own) + 1) if n == len(own) or all(p[-n:] != own[-n:] for p in others))
+        names.append("/".join(own[-length:]).replace("//", "/"))
+    return names
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + str(key): value}
+    return out
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).is_file() for mark in _MARKS) or any(folder.glob("*.provenance.json"))
+
+
+def _runs_below(folder: Path, depth: int = 1) -> list[Path]:
+    runs: list[Path] = []
+    for child in sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_numbers_in_order):
+        runs += [child] if _is_run(child) else _runs_below(child, depth + 1) if depth < _DEEPEST else []
+    return runs
+
+
+def _numbers_in_order(path: Path) -> tuple[int, str]:
+    return (int(path.name), "") if path.name.isdecimal() else (-1, path.name)
+
+
+def _lacks(folder: Path) -> str | None:
+    """What a run folder has not got yet; None where there is something to show."""
+    if (folder / "metrics.json").is_file():
+        return None
+    if any((folder / f"{command}.provenance.json").is_file() for command in _EVALUATIONS):
+        return "has no metrics.json yet"
+    return None if read_log(folder) or any(_tables_of(folder)) else "has no numbers yet"
+
+
+def _open(folder: Path, name: str, family: Path | None) -> Run:
+    metrics = _json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    provenance = metrics.get("provenance") or _provenance(folder)
+    if "methods" in metrics:
+        return Run(folder, name, metrics, provenance, family)
+    return Run(folder, name, metrics, provenance, family, guarded(folder, read_log), guarded(folder, _read_tables))
+
+
+def guarded(folder: Path, read: Callable[[Path], Any]) -> Any:
+    """``read(folder)``, with whatever a damaged or foreign file does to it told as a DataError."""
+    try:
+        return read(folder)
+    except OSError as error:
+        raise DataError(f"{folder} holds a file that cannot be read ({error.strerror or error}); make it readable") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise DataError(f"the numbers of {folder} are damaged or of another version ({text}); make the run again") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path.parent} holds no readable {path.name} ({error.strerror}); make it readable") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged or of another version ({error}); make the run again") from error
+    if not isinstance(held, dict):
+        raise DataError(f"{path} is damaged or of another version (no mapping); make the run again")
+    return held
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    kept = sorted(folder.glob("*provenance.json")) or [p for p in (folder / "config.json",) if p.is_file()]
+    return _json(kept[0]) if kept else {}
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.csv") if p.name != "log.csv")
+
+
+def _read_tables(folder: Path) -> dict[str, list[dict[str, str]]]:
+    tables = {}
+    for path in _tables_of(folder):
+        with open(path, encoding="utf-8", newline="") as file:
+            tables[path.name] = [{k: v for k, v in row.items() if k is not None and isinstance(v, str)} for row in csv.DictReader(file)]
+    return tables

@@ -1,0 +1,63 @@
+"""The section of a run that is not a comparison of methods (training): its tables, and what its log says against the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .chart import Series, line_chart
+from .html import Cell, Markup, joined, number, table, tag
+from .runs import Run
+
+MOST_ROWS, MOST_CURVES, MOST_POINTS = 200, 12, 200
+
+
+def training_section(run: Run) -> Markup:
+    """Every CSV table of the folder, then one chart per number of the log."""
+    tables = [_table(name, rows) for name, rows in run.tables.items() if rows]
+    curves = _curves(run.log)
+    charts = [
+        line_chart(name, [Series(name, *_thinned(points), "var(--accent)")], x_label="step", y_label=name)
+        for name, points in list(curves.items())[:MOST_CURVES]
+    ]
+    left = list(curves)[MOST_CURVES:]
+    return joined(
+        [tag("h3", "Tables") if tables else None, tables],
+        joined(tag("h3", "Log"), tag("div", charts, class_="charts")) if charts else None,
+        tag("p", f"Not drawn: {', '.join(left)}.", class_="note") if left else None,
+    )
+
+
+def _table(name: str, rows: Sequence[Mapping[str, str]]) -> Markup:
+    heads = list(rows[0])
+    cells = [[_cell(row.get(head, "")) for head in heads] for row in rows[:MOST_ROWS]]
+    more = f", the first {MOST_ROWS} of {len(rows)} rows" if len(rows) > MOST_ROWS else ""
+    texts = next((i for i, cell in enumerate(cells[0]) if cell.value is not None), len(heads))
+    return table(name + more, heads, cells, text_columns=max(1, texts))
+
+
+def _cell(text: str) -> Cell:
+    try:
+        value = float(text)
+    except ValueError:
+        return Cell(text or None)
+    return number(int(value) if value.is_integer() and abs(value) < 1e15 and "." not in text else value)
+
+
+def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Numbers of the log that appear at two steps or more."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for entry in log:
+        for key, value in entry.items():
+            if key != "step" and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                found.setdefault(key, []).append((float(entry["step"]), float(value)))
+    return {key: points for key, points in found.items() if len({x for x, _ in points}) > 1}
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """At most ``MOST_POINTS``, means over equal stretches of the log."""
+    stretch = -(-len(points) // MOST_POINTS)
+    parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+    xs, ys = ([sum(p[axis] for p in part) / len(part) for part in parts] for axis in (0, 1))
+    return xs, ys
