@@ -125,7 +125,7 @@ def _split(argument: str) -> tuple[str, str]:
 
 
 def _words_as_list(command: str, arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
-    """``report a b out=c`` as ``report runs=[a,b] out=c``. A word with a sign (``ttc.seed=1``, a multirun's folder) counts if it is there."""
+    """``report a b out=c`` as ``report runs=[a,b] out=c``. A folder called ``ttc.seed=1`` (a multirun's) is a word too."""
     key = _WORDS.get(command)
     if key is None:
         return list(arguments)

@@ -46,8 +46,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
     """Print one table over all runs that compare methods, write it as CSV and Markdown, and everything of all runs as an HTML page.
 
     Returns:
-        One row per run and method; none where every run is a training. Gains are against the deterministic rollout of the same run; runs on other problems, or with errors in
-        other units, stand in one table but cannot be compared, and a note says so.
+        One row per run and method; none where every run is a training. Gains are against the deterministic rollout of the same run; runs
+        on other problems, or with errors in other units, stand in one table but cannot be compared, and a note says so.
 
     Raises:
         DataError: a folder is no run, has no numbers yet, or damaged ones. ArgumentError: a run named twice. OutputError: the folder cannot

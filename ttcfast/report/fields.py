@@ -94,9 +94,7 @@ def read_fields(path: str | os.PathLike[str]) -> ShownFields:
         raise DataError(f"{Path(path)} is damaged or of another version ({error}); make the run again, or delete this file") from error
     expected = (len(problems), len(steps))
     if truth.ndim not in (3, 4) or truth.shape[:2] != expected or not truth.shape == deterministic.shape == method.shape or not truth.size:
-        raise DataError(
-            f"{Path(path)} holds fields {truth.shape} for {expected} problems and frames; make the run again, or delete this file"
-        )
+        raise DataError(f"{Path(path)} holds {truth.shape} for {expected} problems and frames; make the run again, or delete this file")
     return ShownFields(truth, deterministic, method, tuple(steps), tuple(times) or None, tuple(problems), *names)
 
 

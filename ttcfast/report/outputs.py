@@ -1,4 +1,4 @@
-"""Everything a run leaves in its folder: ``metrics.json``, ``summary.csv``, ``config.json``, ``table.md``, ``fields.npz``, figures, logs."""
+"""What a run leaves in its folder: ``metrics.json``, ``summary.csv``, ``config.json``, ``table.md``, ``fields.npz``, figures, logs."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class RunTTCConfig:
         shown: problems whose fields are drawn.
         finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
         one_step: also measure the surrogate's single step beside persistence, N T model evaluations more.
-        calibration: true states from which every reward's scores are compared with the candidates' true errors, B model evaluations each; 0: none.
+        calibration: true states whose candidates' scores are compared with their true errors, B model evaluations each; 0: none.
         recorded: a file of rows that another run measured on the same problems, or None.
         device: where the surrogate runs, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         tensorboard, wandb: log there too; ``wandb`` is a project's name (offline) or wandb.init's arguments.

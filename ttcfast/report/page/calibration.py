@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
@@ -33,7 +34,8 @@ def calibration_section(folder: Path) -> Markup | None:
     if not parts:
         return None
     candidates = len(held["errors"][0]) if held["errors"] else 0
-    note = f"Every candidate's score beside its true error after one step, on {len(held['errors'])} true states with {candidates} candidates each."
+    note = "Every candidate's score beside its true error after one step,"
+    note += f" on {len(held['errors'])} true states with {candidates} candidates each."
     return joined(tag("h3", "Calibration of the rewards"), tag("p", note, class_="note"), parts)
 
 
@@ -106,7 +108,7 @@ def _buckets(pairs: Group) -> list[Group]:
     """In order of score, up to ``BUCKETS`` of nearly equal size."""
     count = min(BUCKETS, len(pairs))
     edges = [round(i * len(pairs) / count) for i in range(count + 1)]
-    return [pairs[a:b] for a, b in zip(edges, edges[1:])]
+    return [pairs[a:b] for a, b in pairwise(edges)]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

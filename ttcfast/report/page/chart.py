@@ -93,11 +93,12 @@ def histogram(title: str, values: Sequence[float], edges: Sequence[float], colou
     def place(v: float) -> float:
         return 8 + (width - 16) * (v - edges[0]) / span
 
-    bars = [
-        tag("rect", tag("title", f"{edges[i]:g} to {edges[i + 1]:g} %: {n}"), x=f"{place(edges[i]) + 0.5:.1f}", y=f"{base - 78 * n / top:.1f}",
-            width=f"{max(place(edges[i + 1]) - place(edges[i]) - 1, 0.5):.1f}", height=f"{78 * n / top:.1f}")
-        for i, n in enumerate(counts) if n
-    ]  # fmt: skip
+    bars = []
+    for left, right, n in zip(edges, edges[1:], counts, strict=False):
+        x, size = place(left) + 0.5, max(place(right) - place(left) - 1, 0.5)
+        rise, told = 78 * n / top, tag("title", f"{left:g} to {right:g} %: {n}")
+        if n:
+            bars.append(tag("rect", told, x=f"{x:.1f}", y=f"{base - rise:.1f}", width=f"{size:.1f}", height=f"{rise:.1f}"))
     ends = [(edges[0], "start"), (edges[-1], "end")] + ([(0.0, "middle")] if edges[0] < -0.15 * span and edges[-1] > 0.15 * span else [])
     texts = [tag("text", f"{v:g}", x=f"{place(v):.1f}", y=base + 16, text_anchor=anchor) for v, anchor in ends]
     parts = [tag("g", bars, class_="bars hollow" if hollow else "bars", style=f"--c:{colour}"),

@@ -23,7 +23,7 @@ def trusted(text: str) -> Markup:
     return Markup(text)
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Markup:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     """An element. ``class_`` is class, ``aria_label`` is aria-label; None and False leave an attribute or child out, True has no value."""
     given = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None and value is not False)
     written = "".join(f" {key}" if value is True else f' {key}="{html.escape(_plain(value))}"' for key, value in given)

@@ -152,8 +152,8 @@ def gain_histograms(metrics: Mapping[str, Any]) -> Markup:
         text = f"{name_of(m)}: {better} of {len(gains)} improved ({100 * better / len(gains):.0f} %), median {median(gains):.3g} %"
         drawn = [min(v, -1e-9) if v <= 0 else v for v in gains]  # a gain of exactly 0 is none: left of the line
         figures.append(histogram(text, drawn, edges, ink(m), label=f"SampleGain histogram, {text}", hollow=m["projection"]))
-    note = "Gain per problem in percent, right of the line is better. Filled: over the deterministic rollout. Hollow: with projection, over the "
-    note += "deterministic rollout with projection." + (f" {LOWEST:g} and worse stand in the first bin." if edges[0] == LOWEST else "")
+    note = "Gain per problem in percent, right of the line is better. Filled: over the deterministic rollout. Pale: with projection, over "
+    note += "the deterministic rollout with projection." + (f" {LOWEST:g} and worse stand in the first bin." if edges[0] == LOWEST else "")
     return joined(tag("h3", "SampleGain over the problems"), tag("p", note, class_="note"), tag("div", figures, class_="charts small"))
 
 
