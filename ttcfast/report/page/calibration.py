@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
+import torch
+
+from ttcfast.metrics.calibration import calibration
 from ttcfast.ttc.method_result import LABELS
 
 from ..calibration import FILE
@@ -48,10 +51,13 @@ def _of_reward(name: str, errors: Sequence[Sequence[Any]], scores: Sequence[Sequ
     groups = [group for group in groups if len(group) > 1]
     if not groups:
         return tag("p", f"{label}: no state has two candidates that can be compared.", class_="note")
-    buckets = _buckets(sorted(pair for group in groups for pair in group))
-    middles = [fmean(s for s, _ in b) for b in buckets]
-    low, high = ([_quartiles([e for _, e in b])[i] for b in buckets] for i in (0, 2))
-    pooled = Series(label, middles, [fmean(e for _, e in b) for b in buckets], ink, band=(low, high))
+    pairs = sorted(pair for group in groups for pair in group)
+    found = calibration(*torch.tensor(pairs, dtype=torch.float64).unbind(1), BUCKETS)
+    ends = list(accumulate(found.count.tolist(), initial=0))
+    buckets = [pairs[a:b] for a, b in pairwise(ends)]
+    low, high = ([_quartiles([e for _, e in bucket])[i] for bucket in buckets] for i in (0, 2))
+    means = found.error.tolist()
+    pooled = Series(label, found.score.tolist(), means, ink, band=(low, high))
     ranks = _by_rank(groups)
     ranked = Series(label, list(range(1, len(ranks) + 1)), ranks, ink)
     even = Series("all alike", [1, max(len(ranks), 1)], [1.0, 1.0], "var(--faint)", dashed=True, muted=True)
@@ -62,27 +68,32 @@ def _of_reward(name: str, errors: Sequence[Sequence[Any]], scores: Sequence[Sequ
         ),
     ]
     rows = [
-        [i + 1, number(b[0][0]), number(b[-1][0]), number(len(b)), number(fmean(e for _, e in b)), number(low[i]), number(high[i])]
+        [i + 1, number(b[0][0]), number(b[-1][0]), number(len(b)), number(means[i]), number(low[i]), number(high[i])]
         for i, b in enumerate(buckets)
     ]
     heads = ("bucket", "lowest score", "highest score", "candidates", "mean MSE", "25 %", "75 %")
     return joined(
         tag("div", charts, class_="charts"),
-        tag("p", _verdict(label, groups), class_="note"),
+        tag("p", _verdict(label, groups, found.rank_correlation), class_="note"),
         table(f"{label}: scores in buckets of equal size and the true errors in them (band: 25 to 75 %)", heads, rows),
     )
 
 
-def _verdict(label: str, groups: Sequence[Group]) -> str:
+def _verdict(label: str, groups: Sequence[Group], pooled: float) -> str:
     chosen = [max(group)[1] for group in groups]
     best, middle = [min(e for _, e in g) for g in groups], [fmean(e for _, e in g) for g in groups]
     possible = fmean(middle) - fmean(best)
     share = f"{100 * (fmean(middle) - fmean(chosen)) / possible:.0f} %" if possible > 0 else "none to be had"
     tau = fmean(_kendall(group) for group in groups)
     return (
-        f"{label}: Kendall's tau between score and −error within a state is {tau:.2f} on average (1: perfect order, 0: none). "
+        f"{label}: over all candidates the rank correlation of score and error is {_signed(pooled)} (−1: perfect, 0: none). "
+        f"Within a state, Kendall's tau of score and −error is {_signed(tau)} on average (1: perfect, 0: none). "
         f"Choosing by score takes {share} of the gain that the best candidate has over the average one."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _kendall(group: Group) -> float:
@@ -102,13 +113,6 @@ def _by_rank(groups: Sequence[Group]) -> list[float | None]:
             if mean > 0:
                 ratios[rank].append(e / mean)
     return [fmean(r) if r else None for r in ratios]
-
-
-def _buckets(pairs: Group) -> list[Group]:
-    """In order of score, up to ``BUCKETS`` of nearly equal size."""
-    count = min(BUCKETS, len(pairs))
-    edges = [round(i * len(pairs) / count) for i in range(count + 1)]
-    return [pairs[a:b] for a, b in pairwise(edges)]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

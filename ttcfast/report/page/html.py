@@ -72,7 +72,7 @@ def short(value: float) -> str:
         return MISSING
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
-    return f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}"
+    return (f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}").replace("-", "−", value < 0)
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, text_columns: int = 1, small: bool = False) -> Markup:
@@ -86,7 +86,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, 
     """
     head = tag("tr", [tag("th", h, scope="col", class_="text" if i < text_columns else None) for i, h in enumerate(heads)])
     body = [tag("tr", [_cell(c, i, text_columns) for i, c in enumerate(row)]) for row in rows]
-    inner = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body), class_="small" if small else None)
+    inner = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body), class_="small" if small else None)
     # A wide table scrolls by itself; focus lets the keyboard do it.
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 

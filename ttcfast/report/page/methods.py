@@ -80,7 +80,7 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
                 number(m["evaluations"]),
             ]
         )
-    return table(f"Methods on {metrics['problems']} problems, errors in {metrics['error_units']}", heads, rows)
+    return table(f"Methods on {metrics['problems']} problems ({metrics['error_units']})", heads, rows)
 
 
 def gain(value: float | None) -> Cell:
