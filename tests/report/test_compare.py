@@ -34,6 +34,7 @@ def test_runs_stand_in_one_table(runs, tmp_path):
     assert arm_row["rollout MSE"] == wanted["rollout_mse"] and arm_row["gain %"] == wanted["gain_mean_percent"]
     with open(tmp_path / "report.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(rows)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "report.md").read_text().count("| ARM + projection |") == 2
     assert "differ in numbers of problems" in shown.getvalue() and "oracle" in shown.getvalue()
 
@@ -45,7 +46,7 @@ def test_one_run_needs_no_warning(runs, tmp_path):
 
 
 def test_a_folder_without_numbers_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"holds no readable metrics\.json"):
+    with pytest.raises(DataError, match=r"is no run: it holds no readable metrics\.json"):
         compare(CompareConfig((str(tmp_path),), str(tmp_path / "out")))
     (tmp_path / "metrics.json").write_text('{"methods": [{}]}')
     with pytest.raises(DataError, match="damaged or of another version"):

@@ -28,7 +28,9 @@ def test_demo_writes_everything(demo):
     result, out = demo
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     expected = [
+        "calibration.json",
         "config.json",
+        "fields.npz",
         "log.csv",
         "log.jsonl",
         "metrics.json",

@@ -104,6 +104,7 @@ def _say_where(out: Path, result: RunTTCResult) -> None:
     console.print(f"\n{result.seconds:.0f} s in all. Numbers: {out / 'metrics.json'}, {out / 'summary.csv'}. Figures:")
     for path in result.figures:
         console.print(f"  {path}")
+    console.print(f"All of it on one page: ttcfast report {out}")
 
 
 def _examples(given: str | Path | None) -> Path:

@@ -276,7 +276,7 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
 
 
 def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> None:
-    rewards = {name: used[name].scorer for name in ("arm", "prm", "arm_prm") if name in used}
+    rewards = {name: variant.scorer for name, variant in used.items() if "select" not in variant.options}
     if rewards and config.calibration and config.ttc.branching_factor > 1:
         found = candidate_scores(surrogate, problems, rewards, config.ttc, groups=config.calibration)
         write_calibration(out / CALIBRATION, found)

@@ -100,7 +100,7 @@ def histogram(title: str, values: Sequence[float], edges: Sequence[float], colou
         if n:
             bars.append(tag("rect", told, x=f"{x:.1f}", y=f"{base - rise:.1f}", width=f"{size:.1f}", height=f"{rise:.1f}"))
     ends = [(edges[0], "start"), (edges[-1], "end")] + ([(0.0, "middle")] if edges[0] < -0.15 * span and edges[-1] > 0.15 * span else [])
-    texts = [tag("text", f"{v:g}", x=f"{place(v):.1f}", y=base + 16, text_anchor=anchor) for v, anchor in ends]
+    texts = [tag("text", _tick(v), x=f"{place(v):.1f}", y=base + 16, text_anchor=anchor) for v, anchor in ends]
     parts = [tag("g", bars, class_="bars hollow" if hollow else "bars", style=f"--c:{colour}"),
              tag("path", d=f"M8 {base}H{width - 8}", class_="axis"), tag("path", d=f"M{place(0):.1f} 10V{base}", class_="zero"),
              tag("text", str(top), x=8, y=14, class_="faint"), *texts]  # fmt: skip
@@ -147,7 +147,7 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
 
 def _tick(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}"
+        return f"{value:.6g}".replace("-", "−")
     power = math.floor(math.log10(abs(value)) + 1e-9)
     factor = round(value / 10.0**power, 6)
     exponent = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -149,7 +149,7 @@ def gain_histograms(metrics: Mapping[str, Any]) -> Markup:
     figures = []
     for m, gains in shown:
         better = sum(v > 0 for v in gains)
-        text = f"{name_of(m)}: {better} of {len(gains)} improved ({100 * better / len(gains):.0f} %), median {median(gains):.3g} %"
+        text = f"{name_of(m)}: {better} of {len(gains)} improved ({100 * better / len(gains):.0f} %), median {short(median(gains))} %"
         drawn = [min(v, -1e-9) if v <= 0 else v for v in gains]  # a gain of exactly 0 is none: left of the line
         figures.append(histogram(text, drawn, edges, ink(m), label=f"SampleGain histogram, {text}", hollow=m["projection"]))
     note = "Gain per problem in percent, right of the line is better. Filled: over the deterministic rollout. Pale: with projection, over "

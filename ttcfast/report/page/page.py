@@ -21,7 +21,7 @@ from .ablation import ablation
 from .animation import animation
 from .calibration import calibration_section
 from .html import Markup, facts, joined, number, table, tag, trusted
-from .methods import explanation, gain_histograms, guardrail_table, headline, method_table, sweep_section, time_charts
+from .methods import explanation, gain, gain_histograms, guardrail_table, headline, method_table, sweep_section, time_charts
 from .runs import Run, flat, guarded
 from .training import training_section
 
@@ -125,9 +125,14 @@ def _overview(
             yield title, guarded(family or members[0].folder, lambda _, m=members, t=title, n=named: tag("section", ablation(m, t, n)))
     if len({row["run"] for row in comparison}) > 1:
         heads = list(comparison[0])
-        rows = [[row[h] if h in ("run", "method") else number(row[h]) for h in heads] for row in comparison]
-        held = joined(tag("h2", "All methods of all runs"), table("Every method of every run", heads, rows, text_columns=2))
-        yield "the table of all methods of all runs", tag("section", held)
+        names = {str(run.folder): run.name for run in runs}
+        shown = {"run": lambda folder: names[folder], "method": str, "gain %": gain}
+        rows = [[shown.get(h, number)(row[h]) for h in heads] for row in comparison]
+        held = table("Every method of every run", heads, rows, text_columns=2)
+        yield (
+            "the table of all methods of all runs",
+            tag("section", tag("details", tag("summary", tag("h2", "All methods of all runs")), held)),
+        )
 
 
 def _numbers(run: Run, _: Path) -> Markup:
@@ -171,7 +176,7 @@ def _stills(run: Run, room: _Room) -> Markup | None:
             stills.append(tag("p", f"{file.name} is no whole PNG picture and was left out.", class_="note"))
             continue
         data, width, height, title = found
-        image = tag("img", src=png.data_url(data), alt=title or name, width=width, height=height, loading="lazy")
+        image = tag("img", src=png.data_url(data), alt=title or name, width=width, height=height)
         kept = room.take(tag("figure", tag("figcaption", title or name), image, class_="still"), f"{file.name} of {run.name}")
         stills += [kept] if kept is not None else []
     return joined(tag("h3", "Figures"), stills) if stills else None

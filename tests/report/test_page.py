@@ -1,0 +1,253 @@
+"""The page of ``ttcfast report``: what stands on it, and what a browser makes of it."""
+
+import copy
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.report.browser import Browser, find_chromium
+from tests.report.small_run import arm, problems, surrogate, write_examples
+from ttcfast.report.calibration import candidate_scores
+from ttcfast.report.compare import CompareConfig, compare
+from ttcfast.report.demo import run_demo
+from ttcfast.report.fields import MOST_CELLS, MOST_FRAMES, read_fields, write_fields
+from ttcfast.report.page import png
+from ttcfast.report.page.ablation import differing
+from ttcfast.report.page.runs import load, short_names
+from ttcfast.rewards.common import ScoreContext
+from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
+from ttcfast.runtime.files import write_csv, write_json
+from ttcfast.runtime.logs import RunLog
+from ttcfast.spec import TTCConfig
+
+HOSTILE = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">'&\""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the demo on small data, with sweep, fields and calibration."""
+    folder = tmp_path_factory.mktemp("page")
+    out = folder / "runs" / "demo"
+    run_demo(out, examples=write_examples(folder / "examples"), branching_factor=3, steps=6, sweep=(1, 2, 4), sweep_problems=2, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def multirun(run, tmp_path_factory):
+    """Three runs of a multirun that differ in B and in where they wrote, a fourth that has not finished, and a training."""
+    folder = tmp_path_factory.mktemp("multi") / "ttc.branching_factor"
+    held = json.loads((run / "metrics.json").read_text())
+    for i, b in enumerate((2, 3, 16)):
+        changed = copy.deepcopy(held)
+        changed["provenance"]["config"]["ttc"]["branching_factor"] = b
+        changed["provenance"]["config"]["out"] = f"somewhere/{i}"
+        write_json(folder / str(i) / "metrics.json", changed)
+    write_json(folder / "3" / "run_ttc.provenance.json", {"config": {}})
+    training = folder.parent / "training"
+    with RunLog(training) as log:
+        for step in range(1, 6):
+            log.log({"loss": 1.0 / step, "note": "fine"}, step)
+    write_csv(training / "table.csv", [{"arm": HOSTILE, "error": 0.25, "seeds": 3}, {"arm": "flow", "error": 0.125, "seeds": 3}])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(request, tmp_path_factory):
+    program = find_chromium()
+    if program is None:
+        reason = "no Chromium on this machine (Debian: apt-get install chromium)"
+        (pytest.fail if request.config.getoption("--require-chromium") else pytest.skip)(reason)
+    opened = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+def page_of(tmp_path, *folders):
+    compare(CompareConfig(tuple(map(str, folders)), str(tmp_path / "report")))
+    return tmp_path / "report" / "report.html"
+
+
+def captions(browser):
+    return browser.evaluate("[...document.querySelectorAll('caption')].map(c => c.textContent)")
+
+
+def test_browser_shows_tables_charts_and_animation_without_complaint(run, tmp_path, browser):
+    page = page_of(tmp_path, run)
+    assert page.stat().st_size < 8_000_000
+    browser.open(page)
+    assert browser.complaints == [] and [r for r in browser.requests if not r.startswith("data:")] == [page.as_uri()]
+    shown = " ".join(captions(browser))
+    for name in ("Methods on 8 problems", "B sweep on 2 problems", "ARM: scores in buckets", "guardrails", "Versions", "Configuration"):
+        assert name in shown
+    charts = browser.evaluate("[...document.querySelectorAll('.chart figcaption')].map(c => c.textContent)")
+    for name in ("Error of each step", "Error / deterministic", "Drift of total energy", "Error against B", "ARM: true error by score"):
+        assert name in charts
+    assert sum("improved" in name for name in charts) == 8
+    # every chart has a line or bar of some size, every picture is decoded and has a text, every canvas has more than one colour
+    assert browser.evaluate("[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().height > 60)")
+    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt)")
+    assert browser.evaluate("[...document.querySelectorAll('svg[role=img]')].every(s => s.getAttribute('aria-label').length > 20)")
+    colours = "new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"
+    assert min(browser.evaluate(f"[...document.querySelectorAll('canvas')].map(c => {colours})")) > 5
+    sweep = browser.evaluate("[...document.querySelectorAll('.legend')][1].textContent")
+    assert "oracle" in sweep and "mean of B" in sweep and "deterministic" in sweep
+
+
+def test_heads_sort_the_table_by_value_both_ways(run, tmp_path, browser):
+    browser.open(page_of(tmp_path, run))
+    column = "[...document.querySelector('table').tBodies[0].rows].map(r => r.cells[1].dataset.value)"
+    values = "[...document.querySelector('table').tBodies[0].rows].map(r => Number(r.cells[4].dataset.value))"
+    before, methods = browser.evaluate(column), browser.evaluate(values)
+    for order in ("ascending", "descending"):
+        browser.evaluate("document.querySelectorAll('table')[0].tHead.rows[0].cells[4].querySelector('button').click()")
+        assert browser.evaluate(values) == sorted(methods, reverse=order == "descending")
+        assert browser.evaluate("document.querySelector('table').tHead.rows[0].cells[4].ariaSort") == order
+    assert sorted(browser.evaluate(column)) == sorted(before)
+
+
+def test_animation_plays_to_its_end_and_the_slider_moves_it(run, tmp_path, browser):
+    browser.open(page_of(tmp_path, run))
+    first = "document.querySelector('.animation canvas').toDataURL()"
+    last_frame = browser.evaluate(first)
+    browser.evaluate("(s => { s.value = 0; s.dispatchEvent(new Event('input')); })(document.querySelector('.animation input'))")
+    assert browser.evaluate("document.querySelector('.animation output').value").startswith("step 0")
+    assert browser.evaluate(first) != last_frame
+    browser.evaluate("document.querySelector('.animation button').click()")
+    assert browser.evaluate("document.querySelector('.animation button').textContent") == "Pause"
+    browser.wait_for("document.querySelector('.animation button').textContent === 'Play'")
+    assert browser.evaluate(first) == last_frame
+
+
+@pytest.mark.parametrize(("width", "dark"), [(380, False), (380, True), (1300, True)])
+def test_nothing_sticks_out_and_text_is_legible_on_a_phone_and_in_the_dark(run, multirun, tmp_path, browser, width, dark):
+    browser.open(page_of(tmp_path, run, multirun, multirun.parent / "training"), width=width, dark=dark)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width and browser.complaints == []
+    ground, ink = browser.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    light = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ground, ink)]
+    assert (light[0] < 60 and light[1] > 200) if dark else (light[0] > 200 and light[1] < 60)
+
+
+def test_a_multirun_shows_the_keys_that_differ_and_a_training_its_table_and_log(multirun, tmp_path, browser):
+    runs, notes = load([str(multirun)])
+    assert differing(runs) == {"ttc.branching_factor": [2, 3, 16]} and [r.name for r in runs] == ["0", "1", "2"]
+    assert len(notes) == 1 and "no metrics.json yet" in notes[0]
+    browser.open(page_of(tmp_path, multirun, multirun.parent / "training"))
+    heads = browser.evaluate("[...document.querySelector('table').tHead.rows[0].cells].map(c => c.textContent)")
+    assert heads[:4] == ["run", "ttc.branching_factor", "problems", "deterministic MSE"] and "oracle + projection" in heads
+    assert browser.evaluate("document.querySelector('table').tBodies[0].rows.length") == 3
+    text = browser.evaluate("document.body.textContent")
+    assert "Error against ttc.branching_factor" in text and "no metrics.json yet" in text
+    assert "table.csv" in " ".join(captions(browser)) and HOSTILE in text
+    assert "loss" in browser.evaluate("[...document.querySelectorAll('#run-4 .chart figcaption')].map(c => c.textContent)")
+
+
+def test_what_files_say_is_text_and_never_markup(run, tmp_path, browser):
+    folder = tmp_path / "<b>run"
+    shutil.copytree(run, folder)
+    held = json.loads((folder / "metrics.json").read_text())
+    held["notes"].append(HOSTILE)
+    held["methods"][6]["method"] = HOSTILE
+    held["error_units"] = HOSTILE
+    held["provenance"]["config"][HOSTILE] = {"</details></main>": HOSTILE}
+    (folder / "metrics.json").write_text(json.dumps(held))
+    (folder / "figures" / "<i>broken.png").write_bytes(b"\x89PNG\r\n\x1a\n<svg onload=alert(1)>")
+    browser.open(page_of(tmp_path, folder))
+    assert browser.complaints == [] and browser.evaluate("document.title") == "ttcfast report: <b>run"
+    assert browser.evaluate("document.scripts.length") == 1 and browser.evaluate("document.querySelectorAll('b, i').length") == 4
+    assert browser.evaluate("document.body.textContent").count(HOSTILE) >= 4
+    assert "<i>broken.png is no whole PNG" in browser.evaluate("document.body.textContent")
+
+
+def test_wrong_folders_are_one_clear_error(run, tmp_path):
+    def fails(kind, match, *folders, out=tmp_path / "out"):
+        with pytest.raises(kind, match=match):
+            compare(CompareConfig(tuple(map(str, folders)), str(out)))
+
+    fails(DataError, "there is no folder", tmp_path / "nowhere")
+    fails(DataError, "is no run", tmp_path)
+    fails(ArgumentError, "twice", run, run / ".." / "demo")
+    fails(ArgumentError, "twice", run, run.parent)
+    waiting = tmp_path / "waiting"
+    write_json(waiting / "run_ttc.provenance.json", {"config": {}})
+    fails(DataError, r"has no metrics\.json yet", waiting)
+    (waiting / "log.jsonl").write_text('{"step": 1, "mse": 2}\n{"step": 2, "mse": 1}\n')
+    fails(DataError, r"has no metrics\.json yet", waiting)
+    damaged = tmp_path / "damaged"
+    write_json(damaged / "metrics.json", {"methods": [{"method": "arm"}]})
+    fails(DataError, "damaged or of another version", damaged)
+    (tmp_path / "file").write_text("")
+    fails(OutputError, "give another one", run, out=tmp_path / "file" / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    (broken / "fields.npz").write_bytes(b"PK no")
+    fails(DataError, "damaged or of another version", broken)
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(run, tmp_path):
+    for place in ("monday", "tuesday"):
+        shutil.copytree(run, tmp_path / place / "demo", ignore=shutil.ignore_patterns("*.png", "*.npz"))
+    runs, _ = load([str(tmp_path / "monday" / "demo"), str(tmp_path / "tuesday" / "demo")])
+    assert [r.name for r in runs] == ["monday/demo", "tuesday/demo"]
+    assert short_names([tmp_path / "a" / "x", tmp_path / "y"]) == ["x", "y"]
+
+
+def test_page_stays_small_and_says_what_it_left_out(run, tmp_path):
+    shutil.copytree(run, tmp_path / "fat")
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000), dtype=np.uint8)
+    for i in range(4):
+        (tmp_path / "fat" / f"noise{i}.png").write_bytes(png.encode(noise, np.zeros((256, 3), np.uint8)))
+    page = page_of(tmp_path, tmp_path / "fat")
+    text = page.read_text()
+    assert page.stat().st_size < 8_000_000 and "noise0.png of fat" not in text
+    assert "Left out, since the page is full" in text and "noise3.png of fat" in text
+
+
+def test_fields_keep_what_the_rollouts_were(tmp_path):
+    from tests.report.small_run import small_evaluation
+
+    evaluation = small_evaluation()
+    result = evaluation.find("arm", projected=True)
+    write_fields(tmp_path / "fields.npz", evaluation, result, times=torch.arange(9) * 0.5)
+    kept = read_fields(tmp_path / "fields.npz")
+    assert kept.steps == tuple(range(9)) and kept.problems == (0, 2) and kept.times[2] == 1.0 and kept.name == "ARM + projection"
+    np.testing.assert_array_equal(kept.method, result.trajectory[:, :, 0].numpy())
+    np.testing.assert_array_equal(kept.truth, evaluation.truth[:, :, 0].numpy())
+
+
+def test_large_fields_are_thinned_out_by_block_means(tmp_path):
+    from ttcfast.report.fields import _small
+
+    assert MOST_CELLS == 128 and MOST_FRAMES == 41
+    fields = torch.arange(300.0).repeat(1, 2, 20, 1)  # [P, F, 20, 300]: blocks of 3 along the last axis
+    small = _small(fields)
+    assert small.shape == (1, 2, 20, 100)
+    np.testing.assert_allclose(small[0, 0, 0], torch.arange(300.0).reshape(100, 3).mean(1).numpy())
+    assert _small(torch.rand(1, 2, 8, 8, 6)).shape == (1, 2, 8, 8)
+
+
+def test_calibration_scores_and_errors_are_those_of_the_candidates():
+    given, model, scorer = problems(3, 4), surrogate(), arm()
+    found = candidate_scores(model, given, {"arm": scorer}, TTCConfig(branching_factor=5, seed=7), groups=6)
+    assert (found.errors.shape == found.scores["arm"].shape == (6, 5) and set(found.problems) == {0, 1, 2}) or len(set(found.steps)) > 2
+    i, problem, step = 4, found.problems[4], found.steps[4]
+    state = given.truth[problem : problem + 1, step]
+    where = torch.tensor([problem])
+    candidates = model.candidates(state, torch.arange(5), problem_ids=where, seed=7, step=step)
+    true = ((candidates[0] - given.truth[problem, step + 1]) / given.scale.view(-1, 1, 1)).square().flatten(1).mean(1)
+    torch.testing.assert_close(found.errors[i], true.double())
+    torch.testing.assert_close(found.scores["arm"][i], scorer.score_group(state, candidates, ScoreContext(step, where))[0].double())
+
+
+def test_palette_pictures_are_png_that_matplotlib_reads(tmp_path):
+    from matplotlib.image import imread
+
+    indices = np.random.default_rng(1).integers(0, 256, (5, 7), dtype=np.uint8)
+    palette = np.random.default_rng(2).integers(0, 256, (256, 3), dtype=np.uint8)
+    (tmp_path / "a.png").write_bytes(png.encode(indices, palette))
+    np.testing.assert_allclose(imread(tmp_path / "a.png")[..., :3] * 255, palette[indices], atol=0.01)
+    assert png.read_picture(tmp_path / "a.png")[1:] == (7, 5, None)
