@@ -1,8 +1,8 @@
 """The groups of cases: every ``bench/bench_<group>.py``.
 
 Such a file has ``cases(device, *, tiny=False)``, which yields ``bench.timing.Case``, and may have ``TARGETS``, a sequence of
-``bench.targets.Target``, and ``further(device, pattern)``, which yields rows that are no timings. With ``tiny=True`` it yields the same cases
-at sizes of a few cells and compiles nothing (``compiled`` below sees to that), so that a test can run every gate.
+``bench.targets.Target``, and ``further(device, pattern)``, which yields rows that are no timings. With ``tiny=True`` it yields the same
+cases at sizes of a few cells and compiles nothing (``compiled`` below sees to that), so that a test can run every gate.
 """
 
 from __future__ import annotations

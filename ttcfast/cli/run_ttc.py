@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,17 +20,20 @@ _NAMES = {
     "steps": "eval.rollout_T",
     "prm": "reward.prm_ckpt",
     "reward": "reward.type",
+    "resume": "run.resume",
 } | {
     name: f"eval.{name}"
     for name in (
         *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-        *("one_step", "methods", "merge", "calibration"),
+        *("one_step", "methods", "merge", "calibration", "frontier", "frontier_problems"),
     )
 }
 
 
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
+    from ttcfast.runtime import distributed
+    from ttcfast.runtime.distributed import process_group
 
     data, evaluation = dict(values["data"]), dict(values["eval"])
     arm, root = dict(values["arm"]), data.pop("root")
@@ -49,13 +53,19 @@ def run(values: Mapping[str, Any]) -> None:
             "prm": values["reward"]["prm_ckpt"],
             "reward": values["reward"]["type"],
             "ttc": {**values["ttc"], "use_prm": values["reward"]["prm_ckpt"] is not None},
+            "resume": values["run"]["resume"],
             **evaluation,
             **{key: values[key] for key in ("out", "device", "tensorboard", "wandb")},
         },
         names=_NAMES,
     )
-    save(config.out, values, "run_ttc")
-    result = run_ttc(config)
+    with process_group():
+        if distributed.rank() > 0:  # all ranks have the same results; the first one's are the run's
+            config = dataclasses.replace(config, out=f"{config.out}/rank{distributed.rank()}")
+        save(config.out, values, "run_ttc")
+        result = run_ttc(config, quiet=distributed.rank() > 0)
+    if distributed.rank() > 0:
+        return
     print(f"Numbers: {config.out}/metrics.json, {config.out}/summary.csv. Figures:")
     for path in result.figures:
         print(f"  {path}")

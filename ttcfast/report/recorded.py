@@ -28,7 +28,7 @@ def read_rows(folder: str | os.PathLike[str], problems: Problems, branching_fact
         DataError: as ``read_recorded``; or rows of another branching factor, which cannot stand in one table.
     """
     rows, _ = read_recorded(Path(folder) / ROWS, problems)
-    if other := [r for r in rows if r.branching_factor not in (1, branching_factor)]:
+    if other := [r for r in rows if r.beam_width == 1 and r.branching_factor not in (1, branching_factor)]:
         raise DataError(
             f"run {folder} has {other[0].name} with B = {other[0].branching_factor} and this table has B = {branching_factor}; run both "
             "with the same, or show them beside each other with ttcfast report"

@@ -25,12 +25,14 @@ from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig, at_least
 from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method, method_names
+from ttcfast.ttc.frontier import Frontier, trace_frontier
 from ttcfast.ttc.method_result import MethodResult
-from ttcfast.ttc.methods import Variant, variants
+from ttcfast.ttc.methods import Variant, search_name, search_options, variants
 from ttcfast.ttc.sweep import Sweep, runs_needed, sweep_branching
 
 from .calibration import FILE as CALIBRATION
 from .calibration import candidate_scores, write_calibration
+from .frontier import write_frontier
 from .outputs import log_outputs, write_outputs
 from .recorded import ROWS, read_recorded, read_rows, write_recorded
 from .table import print_table
@@ -59,6 +61,9 @@ class RunTTCConfig:
         sweep: branching factors to sweep; () leaves the sweep out. sweep_problems: on so many of the problems.
         sweep_methods: lines of the sweep, ``"mean"``, ``"oracle"`` or rows with a reward; None takes all of the table.
         sweep_projection: sweep with projection too, which doubles its cost.
+        frontier: model evaluations per problem and step at which every search is compared; () leaves that out.
+        frontier_problems: on so many of the problems.
+        resume: keep the state of every rollout with a reward in ``out/resume``, and go on from what is there.
         horizons: steps of the table's error columns; those beyond T are left out.
         shown: problems whose fields are drawn.
         finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
@@ -90,6 +95,9 @@ class RunTTCConfig:
     sweep_problems: int = 4
     sweep_methods: tuple[str, ...] | None = None
     sweep_projection: bool = False
+    frontier: tuple[int, ...] = ()
+    frontier_problems: int = 4
+    resume: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
     one_step: bool = False
@@ -104,7 +112,8 @@ class RunTTCConfig:
         at_least("steps", self.steps, 1)
         at_least("sweep_problems", self.sweep_problems, 1)
         at_least("calibration", self.calibration, 0)
-        for name in ("sweep", "horizons"):
+        at_least("frontier_problems", self.frontier_problems, 1)
+        for name in ("sweep", "horizons", "frontier"):
             for value in getattr(self, name):
                 at_least(name, value, 1)
         if self.problems is not None:
@@ -147,9 +156,11 @@ def run_ttc(
     problems, source = load_problems(config, surrogate)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
+    resume = out / "resume" if config.resume else None
     with RunLog(out, config.tensorboard, config.wandb) as log:
         with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
-            evaluation, sweep = _measure(config, surrogate, problems, used, progress)
+            evaluation, sweep = _measure(config, surrogate, problems, used, progress, resume)
+            frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
         measured = [r for r in evaluation.results if r.recorded is None]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         _calibrate(config, surrogate, problems, used, out)
@@ -158,6 +169,8 @@ def run_ttc(
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
         paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
+        if frontier is not None:
+            paths.append(write_frontier(out, frontier))
         log_outputs(log, evaluation, paths)
     if not quiet:
         print_table(evaluation, horizons, title)
@@ -211,15 +224,16 @@ def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer
     rewards |= more
     known = variants(rewards, config.ttc)
     if config.methods is None:
+        searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in rewards]
         switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
-        return {name: known[name] for name in [*rewards, *(["prm_refined"] if "prm" in rewards and not switched else [])]}
+        return {name: known[name] for name in [*rewards, *searched, *(["prm_refined"] if "prm" in rewards and not switched else [])]}
     if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
         raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
     return {name: variant for name, variant in known.items() if name in config.methods}
 
 
 def _measure(
-    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], progress: Bar
+    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], progress: Bar, resume: Path | None
 ) -> tuple[Evaluation, Sweep | None]:
     def report(result: MethodResult) -> None:
         progress.advance(result.evaluations, note=f"{result.name}, B = {result.branching_factor}")
@@ -231,6 +245,7 @@ def _measure(
         notes.append(note)
     methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
     options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": methods, "known": known}
+    options["resume"] = resume
     evaluation = evaluate(surrogate, problems, used, config.ttc, report=report, **options).adding(
         notes=[*notes, *_reward_notes(config, used)]
     )
@@ -245,6 +260,21 @@ def _measure(
         return evaluation, sweep
     further, about = _further_rows(config, problems)
     return evaluation.adding(*further, notes=about), sweep
+
+
+def _frontier(
+    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], table: Evaluation, progress: Bar
+) -> Frontier | None:
+    """Every search with the rewards of the table, and with the truth, at the evaluations asked for."""
+    if not config.frontier:
+        return None
+    rewards = {name: variant.scorer for name, variant in used.items() if name in ("arm", "prm")}
+
+    def report(result: MethodResult) -> None:
+        progress.advance(0, note=f"{result.name}, {result.evaluations} evaluations")
+
+    count = min(config.frontier_problems, table.problems)
+    return trace_frontier(surrogate, problems.first(count), rewards, config.ttc, config.frontier, oracle=config.oracle, report=report)
 
 
 def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
@@ -326,7 +356,9 @@ def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: 
     methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
     names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
     forms = 1 + (problems.can_project if config.projection is None else config.projection)
-    table = n * config.steps * forms * sum(1 if name in ("deterministic", "random") else b for name in names)
+    own = {name: dataclasses.replace(config.ttc, **used[name].options) if name in used else config.ttc for name in names}
+    costs = [1 if name in ("deterministic", "random") else b * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
+    table = n * config.steps * forms * sum(costs)
     lines = _swept(config, used)
     swept = sum(runs_needed(lines.pop("scorers"), config.sweep, config.ttc, surrogate, **lines))
     return table + min(config.sweep_problems, n) * config.steps * swept * (forms if config.sweep_projection else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -133,6 +134,7 @@ def evaluate(
     methods: Sequence[str] | None = None,
     known: Sequence[MethodResult] = (),
     report: Report | None = None,
+    resume: Path | None = None,
 ) -> Evaluation:
     """Roll out the deterministic step, a random candidate, the mean of B, every scorer's choice and the oracle's, and measure them.
 
@@ -146,6 +148,7 @@ def evaluate(
         methods: run these alone, in the order of the table; the deterministic rollout is always among them. None runs all.
         known: rows that were measured on the same problems before: they stand in the table and are not run again.
         report: called with each result as it comes.
+        resume: a folder with a folder of each method in it, see ``roll_method``.
 
     Raises:
         ValueError: projection asked for on an open domain, an unknown method, or what the controllers refuse.
@@ -163,7 +166,9 @@ def evaluate(
         for projected in forms:
             if (name, projected) in held:
                 continue
-            held[name, projected] = evaluate_method(name, surrogate, problems, scorers.get(name), config, projected=projected)
+            folder = None if resume is None else resume / (f"{name}_projected" if projected else name)
+            scorer = scorers.get(name)
+            held[name, projected] = evaluate_method(name, surrogate, problems, scorer, config, projected=projected, resume=folder)
             if report is not None:
                 report(held[name, projected])
     if problems.steps > problems.scored:
@@ -203,7 +208,14 @@ def method_names(
 
 
 def evaluate_method(
-    name: str, surrogate: BaseFM, problems: Problems, scorer: Scorer | Variant | None, config: TTCConfig, *, projected: bool = False
+    name: str,
+    surrogate: BaseFM,
+    problems: Problems,
+    scorer: Scorer | Variant | None,
+    config: TTCConfig,
+    *,
+    projected: bool = False,
+    resume: Path | None = None,
 ) -> MethodResult:
     """Roll out one method on all problems and measure it.
 
@@ -212,15 +224,18 @@ def evaluate_method(
         scorer: what chooses; None for the five names above.
         surrogate, problems, config: as in ``evaluate``.
         projected: impose conservation at every step.
+        resume: as in ``roll_method``.
     """
     config = dataclasses.replace(config, project="conservation" if projected else None)
-    rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, scale=problems.scale)
+    rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, scale=problems.scale, resume=resume)
+    own = dataclasses.replace(config, **scorer.options) if isinstance(scorer, Variant) else config
     trajectory, counts = rolled.trajectory.cpu(), rolled.interventions()
     scored = min(problems.scored, trajectory.shape[1] - 1) + 1
     return MethodResult(
         method=name,
         projected=projected,
-        branching_factor=config.branching_factor if name not in ("deterministic", "random") else 1,
+        branching_factor=own.branching_factor if name not in ("deterministic", "random") else 1,
+        beam_width=own.beam_width if isinstance(scorer, Variant) else 1,
         mse=rollout_mse(trajectory, problems.truth[:, :scored], scale=problems.scale, ndim=problems.spec.ndim),
         drift=conservation_drift(trajectory, problems.spec),
         seconds=rolled.seconds,

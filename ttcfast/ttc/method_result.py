@@ -14,6 +14,7 @@ from ttcfast.metrics import fraction_improved, sample_gain
 
 _REWARDS = {"arm": "ARM", "prm": "PRM", "arm_prm": "ARM + PRM"}
 _USES = {"_refined": " refined", "_refined_oracle": " refined, oracle", "_softmax": " softmax mean", "_span": " span"}
+_USES |= {"_beam": " beam", "_diverse_beam": " diverse beam", "_particle": " particles", "_lookahead": " looking ahead"}
 
 LABELS: Mapping[str, str] = {
     "deterministic": "deterministic",
@@ -47,6 +48,7 @@ class MethodResult:
         unprojected: steps whose projection would have made a density or pressure negative, so that the raw state was kept.
         reward_evaluations: candidates scored and directions found to move them in, of all N problems.
         trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the problems to show; None where none was kept.
+        beam_width: k, partial rollouts kept at each step; ``branching_factor`` is then of each of them.
         recorded: where these numbers come from when they were not measured in this run.
     """
 
@@ -65,11 +67,13 @@ class MethodResult:
     reward_evaluations: int = 0
     trajectory: Tensor | None = None
     recorded: str | None = None
+    beam_width: int = 1
 
     @property
     def name(self) -> str:
         """``"ARM"``, or ``"ARM + projection"``."""
-        return LABELS.get(self.method, self.method) + (" + projection" if self.projected else "")
+        beams = f" k = {self.beam_width}" if self.beam_width > 1 else ""
+        return LABELS.get(self.method, self.method) + beams + (" + projection" if self.projected else "")
 
     @property
     def steps(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,15 @@ from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.spec import TTCConfig
 
 from .baselines import BASELINES, baseline_rollout
+from .beam import TTCBeam
 from .inference import TTCGreedy
 from .result import RolloutResult
 
 ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
 """Methods that know the truth, and how they take their next state from the candidates."""
+
+ONE_BEAM: Mapping[str, Any] = {"approach": "greedy", "beam_width": 1, "score_aggregation": "sum", "lookahead": 0, "shard": None}
+"""Options of a search that keeps one beam and does not look ahead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +49,36 @@ def variants(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Vari
 
     ``<name>`` as ``config`` says; ``<name>_refined`` the best candidate after refinement (``config``'s steps, at least one);
     ``<name>_refined_oracle`` the same candidates chosen by true error; ``<name>_softmax`` the mean weighted by the softmax of the z-scores
-    over ``config.temperature``; ``<name>_span`` the best point of the candidates' span.
+    over ``config.temperature``; ``<name>_span`` the best point of the candidates' span. Where ``config`` asks for several beams or looking
+    ahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search, and all others keep one beam.
     """
-    plain = {"select": "argmax", "temperature": 1.0}
+    plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
+    softened = config.select == "softmax_mean"
     refined = {**plain, "refine_steps": max(1, config.refine_steps)}
     found = {}
     for name, scorer in rewards.items():
-        found[name] = Variant(scorer, {} if config.select == "softmax_mean" else {"temperature": 1.0})
+        found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
         found[f"{name}_refined"] = Variant(scorer, refined)
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
         standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
-        found[f"{name}_softmax"] = Variant(standardised, {"select": "softmax_mean"})
+        found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
         found[f"{name}_span"] = Variant(scorer, {**plain, "select": "span"})
+        if (search := search_options(config)) is not None:
+            found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search})
     return found
+
+
+def search_options(config: TTCConfig) -> dict[str, Any] | None:
+    """The options by which ``config`` asks for a search over several beams or looking ahead; None where it does not."""
+    if config.approach == "greedy" and not config.lookahead and config.beam_width == 1:
+        return None
+    options: dict[str, Any] = {name: getattr(config, name) for name in ONE_BEAM}
+    return {**options, "temperature": config.temperature} if config.approach == "particle" else options
+
+
+def search_name(config: TTCConfig) -> str:
+    """How the rows of ``config``'s search end: ``"beam"``, ``"diverse_beam"``, ``"particle"``, ``"lookahead"``."""
+    return "lookahead" if config.approach == "greedy" else config.approach
 
 
 def roll_method(
@@ -68,6 +90,7 @@ def roll_method(
     config: TTCConfig,
     *,
     scale: Tensor | None = None,
+    resume: Path | None = None,
 ) -> RolloutResult:
     """Roll out one method from the first frames of ``truth``.
 
@@ -80,6 +103,8 @@ def roll_method(
         scorer: needed but for the names above.
         config: B, noise, seed, guardrails, projection.
         scale: ``[C]``, units of the oracle's error.
+        resume: a folder that keeps the rollout's state after every step, and from which it goes on; baselines and combinations of
+            candidates, which do not keep theirs, begin anew and come to the same.
 
     Raises:
         ValueError: another name without a scorer, a surrogate that needs several frames to start from.
@@ -89,10 +114,10 @@ def roll_method(
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
     x0 = truth[:, 0].to(device)
     if name in BASELINES:
-        return baseline_rollout(name, surrogate, x0, steps, config)
+        return baseline_rollout(name, surrogate, x0, steps, dataclasses.replace(config, **ONE_BEAM))
     units = None if scale is None else scale.to(device)
     if name in ORACLES:
-        config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None)
+        config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None, **ONE_BEAM)
         scorer = OracleScorer(truth.to(device), scale=units)
     if isinstance(scorer, Variant):
         config = dataclasses.replace(config, **scorer.options)
@@ -101,6 +126,8 @@ def roll_method(
         steps = min(steps, truth.shape[1] - 1)
     if scorer is None:
         raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join((*BASELINES, *ORACLES))}")
+    if config.select == "argmax" and (resume is not None or search_options(config) is not None):  # one beam is the greedy search
+        return TTCBeam(surrogate, scorer, config).rollout(x0, steps, return_info=True, resume=resume)
     return TTCGreedy(surrogate, scorer, config).rollout(x0, steps, return_info=True)
 
 

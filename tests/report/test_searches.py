@@ -1,0 +1,87 @@
+"""Searches over several beams in ``run_ttc``: their rows, the compute frontier, runs that go on where they were killed."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from tests.report.small_run import SCALE, arm, problems, surrogate, write_examples
+from ttcfast.report.figures.frontier import error_against_evaluations
+from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
+from ttcfast.rewards.common import ARMScorer
+from ttcfast.runtime.errors import CheckpointError
+from ttcfast.spec import TTCConfig
+from ttcfast.ttc.beam import TTCBeam
+from ttcfast.ttc.frontier import search_of, trace_frontier
+from ttcfast.ttc.inference import TTCGreedy
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    return write_examples(tmp_path_factory.mktemp("examples"), steps=3)
+
+
+def config(examples, out, **changes):
+    ttc = TTCConfig(**{"branching_factor": 3, "beam_width": 2, "approach": "beam", **changes.pop("ttc", {})})
+    values = {"checkpoint": str(examples / "surrogate.safetensors"), "data": (str(examples),), "out": str(out), "ttc": ttc}
+    return RunTTCConfig(**{**values, "problems": 2, "steps": 3, "horizons": (1, 3), "projection": False, **changes})
+
+
+def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):
+    result = run_ttc(config(examples, tmp_path, frontier=(2, 4), frontier_problems=1), quiet=True)
+    names = [r.name for r in result.evaluation.results]
+    assert names == ["deterministic", "random candidate", "mean of B", "ARM", "ARM beam k = 2", "oracle"]
+    beam, greedy = result.evaluation.find("arm_beam"), result.evaluation.find("arm")
+    assert (beam.evaluations, greedy.evaluations) == (2 * (3 + 2 * 6), 2 * 9) and (beam.beam_width, greedy.beam_width) == (2, 1)
+    assert "| ARM beam k = 2 |" in (tmp_path / "table.md").read_text()
+    rows = list(csv.DictReader((tmp_path / "frontier.csv").open()))
+    assert {(r["reward"], r["search"]) for r in rows} >= {("arm", "greedy"), ("oracle", "beam"), ("arm", "particle"), ("arm", "lookahead")}
+    assert (tmp_path / "figures" / "frontier.png").stat().st_size > 20_000
+
+
+def test_a_killed_run_goes_on_with_the_same_numbers(examples, tmp_path, monkeypatch):
+    whole = run_ttc(config(examples, tmp_path / "whole"), quiet=True)
+    inner, calls = ARMScorer.score_group, []
+
+    def killed(self, *arguments):
+        calls.append(1)
+        if len(calls) > 7:  # in the second rollout with a reward: ARM takes two calls a step
+            raise KeyboardInterrupt
+        return inner(self, *arguments)
+
+    monkeypatch.setattr(ARMScorer, "score_group", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_ttc(config(examples, tmp_path / "run", resume=True), quiet=True)
+    kept = sorted(p.parent.name for p in (tmp_path / "run" / "resume").rglob("*.safetensors"))
+    calls.clear()
+    monkeypatch.setattr(ARMScorer, "score_group", lambda self, *a: calls.append(1) or inner(self, *a))
+    resumed = run_ttc(config(examples, tmp_path / "run", resume=True), quiet=True)
+    assert kept and kept[0] == "arm" and 0 < len(calls) < 12
+    for ours, theirs in zip(resumed.evaluation.results, whole.evaluation.results):
+        assert torch.equal(ours.mse, theirs.mse) and ours.evaluations == theirs.evaluations, ours.name
+    with pytest.raises(CheckpointError, match=r"resume.arm holds a rollout of another configuration: seed is 9, there 0"):
+        run_ttc(config(examples, tmp_path / "run", resume=True, ttc={"seed": 9}), quiet=True)
+
+
+def test_a_frontiers_points_are_those_searches():
+    given, cfg = problems(2, 3), TTCConfig(branching_factor=2, seed=3)
+    frontier = trace_frontier(surrogate(), given, {"arm": arm()}, cfg, (9, 3, 4), oracle=False)
+    assert {s: [round(frontier.per_step(r), 2) for r in found] for (_, s), found in frontier.results.items()} == {
+        "greedy": [3, 4, 9],
+        "lookahead": [pytest.approx(10 / 3, abs=0.01), pytest.approx(20 / 3, abs=0.01)],  # nothing to look at behind the last step
+        "beam": [pytest.approx(10 / 3, abs=0.01), 7],  # the first step leaves one state
+        "diverse_beam": [pytest.approx(10 / 3, abs=0.01), 7],
+        "particle": [4, 9],
+    }
+    options = search_of("beam", 9)
+    assert options == {"approach": "beam", "beam_width": 3, "branching_factor": 3}
+    rolled = TTCBeam(surrogate(), arm(), TTCConfig(seed=3, **options)).rollout(given.truth[:, 0], 3)
+    wanted = ((rolled[:, 1:] - given.truth[:, 1:]) / SCALE.view(4, 1, 1)).square().flatten(1).mean(1)
+    torch.testing.assert_close(frontier.results["arm", "beam"][1].rollout_error, wanted.double(), rtol=1e-4, atol=0)
+    greedy = TTCGreedy(surrogate(), arm(), TTCConfig(seed=3, branching_factor=4)).rollout(given.truth[:, 0], 3)
+    wanted = ((greedy[:, 1:] - given.truth[:, 1:]) / SCALE.view(4, 1, 1)).square().flatten(1).mean(1)
+    torch.testing.assert_close(frontier.results["arm", "greedy"][1].rollout_error, wanted.double(), rtol=1e-4, atol=0)
+    axes = error_against_evaluations(frontier).axes
+    assert len(axes) == 1 and axes[0].get_title() == "ARM" and len(axes[0].containers) == 5
+    assert json.dumps(frontier.rows()[0])
