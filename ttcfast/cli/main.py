@@ -16,7 +16,7 @@ from ttcfast.runtime.errors import ArgumentError, UserError
 
 COMMANDS = ("demo", "generate", "train_fm", "build_prm_data", "fit_directions", "run_ttc", "collect", "report", "bench", "info")
 
-_USAGE = "usage: ttcfast <command> [key=value ...] [--debug] [--help]"
+_USAGE = "usage: ttcfast <command> [key=value ...] [--multirun] [--debug] [--help]"
 _DONE, _FAILED, _BAD_ARGUMENTS, _INTERRUPTED = 0, 1, 2, 130
 
 
@@ -68,6 +68,12 @@ def _run(arguments: list[str]) -> int:
         print(f"ttcfast {name}: {_summary(name)}\n\nKeys and their defaults:\n{configuration.defaults_text(name)}")
         return _DONE
     command = importlib.import_module(f"ttcfast.cli.{name}")
+    several = {"--multirun", "-m"} & set(rest)
+    if several:
+        from .multirun import multirun
+
+        multirun(name, [argument for argument in rest if argument not in several], command.run)
+        return _DONE
     command.run(configuration.compose(name, rest))
     return _DONE
 
