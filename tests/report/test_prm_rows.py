@@ -7,6 +7,7 @@ import torch
 
 from tests.report.small_run import SCALE, write_examples
 from ttcfast.core.normalizer import Normalizer
+from ttcfast.report.demo import run_demo
 from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
@@ -82,6 +83,17 @@ def test_chosen_rows_of_one_run_join_those_of_another(run, examples, prm, tmp_pa
         run_ttc(config(examples, tmp_path, problems=5, merge=(str(folder),)), quiet=True)
     with pytest.raises(DataError, match=r"nowhere/rows.json is missing"):
         run_ttc(config(examples, tmp_path, merge=("nowhere",)), quiet=True)
+
+
+def test_demo_finds_the_shipped_reward(tmp_path):
+    examples = write_examples(tmp_path, steps=2)
+    write_prm(tmp_path / "prm")
+    options = {"examples": examples, "branching_factor": 2, "steps": 2, "problems": 2, "sweep_problems": 1, "quiet": True}
+    result = run_demo(tmp_path / "out", sweep=(1, 3), **options)
+    names = {r.method for r in result.evaluation.results}
+    assert {"prm", "arm_prm", "prm_refined"} < names and {line[0].method for line in result.sweep.lines()} == {"arm", "prm", "oracle"}
+    other = run_demo(tmp_path / "other", sweep=(), checkpoint=examples / "surrogate.safetensors", **options)
+    assert "prm" not in {r.method for r in other.evaluation.results}
 
 
 def test_switches_act_on_every_row_with_a_reward(examples, prm, tmp_path):

@@ -17,19 +17,21 @@ from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, load_problems, 
 
 HORIZONS = (1, 4, 16, 20)
 RECORDED = "finetuned.json"
+REWARD = "prm"  # folder of the shipped learned reward
 
 
 def run_demo(
     out: str | Path = "runs/demo",
     *,
     examples: str | Path | None = None,
-    branching_factor: int = 8,
+    branching_factor: int = 4,
     steps: int = 20,
-    sweep: Sequence[int] = (1, 3, 5, 7, 16),
+    sweep: Sequence[int] = (1, 3, 16),
     problems: int = 8,
-    sweep_problems: int = 4,
+    sweep_problems: int = 2,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    prm: str | Path | None = None,
     stochastic: StochasticConfig | Mapping[str, object] | None = None,
     scorers: Mapping[str, Scorer] | None = None,
     device: str = "cpu",
@@ -41,11 +43,12 @@ def run_demo(
 
     Args:
         out: folder for everything that is written.
-        examples: folder with the ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint and, if it was recorded, ``finetuned.json``;
-            None finds the one of this checkout or of the working directory.
+        examples: folder with the ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint, a learned reward in ``prm`` if there is one
+            and, if it was recorded, ``finetuned.json``; None finds the one of this checkout or of the working directory.
         branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
-        sweep: values of B for ARM and the oracle, on the first ``sweep_problems``.
+        sweep: values of B for ARM, PRM and the oracle, on the first ``sweep_problems``.
         checkpoint: another surrogate than the one in ``examples``.
+        prm: another learned reward than the one in ``examples``, which is that of the shipped surrogate and is left out with another one.
         stochastic: replaces the default noise, the model's own dropout.
         scorers: rewards beside ARM, by name.
         device, tensorboard, wandb: as in ``RunTTCConfig``.
@@ -55,6 +58,8 @@ def run_demo(
         ArgumentError: no such folder of examples. DataError, CheckpointError, OutputError: as in ``run_ttc``.
     """
     folder = _examples(examples)
+    shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
+    reward = None if (prm or shipped) is None else str(prm or shipped)
     config = RunTTCConfig(
         checkpoint=str(checkpoint or _checkpoint(folder)),
         data=(str(folder),),
@@ -64,6 +69,8 @@ def run_demo(
         ttc=TTCConfig(branching_factor=branching_factor, seed=seed, use_prm=False, stochastic=stochastic),
         sweep=tuple(sweep),
         sweep_problems=sweep_problems,
+        sweep_methods=("arm", *(["prm"] if reward is not None else []), "oracle"),
+        prm=reward,
         horizons=tuple(h for h in HORIZONS if h <= steps) or (steps,),
         shown=(0, problems // 2),
         recorded=None if checkpoint is not None else str(folder / RECORDED),  # it was recorded in units of the shipped one
