@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -29,6 +30,7 @@ def run_demo(
     sweep: Sequence[int] = (1, 3, 16),
     problems: int = 8,
     sweep_problems: int = 2,
+    beam_width: int = 1,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     prm: str | Path | None = None,
@@ -47,6 +49,7 @@ def run_demo(
             and, if it was recorded, ``finetuned.json``; None finds the one of this checkout or of the working directory.
         branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
         sweep: values of B for ARM, PRM and the oracle, on the first ``sweep_problems``.
+        beam_width: above 1 adds the rows of a beam search, which take about so many times longer than the others.
         checkpoint: another surrogate than the one in ``examples``.
         prm: another learned reward than the one in ``examples``, which is that of the shipped surrogate and is left out with another one.
         stochastic: replaces the default noise, the model's own dropout.
@@ -60,13 +63,15 @@ def run_demo(
     folder = _examples(examples)
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
     reward = None if (prm or shipped) is None else str(prm or shipped)
+    search: dict[str, Any] = {"approach": "beam", "beam_width": beam_width} if beam_width > 1 else {}
+    ttc = TTCConfig(branching_factor=branching_factor, seed=seed, use_prm=False, stochastic=stochastic, **search)
     config = RunTTCConfig(
         checkpoint=str(checkpoint or _checkpoint(folder)),
         data=(str(folder),),
         out=str(out),
         problems=problems,
         steps=steps,
-        ttc=TTCConfig(branching_factor=branching_factor, seed=seed, use_prm=False, stochastic=stochastic),
+        ttc=ttc,
         sweep=tuple(sweep),
         sweep_problems=sweep_problems,
         sweep_methods=("arm", *(["prm"] if reward is not None else []), "oracle"),

@@ -63,6 +63,7 @@ class RunTTCConfig:
         sweep_projection: sweep with projection too, which doubles its cost.
         frontier: model evaluations per problem and step at which every search is compared; () leaves that out.
         frontier_problems: on so many of the problems.
+        search_candidates: B of each beam in the rows of a search over several; None takes ``ttc``'s, as in the other rows.
         resume: keep the state of every rollout with a reward in ``out/resume``, and go on from what is there.
         horizons: steps of the table's error columns; those beyond T are left out.
         shown: problems whose fields are drawn.
@@ -97,6 +98,7 @@ class RunTTCConfig:
     sweep_projection: bool = False
     frontier: tuple[int, ...] = ()
     frontier_problems: int = 4
+    search_candidates: int | None = None
     resume: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
@@ -222,7 +224,7 @@ def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer
         prm = PRMScorer(config.prm, spec=problems.spec).to(device)
         rewards |= {"prm": prm, "arm_prm": ScorerList({"arm": arm, "prm": prm}, zscore=True, ndim=problems.spec.ndim)}
     rewards |= more
-    known = variants(rewards, config.ttc)
+    known = variants(rewards, config.ttc, search_candidates=config.search_candidates)
     if config.methods is None:
         searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in rewards]
         switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
@@ -352,12 +354,12 @@ def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluat
 
 def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant]) -> int:
     """Model evaluations that the run will take, but for resampling and for what is merged."""
-    b, n = config.ttc.branching_factor, len(problems.truth)
+    n = len(problems.truth)
     methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
     names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
     forms = 1 + (problems.can_project if config.projection is None else config.projection)
     own = {name: dataclasses.replace(config.ttc, **used[name].options) if name in used else config.ttc for name in names}
-    costs = [1 if name in ("deterministic", "random") else b * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
+    costs = [1 if name in ("deterministic", "random") else c.branching_factor * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
     table = n * config.steps * forms * sum(costs)
     lines = _swept(config, used)
     swept = sum(runs_needed(lines.pop("scorers"), config.sweep, config.ttc, surrogate, **lines))

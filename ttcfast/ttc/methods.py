@@ -44,13 +44,14 @@ class Variant:
     oracle: bool = False
 
 
-def variants(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Variant]:
+def variants(rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candidates: int | None = None) -> dict[str, Variant]:
     """Every way to use each reward, by the method's name.
 
     ``<name>`` as ``config`` says; ``<name>_refined`` the best candidate after refinement (``config``'s steps, at least one);
     ``<name>_refined_oracle`` the same candidates chosen by true error; ``<name>_softmax`` the mean weighted by the softmax of the z-scores
     over ``config.temperature``; ``<name>_span`` the best point of the candidates' span. Where ``config`` asks for several beams or looking
-    ahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search, and all others keep one beam.
+    ahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search, with ``search_candidates`` for each beam where
+    that is given, and all others keep one beam.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
@@ -64,7 +65,8 @@ def variants(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Vari
         found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
         found[f"{name}_span"] = Variant(scorer, {**plain, "select": "span"})
         if (search := search_options(config)) is not None:
-            found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search})
+            own = {} if search_candidates is None else {"branching_factor": search_candidates}
+            found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search, **own})
     return found
 
 
