@@ -58,7 +58,8 @@ def compose(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     for key, _ in overrides:
         if not key.startswith(tuple(f"{free}." for free in _FREE.get(command, ()))):
             _check_key(command, key, defaults)
-    return _hydra(command, [f"++{key}={value}" for key, value in overrides])  # ++: free keys may be new
+    # ++: free keys may be new. A folder of configs/ is a group, and its key names one of its files.
+    return _hydra(command, [f"{'' if (CONFIGS / key).is_dir() else '++'}{key}={value}" for key, value in overrides])
 
 
 def defaults_text(command: str) -> str:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from ttcfast.runtime.errors import ArgumentError, UserError
 
-COMMANDS = ("demo", "generate", "train_fm", "build_prm_data", "fit_directions", "run_ttc", "collect", "report", "bench", "info")
+COMMANDS = (
+    *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "fit_directions", "run_ttc"),
+    *("collect", "train_wm", "report", "bench", "info"),
+)
 
 _USAGE = "usage: ttcfast <command> [key=value ...] [--multirun] [--debug] [--help]"
 _DONE, _FAILED, _BAD_ARGUMENTS, _INTERRUPTED = 0, 1, 2, 130

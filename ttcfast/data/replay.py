@@ -85,6 +85,12 @@ class ReplaySet:
         held = [shard.tasks() for shard in self.shards]
         return torch.tensor([int(held[shard][place]) for shard, place in self.episodes.tolist()])
 
+    def task_names(self) -> list[str]:
+        """Names of the tasks 0 to the largest number, from what our collector wrote; a task of other shards is called ``task-<number>``."""
+        names = {int(n): f"task-{int(n)}" for n in range(int(self.tasks().max()) + 1)}
+        names |= {s.parameters["number"]: s.parameters["task"] for s in self.shards if {"number", "task"} <= s.parameters.keys()}
+        return [names[n] for n in sorted(names)]
+
     def of_task(self, task: int) -> ReplaySet:
         """The episodes of one task.
 

@@ -168,6 +168,7 @@ def _jobs(config: CollectConfig, recorder: _Recorder, number: int, sizes: tuple[
     for place, first in enumerate(range(0, config.episodes, config.per_shard)):
         count = min(config.per_shard, config.episodes - first)
         made = {"task": recorder.task, "number": number, "first": first, "count": count, "sizes": sizes}
+        made["action_dim"] = recorder.env.action_dim  # without padding
         parameters = json.loads(json.dumps({**kept, **made, "versions": versions()}))
         jobs.append(_Job(Path(config.out) / f"{recorder.task}_{place:04d}.pt", recorder, number, first, count, parameters))
     return jobs

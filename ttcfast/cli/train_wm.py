@@ -1,0 +1,24 @@
+"""``ttcfast train_wm``: train MLP, residual and flow world models on replay data and compare them on held-out episodes (resumable)"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .configuration import build, save
+from .main import main
+
+
+def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.pwm.train_wm import TrainWMConfig
+    from ttcfast.report.world_models import run_train_wm
+
+    config = build(TrainWMConfig, values)
+    save(config.out, values, "train_wm")
+    run_train_wm(config)
+    print(f"Table: {config.out}/table.csv, {config.out}/table.md. Figure: {config.out}/endpoint_error.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train_wm", *sys.argv[1:]]))
