@@ -14,7 +14,7 @@ from ttcfast.cli.main import main
 from ttcfast.pwm.checkpoint import load_world_model
 from ttcfast.pwm.train_wm import TrainWMConfig
 
-SMALL = ["alg.model.latent_dim=16", "alg.model.units=[16,16]", "alg.model.encoder_units=[16]", "batch=4", "horizon=2", "eval_horizon=3"]
+SMALL = ["alg.model.latent_dim=16", "alg.model.units=[16,16]", "alg.model.encoder_units=[16]", "batch=8", "horizon=2", "eval_horizon=3"]
 SMALL += ["steps=2", "warmup=0", "seeds=[0,1]", "arms=[mlp,euler1]", "held_out=0.2"]
 
 
@@ -31,6 +31,22 @@ def test_train_wm_writes_table_figure_checkpoints_and_provenance(tmp_path, capsy
     assert json.loads((out / "metrics.json").read_text())["provenance"]["config"]["steps"] == 2
     assert yaml.safe_load((out / "train_wm.yaml").read_text())["alg"]["model"]["_target_"].endswith("FlowWorldModel")
     assert load_world_model(out / "mlp_seed1" / "world_model.safetensors").model.latent_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "message"),
+    [
+        ("alg.parity.tolerance=0", 2, "more than the tolerance of 0.0%; change units"),
+        ("alg.model.latent_dim=20", 2, "latent_dim is 20"),
+        ("eval_horizon=41", 2, "eval_horizon is 41; the shortest episode"),
+        ("held_out=1", 2, "held_out is 1"),
+    ],
+)
+def test_settings_that_fit_neither_data_nor_model_are_one_line(tmp_path, capsys, argument, status, message):
+    data = write_replays(tmp_path / "data", 4)
+    assert main(["train_wm", *SMALL, "arms=[heun2]", f"data={data}", f"out={tmp_path / 'out'}", argument]) == status
+    text = capsys.readouterr().err
+    assert message in text and text.strip().splitlines()[-1].startswith("ttcfast: ")
 
 
 def test_the_group_is_chosen_by_its_name():

@@ -20,6 +20,7 @@ from ttcfast.pwm.train_wm import ArmResult, Comparison, TrainWMConfig, train_wm
 from ttcfast.pwm.utils.parity import parameter_parity
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
+from ttcfast.runtime.logs import read_log
 
 ALG = {
     "model": {"latent_dim": 16, "units": [32, 32], "encoder_units": [32], "num_bins": 21},
@@ -35,7 +36,8 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(data, tmp_path) -> TrainWMConfig:
-    sizes = {"steps": 6, "batch": 8, "horizon": 2, "warmup": 2, "eval_horizon": 4, "save_every": 2, "log_every": 1, "held_out": 0.2}
+    sizes = {"steps": 6, "batch": 8, "horizon": 2, "warmup": 2, "eval_horizon": 4, "held_out": 0.2}
+    sizes |= {"save_every": 2, "log_every": 3, "esnr_microbatches": 4}
     return TrainWMConfig(data=str(data), out=str(tmp_path / "run"), alg=ALG, arms=("heun2",), seeds=(0,), **sizes)
 
 
@@ -85,7 +87,7 @@ def test_what_is_reported_is_what_was_done(config, monkeypatch):
     calls = []
     velocity = FlowWorldModel.velocity
     monkeypatch.setattr(FlowWorldModel, "velocity", lambda *args: calls.append(args[1].shape[0]) or velocity(*args))
-    found = train_wm(dataclasses.replace(config, arms=("mlp", "residual", "euler4", "heun2")))
+    found = train_wm(dataclasses.replace(config, arms=("mlp", "residual", "euler4", "heun2"), esnr_microbatches=0))
     runs = {run.arm: run for run in found.runs}
     assert {name: run.evaluations for name, run in runs.items()} == {"mlp": 1, "residual": 1, "euler4": 4, "heun2": 4}
     assert {name: run.training_evaluations for name, run in runs.items()} == {"mlp": 12, "residual": 12, "euler4": 60, "heun2": 60}
@@ -97,6 +99,18 @@ def test_what_is_reported_is_what_was_done(config, monkeypatch):
         assert run.steps == 6 and run.cpu_seconds > 0 and run.seconds > 0
     assert runs["mlp"].parameter_gap == 0 and runs["heun2"].dynamics_parameters == runs["mlp"].dynamics_parameters + 32 - 2 * 16
     assert found.episodes == (8, 2) and found.windows == 2 * 5  # starts 0, 8, 16, 24, 32 of 40 steps
+
+
+def test_esnr_of_the_logged_updates_is_logged(config):
+    (run,) = train_wm(config).runs
+    logged = read_log(Path(config.out) / "heun2_seed0")
+    assert [entry["step"] for entry in logged] == [3, 6]
+    found = [10 ** (entry["esnr_db"] / 10) for entry in logged]
+    assert found == pytest.approx([entry["esnr"] for entry in logged]) and min(found) > 0
+    assert min(found) < 10 ** (run.esnr_db / 10) < max(found), "smoothed over the measurements"
+    without = dataclasses.replace(config, esnr_microbatches=0, resume=False)
+    (run,) = train_wm(without).runs
+    assert math.isnan(run.esnr_db) and "esnr" not in read_log(Path(config.out) / "heun2_seed0")[0]
 
 
 def test_a_checkpoint_is_the_trained_model(config):
@@ -111,7 +125,7 @@ def test_a_checkpoint_is_the_trained_model(config):
 
 def test_runs_of_one_seed_differ_by_their_dynamics_alone(config):
     """The same initial encoder and the same first batch: what the reward head loses before the first update is the same."""
-    train_wm(dataclasses.replace(config, arms=("mlp", "heun1"), steps=1, horizon=1))
+    train_wm(dataclasses.replace(config, arms=("mlp", "heun1"), steps=1, horizon=1, esnr_microbatches=0))
     first = [json.loads((Path(config.out) / f"{arm}_seed0" / "log.jsonl").read_text().splitlines()[0]) for arm in ("mlp", "heun1")]
     assert first[0]["reward"] == pytest.approx(first[1]["reward"], rel=1e-6)
 
@@ -162,6 +176,9 @@ def test_other_settings_in_the_same_place_are_refused(config):
         ({"seeds": (1, 1)}, r"seeds is \[1, 1\]; give at least one, each once"),
         ({"seeds": (-1,)}, "seeds is -1; it must be at least 0"),
         ({"steps": 0}, "steps is 0"),
+        ({"esnr_microbatches": 1}, "esnr_microbatches is 1 and batch 8; give a divisor of the batch of at least 2, or 0"),
+        ({"esnr_microbatches": 3}, "esnr_microbatches is 3 and batch 8"),
+        ({"device": "gpu"}, "device is 'gpu', which is not to be had here"),
     ],
 )
 def test_wrong_settings_are_named(config, change, message):

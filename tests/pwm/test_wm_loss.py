@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
 from ttcfast.pwm.utils.endpoint import endpoint_error, latent_variance
+from ttcfast.pwm.utils.metrics import ESNRMeter, esnr
 from ttcfast.pwm.utils.sanity import SanityChecks
 from ttcfast.pwm.utils.simplex import simplex_distance
 
@@ -226,6 +228,34 @@ def test_measuring_in_chunks_draws_the_same_times():
         return list(torch.autograd.grad(sum(halves), agent.model.parameters()))
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+
+
+def test_a_measured_update_is_that_of_the_same_chunks():
+    """Bit for bit: weights, Adam's moments and random states; and what it tells is of the whole batch."""
+    obs, act, rew = sequences(torch.float32)
+    task = torch.tensor([0, 1, 0, 1, 1, 0])
+    model = small(FlowWorldModel, tasks=("walk", "run"), multitask=True)
+    measured, plain, other = (PWM(copy.deepcopy(model)) for _ in range(3))
+    torch.manual_seed(9)
+    told = measured.update_wm(obs, act, rew, task, meter=ESNRMeter(measured.model, 3))
+    torch.manual_seed(9)
+    losses = []
+    for rows in torch.arange(B).chunk(3):
+        losses.append(plain.compute_wm_loss(obs[:, rows], act[:, rows], rew[:, rows], task[rows]))
+        (losses[-1].total / 3).backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.model.parameters(), plain.clip)
+    plain.wm_optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(measured.model.parameters(), plain.model.parameters()))
+    a, b = (agent.wm_optimizer.state_dict()["state"] for agent in (measured, plain))
+    assert all(torch.equal(a[i][name], b[i][name]) for i in a for name in a[i])
+    assert told["loss"] == pytest.approx(sum(loss.total.item() for loss in losses) / 3, rel=1e-6) and told["gradient_norm"] == float(norm)
+    assert told["largest_latent"] == max(loss.largest_latent.item() for loss in losses)
+    grads = []
+    torch.manual_seed(9)
+    for rows in torch.arange(B).chunk(3):
+        total = other.compute_wm_loss(obs[:, rows], act[:, rows], rew[:, rows], task[rows]).total
+        grads.append(list(torch.autograd.grad(total, other.model.parameters())))
+    assert told["esnr"] == pytest.approx(esnr(grads).raw, rel=1e-4)
 
 
 OBS, ACT, REW = (t.float() for t in sequences())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,13 +25,14 @@ from .algorithms import PWM
 from .arms import Arm
 from .checkpoint import save_world_model, world_model_meta
 from .utils.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
+from .utils.metrics import ESNRMeter
 from .utils.parity import parameter_parity
 
 logger = logging.getLogger(__name__)
 
 ARMS = ("mlp", "residual", "euler1", "euler2", "euler4", "heun1", "heun2", "heun4")
-# What may differ between a run and its resumption without changing what comes out.
-_FREE_ON_RESUME = {"out", "resume", "arms", "seeds", "save_every", "log_every", "tensorboard", "wandb"}
+# What may differ between a run and its resumption without changing what comes out; log_every says which updates are measured, in chunks.
+_FREE_ON_RESUME = {"out", "resume", "arms", "seeds", "save_every", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class TrainWMConfig:
         held_out: share of the episodes that is measured on and not trained on; split_seed: of their choice.
         eval_horizon: steps imagined when measuring; eval_stride: steps between the starts of held-out windows.
         save_every, log_every: in updates. resume: finished runs are kept, a broken one goes on from its last save.
+        esnr_microbatches: M of the updates that are logged: their gradient is formed in M chunks and its ESNR logged; M divides batch, at
+            least 2. 0 measures none.
     """
 
     data: str = "data/cartpole"
@@ -65,6 +69,7 @@ class TrainWMConfig:
     eval_stride: int = 8
     save_every: int = 500
     log_every: int = 50
+    esnr_microbatches: int = 8
     resume: bool = True
     device: str = "cpu"
     tensorboard: bool = False
@@ -84,6 +89,15 @@ class TrainWMConfig:
         for name in ("steps", "batch", "horizon", "eval_horizon", "eval_stride", "save_every", "log_every"):
             whole(name, getattr(self, name), 1)
         at_least("warmup", self.warmup, 0)
+        whole("esnr_microbatches", self.esnr_microbatches, 0)
+        if self.esnr_microbatches and (self.esnr_microbatches < 2 or self.batch % self.esnr_microbatches):
+            raise ArgumentError(
+                f"esnr_microbatches is {self.esnr_microbatches} and batch {self.batch}; give a divisor of the batch of at least 2, or 0"
+            )
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ArgumentError(f"device is {self.device!r}, which is not to be had here; give cpu or another") from error
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,8 @@ class ArmResult:
 
     ``parameters`` and ``dynamics_parameters`` with their gaps to the MLP's; ``evaluations``: of the dynamics network per imagined step;
     ``training_evaluations``: of the dynamics network in training, one of a batch counting as one; ``seconds`` of the clock and
-    ``cpu_seconds`` of the process, of training alone; ``skipped`` updates and whether the sanity checks ``stopped`` it.
+    ``cpu_seconds`` of the process, of training alone; ``skipped`` updates and whether the sanity checks ``stopped`` it; ``esnr_db`` of the
+    loss's gradient, raw, smoothed over the last measurements (NaN: none).
     """
 
     arm: str
@@ -108,6 +123,7 @@ class ArmResult:
     cpu_seconds: float
     skipped: int
     stopped: bool
+    esnr_db: float
     errors: ImaginationErrors
 
 
@@ -179,6 +195,7 @@ class _Run:
         self.alg = arm.configure(config.alg)
         self.sampler = ReplaySampler(material.train, config.horizon, seed=seed)
         self._seconds = self._cpu_seconds = self._lr = 0.0
+        self._meter: ESNRMeter | None = None
 
     def result(self, note: Callable[[int, float], None]) -> ArmResult:
         """Train, or go on, or read what was measured before; ``note(updates made, loss)`` is called on the way."""
@@ -189,6 +206,8 @@ class _Run:
         agent = PWM.from_config(self.alg, **self.material.sizes)
         agent.model.to(self.config.device)
         self._lr = float(agent.wm_optimizer.param_groups[0]["lr"])
+        if self.config.esnr_microbatches:
+            self._meter = ESNRMeter(agent.model, self.config.esnr_microbatches)
         done = self._train(agent, note)
         meta = world_model_meta(self.alg, self.material.sizes, arm=self.arm.name, seed=self.seed, steps=done)
         save_world_model(self.folder / "world_model.safetensors", agent, meta)
@@ -211,10 +230,8 @@ class _Run:
             while done < config.steps and not agent.sanity.stopped:
                 clock, cpu = time.perf_counter(), time.process_time()
                 said = self._update(agent, done)
-                self._seconds, self._cpu_seconds = (
-                    self._seconds + time.perf_counter() - clock,
-                    self._cpu_seconds + time.process_time() - cpu,
-                )
+                self._seconds += time.perf_counter() - clock
+                self._cpu_seconds += time.process_time() - cpu
                 done += 1
                 last = done == config.steps or agent.sanity.stopped
                 if done % config.log_every == 0 or last:
@@ -232,7 +249,9 @@ class _Run:
         for group in agent.wm_optimizer.param_groups:
             group["lr"] = lr
         obs, act, rew, task = self.sampler.batch(step, self.config.batch).to(self.config.device)
-        return {**agent.update_wm(obs, act, rew, task if agent.model.task_embedding is not None else None), "lr": lr}
+        of = task if agent.model.task_embedding is not None else None
+        logged = (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps
+        return {**agent.update_wm(obs, act, rew, of, meter=self._meter if logged else None), "lr": lr}
 
     def _measure(self, agent: PWM, done: int) -> ArmResult:
         model, material = agent.model, self.material
@@ -254,8 +273,15 @@ class _Run:
             cpu_seconds=self._cpu_seconds,
             skipped=agent.sanity.skipped,
             stopped=agent.sanity.stopped,
+            esnr_db=self._esnr_db(),
             errors=errors,
         )
+
+    def _esnr_db(self) -> float:
+        try:
+            return math.nan if self._meter is None else self._meter.smoothed().raw_db
+        except ValueError:  # nothing finite was measured
+            return math.nan
 
     def _save(self, agent: PWM, step: int) -> None:
         extra = {
@@ -263,6 +289,7 @@ class _Run:
             "seconds": self._seconds,
             "cpu_seconds": self._cpu_seconds,
             "sanity": agent.sanity.state_dict(),
+            "meter": None if self._meter is None else self._meter.state_dict(),
             "settings": self._settings(),
         }
         checkpoints.save_training(self.training, agent.model, agent.wm_optimizer, extra)
@@ -276,6 +303,8 @@ class _Run:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
         self._same_settings(self.training, extra["settings"])
         agent.sanity.load_state_dict(extra["sanity"])
+        if self._meter is not None:
+            self._meter.load_state_dict(extra["meter"])
         self._seconds, self._cpu_seconds = float(extra["seconds"]), float(extra["cpu_seconds"])
         return int(extra["step"])
 
@@ -286,7 +315,7 @@ class _Run:
         try:
             held = json.loads(self.report.read_text(encoding="utf-8"))
             values = dict(held["result"])
-            found = ArmResult(**values | {"errors": _read_errors(values["errors"])})
+            found = ArmResult(**values | {"errors": _read_errors(values["errors"]), "esnr_db": _number(values["esnr_db"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.report} is damaged ({error}); remove it, or give another out= or resume=false") from error
         self._same_settings(self.report, held["settings"])
@@ -307,13 +336,13 @@ class _Run:
 
 
 def _read_errors(held: Mapping[str, Any]) -> ImaginationErrors:
+    observation, reward, latent = (tuple(map(_number, held[name])) for name in ("observation", "reward", "latent"))
+    return ImaginationErrors(observation, reward, latent, _number(held["unread"]), _number(held["simplex_distance"]))
+
+
+def _number(value: float | None) -> float:
     """Strict JSON has null for what is not finite, as after a training that diverged."""
-
-    def number(value: float | None) -> float:
-        return float("nan") if value is None else float(value)
-
-    observation, reward, latent = (tuple(map(number, held[name])) for name in ("observation", "reward", "latent"))
-    return ImaginationErrors(observation, reward, latent, number(held["unread"]), number(held["simplex_distance"]))
+    return math.nan if value is None else float(value)
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:

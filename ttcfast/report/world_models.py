@@ -24,7 +24,7 @@ from .figures.style import save
 from .table import MISSING
 
 _KINDS = ("observation", "reward", "latent")
-Spread = tuple[float, float]  # mean over the seeds and standard deviation between them, NaN with one seed
+Spread = tuple[float, float]  # mean over the seeds and its standard error, NaN with one seed
 
 
 def run_train_wm(config: TrainWMConfig, console: Console | None = None) -> Comparison:
@@ -69,6 +69,7 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
                 "simplex_distance": fmean(run.errors.simplex_distance for run in runs),
                 "seconds": fmean(run.seconds for run in runs),
                 "cpu_seconds": fmean(run.cpu_seconds for run in runs),
+                "esnr_db": fmean(run.esnr_db for run in runs),
                 "skipped_updates": sum(run.skipped for run in runs),
                 "stopped_runs": sum(run.stopped for run in runs),
             }
@@ -84,14 +85,14 @@ def by_arm(comparison: Comparison) -> dict[str, list[ArmResult]]:
     return found
 
 
-def order(comparison: Comparison) -> list[str]:
-    """The arms from the smallest to the largest observation error after the last step; "~" where the seeds leave the order open.
+def order(comparison: Comparison, kind: str = "observation") -> list[str]:
+    """The arms from the smallest to the largest error of ``kind`` after the last step; "~" where the seeds leave the order open.
 
     Two neighbours are apart when their means differ by more than the standard error of that difference, twice.
     """
     last = len(comparison.persistence.reward)
     runs = by_arm(comparison)
-    values = {name: [run.errors.observation[last - 1] for run in found] for name, found in runs.items()}
+    values = {name: [getattr(run.errors, kind)[last - 1] for run in found] for name, found in runs.items()}
     ranked = sorted(values, key=lambda name: fmean(values[name]) if _all_finite(values[name]) else math.inf)
     told = [Arm(ranked[0]).label]
     for before, name in pairwise(ranked):
@@ -106,7 +107,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     heads += [f"observation error\n{h} step{'s' * (h > 1)}" for h in (1, last)]
     heads += [f"reward error\nstep {h}" for h in (1, last)]
     heads += [f"own latent\n{h} step{'s' * (h > 1)}" for h in (1, last)]
-    heads += ["\nunread", "train\nevals", "CPU s"]
+    heads += ["\nunread", "ESNR\ndB", "train\nevals", "CPU s"]
     return heads, [_cells(row, last) for row in summary(comparison)]
 
 
@@ -135,14 +136,22 @@ def explanation(comparison: Comparison, config: TrainWMConfig) -> list[str]:
     """What the columns mean, and the order that was found."""
     last, (trained, held) = len(comparison.persistence.reward), comparison.episodes
     lines = [
-        f"Mean over {len(config.seeds)} seeds ± standard deviation between them. {config.steps} updates of {config.batch} windows of "
+        f"Mean over {len(config.seeds)} seeds ± its standard error. {config.steps} updates of {config.batch} windows of "
         f"{config.horizon} steps, {trained} episodes; measured on {comparison.windows} windows of {last} steps, {held} held-out episodes.",
         "observation error: between what a linear probe, fitted alike to every model, reads from the imagined latent and from the encoding "
         "of the truth, in units of the observation's variance. unread: what encoder and probe lose of an observation.",
         "reward error: in units of the reward's variance. own latent: in units of the variance of the model's own latents, not comparable "
         "between models. nothing changes: copies the first observation and reward.",
         "evals / step: evaluations of the dynamics network per imagined step. train evals: those of training, a batch counting as one.",
-        f"Order by the observation error after {last} steps (~: within two standard errors of the seeds): {' '.join(order(comparison))}.",
+    ]
+    if config.esnr_microbatches:
+        each = config.batch // config.esnr_microbatches
+        lines.append(
+            f"ESNR: raw, of the loss's gradient at the end of training, from {config.esnr_microbatches} microbatches of {each} windows."
+        )
+    lines += [
+        f"Order by the {kind} error after {last} steps (~: within two standard errors of the seeds): {' '.join(order(comparison, kind))}."
+        for kind in ("observation", "reward")
     ]
     skipped, stopped = sum(run.skipped for run in comparison.runs), sum(run.stopped for run in comparison.runs)
     if skipped or stopped:
@@ -151,21 +160,21 @@ def explanation(comparison: Comparison, config: TrainWMConfig) -> list[str]:
 
 
 def _errors(errors: Sequence[ImaginationErrors], last: int) -> dict[str, Any]:
-    """Mean and spread of the errors at step 1 and the last, and of what is not read."""
+    """Mean and standard error of the errors at step 1 and the last, and of what is not read."""
     found = {f"{kind}_error_{h}": [c[h - 1] for e in errors if (c := getattr(e, kind))] for kind in _KINDS for h in (1, last)}
     columns: dict[str, Any] = {}
     for name, values in {**found, "unread": [e.unread for e in errors]}.items():
-        columns[name], columns[f"{name}_sd"] = _spread(values) if values else (math.nan, math.nan)
+        columns[name], columns[f"{name}_se"] = _spread(values) if values else (math.nan, math.nan)
     return columns
 
 
 def _cells(row: dict[str, Any], last: int) -> list[str]:
     def error(name: str) -> str:
-        return _with_spread(row[name], row[f"{name}_sd"])
+        return _with_spread(row[name], row[f"{name}_se"])
 
     errors = [error(f"{kind}_error_{h}") for kind in _KINDS for h in (1, last)]
     if row["arm"] == "persistence":
-        return [row["label"], MISSING, "0", *errors, MISSING, MISSING, MISSING]
+        return [row["label"], MISSING, "0", *errors, MISSING, MISSING, MISSING, MISSING]
     lost = f" ({row['stopped_runs']} stopped)" if row["stopped_runs"] else ""
     return [
         row["label"] + lost,
@@ -173,6 +182,7 @@ def _cells(row: dict[str, Any], last: int) -> list[str]:
         str(row["evaluations_per_step"]),
         *errors,
         error("unread"),
+        f"{row['esnr_db']:.1f}" if math.isfinite(row["esnr_db"]) else MISSING,
         f"{row['training_evaluations']:,.0f}",
         f"{row['cpu_seconds']:.0f}",
     ]
@@ -180,14 +190,14 @@ def _cells(row: dict[str, Any], last: int) -> list[str]:
 
 def _flat(run: ArmResult) -> dict[str, Any]:
     last = len(run.errors.reward)
-    errors = {k: v for k, v in _errors([run.errors], last).items() if not k.endswith("_sd")}
+    errors = {k: v for k, v in _errors([run.errors], last).items() if not k.endswith("_se")}
     return {**{k: v for k, v in asdict(run).items() if k != "errors"}, **errors, "simplex_distance": run.errors.simplex_distance}
 
 
 def _spread(values: Sequence[float]) -> Spread:
     if not _all_finite(values):
         return math.nan, math.nan
-    return fmean(values), stdev(values) if len(values) > 1 else math.nan
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> bool:

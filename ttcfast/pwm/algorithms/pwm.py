@@ -12,6 +12,7 @@ from ttcfast import integrators
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
 from ttcfast.pwm.models.world_model import MLPWorldModel
+from ttcfast.pwm.utils.metrics import ESNRMeter
 from ttcfast.pwm.utils.parity import Parity, parameter_parity
 from ttcfast.pwm.utils.sanity import SanityChecks
 from ttcfast.pwm.utils.simplex import simplex_distance
@@ -183,24 +184,52 @@ class PWM:
             return (head - rew).square().mean((1, 2))
         return self.model.two_hot.cross_entropy(head, rew).mean(1)
 
-    def update_wm(self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None) -> dict[str, float]:
+    def update_wm(
+        self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None, *, meter: ESNRMeter | None = None
+    ) -> dict[str, float]:
         """One step of Adam on :meth:`compute_wm_loss`, unless the sanity checks skip it.
+
+        Args:
+            obs, act, rew, task: as for :meth:`compute_wm_loss`.
+            meter: of ``self.model`` (``method="loop"``): the gradient is formed in its M chunks, and its ESNR measured on the way.
 
         Returns:
             ``loss``, ``dynamics``, ``reward``, ``simplex_distance``, ``largest_latent``, ``gradient_norm`` (before clipping) and
-            ``updated`` (1 or 0). A skipped batch changes neither parameters nor Adam's moments; ``sanity.stopped`` tells that training
-            should end.
+            ``updated`` (1 or 0); with a meter also ``esnr``, ``esnr_db``, ``esnr_unbiased`` and ``noise_scale``. A skipped batch changes
+            neither parameters nor Adam's moments; ``sanity.stopped`` tells that training should end.
         """
-        loss = self.compute_wm_loss(obs, act, rew, task)
         self.wm_optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        measured: dict[str, float] = {}
+        if meter is None:
+            loss = self.compute_wm_loss(obs, act, rew, task)
+            loss.total.backward()
+            parts = torch.stack([t.detach() for t in loss[:5]])
+        else:
+            parts, measured = self._measured_gradient(meter, obs, act, rew, task)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         names = ("loss", "dynamics", "reward", "simplex_distance", "largest_latent", "gradient_norm")
-        found = dict(zip(names, torch.stack([*(t.detach() for t in loss[:5]), norm]).tolist()))  # waits for the device once
+        found = dict(zip(names, torch.cat([parts, norm.reshape(1)]).tolist()))  # waits for the device once
         allowed = self.sanity.allows(loss=found["loss"], gradient_norm=found["gradient_norm"], latent=found["largest_latent"])
         if allowed:
             self.wm_optimizer.step()
-        return {**found, "updated": float(allowed)}
+        return {**found, "updated": float(allowed), **measured}
+
+    def _measured_gradient(
+        self, meter: ESNRMeter, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Leave the gradient in ``.grad``; the first five parts of the loss, of all chunks together, and what the meter says."""
+        chunks: list[Tensor] = []
+
+        def loss_of(rows: Tensor) -> Tensor:
+            of = task[rows] if isinstance(task, Tensor) and task.ndim else task
+            loss = self.compute_wm_loss(obs[:, rows], act[:, rows], rew[:, rows], of)
+            chunks.append(torch.stack([t.detach() for t in loss[:5]]))
+            return loss.total
+
+        found = meter.measure(loss_of, torch.arange(act.shape[1], device=act.device)).esnr
+        every = torch.stack(chunks)
+        parts = torch.cat([every[:, :4].mean(0), every[:, 4].max().reshape(1)])
+        return parts, {"esnr": found.raw, "esnr_db": found.raw_db, "esnr_unbiased": found.unbiased, "noise_scale": found.noise_scale}
 
     def _check(self, obs: Tensor, act: Tensor, rew: Tensor) -> None:
         whole("horizon (the length of act)", len(act), 1)
