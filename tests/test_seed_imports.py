@@ -1,6 +1,6 @@
 """Every name at every module path that the seed of the test-time-computing wing prints, and at those of API.md, imports.
 
-The names that a later version brings (the process reward model, the beam, the world-model wing) join this list with it.
+The names that a later version brings (the process reward model, the beam) join this list with it.
 """
 
 import importlib
@@ -50,7 +50,16 @@ API = {
         "calibration",
     ],
 }
-SHORT = ["ARMScorer", "TTCConfig", "TTCGreedy", "TTCBeam", "StateSpec", "info", "ops", "physics", "__version__"]
+WORLD_MODELS = {  # seeds/flow-world-model-plan.md, sections 8 and 9, and API.md
+    "pwm.models.base": ["BaseWorldModel"],
+    "pwm.models.world_model": ["MLPWorldModel", "ResidualWorldModel"],
+    "pwm.models.flow_world_model": ["FlowWorldModel"],
+    "pwm.algorithms.dynamics_loss": ["MLPDynamicsLoss", "FlowMatchingDynamicsLoss", "Heun", "Euler"],
+    "pwm.algorithms.pwm": ["PWM"],
+    "pwm.utils.metrics": ["esnr", "ESNR", "ESNRMeter", "parameter_parity"],
+    "integrators": ["Heun", "Euler", "integrate"],
+}
+SHORT = ["ARMScorer", "TTCConfig", "TTCGreedy", "TTCBeam", "StateSpec", "info", "ops", "physics", "integrate", "esnr", "__version__"]
 SIGNATURES = {  # the sketch's arguments come first, in its order and under its names
     "stochastic_sampling.dropout_wrap.enable_mc_dropout": ["model"],
     "stochastic_sampling.latent_noise.inject_latent_noise": ["latent", "sigma"],
@@ -72,7 +81,7 @@ SIGNATURES = {  # the sketch's arguments come first, in its order and under its 
 }
 
 
-@pytest.mark.parametrize("module, name", [(m, n) for table in (SEED, API) for m, names in table.items() for n in names])
+@pytest.mark.parametrize("module, name", [(m, n) for table in (SEED, API, WORLD_MODELS) for m, names in table.items() for n in names])
 def test_the_name_is_where_the_seed_or_the_api_puts_it(module, name):
     assert getattr(importlib.import_module(f"ttcfast.{module}"), name) is not None
 
