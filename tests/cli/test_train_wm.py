@@ -40,6 +40,8 @@ def test_train_wm_writes_table_figure_checkpoints_and_provenance(tmp_path, capsy
         ("alg.model.latent_dim=20", 2, "latent_dim is 20"),
         ("eval_horizon=41", 2, "eval_horizon is 41; the shortest episode"),
         ("held_out=1", 2, "held_out is 1"),
+        ("alg.wm.lr=fast", 2, "alg.wm.lr is 'fast'; give a number"),
+        ("alg.model.latent_dim=wide", 2, "alg.model.latent_dim is 'wide'; give a number"),
     ],
 )
 def test_settings_that_fit_neither_data_nor_model_are_one_line(tmp_path, capsys, argument, status, message):
@@ -65,7 +67,8 @@ def test_the_shipped_values_are_those_of_the_dataclass():
     [
         ("steps=0", 2, "steps is 0; it must be at least 1"),
         ("arms=[heun]", 2, "arms is 'heun'; it must be mlp, residual, or heun or euler with its substeps"),
-        ("alg=pwm_7M", 2, "Could not find 'alg/pwm_7M'"),
+        ("alg=pwm_7M", 2, "alg is 'pwm_7M'; it must be one of 'pwm_19M', "),
+        ("alg=[1]", 2, "alg is '[1]'; it must be one of"),
         ("alg.wm.learning_rate=1", 2, "unknown key 'alg.wm.learning_rate'"),
         ("data={tmp}/none", 1, "make some with `ttcfast collect"),
         ("out=/dev/null/x", 1, "cannot write to folder /dev/null/x"),

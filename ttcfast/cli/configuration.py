@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder
+from ttcfast.spec import one_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 T = TypeVar("T")
@@ -55,7 +56,9 @@ def compose(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     defaults = _defaults(command)
     overrides = _without_aliases(command, [_split(argument) for argument in _words_as_list(command, arguments, defaults)])
-    for key, _ in overrides:
+    for key, value in overrides:
+        if (CONFIGS / key).is_dir():
+            one_of(key, value, tuple(sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))))
         if not key.startswith(tuple(f"{free}." for free in _FREE.get(command, ()))):
             _check_key(command, key, defaults)
     # ++: free keys may be new. A folder of configs/ is a group, and its key names one of its files.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 from ttcfast.runtime.errors import ArgumentError
@@ -39,24 +40,27 @@ def build(kind: type[T], where: str, config: Mapping[str, Any], *positional: Any
     """``kind(*positional, **config, **extra)`` without the entry ``_target_``; every key is checked before.
 
     Raises:
-        ArgumentError: a key that the class does not take.
+        ArgumentError: a key that the class does not take, or a value that is no number where it wants one.
     """
     given = {key: value for key, value in config.items() if key != "_target_"}
     known = _parameters(kind)
-    for key in given:
+    for key, value in given.items():
         if key not in known:
             raise ArgumentError(f"{where}.{key} is unknown; {kind.__name__} takes {', '.join(known)}")
+        if known[key] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ArgumentError(f"{where}.{key} is {value!r}; give a number")
     return kind(*positional, **{**given, **extra})
 
 
-def _parameters(kind: type) -> list[str]:
-    """Names that the class's ``__init__`` takes, with those of its base classes where it hands on ``**others``."""
-    names: list[str] = []
+def _parameters(kind: type) -> dict[str, str]:
+    """What the class's ``__init__`` takes and the annotations, with those of its base classes where it hands on ``**others``."""
+    found: dict[str, str] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in ("self", *names)]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
+        found = {p.name: str(p.annotation) for p in named} | found
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
-    return names
+    return found
