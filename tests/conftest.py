@@ -23,9 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAMES",
         help="comma-separated: reference, cpu, triton (on a GPU), triton-interpret; a test that would skip for want of one fails instead",
     )
-    parser.addoption(
-        "--require-chromium", action="store_true", help="the tests of the HTML page fail, instead of skip, where there is no Chromium"
-    )
+    parser.addoption("--require-chromium", action="store_true", help="without Chromium the tests of the HTML page fail instead of skip")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
