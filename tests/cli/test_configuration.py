@@ -71,6 +71,18 @@ def test_a_bad_argument_is_one_clear_error(command, argument, message):
     assert "\n" not in str(caught.value)
 
 
+def test_report_takes_folders_as_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ttc.seed=1,x=[2]").mkdir()
+    words = ["a/b", "it's", "ttc.seed=1,x=[2]", "with space", "back\\"]
+    assert compose("report", [*words, "out=there"]) == {"runs": words, "out": "there"}
+    assert compose("report", ["runs=[a,b]"])["runs"] == ["a", "b"]
+    with pytest.raises(ArgumentError, match="unknown key 'ouy'"):
+        compose("report", ["a", "ouy=there"])
+    with pytest.raises(ArgumentError, match="disagree"):
+        compose("report", ["a", "runs=[b]"])
+
+
 def test_use_prm_must_be_true_or_false():
     with pytest.raises(ArgumentError, match="use_prm is 'maybe'; it must be true or false"):
         compose("run_ttc", ["use_prm=maybe"])

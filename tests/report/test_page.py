@@ -32,7 +32,16 @@ def run(tmp_path_factory):
     """A run of the demo on small data, with sweep, fields and calibration."""
     folder = tmp_path_factory.mktemp("page")
     out = folder / "runs" / "demo"
-    run_demo(out, examples=write_examples(folder / "examples"), branching_factor=3, steps=6, sweep=(1, 2, 4), sweep_problems=2, quiet=True)
+    run_demo(
+        out,
+        examples=write_examples(folder / "examples"),
+        branching_factor=3,
+        steps=4,
+        problems=4,
+        sweep=(1, 4),
+        sweep_problems=2,
+        quiet=True,
+    )
     return out
 
 
@@ -81,7 +90,7 @@ def test_browser_shows_tables_charts_and_animation_without_complaint(run, tmp_pa
     browser.open(page)
     assert browser.complaints == [] and [r for r in browser.requests if not r.startswith("data:")] == [page.as_uri()]
     shown = " ".join(captions(browser))
-    for name in ("Methods on 8 problems", "B sweep on 2 problems", "ARM: scores in buckets", "guardrails", "Versions", "Configuration"):
+    for name in ("Methods on 4 problems", "B sweep on 2 problems", "ARM: scores in buckets", "guardrails", "Versions", "Configuration"):
         assert name in shown
     charts = browser.evaluate("[...document.querySelectorAll('.chart figcaption')].map(c => c.textContent)")
     for name in ("Error of each step", "Error / deterministic", "Drift of total energy", "Error against B", "ARM: true error by score"):
@@ -133,6 +142,7 @@ def test_nothing_sticks_out_and_text_is_legible_on_a_phone_and_in_the_dark(run, 
 
 
 def test_a_multirun_shows_the_keys_that_differ_and_a_training_its_table_and_log(multirun, tmp_path, browser):
+    page_of(multirun / "page", multirun)  # a page in the folder is no run of it
     runs, notes = load([str(multirun)])
     assert differing(runs) == {"ttc.branching_factor": [2, 3, 16]} and [r.name for r in runs] == ["0", "1", "2"]
     assert len(notes) == 1 and "no metrics.json yet" in notes[0]
@@ -198,7 +208,7 @@ def test_runs_of_one_name_are_told_apart_by_the_folders_above(run, tmp_path):
 
 def test_page_stays_small_and_says_what_it_left_out(run, tmp_path):
     shutil.copytree(run, tmp_path / "fat")
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1400, 1400), dtype=np.uint8)
     for i in range(4):
         (tmp_path / "fat" / f"noise{i}.png").write_bytes(png.encode(noise, np.zeros((256, 3), np.uint8)))
     page = page_of(tmp_path, tmp_path / "fat")
@@ -233,7 +243,8 @@ def test_large_fields_are_thinned_out_by_block_means(tmp_path):
 def test_calibration_scores_and_errors_are_those_of_the_candidates():
     given, model, scorer = problems(3, 4), surrogate(), arm()
     found = candidate_scores(model, given, {"arm": scorer}, TTCConfig(branching_factor=5, seed=7), groups=6)
-    assert (found.errors.shape == found.scores["arm"].shape == (6, 5) and set(found.problems) == {0, 1, 2}) or len(set(found.steps)) > 2
+    assert found.errors.shape == found.scores["arm"].shape == (6, 5)
+    assert set(found.problems) == {0, 1, 2} and set(found.steps) == {0, 1, 2, 3}
     i, problem, step = 4, found.problems[4], found.steps[4]
     state = given.truth[problem : problem + 1, step]
     where = torch.tensor([problem])

@@ -56,11 +56,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
     out = output_folder(config.out)
     runs, left_out = load(config.runs)
     compared = [run for run in runs if run.compares_methods]
-    rows = [
-        row
-        for run in compared
-        for row in guarded(run.folder, lambda _, run=run: [_row(str(run.folder), m) for m in run.metrics["methods"]])
-    ]
+    rows = [row for run in compared for row in guarded(run.folder, _rows, str(run.folder), run.metrics["methods"])]
     notes = [*left_out, *(_notes({str(run.folder): run.metrics for run in compared}) if compared else [])]
     if rows:
         _write_table(out, rows, notes)
@@ -91,6 +87,10 @@ def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], consol
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [[_text(row[column]) for column in _COLUMNS] for row in rows]
+
+
+def _rows(folder: str, methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [_row(folder, method) for method in methods]
 
 
 def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -65,17 +66,18 @@ def write_fields(
         raise ValueError(f"{result.name} has no trajectory; evaluate with Problems(shown=...) naming the problem to keep")
     last = min(evaluation.scored, result.trajectory.shape[1] - 1)
     steps = sorted({round(s) for s in np.linspace(0, last, min(last + 1, MOST_FRAMES))})
+    instants = [float(times[s]) for s in steps] if times is not None and steps[-1] < len(times) else []
     sources = {"truth": evaluation.truth, "deterministic": evaluation.baseline.trajectory, "method": result.trajectory}
     about = {"name": result.name, "quantity": quantity}
     with atomic_path(path) as place:
-        np.savez_compressed(
-            place,
-            about=np.array(json.dumps(about)),
-            problems=np.array(evaluation.shown, dtype=np.int64),
-            steps=np.array(steps, dtype=np.int64),
-            times=np.array([float(times[s]) for s in steps] if times is not None and steps[-1] < len(times) else []),
-            **{name: _small(states[:, steps, channel]) for name, states in sources.items()},
-        )
+        held: dict[str, Any] = {name: _small(states[:, steps, channel]) for name, states in sources.items()}
+        held |= {
+            "about": np.array(json.dumps(about)),
+            "steps": np.array(steps),
+            "times": np.array(instants),
+            "problems": np.array(evaluation.shown),
+        }
+        np.savez_compressed(place, **held)
 
 
 def read_fields(path: str | os.PathLike[str]) -> ShownFields:

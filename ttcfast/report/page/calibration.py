@@ -52,7 +52,8 @@ def _of_reward(name: str, errors: Sequence[Sequence[Any]], scores: Sequence[Sequ
     if not groups:
         return tag("p", f"{label}: no state has two candidates that can be compared.", class_="note")
     pairs = sorted(pair for group in groups for pair in group)
-    found = calibration(*torch.tensor(pairs, dtype=torch.float64).unbind(1), BUCKETS)
+    scored, true = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    found = calibration(scored, true, bins=BUCKETS)
     ends = list(accumulate(found.count.tolist(), initial=0))
     buckets = [pairs[a:b] for a, b in pairwise(ends)]
     low, high = ([_quartiles([e for _, e in bucket])[i] for bucket in buckets] for i in (0, 2))

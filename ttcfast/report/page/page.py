@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ def write_page(path: str | os.PathLike[str], runs: Sequence[Run], comparison: Se
     anchors = {run.folder: f"run-{i + 1}" for i, run in enumerate(runs)}
     head = [room.take(part, name) for name, part in _overview(runs, anchors, comparison, notes)]
     # Numbers first, of every run; then pictures and animations, as long as there is room.
-    numbers = {run.folder: room.take(guarded(run.folder, partial(_numbers, run)), f"charts of {run.name}") for run in runs}
-    provenance = {run.folder: room.take(_provenance(run), f"provenance of {run.name}") for run in runs}
+    numbers = {run.folder: room.take(guarded(run.folder, _numbers, run), f"charts of {run.name}") for run in runs}
+    provenance = {run.folder: room.take(guarded(run.folder, _provenance, run), f"provenance of {run.name}") for run in runs}
     moving = {run.folder: _animations(run, room) for run in runs}
     stills = {run.folder: _stills(run, room) for run in runs}
     parts = {run.folder: [held[run.folder] for held in (moving, numbers, stills, provenance)] for run in runs}
@@ -122,12 +121,14 @@ def _overview(
         if len(members) > 1:
             title = "Runs side by side" if family is None else f"Ablation {family.name}"
             named = [anchors[run.folder] for run in members]
-            yield title, guarded(family or members[0].folder, lambda _, m=members, t=title, n=named: tag("section", ablation(m, t, n)))
+            yield title, tag("section", guarded(family or members[0].folder, ablation, members, title, named))
     if len({row["run"] for row in comparison}) > 1:
         heads = list(comparison[0])
         names = {str(run.folder): run.name for run in runs}
-        shown = {"run": lambda folder: names[folder], "method": str, "gain %": gain}
-        rows = [[shown.get(h, number)(row[h]) for h in heads] for row in comparison]
+        rows = []
+        for row in comparison:
+            cells = [gain(row[h]) if h == "gain %" else number(row[h]) for h in heads[2:]]
+            rows.append([names[row["run"]], row["method"], *cells])
         held = table("Every method of every run", heads, rows, text_columns=2)
         yield (
             "the table of all methods of all runs",
@@ -135,7 +136,7 @@ def _overview(
         )
 
 
-def _numbers(run: Run, _: Path) -> Markup:
+def _numbers(run: Run) -> Markup:
     if not run.compares_methods:
         return training_section(run)
     m = run.metrics
@@ -144,7 +145,7 @@ def _numbers(run: Run, _: Path) -> Markup:
 
 def _section(run: Run, anchor: str, parts: Sequence[Markup | None], *, folded: bool) -> Markup:
     """A run's section; of many, each is folded under its name."""
-    top = guarded(run.folder, lambda _: _top(run.metrics)) if run.compares_methods else None
+    top = guarded(run.folder, _top, run.metrics) if run.compares_methods else None
     inside = joined(tag("p", str(run.folder), class_="path"), top, *parts)
     if folded:
         return tag("section", tag("details", tag("summary", tag("h2", run.name)), inside), id=anchor)
@@ -193,7 +194,7 @@ def _provenance(run: Run) -> Markup:
         ("command", " ".join(map(str, p.get("argv") or []))),
         ("commit", git.get("commit", "not from a checkout")),
     ]
-    about += [("files differed from the commit", {True: "yes", False: "no"}.get(git.get("dirty"), "unknown"))]
+    about += [("files differed from the commit", {True: "yes", False: "no", None: "unknown"}[git.get("dirty")])]
     about += list((p.get("seeds") or {}).items()) or [("seeds", "none recorded")]
     parts = [facts("Origin and seeds", about)]
     for key, title in (("versions", "Versions"), ("host", "Machine"), ("config", "Configuration")):

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.logs import read_log
 
+T = TypeVar("T")
 _MARKS = ("metrics.json", "summary.csv", "table.csv", "config.json", "log.jsonl")
 _EVALUATIONS = ("run_ttc", "demo")  # commands whose runs are nothing before their metrics.json is there
 _DEEPEST = 3  # a multirun's folders lie at most so far below the folder that is named: date, time, number
@@ -104,7 +105,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / mark).is_file() for mark in _MARKS) or any(folder.glob("*.provenance.json"))
+    return any((folder / mark).is_file() for mark in _MARKS) or bool(_records(folder))
 
 
 def _runs_below(folder: Path, depth: int = 1) -> list[Path]:
@@ -130,15 +131,17 @@ def _lacks(folder: Path) -> str | None:
 def _open(folder: Path, name: str, family: Path | None) -> Run:
     metrics = _json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     provenance = metrics.get("provenance") or _provenance(folder)
+    if not isinstance(provenance, Mapping):
+        raise DataError(f"{folder / 'metrics.json'} is damaged or of another version (its provenance is no mapping); make the run again")
     if "methods" in metrics:
         return Run(folder, name, metrics, provenance, family)
-    return Run(folder, name, metrics, provenance, family, guarded(folder, read_log), guarded(folder, _read_tables))
+    return Run(folder, name, metrics, provenance, family, guarded(folder, read_log, folder), guarded(folder, _read_tables, folder))
 
 
-def guarded(folder: Path, read: Callable[[Path], Any]) -> Any:
-    """``read(folder)``, with whatever a damaged or foreign file does to it told as a DataError."""
+def guarded(folder: Path, read: Callable[..., T], *arguments: Any) -> T:
+    """``read(*arguments)``, with whatever a damaged or foreign file does to it told as a DataError."""
     try:
-        return read(folder)
+        return read(*arguments)
     except OSError as error:
         raise DataError(f"{folder} holds a file that cannot be read ({error.strerror or error}); make it readable") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
@@ -158,13 +161,18 @@ def _json(path: Path) -> dict[str, Any]:
     return held
 
 
+def _records(folder: Path) -> list[Path]:
+    """Provenance of whatever ran here, but for ``report`` itself, which may write into a run's folder."""
+    return sorted(p for p in folder.glob("*provenance.json") if p.name != "report.provenance.json")
+
+
 def _provenance(folder: Path) -> dict[str, Any]:
-    kept = sorted(folder.glob("*provenance.json")) or [p for p in (folder / "config.json",) if p.is_file()]
+    kept = _records(folder) or [p for p in (folder / "config.json",) if p.is_file()]
     return _json(kept[0]) if kept else {}
 
 
 def _tables_of(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.csv") if p.name != "log.csv")
+    return sorted(p for p in folder.glob("*.csv") if p.name not in ("log.csv", "report.csv"))
 
 
 def _read_tables(folder: Path) -> dict[str, list[dict[str, str]]]:
