@@ -36,7 +36,7 @@ class PRMTripletSet(Dataset[Sample]):
             themselves.
 
     Attributes:
-        paths: the sample files. shape: ``(C, *S)`` of every state.
+        paths: the sample files, parts: their readers. shape: ``(C, *S)`` of every state.
 
     Raises:
         DataError: nothing given, a path that is missing, empty, damaged or holds something else, files whose states differ in shape, or
@@ -50,10 +50,10 @@ class PRMTripletSet(Dataset[Sample]):
         self.paths = [path for place in given for path in _sample_files(Path(place))]
         if not self.paths:
             raise DataError("manifest_paths is empty; give triplet files made by `ttcfast build_prm_data`, or a folder of them")
-        self._parts = [TripletFile(path) if path.suffix in _HDF5 else _TensorFile(path) for path in self.paths]
-        self._ends = list(itertools.accumulate(len(part) for part in self._parts))
-        first = self._parts[0]
-        for part in self._parts[1:]:
+        self.parts = [TripletFile(path) if path.suffix in _HDF5 else _TensorFile(path) for path in self.paths]
+        self._ends = list(itertools.accumulate(len(part) for part in self.parts))
+        first = self.parts[0]
+        for part in self.parts[1:]:
             if part.shape is not None and part.shape != first.shape:
                 raise DataError(f"{part.path} holds states of shape {list(part.shape)} and {first.path} of {list(first.shape or ())}")
         self._require_one_surrogate()
@@ -89,10 +89,10 @@ class PRMTripletSet(Dataset[Sample]):
             raise IndexError(f"sample {i} of {len(self)}")
         i %= len(self)
         f = bisect.bisect_right(self._ends, i)
-        return self._parts[f], i - (self._ends[f - 1] if f else 0)
+        return self.parts[f], i - (self._ends[f - 1] if f else 0)
 
     def _require_one_surrogate(self) -> None:
-        made = [part for part in self._parts if isinstance(part, TripletFile)]
+        made = [part for part in self.parts if isinstance(part, TripletFile)]
         for part in made[1:]:
             if part.surrogate != made[0].surrogate:
                 raise DataError(

@@ -14,7 +14,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.checkpoint import spec_meta
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.runtime.files import output_folder, write_json
+from ttcfast.runtime.files import output_folder, strict, write_json
 from ttcfast.spec import StateSpec
 
 from .dense import DensePRM
@@ -34,7 +34,7 @@ def save_pretrained(network: PairNetwork, folder: str | os.PathLike[str]) -> Non
         "kind": network.kind,
         **network.config(),
         "normalizer": None if norm is None else {name: getattr(norm, name).tolist() for name in _NORMALIZER},
-        "spec": None if network.spec is None else spec_meta(network.spec),
+        "spec": None if network.spec is None else strict(spec_meta(network.spec)),
         "info": network.info,
     }
     checkpoints.save(place / "model.safetensors", tensors, {"architecture": "prm", "kind": network.kind, **network.config()})
@@ -96,4 +96,8 @@ def _build(config: dict[str, Any]) -> PairNetwork:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; this version knows {', '.join(KINDS)}")
     normalizer = None if norm is None else Normalizer(**{name: torch.tensor(norm[name]) for name in _NORMALIZER})
-    return KINDS[kind](**sizes, normalizer=normalizer, spec=None if spec is None else StateSpec(**spec), info=info)
+    return KINDS[kind](**sizes, normalizer=normalizer, spec=None if spec is None else StateSpec(**_tensors_again(spec)), info=info)
+
+
+def _tensors_again(spec: dict[str, Any]) -> dict[str, Any]:
+    return {**spec, **{name: torch.tensor(spec[name]) for name in ("gamma", "cell_volume") if isinstance(spec[name], list)}}

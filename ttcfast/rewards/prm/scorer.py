@@ -94,11 +94,15 @@ class PRMScorer(Scorer):
 
         Of a dense model the error it predicts: after that step it would find no fault. Of a scalar one the shortest move (in units of
         ``delta_std``) that raises its linearised score by the margin of its training, the distance it was taught between good and better.
+        Without gradient; 0 where the candidate or the move is not finite.
         """
+        state, candidates = state.detach(), candidates.detach()
         moves = torch.empty_like(candidates)
-        for rows, columns, share in self._chunks(state, candidates):
-            moves[rows, columns] = self._move(state[rows], candidates[rows, columns], share).to(moves.dtype)
-        return moves
+        with torch.no_grad():
+            for rows, columns, share in self._chunks(state, candidates):
+                moves[rows, columns] = self._move(state[rows], candidates[rows, columns], share).detach().to(moves.dtype)
+        finite = (moves.isfinite() & candidates.isfinite()).flatten(2).all(2)
+        return torch.where(finite.reshape(*finite.shape, 1, 1, 1), moves, 0.0)
 
     def units(self, state: Tensor) -> Tensor:
         norm = self.network.normalizer
@@ -110,9 +114,9 @@ class PRMScorer(Scorer):
             with self._autocast(state):
                 return network.error_group(state, candidates, share) * scale
         with torch.enable_grad():
-            at = candidates.detach().requires_grad_()
+            at = candidates.clone().requires_grad_()
             with self._autocast(state):
-                total = network.score_group(state, at, share.detach()).sum()  # a score depends on its own candidate alone
+                total = network.score_group(state, at, share).sum()  # a score depends on its own candidate alone
             (slope,) = torch.autograd.grad(total, at)
         slope = slope * scale
         square = slope.square().sum((2, 3, 4), keepdim=True)

@@ -1,0 +1,26 @@
+"""``ttcfast train_prm``: train a reward model on triplets (resumes where a killed run stopped)"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .configuration import build, save
+from .main import main
+
+
+def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.rewards.prm.train import TrainPRMConfig, train
+    from ttcfast.runtime.distributed import rank
+
+    config = build(TrainPRMConfig, values)
+    save(config.out, values, "train_prm")
+    result = train(config)
+    if rank() == 0:
+        print(f"reward model after {result.steps} steps: {result.folder}")
+        print("validation: " + (", ".join(f"{name} {value:.4g}" for name, value in result.validation.items()) or "none"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train_prm", *sys.argv[1:]]))
