@@ -292,8 +292,8 @@ class TTCConfig:
         min_score_spread: relative spread of the scores below which a step takes candidate 0.
         score_floor: scores below it do not count as usable; None for no floor.
         ndim: space dimensions of a foreign model's states.
-        select: ``"argmax"`` takes the best candidate, ``"softmax_mean"`` their mean weighted by softmax(score / temperature), ``"span"`` the
-            best point of their span by a differentiable reward.
+        select: ``"argmax"`` takes the best candidate, ``"softmax_mean"`` their mean weighted by softmax(score / temperature), ``"span"``
+            the best point of their span by a differentiable reward.
         refine_steps: how often candidates are moved along the reward, which must be differentiable; 0 leaves them as they are.
         refine_lengths: lengths of each such step, each of which makes a copy of every candidate; 1 is a full step.
         trust: candidates are moved, and combined, no further than this times the size of their own step; None for no limit.

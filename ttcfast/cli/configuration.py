@@ -37,6 +37,7 @@ _ALIASES = {
         "use_prm": "reward.type",
         "finetuned.ckpt": "fm.finetuned",
     },
+    "train_prm_on_policy": {"fm.ckpt": "fm", "data.": "reading."},
     "train_fm": {"data.": "reading."},  # as run_ttc calls them; data itself is the folder
 }
 _WORDS = {"report": "runs"}  # arguments that are no key=value, and the list that they go into

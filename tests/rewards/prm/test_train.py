@@ -209,7 +209,8 @@ def test_validation_over_all_k_makes_the_candidates_again_and_refuses_another_su
     first = train_surrogate(TrainConfig(out=str(tmp_path / "fm"), **common)).checkpoint
     from ttcfast.data import open_trajectories
 
-    made = build_triplets(load_surrogate(first), open_trajectories(str(tmp_path), split="valid"), tmp_path / "triplets" / "t.hdf5", K=K, T_prm=2)
+    valid = open_trajectories(str(tmp_path), split="valid")
+    made = build_triplets(load_surrogate(first), valid, tmp_path / "triplets" / "t.hdf5", K=K, T_prm=2)
     config = TrainPRMConfig(
         data=DataOptions(root=str(made), valid=0.4, valid_groups=2),
         fm=SurrogateOptions(str(first)),

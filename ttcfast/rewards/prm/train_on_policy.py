@@ -32,7 +32,7 @@ LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": n
 
 @dataclass(frozen=True)
 class OnPolicyConfig:
-    """What ``ttcfast train_prm on_policy=true`` does.
+    """What ``ttcfast train_prm_on_policy`` does.
 
     Args:
         fm: checkpoint of the surrogate. data: folder of trajectories; split: those the surrogate has not seen; valid: trajectories of the
