@@ -104,7 +104,7 @@ def _joined(found: Sequence[RolloutResult]) -> RolloutResult:
         if isinstance(columns[0], Tensor):
             values[f.name] = torch.cat(columns)
         elif f.name in ("nfe", "copies", "reward_evaluations"):
-            values[f.name] = sum(columns)
+            values[f.name] = None if None in columns else sum(columns)
         elif f.name == "beams":
             values[f.name] = tuple(_joined_steps(steps) for steps in zip(*columns))
         elif f.name in ("seconds", "peak_bytes", "searched"):
@@ -121,5 +121,5 @@ def _joined_steps(steps: Sequence[Any]) -> Any:
         if isinstance(columns[0], Tensor):
             values[f.name] = torch.cat(columns)
         else:
-            values[f.name] = columns[0] if f.name in ("step", "searched") else sum(columns)
+            values[f.name] = columns[0] if columns[0] is None or f.name in ("step", "searched") else sum(columns)
     return type(steps[0])(**values)
