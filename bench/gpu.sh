@@ -98,7 +98,7 @@ build_extension() {
 }
 
 tests() {
-    step tests 280 "$PYTHON" -m pytest -q -p no:cacheprovider -m "gpu or not slow" --require-backends=reference,cpu,triton \
+    step tests 280 "$PYTHON" -m pytest -q -p no:cacheprovider -m "gpu or not slow" --require-backends=reference,cpu,cuda,triton \
         --durations=10 tests/ops tests/bench
 }
 
@@ -114,6 +114,9 @@ sanitizer() {
     step memcheck-gates 80 "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m bench all --gates --device cuda
     step memcheck-tests 120 "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops \
         -m "not slow" -k "triton and (agrees or sizes or hard)"
+    # The shapes take a warp, a block and several blocks per row; racecheck sees the kernels' shared memory.
+    step memcheck-topk 100 "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m bench.topk_small
+    step racecheck-topk 100 "$tool" --tool racecheck --error-exitcode 9 "$PYTHON" -m bench.topk_small
     step racecheck-gates 80 "$tool" --tool racecheck --error-exitcode 9 "$PYTHON" -m bench all --gates --device cuda
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
 }

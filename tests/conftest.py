@@ -21,15 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-backends",
         default="",
         metavar="NAMES",
-        help="comma-separated: reference, cpu, triton (on a GPU), triton-interpret; a test that would skip for want of one fails instead",
+        help="comma-separated: reference, cpu, cuda, triton (on a GPU), triton-interpret; a test that would skip for want of one fails instead",
     )
     parser.addoption("--require-chromium", action="store_true", help="without Chromium the tests of the HTML page fail instead of skip")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     for name in _required(session.config):
-        if name not in (*BACKENDS, "triton-interpret"):
-            raise pytest.UsageError(f"--require-backends names {name!r}; known: {', '.join(BACKENDS)}, triton-interpret")
+        if name not in (*BACKENDS, "cuda", "triton-interpret"):
+            raise pytest.UsageError(f"--require-backends names {name!r}; known: {', '.join(BACKENDS)}, cuda, triton-interpret")
         if name.startswith("triton") and registry.interpreting() != (name == "triton-interpret"):
             raise pytest.UsageError(
                 f"--require-backends names {name!r}, but TRITON_INTERPRET is {'on' if registry.interpreting() else 'off'}"

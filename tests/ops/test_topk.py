@@ -15,6 +15,7 @@ from ttcfast.ops import BackendError, native, registry, topk
 from ttcfast.ops.topk import MOST_CUDA_K
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 
 
 def by_python(scores: Tensor, k: int, ids: Tensor | None = None) -> Tensor:
@@ -95,6 +96,7 @@ def test_every_instruction_set_gives_the_order_of_the_definition(level, values, 
 
 
 @pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", cases.VALUES)
 def test_cuda_gives_the_order_of_the_definition(values, dtype):
@@ -218,6 +220,7 @@ def test_compiles_without_a_graph_break(backend, device):
 
 
 @pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("shape", [(3, 50), (5, 4000), (1, 300_000)], ids=str)
 def test_a_cuda_graph_replays_with_new_scores(shape):
     scores, ids = torch.randn(shape, device="cuda"), torch.randint(0, 9, shape, device="cuda")

@@ -1,0 +1,155 @@
+"""``ops.topk`` against ``torch.topk`` and the partial sorts of others, on random scores and on those that trouble a selection.
+
+The gate holds our indices against the reference, and the values of every peer against ours (their indices are open where scores tie). Each
+peer returns the k best in order, values and indices:
+
+* ``torch.topk``: as it is.
+* ``numpy.argpartition``: the k best by ``argpartition``, then a sort of these. numpy's AVX-512 path is slow on Zen 4: on such a machine run
+  with ``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``, which is its best setting (facts/hotpaths.md 4).
+* ``FlashInfer``: ``flashinfer.top_k``, sorted and deterministic, where its wheel is installed (CUDA).
+* ``CUB DeviceTopK``: unordered pairs, which a torch sort of k puts in order; where the wheel ``nvidia-cuda-cccl`` and nvcc are at hand (CUDA,
+  one row). Not deterministic among ties, unlike ours.
+
+facts/hotpaths.md 4 wants >= 1.0x of both, and >= 1.3x of FlashInfer at [256, 262144]; targets name only peers that every machine has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.ops import topk
+
+from . import cub_topk
+from .groups import backend_of
+from .targets import Target
+from .timing import Case
+
+# name: (rows, n, k, how the scores are made)
+LARGE = {
+    f"n1e6 k{k} {order}": (1, 1_000_000, k, order) for k in (1, 16, 256, 1024) for order in ("random", "tied", "ascending", "descending")
+}
+CPU_CASES = {
+    **LARGE,
+    **{f"n1e6 k256 {order}": (1, 1_000_000, 256, order) for order in ("all tied", "all nan", "shared bits")},
+    **{f"256x4096 k{k} random": (256, 4096, k, "random") for k in (64, 1024)},
+}
+CUDA_CASES = {
+    **LARGE,
+    **{f"n1e6 k1024 {order}": (1, 1_000_000, 1024, order) for order in ("all tied", "all nan", "shared bits")},
+    "64x131072 k256 random": (64, 131_072, 256, "random"),
+    "256x262144 k256 random": (256, 262_144, 256, "random"),
+    "256x4096 k64 random": (256, 4096, 64, "random"),
+    "4096x64 k8 random": (4096, 64, 8, "random"),
+}
+
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "random": lambda x: x,
+    "tied": lambda x: (8 * x).round(),  # some 80 values
+    "ascending": lambda x: x.sort(dim=1).values,
+    "descending": lambda x: x.sort(dim=1, descending=True).values,
+    "all tied": torch.ones_like,
+    "all nan": lambda x: torch.full_like(x, float("nan")),
+    "shared bits": lambda x: 1 + torch.finfo(x.dtype).eps * (2 * x).round().clamp(0, 7),
+}
+
+_FEW = [f"n1e6 k{k} {order}" for k in (1, 16, 256) for order in ("random", "tied")]
+TARGETS = (
+    *(Target(name, "torch.topk", "ratio", least=8) for name in _FEW),
+    *(Target(f"n1e6 k1024 {order}", "torch.topk", "ratio", least=5) for order in ("random", "tied")),
+    Target("n1e6 * ascending", "torch.topk", "ratio", least=2),
+    Target("256x4096 *", "torch.topk", "ratio", least=3),
+    *(Target(name, "numpy.argpartition", "ratio", least=10) for name in _FEW),
+    Target("n1e6 * random", "", "graph_hot_us", most=20, device="cuda"),
+    Target("n1e6 * random", "torch.topk", "graph_ratio", least=5, device="cuda"),
+    Target("64x131072 *", "", "graph_hot_us", most=45, device="cuda"),
+    Target("64x131072 *", "torch.topk", "graph_ratio", least=4, device="cuda"),
+    Target("256x262144 *", "", "graph_p50_us", most=125, device="cuda"),
+    Target("256x262144 *", "torch.topk", "graph_ratio", least=6, device="cuda"),
+)
+
+
+def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
+    for name, (rows, n, k, order) in (CPU_CASES if device == "cpu" else CUDA_CASES).items():
+        if tiny:
+            rows, n, k = min(rows, 3), min(n, 700), min(k, 40)
+        problem = Problem(rows, n, k, order, device)
+        peers = problem.peers()
+        yield Case(
+            "topk",
+            name,
+            f"[{rows}, {n}], k {k}",
+            "float32",
+            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
+            ours=next(iter(peers)),
+            check=partial(problem.check, peers),
+            bytes_moved=4 * rows * n,
+            device=device,
+        )
+
+
+Peer = Callable[["Problem"], tuple[Any, Any]]  # -> values and indices, best first
+
+
+class Problem:
+    """Scores in one of the orders; made at first use."""
+
+    def __init__(self, rows: int, n: int, k: int, order: str, device: str) -> None:
+        self.rows, self.n, self.k, self.order, self.device = rows, n, k, order, device
+
+    @cached_property
+    def scores(self) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(3)
+        return ORDERS[self.order](torch.randn(self.rows, self.n, device=self.device, generator=generator))
+
+    @cached_property
+    def array(self) -> np.ndarray[Any, Any]:
+        return self.scores.numpy()
+
+    def peers(self) -> dict[str, Peer]:
+        """Ours first."""
+        backend = backend_of("topk", self.device)
+        found: dict[str, Peer] = {
+            f"ttcfast, {backend}": lambda p: topk(p.scores, p.k, backend=backend),
+            "torch.topk": lambda p: tuple(torch.topk(p.scores, p.k)),  # type: ignore[arg-type, return-value]
+        }
+        if self.device == "cpu":
+            return {**found, "numpy.argpartition": lambda p: by_argpartition(p.array, p.k)}
+        if importlib.util.find_spec("flashinfer"):
+            found["FlashInfer"] = by_flashinfer
+        if self.rows == 1 and cub_topk.headers() is not None:
+            found["CUB DeviceTopK"] = lambda p: cub_topk.select(p.scores, p.k)
+        return found
+
+    def run(self, function: Peer) -> tuple[Any, Any]:
+        return function(self)
+
+    def check(self, peers: dict[str, Peer]) -> None:
+        values, indices = topk(self.scores, self.k, backend="reference")
+        for name, function in peers.items():
+            found, where = (torch.as_tensor(x) for x in function(self))
+            if self.order == "all nan" and not name.startswith("ttcfast"):
+                continue  # what the others do with NaN is their own
+            torch.testing.assert_close(found, values, rtol=0, atol=0, equal_nan=True, msg=partial("{}: {}".format, name))
+            if name.startswith("ttcfast") and not torch.equal(where, indices):
+                raise AssertionError(f"{name}: the indices are not those of the reference")
+
+
+def by_argpartition(scores: np.ndarray[Any, Any], k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The k largest of each row by numpy, best first."""
+    kept = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
+    values = np.take_along_axis(scores, kept, 1)
+    order = np.argsort(-values, axis=1)
+    return np.take_along_axis(values, order, 1), np.take_along_axis(kept, order, 1)
+
+
+def by_flashinfer(problem: Problem) -> tuple[Tensor, Tensor]:
+    import flashinfer
+
+    return flashinfer.top_k(problem.scores, problem.k, sorted=True, deterministic=True)  # type: ignore[no-any-return]

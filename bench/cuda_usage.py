@@ -1,0 +1,74 @@
+"""Registers, spills and shared memory of every compiled CUDA kernel: ``python -m bench.cuda_usage BUILD_LOG``.
+
+Reads what ptxas said during a build with ``-DCMAKE_CUDA_FLAGS="-Xptxas -v"`` and exits with 1 where a kernel spills, takes more shared memory
+than every one of these GPUs gives without asking, or more registers than two of its blocks can have on a multiprocessor.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .aot import MOST_SHARED_BYTES
+
+MOST_REGISTERS = 64  # two blocks of 512 threads on a multiprocessor of 65536 registers
+ENTRY = re.compile(r"Compiling entry function '(?P<name>[^']+)' for '(?P<gpu>sm_\w+)'")
+SPILLS = re.compile(r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads")
+USED = re.compile(r"Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    gpu: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+    def over(self) -> str:
+        """What exceeds its limit, or nothing."""
+        found = [f"{self.spilled_bytes} bytes spilled, none allowed"] if self.spilled_bytes else []
+        for what, number, most in (
+            ("registers", self.registers, MOST_REGISTERS),
+            ("bytes of shared memory", self.shared_bytes, MOST_SHARED_BYTES),
+        ):
+            if number > most:
+                found.append(f"{number} {what}, at most {most}")
+        return "; ".join(found)
+
+
+def kernels(log: str) -> Iterator[Kernel]:
+    """Every kernel of which ``log`` holds ptxas' report.
+
+    Raises:
+        ValueError: a kernel's report is not complete.
+    """
+    for part in re.split(r"(?=Compiling entry function)", log)[1:]:
+        entry, spills, used = ENTRY.search(part), SPILLS.search(part), USED.search(part)
+        if not entry or not spills or not used:
+            raise ValueError(f"ptxas' report on a kernel is not complete: {part[:300]!r}")
+        spilled = int(spills["stores"]) + int(spills["loads"])
+        yield Kernel(entry["name"], entry["gpu"], int(used["registers"]), spilled, int(used["shared"] or 0))
+
+
+def main(log: str) -> int:
+    found = list(kernels(Path(log).read_text()))
+    if not found:
+        print(f"no kernel's report in {log}; build anew with TTCFAST_CUDA=ON and CMAKE_CUDA_FLAGS='-Xptxas -v'")
+        return 1
+    wrong = [(kernel, kernel.over()) for kernel in found if kernel.over()]
+    for kernel, reason in wrong:
+        print(f"{kernel.name} for {kernel.gpu}: {reason}")
+    gpus = sorted({kernel.gpu for kernel in found}, key=lambda gpu: int(re.sub(r"\D", "", gpu)))
+    most = max(kernel.registers for kernel in found), max(kernel.shared_bytes for kernel in found)
+    print(
+        f"{len(found)} kernels for {', '.join(gpus)}: at most {most[0]} registers, {most[1]} bytes of shared memory; {len(wrong)} over a limit"
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
