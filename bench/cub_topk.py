@@ -1,4 +1,4 @@
-"""CUB's DeviceTopK as a peer: compiled at first use by nvcc from the headers of the wheel ``nvidia-cuda-cccl``, and called through ctypes."""
+"""CUB's DeviceTopK as a peer: compiled at first use by nvcc from the headers of the wheel ``nvidia-cuda-cccl``, called through ctypes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of every compiled CUDA kernel: ``python -m bench.cuda_usage BUILD_LOG``.
 
-Reads what ptxas said during a build with ``-DCMAKE_CUDA_FLAGS="-Xptxas -v"`` and exits with 1 where a kernel spills, takes more shared memory
-than every one of these GPUs gives without asking, or more registers than two of its blocks can have on a multiprocessor.
+Reads what ptxas said during a build with ``-DCMAKE_CUDA_FLAGS="-Xptxas -v"`` and exits with 1 where a kernel spills, takes more shared
+memory than every one of these GPUs gives without asking, or more registers than two of its blocks can have on a multiprocessor.
 """
 
 from __future__ import annotations
@@ -63,10 +63,8 @@ def main(log: str) -> int:
     for kernel, reason in wrong:
         print(f"{kernel.name} for {kernel.gpu}: {reason}")
     gpus = sorted({kernel.gpu for kernel in found}, key=lambda gpu: int(re.sub(r"\D", "", gpu)))
-    most = max(kernel.registers for kernel in found), max(kernel.shared_bytes for kernel in found)
-    print(
-        f"{len(found)} kernels for {', '.join(gpus)}: at most {most[0]} registers, {most[1]} bytes of shared memory; {len(wrong)} over a limit"
-    )
+    registers, shared = max(kernel.registers for kernel in found), max(kernel.shared_bytes for kernel in found)
+    print(f"{len(found)} kernels for {', '.join(gpus)}: at most {registers} registers, {shared} bytes of shared memory; {len(wrong)} over")
     return 1 if wrong else 0
 
 

@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-backends",
         default="",
         metavar="NAMES",
-        help="comma-separated: reference, cpu, cuda, triton (on a GPU), triton-interpret; a test that would skip for want of one fails instead",
+        help="comma-separated: reference, cpu, cuda, triton (on a GPU), triton-interpret; a test that would skip "
+        "for want of one fails instead",
     )
     parser.addoption("--require-chromium", action="store_true", help="without Chromium the tests of the HTML page fail instead of skip")
 
