@@ -41,7 +41,7 @@ _ALIASES = {
     "train_fm": {"data.": "reading."},  # as run_ttc calls them; data itself is the folder
 }
 _WORDS = {"report": "runs"}  # arguments that are no key=value, and the list that they go into
-_FREE = {"generate": ("ranges",)}  # mappings whose keys are the user's own
+_FREE = {"generate": ("ranges",), "ceiling": ("sources",)}  # mappings whose keys are the user's own
 _VALUES = {"use_prm": {True: "prm", False: "arm"}}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ttcfast.runtime.errors import ArgumentError, UserError
 
 COMMANDS = (
-    *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc"),
+    *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc", "ceiling"),
     *("collect", "train_wm", "report", "bench", "info"),
 )
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Units = Literal["normalized", "physical"]
 MEMORY_BUDGET = 4 << 20  # 64 candidates of 64x64 with four channels, beside which the surrogate's own activations stand
+MOST_TRAJECTORIES = 8
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,9 @@ class _Maker:
         self.device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
 
     def trajectories_at_once(self, shape: Sequence[int]) -> int:
-        """So many that a chunk holds all candidates of each; one, in several chunks, where the budget is smaller than that."""
-        return max(1, self._states_in_budget(shape) // self.config.K)
+        """So many that a chunk holds all candidates of each, but few, since a killed run loses what it has of them; one, in several chunks,
+        where the budget is smaller."""
+        return min(MOST_TRAJECTORIES, max(1, self._states_in_budget(shape) // self.config.K))
 
     def rows(self, truth: Tensor, first: int) -> dict[str, np.ndarray]:
         """The samples of trajectories ``first``, ``first + 1``, ... (``truth [n, T_prm + 1, C, *S]``), trajectory by trajectory."""

@@ -224,7 +224,7 @@ class TripletFile:
         assert self._raw is not None
         # positioned reads, since a mapping's page faults cost several times the copy
         file, size = self._raw.fileno(), 4 * out[:1].numel()
-        stride, memory = size // out.shape[1] * len(FRAMES), memoryview(out.view(-1).numpy()).cast("B")
+        stride, memory = size // out.shape[1] * len(FRAMES), out.view(-1).numpy().data.cast("B")
         for place, row in enumerate(rows):
             if os.preadv(file, [memory[place * size : (place + 1) * size]], self._offset + row * stride) != size:
                 raise OSError(f"it ends before sample {row}")
