@@ -85,7 +85,7 @@ def test_the_margin_loss_is_the_seeds():
 
 def test_a_scalar_model_learns_to_rank_held_out_triplets(config):
     plain = dataclasses.replace(
-        config, model=ModelOptions(width=8, depth=2), optim=OptimOptions(batch=8, steps=150, lr=1e-2, warmup=5), val_every=150
+        config, model=ModelOptions(width=8, depth=2), optim=OptimOptions(batch=8, steps=100, lr=3e-2, warmup=5), val_every=100
     )
     result = train(dataclasses.replace(plain, augment=AugmentOptions(symmetry=False)))
     assert isinstance(result.prm, PRM)

@@ -1,0 +1,37 @@
+"""The calibration figure and its table: exact scores fall from left to right, useless ones do not."""
+
+import pytest
+import torch
+
+from ttcfast.report.figures import calibration_figure, calibration_rows
+
+
+def groups():
+    """Hard and easy states, whose candidates differ by 10 %."""
+    generator = torch.Generator().manual_seed(0)
+    level = torch.logspace(-3, 0, 40, dtype=torch.float64).reshape(-1, 1)
+    errors = level * (1 + 0.1 * torch.rand(40, 8, dtype=torch.float64, generator=generator))
+    errors[3, 2] = torch.inf
+    return errors, {"prm": -errors, "arm": torch.rand(40, 8, dtype=torch.float64, generator=generator), "state": -level.expand(40, 8)}
+
+
+def test_the_table_tells_choosing_from_knowing_hard_states():
+    errors, scores = groups()
+    rows = calibration_rows(scores, errors, bins=4)
+    found = {(r["reward"], r["form"]): r["rank_correlation"] for r in rows}
+    assert found["prm", "all"] == pytest.approx(-1) and found["prm", "within"] < -0.9
+    assert found["state", "all"] < -0.98  # knows which states are hard, and nothing about their candidates
+    assert abs(found["arm", "within"]) < 0.2
+    exact = [r["error"] for r in rows if (r["reward"], r["form"]) == ("prm", "within")]
+    assert exact == sorted(exact, reverse=True) and exact[0] > 1 > exact[-1]
+    assert all(sum(r["count"] for r in rows if (r["reward"], r["form"]) == key) == 319 for key in found)
+    assert {r["dropped"] for r in rows} == {1}
+
+
+def test_the_figure_shows_every_reward():
+    errors, scores = groups()
+    figure = calibration_figure(scores, errors)
+    assert len(figure.axes) == 6
+    assert [axes.get_lines()[0].get_xdata().shape[0] for axes in figure.axes[:2]] == [10, 8]
+    with pytest.raises(ValueError, match="scores is empty"):
+        calibration_figure({}, errors)
