@@ -79,7 +79,7 @@ def test_report_takes_folders_as_words(tmp_path, monkeypatch):
     assert compose("report", ["runs=[a,b]"])["runs"] == ["a", "b"]
     with pytest.raises(ArgumentError, match="unknown key 'ouy'"):
         compose("report", ["a", "ouy=there"])
-    with pytest.raises(ArgumentError, match="disagree"):
+    with pytest.raises(ArgumentError, match="give one list"):
         compose("report", ["a", "runs=[b]"])
 
 

@@ -32,9 +32,10 @@ def run(tmp_path_factory):
     """A run of the demo on small data, with sweep, fields and calibration."""
     folder = tmp_path_factory.mktemp("page")
     out = folder / "runs" / "demo"
+    examples = write_examples(folder / "examples")
     run_demo(
         out,
-        examples=write_examples(folder / "examples"),
+        examples=examples,
         branching_factor=3,
         steps=4,
         problems=4,

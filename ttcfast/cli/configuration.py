@@ -135,6 +135,8 @@ def _words_as_list(command: str, arguments: Sequence[str], defaults: Mapping[str
     if key is None:
         return list(arguments)
     words = [a for a in arguments if "=" not in a or (a.partition("=")[0] not in defaults and Path(a).exists())]
+    if words and (given := next((a for a in arguments if a.startswith(f"{key}=")), None)):
+        raise ArgumentError(f"{given} and {words[0]!r} both name what {command} takes; give one list, with or without {key}=")
     quoted = [_quoted(word) for word in words]
     return [a for a in arguments if a not in words] + ([f"{key}=[{','.join(quoted)}]"] if words else [])
 
