@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.metrics import rollout_mse
 from ttcfast.models.checkpoint import load_surrogate
@@ -155,7 +156,7 @@ class _Run:
         self.valid = self._open("valid").first(config.valid).stack().to(self.device)
         self._spent, self._started = 0.0, self._now()
 
-    def _normalizer(self) -> nn.Module:
+    def _normalizer(self) -> Normalizer:
         if self.surrogate.normalizer is None:
             raise CheckpointError(f"{self.config.fm} has no normaliser; the reward model's units come from it")
         return self.surrogate.normalizer
