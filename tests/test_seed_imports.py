@@ -29,6 +29,8 @@ SEED = {  # seeds/ttc-integration-plan.md, section by section, with ``ttcfast.``
     "metrics.mse": ["rollout_mse"],
     "core.base_fm": ["temp_seed", "BaseFM"],
     "rewards.common": ["Scorer", "ARMScorer"],
+    "rewards.prm.dataset": ["PRMTripletSet"],
+    "cli.build_prm_data": ["run"],
 }
 API = {
     "spec": ["StateSpec", "ARMWeights", "StochasticConfig", "TTCConfig", "Key"],
@@ -37,6 +39,7 @@ API = {
     "core.base_fm": ["BaseFM", "temp_seed", "Surrogate"],
     "stochastic_sampling": ["enable_mc_dropout", "inject_latent_noise", "perturb_state"],
     "rewards.common": ["Scorer", "ARMScorer", "OracleScorer", "ScorerList"],
+    "rewards.prm.dataset": ["build_triplets", "PRMTripletSet"],
     "ttc.inference": ["TTCConfig", "TTCGreedy"],
     "ttc.beam": ["TTCBeam"],
     "metrics": [
@@ -72,6 +75,7 @@ SIGNATURES = {  # the sketch's arguments come first, in its order and under its 
     "rewards.arm.compute_pressure": ["state", "gamma"],
     "rewards.arm.positivity_reward": ["cand_tp1"],
     "rewards.arm.arm_score": ["state_t", "cand_tp1", "dxdy", "bc_mask", "w"],
+    "rewards.prm.dataset.PRMTripletSet": ["manifest_paths"],
     "rewards.common.ARMScorer": ["weights", "dxdy", "bc_mask"],
     "rewards.common.Scorer.score": ["self", "x_t", "cand_tp1"],
     "core.base_fm.temp_seed": ["seed"],
