@@ -28,7 +28,9 @@ SEED = {  # seeds/ttc-integration-plan.md, section by section, with ``ttcfast.``
     "metrics.pde_conservation": ["conservation_drift"],
     "metrics.mse": ["rollout_mse"],
     "core.base_fm": ["temp_seed", "BaseFM"],
-    "rewards.common": ["Scorer", "ARMScorer"],
+    "rewards.common": ["Scorer", "ARMScorer", "PRMScorer"],
+    "rewards.prm.model": ["PRM"],
+    "rewards.prm.train": ["triplet_margin_loss", "train_prm"],
     "rewards.prm.dataset": ["PRMTripletSet"],
     "cli.build_prm_data": ["run"],
 }
@@ -38,7 +40,7 @@ API = {
     "ops": ["arm", "ArmScores", "info"],
     "core.base_fm": ["BaseFM", "temp_seed", "Surrogate"],
     "stochastic_sampling": ["enable_mc_dropout", "inject_latent_noise", "perturb_state"],
-    "rewards.common": ["Scorer", "ARMScorer", "OracleScorer", "ScorerList"],
+    "rewards.common": ["Scorer", "ARMScorer", "OracleScorer", "PRMScorer", "ScorerList"],
     "rewards.prm.dataset": ["build_triplets", "PRMTripletSet"],
     "ttc.inference": ["TTCConfig", "TTCGreedy"],
     "ttc.beam": ["TTCBeam"],
@@ -63,11 +65,16 @@ WORLD_MODELS = {  # seeds/flow-world-model-plan.md, sections 8 and 9, and API.md
     "integrators": ["Heun", "Euler", "integrate"],
 }
 SHORT = ["ARMScorer", "TTCConfig", "TTCGreedy", "TTCBeam", "StateSpec", "info", "ops", "physics", "integrate", "esnr", "__version__"]
+SHORT = ["ARMScorer", "PRMScorer", "TTCConfig", "TTCGreedy", "StateSpec", "info", "ops", "physics", "__version__"]
 SIGNATURES = {  # the sketch's arguments come first, in its order and under its names
     "stochastic_sampling.dropout_wrap.enable_mc_dropout": ["model"],
     "stochastic_sampling.latent_noise.inject_latent_noise": ["latent", "sigma"],
     "stochastic_sampling.input_perturb.perturb_state": ["x", "eps"],
     "rewards.arm.integral": ["field", "dxdy"],
+    "rewards.common.PRMScorer": ["prm_ckpt", "in_ch"],
+    "rewards.prm.model.PRM": ["in_ch", "width", "depth"],
+    "rewards.prm.train.triplet_margin_loss": ["s_best", "s_med", "s_worst", "margin"],
+    "rewards.prm.train.train_prm": ["manifest_paths", "in_ch", "epochs", "lr", "margin", "bs"],
     "rewards.arm.mass_conservation_reward": ["state_t", "cand_tp1", "dxdy"],
     "rewards.arm.momentum_conservation_reward": ["state_t", "cand_tp1", "dxdy"],
     "rewards.arm.energy_conservation_reward": ["state_t", "cand_tp1", "dxdy"],

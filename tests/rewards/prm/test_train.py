@@ -19,6 +19,7 @@ from ttcfast.data.generate import GenerateConfig, generate
 from ttcfast.models import load_surrogate
 from ttcfast.models.train import TrainConfig, TrainingError
 from ttcfast.models.train import train as train_surrogate
+from ttcfast.rewards.common import PRMScorer
 from ttcfast.rewards.prm.build import build_triplets
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.losses import RewardLoss
@@ -35,7 +36,7 @@ from ttcfast.rewards.prm.train import (
     train_prm,
     triplet_margin_loss,
 )
-from ttcfast.rewards.prm.validation import Validation, ranking
+from ttcfast.rewards.prm.validation import Validation, precision_regret, ranking
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import StateSpec
@@ -126,22 +127,19 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
 
 def test_two_processes_follow_the_single_process(config, tmp_path):
     one = train(config)
-    code = "import sys, pickle; from ttcfast.rewards.prm.train import train\nconfig = pickle.load(open(sys.argv[1], 'rb')); train(config)"
-    import pickle  # to hand over a dataclass of our own making
-
-    two = dataclasses.replace(config, out=str(tmp_path / "two"))
-    (tmp_path / "config.bin").write_bytes(pickle.dumps(two))
     port = 29600 + os.getpid() % 300
     together = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     together |= {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", code, str(tmp_path / "config.bin")]
+    words = f"data.root={config.data.root} data.valid=0.25 model.kind=dense model.width=[6,8] model.depth=1 model.levels=2 optim.batch=4 "
+    words += f"optim.steps=8 optim.warmup=2 optim.lr=3e-3 val_every=4 save_every=4 log_every=1 out={tmp_path / 'two'}"
+    command = [sys.executable, "-m", "ttcfast.cli.train_prm", *words.split()]
     running = [
         subprocess.Popen(command, env={**together, "RANK": str(r), "LOCAL_RANK": str(r)}, cwd=Path(__file__).parents[3]) for r in range(2)
     ]
     assert [process.wait(timeout=180) for process in running] == [0, 0]
-    ours, theirs = losses(one.folder), losses(two.out)
+    ours, theirs = losses(one.folder), losses(tmp_path / "two")
     assert ours.keys() == theirs.keys() and list(theirs.values()) == pytest.approx(list(ours.values()), rel=1e-4)
-    a, b = weights(one.folder), weights(two.out)
+    a, b = weights(one.folder), weights(tmp_path / "two")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=2e-3)
 
@@ -187,6 +185,24 @@ def test_ranking_of_exact_reversed_and_constant_scores():
     constant = ranking(torch.ones(2, 4), errors)
     assert constant["collapsed"] == 1.0 and constant["share"] == 0.0 and constant["kendall_tau"] == 0.0
     assert constant["chose_deterministic"] == 1.0
+
+
+def test_precision_regret_is_what_the_other_choices_lose():
+    reference = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 1.0]])
+    assert precision_regret(reference, reference).tolist() == [0.0, 0.0]
+    assert precision_regret(reference, torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 0.0]])).tolist() == pytest.approx([2 / 3, 0.0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [ModelOptions(width=6, depth=2), DENSE], ids=["scalar", "dense"])
+def test_compiled_in_bfloat16_it_trains_and_scores(config, model):
+    result = train(dataclasses.replace(config, model=model, precision="bfloat16", compile=True))
+    exact = train(dataclasses.replace(config, model=model, out=config.out + "32"))
+    assert losses(result.folder)[1] == pytest.approx(losses(exact.folder)[1], rel=0.02)
+    frames = Triplets(config.data.root).frames([0, 1])
+    state, group = frames[:, 0], frames[:, 1:5]
+    eager = PRMScorer(result.prm).score(state, group)
+    torch.testing.assert_close(PRMScorer(result.prm, compile=True).score(state, group), eager, rtol=1e-4, atol=1e-6)
 
 
 def test_batches_depend_on_step_and_place_alone(triplets):
