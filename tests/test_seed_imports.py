@@ -64,8 +64,10 @@ WORLD_MODELS = {  # seeds/flow-world-model-plan.md, sections 8 and 9, and API.md
     "pwm.utils.metrics": ["esnr", "ESNR", "ESNRMeter", "parameter_parity"],
     "integrators": ["Heun", "Euler", "integrate"],
 }
-SHORT = ["ARMScorer", "TTCConfig", "TTCGreedy", "TTCBeam", "StateSpec", "info", "ops", "physics", "integrate", "esnr", "__version__"]
-SHORT = ["ARMScorer", "PRMScorer", "TTCConfig", "TTCGreedy", "StateSpec", "info", "ops", "physics", "__version__"]
+SHORT = [
+    *("ARMScorer", "PRMScorer", "TTCConfig", "TTCGreedy", "TTCBeam", "StateSpec", "info", "ops", "physics", "integrate", "esnr"),
+    "__version__",
+]
 SIGNATURES = {  # the sketch's arguments come first, in its order and under its names
     "stochastic_sampling.dropout_wrap.enable_mc_dropout": ["model"],
     "stochastic_sampling.latent_noise.inject_latent_noise": ["latent", "sigma"],
