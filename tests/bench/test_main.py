@@ -32,6 +32,7 @@ def fake(monkeypatch):
 
         monkeypatch.setattr(groups, "names", lambda: ["fake"])
         monkeypatch.setattr(groups, "cases", cases)
+        monkeypatch.setattr(groups, "further", lambda group, device, pattern: iter(()))
         monkeypatch.setattr(groups, "targets", lambda group: [Target("one", "", "p50_us", most=0.0)])
         return threads
 

@@ -27,7 +27,7 @@ def run_demo(
     examples: str | Path | None = None,
     branching_factor: int = 4,
     steps: int = 20,
-    sweep: Sequence[int] = (1, 3, 16),
+    sweep: Sequence[int] = (),
     problems: int = 8,
     sweep_problems: int = 2,
     beam_width: int = 1,
@@ -48,7 +48,7 @@ def run_demo(
         examples: folder with the ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint, a learned reward in ``prm`` if there is one
             and, if it was recorded, ``finetuned.json``; None finds the one of this checkout or of the working directory.
         branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
-        sweep: values of B for ARM, PRM and the oracle, on the first ``sweep_problems``.
+        sweep: values of B for ARM, PRM and the oracle, on the first ``sweep_problems``; none by default, for the time it takes.
         beam_width: above 1 adds the rows of a beam search, which take about so many times longer than the others.
         checkpoint: another surrogate than the one in ``examples``.
         prm: another learned reward than the one in ``examples``, which is that of the shipped surrogate and is left out with another one.
@@ -64,6 +64,7 @@ def run_demo(
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
     reward = None if (prm or shipped) is None else str(prm or shipped)
     search: dict[str, Any] = {"approach": "beam", "beam_width": beam_width} if beam_width > 1 else {}
+    search["refine_lengths"] = (1.0,)  # a dense reward scores its own full step best; shorter ones cost evaluations and change no choice
     ttc = TTCConfig(branching_factor=branching_factor, seed=seed, use_prm=False, stochastic=stochastic, **search)
     config = RunTTCConfig(
         checkpoint=str(checkpoint or _checkpoint(folder)),
