@@ -25,7 +25,7 @@ def run_demo(
     out: str | Path = "runs/demo",
     *,
     examples: str | Path | None = None,
-    branching_factor: int = 4,
+    branching_factor: int = 3,
     steps: int = 20,
     sweep: Sequence[int] = (),
     problems: int = 8,
