@@ -59,12 +59,12 @@ class Selector {
         // Of at least kLeastReach scores each, and where that is not kMostReach, fewer than 2 kGroupsPerBest k; `select` takes fewer than
         // kGroupsPerBest kLeastReach k scores at once.
         const int64_t keys = std::min(segment_, std::max(segment_ / kMostReach, kLeastReach * kGroupsPerBest * k));
-        const int64_t added = std::max(std::min(segment_, kMostBlock), named ? keys : k);
+        const int64_t added = std::max(std::min(segment_, kMostBlock), named ? keys : 2 * k);
         const int64_t candidates = std::max(4 * k, kRoom) + added + 1;  // a scan writes one beyond what it keeps
         maxima_ = buffer<Key>(keys);
         scratch_ = buffer<Key>(std::max(keys, candidates));
         best_ = buffer<Candidate<Key>>(candidates);
-        other_ = buffer<Candidate<Key>>(k);
+        other_ = buffer<Candidate<Key>>(2 * k);
         counts_ = buffer<int64_t>(static_cast<int64_t>(1) << kMostDigits);
         if (named) ties_ = buffer<int64_t>(candidates);
         if (!contiguous) gathered_ = buffer<T>(segment_);
@@ -89,11 +89,12 @@ class Selector {
             for (int64_t i = 0; stride != 1 && i < n; ++i) gathered_[i] = scores[i * stride];
             filter(stride == 1 ? scores : gathered_.get(), n, start);
         }
-        cut();
+        if (count_ > 2 * k_) cut();  // fewer too many are sorted more quickly than found
     }
 
     // Takes over the best of a selector that was shown scores of the same row behind those of this one.
-    void absorb(const Selector& other) {
+    void absorb(Selector& other) {
+        other.cut();
         std::copy_n(other.best_.get(), other.count_, best_.get() + count_);
         count_ += other.count_;
         cut();
@@ -101,12 +102,14 @@ class Selector {
 
     // The best k, best first, to one row of the result.
     void write(const T* row, int64_t stride, T* values, int64_t* indices) {
-        sort_by_key(best_.get(), count_, other_.get());
+        sort_by_key(best_.get(), count_, other_.get(), counts_.get());
         if (ids_) sort_ties(best_.get(), count_, ids_);
-        for (int64_t i = 0; i < k_; ++i) {
-            const int64_t position = best_[i].position;
+        const Candidate<Key>* const best = best_.get();
+        const RowIds ids = ids_;
+        for (int64_t i = 0, k = k_; i < k; ++i) {
+            const int64_t position = best[i].position;
             values[i] = row[position * stride];
-            indices[i] = ids_ ? ids_[position] : position;
+            indices[i] = ids ? ids[position] : position;
         }
     }
 
@@ -117,7 +120,7 @@ class Selector {
         int64_t done = 0;
         if (groups > k_) {
             loops_.maxima(scores, blocks, reach, maxima_.get());
-            raise_floor(kth_largest(maxima_.get(), groups, k_, scratch_.get(), counts_.get(), loops_.extremes));
+            raise_floor(kth_largest(maxima_.get(), groups, k_, k_ / 4, scratch_.get(), counts_.get(), loops_.extremes));
             int64_t at = -1;
             while ((at = loops_.next_block(maxima_.get(), at + 1, blocks, bound_)) < blocks) {
                 take(scores + at * block, block, position + at * block);
@@ -127,23 +130,35 @@ class Selector {
         for (; done < n; done += kMostBlock) take(scores + done, std::min(kMostBlock, n - done), position + done);
     }
 
-    // Everything at once, by the k-th largest key of these scores alone.
+    // Everything at once, by (nearly) the k-th largest key of these scores alone.
     void select(const T* scores, int64_t stride, int64_t n, int64_t position) {
         const Key* const keys = maxima_.get();
         loops_.keys(scores, n, stride, maxima_.get());
-        const Key least = kth_largest(keys, n, std::min(k_, n), scratch_.get(), counts_.get(), loops_.extremes);
-        int64_t ties = n;  // with ids, all that there are
-        if (!ids_) {
-            ties = std::min(k_, n);
-            for (int64_t i = 0; i < n; ++i) ties -= keys[i] > least;
-        }
+        const int64_t wanted = std::min(k_, n), slack = wanted / 4;
+        const Key least = kth_largest(keys, n, wanted, slack, scratch_.get(), counts_.get(), loops_.extremes);
+        int64_t above = 0, reached = 0;
+        for (int64_t i = 0; i < n; ++i) above += keys[i] > least;
+        for (int64_t i = 0; i < n; ++i) reached += keys[i] >= least;
+        // Of equal ones the first, where those are too many; with ids, all that there are.
+        int64_t ties = ids_ || reached <= wanted + slack ? n : wanted - above;
         cut();
-        for (int64_t i = 0; i < n; ++i) {
-            const int64_t tie = keys[i] == least;
-            best_[count_] = {keys[i], position + i};
-            count_ += (keys[i] > least) | (tie & static_cast<int64_t>(ties > 0));
-            ties -= tie;
+        Candidate<Key>* const out = best_.get() + count_;
+        int64_t found = 0;
+        if (ties >= reached - above) {
+            for (int64_t i = 0; i < n; ++i) {
+                const Key key = keys[i];
+                out[found] = {key, position + i};
+                found += key >= least;
+            }
+        } else {
+            for (int64_t i = 0; i < n; ++i) {
+                const int64_t tie = keys[i] == least;
+                out[found] = {keys[i], position + i};
+                found += (keys[i] > least) | (tie & static_cast<int64_t>(ties > 0));
+                ties -= tie;
+            }
         }
+        count_ += found;
     }
 
     // At least k scores of those to be taken have keys of at least `least`. Where that is -infinity, its maxima may stand for NaN.
@@ -178,7 +193,7 @@ class Selector {
     void cut() {
         if (count_ <= k_) return;
         for (int64_t i = 0; i < count_; ++i) scratch_[i] = best_[i].key;
-        const Key least = kth_largest(scratch_.get(), count_, k_, scratch_.get(), counts_.get(), loops_.extremes);
+        const Key least = kth_largest(scratch_.get(), count_, k_, 0, scratch_.get(), counts_.get(), loops_.extremes);
         int64_t ties = k_;
         for (int64_t i = 0; i < count_; ++i) ties -= best_[i].key > least;
         if (ids_) {

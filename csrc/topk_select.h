@@ -18,11 +18,12 @@ inline int bits_in(uint64_t x) {
     return bits;
 }
 
-// The k-th largest of n keys, 1 <= k <= n. `scratch` has room for n and may be `keys`, which is then lost. Each round takes a histogram
-// over the range of what is left, so leading bits that all share cost nothing, and goes on with the bin in which the k-th stands: at most
-// one round per 11 bits, whatever the input. `counts` has room for 2^kMostDigits.
+// The k-th largest of n keys, 1 <= k <= n, or a smaller number that at most `slack` further ones of them reach. `scratch` has room for n
+// and may be `keys`, which is then lost. Each round takes a histogram over the range of what is left, so leading bits that all share cost
+// nothing, and goes on with the bin in which the k-th stands: at most one round per 11 bits, whatever the input. `counts` has room for
+// 2^kMostDigits.
 template <class Key, class Extremes>
-Key kth_largest(const Key* keys, int64_t n, int64_t k, Key* scratch, int64_t* counts, const Extremes& extremes) {
+Key kth_largest(const Key* keys, int64_t n, int64_t k, int64_t slack, Key* scratch, int64_t* counts, const Extremes& extremes) {
     using Word = std::conditional_t<sizeof(Key) == 8, uint64_t, uint32_t>;
     for (;;) {
         Key low, high;
@@ -37,7 +38,7 @@ Key kth_largest(const Key* keys, int64_t n, int64_t k, Key* scratch, int64_t* co
         for (int64_t i = 0; i < n; ++i) ++counts[bin_of(keys[i])];
         int64_t bin = bin_of(high);
         for (; counts[bin] < k; --bin) k -= counts[bin];
-        if (shift == 0) return static_cast<Key>(base + static_cast<Word>(bin));
+        if (shift == 0 || counts[bin] - k <= slack) return static_cast<Key>(base + (static_cast<Word>(bin) << shift));
         int64_t left = 0;
         for (int64_t i = 0; i < n; ++i) {
             const Key key = keys[i];
@@ -49,9 +50,10 @@ Key kth_largest(const Key* keys, int64_t n, int64_t k, Key* scratch, int64_t* co
     }
 }
 
-// Largest key first; equal keys stay in the order in which they stand. `other` has room for n.
+// Largest key first; equal keys stay in the order in which they stand. `other` has room for n, `start` for
+// 2^kMostDigits.
 template <class Key>
-void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other) {
+void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other, int64_t* start) {
     constexpr int64_t few = 24;
     if (n <= few) {
         for (int64_t i = 1; i < n; ++i) {
@@ -69,14 +71,17 @@ void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other) {
         high = std::max(high, items[i].key);
     }
     const auto below = [high](Key key) { return static_cast<Word>(static_cast<Word>(high) - static_cast<Word>(key)); };
-    const int bits = bits_in(below(low));
+    // Digits as long as the number of items is worth, all of the same length.
+    const int bits = bits_in(below(low)), most = n < 512 ? 7 : kMostDigits, passes = (bits + most - 1) / most;
+    const int digits = passes == 0 ? 0 : (bits + passes - 1) / passes;
+    const Word mask = static_cast<Word>((static_cast<Word>(1) << digits) - 1);
     Candidate<Key>* from = items;
-    for (int shift = 0; shift < bits; shift += 8) {
-        int64_t start[256] = {};
-        for (int64_t i = 0; i < n; ++i) ++start[below(from[i].key) >> shift & 255];
+    for (int pass = 0, shift = 0; pass < passes; ++pass, shift += digits) {
+        std::fill_n(start, static_cast<int64_t>(mask) + 1, 0);
+        for (int64_t i = 0; i < n; ++i) ++start[below(from[i].key) >> shift & mask];
         int64_t sum = 0;
-        for (int64_t& s : start) sum += std::exchange(s, sum);
-        for (int64_t i = 0; i < n; ++i) other[start[below(from[i].key) >> shift & 255]++] = from[i];
+        for (int64_t bin = 0; bin <= static_cast<int64_t>(mask); ++bin) sum += std::exchange(start[bin], sum);
+        for (int64_t i = 0; i < n; ++i) other[start[below(from[i].key) >> shift & mask]++] = from[i];
         std::swap(from, other);
     }
     if (from != items) std::copy(from, from + n, items);
