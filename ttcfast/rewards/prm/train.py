@@ -146,7 +146,7 @@ class TrainPRMConfig:
     patience: int | None = None
     precision: str = "float32"
     compile: bool = False
-    channels_last: bool = True
+    channels_last: bool = False
     resume: bool = True
     seed: int = 0
     device: str = "cpu"
