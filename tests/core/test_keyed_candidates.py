@@ -136,7 +136,7 @@ def test_functional_noise_runs_under_the_seed_of_the_call():
     [
         ({"ids": torch.rand(3)}, r"ids are torch.float32 \(3,\); give at least one integer id, \[B\]"),
         ({"ids": torch.ones(3, dtype=torch.bool)}, "ids are torch.bool"),
-        ({"ids": torch.ones(3, 2, dtype=torch.int64)}, r"ids are torch.int64 \(3, 2\)"),
+        ({"ids": torch.ones(5, 2, dtype=torch.int64)}, r"ids are torch.int64 \(5, 2\)"),
         ({"ids": torch.tensor([3, -1])}, "ids are -1 to 3; give numbers from 0 to"),
         ({"problem_ids": torch.arange(2)}, r"problem_ids are torch.int64 \(2,\); give one integer for each of the 3 problems"),
         ({"problem_ids": torch.rand(3)}, "problem_ids are torch.float32"),

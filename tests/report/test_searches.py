@@ -25,7 +25,8 @@ def examples(tmp_path_factory):
 def config(examples, out, **changes):
     ttc = TTCConfig(**{"branching_factor": 3, "beam_width": 2, "approach": "beam", **changes.pop("ttc", {})})
     values = {"checkpoint": str(examples / "surrogate.safetensors"), "data": (str(examples),), "out": str(out), "ttc": ttc}
-    return RunTTCConfig(**{**values, "problems": 2, "steps": 3, "horizons": (1, 3), "projection": False, **changes})
+    fixed = {"problems": 2, "steps": 3, "horizons": (1, 3), "projection": False, "calibration": 0}
+    return RunTTCConfig(**{**values, **fixed, **changes})
 
 
 def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):

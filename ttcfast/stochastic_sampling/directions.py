@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import whole
 
@@ -169,6 +168,8 @@ def save_directions(path: str | os.PathLike[str], directions: Directions, info: 
         OutputError: it cannot be written.
     """
     meta = {"architecture": ARCHITECTURE, "kind": directions.kind, "config": directions.config(), **info}
+    from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+
     checkpoints.save(path, directions.state_dict(), meta)
 
 
@@ -185,6 +186,8 @@ def load_directions(path: str | os.PathLike[str], device: torch.device | str = "
 
 @functools.lru_cache(maxsize=8)
 def _load(path: str, changed: int, device: str) -> Directions:
+    from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+
     tensors, meta = checkpoints.load(path, {"architecture": ARCHITECTURE})
     if meta.get("kind") not in KINDS:
         raise CheckpointError(f"checkpoint {path} holds directions of kind {meta.get('kind')!r}; this version knows {', '.join(KINDS)}")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.files import output_folder, strict
 
@@ -46,6 +45,8 @@ class SavedRollout:
         """Put ``run`` where the rollout was left; False where there is none yet."""
         if not self.path.exists():
             return False
+        from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+
         state, meta = checkpoints.load_state(self.path)
         self._check(meta.get("rollout", {}))
         device = run.window.device
@@ -63,6 +64,8 @@ class SavedRollout:
     def keep(self, run: BeamRun) -> None:
         if not self._writes:
             return
+        from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+
         assert run.history is not None
         state = {name: getattr(run, name) for name in (*_TENSORS, *_NUMBERS)}
         state["layers"] = [vars(layer) for layer in run.history.layers]
