@@ -10,7 +10,7 @@ from ttcfast.spec import one_of
 from .network import PairNetwork
 from .pretrained import KINDS
 
-# The shipped surrogate has 0.62M parameters and takes 15 ms per candidate of 64x64 on one core of a Zen 3 at 3.x GHz, beside which stand:
+# The shipped surrogate has 0.62M parameters and takes 15 to 20 ms of one Zen 3 core per candidate of 64x64.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "scalar": {
         "seed": {"width": 64, "depth": 6},  # 0.19M
