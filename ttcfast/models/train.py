@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +17,28 @@ from ttcfast.data.pairs import WindowSampler
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.runtime import checkpoints
-from ttcfast.runtime.errors import ArgumentError, CheckpointError, UserError
+from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
-from ttcfast.runtime.logs import RunLog
-from ttcfast.runtime.progress import bar
+from ttcfast.runtime.training import (
+    CLOCKS,
+    Stopwatch,
+    TrainingError,
+    adamw,
+    learning_rate,
+    require_same_settings,
+    set_learning_rate,
+    settings,
+    share_done,
+    train_steps,
+    update_average,
+)
 from ttcfast.spec import StateSpec, at_least, one_of
 
 from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
 from .quality import one_step_error
 from .vit import ViT, ViTConfig
+
+__all__ = ["TrainConfig", "TrainResult", "TrainingError", "train"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of("loss", self.loss, ("l1", "mse", "huber"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
-        one_of("clock", self.clock, ("wall", "cpu"))
+        one_of("clock", self.clock, CLOCKS)
         for name, least in (
             ("steps", 1),
             ("batch", 1),
@@ -112,10 +122,6 @@ class TrainResult:
     validation: dict[str, float]
 
 
-class TrainingError(UserError):
-    """The loss stopped being finite."""
-
-
 def train(config: TrainConfig) -> TrainResult:
     """Train, or go on training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
 
@@ -129,30 +135,7 @@ def train(config: TrainConfig) -> TrainResult:
     out = output_folder(config.out)
     run = _Run(config, out)
     first = run.resume() if config.resume else run.restart()
-    log = RunLog(out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None)
-    validation: dict[str, float] = {}
-    with log, bar(config.steps, "train") as progress:
-        progress.advance(first)
-        done = first
-        for step in range(first, config.steps):
-            if run.out_of_time():
-                break
-            loss, norm, lr = run.step(step)
-            done = step + 1
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss is {loss} at step {step}; lower lr (now {config.lr}) or raise warmup, and resume from {out}")
-            last = done == config.steps or run.out_of_time()
-            if done % config.log_every == 0 or last:
-                log.log({"loss": loss, "grad_norm": norm, "lr": lr, "seconds": run.clock()}, done)
-                progress.advance(0, note=f"loss {loss:.4f}")
-            if done % config.val_every == 0 or last:
-                validation = run.validate()
-                log.log({f"valid/{k}": v for k, v in validation.items()}, done)
-            if done % config.save_every == 0 or last:
-                run.save(done)
-            progress.advance()
-        if done == first:
-            validation = run.validate()
+    done, validation = train_steps(run, first, out)
     run.export(done, validation)
     return TrainResult(run.checkpoint, done, validation)
 
@@ -172,14 +155,11 @@ class _Run:
         self.model.to(self.device)
         self.normalizer.to(self.device)
         self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
+        self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
         self.average = ema_tensors(self.model)
         self.meta = surrogate_meta(self.model, self.normalizer, self.spec)
         self.valid = self._open("valid").spread(config.valid).stack().to(self.device)
-        self._spent, self._started = 0.0, self._now()
+        self.watch = Stopwatch(config.clock)
 
     def _open(self, split: str) -> TrajectorySet:
         """The data of a split as density, momentum, energy."""
@@ -187,21 +167,10 @@ class _Run:
         conserved = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}[data.spec.ndim]
         return data if data.spec.variables == "conserved" else data.converted(conserved())
 
-    def clock(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return self._spent + self._now() - self._started
-
-    def _now(self) -> float:
-        return time.process_time() if self.config.clock == "cpu" else time.monotonic()
-
-    def out_of_time(self) -> bool:
-        return self.config.max_seconds is not None and self.clock() >= self.config.max_seconds
-
-    def step(self, step: int) -> tuple[float, float, float]:
+    def step(self, step: int) -> dict[str, float]:
         """One update; returns loss, gradient norm and learning rate."""
-        lr = self._lr(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = learning_rate(self.config.lr, step, self.config.warmup, share_done(self, step))
+        set_learning_rate(self.optimizer, lr)
         start, target = self._pair(step)
         # The target is the clean next state seen from the noisy start, so the model learns to take noise back.
         wanted = (target - start) / self.normalizer.delta_std.view(-1, 1, 1)
@@ -213,9 +182,8 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
-        return float(loss.detach()), float(norm), lr
+        update_average(self.average, self.model.parameters(), self.config.ema, step)
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": lr}
 
     def _pair(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -224,7 +192,7 @@ class _Run:
             windows = random_symmetry(windows, self.spec, np.random.default_rng([config.seed, 1, step]))
         windows = windows.to(self.device)
         start, target = windows[:, 0].clone(), windows[:, 1].clone()
-        pushed = round(config.pushforward * config.batch) if self._progress(step) >= config.pushforward_from else 0
+        pushed = round(config.pushforward * config.batch) if share_done(self, step) >= config.pushforward_from else 0
         if pushed:
             with torch.no_grad(), self._autocast():
                 self.model.eval()
@@ -254,7 +222,12 @@ class _Run:
 
     def save(self, step: int) -> None:
         """Everything a resume needs, and the checkpoint as it stands."""
-        extra = {"step": step, "average": dict(self.average), "seconds": self.clock(), "config": self._settings()}
+        extra = {
+            "step": step,
+            "average": dict(self.average),
+            "seconds": self.watch.seconds(),
+            "config": settings(self.config, _FREE_ON_RESUME),
+        }
         checkpoints.save_training(self.training, self.model, self.optimizer, extra, meta=self.meta)
 
     def restart(self) -> int:
@@ -271,19 +244,10 @@ class _Run:
             extra = checkpoints.load_training(self.training, self.model, self.optimizer, expect)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
-        settings = self._settings()
-        if other := [f"{k} {extra['config'].get(k)!r}, now {v!r}" for k, v in settings.items() if extra["config"].get(k) != v]:
-            raise CheckpointError(
-                f"checkpoint {self.training} is of a run with other settings ({'; '.join(other)}); "
-                "give them again, or another out=, or resume=false"
-            )
+        require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
-        self._spent, self._started = float(extra["seconds"]), self._now()
+        self.watch.go_on(float(extra["seconds"]))
         return int(extra["step"])
-
-    def _settings(self) -> dict[str, Any]:
-        """What a resume may not change, as JSON has it."""
-        return {k: v for k, v in json.loads(json.dumps(asdict(self.config))).items() if k not in _FREE_ON_RESUME}
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         meta = {**self.meta, "training": {**asdict(self.config), "steps_done": step}, "validation": validation}
@@ -306,16 +270,6 @@ class _Run:
             raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
         found = field_statistics(data)
         return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
-
-    def _progress(self, step: int) -> float:
-        """Share of training done: of the steps, or of the time where that ends it earlier."""
-        by_time = self.clock() / self.config.max_seconds if self.config.max_seconds else 0.0
-        return min(1.0, max(step / self.config.steps, by_time))
-
-    def _lr(self, step: int) -> float:
-        if step < self.config.warmup:
-            return self.config.lr * (step + 1) / self.config.warmup
-        return self.config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")

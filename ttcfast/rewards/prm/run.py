@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -16,20 +15,28 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate
-from ttcfast.models.train import TrainingError
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.distributed import gathered, rank, ranks, require_equal
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
+from ttcfast.runtime.training import (
+    Stopwatch,
+    TrainingError,
+    adamw,
+    learning_rate,
+    require_same_settings,
+    set_learning_rate,
+    update_average,
+)
 
 from .losses import RewardLoss
 from .network import PairNetwork
 from .pretrained import from_pretrained
 from .samples import Batches, Triplets
 from .sizes import make_prm
-from .train import TrainPRMConfig, TrainPRMResult, learning_rate
+from .train import TrainPRMConfig, TrainPRMResult
 from .validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -53,7 +60,7 @@ def run(config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) 
             stop = state.out_of_time()
             last = done == state.steps or stop
             if log is not None and (done % config.log_every == 0 or last):
-                log.log({**values, "seconds": state.clock()}, done)
+                log.log({**values, "seconds": state.watch.seconds()}, done)
                 progress.advance(0, note=f"loss {values['loss']:.4f}")
             if done % config.val_every == 0 or last:
                 found = state.validate(done)
@@ -89,7 +96,7 @@ class _Run:
             raise ArgumentError("model.kind is 'dense', which learns the way to the truth; .pt files keep none: use ttcfast build_prm_data")
         self.validation = self._validation(held) if len(held) and rank() == 0 else None
         self.valid = len(held) > 0
-        self.optimizer = self._optimizer()
+        self.optimizer = adamw(self.network.parameters(), config.optim.lr, config.optim.weight_decay)
         self.forward: nn.Module = self.loss
         if config.compile:
             self.loss.compile(dynamic=False)
@@ -99,13 +106,13 @@ class _Run:
         self.best: dict[str, Tensor] | None = None
         self.best_loss, self.since_best, self.finished = math.inf, 0, False
         self.metrics: dict[str, float] = {}
-        self._spent, self._started = 0.0, time.monotonic()
+        self.watch = Stopwatch()
 
     def step(self, step: int) -> dict[str, float]:
         """One update; the losses are those of the whole batch."""
-        lr = learning_rate(self.config, step, self._progress(step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        optim = self.config.optim
+        lr = learning_rate(optim.lr, step, optim.warmup, self._progress(step), cosine=self.config.sched.cosine)
+        set_learning_rate(self.optimizer, lr)
         share = self.config.optim.batch // ranks()
         frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share)).to(self.device)
         self.network.train()
@@ -115,8 +122,7 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        decay = min(self.config.optim.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.network.parameters()], 1 - decay)
+        update_average(self.average, self.network.parameters(), optim.ema, step)
         values = {name: float(value.detach()) for name, value in terms.items()}
         everyone = gathered(values)
         return {**{n: sum(v[n] for v in everyone) / len(everyone) for n in values}, "grad_norm": float(norm), "lr": lr}
@@ -152,7 +158,7 @@ class _Run:
             "since_best": self.since_best,
             "finished": self.finished,
             "metrics": self.metrics,
-            "seconds": self.clock(),
+            "seconds": self.watch.seconds(),
             "settings": self.config.settings(),
             "surrogate": self.triplets.surrogate,
         }
@@ -177,13 +183,12 @@ class _Run:
             raise CheckpointError(f"{error}; to start anew {remedy}") from error
         now = {**self.config.settings(), "surrogate": self.triplets.surrogate}
         before = {**extra["settings"], "surrogate": extra["surrogate"]}
-        if other := [f"{k} {before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]:
-            raise CheckpointError(f"{self.training} is of a run with other settings ({'; '.join(other)}); give them again, or {remedy}")
+        require_same_settings(self.training, before, now)
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
         self.best = {n: t.to(self.device) for n, t in extra["best"].items()} or None
         self.best_loss, self.since_best, self.metrics = float(extra["best_loss"]), int(extra["since_best"]), dict(extra["metrics"])
         self.finished = bool(extra["finished"]) and self.config.patience is not None
-        self._spent, self._started = float(extra["seconds"]), time.monotonic()
+        self.watch.go_on(float(extra["seconds"]))
         return int(extra["step"])
 
     def result(self, step: int) -> TrainPRMResult:
@@ -192,18 +197,14 @@ class _Run:
         gathered(None)  # so that no process reads the folder before it is written
         return TrainPRMResult(from_pretrained(self.out), Path(self.out), step, dict(self.metrics))
 
-    def clock(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return self._spent + time.monotonic() - self._started
-
     def out_of_time(self) -> bool:
         """Process 0's clock decides for all."""
         most = self.config.optim.max_seconds
-        return most is not None and bool(gathered(self.clock() >= most)[0])
+        return most is not None and bool(gathered(self.watch.seconds() >= most)[0])
 
     def _progress(self, step: int) -> float:
         most = self.config.optim.max_seconds
-        by_time = gathered(self.clock())[0] / most if most else 0.0
+        by_time = gathered(self.watch.seconds())[0] / most if most else 0.0
         return min(1.0, max(step / self.steps, by_time))
 
     def _export(self, step: int) -> None:
@@ -211,7 +212,7 @@ class _Run:
         self.network.info = {
             "surrogate": self.triplets.surrogate,
             "margin": self.config.loss.margin,
-            "training": {**asdict(self.config), "steps_done": step, "processes": ranks(), "seconds": round(self.clock(), 1)},
+            "training": {**asdict(self.config), "steps_done": step, "processes": ranks(), "seconds": round(self.watch.seconds(), 1)},
             "validation": self.metrics,
         }
         with _Averaged(self, weights):
@@ -234,14 +235,6 @@ class _Run:
         checkpoint, data = self.config.fm.ckpt, self.config.data
         surrogate = None if checkpoint is None else load_surrogate(checkpoint, device=self.device)
         return Validation(self.triplets, held, surrogate=surrogate, most=data.valid_samples, groups=data.valid_groups)
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        parameters, decay = list(self.network.parameters()), self.config.optim.weight_decay
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.config.optim.lr, betas=(0.9, 0.99))
 
     def _meta(self) -> dict[str, Any]:
         return {"architecture": "prm training", "kind": self.network.kind, **self.network.config()}

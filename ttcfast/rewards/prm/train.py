@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -238,11 +237,3 @@ def train(config: TrainPRMConfig, *, in_ch: int | None = None) -> TrainPRMResult
 
     with process_group() as device:
         return run(config, device if ranks() > 1 else None, in_ch)
-
-
-def learning_rate(config: TrainPRMConfig, step: int, progress: float) -> float:
-    """At ``step``, ``progress`` (0 to 1) being the share of the run that is done."""
-    optim = config.optim
-    if step < optim.warmup:
-        return optim.lr * (step + 1) / optim.warmup
-    return optim.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))) if config.sched.cosine else optim.lr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,22 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.metrics import rollout_mse
-from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.models.checkpoint import ema_tensors, load_surrogate
 from ttcfast.runtime import checkpoints
-from ttcfast.runtime.errors import ArgumentError, CheckpointError, UserError
+from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
-from ttcfast.runtime.logs import RunLog
-from ttcfast.runtime.progress import bar
+from ttcfast.runtime.training import (
+    CLOCKS,
+    Stopwatch,
+    adamw,
+    learning_rate,
+    require_same_settings,
+    set_learning_rate,
+    settings,
+    share_done,
+    train_steps,
+    update_average,
+)
 from ttcfast.spec import StateSpec, at_least, one_of
 
 from .dense import DensePRM
@@ -81,7 +88,7 @@ class OnPolicyConfig:
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, tuple(LOSSES))
-        one_of("clock", self.clock, ("wall", "cpu"))
+        one_of("clock", self.clock, CLOCKS)
         if not self.fm:
             raise ArgumentError("fm.ckpt is missing; name the surrogate's checkpoint, whose errors the reward model is to learn")
         for name, least in (("steps", 1), ("batch", 1), ("valid", 1), ("warmup", 0), ("val_every", 1), ("save_every", 1), ("log_every", 1)):
@@ -89,10 +96,6 @@ class OnPolicyConfig:
         for name in ("restart", "refined", "stochastic", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
-
-
-class TrainingError(UserError):
-    """The loss stopped being finite."""
 
 
 def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
@@ -108,30 +111,7 @@ def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
     out = output_folder(config.out)
     run = _Run(config, out)
     first = run.resume() if config.resume else run.restart()
-    log = RunLog(out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None)
-    validation: dict[str, float] = {}
-    with log, bar(config.steps, "train") as progress:
-        progress.advance(first)
-        done = first
-        for step in range(first, config.steps):
-            if run.out_of_time():
-                break
-            entry = run.step(step)
-            done = step + 1
-            if not math.isfinite(entry["loss"]):
-                raise TrainingError(f"the loss is {entry['loss']} at step {step}; lower lr (now {config.lr}) and resume from {out}")
-            last = done == config.steps or run.out_of_time()
-            if done % config.log_every == 0 or last:
-                log.log({**entry, "seconds": run.clock()}, done)
-                progress.advance(0, note=f"loss {entry['loss']:.4f} of {entry['unmoved']:.4f}")
-            if done % config.val_every == 0 or last:
-                validation = run.validate()
-                log.log({f"valid/{k}": v for k, v in validation.items()}, done)
-            if done % config.save_every == 0 or last:
-                run.save(done)
-            progress.advance()
-        if not validation:
-            validation = run.validate()
+    done, validation = train_steps(run, first, out)
     run.export(done, validation)
     return out, validation
 
@@ -148,13 +128,10 @@ class _Run:
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99))
-        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
+        self.average = ema_tensors(self.model)
         self.valid = self._open("valid").first(config.valid).stack().to(self.device)
-        self._spent, self._started = 0.0, self._now()
+        self.watch = Stopwatch(config.clock)
 
     def _normalizer(self) -> Normalizer:
         if self.surrogate.normalizer is None:
@@ -165,21 +142,11 @@ class _Run:
         data = open_trajectories(self.config.data, split=split, **asdict(self.config.reading))
         return data if data.spec.variables == "conserved" else data.converted(self.surrogate.spec)
 
-    def _now(self) -> float:
-        return time.process_time() if self.config.clock == "cpu" else time.monotonic()
-
-    def clock(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return self._spent + self._now() - self._started
-
-    def out_of_time(self) -> bool:
-        return self.config.max_seconds is not None and self.clock() >= self.config.max_seconds
-
     def step(self, step: int) -> dict[str, float]:
         """One update."""
-        config, lr = self.config, self._lr(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        config = self.config
+        lr = learning_rate(config.lr, step, config.warmup, share_done(self, step))
+        set_learning_rate(self.optimizer, lr)
         state, truth = (v.to(self.device) for v in self.pool.batch())
         candidate = self._candidates(state, step)
         target = (truth - candidate) / self.unit
@@ -190,8 +157,7 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay)
+        update_average(self.average, self.model.parameters(), config.ema, step)
         after = candidate + found.detach() * self.unit
         self.pool.advance(_conserving(state, after, self.spec), step)
         unmoved = float(LOSSES[config.loss](target, torch.zeros_like(target)))
@@ -247,8 +213,8 @@ class _Run:
         extra = {
             "step": step,
             "average": dict(self.average),
-            "seconds": self.clock(),
-            "config": self._settings(),
+            "seconds": self.watch.seconds(),
+            "config": settings(self.config, _FREE_ON_RESUME),
             "pool": self.pool.state_dict(),
         }
         checkpoints.save_training(self.training, self.model, self.optimizer, extra)
@@ -263,24 +229,15 @@ class _Run:
         if not self.training.exists():
             return 0
         extra = checkpoints.load_training(self.training, self.model, self.optimizer)
-        settings = self._settings()
-        if other := [f"{k} {extra['config'].get(k)!r}, now {v!r}" for k, v in settings.items() if extra["config"].get(k) != v]:
-            raise CheckpointError(
-                f"checkpoint {self.training} is of a run with other settings ({'; '.join(other)}); "
-                "give them again, or another out=, or resume=false"
-            )
+        require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
         self.pool.load_state_dict(extra["pool"])
-        self._spent, self._started = float(extra["seconds"]), self._now()
+        self.watch.go_on(float(extra["seconds"]))
         return int(extra["step"])
-
-    def _settings(self) -> dict[str, Any]:
-        """What a resume may not change, as JSON has it."""
-        return {k: v for k, v in json.loads(json.dumps(asdict(self.config))).items() if k not in _FREE_ON_RESUME}
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         model = self._averaged()
-        training = {**asdict(self.config), "steps_done": step, "seconds": round(self.clock())}
+        training = {**asdict(self.config), "steps_done": step, "seconds": round(self.watch.seconds())}
         model.info = {**model.info, "training": training, "validation": validation}
         model.save_pretrained(self.out)
 
@@ -288,15 +245,6 @@ class _Run:
         model = _model(self.config, self.surrogate, self.pool.data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.load_state_dict(self.average, strict=False)
         return model.eval()
-
-    def _progress(self, step: int) -> float:
-        """Share of training done: of the steps, or of the time where that ends it earlier."""
-        by_time = self.clock() / self.config.max_seconds if self.config.max_seconds else 0.0
-        return min(1.0, max(step / self.config.steps, by_time))
-
-    def _lr(self, step: int) -> float:
-        rise = min(1.0, (step + 1) / max(1, self.config.warmup))
-        return self.config.lr * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
 
 
 _FREE_ON_RESUME = {"out", "resume", "device", "max_seconds", "valid", "val_every", "save_every", "log_every", "tensorboard", "wandb"}
