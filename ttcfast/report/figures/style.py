@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, NullFormatter, ScalarFormatter
@@ -38,12 +40,16 @@ _MARKERS = {
     "arm_prm": "p",
     "prm_refined": "*",
 }
-_SPARE = ("#F0E442", "#882255", "#44AA99", "#999933")
+_SPARE = ("#F0E442", "#AA4499", "#332288", "#DDCC77")
+_VARIANTS = [method for method in LABELS if method not in _COLOURS]  # other uses of a reward: seldom more than two or three in one figure
 GREY = "#7F7F7F"
 
 
 def colour(method: str) -> str:
-    """The colour of a method in every figure; a name that the palette does not know gets a spare one, always the same."""
+    """The colour of a method in every figure; a name that is no method's gets a spare one, always the same."""
+    if method in _VARIANTS:  # golden-ratio steps around the circle: neighbours in the list are far apart
+        i = _VARIANTS.index(method)
+        return to_hex(colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.55 + 0.35 * (i % 2), 0.8 - 0.25 * (i % 3 == 0)))
     return _COLOURS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 

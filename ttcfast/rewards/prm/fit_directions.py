@@ -216,8 +216,7 @@ def _fit_coefficients(directions: Directions, fit: _Fitted) -> None:
     """Mean and spread of the coefficients.
 
     States are weighted by one over the size of their error, and the spread along a mode is that of the median state: errors, and with them
-    the coefficients, have heavy tails, and what suits the few largest overshoots everywhere else (on held-out states the best of 5 then
-    left 0.95 of a state's error instead of 0.92).
+    the coefficients, have heavy tails, and what suits the few largest overshoots everywhere else.
     """
     weight = fit.square.clamp_min(1e-12).rsqrt()
     weight = weight / weight.mean()

@@ -10,16 +10,16 @@ from ttcfast.spec import one_of
 from .network import PairNetwork
 from .pretrained import KINDS
 
-# The shipped surrogate has 0.62M parameters and takes 15 to 20 ms of one Zen 3 core per candidate of 64x64.
+# The shipped surrogate has 0.62M parameters.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "scalar": {
         "seed": {"width": 64, "depth": 6},  # 0.19M
         "surrogate": {"width": 116, "depth": 6},  # 0.61M
-        "small": {"width": 32, "depth": 4},  # 0.03M, a third of the surrogate's time
+        "small": {"width": 32, "depth": 4},  # 0.03M
     },
     "dense": {
         "surrogate": {"width": (24, 48, 68, 88), "depth": 1, "levels": 4, "patch": 1},  # 0.62M
-        "small": {"width": (24, 48, 72, 96), "depth": 1, "levels": 4, "patch": 2},  # 0.70M, but a third of the surrogate's time
+        "small": {"width": (24, 48, 72, 96), "depth": 1, "levels": 4, "patch": 2},  # 0.70M; its convolutions see a quarter of the cells
     },
 }
 
