@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from tests.killed import kill_at_update
 from ttcfast.data import GenerateConfig, generate
 from ttcfast.models import load_surrogate
 from ttcfast.models.train import TrainConfig, TrainingError, train
@@ -47,19 +48,7 @@ def test_training_lowers_the_error_below_persistence(config):
 def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     whole = train(config)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
-    original = torch.optim.AdamW.step
-    calls = []
-
-    def killed(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 9:  # after the save at step 6
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(broken)
-    monkeypatch.setattr(torch.optim.AdamW, "step", original)
+    kill_at_update(9, lambda: train(broken), monkeypatch)  # after the save at step 6
     resumed = train(broken)
     a, b = weights(whole.checkpoint), weights(resumed.checkpoint)
     assert all(torch.equal(a[n], b[n]) for n in a)

@@ -17,6 +17,7 @@ from ttcfast.data.pairs import WindowSampler
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.runtime import checkpoints
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import (
@@ -146,7 +147,7 @@ class _Run:
     def __init__(self, config: TrainConfig, out: Path) -> None:
         self.config, self.out = config, out
         self.checkpoint, self.training = out / "surrogate.safetensors", out / "training.safetensors"
-        self.device = torch.device(config.device)
+        self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         data = self._open(config.split)
         self.sampler = WindowSampler(data, length=3, seed=config.seed)

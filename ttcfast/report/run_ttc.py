@@ -12,14 +12,16 @@ from typing import Any, Literal
 import torch
 
 from ttcfast.core.base_fm import Surrogate
-from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
+from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.models import load_surrogate
+from ttcfast.models.on_grid import open_on_grid
 from ttcfast.models.quality import one_step_error
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.runtime import provenance
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.devices import device_of
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
@@ -152,7 +154,7 @@ def run_ttc(
     """
     start = time.perf_counter()
     out = output_folder(config.out)
-    device = _device(config.device)
+    device = device_of(config.device)
     surrogate = load_surrogate(config.checkpoint).to(device)
     trained = surrogate.spec
     problems, source = load_problems(config, surrogate)
@@ -186,14 +188,7 @@ def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems,
         DataError: a file that cannot be read, fewer trajectories than asked for, states that cannot be written in the surrogate's channels,
             another grid than the surrogate's.
     """
-    found = open_trajectories(config.data, split=config.split, **dataclasses.asdict(config.reading))
-    grid = getattr(getattr(surrogate.model, "config", None), "grid", None)
-    if grid is not None and tuple(grid) != found.shape:
-        cells = " x ".join(map(str, found.shape))
-        raise DataError(
-            f"data file {found.files[0].path} has {cells} cells; the surrogate of {config.checkpoint} takes {' x '.join(map(str, grid))}: "
-            "give data on its grid, or a surrogate trained on this one"
-        )
+    found = open_on_grid(config.data, config.split, config.reading, surrogate, config.checkpoint)
     source = found.first(config.problems).converted(surrogate.spec)
     truth = source.stack()
     scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
@@ -318,7 +313,7 @@ def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, u
 
 def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:
     """The deterministic rollout of another checkpoint, without and (where the domain allows it) with projection."""
-    other = load_surrogate(checkpoint).to(_device(config.device))
+    other = load_surrogate(checkpoint).to(device_of(config.device))
     other.spec = problems.spec
     projection = problems.can_project if config.projection is None else config.projection
     rows = [
@@ -364,13 +359,3 @@ def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: 
     lines = _swept(config, used)
     swept = sum(runs_needed(lines.pop("scorers"), config.sweep, config.ttc, surrogate, **lines))
     return table + min(config.sweep_problems, n) * config.steps * swept * (forms if config.sweep_projection else 1)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ArgumentError(f"device is {name!r}; give cpu, cuda or cuda:<index>") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(f"device is {name!r} and torch sees no GPU here; give device=cpu")
-    return device

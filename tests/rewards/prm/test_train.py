@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.killed import kill_at_update
 from tests.surrogates import drop_surrogate, euler_state, shifted
 from ttcfast.cli.main import main
 from ttcfast.core.normalizer import Normalizer
@@ -105,18 +106,7 @@ def test_a_dense_model_learns_the_way_to_the_truth(config):
 def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     whole = train(config)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
-    original, calls = torch.optim.AdamW.step, []
-
-    def killed(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 7:  # after the save at step 4
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(broken)
-    monkeypatch.setattr(torch.optim.AdamW, "step", original)
+    kill_at_update(7, lambda: train(broken), monkeypatch)  # after the save at step 4
     resumed = train(broken)
     a, b = weights(whole.folder), weights(resumed.folder)
     assert all(torch.equal(a[n], b[n]) for n in a) and whole.validation == resumed.validation

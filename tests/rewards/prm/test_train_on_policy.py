@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from tests.killed import kill_at_update
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import GenerateConfig, generate, open_trajectories
 from ttcfast.models.checkpoint import save_surrogate, surrogate_meta
@@ -76,18 +77,7 @@ def test_it_learns_what_the_surrogate_misses(config):
 def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     whole, _ = train_on_policy(config)
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
-    original, calls = torch.optim.AdamW.step, []
-
-    def killed(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 6:  # after the save at step 4
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_on_policy(broken)
-    monkeypatch.setattr(torch.optim.AdamW, "step", original)
+    kill_at_update(6, lambda: train_on_policy(broken), monkeypatch)  # after the save at step 4
     resumed, _ = train_on_policy(broken)
     a, b = (checkpoints.load(place / "model.safetensors")[0] for place in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)

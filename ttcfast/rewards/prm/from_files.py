@@ -6,11 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
+from ttcfast.data import ReadOptions
 from ttcfast.models import load_surrogate
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.models.on_grid import open_on_grid
+from ttcfast.runtime.devices import device_of
 from ttcfast.spec import StochasticConfig, whole
 
 from .build import TripletConfig, build_triplets
@@ -66,32 +65,3 @@ def build_prm_data(config: BuildPRMDataConfig) -> Path:
         stochastic=config.stochastic,
         source=f"{', '.join(config.data)}{f', split {split}' if split else ''}",
     )
-
-
-def open_on_grid(
-    places: tuple[str, ...], split: str | None, reading: ReadOptions, surrogate: torch.nn.Module, checkpoint: str
-) -> TrajectorySet:
-    """The trajectories of a split, if they are on the grid that the surrogate takes.
-
-    Raises:
-        DataError: they are not, or cannot be read.
-    """
-    found = open_trajectories(places, split=split, **dataclasses.asdict(reading))
-    grid = getattr(getattr(surrogate.model, "config", None), "grid", None)
-    if grid is not None and tuple(grid) != found.shape:
-        raise DataError(
-            f"data file {found.files[0].path} has {' x '.join(map(str, found.shape))} cells; the surrogate of {checkpoint} takes "
-            f"{' x '.join(map(str, grid))}: give data on its grid, or a surrogate trained on this one"
-        )
-    return found
-
-
-def device_of(name: str) -> torch.device:
-    """Raises ``ArgumentError`` for a device that does not exist or is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ArgumentError(f"device is {name!r}; give cpu, cuda or cuda:<index>") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(f"device is {name!r} and torch sees no GPU here; give device=cpu")
-    return device

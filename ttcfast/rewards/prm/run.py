@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate
 from ttcfast.runtime import checkpoints
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.distributed import gathered, rank, ranks, require_equal
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) -> TrainPRMResult:
     """See ``train.train``; ``device`` is that of this process where there are several."""
-    state = _Run(config, torch.device(config.device) if device is None else device, in_ch)
+    state = _Run(config, device_of(config.device) if device is None else device, in_ch)
     first = state.resume() if config.resume else state.restart()
     done, stop = first, False
     log = RunLog(state.out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None) if rank() == 0 else None

@@ -16,6 +16,7 @@ from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.metrics import rollout_mse
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate
 from ttcfast.runtime import checkpoints
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import (
@@ -121,7 +122,7 @@ class _Run:
 
     def __init__(self, config: OnPolicyConfig, out: Path) -> None:
         self.config, self.out, self.training = config, out, out / "training.safetensors"
-        self.device = torch.device(config.device)
+        self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         self.surrogate = load_surrogate(config.fm).to(self.device)
         data = self._open(config.split)
