@@ -18,7 +18,7 @@ from ttcfast.spec import TTCConfig
 from .refine import refine_as_configured
 from .sources import Source
 
-_SEEN = 4 << 20  # bytes by which a probe must raise the peak: far above the pages that a process takes and gives back by itself
+_SEEN = 16 << 20  # bytes by which a probe must raise the peak: far above the 1 MB or so by which a process's counted pages waver by themselves
 _MOST = 256  # candidates that a probe draws at most
 _RESET_PEAK = "5"  # what Linux wants written into /proc/self/clear_refs
 
@@ -26,12 +26,12 @@ _RESET_PEAK = "5"  # what Linux wants written into /proc/self/clear_refs
 def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: Tensor, problem_ids: Tensor, *, first_id: int) -> int:
     """Bytes by which one candidate more raises the peak of generating and scoring a chunk.
 
-    A small chunk of the first problem is generated and scored as a step does it; it is doubled until it shows, or would take a quarter of
-    ``cfg.memory_budget``. Its evaluations are not counted, and its candidates, whose ids begin at ``first_id``, are thrown away.
+    A small chunk of the first problem is generated and scored as a step does it; it is doubled until it shows, whatever
+    ``cfg.memory_budget`` is: what does not show yet is small beside the process itself. Its evaluations are not counted, and its candidates, whose ids begin at ``first_id``, are thrown away.
 
     Args:
         source, scorer: of the candidates and of their scores.
-        cfg: the seed and the budget.
+        cfg: the seed, and how candidates are refined.
         window: states to start from, ``[n, C, *S]`` (``[n, h, C, *S]`` with history).
         problem_ids: int64 ``[n]``, for the scorer's context.
         first_id: ids from here on are used by no group.
@@ -53,7 +53,7 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
         chunk(1)  # what is built at the first call (kernels, buffers) is no candidate's
         while True:
             growth = _peak_growth(partial(chunk, count), window.device)
-            if growth >= _SEEN or count >= _MOST or (cfg.memory_budget or _SEEN) < 4 * max(growth, least * count):
+            if growth >= _SEEN or count >= _MOST:
                 return max(least, -(-growth // count))
             count *= 2
 
