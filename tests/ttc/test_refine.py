@@ -3,9 +3,12 @@ import torch
 
 from tests.surrogates import drop_surrogate, euler_state, shift_surrogate, shifted
 from ttcfast.rewards.common import ARMScorer, OracleScorer, ScoreContext, Scorer, ScorerList
+from ttcfast.rewards.prm.dense import DensePRM
+from ttcfast.rewards.prm.model import PRM
+from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
-from ttcfast.ttc.refine import refine
+from ttcfast.ttc.refine import refine, refine_and_score
 
 SPEC = StateSpec.euler2d()
 ONLY = dict.fromkeys(("w_mass", "w_momentum", "w_energy", "w_bc", "w_positivity"), 0.0)
@@ -79,6 +82,39 @@ def test_every_length_is_a_block_and_the_best_copy_goes_on():
     for block, left in zip(blocks[1:], (0.75, 0.5, -0.6, 0.375, 0.25, -0.3)):
         torch.testing.assert_close(block - truth[:, 1:], left * away, atol=2e-6, rtol=0)
     assert torch.equal(refine(state, candidates, oracle, context, steps=0, lengths=(1.0,)), candidates)
+
+
+class Noted(PRMScorer):
+    """Counts the candidates that its network looks at."""
+
+    seen_by_network = 0
+
+    def _chunks(self, state, candidates):
+        self.seen_by_network += candidates.shape[0] * candidates.shape[1]
+        return super()._chunks(state, candidates)
+
+
+@pytest.mark.parametrize("lengths", [(1.0,), (0.5, 1.0)])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["dense", "scalar", "list", "zscore", "arm"])
+def test_nothing_is_scored_twice_and_all_scores_are_those_of_the_group(kind, steps, lengths):
+    torch.manual_seed(0)
+    network = PRM(8, width=8, depth=2) if kind == "scalar" else DensePRM(8, width=4, levels=2, spec=SPEC)
+    torch.nn.init.normal_(network.out.weight if kind != "scalar" else network.head[-1].weight, std=0.05)
+    prm, state, context = Noted(network), euler_state(2), ScoreContext(0, torch.arange(2))
+    both = ScorerList({"prm": prm, "arm": arm()}, zscore=kind == "zscore")
+    scorer = {"list": both, "zscore": both, "arm": arm()}.get(kind, prm)
+    candidates = state.unsqueeze(1) + 0.05 * torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    candidates[0, 1, 0, 0, 0] = torch.nan
+    cfg = TTCConfig(refine_steps=steps, refine_lengths=lengths, trust=2.0)
+    refined = refine_and_score(state, candidates, scorer, context, cfg, SPEC)
+    looked = prm.seen_by_network
+    group = refine(state, candidates, scorer, context, steps=steps, lengths=lengths, trust=2.0, spec=SPEC)
+    torch.testing.assert_close(refined.candidates, group, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(refined.scores, scorer.score_group(state, group, context), rtol=1e-5, atol=1e-6)
+    if kind in ("dense", "scalar"):
+        assert refined.evaluations == 1 + steps * len(lengths) + (steps - 1) * (len(lengths) > 1) * (steps > 0)
+        assert looked == 6 * refined.evaluations
 
 
 def test_no_copy_leaves_the_trust_region():

@@ -112,6 +112,10 @@ class Scorer(nn.Module):
         state = state.detach()
         return polyak_move(lambda c: self.score_group(state, c, context), candidates, self.units(state), self.maximum, name)
 
+    def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor | None]:
+        """``ascent``, and the candidates' scores ``[N, B]`` as ``score_group`` gives them, or None where the ascent does not meet them."""
+        return self.ascent(state, candidates, context), None
+
     def units(self, state: Tensor) -> Tensor:
         """In what the channels of a difference between states ``[N, C, *S]`` count alike, broadcasts to ``[N, B, C, *S]``."""
         return channel_spread(state).unsqueeze(1)
@@ -201,6 +205,9 @@ class _OfProjected(Scorer):
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         return self.scorer.ascent(state, self.seen(state, candidates, context), context)
+
+    def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor | None]:
+        return self.scorer.ascent_and_scores(state, self.seen(state, candidates, context), context)
 
     def units(self, state: Tensor) -> Tensor:
         return self.scorer.units(state)

@@ -19,7 +19,7 @@ from .chunks import Chunks
 from .inference import TTCGreedy
 from .particles import ParticleSearch, uniforms_of
 from .pool import marks_of
-from .refine import refine_as_configured, refining_cost
+from .refine import refine_and_score, refine_as_configured
 from .result import BeamStepOutput
 from .sources import probe
 from .streaming import Beams, StepSearch, Survivors, joined, usable_scores
@@ -130,8 +130,8 @@ class BeamStepper(TTCGreedy):
                 watch.look(rows.start, candidates)
             drawn, further = candidates.shape[0] * candidates.shape[1], run.ahead(cfg.lookahead)
             nfe += drawn * (1 + self._copies * further)
-            search.rewarded += drawn * (self._copies * (1 + further) + refining_cost(cfg.refine_steps, cfg.refine_lengths))
-            self._hand_over(run, chunks, search, beams.window[rows], candidates, rows, start, ScoreContext(step, ids[rows]))
+            looked = self._hand_over(run, chunks, search, beams.window[rows], candidates, rows, start, ScoreContext(step, ids[rows]))
+            search.rewarded += drawn * (looked + self._copies * further)
             del candidates  # or the next chunk would be made while this one is still held
         if cfg.shard == "candidates":
             sharding.merge(search, cfg.min_score_spread)
@@ -153,11 +153,12 @@ class BeamStepper(TTCGreedy):
         rows: slice,
         start: int,
         context: ScoreContext,
-    ) -> None:
-        """Refine, score and look ahead of a chunk ``[m, b, C, *S]``, and hand it to the search."""
+    ) -> int:
+        """Refine, score and look ahead of a chunk ``[m, b, C, *S]``, hand it to the search; how often the reward looked at each here."""
         x, b = self._latest(window), candidates.shape[1]
-        candidates = refine_as_configured(x, candidates, self.scorer, context, self.cfg, self._source.spec)
-        score = usable_scores(self._scored(x, candidates, context), candidates, self.scorer.marks_nonfinite)
+        refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec)
+        candidates = refined.candidates
+        score = usable_scores(refined.scores, candidates, self.scorer.marks_nonfinite)
         columns: dict[str, Tensor | None] = {"score": score, "value": self._ahead(run, chunks, window, candidates, score, context)}
         columns["ties"] = None if self.tie_breaker is None else self._tie_values(x, candidates, context)
         columns["marks"] = marks_of(candidates, 2) if self.drop_duplicates else None
@@ -165,6 +166,7 @@ class BeamStepper(TTCGreedy):
             block = slice(copy * b, (copy + 1) * b)
             own: dict[str, Any] = {name: None if value is None else value[:, block] for name, value in columns.items()}
             search.add(rows, copy * self.cfg.branching_factor + start, candidates[:, block], **own)
+        return refined.evaluations
 
     def _new_search(self, run: BeamRun, chunks: Chunks, beams: Beams, again: int) -> StepSearch:
         cfg, subtrees = self.cfg, self.cfg.approach == "diverse_beam" and run.step > 0

@@ -20,7 +20,7 @@ from .chunks import Chunks
 from .combine import Climb, SoftmaxMean, Span
 from .memory import bytes_per_candidate
 from .projection import check_projectable, project_conservation, projector, spec_of_problems
-from .refine import copies, refine_as_configured, refining_cost
+from .refine import copies, refine_and_score
 from .result import RolloutResult, StepOutput
 from .selection import Argmax
 from .sources import as_source, probe
@@ -246,8 +246,8 @@ class TTCGreedy:
             if watch is not None:
                 watch.look(rows.start, candidates)
             drawn = candidates.shape[0] * candidates.shape[1]
-            nfe, rewarded = nfe + drawn, rewarded + drawn * (self._copies + refining_cost(cfg.refine_steps, cfg.refine_lengths))
-            self._judge(group, x[rows], candidates, rows, start, ScoreContext(step, problem_ids[rows]))
+            nfe += drawn
+            rewarded += drawn * self._judge(group, x[rows], candidates, rows, start, ScoreContext(step, problem_ids[rows]))
             del candidates  # or the next chunk would be made while this one is still held
         if watch is not None and not watch.differ:
             after = chunks.id_of(0, cfg.max_resample + 2)  # ids that no group will draw
@@ -263,19 +263,18 @@ class TTCGreedy:
             return Span(x, width, Climb(self.scorer, context, cfg.trust, self._source.spec))
         return self._selection(x, width)
 
-    def _judge(self, group: Argmax, x: Tensor, candidates: Tensor, rows: slice, start: int, context: ScoreContext) -> None:
-        """Refine and score a chunk ``[m, b, C, *S]`` and hand it to its group."""
+    def _judge(self, group: Argmax, x: Tensor, candidates: Tensor, rows: slice, start: int, context: ScoreContext) -> int:
+        """Refine and score a chunk ``[m, b, C, *S]``, hand it to its group, and say how often the reward looked at each candidate."""
         cfg, b = self.cfg, candidates.shape[1]
-        candidates = refine_as_configured(x, candidates, self.scorer, context, cfg, self._source.spec)
-        scores = self.scorer.score_group(x, candidates, context)
-        if scores.shape != candidates.shape[:2]:
-            raise ValueError(f"{type(self.scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}")
+        refined = refine_and_score(x, candidates, self.scorer, context, cfg, self._source.spec)
+        candidates, scores = refined.candidates, refined.scores
         usable = scores.isfinite()
         if not self.scorer.marks_nonfinite:
             usable = usable & guardrails.finite_states(candidates, 2)
         scores = torch.where(usable, scores.double(), -torch.inf)
         for copy, block in enumerate(candidates.split(b, 1)):
             group.add(rows, copy * cfg.branching_factor + start, block, scores[:, copy * b : (copy + 1) * b])
+        return refined.evaluations
 
     def _fallback(self, chunks: Chunks, group: Argmax, window: Tensor, problem_ids: Tensor, rows: Tensor, step: int) -> tuple[Tensor, int]:
         """The deterministic step, or one fresh sample of a model that has none; and its cost."""

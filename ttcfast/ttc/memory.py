@@ -15,10 +15,12 @@ from torch import Tensor
 from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 
-from .refine import refine_as_configured
+from .refine import refine_and_score
 from .sources import Source
 
-_SEEN = 16 << 20  # bytes by which a probe must raise the peak: far above the 1 MB or so by which a process's counted pages waver by themselves
+_SEEN = (
+    16 << 20
+)  # bytes by which a probe must raise the peak: far above the 1 MB or so by which a process's counted pages waver by themselves
 _MOST = 256  # candidates that a probe draws at most
 _RESET_PEAK = "5"  # what Linux wants written into /proc/self/clear_refs
 
@@ -27,7 +29,8 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
     """Bytes by which one candidate more raises the peak of generating and scoring a chunk.
 
     A small chunk of the first problem is generated and scored as a step does it; it is doubled until it shows, whatever
-    ``cfg.memory_budget`` is: what does not show yet is small beside the process itself. Its evaluations are not counted, and its candidates, whose ids begin at ``first_id``, are thrown away.
+    ``cfg.memory_budget`` is: what does not show yet is small beside the process itself. Its evaluations are not counted, and its
+    candidates, whose ids begin at ``first_id``, are thrown away.
 
     Args:
         source, scorer: of the candidates and of their scores.
@@ -47,7 +50,7 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
         drawn = source.candidates(window[:1], ids, problem_ids[:1], seed=cfg.seed, step=1)
         x = window[:1, -1] if source.history > 1 else window[:1]
         context = ScoreContext(0, problem_ids[:1])
-        scorer.score_group(x, refine_as_configured(x, drawn, scorer, context, cfg, source.spec), context)
+        refine_and_score(x, drawn, scorer, context, cfg, source.spec)
 
     with torch.no_grad():
         chunk(1)  # what is built at the first call (kernels, buffers) is no candidate's

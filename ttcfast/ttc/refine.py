@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ def refine(
     """The candidates, and copies of them moved along the reward.
 
     A step moves each candidate by every length times ``scorer.ascent``. All copies stay in the group; with several steps the copy that
-    scores best goes on to the next. A copy that is not finite, or has lost a positive density or pressure, is NaN, so that it cannot be
-    chosen.
+    scores best, or the only one, goes on to the next. A copy that is not finite, or has lost a positive density or pressure, is NaN, so
+    that it cannot be chosen.
 
     Args:
         state: the states being left, ``[N, C, *S]``.
@@ -52,18 +53,45 @@ def refine(
 
     Source: DECISIONS, "Added after a prototype" (refinement).
     """
-    blocks, current = [candidates], candidates
-    scale = channel_spread(state).unsqueeze(1)
-    for left in reversed(range(steps)):
-        move = scorer.ascent(state, current, context)
-        if move.shape != current.shape:
-            raise ValueError(f"{type(scorer).__name__}.ascent returned shape {tuple(move.shape)}; expected {tuple(current.shape)}")
-        moved = [_within(candidates, current + length * move, state, scale, trust) for length in lengths]
-        moved = [_physical(candidates, copy, spec, context) for copy in moved]
-        blocks += moved
-        if left:
-            current = _best(state, current, moved, scorer, context)
-    return blocks[0] if steps == 0 else torch.cat(blocks, 1)
+    if steps == 0:
+        return candidates
+    return torch.cat(_climb(state, candidates, scorer, context, steps, lengths, trust, spec)[0], 1)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A group after ``refine``.
+
+    Args:
+        candidates: ``[N, M, C, *S]``, see ``refine``. scores: ``[N, M]``, as the scorer gives them.
+        evaluations: of the reward, for each candidate that came in.
+    """
+
+    candidates: Tensor
+    scores: Tensor
+    evaluations: int
+
+
+def refine_and_score(
+    state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None, cfg: TTCConfig, spec: StateSpec | None
+) -> Refined:
+    """``refine`` with the options of ``cfg``, and the scores of all members; what an ascent has scored on its way is not scored again.
+
+    Raises:
+        ValueError: the scorer returns another shape than one score per candidate, or as ``refine``.
+    """
+    if cfg.refine_steps == 0:
+        return Refined(candidates, _scored(state, candidates, scorer, context), 1)
+    blocks, scores, evaluations = _climb(state, candidates, scorer, context, cfg.refine_steps, cfg.refine_lengths, cfg.trust, spec)
+    group = torch.cat(blocks, 1)
+    if scorer.needs_group:
+        return Refined(group, _scored(state, group, scorer, context), evaluations + len(blocks))
+    unknown = [i for i, known in enumerate(scores) if known is None]
+    if unknown:
+        found = _scored(state, group if len(unknown) == len(blocks) else torch.cat([blocks[i] for i in unknown], 1), scorer, context)
+        for i, part in zip(unknown, found.chunk(len(unknown), 1)):
+            scores[i] = part
+    return Refined(group, torch.cat([part for part in scores if part is not None], 1), evaluations + len(unknown))
 
 
 def refine_as_configured(
@@ -71,17 +99,12 @@ def refine_as_configured(
 ) -> Tensor:
     """``refine`` with the options of ``cfg``."""
     options: dict[str, Any] = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust}
-    return refine(state, candidates, scorer, context, spec=spec, **options) if cfg.refine_steps else candidates
+    return refine(state, candidates, scorer, context, spec=spec, **options)
 
 
 def copies(steps: int, lengths: Sequence[float]) -> int:
     """Members of a refined group for each of its candidates, itself counted in."""
     return 1 + steps * len(lengths)
-
-
-def refining_cost(steps: int, lengths: Sequence[float]) -> int:
-    """Evaluations of the reward that ``refine`` makes for each candidate: one per ascent, one per copy scored between steps."""
-    return steps + max(0, steps - 1) * len(lengths)
 
 
 def within_trust(origin: Tensor, moved: Tensor, reach: Tensor, scale: Tensor) -> Tensor:
@@ -96,12 +119,49 @@ def size_of(change: Tensor, scale: Tensor) -> Tensor:
     return (change / scale).double().square().flatten(2).sum(2).sqrt()
 
 
+def _climb(
+    state: Tensor,
+    candidates: Tensor,
+    scorer: Scorer,
+    context: ScoreContext | None,
+    steps: int,
+    lengths: Sequence[float],
+    trust: float | None,
+    spec: StateSpec | None,
+) -> tuple[list[Tensor], list[Tensor | None], int]:
+    """The blocks of the refined group, the scores of those that are known by the way, and the reward evaluations per candidate."""
+    blocks, current, evaluations = [candidates], candidates, 0
+    scores: list[Tensor | None] = [None]
+    scale = channel_spread(state).unsqueeze(1)
+    for left in reversed(range(steps)):
+        move, known = scorer.ascent_and_scores(state, current, context)
+        evaluations += 1
+        if move.shape != current.shape:
+            raise ValueError(f"{type(scorer).__name__}.ascent returned shape {tuple(move.shape)}; expected {tuple(current.shape)}")
+        if len(blocks) == 1:
+            scores[0] = known
+        elif known is not None and len(lengths) == 1:  # then ``current`` is the last block where that is finite
+            scores[-1] = torch.where(_finite(blocks[-1]), known, -torch.inf)
+        moved = [_within(candidates, current + length * move, state, scale, trust) for length in lengths]
+        moved = [_physical(candidates, copy, spec, context) for copy in moved]
+        blocks += moved
+        scores += [None] * len(moved)
+        if left and len(lengths) == 1:
+            current = torch.where(_over(_finite(moved[0]), moved[0]), moved[0], current)
+        elif left:
+            found = _scored(state, torch.cat(moved, 1), scorer, context)
+            evaluations += len(moved)
+            scores[-len(moved) :] = found.chunk(len(moved), 1)
+            current = _best(current, moved, found)
+    return blocks, scores, evaluations
+
+
 def _within(candidates: Tensor, moved: Tensor, state: Tensor, scale: Tensor, trust: float | None) -> Tensor:
     return moved if trust is None else within_trust(candidates, moved, trust * size_of(candidates - state.unsqueeze(1), scale), scale)
 
 
 def _physical(candidates: Tensor, moved: Tensor, spec: StateSpec | None, context: ScoreContext | None) -> Tensor:
-    lost = ~moved.isfinite().flatten(2).all(2)
+    lost = ~_finite(moved)
     if spec is not None:
         own = spec_of_problems(spec, None if context is None else context.problem_ids, candidates.shape[1])
         was, still = (positive(c.flatten(0, 1), own).view(lost.shape) for c in (candidates, moved))
@@ -109,16 +169,27 @@ def _physical(candidates: Tensor, moved: Tensor, spec: StateSpec | None, context
     return torch.where(_over(lost, moved), torch.nan, moved)
 
 
-def _best(state: Tensor, current: Tensor, moved: list[Tensor], scorer: Scorer, context: ScoreContext | None) -> Tensor:
+def _best(current: Tensor, moved: list[Tensor], found: Tensor) -> Tensor:
     """For each candidate the copy of the highest score, itself where no copy is usable."""
     n, b = current.shape[:2]
-    scores = scorer.score_group(state, torch.cat(moved, 1), context).view(n, len(moved), b)
-    finite = torch.stack([m.isfinite().flatten(2).all(2) for m in moved], 1) & scores.isfinite()
+    scores = found.view(n, len(moved), b)
+    finite = torch.stack([_finite(m) for m in moved], 1) & scores.isfinite()
     scores = torch.where(finite, scores, -torch.inf)
     for i, copy in enumerate(moved):
         best = finite[:, i] & (scores.argmax(1) == i)
         current = torch.where(_over(best, copy), copy, current)
     return current
+
+
+def _scored(state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None) -> Tensor:
+    scores = scorer.score_group(state, candidates, context)
+    if scores.shape != candidates.shape[:2]:
+        raise ValueError(f"{type(scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}")
+    return scores
+
+
+def _finite(candidates: Tensor) -> Tensor:
+    return candidates.isfinite().flatten(2).all(2)
 
 
 def _over(values: Tensor, like: Tensor) -> Tensor:

@@ -110,7 +110,12 @@ class DensePRM(PairNetwork):
         return field.unflatten(0, candidates.shape[:2])
 
     def score_group(self, state: Tensor, candidates: Tensor, share: Tensor | None = None) -> Tensor:
-        return -self.error_group(state, candidates, share).square().mean((2, 3, 4))
+        return self.score_of(self.error_group(state, candidates, share))
+
+    @staticmethod
+    def score_of(field: Tensor) -> Tensor:
+        """Scores ``[N, B]`` of predicted errors ``[N, B, C, X, Y]``."""
+        return -field.square().mean((2, 3, 4))
 
     def _u_net(self, h: Tensor) -> Tensor:
         skips = []

@@ -86,8 +86,7 @@ class PRMScorer(Scorer):
         for rows, columns, share in self._chunks(state, candidates):
             with self._autocast(state):
                 scores[rows, columns] = self._scores(state[rows], candidates[rows, columns], share).to(scores.dtype)
-        usable = candidates.isfinite().flatten(2).all(2) & scores.isfinite()
-        return torch.where(usable, scores, -torch.inf)
+        return _marked(candidates, scores)
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> Tensor:
         """The move that is one full step upwards in the score, ``[N, B, C, X, Y]`` in physical units.
@@ -96,32 +95,38 @@ class PRMScorer(Scorer):
         ``delta_std``) that raises its linearised score by the margin of its training, the distance it was taught between good and better.
         Without gradient; 0 where the candidate or the move is not finite.
         """
+        return self.ascent_and_scores(state, candidates, context)[0]
+
+    def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor]:
         state, candidates = state.detach(), candidates.detach()
         moves = torch.empty_like(candidates)
+        scores = state.new_empty(candidates.shape[:2], dtype=torch.float32)
         with torch.no_grad():
             for rows, columns, share in self._chunks(state, candidates):
-                moves[rows, columns] = self._move(state[rows], candidates[rows, columns], share).detach().to(moves.dtype)
+                move, score = self._move(state[rows], candidates[rows, columns], share)
+                moves[rows, columns], scores[rows, columns] = move.detach().to(moves.dtype), score.detach().to(scores.dtype)
         finite = (moves.isfinite() & candidates.isfinite()).flatten(2).all(2)
-        return torch.where(finite.reshape(*finite.shape, 1, 1, 1), moves, 0.0)
+        return torch.where(finite.reshape(*finite.shape, 1, 1, 1), moves, 0.0), _marked(candidates, scores)
 
     def units(self, state: Tensor) -> Tensor:
         norm = self.network.normalizer
         return state.new_ones(()) if norm is None else norm.delta_std.to(state).reshape(-1, 1, 1)
 
-    def _move(self, state: Tensor, candidates: Tensor, share: Tensor) -> Tensor:
+    def _move(self, state: Tensor, candidates: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         network, scale = self.network, self.units(state)
         if isinstance(network, DensePRM):
             with self._autocast(state):
-                return network.error_group(state, candidates, share) * scale
+                field = network.error_group(state, candidates, share)
+            return field * scale, network.score_of(field)
         with torch.enable_grad():
             at = candidates.clone().requires_grad_()
             with self._autocast(state):
-                total = network.score_group(state, at, share).sum()  # a score depends on its own candidate alone
-            (slope,) = torch.autograd.grad(total, at)
+                scores = network.score_group(state, at, share)
+            (slope,) = torch.autograd.grad(scores.sum(), at)  # a score depends on its own candidate alone
         slope = slope * scale
         square = slope.square().sum((2, 3, 4), keepdim=True)
         margin = float(network.info.get("margin", MARGIN))
-        return torch.where(square > 0, margin * slope / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0) * scale
+        return torch.where(square > 0, margin * slope / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0) * scale, scores
 
     def _chunks(self, state: Tensor, candidates: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows and columns of the candidates to be computed at once, and the first layer's share of their states."""
@@ -143,6 +148,10 @@ class PRMScorer(Scorer):
 
     def _autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+
+def _marked(candidates: Tensor, scores: Tensor) -> Tensor:
+    return torch.where(candidates.isfinite().flatten(2).all(2) & scores.isfinite(), scores, -torch.inf)
 
 
 def _opened(prm: Any) -> PairNetwork:
