@@ -96,7 +96,7 @@ def test_browser_shows_tables_charts_and_animation_without_complaint(run, tmp_pa
     charts = browser.evaluate("[...document.querySelectorAll('.chart figcaption')].map(c => c.textContent)")
     for name in ("Error of each step", "Error / deterministic", "Drift of total energy", "Error against B", "ARM: true error by score"):
         assert name in charts
-    assert sum("improved" in name for name in charts) == 8
+    assert sum("improved" in name for name in charts) == 9
     # every chart has a line or bar of some size, every picture is decoded and has a text, every canvas has more than one colour
     assert browser.evaluate("[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().height > 60)")
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt)")

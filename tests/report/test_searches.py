@@ -41,6 +41,18 @@ def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):
     assert (tmp_path / "figures" / "frontier.png").stat().st_size > 20_000
 
 
+def test_a_search_may_be_run_with_projection_alone_and_with_candidates_of_its_own(examples, tmp_path):
+    options = {"projection": None, "search_projected": True, "search_candidates": 2, "methods": ("arm", "arm_beam")}
+    rows = run_ttc(config(examples, tmp_path, **options), quiet=True).evaluation
+    assert [(r.method, r.projected) for r in rows.results] == [
+        *((name, form) for name in ("deterministic", "arm") for form in (False, True)),
+        ("arm_beam", True),
+    ]
+    assert rows.find("arm_beam", projected=True).evaluations == 2 * (2 + 2 * 4)
+    open_domain = config(examples, tmp_path, **{**options, "projection": False})
+    assert [r.name for r in run_ttc(open_domain, quiet=True).evaluation.results][-1] == "ARM beam k = 2"
+
+
 def test_a_killed_run_goes_on_with_the_same_numbers(examples, tmp_path, monkeypatch):
     whole = run_ttc(config(examples, tmp_path / "whole"), quiet=True)
     inner, calls = ARMScorer.score_group, []

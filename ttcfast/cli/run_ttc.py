@@ -25,7 +25,7 @@ _NAMES = {
     name: f"eval.{name}"
     for name in (
         *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-        *("one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates"),
+        *("one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates", "search_projected"),
     )
 }
 

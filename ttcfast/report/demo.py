@@ -12,6 +12,7 @@ from ttcfast.models import load_surrogate
 from ttcfast.rewards.common import Scorer
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.spec import StochasticConfig, TTCConfig
+from ttcfast.ttc.baselines import BASELINES
 
 from .recorded import write_recorded
 from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, load_problems, run_ttc
@@ -30,7 +31,7 @@ def run_demo(
     sweep: Sequence[int] = (),
     problems: int = 8,
     sweep_problems: int = 2,
-    beam_width: int = 1,
+    beam_width: int = 4,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     prm: str | Path | None = None,
@@ -49,7 +50,8 @@ def run_demo(
             and, if it was recorded, ``finetuned.json``; None finds the one of this checkout or of the working directory.
         branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
         sweep: values of B for ARM, PRM and the oracle, on the first ``sweep_problems``; none by default, for the time it takes.
-        beam_width: above 1 adds the rows of a beam search, which take about so many times longer than the others.
+        beam_width: k, above 1 adds the row of a beam search by ARM that keeps k paths and draws k candidates for each (at least B), with
+            projection alone: it takes more model evaluations than all candidates of another row; 1 leaves it out.
         checkpoint: another surrogate than the one in ``examples``.
         prm: another learned reward than the one in ``examples``, which is that of the shipped surrogate and is left out with another one.
         stochastic: replaces the default noise, the model's own dropout.
@@ -63,7 +65,8 @@ def run_demo(
     folder = _examples(examples)
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
     reward = None if (prm or shipped) is None else str(prm or shipped)
-    search: dict[str, Any] = {"approach": "beam", "beam_width": beam_width} if beam_width > 1 else {}
+    searched = beam_width != 1
+    search: dict[str, Any] = {"approach": "beam", "beam_width": beam_width} if searched else {}
     search["refine_lengths"] = (1.0,)  # a dense reward scores its own full step best; shorter ones cost evaluations and change no choice
     ttc = TTCConfig(branching_factor=branching_factor, seed=seed, use_prm=False, stochastic=stochastic, **search)
     config = RunTTCConfig(
@@ -77,6 +80,9 @@ def run_demo(
         sweep_problems=sweep_problems,
         sweep_methods=("arm", *(["prm"] if reward is not None else []), "oracle"),
         prm=reward,
+        methods=_rows(reward is not None, searched, scorers or {}),
+        search_candidates=max(branching_factor, beam_width) if searched else None,
+        search_projected=True,
         horizons=tuple(h for h in HORIZONS if h <= steps) or (steps,),
         shown=(0, problems // 2),
         recorded=None if checkpoint is not None else str(folder / RECORDED),  # it was recorded in units of the shipped one
@@ -110,6 +116,12 @@ def record_finetuned(
     rows = finetuned_rows(str(checkpoint), given, config)
     write_recorded(folder / RECORDED, rows, given, dict(about))
     return folder / RECORDED
+
+
+def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
+    """The table's rows: those of ``run_ttc``, and of the searches only ARM's, for the time they take."""
+    rewards = ("arm", "prm", "arm_prm", "prm_refined") if learned else ("arm",)
+    return (*BASELINES, *rewards, *(["arm_beam"] if searched else []), *more, "oracle", "finetuned")
 
 
 def _say_where(out: Path, result: RunTTCResult) -> None:

@@ -26,7 +26,7 @@ from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig, at_least
-from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method, method_names
+from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.ttc.frontier import Frontier, trace_frontier
 from ttcfast.ttc.method_result import MethodResult
 from ttcfast.ttc.methods import Variant, search_name, search_options, variants
@@ -66,6 +66,7 @@ class RunTTCConfig:
         frontier: model evaluations per problem and step at which every search is compared; () leaves that out.
         frontier_problems: on so many of the problems.
         search_candidates: B of each beam in the rows of a search over several; None takes ``ttc``'s, as in the other rows.
+        search_projected: run those rows with projection alone, where the domain keeps its totals.
         resume: keep the state of every rollout with a reward in ``out/resume``, and go on from what is there.
         horizons: steps of the table's error columns; those beyond T are left out.
         shown: problems whose fields are drawn.
@@ -101,6 +102,7 @@ class RunTTCConfig:
     frontier: tuple[int, ...] = ()
     frontier_problems: int = 4
     search_candidates: int | None = None
+    search_projected: bool = False
     resume: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
@@ -219,7 +221,7 @@ def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer
         prm = PRMScorer(config.prm, spec=problems.spec).to(device)
         rewards |= {"prm": prm, "arm_prm": ScorerList({"arm": arm, "prm": prm}, zscore=True, ndim=problems.spec.ndim)}
     rewards |= more
-    known = variants(rewards, config.ttc, search_candidates=config.search_candidates)
+    known = variants(rewards, config.ttc, search_candidates=config.search_candidates, search_projected=config.search_projected)
     if config.methods is None:
         searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in rewards]
         switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
@@ -352,10 +354,10 @@ def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: 
     n = len(problems.truth)
     methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
     names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
-    forms = 1 + (problems.can_project if config.projection is None else config.projection)
+    forms = (False, True) if (problems.can_project if config.projection is None else config.projection) else (False,)
     own = {name: dataclasses.replace(config.ttc, **used[name].options) if name in used else config.ttc for name in names}
     costs = [1 if name in ("deterministic", "random") else c.branching_factor * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
-    table = n * config.steps * forms * sum(costs)
+    table = n * config.steps * sum(cost * len(forms_of(used.get(name), forms)) for name, cost in zip(names, costs))
     lines = _swept(config, used)
     swept = sum(runs_needed(lines.pop("scorers"), config.sweep, config.ttc, surrogate, **lines))
-    return table + min(config.sweep_problems, n) * config.steps * swept * (forms if config.sweep_projection else 1)
+    return table + min(config.sweep_problems, n) * config.steps * swept * (len(forms) if config.sweep_projection else 1)

@@ -163,7 +163,7 @@ def evaluate(
     forms = (False, True) if projection else (False,)
     held = {(r.method, r.projected): r for r in known}
     for name in method_names(scorers, config, oracle=oracle, methods=methods):
-        for projected in forms:
+        for projected in forms_of(scorers.get(name), forms):
             if (name, projected) in held:
                 continue
             folder = None if resume is None else resume / (f"{name}_projected" if projected else name)
@@ -187,6 +187,12 @@ def evaluate(
         scale=problems.scale,
         notes=tuple(notes),
     )
+
+
+def forms_of(method: Scorer | Variant | None, forms: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Of the forms ``(False, True)``, without and with projection, those that a method is run in."""
+    alone = isinstance(method, Variant) and method.projected_alone and True in forms
+    return (True,) if alone else forms
 
 
 def method_names(

@@ -37,21 +37,25 @@ class Variant:
         scorer: the reward.
         options: fields of ``TTCConfig`` that this method sets otherwise.
         oracle: the truth chooses, and the reward only moves the candidates: the ceiling of choosing among them.
+        projected_alone: run it with projection alone where methods are run with and without, for one that costs much.
     """
 
     scorer: Scorer
     options: Mapping[str, Any] = field(default_factory=dict)
     oracle: bool = False
+    projected_alone: bool = False
 
 
-def variants(rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candidates: int | None = None) -> dict[str, Variant]:
+def variants(
+    rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candidates: int | None = None, search_projected: bool = False
+) -> dict[str, Variant]:
     """Every way to use each reward, by the method's name.
 
     ``<name>`` as ``config`` says; ``<name>_refined`` the best candidate after refinement (``config``'s steps, at least one);
     ``<name>_refined_oracle`` the same candidates chosen by true error; ``<name>_softmax`` the mean weighted by the softmax of the z-scores
     over ``config.temperature``; ``<name>_span`` the best point of the candidates' span. Where ``config`` asks for several beams or looking
     ahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search, with ``search_candidates`` for each beam where
-    that is given, and all others keep one beam.
+    that is given and, by ``search_projected``, with projection alone; all others keep one beam.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
@@ -66,7 +70,7 @@ def variants(rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candida
         found[f"{name}_span"] = Variant(scorer, {**plain, "select": "span"})
         if (search := search_options(config)) is not None:
             own = {} if search_candidates is None else {"branching_factor": search_candidates}
-            found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search, **own})
+            found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search, **own}, projected_alone=search_projected)
     return found
 
 
