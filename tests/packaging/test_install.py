@@ -109,6 +109,7 @@ def test_pip_install_from_the_tree_works(source, tmp_path):
     check(tmp_path)
 
 
+@pytest.mark.slow  # the third build of the extension; every other test of a checkout runs on an editable install, made by make
 def test_editable_install_works(source, tmp_path):
     """An editable install is a finder in site-packages; a virtual environment on top of this one gives it a place of its own."""
     run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / "venv")])

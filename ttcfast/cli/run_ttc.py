@@ -59,16 +59,15 @@ def run(values: Mapping[str, Any]) -> None:
         },
         names=_NAMES,
     )
-    with process_group():
+    with process_group("gloo" if config.device == "cpu" else None):
         if distributed.rank() > 0:  # all ranks have the same results; the first one's are the run's
             config = dataclasses.replace(config, out=f"{config.out}/rank{distributed.rank()}")
         save(config.out, values, "run_ttc")
         result = run_ttc(config, quiet=distributed.rank() > 0)
-    if distributed.rank() > 0:
-        return
-    print(f"Numbers: {config.out}/metrics.json, {config.out}/summary.csv. Figures:")
-    for path in result.figures:
-        print(f"  {path}")
+        if distributed.rank() == 0:
+            print(f"Numbers: {config.out}/metrics.json, {config.out}/summary.csv. Figures:")
+            for path in result.figures:
+                print(f"  {path}")
 
 
 if __name__ == "__main__":
