@@ -1,4 +1,4 @@
-"""Scoring candidates by the seed's reward model: ``PRMScorer`` against the seed's plain forward on the same weights.
+"""Scoring candidates by a reward model: ``PRMScorer`` against the seed's plain forward on the same weights, and its arithmetic.
 
 * ``seed, plain``: the seed's section 5 as it stands: state expanded, concatenated, all candidates at once.
 * ``seed, torch.compile``: the same compiled.
@@ -6,23 +6,35 @@
 
 All compute in float32 and agree to rounding. ``zeros`` is the seed's padding and opens its state dict; ``periodic`` pads as the data's
 boundary does, where the seed's net stands with ``padding_mode="circular"``.
+
+``shipped`` is the reward in ``examples/prm`` on 16 candidates of the shipped surrogate for each of 8 true states: float32 and bfloat16
+(autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by bfloat16 lose by
+the float32 scores, relative to the group's spread (DECISIONS, "Precision").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ttcfast.data import read_trajectories
+from ttcfast.models import load_surrogate
+from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
+from ttcfast.rewards.prm.network import PairNetwork
+from ttcfast.rewards.prm.pretrained import from_pretrained
 from ttcfast.rewards.prm.scorer import PRMScorer
 
 from .groups import compiled
 from .targets import Target
 from .timing import Case
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CPU_CASES = {"B256 64^2 zeros": (256, 64, "zeros"), "B256 64^2 periodic": (256, 64, "boundary")}
 CUDA_CASES = CPU_CASES
 TARGETS = (
@@ -45,6 +57,73 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
             check=partial(problem.check, peers),
             device=device,
         )
+    shipped = Shipped(device, tiny)
+    yield Case(
+        "prm",
+        "shipped, 8 groups of 16",
+        "[8, 16, 4, 64, 64]",
+        "float32, bfloat16",
+        peers={name: partial(shipped.score, name) for name in Shipped.ways},
+        ours="float32",
+        check=shipped.check,
+        note=shipped.regret,
+        device=device,
+    )
+
+
+class Shipped:
+    """The shipped reward on the candidates of the shipped surrogate; made at first use."""
+
+    ways: Mapping[str, Mapping[str, Any]] = {
+        "float32": {},
+        "float32, channels last": {"channels_last": True},
+        "bfloat16": {"dtype": torch.bfloat16},
+        "bfloat16, channels last": {"dtype": torch.bfloat16, "channels_last": True},
+    }
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device, self.tiny = device, tiny
+
+    @cached_property
+    def groups(self) -> tuple[Tensor, Tensor]:
+        """States ``[N, 4, X, Y]`` and candidates ``[N, B, 4, X, Y]``."""
+        if self.tiny:
+            states = 1 + torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+            return states, states.unsqueeze(1) + 0.02 * torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+        files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
+        states = read_trajectories(files)[0][:, 5].to(self.device, torch.float32)
+        fm, problems = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device), torch.arange(len(states))
+        with torch.no_grad():
+            still = fm.deterministic(states).unsqueeze(1)
+            return states, torch.cat([still, fm.candidates(states, torch.arange(1, 16), problem_ids=problems, seed=0, step=5)], 1)
+
+    @cached_property
+    def scorers(self) -> dict[str, PRMScorer]:
+        return {name: PRMScorer(self._network(), **options).to(self.device) for name, options in self.ways.items()}
+
+    @torch.no_grad()
+    def score(self, way: str) -> Tensor:
+        return self.scorers[way].score_group(*self.groups, None)
+
+    def check(self) -> None:
+        expected = self.score("float32").double()
+        for way in self.ways:
+            error = float((self.score(way).double() - expected).abs().max() / expected.abs().max())
+            assert error < (0.1 if "bfloat16" in way else 1e-4), f"{way}: scores off by {error:.1e} of their size"
+
+    def regret(self) -> str:
+        exact = self.score("float32").double()
+        lost = exact.amax(1) - exact.gather(1, self.score("bfloat16").argmax(1, keepdim=True)).squeeze(1)
+        relative = lost / (exact.amax(1) - exact.amin(1))
+        return f"bfloat16: regret {float(relative.mean()):.1%} of the spread on average, {float(relative.max()):.1%} at worst"
+
+    def _network(self) -> PairNetwork:
+        if not self.tiny:
+            return from_pretrained(EXAMPLES / "prm")
+        torch.manual_seed(0)
+        network = DensePRM(8, width=4, levels=2)
+        nn.init.normal_(network.out.weight, std=0.05)
+        return network
 
 
 class SeedPRM(nn.Module):

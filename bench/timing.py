@@ -41,7 +41,7 @@ class Case:
         ours: the name in ``peers`` to which ratios refer.
         check: raises unless all peers agree to the reference; called before any timing.
         bytes_moved: the least that the work must read and write, in bytes; None where bandwidth says nothing.
-        note: what a reader of the row must know.
+        note: what a reader of the row must know, or what says it once ``check`` has run.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -53,7 +53,7 @@ class Case:
     ours: str
     check: Callable[[], None]
     bytes_moved: int | None = None
-    note: str = ""
+    note: str | Callable[[], str] = ""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ def measure(
         raise ValueError(f"rounds is {rounds} and threads is {threads}; both must be at least 1")
     clock = clock or clock_for(case.device)
     base = {
-        **{name: getattr(case, name) for name in ("group", "shape", "dtype", "ours", "bytes_moved", "note")},
+        **{name: getattr(case, name) for name in ("group", "shape", "dtype", "ours", "bytes_moved")},
         "case": case.name,
         "threads": threads,
         "quick": quick,
@@ -112,6 +112,7 @@ def measure(
             case.check()
         except Exception as error:  # a gate says no by whatever it raises
             return [Row(**base, peer=case.ours, status=GATE_FAILED, error=f"{type(error).__name__}: {one_line(error)}")]
+        base["note"] = case.note() if callable(case.note) else case.note
         contestants, failures, notes = _contestants(case, clock, least_seconds)
         interleave(contestants, rounds)
     return [_row(base, name, contestants, failures, notes, rounds) for name in _ours_first(case)]
