@@ -20,6 +20,7 @@ from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, load_problems, 
 HORIZONS = (1, 4, 16, 20)
 RECORDED = "finetuned.json"
 REWARD = "prm"  # folder of the shipped learned reward
+DIRECTIONS = "directions.safetensors"  # fields along which the shipped surrogate errs
 
 
 def run_demo(
@@ -54,7 +55,8 @@ def run_demo(
             projection alone: it takes more model evaluations than all candidates of another row; 1 leaves it out.
         checkpoint: another surrogate than the one in ``examples``.
         prm: another learned reward than the one in ``examples``, which is that of the shipped surrogate and is left out with another one.
-        stochastic: replaces the default noise, the model's own dropout.
+        stochastic: replaces the default noise: with the surrogate in ``examples`` steps along the directions beside it, without their mean
+            (which would be a correction of every candidate, not noise); the model's own dropout where there are none.
         scorers: rewards beside ARM, by name.
         device, tensorboard, wandb: as in ``RunTTCConfig``.
         quiet: print nothing.
@@ -63,6 +65,8 @@ def run_demo(
         ArgumentError: no such folder of examples. DataError, CheckpointError, OutputError: as in ``run_ttc``.
     """
     folder = _examples(examples)
+    if stochastic is None and checkpoint is None and (folder / DIRECTIONS).is_file():
+        stochastic = StochasticConfig(dropout=False, directions=str(folder / DIRECTIONS), directions_strength=0.0)
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
     reward = None if (prm or shipped) is None else str(prm or shipped)
     searched = beam_width != 1
@@ -90,7 +94,9 @@ def run_demo(
         tensorboard=tensorboard,
         wandb=wandb,
     )
-    title = f"{problems} test trajectories, {steps} steps, B = {branching_factor} candidates per step"
+    structured = isinstance(ttc.stochastic, StochasticConfig) and ttc.stochastic.directions is not None
+    noise = "along learned directions" if structured else "by the model's noise"
+    title = f"{problems} test trajectories, {steps} steps, B = {branching_factor} candidates per step {noise}"
     result = run_ttc(config, scorers, title=title, quiet=quiet)
     if not quiet:
         _say_where(Path(out), result)
