@@ -156,24 +156,26 @@ def test_the_surrogate_is_asked_for_no_more_than_the_budget_holds(truth, tmp_pat
 
 
 PEAKS = """
-import resource
+import re
 import sys
+from pathlib import Path
 from tests.surrogates import drop_surrogate, euler_state, shifted
 from ttcfast.rewards.prm.build import build_triplets
 
 truth, state = shifted(euler_state(1, 64), 1), 4 * 4 * 64 * 64
-for i, (K, held) in enumerate(((8, 8), (800, 8), (800, 800))):
+for i, (K, held) in enumerate(((8, 8), (8, 8), (800, 8), (800, 800))):
     build_triplets(drop_surrogate(), truth, f"{sys.argv[1]}/{i}.hdf5", K=K, T_prm=1, units="physical", memory_budget=held * state)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]))
 """
 
 
 def test_memory_does_not_grow_with_the_number_of_candidates(tmp_path):
+    # in a process of its own, and not by ru_maxrss, which a child takes over from its parent
     command = [sys.executable, "-c", PEAKS, str(tmp_path)]
     told = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=True).stdout
-    few, many, all_at_once = map(int, told.split())
+    _, few, many, all_at_once = map(int, told.split())
     candidates = 800 * 4 * 4 * 64 * 64  # bytes: 52 MB
-    assert many - few < candidates / 8
+    assert many - few < candidates / 3
     assert all_at_once - few > candidates  # what the peak would be if they were held
 
 
