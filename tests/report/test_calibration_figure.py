@@ -1,8 +1,12 @@
 """The calibration figure and its table: exact scores fall from left to right, useless ones do not."""
 
+import csv
+import json
+
 import pytest
 import torch
 
+from ttcfast.report.calibration import CandidateScores, write_calibration
 from ttcfast.report.figures import calibration_figure, calibration_rows
 
 
@@ -35,3 +39,17 @@ def test_the_figure_shows_every_reward():
     assert [axes.get_lines()[0].get_xdata().shape[0] for axes in figure.axes[:2]] == [10, 8]
     with pytest.raises(ValueError, match="scores is empty"):
         calibration_figure({}, errors)
+
+
+def test_what_is_written_leaves_out_a_reward_without_a_usable_score(tmp_path):
+    errors, scores = groups()
+    scores["state"] = torch.full_like(errors, -torch.inf)
+    places = (0,) * len(errors)
+    assert write_calibration(tmp_path, CandidateScores(errors, scores, places, places)) == [tmp_path / "figures" / "calibration.png"]
+    held = json.loads((tmp_path / "calibration.json").read_text())
+    assert held["scores"]["state"][0][0] is None and held["errors"][3][2] is None
+    rows = list(csv.DictReader((tmp_path / "calibration.csv").open()))
+    expected = calibration_rows({name: scores[name] for name in ("prm", "arm")}, errors)
+    assert [{k: str(v) for k, v in row.items()} for row in expected] == rows
+    assert write_calibration(tmp_path, CandidateScores(errors, {"state": scores["state"]}, places, places)) == []
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["calibration.json"]

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -10,7 +11,8 @@ from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
 from ttcfast.runtime.logs import read_log
 from ttcfast.spec import TTCConfig
 
-FIGURES = ["drift_branching", "drift_time", "error_branching", "error_time", "fields_problem0", "fields_problem4", "gain_histogram"]
+FIGURES = ["calibration", "drift_branching", "drift_time", "error_branching", "error_time", "fields_problem0", "fields_problem4"]
+FIGURES += ["gain_histogram"]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,7 @@ def test_demo_writes_everything(demo):
     result, out = demo
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     expected = [
+        "calibration.csv",
         "calibration.json",
         "config.json",
         "fields.npz",
@@ -51,6 +54,28 @@ def test_demo_metrics_are_those_of_the_evaluation(demo):
     assert {row["branching_factor"] for row in held["sweep"]["rows"]} == {1, 2, 3, 4}
     assert held["provenance"]["config"]["ttc"]["branching_factor"] == 3 and held["provenance"]["seeds"] == {"ttc.seed": 0}
     assert "left out" in held["notes"][0]
+
+
+def test_demo_has_the_row_of_a_beam_search_with_projection_alone(demo):
+    rows = [r for r in demo[0].evaluation.results if r.method.startswith("arm_")]
+    assert [(r.method, r.projected, r.beam_width, r.branching_factor) for r in rows] == [("arm_beam", True, 4, 4)]
+    assert "| ARM beam k = 4 + projection |" in (demo[1] / "table.md").read_text()
+
+
+def test_calibration_is_a_table_and_a_figure_which_the_next_run_there_replaces_or_removes(examples, tmp_path):
+    def run(**changes):
+        common = {"checkpoint": str(examples / "surrogate.safetensors"), "data": (str(examples),), "out": str(tmp_path)}
+        common |= {"problems": 2, "steps": 2, "horizons": (1, 2), "ttc": TTCConfig(branching_factor=3), "methods": ("arm",)}
+        return run_ttc(RunTTCConfig(**{**common, **changes}), quiet=True)
+
+    files = [tmp_path / name for name in ("calibration.json", "calibration.csv", "figures/calibration.png", "frontier.csv")]
+    result = run(calibration=4, frontier=(2,), frontier_problems=1)
+    assert files[2] in result.figures and all(path.is_file() for path in files)
+    rows = list(csv.DictReader(files[1].open()))
+    counts = {form: sum(int(row["count"]) for row in rows if row["form"] == form) for form in ("all", "within")}
+    assert {row["reward"] for row in rows} == {"arm"} and counts == {"all": 12, "within": 12}  # 4 states, 3 candidates each
+    assert [sorted({int(row["bin"]) for row in rows if row["form"] == form}) for form in counts] == [list(range(10)), [0, 1, 2]]
+    assert files[2] not in run(calibration=0).figures and not any(path.exists() for path in files)
 
 
 def test_demo_logs_every_step(demo):

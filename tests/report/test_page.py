@@ -107,6 +107,27 @@ def test_browser_shows_tables_charts_and_animation_without_complaint(run, tmp_pa
     assert "oracle" in sweep and "mean of B" in sweep and "deterministic" in sweep
 
 
+def test_the_compute_frontier_is_a_table_of_the_runs_section(run, tmp_path, browser):
+    folder = tmp_path / "traced"
+    shutil.copytree(run, folder)
+    common = {"beam_width": 1, "branching_factor": 4, "seconds": 0.5, "evaluations": 64}
+    rows = [("arm", "greedy", 4.0, 0.02, 0.8), ("arm", "lookahead", 3.5, 0.015, 0.6), ("arm", "beam", 4.0, *[float("inf")] * 2)]
+    rows += [(HOSTILE, "mine", 1.0, float("nan"), float("nan"))]
+    names = ("reward", "search", "evaluations_per_step", "rollout_mse", "ratio_to_deterministic")
+    write_csv(folder / "frontier.csv", [{**dict(zip(names, row)), **common} for row in rows])
+    browser.open(page_of(tmp_path, folder))
+    here = "[...document.querySelectorAll('#run-1 table')].find(t => t.caption.textContent.startsWith('Compute frontier'))"
+    heads, *body = browser.evaluate(f"[...{here}.rows].map(r => [...r.cells].map(c => c.textContent))")
+    assert heads == ["reward", "search", "k", "B", "evaluations per step and problem", "rollout MSE", "× deterministic", "s", "model evals"]
+    assert body[:2] == [
+        ["ARM", "greedy", "1", "4", "4", "0.02", "0.8", "0.5", "64"],
+        ["ARM", "greedy, looking one step ahead", "1", "4", "3.5", "0.015", "0.6", "0.5", "64"],
+    ]
+    assert body[3][:2] == [HOSTILE, "mine"] and body[2][5:7] == body[3][5:7] == ["–", "–"] and browser.complaints == []
+    assert browser.evaluate(f"[...{here}.querySelectorAll('.best')].map(c => c.textContent)") == ["0.6"]
+    assert "calibration" not in browser.evaluate("[...document.images].map(i => i.alt.toLowerCase()).join()")  # the page draws it itself
+
+
 def test_heads_sort_the_table_by_value_both_ways(run, tmp_path, browser):
     browser.open(page_of(tmp_path, run))
     column = "[...document.querySelector('table').tBodies[0].rows].map(r => r.cells[1].dataset.value)"
@@ -193,6 +214,10 @@ def test_wrong_folders_are_one_clear_error(run, tmp_path):
     fails(DataError, "damaged or of another version", damaged)
     (tmp_path / "file").write_text("")
     fails(OutputError, "give another one", run, out=tmp_path / "file" / "out")
+    untraced = tmp_path / "untraced"
+    shutil.copytree(run, untraced)
+    (untraced / "frontier.csv").write_text("reward,search\narm,greedy\n")
+    fails(DataError, "damaged or of another version", untraced)
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)
     (broken / "fields.npz").write_bytes(b"PK no")
@@ -249,10 +274,29 @@ def test_calibration_scores_and_errors_are_those_of_the_candidates():
     i, problem, step = 4, found.problems[4], found.steps[4]
     state = given.truth[problem : problem + 1, step]
     where = torch.tensor([problem])
-    candidates = model.candidates(state, torch.arange(5), problem_ids=where, seed=7, step=step)
+    drawn = model.candidates(state, torch.arange(1, 5), problem_ids=where, seed=7, step=step)
+    candidates = torch.cat([model.deterministic(state).unsqueeze(1), drawn], 1)
     true = ((candidates[0] - given.truth[problem, step + 1]) / given.scale.view(-1, 1, 1)).square().flatten(1).mean(1)
     torch.testing.assert_close(found.errors[i], true.double())
     torch.testing.assert_close(found.scores["arm"][i], scorer.score_group(state, candidates, ScoreContext(step, where))[0].double())
+
+
+def test_calibration_takes_the_deterministic_step_in_as_a_rollout_does():
+    given, model = problems(2, 2), surrogate()
+    state, where = given.truth[:1, 0], torch.tensor([0])
+    step = {"problem_ids": where, "seed": 0, "step": 0}
+
+    def first_group(**options):
+        return candidate_scores(model, given, {"arm": arm()}, TTCConfig(**options), groups=1).errors[0]
+
+    def errors(candidates):
+        return ((candidates[0] - given.truth[0, 1]) / given.scale.view(-1, 1, 1)).square().flatten(1).mean(1).double()
+
+    alone = model.deterministic(state).unsqueeze(1)
+    torch.testing.assert_close(first_group(branching_factor=1), errors(alone))
+    sampled = model.candidates(state, torch.arange(3), **step)
+    torch.testing.assert_close(first_group(branching_factor=3, include_deterministic=False), errors(sampled))
+    assert not torch.allclose(errors(sampled)[:1], errors(alone), rtol=1e-3)
 
 
 def test_palette_pictures_are_png_that_matplotlib_reads(tmp_path):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +13,17 @@ from torch import Tensor
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.rewards.oracle import OracleScorer
-from ttcfast.runtime.files import write_json
+from ttcfast.runtime.files import write_csv, write_json
 from ttcfast.spec import TTCConfig, at_least
 from ttcfast.ttc.evaluate import Problems
+from ttcfast.ttc.methods import starts_deterministic
+
+from .figures import calibration_figure, calibration_rows, save
+from .figures.calibration import comparable
 
 FILE = "calibration.json"
+TABLE = "calibration.csv"
+FIGURE = "figures/calibration.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +48,14 @@ def candidate_scores(
 ) -> CandidateScores:
     """Draw the candidates that a rollout would draw, but from true states, score them, and measure what each really is.
 
-    One state at a time, so that no more than B states are held; ``groups * B`` model evaluations.
+    A group is a rollout's: the deterministic step first, where ``config`` takes it in, then the sampled candidates by their ids. Scores and
+    errors are of the candidates as they are drawn, as in the rows without projection and without refinement. One state at a time, so that
+    no more than B states are held; ``groups * B`` model evaluations.
 
     Args:
-        surrogate: the model, on the device to run on. scorers: the rewards, by name; they see raw candidates.
+        surrogate: the model, on the device to run on. scorers: the rewards, by name.
         problems: whose truth gives the states and the errors.
-        config: B, seed and noise.
+        config: B, seed, noise, and whether the deterministic step is a candidate.
         groups: states, spread evenly over problems and steps; fewer where there are fewer.
 
     Raises:
@@ -56,7 +64,8 @@ def candidate_scores(
     at_least("groups", groups, 1)
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
     oracle = OracleScorer(problems.truth, scale=problems.scale)
-    ids = torch.arange(config.branching_factor, device=device)
+    first = int(starts_deterministic(surrogate, config))
+    ids = torch.arange(first, config.branching_factor, device=device)
     everything = len(problems.truth) * problems.scored
     # Strides over (step, problem) pairs: early and late steps, every problem in turn.
     picked = [round(i * everything / min(groups, everything)) for i in range(min(groups, everything))]
@@ -66,7 +75,11 @@ def candidate_scores(
     for problem, step in places:
         where = torch.tensor([problem], device=device)
         state = problems.truth[problem : problem + 1, step].to(device)
-        candidates = surrogate.candidates(state, ids, problem_ids=where, seed=config.seed, step=step, stochastic=config.stochastic)
+        key: dict[str, Any] = {"problem_ids": where, "seed": config.seed, "step": step}
+        parts = [surrogate.deterministic(state).unsqueeze(1)] if first else []
+        if len(ids):
+            parts.append(surrogate.candidates(state, ids, **key, stochastic=config.stochastic))
+        candidates = torch.cat(parts, 1)
         context = ScoreContext(step, where)
         true = -oracle.score_group(state.cpu(), candidates.cpu(), ScoreContext(step, where.cpu()))[0].double()
         errors.append(true.nan_to_num(nan=torch.inf, posinf=torch.inf))
@@ -77,11 +90,29 @@ def candidate_scores(
     return CandidateScores(torch.stack(errors), stacked, tuple(p for p, _ in places), tuple(s for _, s in places))
 
 
-def write_calibration(path: str | os.PathLike[str], found: CandidateScores) -> None:
-    """Write the scores and errors as JSON; what is not finite becomes null.
+def write_calibration(out: Path, found: CandidateScores) -> list[Path]:
+    """Write scores and errors (``calibration.json``, what is not finite as null), the table of their buckets and the figure.
+
+    A reward without a usable score is in the first file alone.
+
+    Returns:
+        The figure's path; nothing where there is none.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: a file cannot be written.
     """
+    remove_calibration(out)  # of an earlier run in this folder, which may have had a usable score where this one has none
     held: dict[str, Any] = {"problems": found.problems, "steps": found.steps, "errors": found.errors, "scores": dict(found.scores)}
-    write_json(path, held)
+    write_json(out / FILE, held)
+    usable = {name: given for name, given in found.scores.items() if comparable(given, found.errors)}
+    if not usable:
+        return []
+    write_csv(out / TABLE, calibration_rows(usable, found.errors))
+    save(calibration_figure(usable, found.errors), out / FIGURE, dpi=100)  # up to five rows: at 150 the run would wait for it
+    return [out / FIGURE]
+
+
+def remove_calibration(out: Path) -> None:
+    """Remove what an earlier run in this folder has left."""
+    for name in (FILE, TABLE, FIGURE):
+        (out / name).unlink(missing_ok=True)

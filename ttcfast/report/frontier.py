@@ -10,10 +10,18 @@ from ttcfast.ttc.frontier import Frontier
 from .figures import save
 from .figures.frontier import error_against_evaluations
 
+FILE = "frontier.csv"
+FIGURE = "figures/frontier.png"
+
 
 def write_frontier(out: Path, frontier: Frontier) -> Path:
     """Write ``frontier.csv``, one row per search, reward and number of evaluations, and the figure, whose path is returned."""
-    write_csv(out / "frontier.csv", frontier.rows())
-    path = out / "figures" / "frontier.png"
-    save(error_against_evaluations(frontier), path)
-    return path
+    write_csv(out / FILE, frontier.rows())
+    save(error_against_evaluations(frontier), out / FIGURE)
+    return out / FIGURE
+
+
+def remove_frontier(out: Path) -> None:
+    """Remove what an earlier run in this folder has left."""
+    for name in (FILE, FIGURE):
+        (out / name).unlink(missing_ok=True)

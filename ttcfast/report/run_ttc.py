@@ -32,9 +32,8 @@ from ttcfast.ttc.method_result import MethodResult
 from ttcfast.ttc.methods import Variant, search_name, search_options, variants
 from ttcfast.ttc.sweep import Sweep, runs_needed, sweep_branching
 
-from .calibration import FILE as CALIBRATION
-from .calibration import candidate_scores, write_calibration
-from .frontier import write_frontier
+from .calibration import candidate_scores, remove_calibration, write_calibration
+from .frontier import remove_frontier, write_frontier
 from .outputs import log_outputs, write_outputs
 from .recorded import ROWS, read_recorded, read_rows, write_recorded
 from .table import print_table
@@ -169,13 +168,16 @@ def run_ttc(
             frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
         measured = [r for r in evaluation.results if r.recorded is None]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
-        _calibrate(config, surrogate, problems, used, out)
+        calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
         paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
-        if frontier is not None:
+        paths += calibrated
+        if frontier is None:
+            remove_frontier(out)
+        else:
             paths.append(write_frontier(out, frontier))
         log_outputs(log, evaluation, paths)
     if not quiet:
@@ -304,13 +306,14 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
     return notes
 
 
-def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> None:
+def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> list[Path]:
+    """Write what the rewards' scores are worth; the figures' paths."""
     rewards = {name: variant.scorer for name, variant in used.items() if "select" not in variant.options}
     if rewards and config.calibration and config.ttc.branching_factor > 1:
         found = candidate_scores(surrogate, problems, rewards, config.ttc, groups=config.calibration)
-        write_calibration(out / CALIBRATION, found)
-    else:
-        (out / CALIBRATION).unlink(missing_ok=True)  # of an earlier run in this folder
+        return write_calibration(out, found)
+    remove_calibration(out)
+    return []
 
 
 def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:

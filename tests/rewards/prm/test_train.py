@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,13 +47,17 @@ K = 9
 DENSE = ModelOptions(kind="dense", width=(6, 8), depth=(1, 1), levels=2)
 
 
-@pytest.fixture(scope="module")
-def triplets(tmp_path_factory):
-    """Of a surrogate with large dropout, whose truth is a shift by a cell: the error is there to be learned."""
+def build(out, **options):
+    """Triplets of a surrogate with large dropout, whose truth is a shift by a cell: the error is there to be learned."""
     torch.manual_seed(1)
     norm = Normalizer(torch.tensor([1.1, 0.1, 0.1, 2.6]), torch.full((4,), 0.06), torch.full((4,), 0.08))
     surrogate = drop_surrogate(normalizer=norm, scale=0.5)
-    return build_triplets(surrogate, shifted(euler_state(12), 3), tmp_path_factory.mktemp("triplets"), K=K, T_prm=3)
+    return build_triplets(surrogate, shifted(euler_state(12), 3), out, **{"K": K, "T_prm": 3, **options})
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("triplets"))
 
 
 @pytest.fixture
@@ -80,9 +85,12 @@ def losses(folder):
 def test_the_margin_loss_is_the_seeds():
     best, median, worst = torch.tensor([1.0, 0.3]), torch.tensor([0.9, 0.5]), torch.tensor([0.0, 0.45])
     assert float(triplet_margin_loss(best, median, worst)) == pytest.approx((0.1 + 0.4) / 2 + (0.0 + 0.15) / 2)
-    for margin in (0.0, -1.0):
-        with pytest.raises(ValueError, match=f"margin is {margin}; give a number above 0"):
+    for margin in (0.0, -1.0, float("inf"), float("nan"), "0.2", None):
+        said = f"margin is {margin!r}; give a finite number above 0"
+        with pytest.raises(ValueError, match=said):
             triplet_margin_loss(best, median, worst, margin)
+        with pytest.raises(ValueError, match=said):
+            LossOptions(margin=margin)
 
 
 def test_a_scalar_model_learns_to_rank_held_out_triplets(config):
@@ -113,6 +121,34 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     assert losses(whole.folder) == losses(resumed.folder)
     with pytest.raises(CheckpointError, match=r"other settings.*loss"):
         train(dataclasses.replace(broken, loss=LossOptions(margin=0.1)))
+
+
+def test_a_resumed_run_wants_the_same_triplets_wherever_they_lie(config, triplets, tmp_path):
+    whole = train(config)
+
+    def resumed(root):
+        return train(dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root))))
+
+    moved = resumed(shutil.copy(triplets, tmp_path / "moved.hdf5"))
+    assert moved.steps == 8 and moved.validation == whole.validation
+    other = r"other settings \(triplets '36 samples, [0-9a-f]{16}', now '(24|36) samples, [0-9a-f]{16}'\); .*resume=false"
+    for i, changes in enumerate(({"seed": 1}, {"K": K + 1}, {"T_prm": 2}, {"stochastic": {"dropout_p": 0.2}})):
+        with pytest.raises(CheckpointError, match=other):
+            resumed(build(tmp_path / f"{i}.hdf5", **changes))
+
+
+def test_a_resumed_run_wants_the_same_pt_files_under_whatever_name(tmp_path):
+    write_sketch_files(tmp_path / "first", 4)
+    options = {"epochs": 1, "bs": 2, "out": tmp_path / "run", "model": {"width": 4, "depth": 1}, "data": {"valid": 0}}
+    first = train_prm(tmp_path / "first", 8, **options)
+    (tmp_path / "moved").mkdir()
+    for i, file in enumerate(sorted((tmp_path / "first").iterdir())):
+        shutil.copy(file, tmp_path / "moved" / f"{i}.pt")
+    again = train_prm(tmp_path / "moved", 8, **options)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+    torch.save({**torch.load(tmp_path / "moved" / "2.pt"), "best": torch.zeros(4, 8, 8)}, tmp_path / "moved" / "2.pt")
+    with pytest.raises(CheckpointError, match=r"other settings \(triplets '4 samples, .*', now '4 samples, "):
+        train_prm(tmp_path / "moved", 8, **options)
 
 
 def test_two_processes_follow_the_single_process(config, tmp_path):
@@ -236,12 +272,36 @@ def test_validation_over_all_k_makes_the_candidates_again_and_refuses_another_su
         train(dataclasses.replace(config, fm=SurrogateOptions(str(other)), out=str(tmp_path / "run2")))
 
 
-def test_the_seeds_function_takes_its_own_files(tmp_path):
+def test_beside_the_stored_candidates_stands_the_trivial_scorer_with_the_same_columns(triplets):
+    held = Triplets(triplets)
+    _, apart = held.split(0.25, 0)
+    torch.manual_seed(0)
+    network = DensePRM(8, 4, levels=1, normalizer=held.normalizer)
+    torch.nn.init.normal_(network.out.weight, std=0.05)
+    found = Validation(held, apart).metrics(RewardLoss(network, LossOptions(), held.spec), torch.device("cpu"))
+    frames = held.frames(apart.tolist())
+    group = frames[:, [4, 1, 2, 3]]
+    errors = ((group - frames[:, 5:]) / held.normalizer.std.reshape(4, 1, 1)).square().mean((2, 3, 4))
+    near = -((group - frames[:, 4:5]) / held.normalizer.delta_std.reshape(4, 1, 1)).flatten(2).norm(dim=2)
+    expected = ranking(near, errors)
+    names = ("regret", "share", "kendall_tau", "pair_accuracy", "clear_pair_accuracy")
+    assert {k for k in found if k.startswith("trivial_triplet/")} == {f"trivial_triplet/{name}" for name in names}
+    for name in names:
+        assert found[f"trivial_triplet/{name}"] == pytest.approx(expected[name], rel=1e-5) and f"triplet/{name}" in found
+    assert found["trivial_triplet/kendall_tau"] != pytest.approx(found["triplet/kendall_tau"])
+
+
+def write_sketch_files(folder, count):
+    folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(0)
-    for i in range(8):
+    for i in range(count):
         state = torch.rand(4, 8, 8, generator=generator)
         kinds = {name: state + s * torch.randn(4, 8, 8, generator=generator) for name, s in (("best", 0.1), ("med", 0.3), ("worst", 0.6))}
-        torch.save({"state_t": state, **kinds}, tmp_path / f"triplet_{i:08d}.pt")
+        torch.save({"state_t": state, **kinds}, folder / f"triplet_{i:08d}.pt")
+
+
+def test_the_seeds_function_takes_its_own_files(tmp_path):
+    write_sketch_files(tmp_path, 8)
     prm = train_prm([tmp_path], 8, epochs=2, lr=1e-3, margin=0.2, bs=4, model={"width": 6, "depth": 2})
     assert isinstance(prm, PRM) and prm.normalizer is None and not prm.training
     with pytest.raises(ArgumentError, match="in_ch is 10 and the triplets' states have 4 channels; give in_ch=8"):
@@ -250,6 +310,13 @@ def test_the_seeds_function_takes_its_own_files(tmp_path):
         train_prm(tmp_path, 8, margin=0.0)
     with pytest.raises(ArgumentError, match=r"\.pt files keep none"):
         train_prm(tmp_path, 8, epochs=1, model={"kind": "dense"})
+
+
+def test_triplet_files_and_the_sketchs_are_not_trained_on_together(triplets, tmp_path):
+    write_sketch_files(tmp_path / "sketch", 2)
+    for roots in ([triplets, tmp_path / "sketch"], [tmp_path / "sketch", triplets]):
+        with pytest.raises(DataError, match=r"mix triplet files and \.pt files, which have no normaliser; train on one kind"):
+            train_prm(roots, 8, epochs=1)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(config):
@@ -262,5 +329,6 @@ def test_the_seeds_command_runs_as_printed(triplets, tmp_path, capsys):
     assert main(["train_prm", *command, "optim.steps=1", "optim.batch=2", f"out={tmp_path / 'run'}"]) == 0
     assert "reward model after 1 steps" in capsys.readouterr().out
     assert isinstance(PRM.from_pretrained(tmp_path / "run"), PRM)
-    assert main(["train_prm", f"data.root={triplets}", "loss.margin=0"]) == 2
-    assert "loss.margin is 0" in capsys.readouterr().err
+    for margin in ("0", "inf", "wide"):
+        assert main(["train_prm", f"data.root={triplets}", f"loss.margin={margin}", f"out={tmp_path / 'other'}"]) == 2
+        assert "loss.margin is" in capsys.readouterr().err

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.report.small_run import write_surrogate
 from tests.surrogates import Brittle, drop_surrogate, euler_state, shifted
 from ttcfast.cli.main import main
 from ttcfast.core.base_fm import Surrogate
@@ -145,10 +149,34 @@ def test_the_median_is_that_of_the_finite_ones():
     assert pick(torch.tensor([nan, 1.0, 2.0, 3.0])).tolist() == [-1, -1, -1]
 
 
-def test_memory_does_not_grow_with_the_number_of_candidates(truth, tmp_path):
+def test_the_surrogate_is_asked_for_no_more_than_the_budget_holds(truth, tmp_path):
     fm = drop_surrogate()
     build_triplets(fm, truth[:1], tmp_path, K=40, T_prm=1, units="physical", memory_budget=5 * 4 * 4 * 64)
     assert max(fm.model.calls) <= 5
+
+
+PEAKS = """
+import re
+import sys
+from pathlib import Path
+from tests.surrogates import drop_surrogate, euler_state, shifted
+from ttcfast.rewards.prm.build import build_triplets
+
+truth, state = shifted(euler_state(1, 64), 1), 4 * 4 * 64 * 64
+for i, (K, held) in enumerate(((8, 8), (8, 8), (800, 8), (800, 800))):
+    build_triplets(drop_surrogate(), truth, f"{sys.argv[1]}/{i}.hdf5", K=K, T_prm=1, units="physical", memory_budget=held * state)
+    print(1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]))
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_candidates(tmp_path):
+    # in a process of its own, and not by ru_maxrss, which a child takes over from its parent
+    command = [sys.executable, "-c", PEAKS, str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=True).stdout
+    _, few, many, all_at_once = map(int, told.split())
+    candidates = 800 * 4 * 4 * 64 * 64  # bytes: 52 MB
+    assert many - few < candidates / 3
+    assert all_at_once - few > candidates  # what the peak would be if they were held
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -218,6 +246,52 @@ def test_pt_files_of_another_content_are_refused(tmp_path, held, message):
         PRMTripletSet([tmp_path / "a.pt"])[0]
 
 
+def test_files_that_do_not_fit_together_are_refused(made, truth, tmp_path):
+    options = {"K": 4, "T_prm": 1, "units": "physical"}
+    other = build_triplets(drop_surrogate(scale=0.02), truth, tmp_path / "other.hdf5", **options)
+    with pytest.raises(DataError, match=r"other.hdf5 was made with surrogate .* and .*triplets.hdf5 with .* not mixed; give files of one"):
+        PRMTripletSet([made, other])
+    wide = build_triplets(drop_surrogate(), shifted(euler_state(2, 16), 1), tmp_path / "wide.hdf5", **options)
+    said = r"wide\.hdf5 holds states of shape \[4, 16, 16\] and .*triplets\.hdf5 of \[4, 8, 8\]; give files of one shape \[C, \*S\]"
+    with pytest.raises(DataError, match=said):
+        PRMTripletSet([made, wide])
+    for i, size in enumerate((8, 16)):
+        torch.save(dict.fromkeys(("state_t", "best", "med", "worst"), torch.zeros(4, size, size)), tmp_path / f"{i}.pt")
+    for first in (made, tmp_path / "0.pt"):
+        samples = PRMTripletSet([first, tmp_path / "1.pt"])
+        assert samples.shape == (4, 8, 8)
+        with pytest.raises(DataError, match=r"1\.pt holds states of shape \[4, 16, 16\] and .* of \[4, 8, 8\]; give files of one shape"):
+            samples[len(samples) - 1]
+
+
+def test_triplet_files_and_the_sketchs_may_be_read_as_one_set(made, tmp_path):
+    state = torch.rand(4, 8, 8)
+    torch.save(dict.fromkeys(("state_t", "best", "med", "worst"), state), tmp_path / "a.pt")
+    for paths, at in (([tmp_path / "a.pt", made], 0), ([made, tmp_path / "a.pt"], -1)):
+        samples = PRMTripletSet(paths)
+        assert len(samples) == len(TripletFile(made)) + 1 and samples.shape == (4, 8, 8)
+        assert all(torch.equal(frame, state) for frame in samples[at])
+
+
+def test_a_file_without_a_usable_sample_is_refused(tmp_path):
+    fm = Surrogate(Brittle(0.0), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.02))
+    path = build_triplets(fm, shifted(euler_state(3), 1), tmp_path, K=4, T_prm=1, units="physical")
+    with pytest.raises(DataError, match=r"holds no usable sample \(3 left out, whose candidates are not finite\); make it again with"):
+        PRMTripletSet(path)
+
+
+def test_an_unfinished_file_is_refused_under_any_name(truth, tmp_path, monkeypatch):
+    monkeypatch.setattr(build.TripletWriter, "complete", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build_triplets(drop_surrogate(), truth, tmp_path, K=4, T_prm=1, units="physical")
+    partial = tmp_path / "triplets.hdf5.partial"
+    with pytest.raises(DataError, match=r"triplets.hdf5.partial is unfinished; run the command that makes it once more"):
+        PRMTripletSet(partial)
+    renamed = shutil.copy(partial, tmp_path / "named.hdf5")
+    with pytest.raises(DataError, match=r"named.hdf5 is unfinished \(4 of 4 samples\); run the command that makes it once more"):
+        PRMTripletSet([renamed])
+
+
 def test_missing_empty_and_foreign_files_are_named(made, tmp_path):
     (tmp_path / "list.txt").write_text("nowhere.pt\n")
     with pytest.raises(DataError, match=r"nowhere.pt \(named by .*list.txt\) does not exist"):
@@ -237,6 +311,23 @@ def test_missing_empty_and_foreign_files_are_named(made, tmp_path):
     os.truncate(short, os.path.getsize(short) // 2)
     with pytest.raises(DataError, match=r"short.hdf5 is empty, truncated"):
         TripletFile(short)
+
+
+def test_the_seeds_name_of_the_split_is_the_reward_split(tmp_path, capsys):
+    from ttcfast.data.generate import GenerateConfig, generate
+
+    common = {"out": str(tmp_path / "data"), "presets": ("riemann4",), "grid": 16, "frames": 3, "t_end": 0.1, "batch": 2}
+    for split, n in (("train", 2), ("reward", 1)):
+        generate(GenerateConfig(split=split, n=n, per_file=2, **common))
+    checkpoint = write_surrogate(tmp_path / "surrogate.safetensors")
+    made = {}
+    for split in ("train_small", "reward", "train"):
+        words = f"fm.ckpt={checkpoint} data.root={tmp_path / 'data'} data.train_split={split} builder.K=3 builder.T_prm=2"
+        assert main(["build_prm_data", *words.split(), f"out={tmp_path / split}"]) == 0, capsys.readouterr().err
+        made[split] = TripletFile(tmp_path / split)
+    assert content(tmp_path / "train_small" / "triplets.hdf5") == content(tmp_path / "reward" / "triplets.hdf5")
+    assert made["train_small"].config == made["reward"].config and made["reward"].config["source"].endswith("split reward")
+    assert (len(made["train_small"]), len(made["train"])) == (2, 4)
 
 
 @pytest.mark.parametrize(

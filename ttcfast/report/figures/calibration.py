@@ -61,6 +61,11 @@ def calibration_rows(scores: Mapping[str, Tensor], errors: Tensor, bins: int = 1
     return rows
 
 
+def comparable(scores: Tensor, errors: Tensor) -> bool:
+    """Whether any candidate of ``[M, B]`` has a finite score and an error that its group's mean gives a measure for."""
+    return bool(torch.stack(_within(scores, errors)).isfinite().all(0).any())
+
+
 def _within(scores: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
     """Rank of each score in its group, 0 to 1, ties at their mean rank, and error over the group's mean; NaN where not usable."""
     usable = scores.isfinite() & errors.isfinite()
@@ -76,4 +81,4 @@ def _within(scores: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
 def _curve(axes: Axes, name: str, found: Calibration) -> None:
     axes.plot(found.score, found.error, color=colour(name), marker="o", markersize=4.5, linewidth=1.6)
     value_axis(axes, found.error.tolist())
-    axes.text(0.98, 0.95, f"rank correlation {found.rank_correlation:+.2f}", transform=axes.transAxes, fontsize=8, ha="right", va="top")
+    axes.set_title(f"rank correlation {found.rank_correlation:+.2f}", fontsize=8, loc="right")

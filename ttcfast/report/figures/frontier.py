@@ -23,6 +23,11 @@ _STYLES = {  # colours of Okabe and Ito, as in style.py
 }
 
 
+def search_label(search: str) -> str:
+    """A search's name for readers; one that is not known stays as it is."""
+    return _STYLES[search][2] if search in _STYLES else search
+
+
 def error_against_evaluations(frontier: Frontier) -> Figure:
     """Rollout error as a ratio to the deterministic rollout against the model evaluations of a step, a panel for each reward.
 

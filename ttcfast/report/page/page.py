@@ -19,6 +19,7 @@ from . import png
 from .ablation import ablation
 from .animation import animation
 from .calibration import calibration_section
+from .frontier import frontier_section
 from .html import Markup, facts, joined, number, table, tag, trusted
 from .methods import explanation, gain, gain_histograms, guardrail_table, headline, method_table, sweep_section, time_charts
 from .runs import Run, flat, guarded
@@ -26,7 +27,7 @@ from .training import training_section
 
 MOST_BYTES = 7_500_000
 """Of the whole page: what mail and chat programs still take, and a phone opens at once."""
-_DRAWN = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching")  # the page has these as charts
+_DRAWN = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching", "calibration")  # charts of the page's own
 _HERE = Path(__file__).parent
 
 
@@ -140,7 +141,8 @@ def _numbers(run: Run) -> Markup:
     if not run.compares_methods:
         return training_section(run)
     m = run.metrics
-    return joined(time_charts(m), gain_histograms(m), sweep_section(m), calibration_section(run.folder), guardrail_table(m))
+    told = (calibration_section(run.folder), frontier_section(run.folder))
+    return joined(time_charts(m), gain_histograms(m), sweep_section(m), *told, guardrail_table(m))
 
 
 def _section(run: Run, anchor: str, parts: Sequence[Markup | None], *, folded: bool) -> Markup:

@@ -175,11 +175,13 @@ class _Maker:
 
     def _samples(self, state: Tensor, target: Tensor, numbers: Tensor, step: int) -> dict[str, Tensor]:
         still = self.surrogate.deterministic(state)
-        errors = [self._error(still.unsqueeze(1), target)]
+        # one memory for all: small tensors that are kept lie between the freed candidates, which the allocator then cannot use again
+        errors = torch.empty(len(state), self.config.K, dtype=torch.float32, device=still.device)
+        errors[:, :1] = self._error(still.unsqueeze(1), target)
         at_once = max(1, self._states_in_budget(state.shape[1:]) // len(state))
         for ids in torch.arange(1, self.config.K).split(at_once):
-            errors.append(self._error(self._candidates(state, ids, numbers, step), target))
-        found = torch.cat(errors, 1).cpu()
+            errors[:, int(ids[0]) : int(ids[-1]) + 1] = self._error(self._candidates(state, ids, numbers, step), target)
+        found = errors.cpu()
         picked = torch.stack([pick(row) for row in found])
         frames = torch.stack([state, *self._again(state, still, picked, numbers, step), still, target], 1)
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -27,13 +28,14 @@ _HDF5 = (".hdf5", ".h5")
 class PRMTripletSet(Dataset[Sample]):
     """``(state, best, median, worst)``, each ``[C, *S]`` float32 in physical units.
 
-    Read lazily: frames when asked for; each process (data-loader worker) opens the files by itself. A loop over one file reads fastest by
-    ``TripletFile.frames(indices, first=4, out=...)``, without the copies of a ``DataLoader``'s collation and its workers' queue.
+    Read lazily: frames when asked for (where there are only ``.pt`` files the first at once, for the shape); each process (data-loader
+    worker) opens the files by itself. A loop over one file reads fastest by ``TripletFile.frames(indices, first=4, out=...)``, without the
+    copies of a ``DataLoader``'s collation and its workers' queue.
 
     Args:
         manifest_paths: a path or several, in this order: triplet files, ``.pt`` files of the sketch (a dict of the tensors ``state_t``,
             ``best``, ``med``, ``worst``), folders of either, or text files (``.txt``) that name one of these per line, relative to
-            themselves.
+            themselves. Triplet files and ``.pt`` files may be mixed here; ``train_prm`` wants one kind.
 
     Attributes:
         paths: the sample files, parts: their readers. shape: ``(C, *S)`` of every state.
@@ -52,12 +54,14 @@ class PRMTripletSet(Dataset[Sample]):
             raise DataError("manifest_paths is empty; give triplet files made by `ttcfast build_prm_data`, or a folder of them")
         self.parts = [TripletFile(path) if path.suffix in _HDF5 else _TensorFile(path) for path in self.paths]
         self._ends = list(itertools.accumulate(len(part) for part in self.parts))
-        first = self.parts[0]
-        for part in self.parts[1:]:
-            if part.shape is not None and part.shape != first.shape:
-                raise DataError(f"{part.path} holds states of shape {list(part.shape)} and {first.path} of {list(first.shape or ())}")
         self._require_one_surrogate()
+        first = next((part for part in self.parts if isinstance(part, TripletFile)), self.parts[0])
         self.shape = first.shape
+        for part in self.parts:
+            if isinstance(part, _TensorFile):
+                part.expected = (self.shape, first.path)  # compared when it is read
+            else:
+                _require_shape(part.path, part.shape, self.shape, first.path)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -106,16 +110,32 @@ class _TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shape: tuple[int, ...] | None = None
+        self.expected: tuple[tuple[int, ...], Path] | None = None
         if not path.is_file():
             raise DataError(f"triplet file {path} does not exist; make it again, or leave it out of manifest_paths")
 
     def __len__(self) -> int:
         return 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(_load(self.path)["best"].shape)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
     def frames(self, indices: Sequence[int], *, first: int = 4) -> Tensor:
         held = _load(self.path)
+        if self.expected is not None:
+            _require_shape(self.path, tuple(held["best"].shape), *self.expected)
         return torch.stack([held[key].float() for key in KEYS[:first]]).expand(len(indices), first, *held["best"].shape)
+
+
+def _require_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...], other: Path) -> None:
+    if shape != expected:
+        raise DataError(
+            f"{path} holds states of shape {list(shape)} and {other} of {list(expected)}; give files of one shape [C, *S], made on one grid"
+        )
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -154,6 +174,8 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     if place.suffix == ".txt" and named_by is None:
         lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
         return [path for line in lines if line for path in _sample_files(place.parent / line, place)]
+    if place.suffix == ".partial":
+        raise DataError(f"triplet file {place}{told} is unfinished; run the command that makes it once more")
     if place.suffix not in (*_HDF5, ".pt"):
         raise DataError(f"triplet file {place}{told} is of an unknown kind; give .hdf5, .pt, a folder, or a .txt that names such files")
     return [place]

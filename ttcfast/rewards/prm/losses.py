@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ def triplet_margin_loss(s_best: Tensor, s_med: Tensor, s_worst: Tensor, margin: 
     """Zero once best beats median, and median worst, by ``margin``; scores ``[M]``, a scalar back.
 
     Raises:
-        ValueError: a margin that is not above 0: with none, a constant score would be perfect.
+        ValueError: a margin that is no finite number above 0: with none, a constant score would be perfect.
 
     Source: seeds/ttc-integration-plan.md section 5.
     """
@@ -173,7 +175,7 @@ class RewardLoss(nn.Module):
 
 
 def _check_margin(margin: float) -> None:
-    if not margin > 0:
+    if not (isinstance(margin, numbers.Real) and 0 < margin < math.inf):
         raise ValueError(
-            f"margin is {margin}; give a number above 0 (the seed has 0.2, the paper 0.1); with none, a constant score is best"
+            f"margin is {margin!r}; give a finite number above 0 (the seed has 0.2, the paper 0.1); with none, a constant score is best"
         )

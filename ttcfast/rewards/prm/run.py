@@ -162,6 +162,7 @@ class _Run:
             "seconds": self.watch.seconds(),
             "settings": self.config.settings(),
             "surrogate": self.triplets.surrogate,
+            "triplets": self.triplets.fingerprint,
         }
         checkpoints.save_training(self.training, self.network, self.optimizer, extra, meta=self._meta())
         self._export(step)
@@ -182,8 +183,8 @@ class _Run:
             extra = checkpoints.load_training(self.training, self.network, self.optimizer, self._meta())
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew {remedy}") from error
-        now = {**self.config.settings(), "surrogate": self.triplets.surrogate}
-        before = {**extra["settings"], "surrogate": extra["surrogate"]}
+        now = {**self.config.settings(), "surrogate": self.triplets.surrogate, "triplets": self.triplets.fingerprint}
+        before = {**extra["settings"], **{name: extra.get(name) for name in ("surrogate", "triplets")}}
         require_same_settings(self.training, before, now)
         self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
         self.best = {n: t.to(self.device) for n, t in extra["best"].items()} or None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +70,12 @@ class Triplets:
 
     def __len__(self) -> int:
         return len(self.set)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The same for the same samples in the same order, wherever their files lie and whatever those are called."""
+        digest = hashlib.sha256("".join(part.fingerprint() for part in self.set.parts).encode())
+        return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
     def place(self, i: int) -> tuple[int, int]:
         """File and sample within it."""

@@ -160,7 +160,7 @@ class TrainPRMConfig:
             whole("patience", self.patience, 1)
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run may not change, as JSON has it."""
+        """What a resumed run may not change, as JSON has it; the triplets themselves are compared by ``Triplets.fingerprint``."""
         free = {"out", "resume", "device", "compile", "val_every", "save_every", "log_every", "patience", "tensorboard", "wandb"}
         found = {k: v for k, v in json.loads(json.dumps(asdict(self))).items() if k not in free}
         found["optim"].pop("max_seconds")
@@ -202,7 +202,8 @@ def train_prm(
         The trained ``PRM`` (or ``DensePRM``), in evaluation.
 
     Raises:
-        ValueError: an option out of range, margin <= 0, another ``in_ch``. DataError: no triplets. TrainingError: the loss is not finite.
+        ValueError: an option out of range, a margin that is no finite number above 0, another ``in_ch``. DataError: no triplets.
+        TrainingError: the loss is not finite.
 
     Source: seeds/ttc-integration-plan.md section 5.
     """
@@ -229,7 +230,8 @@ def train(config: TrainPRMConfig, *, in_ch: int | None = None) -> TrainPRMResult
     of threads), unless ``max_seconds`` ends it. Several processes under torchrun share each batch and follow the single process's losses.
 
     Raises:
-        As ``train_prm``. CheckpointError: ``out`` holds a run of other settings. CheckpointError, DataError: another surrogate.
+        As ``train_prm``. CheckpointError: ``out`` holds a run of other settings, or of other triplets (the same ones may lie elsewhere).
+        CheckpointError, DataError: another surrogate.
     """
     from ttcfast.runtime.distributed import process_group, ranks
 

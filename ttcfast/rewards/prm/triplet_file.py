@@ -16,6 +16,7 @@ without HDF5.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -180,7 +181,10 @@ class TripletFile:
                 said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
                 raise DataError(f"triplet file {self.path} is damaged: {said}; make or copy it again") from error
         if not len(self):
-            raise DataError(f"triplet file {self.path} holds no usable sample ({self.skipped} left out); make another")
+            raise DataError(
+                f"triplet file {self.path} holds no usable sample ({self.skipped} left out, whose candidates are not finite); make "
+                "it again with a surrogate whose step stays finite"
+            )
 
     @property
     def K(self) -> int:
@@ -237,6 +241,14 @@ class TripletFile:
         if offset is not None and self._data.dtype == np.dtype("<f4"):
             file.close()
             self._data, self._raw, self._offset = None, FileIO(self.path), offset
+
+    def fingerprint(self) -> str:
+        """Hash of what the samples are: how they were made, and all errors. The errors stand for the frames, which would take long."""
+        made = {name: value for name, value in self.config.items() if name != "source"}  # a place, not what lies there
+        digest = hashlib.sha256(_dumped([self.surrogate, made, len(self)]).encode())
+        for array in (self.errors, self.trajectory, self.step):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def trajectory_of(self, index: int) -> int:
         """Which trajectory of the data set the sample is from."""

@@ -19,6 +19,7 @@ from .network import PairNetwork
 from .samples import Triplets
 
 CLEAR = 0.02  # pairs whose errors differ by more than this share of the smaller are counted for themselves
+TRIVIAL = ("regret", "share", "kendall_tau", "pair_accuracy", "clear_pair_accuracy")  # the rest says nothing of a scorer of known kind
 LEAST_SPREAD = 1e-6  # TTCConfig.min_score_spread: below it a controller would fall back
 
 
@@ -99,7 +100,10 @@ class Validation:
 
     @torch.no_grad()
     def metrics(self, loss: RewardLoss, device: torch.device) -> dict[str, float]:
-        """``loss`` over the held-out samples; ``triplet/...`` of their stored candidates; ``all/...`` of all K; ``trivial/...`` beside."""
+        """``loss`` over the held-out samples; ``triplet/...`` of their stored candidates; ``all/...`` of all K.
+
+        Beside each the trivial scorer, ``trivial_triplet/...`` and ``trivial/...``.
+        """
         found: dict[str, float] = {}
         losses, scores, near, errors, explained = [], [], [], [], []
         for part in np.array_split(self.samples, -(-len(self.samples) // self.batch)):
@@ -116,7 +120,7 @@ class Validation:
         found["loss"] = sum(value * n for value, n in losses) / sum(n for _, n in losses)
         if scores:
             found |= _named("triplet", ranking(torch.cat(scores), torch.cat(errors)))
-            found |= _named("trivial_triplet", ranking(torch.cat(near), torch.cat(errors)), ("regret", "share", "pair_accuracy"))
+            found |= _named("trivial_triplet", ranking(torch.cat(near), torch.cat(errors)), TRIVIAL)
         if explained:
             left, total = (sum(values) for values in zip(*explained, strict=True))
             found["error_left"] = left / total
@@ -166,8 +170,7 @@ class Validation:
 
     def _over_all(self, loss: RewardLoss, device: torch.device) -> dict[str, float]:
         scores, near, errors = self.scored(loss.network, device)
-        trivial = ("regret", "share", "kendall_tau", "pair_accuracy", "clear_pair_accuracy")
-        return _named("all", ranking(scores, errors)) | _named("trivial", ranking(near, errors), trivial)
+        return _named("all", ranking(scores, errors)) | _named("trivial", ranking(near, errors), TRIVIAL)
 
     def _errors(self, group: Tensor, truth: Tensor) -> Tensor:
         """MSE ``[M, B]`` in the units that the triplets were ranked in."""
