@@ -23,7 +23,8 @@ from .beam_step import BeamStepper
 from .budget import Budget
 from .memory import reset_peak
 from .result import BeamStepOutput, RolloutResult
-from .saved import SavedRollout, checksum_of, fingerprint
+from .saved import SavedRollout, fingerprint
+from .settings import checksum_of, settings_of
 
 __all__ = ["TTCBeam"]
 
@@ -134,7 +135,7 @@ class TTCBeam(BeamStepper):
         """
         x, single = self._start(x0, T)
         ids = self._problem_ids(problem_ids, x)
-        sharding.check_ranks(self.cfg, x, T, ids, budget=budget, scorer=type(self.scorer).__name__)
+        sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         reset_peak(x.device)
         part = sharding.part_of(len(x), self.cfg)
         if self.cfg.shard != "problems" or distributed.ranks() == 1:
@@ -144,6 +145,8 @@ class TTCBeam(BeamStepper):
                 f"budget is {budget} and shard 'problems': no rank knows what the others spend; use shard='candidates', or no budget"
             )
         else:
+            if self.cfg.memory_budget is not None:
+                self._measure(x, ids)  # which all ranks do together, those too that have no problem
             place = None if resume is None else Path(resume) / f"rank{distributed.rank()}"
             own = self._rolled(x[part], T, ids[part], None, place, len(x)) if part.stop > part.start else None
             result = sharding.everyones(own, x.device)
@@ -161,7 +164,7 @@ class TTCBeam(BeamStepper):
         ids = self._problem_ids(problem_ids, x)
         if self.cfg.shard == "problems" and distributed.ranks() > 1:
             raise ValueError("shard is 'problems' and no rank has all states of a step; use rollout, or shard='candidates'")
-        sharding.check_ranks(self.cfg, x, T, ids, budget=budget, scorer=type(self.scorer).__name__)
+        sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         run = self._begin(x, T, ids, budget, len(x))
         run.history = None
         for out in self._iterate_run(run, None):
@@ -180,7 +183,9 @@ class TTCBeam(BeamStepper):
         self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, resume: str | os.PathLike[str] | None, layout: int
     ) -> RolloutResult:
         run = self._begin(x, T, ids, budget, layout)
-        saved = None if resume is None else SavedRollout(resume, self._fingerprint(x, T, ids, budget), writes=self._writes)
+        saved = None
+        if resume is not None:
+            saved = SavedRollout(resume, self._fingerprint(x, T, ids, budget), describe=self._settings, writes=self._writes)
         if saved is not None:
             saved.restore(run)
         for _ in self._iterate_run(run, saved):
@@ -194,8 +199,12 @@ class TTCBeam(BeamStepper):
 
     def _fingerprint(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None) -> dict[str, Any]:
         cfg = {f.name: getattr(self.cfg, f.name) for f in dataclasses.fields(self.cfg) if f.name not in ("use_prm", "shard")}
-        models = {"model": checksum_of(getattr(self._source, "fm", None)), "scorer": checksum_of(self.scorer)}
-        return fingerprint({**cfg, "T": T, "x0": checksum_of(x), "problem_ids": ids.tolist(), "budget": budget, **models})
+        return fingerprint({**cfg, "T": T, "x0": checksum_of(x), "problem_ids": ids.tolist(), "budget": budget})
+
+    def _settings(self) -> dict[str, Any]:
+        """Of the model, the scorer and what else decides, by name."""
+        found = {**settings_of("model", self.fm), **settings_of("scorer", self.scorer), **settings_of("tie_breaker", self.tie_breaker)}
+        return {**found, "drop_duplicates": self.drop_duplicates}
 
     def _begin(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, layout: int) -> BeamRun:
         """A run at its start; ``layout`` is the number of problems that the size of chunks goes by."""

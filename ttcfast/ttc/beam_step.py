@@ -56,8 +56,10 @@ class BeamStepper(TTCGreedy):
         return out
 
     def _measure(self, window: Tensor, problem_ids: Tensor) -> int:
-        measured = super()._measure(window, problem_ids)
-        return measured if self.cfg.shard is None else int(distributed.total(measured, "max"))
+        if self._candidate_bytes is None:
+            measured = super()._measure(window, problem_ids)
+            self._candidate_bytes = measured if self.cfg.shard is None else int(distributed.total(measured, "max"))
+        return self._candidate_bytes
 
     def _cost(self, rows: int, run: BeamRun) -> int:
         return rows * self.cfg.branching_factor * (1 + self._copies * run.ahead(self.cfg.lookahead))
