@@ -81,6 +81,17 @@ def test_a_killed_run_goes_on_with_the_same_numbers(examples, tmp_path, monkeypa
         run_ttc(config(examples, tmp_path / "run", resume=True, arm=ARMWeights(w_mass=5.0)), quiet=True)
 
 
+@pytest.mark.parametrize(
+    "search", [{"approach": "beam"}, {"approach": "particle"}, {"approach": "greedy", "beam_width": 1, "lookahead": 1}]
+)
+def test_a_search_does_not_combine_candidates(examples, tmp_path, search):
+    message = r"^select is 'span', a combination of candidates, of which a beam has no score; use select='argmax'$"
+    with pytest.raises(ValueError, match=message):
+        config(examples, tmp_path, ttc={**search, "select": "span"})
+    greedy = config(examples, tmp_path, ttc={"approach": "greedy", "beam_width": 1, "select": "span"})
+    assert greedy.ttc.select == "span"
+
+
 def test_a_frontiers_points_are_those_searches():
     given, cfg = problems(2, 3), TTCConfig(branching_factor=2, seed=3)
     frontier = trace_frontier(surrogate(), given, {"arm": arm()}, cfg, (9, 3, 4), oracle=False)

@@ -250,11 +250,16 @@ def check_beam(cfg: TTCConfig) -> None:
             f"beam_width is {k} and the first step, which leaves a single state, has branching_factor={b} candidates; "
             "use a beam_width of at most that, or approach='particle'"
         )
-    if cfg.select != "argmax":
-        raise ValueError(f"select is {cfg.select!r}, a combination of candidates, of which a beam has no score; use select='argmax'")
+    check_select(cfg)
     if cfg.approach == "particle" and cfg.shard == "candidates":
         raise ValueError("shard is 'candidates' and approach 'particle' weighs all candidates of a step at once; use shard='problems'")
     if cfg.approach != "particle" and cfg.temperature != 1.0:
         raise ValueError(
             f"temperature is {cfg.temperature} and approach {cfg.approach!r} does not sample by score; use approach='particle'"
         )
+
+
+def check_select(cfg: TTCConfig) -> None:
+    """Raise ``ValueError`` where candidates would be combined."""
+    if cfg.select != "argmax":
+        raise ValueError(f"select is {cfg.select!r}, a combination of candidates, of which a beam has no score; use select='argmax'")
