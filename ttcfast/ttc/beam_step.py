@@ -62,7 +62,9 @@ class BeamStepper(TTCGreedy):
         return self._candidate_bytes
 
     def _cost(self, rows: int, run: BeamRun) -> int:
-        return rows * self.cfg.branching_factor * (1 + self._copies * run.ahead(self.cfg.lookahead))
+        """Model evaluations that a search step of so many beams takes at most."""
+        drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead(self.cfg.lookahead))
+        return rows * (drawn + int(not self.include_deterministic))  # a fallback is at hand where it is candidate 0
 
     def _coast(self, run: BeamRun) -> tuple[Survivors, Tensor, dict[str, Any]]:
         """The deterministic step of every beam; a model that has none gives a fresh sample."""
