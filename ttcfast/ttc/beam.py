@@ -36,7 +36,8 @@ class TTCBeam(BeamStepper):
 
     At each step every beam draws B candidates; of the k B of a problem the k best by the score of their path go on. Candidates come in
     chunks and only survivors are copied, so that memory does not grow with B (``ttcfast.ttc.streaming``). No two beams share noise: the
-    candidates of beam j (beams are numbered from the best) have ids j B to (j + 1) B - 1. With one beam the rollout is ``TTCGreedy``'s.
+    candidates of beam j (beams are numbered from the best) have ids j B to (j + 1) B - 1. With one beam, no lookahead and another approach
+    than ``"particle"`` the rollout is ``TTCGreedy``'s, bit for bit.
 
     The score of a path, ``cfg.score_aggregation``: ``"sum"``, ``"mean"``, ``"last"`` (of the last step), or ``"discounted"``,
     ``cfg.discount * path + score``, where older scores count less, between ``"last"`` (0) and ``"sum"`` (1).
@@ -47,8 +48,8 @@ class TTCBeam(BeamStepper):
     * ``"diverse_beam"``: the k best of the first step root subtrees; from then on each keeps its own best candidate.
     * ``"particle"``: k copies of the start; at each step k of the k B candidates are drawn by systematic resampling with weights
       ``exp(score / cfg.temperature)`` of the step's score, the same candidate perhaps several times. Random numbers are keyed by seed, step
-      and problem. Weights need all scores of a step: they are kept (8 bytes each), and where candidates come in chunks the k drawn are
-      generated once more.
+      and problem. Weights need all scores of a step: they are kept (16 bytes for each candidate), and where candidates come in chunks the k
+      drawn are generated once more.
     * ``"greedy"``: one beam.
 
     ``cfg.lookahead`` L: a candidate is ranked by its path prolonged by L deterministic steps (fewer at the end), which cost L evaluations
@@ -62,7 +63,9 @@ class TTCBeam(BeamStepper):
         fm, scorer: as for ``TTCGreedy``.
         cfg: see ``TTCConfig``; ``beam_width`` is k.
         tie_breaker: a scorer (or callable) whose value, larger first, decides between candidates of equal rank before the smaller id does.
-        drop_duplicates: of candidates of a problem that are equal in every bit only the best is kept.
+            Particles are drawn, not ranked, and have none.
+        drop_duplicates: of candidates of a problem that are equal in every bit only the best is kept; not of particles, which may be drawn
+            several times.
 
     Raises:
         ValueError: more beams than candidates of the first step, an option that does not go with the approach, else as ``TTCGreedy``.
@@ -78,6 +81,16 @@ class TTCBeam(BeamStepper):
             raise ValueError(
                 f"lookahead is {self.cfg.lookahead} and {type(self.scorer).__name__} compares the candidates of a step, which a "
                 "continuation has one of; use lookahead=0, or a scorer that looks at each by itself"
+            )
+        if self.cfg.approach == "particle" and tie_breaker is not None:
+            raise ValueError(
+                f"tie_breaker is a {type(tie_breaker).__name__} and approach 'particle' draws candidates by weight, so that no rank is "
+                "tied; use tie_breaker=None, or approach='beam' or 'diverse_beam'"
+            )
+        if self.cfg.approach == "particle" and drop_duplicates:
+            raise ValueError(
+                "drop_duplicates is True and approach 'particle' draws good candidates several times; use drop_duplicates=False, or "
+                "approach='beam' or 'diverse_beam'"
             )
         self.tie_breaker: Scorer | None = None if tie_breaker is None else as_scorer(tie_breaker, ndim=self._source.ndim)
         self.drop_duplicates = drop_duplicates
