@@ -356,7 +356,8 @@ def test_scores_of_another_shape_or_all_nan_and_groups_ahead():
     cfg = TTCConfig(branching_factor=4, beam_width=2, approach="beam")
     with pytest.raises(ValueError, match=r"scorer .* returned shape \(2,\); expected one score per candidate"):
         TTCBeam(drop_surrogate(), lambda x_t, c: c[:2, 0, 0, 0], cfg).rollout(euler_state(2), 1)
-    r = TTCBeam(drop_surrogate(), lambda x_t, c: c[:, 0, 0, 0] * torch.nan, cfg).rollout(euler_state(2), 3, return_info=True)
+    with pytest.warns(RuntimeWarning, match=r"step 0: scorer <lambda> returned no finite score for problems \[0, 1\]"):
+        r = TTCBeam(drop_surrogate(), lambda x_t, c: c[:, 0, 0, 0] * torch.nan, cfg).rollout(euler_state(2), 3, return_info=True)
     assert r.fallbacks.all() and torch.equal(r.resamples, torch.full((2, 3), 2))
     deterministic = TTCGreedy(drop_surrogate(), ARM, TTCConfig(branching_factor=1)).rollout(euler_state(2), 3)
     torch.testing.assert_close(r.trajectory, deterministic)

@@ -17,7 +17,7 @@ from ttcfast.rewards.common import Scorer, as_scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
-from . import sharding
+from . import guardrails, sharding
 from .beam_run import BeamRun, collected, without_state
 from .beam_step import BeamStepper
 from .budget import Budget
@@ -229,6 +229,7 @@ class TTCBeam(BeamStepper):
         copies = cfg.beam_width if cfg.approach == "particle" else 1
         problem = torch.arange(n, device=x.device).repeat_interleave(copies)
         run = BeamRun(x[problem], problem, torch.arange(copies, device=x.device).repeat(n), ids, T, cfg.beam_width, budget)
+        run.watch = guardrails.ScoreWatch(self.scorer)
         sizes, share = (layout * copies, layout * cfg.beam_width), sharding.share(cfg)
         run.chunks = (self._chunks(x, ids, rows=sizes[0], share=share), self._chunks(x, ids, rows=sizes[1], share=share))
         return run

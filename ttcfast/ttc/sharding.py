@@ -65,6 +65,7 @@ def merge(search: StepSearch, min_spread: float) -> None:
     if distributed.ranks() == 1:
         return
     search.nonfinite = distributed.reduced(search.nonfinite, "sum")
+    search.unscored = distributed.reduced(search.unscored, "sum")
     search.rewarded = int(distributed.total(search.rewarded))
     present = ~search.first.isnan().flatten(1).any(1) | search.spread.first.isfinite()
     for name, how in _REDUCED.items():
