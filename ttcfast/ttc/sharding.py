@@ -3,7 +3,7 @@
 Candidates are keyed, so it does not matter which process draws them. With ``shard="candidates"`` the chunks of a step go round the
 processes and each keeps its own best k; then scores and ids alone are gathered, every process finds the same k best of all, and each
 survivor's state is broadcast by the process that has it. What follows (projection, fallback, history) each does for itself, with the same
-result.
+result: to the last bit where ``chunk_size`` or ``memory_budget`` fixes the shapes of the model's products, else to their rounding.
 """
 
 from __future__ import annotations
