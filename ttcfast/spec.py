@@ -287,7 +287,8 @@ class TTCConfig:
         chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all. A ``Surrogate``
             draws the same candidates in any chunks, a foreign model others.
         memory_budget: bytes that generating and scoring one chunk may take; what a candidate takes is measured once per controller.
-        shard: what several processes (torchrun) divide among them in ``TTCBeam``, ``"problems"`` or each step's ``"candidates"``.
+        shard: what several processes (torchrun) divide among them in ``TTCBeam``, ``"problems"`` or each step's ``"candidates"``. All of
+            them must set the same: those that divide would wait for one with None, which searches by itself.
         max_resample: how often a step whose candidates are all bad is drawn again before it falls back.
         min_score_spread: relative spread of the scores below which a step takes candidate 0.
         score_floor: scores below it do not count as usable; None for no floor.

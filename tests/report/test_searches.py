@@ -11,7 +11,7 @@ from ttcfast.report.figures.frontier import error_against_evaluations
 from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.rewards.common import ARMScorer
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import ARMWeights, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.frontier import search_of, trace_frontier
 from ttcfast.ttc.inference import TTCGreedy
@@ -75,6 +75,21 @@ def test_a_killed_run_goes_on_with_the_same_numbers(examples, tmp_path, monkeypa
         assert torch.equal(ours.mse, theirs.mse) and ours.evaluations == theirs.evaluations, ours.name
     with pytest.raises(CheckpointError, match=r"resume.arm holds a rollout of another configuration: seed is 9, there 0"):
         run_ttc(config(examples, tmp_path / "run", resume=True, ttc={"seed": 9}), quiet=True)
+    with pytest.raises(
+        CheckpointError, match=r"configuration: scorer.weights.w_mass is 5.0, there 1.0; give another folder, or resume=fals"
+    ):
+        run_ttc(config(examples, tmp_path / "run", resume=True, arm=ARMWeights(w_mass=5.0)), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "search", [{"approach": "beam"}, {"approach": "particle"}, {"approach": "greedy", "beam_width": 1, "lookahead": 1}]
+)
+def test_a_search_does_not_combine_candidates(examples, tmp_path, search):
+    message = r"^select is 'span', a combination of candidates, of which a beam has no score; use select='argmax'$"
+    with pytest.raises(ValueError, match=message):
+        config(examples, tmp_path, ttc={**search, "select": "span"})
+    greedy = config(examples, tmp_path, ttc={"approach": "greedy", "beam_width": 1, "select": "span"})
+    assert greedy.ttc.select == "span"
 
 
 def test_a_frontiers_points_are_those_searches():

@@ -155,7 +155,7 @@ def test_chunks_change_nothing(options):
 
     def roll(**chunks):
         cfg = TTCConfig(**{"branching_factor": 7, "beam_width": 4, "approach": "beam", **options, **chunks})
-        return TTCBeam(fm, last_cell, cfg, drop_duplicates=True).rollout(x0, 2, return_info=True)
+        return TTCBeam(fm, last_cell, cfg, drop_duplicates=cfg.approach != "particle").rollout(x0, 2, return_info=True)
 
     whole = roll()
     assert len(whole.beams[-1].parents.unique()) > 1 and len(whole.chosen.unique()) > 1
@@ -254,6 +254,85 @@ def test_evaluations_stay_within_the_budget_and_the_rest_is_deterministic():
         controller.rollout(x0, 6, budget=Budget(11))
 
 
+@pytest.mark.parametrize("then", ["deterministic", "end"])
+@pytest.mark.parametrize("include", [True, False])
+def test_fallbacks_and_groups_drawn_again_stay_within_the_budget(include, then):
+    """No candidate reaches the floor, so that every step is drawn again and falls back, which costs where candidate 0 is none."""
+    cfg = TTCConfig(branching_factor=5, beam_width=3, approach="beam", include_deterministic=include, score_floor=1e3, max_resample=1)
+    controller, searched = TTCBeam(drop_surrogate(), last_cell, cfg), set()
+    for evaluations in range(13, 66, 3):
+        r = controller.rollout(euler_state(2), 6, return_info=True, budget=Budget(evaluations, then=then))
+        assert r.nfe <= evaluations and r.fallbacks.sum() == 2 * r.searched
+        searched.add(r.searched)
+    assert len(searched) > 2
+
+
+def test_a_tie_breaker_decides_between_candidates_of_equal_score():
+    fm, x0 = drop_surrogate(), euler_state(2)
+    cfg = TTCConfig(branching_factor=9, beam_width=3, approach="beam", include_deterministic=False)
+    drawn = fm.candidates(x0, torch.arange(9), problem_ids=torch.arange(2), seed=0, step=0)[:, :, 0, -1, -1]
+    middle = drawn.median(1).values
+
+    def half(x_t, cand_tp1, *, context):  # the five above the middle are tied at 1, the others at 0
+        return (cand_tp1[:, :, 0, -1, -1] >= middle[context.problem_ids].unsqueeze(1)).double()
+
+    def positions(**options):
+        return TTCBeam(fm, half, cfg, **options).step_from(x0, step=0).positions
+
+    tied = (drawn >= middle.unsqueeze(1)).double()
+    first = tied.argsort(dim=1, descending=True, stable=True)[:, :3]
+    assert torch.equal(positions(), first)
+    lowest = (tied - 0.1 * drawn).argsort(dim=1, descending=True)[:, :3]  # of the five, those nearest to the middle
+    assert not torch.equal(lowest, first) and torch.equal(positions(tie_breaker=lambda x_t, c: -last_cell(x_t, c)), lowest)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"tie_breaker": last_cell},
+            r"tie_breaker is a function and approach 'particle' draws .* use tie_breaker=None, or approach='beam'",
+        ),
+        ({"drop_duplicates": True}, r"drop_duplicates is True and approach 'particle' draws .* use drop_duplicates=False, or"),
+    ],
+)
+def test_particles_refuse_what_ranks_candidates(options, message):
+    with pytest.raises(ValueError, match=message):
+        TTCBeam(drop_surrogate(), last_cell, TTCConfig(approach="particle", beam_width=2), **options)
+
+
+REFINED = {
+    "beam": {"beam_width": 3},
+    "diverse_beam": {"beam_width": 3},
+    "particle": {"beam_width": 4, "temperature": 0.3},
+}
+
+
+@pytest.mark.parametrize("lengths", [(1.0,), (0.25, 1.0)])
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("approach", REFINED)
+def test_chunks_change_nothing_of_a_refined_search(approach, steps, lengths):
+    """Copies stand behind all candidates of their beam, whichever chunk made them; particles' are made once more when they are drawn."""
+    fm, x0 = vit_surrogate(), euler_state(2)
+
+    def roll(**chunks):
+        refinement = {"refine_steps": steps, "refine_lengths": lengths, "trust": None}
+        cfg = TTCConfig(branching_factor=4, approach=approach, **REFINED[approach], **refinement, **chunks)
+        return TTCBeam(fm, ARM, cfg).rollout(x0, 2, return_info=True)
+
+    whole = roll()
+    assert whole.beams[-1].positions.max() < 4 * (1 + steps * len(lengths))
+    positions = torch.cat([beams.positions for beams in whole.beams])
+    assert (positions >= 4).any() and (whole.chosen >= 4).any()  # refined members win
+    assert len(positions[positions >= 4].unique()) > 1
+    for size in (2, 5, 16):
+        part = roll(chunk_size=size)
+        assert torch.equal(part.chosen, whole.chosen) and part.reward_evaluations == whole.reward_evaluations
+        torch.testing.assert_close(part.trajectory, whole.trajectory)
+        for ours, theirs in zip(part.beams, whole.beams):
+            assert torch.equal(ours.parents, theirs.parents) and torch.equal(ours.positions, theirs.positions)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -277,7 +356,8 @@ def test_scores_of_another_shape_or_all_nan_and_groups_ahead():
     cfg = TTCConfig(branching_factor=4, beam_width=2, approach="beam")
     with pytest.raises(ValueError, match=r"scorer .* returned shape \(2,\); expected one score per candidate"):
         TTCBeam(drop_surrogate(), lambda x_t, c: c[:2, 0, 0, 0], cfg).rollout(euler_state(2), 1)
-    r = TTCBeam(drop_surrogate(), lambda x_t, c: c[:, 0, 0, 0] * torch.nan, cfg).rollout(euler_state(2), 3, return_info=True)
+    with pytest.warns(RuntimeWarning, match=r"step 0: scorer <lambda> returned no finite score for problems \[0, 1\]"):
+        r = TTCBeam(drop_surrogate(), lambda x_t, c: c[:, 0, 0, 0] * torch.nan, cfg).rollout(euler_state(2), 3, return_info=True)
     assert r.fallbacks.all() and torch.equal(r.resamples, torch.full((2, 3), 2))
     deterministic = TTCGreedy(drop_surrogate(), ARM, TTCConfig(branching_factor=1)).rollout(euler_state(2), 3)
     torch.testing.assert_close(r.trajectory, deterministic)

@@ -6,7 +6,9 @@ from tests.surrogates import DropNet, Foreign, drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.ttc.chunks import Chunks
 from ttcfast.ttc.inference import TTCGreedy
+from ttcfast.ttc.sources import as_source
 
 
 def mean_density(x_t, cand_tp1):
@@ -74,3 +76,18 @@ def test_a_model_that_draws_in_its_own_way_is_given_what_was_asked_for():
     fm = Foreign()
     r = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=5, chunk_size=6)).rollout(euler_state(3), 1, return_info=True)
     assert fm.batches == [6, 6, 3] and r.nfe == 15
+
+
+@pytest.mark.parametrize("whole_groups", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_chunks_of_all_ranks_are_those_of_one(whole_groups, ranks):
+    """Every candidate of every problem is drawn by one rank, all of a problem by the same where the scorer compares them."""
+    cfg, x0, ids = TTCConfig(branching_factor=7), euler_state(3), torch.arange(3)
+    fm = drop_surrogate()
+    found = torch.zeros(3, 7, dtype=torch.int64)
+    for rank in range(ranks):
+        options = {"include_deterministic": True, "whole_groups": whole_groups, "measure": lambda: 0}
+        for rows, start, drawn in Chunks(as_source(fm, cfg), cfg, x0, share=(rank, ranks), **options).of_step(x0, ids, 0, 0):
+            assert not whole_groups or drawn.shape[1] == 7
+            found[rows, start : start + drawn.shape[1]] += 1
+    assert (found == 1).all()

@@ -7,7 +7,9 @@ import torch
 from tests.report.small_run import SCALE, SPEC, arm, problems, small_evaluation, surrogate, trajectories
 from ttcfast.metrics import conservation_drift, sample_gain
 from ttcfast.spec import TTCConfig
+from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.evaluate import Problems, evaluate, evaluate_method
+from ttcfast.ttc.frontier import trace_frontier
 from ttcfast.ttc.method_result import Gain, MethodResult
 from ttcfast.ttc.methods import variants
 from ttcfast.ttc.sweep import runs_needed, sweep_branching
@@ -212,3 +214,21 @@ def test_method_without_a_scorer_is_refused():
 def test_problems_first_cuts_gamma_too():
     spec = SPEC.replace(gamma=torch.full((5,), 1.3))
     assert Problems(trajectories(), spec, 3).first(2).spec.gamma.shape == (2,)
+
+
+@pytest.mark.parametrize("shard", ["problems", "candidates"])
+def test_every_choice_by_a_reward_is_divided_among_processes(shard, monkeypatch):
+    """Rows with the best candidate go through the search that can be divided, bit for bit as the greedy one; the others do not."""
+    given, config = problems(2, 2), TTCConfig(branching_factor=3, seed=1, beam_width=2, approach="beam")
+    wanted = ("random", "mean", "arm", "arm_refined", "arm_refined_oracle", "arm_softmax", "arm_span", "arm_beam", "oracle", "span_oracle")
+    alone = evaluate(surrogate(), given, variants({"arm": arm()}, config), config, methods=wanted)
+    divided, rollout = [], TTCBeam.rollout
+    monkeypatch.setattr(TTCBeam, "rollout", lambda self, *a, **k: divided.append(self.cfg.shard) or rollout(self, *a, **k))
+    config = dataclasses.replace(config, shard=shard)
+    together = evaluate(surrogate(), given, variants({"arm": arm()}, config), config, methods=wanted)
+    assert divided == [shard] * 2 * 5  # arm, refined, refined oracle, beam, oracle, with and without projection
+    for ours, theirs in zip(together.results, alone.results, strict=True):
+        assert torch.equal(ours.trajectory, theirs.trajectory) and torch.equal(ours.mse, theirs.mse), ours.name
+        assert (ours.evaluations, ours.reward_evaluations) == (theirs.evaluations, theirs.reward_evaluations), ours.name
+    frontier = trace_frontier(surrogate(), given, {"arm": arm()}, config, (4,), oracle=False)
+    assert set(divided[10:]) == {shard, "problems"} and len(divided[10:]) == len(frontier.results) == 5

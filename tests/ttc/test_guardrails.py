@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from tests.surrogates import Brittle, Foreign, Shift, drop_surrogate, euler_stat
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
+from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.guardrails import spread_collapsed
 from ttcfast.ttc.inference import TTCGreedy
 
@@ -47,6 +50,68 @@ def test_scores_that_are_not_finite_never_win(value):
     r = TTCGreedy(Foreign(), score, TTCConfig(branching_factor=4)).rollout(euler_state(), 2, return_info=True)
     assert bool((r.nonfinite == 1).all()) and r.fallbacks.sum() == 0
     assert bool(r.scores.gather(2, r.chosen.unsqueeze(2)).isfinite().all())
+
+
+class SilentLater(Scorer):
+    """No score for problems 1 and 2 from step 1 on."""
+
+    def score_group(self, state, candidates, context):
+        silent = (context.problem_ids > 0) & (context.step > 0)
+        return torch.where(silent.unsqueeze(1), torch.nan, candidates[:, :, 0, 0, 0])
+
+
+SEARCHES = {
+    "greedy": (TTCGreedy, {}),
+    "chunks": (TTCGreedy, {"chunk_size": 2}),
+    "softmax": (TTCGreedy, {"select": "softmax_mean"}),
+    "beam": (TTCBeam, {"approach": "beam", "beam_width": 2, "chunk_size": 3}),
+    "diverse": (TTCBeam, {"approach": "diverse_beam", "beam_width": 2}),
+    "particle": (TTCBeam, {"approach": "particle", "beam_width": 2}),
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_scorer_without_a_score_for_finite_candidates_is_said_once_a_rollout(search):
+    kind, options = SEARCHES[search]
+    controller, x0 = kind(shift_surrogate(), SilentLater(), TTCConfig(branching_factor=4, **options)), euler_state(3)
+    for _ in range(2):  # once in each
+        with pytest.warns(RuntimeWarning) as said:
+            r = controller.rollout(x0, 4, return_info=True)
+        assert len(said) == 1 and said[0].filename == __file__
+        assert str(said[0].message).startswith(
+            "step 1: scorer SilentLater returned no finite score for problems [1, 2], though there are finite candidates; the "
+            "deterministic step is taken instead."
+        )
+        assert torch.equal(r.fallbacks, (torch.arange(3) > 0).unsqueeze(1) & (torch.arange(4) > 0))
+    with pytest.warns(RuntimeWarning, match=r"step 3: scorer SilentLater .* problems \[7\]"):
+        controller.step_from(x0[:1], step=3, problem_ids=torch.tensor([7]))
+
+
+def test_the_sample_that_is_taken_for_want_of_a_score_is_named():
+    def nothing(x_t, cand):
+        return cand[:, 0, 0, 0] * torch.nan
+
+    with pytest.warns(RuntimeWarning, match=r"step 0: scorer nothing returned no finite score .* one fresh sample is taken instead"):
+        TTCGreedy(Foreign(), nothing, TTCConfig(branching_factor=3)).rollout(euler_state(), 1)
+
+
+@pytest.mark.parametrize("kind", [TTCGreedy, TTCBeam])
+def test_a_scorer_is_not_blamed_for_candidates_that_are_not_finite(kind):
+    fm = Foreign(spoil=lambda out, call: out * torch.nan if call < 4 else out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r = kind(fm, lambda x, c: c[:, 0, 0, 0], TTCConfig(branching_factor=4)).rollout(euler_state(), 1, return_info=True)
+    assert r.fallbacks.all() and r.trajectory.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [TTCGreedy, TTCBeam])
+def test_a_scorer_that_returns_another_shape_is_told_the_right_one(kind):
+    class Flat(Scorer):
+        def score_group(self, state, candidates, context):
+            return candidates.flatten(1).sum(1)
+
+    with pytest.raises(ValueError, match=r"Flat returned shape \(3,\); expected \(3, 1\): return one score per candidate, \[N, B\], from"):
+        kind(shift_surrogate(), Flat(), TTCConfig(branching_factor=4)).rollout(euler_state(), 1)
 
 
 def test_a_group_without_a_usable_candidate_is_drawn_again_and_only_that():

@@ -1,15 +1,21 @@
 """A rollout that is killed goes on from its last step; what its chunks take is measured."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from tests.surrogates import Brittle, drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.rewards.common import ARMScorer, OracleScorer, ScorerList
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
+from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 from ttcfast.ttc.memory import bytes_per_candidate
+from ttcfast.ttc.settings import settings_of
 from ttcfast.ttc.sources import as_source
 
 
@@ -69,11 +75,127 @@ def test_a_folder_of_another_rollout_is_refused_with_the_keys_that_differ(tmp_pa
         changed.rollout(x0, 2, resume=tmp_path)
     other = drop_surrogate()
     other.model.head.bias.data += 1
-    with pytest.raises(CheckpointError, match=r": T is 3, there 2; x0 is .*; model is 'Surrogate"):
+    with pytest.raises(CheckpointError, match=r": T is 3, there 2; x0 is .*; model.model.head.weights is '"):
         TTCBeam(other, last_cell, TTCConfig(**cfg)).rollout(x0 + 1, 3, resume=tmp_path)
     (tmp_path / "rollout.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match="is damaged"):
         TTCBeam(drop_surrogate(), last_cell, TTCConfig(**cfg)).rollout(x0, 2, resume=tmp_path)
+
+
+def arm(w_mass=1.0, **options):
+    return ARMScorer(ARMWeights(w_mass=w_mass), 1.0, **options)
+
+
+def scaled(factor):
+    return lambda x_t, cand_tp1: factor * cand_tp1[:, 0, 0, 0]
+
+
+class Weighed:
+    """A plain object that scores, with a private setting and a public count."""
+
+    def __init__(self, weight=1.0):
+        self._weight, self.calls = weight, []
+
+    def __call__(self, x_t, cand_tp1):
+        self.calls.append(len(cand_tp1))
+        return self._weight * cand_tp1[:, 0, 0, 0]
+
+
+OTHER_SCORERS = {  # name: (scorer of the folder, one that differs in a setting, how the error names it)
+    "weight": (arm(), arm(5.0), r"scorer.weights.w_mass is 5.0, there 1.0;"),
+    "scale": (arm(), arm(scale="relative", momentum="norm"), r"scorer.momentum is 'norm', there 'sum'; scorer.scale is 'relative', there"),
+    "list": (ScorerList({"a": arm()}), ScorerList({"a": arm()}, [2.0]), r"scorer.weights.a is 2.0, there 1.0;"),
+    "zscore": (ScorerList({"a": arm()}), ScorerList({"a": arm()}, zscore=True), r"scorer.needs_group is True, .*; scorer.zscore is True"),
+    "inner": (ScorerList({"a": arm()}), ScorerList({"a": arm(3.0)}), r"scorer.scorers.a.weights.w_mass is 3.0, there 1.0"),
+    "function": (last_cell, lambda x_t, c: -c[:, 0, 0, 0], r"scorer._function is '.*lambda> \w+', there '.*last_cell \w+';"),
+    "closure": (scaled(1.0), scaled(2.0), r"scorer._function.factor is 2.0, there 1.0;"),
+    "object": (Weighed(), Weighed(2.0), r"scorer._function._weight is 2.0, there 1.0;"),
+    "spec": (arm(), arm(spec=StateSpec.euler2d(gamma=torch.tensor(1.3))), r"scorer.spec.gamma is 'torch.float32 \(\) \w+', there 1.4"),
+    "kind": (arm(), last_cell, r"scorer is '_FunctionScorer', there 'ARMScorer'; .*; and \d+ more; give another folder"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_SCORERS)
+def test_a_scorer_of_other_settings_is_refused(case, tmp_path):
+    ours, theirs, message = OTHER_SCORERS[case]
+    x0, cfg = euler_state(1), TTCConfig(branching_factor=3, approach="beam")
+    TTCBeam(drop_surrogate(), ours, cfg).rollout(x0, 2, resume=tmp_path)
+    with pytest.raises(CheckpointError, match=f"another configuration: .*{message}"):
+        TTCBeam(drop_surrogate(), theirs, cfg).rollout(x0, 2, resume=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stochastic": {"input_eps": 0.01}}, r"model.stochastic.input_eps is 0.01, there 0.0"),
+        ({"unpack": lambda out: out}, r"model.unpack is '.*<lambda> \w+', there None"),
+        ({"dtype": torch.bfloat16}, r"model._candidates.dtype is 'torch.bfloat16', there None"),
+    ],
+)
+def test_a_surrogate_of_other_settings_is_refused(options, message, tmp_path):
+    x0, cfg = euler_state(1), TTCConfig(branching_factor=3, approach="beam")
+    TTCBeam(drop_surrogate(), last_cell, cfg).rollout(x0, 2, resume=tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        TTCBeam(drop_surrogate(**options), last_cell, cfg).rollout(x0, 2, resume=tmp_path)
+
+
+def test_another_tie_breaker_and_duplicates_are_refused(tmp_path):
+    x0, cfg = euler_state(1), TTCConfig(branching_factor=3, approach="beam")
+    TTCBeam(drop_surrogate(), last_cell, cfg).rollout(x0, 2, resume=tmp_path)
+    with pytest.raises(CheckpointError, match=r"configuration: tie_breaker is 'ARMScorer', there None; .*and \d+ more"):
+        TTCBeam(drop_surrogate(), last_cell, cfg, tie_breaker=arm()).rollout(x0, 2, resume=tmp_path)
+    with pytest.raises(CheckpointError, match=r"configuration: drop_duplicates is True, there False; give"):
+        TTCBeam(drop_surrogate(), last_cell, cfg, drop_duplicates=True).rollout(x0, 2, resume=tmp_path)
+
+
+SCORERS = {
+    "arm": arm,
+    "list": lambda: ScorerList([arm(2.0), last_cell], zscore=True),
+    "oracle": lambda: OracleScorer(euler_state(9).view(3, 3, 4, 8, 8), scale=2.0),
+    "closure": lambda: scaled(3.0),
+    "object": Weighed,
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_use_makes_no_scorer_another(name, tmp_path):
+    """Caches are filled and calls counted by the first rollout; the folder is open to used and to fresh objects."""
+    fm, scorer, x0, cfg = drop_surrogate(), SCORERS[name](), euler_state(2), TTCConfig(branching_factor=3, approach="beam")
+    rolled = TTCBeam(fm, scorer, cfg).rollout(x0, 2, resume=tmp_path / "fresh first")
+    for place in ("fresh first", "used first"):
+        assert torch.equal(TTCBeam(fm, scorer, cfg).rollout(x0, 2, resume=tmp_path / place), rolled)
+        assert torch.equal(TTCBeam(drop_surrogate(), SCORERS[name](), cfg).rollout(x0, 2, resume=tmp_path / place), rolled)
+
+
+DESCRIBE = """
+import json, tests.ttc.test_saved as made
+print(json.dumps({name: made.settings_of("scorer", make()) for name, make in made.SCORERS.items()} | {"fm": made.described_surrogate()}))
+"""
+
+
+def described_surrogate():
+    stochastic = {"dropout_after": ["lift"]}
+    return settings_of("model", drop_surrogate(stochastic=stochastic, unpack=lambda out: out if len(out) in {"a", "b", "c"} else out[:]))
+
+
+def test_equal_objects_of_two_processes_have_equal_settings():
+    theirs = json.loads(subprocess.run([sys.executable, "-c", DESCRIBE], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    ours = {name: settings_of("scorer", make()) for name, make in SCORERS.items()} | {"fm": described_surrogate()}
+    assert json.loads(json.dumps(ours)) == theirs
+
+
+def test_sequences_and_objects_within_one_another_are_described():
+    many = list(range(100))
+    assert settings_of("s", many)["s"] != settings_of("s", [*many[:-1], 0])["s"]
+    itself = {"inner": [1.5, None]}
+    itself["outer"] = itself
+    assert settings_of("s", itself) == {
+        "s": "dict of 2",
+        "s.inner": "list of 2",
+        "s.inner.0": 1.5,
+        "s.inner.1": None,
+        "s.outer": "the same as dict",
+    }
 
 
 class Hungry:

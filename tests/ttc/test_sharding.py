@@ -1,6 +1,7 @@
 """A search in several processes is the search in one."""
 
 import dataclasses
+import re
 import socket
 import warnings
 
@@ -10,6 +11,7 @@ import torch.multiprocessing as multiprocessing
 
 from tests.surrogates import Brittle, drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.rewards.common import ScorerList
 from ttcfast.runtime import distributed
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
@@ -35,17 +37,21 @@ CASES = {  # name: (surrogate, config, further arguments of rollout)
     ),
     "subtrees": (brittle, {"beam_width": 3, "approach": "diverse_beam", "chunk_size": 4, "score_floor": 1.05}, {}),
     "deaths": (brittle, {"beam_width": 2, "approach": "beam", "chunk_size": 4, "max_resample": 1}, {}),
+    "groups": (drop_surrogate, {"beam_width": 2, "approach": "beam", "chunk_size": 14}, {}),
     "collapse": (drop_surrogate, {"beam_width": 3, "approach": "beam", "chunk_size": 4, "min_score_spread": 5e-3}, {}),
 }
 BY_PROBLEM = {**CASES, "particle": (drop_surrogate, {"beam_width": 3, "approach": "particle", "chunk_size": 5}, {})}
 
 
 def roll(case, shard, x0):
+    if case in ("single", "few"):
+        case, x0 = "beam", x0[0] if case == "single" else x0[:1]
     surrogate, options, further = BY_PROBLEM[case]
-    cfg = TTCConfig(branching_factor=7, **options, shard=shard)
+    cfg = TTCConfig(branching_factor=7, memory_budget=1 << 34, **options, shard=shard)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = TTCBeam(surrogate(), last_cell, cfg, drop_duplicates=case == "beam").rollout(x0, 3, return_info=True, **further)
+        scorer = ScorerList([last_cell], zscore=True) if case == "groups" else last_cell
+        result = TTCBeam(surrogate(), scorer, cfg, drop_duplicates=case == "beam").rollout(x0, 3, return_info=True, **further)
     return {name: getattr(result, name) for name in FIELDS} | {"nfe": torch.tensor(result.nfe)}
 
 
@@ -58,11 +64,20 @@ def process(rank, ranks, port, folder):
     for case in BY_PROBLEM:
         if not BY_PROBLEM[case][2]:
             found[case, "problems"] = roll(case, "problems", x0)
-    found["single", "candidates"] = roll("beam", "candidates", x0[0])
+    found["single", "candidates"] = roll("single", "candidates", x0)
+    found["few", "problems"] = roll("few", "problems", x0)  # fewer than ranks
     cfg = TTCConfig(branching_factor=4, seed=rank % 2, shard="problems")
-    for name, controller, x in (("seed", cfg, x0), ("x0", dataclasses.replace(cfg, seed=0), x0 + rank)):
+    same, weighed = dataclasses.replace(cfg, seed=0), ScorerList([last_cell], [1.0 + rank % 2])
+    for name, controller, x, scorer, options in (
+        ("seed", cfg, x0, last_cell, {}),
+        ("x0", same, x0 + rank, last_cell, {}),
+        ("scorer", same, x0, weighed, {}),
+        ("duplicates", same, x0, last_cell, {"drop_duplicates": rank == 0}),
+        ("surrogate", same, x0, last_cell, {}),
+    ):
+        surrogate = drop_surrogate(scale=0.01 if name != "surrogate" or rank == 0 else 0.02)
         try:
-            TTCBeam(drop_surrogate(), last_cell, controller).rollout(x, 2)
+            TTCBeam(surrogate, scorer, controller, **options).rollout(x, 2)
         except ValueError as error:
             found[name, "error"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
@@ -95,7 +110,7 @@ def test_every_rank_has_the_result_of_one_process(ranks, tmp_path, one_thread):
     found = run_processes(ranks, tmp_path)
     x0, events = euler_state(3), set()
     for (case, shard), _ in [item for item in found[0].items() if item[0][1] != "error"]:
-        alone = roll("beam" if case == "single" else case, None, x0[0] if case == "single" else x0)
+        alone = roll(case, None, x0)
         events |= {name for name in ("fallbacks", "resamples", "nonfinite", "collapsed", "frozen") if alone[name].any()}
         for rank in range(ranks):
             for name, value in alone.items():
@@ -103,7 +118,10 @@ def test_every_rank_has_the_result_of_one_process(ranks, tmp_path, one_thread):
     assert events == {"fallbacks", "resamples", "nonfinite", "collapsed", "frozen"}
     for rank in range(ranks):
         assert found[rank]["seed", "error"].startswith(f"the ranks 0 to {ranks - 1} have unequal configurations: cfg.seed is 0, 1")
-        assert "x0 is ((3, 4, 8, 8), torch.float32," in found[rank]["x0", "error"]
+        assert re.search(r"x0 is 'torch.float32 \(3, 4, 8, 8\) \w+', 'torch", found[rank]["x0", "error"])
+        assert ": scorer.weights.last_cell is 1.0, 2.0" in found[rank]["scorer", "error"]
+        assert ": drop_duplicates is True, False" in found[rank]["duplicates", "error"]
+        assert re.search(r": model.model.head.weights is '\w+', '\w+'", found[rank]["surrogate", "error"])
 
 
 def test_one_process_needs_no_group():

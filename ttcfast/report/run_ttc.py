@@ -26,6 +26,7 @@ from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig, at_least
+from ttcfast.ttc.beam import check_select
 from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.ttc.frontier import Frontier, trace_frontier
 from ttcfast.ttc.method_result import MethodResult
@@ -50,7 +51,8 @@ class RunTTCConfig:
         out: folder for everything that is written.
         problems: trajectories to take; None takes all.
         steps: T. Beyond the data's length rollouts go on and errors stop.
-        ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``.
+        ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``. A search over several beams or looking ahead
+            goes with ``select="argmax"`` alone.
         arm: weights of the analytical reward. momentum, scale: how it measures (DECISIONS 2 and 3).
         prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
         reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
@@ -123,6 +125,8 @@ class RunTTCConfig:
                 at_least(name, value, 1)
         if self.problems is not None:
             at_least("problems", self.problems, 1)
+        if search_options(self.ttc) is not None:
+            check_select(self.ttc)
         if self.reward == "prm" and self.prm is None:
             raise ValueError("prm is null and use_prm is true (reward.type=prm); give prm.ckpt=<a folder that ttcfast train_prm wrote>")
         if self.reward == "arm" and self.prm is not None:

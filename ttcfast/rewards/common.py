@@ -197,6 +197,7 @@ class _OfProjected(Scorer):
     def __init__(self, scorer: Scorer, project: Project) -> None:
         super().__init__()
         self.scorer, self._project = scorer, project
+        self._name = getattr(scorer, "_name", type(scorer).__name__)
         self.ndim, self.maximum, self.ascent_to_best = scorer.ndim, scorer.maximum, scorer.ascent_to_best
         self.needs_group, self.marks_nonfinite = scorer.needs_group, scorer.marks_nonfinite
 

@@ -17,13 +17,14 @@ from ttcfast.rewards.common import Scorer, as_scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
-from . import sharding
+from . import guardrails, sharding
 from .beam_run import BeamRun, collected, without_state
 from .beam_step import BeamStepper
 from .budget import Budget
 from .memory import reset_peak
 from .result import BeamStepOutput, RolloutResult
-from .saved import SavedRollout, checksum_of, fingerprint
+from .saved import SavedRollout, fingerprint
+from .settings import checksum_of, settings_of
 
 __all__ = ["TTCBeam"]
 
@@ -35,7 +36,8 @@ class TTCBeam(BeamStepper):
 
     At each step every beam draws B candidates; of the k B of a problem the k best by the score of their path go on. Candidates come in
     chunks and only survivors are copied, so that memory does not grow with B (``ttcfast.ttc.streaming``). No two beams share noise: the
-    candidates of beam j (beams are numbered from the best) have ids j B to (j + 1) B - 1. With one beam the rollout is ``TTCGreedy``'s.
+    candidates of beam j (beams are numbered from the best) have ids j B to (j + 1) B - 1. With one beam, no lookahead and another approach
+    than ``"particle"`` the rollout is ``TTCGreedy``'s, bit for bit.
 
     The score of a path, ``cfg.score_aggregation``: ``"sum"``, ``"mean"``, ``"last"`` (of the last step), or ``"discounted"``,
     ``cfg.discount * path + score``, where older scores count less, between ``"last"`` (0) and ``"sum"`` (1).
@@ -46,8 +48,8 @@ class TTCBeam(BeamStepper):
     * ``"diverse_beam"``: the k best of the first step root subtrees; from then on each keeps its own best candidate.
     * ``"particle"``: k copies of the start; at each step k of the k B candidates are drawn by systematic resampling with weights
       ``exp(score / cfg.temperature)`` of the step's score, the same candidate perhaps several times. Random numbers are keyed by seed, step
-      and problem. Weights need all scores of a step: they are kept (8 bytes each), and where candidates come in chunks the k drawn are
-      generated once more.
+      and problem. Weights need all scores of a step: they are kept (16 bytes for each candidate), and where candidates come in chunks the k
+      drawn are generated once more.
     * ``"greedy"``: one beam.
 
     ``cfg.lookahead`` L: a candidate is ranked by its path prolonged by L deterministic steps (fewer at the end), which cost L evaluations
@@ -61,7 +63,9 @@ class TTCBeam(BeamStepper):
         fm, scorer: as for ``TTCGreedy``.
         cfg: see ``TTCConfig``; ``beam_width`` is k.
         tie_breaker: a scorer (or callable) whose value, larger first, decides between candidates of equal rank before the smaller id does.
-        drop_duplicates: of candidates of a problem that are equal in every bit only the best is kept.
+            Particles are drawn, not ranked, and have none.
+        drop_duplicates: of candidates of a problem that are equal in every bit only the best is kept; not of particles, which may be drawn
+            several times.
 
     Raises:
         ValueError: more beams than candidates of the first step, an option that does not go with the approach, else as ``TTCGreedy``.
@@ -77,6 +81,16 @@ class TTCBeam(BeamStepper):
             raise ValueError(
                 f"lookahead is {self.cfg.lookahead} and {type(self.scorer).__name__} compares the candidates of a step, which a "
                 "continuation has one of; use lookahead=0, or a scorer that looks at each by itself"
+            )
+        if self.cfg.approach == "particle" and tie_breaker is not None:
+            raise ValueError(
+                f"tie_breaker is a {type(tie_breaker).__name__} and approach 'particle' draws candidates by weight, so that no rank is "
+                "tied; use tie_breaker=None, or approach='beam' or 'diverse_beam'"
+            )
+        if self.cfg.approach == "particle" and drop_duplicates:
+            raise ValueError(
+                "drop_duplicates is True and approach 'particle' draws good candidates several times; use drop_duplicates=False, or "
+                "approach='beam' or 'diverse_beam'"
             )
         self.tie_breaker: Scorer | None = None if tie_breaker is None else as_scorer(tie_breaker, ndim=self._source.ndim)
         self.drop_duplicates = drop_duplicates
@@ -134,7 +148,7 @@ class TTCBeam(BeamStepper):
         """
         x, single = self._start(x0, T)
         ids = self._problem_ids(problem_ids, x)
-        sharding.check_ranks(self.cfg, x, T, ids, budget=budget, scorer=type(self.scorer).__name__)
+        sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         reset_peak(x.device)
         part = sharding.part_of(len(x), self.cfg)
         if self.cfg.shard != "problems" or distributed.ranks() == 1:
@@ -144,6 +158,8 @@ class TTCBeam(BeamStepper):
                 f"budget is {budget} and shard 'problems': no rank knows what the others spend; use shard='candidates', or no budget"
             )
         else:
+            if self.cfg.memory_budget is not None:
+                self._measure(x, ids)  # which all ranks do together, those too that have no problem
             place = None if resume is None else Path(resume) / f"rank{distributed.rank()}"
             own = self._rolled(x[part], T, ids[part], None, place, len(x)) if part.stop > part.start else None
             result = sharding.everyones(own, x.device)
@@ -161,7 +177,7 @@ class TTCBeam(BeamStepper):
         ids = self._problem_ids(problem_ids, x)
         if self.cfg.shard == "problems" and distributed.ranks() > 1:
             raise ValueError("shard is 'problems' and no rank has all states of a step; use rollout, or shard='candidates'")
-        sharding.check_ranks(self.cfg, x, T, ids, budget=budget, scorer=type(self.scorer).__name__)
+        sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         run = self._begin(x, T, ids, budget, len(x))
         run.history = None
         for out in self._iterate_run(run, None):
@@ -180,7 +196,9 @@ class TTCBeam(BeamStepper):
         self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, resume: str | os.PathLike[str] | None, layout: int
     ) -> RolloutResult:
         run = self._begin(x, T, ids, budget, layout)
-        saved = None if resume is None else SavedRollout(resume, self._fingerprint(x, T, ids, budget), writes=self._writes)
+        saved = None
+        if resume is not None:
+            saved = SavedRollout(resume, self._fingerprint(x, T, ids, budget), describe=self._settings, writes=self._writes)
         if saved is not None:
             saved.restore(run)
         for _ in self._iterate_run(run, saved):
@@ -194,8 +212,12 @@ class TTCBeam(BeamStepper):
 
     def _fingerprint(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None) -> dict[str, Any]:
         cfg = {f.name: getattr(self.cfg, f.name) for f in dataclasses.fields(self.cfg) if f.name not in ("use_prm", "shard")}
-        models = {"model": checksum_of(getattr(self._source, "fm", None)), "scorer": checksum_of(self.scorer)}
-        return fingerprint({**cfg, "T": T, "x0": checksum_of(x), "problem_ids": ids.tolist(), "budget": budget, **models})
+        return fingerprint({**cfg, "T": T, "x0": checksum_of(x), "problem_ids": ids.tolist(), "budget": budget})
+
+    def _settings(self) -> dict[str, Any]:
+        """Of the model, the scorer and what else decides, by name."""
+        found = {**settings_of("model", self.fm), **settings_of("scorer", self.scorer), **settings_of("tie_breaker", self.tie_breaker)}
+        return {**found, "drop_duplicates": self.drop_duplicates}
 
     def _begin(self, x: Tensor, T: int, ids: Tensor, budget: Budget | None, layout: int) -> BeamRun:
         """A run at its start; ``layout`` is the number of problems that the size of chunks goes by."""
@@ -207,6 +229,7 @@ class TTCBeam(BeamStepper):
         copies = cfg.beam_width if cfg.approach == "particle" else 1
         problem = torch.arange(n, device=x.device).repeat_interleave(copies)
         run = BeamRun(x[problem], problem, torch.arange(copies, device=x.device).repeat(n), ids, T, cfg.beam_width, budget)
+        run.watch = guardrails.ScoreWatch(self.scorer)
         sizes, share = (layout * copies, layout * cfg.beam_width), sharding.share(cfg)
         run.chunks = (self._chunks(x, ids, rows=sizes[0], share=share), self._chunks(x, ids, rows=sizes[1], share=share))
         return run
@@ -241,11 +264,16 @@ def check_beam(cfg: TTCConfig) -> None:
             f"beam_width is {k} and the first step, which leaves a single state, has branching_factor={b} candidates; "
             "use a beam_width of at most that, or approach='particle'"
         )
-    if cfg.select != "argmax":
-        raise ValueError(f"select is {cfg.select!r}, a combination of candidates, of which a beam has no score; use select='argmax'")
+    check_select(cfg)
     if cfg.approach == "particle" and cfg.shard == "candidates":
         raise ValueError("shard is 'candidates' and approach 'particle' weighs all candidates of a step at once; use shard='problems'")
     if cfg.approach != "particle" and cfg.temperature != 1.0:
         raise ValueError(
             f"temperature is {cfg.temperature} and approach {cfg.approach!r} does not sample by score; use approach='particle'"
         )
+
+
+def check_select(cfg: TTCConfig) -> None:
+    """Raise ``ValueError`` where candidates would be combined."""
+    if cfg.select != "argmax":
+        raise ValueError(f"select is {cfg.select!r}, a combination of candidates, of which a beam has no score; use select='argmax'")

@@ -20,6 +20,7 @@ from .result import BeamStepOutput, RolloutResult
 
 if TYPE_CHECKING:
     from .chunks import Chunks
+    from .guardrails import ScoreWatch
     from .streaming import Survivors
 
 _PER_PROBLEM = ("fallback", "resamples", "nonfinite", "frozen")
@@ -64,6 +65,7 @@ class BeamRun:
         self.path = torch.zeros(len(self.problem), dtype=torch.float64, device=self.window.device)
         self.rows = torch.arange(len(self.problem), device=self.window.device)
         self.chunks: tuple[Chunks, Chunks]
+        self.watch: ScoreWatch
 
     def ahead(self, lookahead: int) -> int:
         """Steps of a continuation that do not lead beyond the rollout's end."""

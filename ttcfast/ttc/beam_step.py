@@ -19,7 +19,7 @@ from .chunks import Chunks
 from .inference import TTCGreedy
 from .particles import ParticleSearch, uniforms_of
 from .pool import marks_of
-from .refine import refine_and_score, refine_as_configured
+from .refine import refine_and_score, refine_as_configured, scored
 from .result import BeamStepOutput
 from .sources import probe
 from .streaming import Beams, StepSearch, Survivors, joined, usable_scores
@@ -56,11 +56,15 @@ class BeamStepper(TTCGreedy):
         return out
 
     def _measure(self, window: Tensor, problem_ids: Tensor) -> int:
-        measured = super()._measure(window, problem_ids)
-        return measured if self.cfg.shard is None else int(distributed.total(measured, "max"))
+        if self._candidate_bytes is None:
+            measured = super()._measure(window, problem_ids)
+            self._candidate_bytes = measured if self.cfg.shard is None else int(distributed.total(measured, "max"))
+        return self._candidate_bytes
 
     def _cost(self, rows: int, run: BeamRun) -> int:
-        return rows * self.cfg.branching_factor * (1 + self._copies * run.ahead(self.cfg.lookahead))
+        """Model evaluations that a search step of so many beams takes at most."""
+        drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead(self.cfg.lookahead))
+        return rows * (drawn + int(not self.include_deterministic))  # a fallback is at hand where it is candidate 0
 
     def _coast(self, run: BeamRun) -> tuple[Survivors, Tensor, dict[str, Any]]:
         """The deterministic step of every beam; a model that has none gives a fresh sample."""
@@ -97,6 +101,7 @@ class BeamStepper(TTCGreedy):
             rows = search.rows_of(missed)
             fallback[run.problem[rows]] = True
             logger.info("step %d: fallback for problems %s", step, run.problem_ids[fallback].tolist())
+            run.watch.say(step, ids[search.without_score()].unique(), self._fallback_name)
             fallen, cost = self._fall_back(chunks, search, beams, ids, rows, step)
             kept = joined([kept, *fallen], beams.problem)
             nfe += cost
@@ -159,8 +164,9 @@ class BeamStepper(TTCGreedy):
         refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec)
         candidates = refined.candidates
         score = usable_scores(refined.scores, candidates, self.scorer.marks_nonfinite)
+        search.unscored[rows] += guardrails.finite_without_score(score, candidates)
         columns: dict[str, Tensor | None] = {"score": score, "value": self._ahead(run, chunks, window, candidates, score, context)}
-        columns["ties"] = None if self.tie_breaker is None else self._tie_values(x, candidates, context)
+        columns["ties"] = None if self.tie_breaker is None else self._tie_values(self.tie_breaker, x, candidates, context)
         columns["marks"] = marks_of(candidates, 2) if self.drop_duplicates else None
         for copy in range(self._copies):
             block = slice(copy * b, (copy + 1) * b)
@@ -189,15 +195,8 @@ class BeamStepper(TTCGreedy):
         copies = refine_as_configured(self._latest(window), made, self.scorer, context, self.cfg, self._source.spec)
         return copies[torch.arange(len(rows), device=rows.device), positions // b]
 
-    def _scored(self, x: Tensor, candidates: Tensor, context: ScoreContext, scorer: Scorer | None = None) -> Tensor:
-        scorer = self.scorer if scorer is None else scorer
-        scores = scorer.score_group(x, candidates, context)
-        if scores.shape != candidates.shape[:2]:
-            raise ValueError(f"{type(scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}")
-        return scores
-
-    def _tie_values(self, x: Tensor, candidates: Tensor, context: ScoreContext) -> Tensor:
-        return self._scored(x, candidates, context, self.tie_breaker).double().nan_to_num(nan=-torch.inf)
+    def _tie_values(self, tie_breaker: Scorer, x: Tensor, candidates: Tensor, context: ScoreContext) -> Tensor:
+        return scored(x, candidates, tie_breaker, context).double().nan_to_num(nan=-torch.inf)
 
     def _ahead(self, run: BeamRun, chunks: Chunks, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
         """What candidates ``[m, b]`` are ranked by: their scores, prolonged by those of their deterministic continuation."""
@@ -210,7 +209,7 @@ class BeamStepper(TTCGreedy):
         for further in range(1, steps + 1):
             window = torch.cat([window[:, 1:], x.unsqueeze(1)], 1) if self._source.history > 1 else x
             after = chunks.continued(window)
-            own = self._scored(x, after.unsqueeze(1), ScoreContext(context.step + further, ids))
+            own = scored(x, after.unsqueeze(1), self.scorer, ScoreContext(context.step + further, ids))
             own = usable_scores(own, after.unsqueeze(1), self.scorer.marks_nonfinite)[:, 0]
             value = run.prolonged(value, own, self.cfg)
             value = torch.where(own.isfinite() & score.flatten().isfinite(), value, -torch.inf)

@@ -14,8 +14,10 @@ class Budget:
     """A limit of a search, checked before every step.
 
     Args:
-        evaluations: model evaluations of all problems together, never exceeded by a model with a deterministic step: a search step, or a
-            group drawn again, is left out if it, and the deterministic rest behind it, would not fit.
+        evaluations: model evaluations of all problems together: a search step, or a group drawn again, is left out if it, the fallback of
+            its beams where that costs any (``include_deterministic=False``), and the deterministic rest behind it would not fit. Exceeded
+            only where all candidates of the first step are alike, by the 16 candidates of its first problem (or as many as a chunk draws of
+            one, if that is more) that are then looked at before the model is called deterministic.
         seconds: no search step begins later than this after the rollout has. The step under way and the deterministic rest come on top.
         then: ``"deterministic"``: each problem's best beam is rolled on by the deterministic step, one evaluation a step; ``"end"``: the
             rollout ends, and its trajectory with it.

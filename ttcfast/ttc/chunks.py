@@ -55,7 +55,10 @@ class Chunks:
         self._problems: int | None = None  # all there are
         self._at_once = max(1, width - self._first)
         if limit is None and not self._fixed:
-            self._at_once = -(-self._at_once // self._ranks)
+            if whole_groups and self._ranks > 1:
+                self._problems = -(-n // self._ranks)
+            elif not whole_groups:
+                self._at_once = -(-self._at_once // self._ranks)
             return
         limit = n * width if limit is None else limit
         if whole_groups and limit < width:

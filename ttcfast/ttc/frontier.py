@@ -85,7 +85,9 @@ def trace_frontier(
         for search in SEARCHES:
             found = []
             for options in filter(None, (search_of(search, count) for count in sorted(evaluations))):
-                plain = {"select": "argmax", "refine_steps": 0, "temperature": 1.0, **ONE_BEAM}
+                plain: dict[str, Any] = {"select": "argmax", "refine_steps": 0, "temperature": 1.0, **ONE_BEAM}
+                if search == "particle" and config.shard is not None:
+                    plain["shard"] = "problems"  # particles weigh all candidates of a step at once
                 result = evaluate_method(f"{name}_{search}", surrogate, problems, Variant(scorer, {**plain, **options}), config)
                 found.append(result)
                 if report is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+import sys
+import warnings
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from ttcfast.rewards.common import Scorer
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.stochastic_sampling.distinct import all_same
 
@@ -81,6 +84,43 @@ def spread_collapsed(scores: Tensor, least: float) -> Tensor:
     lowest = torch.where(usable, scores, torch.inf).amin(1)
     size = torch.where(usable, scores.abs(), 0.0).amax(1)
     return (usable.sum(1) > 1) & (highest - lowest <= least * size)
+
+
+def finite_without_score(scores: Tensor, candidates: Tensor) -> Tensor:
+    """Of the rows ``[m, b]`` without a finite score, how many candidates ``[m, b, C, *S]`` are finite all the same, int64 ``[m]``."""
+    lost = ~scores.isfinite().any(1)
+    count = torch.zeros_like(lost, dtype=torch.int64)
+    if bool(lost.any()):
+        count[lost] = finite_states(candidates[lost], 2).sum(1)
+    return count
+
+
+class ScoreWatch:
+    """Says once in a rollout that a scorer has no finite score for candidates that are finite."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._name, self._said = str(getattr(scorer, "_name", type(scorer).__name__)), False
+
+    def say(self, step: int, problem_ids: Tensor, taken: str) -> None:
+        """Warn of the first step at which there are such problems, ``problem_ids`` ``[m]``; ``taken`` says what they go on with."""
+        if self._said or not len(problem_ids):
+            return
+        self._said = True
+        warnings.warn(
+            f"step {step}: scorer {self._name} returned no finite score for problems {problem_ids.tolist()[:8]}, though there are finite "
+            f"candidates; {taken} is taken instead. This is said once per rollout, RolloutResult.fallbacks has all such steps; see what "
+            "the scorer returns for these states (NaN?)",
+            RuntimeWarning,
+            stacklevel=_levels_to_caller(),
+        )
+
+
+def _levels_to_caller() -> int:
+    """``stacklevel`` for a warning by whoever calls this, of the first line outside ttcfast, to which torch's wrappers count."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("ttcfast", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 class DistinctWatch:

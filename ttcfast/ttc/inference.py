@@ -159,8 +159,9 @@ class TTCGreedy:
     def _iterate(self, window: Tensor, T: int, problem_ids: Tensor, single: bool) -> Iterator[StepOutput]:
         live = torch.arange(window.shape[0], device=window.device)  # problems that are not frozen
         n, chunks = window.shape[0], self._chunks(window, problem_ids)
+        watch = guardrails.ScoreWatch(self.scorer)
         for step in range(T):
-            out = self._step(chunks, window, problem_ids[live], step) if len(live) else None
+            out = self._step(chunks, window, problem_ids[live], step, watch) if len(live) else None
             full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor * self._copies, step)
             yield dataclasses.replace(full, state=full.state[0]) if single else full
             if out is None:
@@ -189,7 +190,7 @@ class TTCGreedy:
         at_least("step", step, 0)
         x, _ = self._start(x, 1)
         ids = self._problem_ids(problem_ids, x)
-        return self._step(self._chunks(x, ids), x, ids, step)
+        return self._step(self._chunks(x, ids), x, ids, step, guardrails.ScoreWatch(self.scorer))
 
     def _chunks(self, window: Tensor, problem_ids: Tensor, **layout: Any) -> Chunks:
         options: dict[str, Any] = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
@@ -202,7 +203,7 @@ class TTCGreedy:
             self._candidate_bytes = bytes_per_candidate(self._source, self.scorer, self.cfg, window, problem_ids, first_id=after)
         return self._candidate_bytes
 
-    def _step(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int) -> StepOutput:
+    def _step(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int, watch: guardrails.ScoreWatch) -> StepOutput:
         """One step of the problems that are still going."""
         cfg, x = self.cfg, self._latest(window)
         group, nfe, drawn = self._draw(chunks, window, problem_ids, step, 0)
@@ -231,6 +232,7 @@ class TTCGreedy:
                 weights[rows] = 0.0
                 weights[rows[chosen[rows] == 0], 0] = 1.0
             logger.info("step %d: fallback for problems %s", step, problem_ids[rows].tolist())
+            watch.say(step, problem_ids[~group.usable & (group.unscored > 0)], self._fallback_name)
         state, unprojected = self._project(x, state, problem_ids)
         collapsed &= ~fallback
         counts = (fallback, resamples, group.nonfinite, collapsed, unprojected, frozen)
@@ -272,9 +274,14 @@ class TTCGreedy:
         if not self.scorer.marks_nonfinite:
             usable = usable & guardrails.finite_states(candidates, 2)
         scores = torch.where(usable, scores.double(), -torch.inf)
+        group.unscored[rows] += guardrails.finite_without_score(scores, candidates)
         for copy, block in enumerate(candidates.split(b, 1)):
             group.add(rows, copy * cfg.branching_factor + start, block, scores[:, copy * b : (copy + 1) * b])
         return refined.evaluations
+
+    @property
+    def _fallback_name(self) -> str:
+        return "the deterministic step" if self._source.has_deterministic else "one fresh sample"
 
     def _fallback(self, chunks: Chunks, group: Argmax, window: Tensor, problem_ids: Tensor, rows: Tensor, step: int) -> tuple[Tensor, int]:
         """The deterministic step, or one fresh sample of a model that has none; and its cost."""

@@ -25,7 +25,7 @@ from .result import RolloutResult
 ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
 """Methods that know the truth, and how they take their next state from the candidates."""
 
-ONE_BEAM: Mapping[str, Any] = {"approach": "greedy", "beam_width": 1, "score_aggregation": "sum", "lookahead": 0, "shard": None}
+ONE_BEAM: Mapping[str, Any] = {"approach": "greedy", "beam_width": 1, "score_aggregation": "sum", "lookahead": 0}
 """Options of a search that keeps one beam and does not look ahead."""
 
 
@@ -107,7 +107,8 @@ def roll_method(
         truth: ``[N, K+1, C, *S]``; the oracle stops after K steps, since it knows no more.
         steps: T.
         scorer: needed but for the names above.
-        config: B, noise, seed, guardrails, projection.
+        config: B, noise, seed, guardrails, projection, and what several processes divide (``shard``): all of them must call. Baselines and
+            combinations of candidates are rolled out by each process for itself.
         scale: ``[C]``, units of the oracle's error.
         resume: a folder that keeps the rollout's state after every step, and from which it goes on; baselines and combinations of
             candidates, which do not keep theirs, begin anew and come to the same.
@@ -120,7 +121,7 @@ def roll_method(
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
     x0 = truth[:, 0].to(device)
     if name in BASELINES:
-        return baseline_rollout(name, surrogate, x0, steps, dataclasses.replace(config, **ONE_BEAM))
+        return baseline_rollout(name, surrogate, x0, steps, dataclasses.replace(config, shard=None, **ONE_BEAM))
     units = None if scale is None else scale.to(device)
     if name in ORACLES:
         config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None, **ONE_BEAM)
@@ -132,9 +133,10 @@ def roll_method(
         steps = min(steps, truth.shape[1] - 1)
     if scorer is None:
         raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join((*BASELINES, *ORACLES))}")
-    if config.select == "argmax" and (resume is not None or search_options(config) is not None):  # one beam is the greedy search
+    searched = resume is not None or config.shard is not None or search_options(config) is not None  # one beam is the greedy search
+    if config.select == "argmax" and searched:
         return TTCBeam(surrogate, scorer, config).rollout(x0, steps, return_info=True, resume=resume)
-    return TTCGreedy(surrogate, scorer, config).rollout(x0, steps, return_info=True)
+    return TTCGreedy(surrogate, scorer, dataclasses.replace(config, shard=None)).rollout(x0, steps, return_info=True)
 
 
 def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:

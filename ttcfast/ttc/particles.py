@@ -15,7 +15,8 @@ _SITE = 0x7061727469636C65  # names the stream of the resampling among those of 
 
 
 class ParticleSearch(StepSearch):
-    """Keeps all scores of a step, 8 bytes each, and draws k candidates of each problem with weights ``exp(score / temperature)``.
+    """Keeps two float64 numbers of every candidate of a step, 16 bytes, and draws k of each problem with weights
+    ``exp(score / temperature)``.
 
     Args:
         beams, width, floor, history: as for ``StepSearch``.

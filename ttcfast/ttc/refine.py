@@ -81,14 +81,14 @@ def refine_and_score(
         ValueError: the scorer returns another shape than one score per candidate, or as ``refine``.
     """
     if cfg.refine_steps == 0:
-        return Refined(candidates, _scored(state, candidates, scorer, context), 1)
+        return Refined(candidates, scored(state, candidates, scorer, context), 1)
     blocks, scores, evaluations = _climb(state, candidates, scorer, context, cfg.refine_steps, cfg.refine_lengths, cfg.trust, spec)
     group = torch.cat(blocks, 1)
     if scorer.needs_group:
-        return Refined(group, _scored(state, group, scorer, context), evaluations + len(blocks))
+        return Refined(group, scored(state, group, scorer, context), evaluations + len(blocks))
     unknown = [i for i, known in enumerate(scores) if known is None]
     if unknown:
-        found = _scored(state, group if len(unknown) == len(blocks) else torch.cat([blocks[i] for i in unknown], 1), scorer, context)
+        found = scored(state, group if len(unknown) == len(blocks) else torch.cat([blocks[i] for i in unknown], 1), scorer, context)
         for i, part in zip(unknown, found.chunk(len(unknown), 1)):
             scores[i] = part
     return Refined(group, torch.cat([part for part in scores if part is not None], 1), evaluations + len(unknown))
@@ -149,7 +149,7 @@ def _climb(
         if left and len(lengths) == 1:
             current = torch.where(_over(_finite(moved[0]), moved[0]), moved[0], current)
         elif left:
-            found = _scored(state, torch.cat(moved, 1), scorer, context)
+            found = scored(state, torch.cat(moved, 1), scorer, context)
             evaluations += len(moved)
             scores[-len(moved) :] = found.chunk(len(moved), 1)
             current = _best(current, moved, found)
@@ -181,10 +181,14 @@ def _best(current: Tensor, moved: list[Tensor], found: Tensor) -> Tensor:
     return current
 
 
-def _scored(state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None) -> Tensor:
+def scored(state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None) -> Tensor:
+    """``scorer.score_group``, checked: raises ``ValueError`` unless it returns one score per candidate, ``[N, B]``."""
     scores = scorer.score_group(state, candidates, context)
     if scores.shape != candidates.shape[:2]:
-        raise ValueError(f"{type(scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}")
+        raise ValueError(
+            f"{type(scorer).__name__} returned shape {tuple(scores.shape)}; expected {tuple(candidates.shape[:2])}: return one score per "
+            "candidate, [N, B], from score_group"
+        )
     return scores
 
 

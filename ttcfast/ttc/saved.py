@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.files import output_folder, strict
@@ -23,6 +22,7 @@ from .result import BeamStepOutput
 FILE = "rollout.safetensors"
 _TENSORS = ("window", "problem", "beam", "path", "rows")
 _NUMBERS = ("step", "spent", "copies", "seconds", "coasting")
+_NAMED = 4  # settings that an error names
 
 
 class SavedRollout:
@@ -31,6 +31,8 @@ class SavedRollout:
     Args:
         folder: of the file; made when missing.
         settings: of the rollout, as ``fingerprint`` makes them.
+        describe: gives the settings of the objects that take part. One that is another after a step, such as a count of calls, changes by
+            use and is not compared.
         writes: whether this process writes; one that does not reads what another has written.
 
     Raises:
@@ -38,8 +40,17 @@ class SavedRollout:
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], *, writes: bool = True) -> None:
-        self.path, self._settings, self._writes = output_folder(folder) / FILE, dict(settings), writes
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        *,
+        describe: Callable[[], Mapping[str, Any]],
+        writes: bool = True,
+    ) -> None:
+        self.path, self._writes = output_folder(folder) / FILE, writes
+        self._describe, self._objects, self._changing = describe, fingerprint(describe()), set[str]()
+        self._settings, self._used = {**settings, **self._objects}, False
 
     def restore(self, run: BeamRun) -> bool:
         """Put ``run`` where the rollout was left; False where there is none yet."""
@@ -48,6 +59,7 @@ class SavedRollout:
         from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
 
         state, meta = checkpoints.load_state(self.path)
+        self._changing |= set(meta.get("changing", []))
         self._check(meta.get("rollout", {}))
         device = run.window.device
         for name in _TENSORS:
@@ -67,43 +79,30 @@ class SavedRollout:
         from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
 
         assert run.history is not None
+        if not self._used:  # once: it reads all weights
+            now = fingerprint(self._describe())
+            self._changing |= {name for name in {**self._objects, **now} if self._objects.get(name) != now.get(name)}
+            self._used = True
         state = {name: getattr(run, name) for name in (*_TENSORS, *_NUMBERS)}
         state["layers"] = [vars(layer) for layer in run.history.layers]
         state["outputs"] = [{f.name: getattr(out, f.name) for f in dataclasses.fields(out)} for out in run.outputs]
         state["ended"] = run.ended
-        checkpoints.save_state(self.path, state, {"rollout": self._settings})
+        checkpoints.save_state(self.path, state, {"rollout": self._settings, "changing": sorted(self._changing)})
 
     def _check(self, found: Mapping[str, Any]) -> None:
         odd = [name for name in {**self._settings, **found} if self._settings.get(name) != found.get(name)]
+        odd = [name for name in odd if not any(f"{name}.".startswith(f"{other}.") for other in self._changing)]  # and what is in them
         if odd:
-            told = "; ".join(f"{name} is {_short(self._settings.get(name))}, there {_short(found.get(name))}" for name in odd)
+            told = "; ".join(f"{name} is {_short(self._settings.get(name))}, there {_short(found.get(name))}" for name in odd[:_NAMED])
+            more = f"; and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
             raise CheckpointError(
-                f"{Path(self.path).parent} holds a rollout of another configuration: {told}; give another folder, or resume=false"
+                f"{Path(self.path).parent} holds a rollout of another configuration: {told}{more}; give another folder, or resume=false"
             )
 
 
 def fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON holds them, so that those of a file and of this process can be compared."""
     return json.loads(json.dumps(strict({name: _plain(value) for name, value in settings.items()})))
-
-
-def checksum_of(value: Any) -> str:
-    """What tells a tensor or a model from another one: its kind, shapes, and sums over its values."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)} {_sums({'': value})}"
-    name = type(value).__name__
-    if not isinstance(value, nn.Module):
-        return name
-    return f"{name} {_sums({**dict(value.named_parameters()), **dict(value.named_buffers())})}"
-
-
-def _sums(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
-    for name, tensor in tensors.items():
-        flat = tensor.detach().double().flatten() if tensor.dtype != torch.bool else tensor.flatten().double()
-        weights = torch.arange(1, flat.numel() + 1, dtype=torch.float64, device=flat.device).rsqrt()
-        total = zlib.crc32(f"{name} {tuple(tensor.shape)} {float((flat * weights).sum()):.17g}".encode(), total)
-    return f"{total:08x}"
 
 
 def _plain(value: Any) -> Any:

@@ -38,6 +38,7 @@ class Argmax:
         n = state.shape[0]
         self.scores = state.new_full((n, width), -torch.inf, dtype=torch.float64)
         self.nonfinite = torch.zeros(n, dtype=torch.int64, device=state.device)
+        self.unscored = torch.zeros_like(self.nonfinite)  # finite candidates of chunks without a finite score
         self.first = torch.full_like(state, torch.nan)
         self.reward_evaluations = 0  # beyond those of the candidates' own scores
         self._best = torch.full_like(state, torch.nan)
@@ -60,6 +61,7 @@ class Argmax:
         """Take over the groups of ``other`` (drawn again) for those problems of ``rows`` whose best candidate they better; rejected
         candidates add up."""
         self.nonfinite[rows] += other.nonfinite
+        self.unscored[rows] += other.unscored
         rows, better = self._bettered(rows, other)
         self.scores[rows], self._best[rows], self._at[rows] = other.scores[better], other._best[better], other._at[better]
         first = other.first[better]

@@ -3,14 +3,13 @@
 Candidates are keyed, so it does not matter which process draws them. With ``shard="candidates"`` the chunks of a step go round the
 processes and each keeps its own best k; then scores and ids alone are gathered, every process finds the same k best of all, and each
 survivor's state is broadcast by the process that has it. What follows (projection, fallback, history) each does for itself, with the same
-result.
+result: to the last bit where ``chunk_size`` or ``memory_budget`` fixes the shapes of the model's products, else to their rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +18,10 @@ from torch import Tensor
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
+from .budget import Budget
 from .pool import Keys, TopPool, best
 from .result import RolloutResult
+from .settings import checksum_of
 from .streaming import StepSearch
 
 SHARDS = (None, "problems", "candidates")
@@ -40,14 +41,23 @@ def part_of(n: int, cfg: TTCConfig) -> slice:
     return slice(n * rank // ranks, n * (rank + 1) // ranks)
 
 
-def check_ranks(cfg: TTCConfig, x0: Tensor, T: int, problem_ids: Tensor, **further: Any) -> None:
-    """Raise one ``ValueError`` on all ranks unless all roll out the same problems in the same way."""
+def check_ranks(
+    cfg: TTCConfig, x0: Tensor, T: int, problem_ids: Tensor, budget: Budget | None, describe: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Raise one ``ValueError`` on all ranks unless all roll out the same problems in the same way.
+
+    A search with ``shard=None`` is its process's own affair and is compared with none. All ranks must therefore set the same kind of
+    shard or none: those that share would wait for one that does not until the process group's timeout.
+
+    Args:
+        cfg, x0, T, problem_ids, budget: of the rollout.
+        describe: gives the settings of model and scorers; asked only where ranks are compared.
+    """
     if cfg.shard is None or distributed.ranks() == 1:
         return
-    start = x0.detach().cpu().contiguous().flatten().view(torch.uint8)
     given = {f"cfg.{f.name}": getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
-    given |= {"x0": (tuple(x0.shape), x0.dtype, zlib.crc32(start.numpy())), "T": T, "problem_ids": problem_ids.tolist()}  # type: ignore[arg-type]
-    distributed.require_equal({**given, **further})
+    given |= {"x0": checksum_of(x0), "T": T, "problem_ids": problem_ids.tolist(), "budget": budget}
+    distributed.require_equal({**given, **describe()})
 
 
 def merge(search: StepSearch, min_spread: float) -> None:
@@ -55,6 +65,7 @@ def merge(search: StepSearch, min_spread: float) -> None:
     if distributed.ranks() == 1:
         return
     search.nonfinite = distributed.reduced(search.nonfinite, "sum")
+    search.unscored = distributed.reduced(search.unscored, "sum")
     search.rewarded = int(distributed.total(search.rewarded))
     present = ~search.first.isnan().flatten(1).any(1) | search.spread.first.isfinite()
     for name, how in _REDUCED.items():

@@ -135,6 +135,7 @@ class StepSearch:
         self.spread = Spread(len(beams), latest.device)
         self.first = torch.full_like(latest, torch.nan)
         self.nonfinite = torch.zeros_like(rows)
+        self.unscored = torch.zeros_like(rows)  # finite candidates of chunks without a finite score
         self.rewarded = 0  # evaluations of the reward, counted by whoever makes them
 
     def add(self, rows: slice, start: int, states: Tensor, score: Tensor, value: Tensor, ties: Tensor | None, marks: Tensor | None) -> None:
@@ -196,6 +197,11 @@ class StepSearch:
         """Problems ``[P]`` of which no candidate can be taken, or none reaches the floor, bool."""
         return ~self._any(self.pool.taken.any(1))
 
+    def without_score(self) -> Tensor:
+        """Rows of the problems that have finite candidates and no score."""
+        finite = torch.zeros_like(self._problems).scatter_add_(0, self._owner, self.unscored)
+        return self.rows_of((finite > 0) & (self._best() == -torch.inf))
+
     def rows_of(self, problems: Tensor) -> Tensor:
         """Rows of the problems that ``problems``, bool ``[P]``, marks."""
         return problems[self._owner].nonzero().flatten()
@@ -203,6 +209,7 @@ class StepSearch:
     def replace(self, rows: Tensor, other: StepSearch) -> None:
         """Take over from ``other`` (the problems of ``rows``, drawn again) those whose best candidate betters their own."""
         self.nonfinite[rows] += other.nonfinite
+        self.unscored[rows] += other.unscored
         self.rewarded += other.rewarded
         problems = self._owner[rows].unique_consecutive()
         better = other._best() > self._best()[problems]  # of each problem drawn again
