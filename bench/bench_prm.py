@@ -7,9 +7,9 @@
 All compute in float32 and agree to rounding. ``zeros`` is the seed's padding and opens its state dict; ``periodic`` pads as the data's
 boundary does, where the seed's net stands with ``padding_mode="circular"``.
 
-``shipped`` is the reward in ``examples/prm`` on 16 candidates of the shipped surrogate for each of 8 true states: float32 and bfloat16
-(autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by bfloat16 lose by
-the float32 scores, relative to the group's spread (DECISIONS, "Precision").
+``shipped`` is the reward in ``examples/prm`` on 16 structured candidates of the shipped surrogate for each of 8 true states: float32 and
+bfloat16 (autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by bfloat16
+lose by the float32 scores, relative to the group's spread (DECISIONS, "Precision").
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.pretrained import from_pretrained
 from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.spec import StochasticConfig
 
 from .groups import compiled
 from .targets import Target
@@ -93,9 +94,12 @@ class Shipped:
         files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
         states = read_trajectories(files)[0][:, 5].to(self.device, torch.float32)
         fm, problems = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device), torch.arange(len(states))
+        # by dropout the reward takes the deterministic step in any precision, so that nothing could be lost
+        noise = StochasticConfig(dropout=False, directions=str(EXAMPLES / "directions.safetensors"), directions_strength=0.0)
         with torch.no_grad():
-            still = fm.deterministic(states).unsqueeze(1)
-            return states, torch.cat([still, fm.candidates(states, torch.arange(1, 16), problem_ids=problems, seed=0, step=5)], 1)
+            still, ids = fm.deterministic(states).unsqueeze(1), torch.arange(1, 16)
+            drawn = fm.candidates(states, ids, problem_ids=problems, seed=0, step=5, stochastic=noise)
+            return states, torch.cat([still, drawn], 1)
 
     @cached_property
     def scorers(self) -> dict[str, PRMScorer]:
