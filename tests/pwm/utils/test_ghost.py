@@ -61,7 +61,7 @@ def check(module: nn.Module, loss_of: Callable[..., Tensor], batch: list[Tensor]
     with GhostNorms(module, samples=batch[0].shape[axis], microbatches=M, **options) as ghost:
         loss_of(*batch).backward()
     found = ghost.squared_norms()
-    rtol = 1e-10 if batch[0].dtype == torch.float64 else 1e-5
+    rtol = 1e-10 if batch[0].dtype == torch.float64 else 5e-5  # squares of sums that cancel: up to 1.6e-5 on a CPU with AVX-512
     torch.testing.assert_close(found, by_loop(module, loss_of, batch, M, axis), rtol=rtol, atol=0)
     grads = [p.grad for p in module.parameters()]
     for p in module.parameters():
@@ -226,7 +226,9 @@ def test_layers_that_cannot_be_measured_are_named(message, module):
         lambda m, x: functional.linear(m(x), m[0].weight).square().mean(),
         lambda m, x: m(x).square().mean() + m[1].weight.square().sum(),
         lambda m, x: functional.linear(x, m[0].weight).square().mean(),
-        lambda m, x: m(x).square().mean() + m(m(x)).sum() * m[0].bias.sum(),
+        lambda m, x: (
+            m(x).square().mean() + m(m(x)).square().sum() * m[0].bias.sum()
+        ),  # a plain sum is one of LayerNorm's outputs: 0 but for rounding
     ],
 )
 def test_parameters_used_outside_their_module_are_noticed(loss_of):
