@@ -12,6 +12,7 @@ from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import TTCConfig
+from ttcfast.stochastic_sampling.directions import LocalFields, save_directions
 
 
 def write_prm(folder, in_ch=8):
@@ -87,15 +88,23 @@ def test_chosen_rows_of_one_run_join_those_of_another(run, examples, prm, tmp_pa
         run_ttc(config(examples, tmp_path, merge=("nowhere",)), quiet=True)
 
 
-def test_demo_finds_the_shipped_reward(tmp_path):
+def test_demo_finds_the_shipped_reward_and_directions(tmp_path):
     examples = write_examples(tmp_path, steps=2)
     write_prm(tmp_path / "prm")
+    fields = LocalFields(4, (True, True))
+    fields.spread.normal_(std=0.1)
+    save_directions(tmp_path / "directions.safetensors", fields, {})
     options = {"examples": examples, "branching_factor": 2, "steps": 2, "problems": 2, "sweep_problems": 1, "quiet": True}
     result = run_demo(tmp_path / "out", sweep=(1, 3), **options)
     names = {r.method for r in result.evaluation.results}
     assert {"prm", "arm_prm", "prm_refined"} < names and {line[0].method for line in result.sweep.lines()} == {"arm", "prm", "oracle"}
     other = run_demo(tmp_path / "other", sweep=(), checkpoint=examples / "surrogate.safetensors", **options)
     assert "prm" not in {r.method for r in other.evaluation.results}
+    held = [json.loads((tmp_path / out / "metrics.json").read_text())["provenance"]["config"]["ttc"] for out in ("out", "other")]
+    noise = [ttc["stochastic"] for ttc in held]
+    assert noise[0]["directions"] == str(tmp_path / "directions.safetensors")
+    assert (noise[0]["dropout"], noise[0]["directions_strength"]) == (False, 0)
+    assert noise[1] is None  # the directions are the shipped surrogate's
 
 
 def test_switches_act_on_every_row_with_a_reward(examples, prm, tmp_path):

@@ -148,7 +148,9 @@ def _examples(given: str | Path | None) -> Path:
 
 
 def _checkpoint(folder: Path) -> Path:
-    found = sorted(p for p in folder.glob("*.safetensors") if "finetuned" not in p.name and not p.name.startswith("."))
+    found = sorted(
+        p for p in folder.glob("*.safetensors") if "finetuned" not in p.name and p.name != DIRECTIONS and not p.name.startswith(".")
+    )
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise DataError(f"{folder} should hold one surrogate (*.safetensors), found {names}; give checkpoint=<file>")
