@@ -10,6 +10,8 @@ boundary does, where the seed's net stands with ``padding_mode="circular"``.
 ``shipped`` is the reward in ``examples/prm`` on 16 structured candidates of the shipped surrogate for each of 8 true states: float32 and
 bfloat16 (autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by
 bfloat16 lose by the float32 scores, relative to the group's spread (DECISIONS, "Precision").
+
+``sizes`` compares what sizes of reward models cost beside the surrogate; nothing there is to agree.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.pretrained import from_pretrained
 from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.rewards.prm.sizes import make_prm
 from ttcfast.spec import StochasticConfig
 
 from .groups import compiled
@@ -41,6 +44,7 @@ CUDA_CASES = CPU_CASES
 TARGETS = (
     Target("B256 64^2 *", "seed, plain", "ratio", least=1.3),
     Target("B256 64^2 *", "seed, plain", "ratio", least=1.3, device="cuda"),
+    Target("sizes", "surrogate", "ratio", least=2),
 )
 
 
@@ -70,6 +74,60 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         note=shipped.regret,
         device=device,
     )
+
+    sizes = Sizes(device, tiny)
+    yield Case(
+        "prm",
+        "sizes",
+        "[4, 16, 4, 64, 64]",
+        "float32",
+        peers={name: partial(sizes.run, name) for name in Sizes.names},
+        ours=Sizes.names[0],
+        check=sizes.check,
+        device=device,
+    )
+
+
+class Sizes:
+    """64 candidates through reward models of several sizes, untrained but for the shipped one, and as many states through the surrogate."""
+
+    names = ("PRM small", "PRM seed", "PRM surrogate", "DensePRM small", "shipped DensePRM", "surrogate")
+
+    def __init__(self, device: str, tiny: bool) -> None:
+        self.device, self.tiny = device, tiny
+
+    @cached_property
+    def states(self) -> Tensor:
+        side = 16 if self.tiny else 64
+        return 1 + torch.rand(4, 4, side, side, generator=torch.Generator().manual_seed(1)).to(self.device)
+
+    @cached_property
+    def runs(self) -> dict[str, Callable[[], Tensor]]:
+        group = self.states.unsqueeze(1) + 0.02 * torch.randn(4, 16, 4, *self.states.shape[2:], device=self.device)
+        made = {name: make_prm(*_SIZE[name]) for name in self.names if name in _SIZE}
+        made["shipped DensePRM"] = make_prm("dense", 8, "small") if self.tiny else from_pretrained(EXAMPLES / "prm")
+        scorers = {name: PRMScorer(network).to(self.device) for name, network in made.items()}
+        found = {name: partial(scorer.score_group, self.states, group, None) for name, scorer in scorers.items()}
+        fm = None if self.tiny else load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device)
+        found["surrogate"] = partial(torch.square if fm is None else fm.deterministic, group.flatten(0, 1))
+        return found
+
+    @torch.no_grad()
+    def run(self, name: str) -> Tensor:
+        return self.runs[name]()
+
+    def check(self) -> None:
+        torch.manual_seed(0)
+        for name in self.names:
+            assert self.run(name).isfinite().all(), f"{name} is not finite"
+
+
+_SIZE = {
+    "PRM small": ("scalar", 8, "small"),
+    "PRM seed": ("scalar", 8, "seed"),
+    "PRM surrogate": ("scalar", 8, "surrogate"),
+    "DensePRM small": ("dense", 8, "small"),
+}
 
 
 class Shipped:
