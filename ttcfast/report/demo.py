@@ -126,8 +126,8 @@ def record_finetuned(
 
 def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
     """The table's rows: those of ``run_ttc``, and of the searches only ARM's, for the time they take."""
-    rewards = ("arm", "prm", "arm_prm", "prm_refined") if learned else ("arm",)
-    return (*BASELINES, *rewards, *(["arm_beam"] if searched else []), *more, "oracle", "finetuned")
+    search, learnt = ["arm_beam"] * searched, ["prm", "arm_prm", "prm_refined"] * learned  # figures show the fields of the last
+    return (*BASELINES, "arm", *search, *more, *learnt, "oracle", "finetuned")
 
 
 def _say_where(out: Path, result: RunTTCResult) -> None:

@@ -234,7 +234,7 @@ def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer
         return {name: known[name] for name in [*rewards, *searched, *(["prm_refined"] if "prm" in rewards and not switched else [])]}
     if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
         raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
-    return {name: variant for name, variant in known.items() if name in config.methods}
+    return {name: known[name] for name in config.methods if name in known}
 
 
 def _measure(
