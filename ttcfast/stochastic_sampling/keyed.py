@@ -20,7 +20,7 @@ import ttcfast.ops  # noqa: F401  (registers torch.ops.ttcfast.*)
 from ttcfast.ops.keyed import DTYPES, stream_of
 
 from .attention import attend
-from .dropout_wrap import edit_output, eval_mode, switched_on
+from .dropout_wrap import drop_entries, edit_output, eval_mode, switched_on
 from .sites import Site
 
 Drop = Callable[[Tensor, float], Tensor]  # keyed dropout of a tensor whose first axis holds the states, at a rate
@@ -56,12 +56,23 @@ class Draw:
         return site.number_of(call)
 
     def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
-        """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on."""
+        """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on.
+
+        Real and imaginary part of a complex entry are dropped together.
+        """
+        if x.is_complex():
+            kept = self.dropout(x.real.new_ones(x.shape), p, number)
+            return torch.where(kept != 0, x * kept, 0)  # what is dropped may be infinite
         out = self._by_row(x if x.dtype in DTYPES else x.float())
         return torch.ops.ttcfast.keyed_dropout(out, self.rows, self.stream, number, p, self.antithetic, "auto").to(x.dtype).view(x.shape)
 
     def noise(self, x: Tensor, sigma: float, number: int) -> Tensor:
-        """``x + sigma * normal`` of ``[k M, ...]``, as in ``dropout``."""
+        """``x + sigma * normal`` of ``[k M, ...]``, the entries as in ``dropout``.
+
+        The normal of a complex entry is complex and of variance 1, as torch.randn draws it: half of it in either part.
+        """
+        if x.is_complex():
+            return torch.view_as_complex(self.noise(torch.view_as_real(x.resolve_conj()), sigma / math.sqrt(2), number))
         return self.copies(self._by_row(x), 1, sigma, number).view(x.shape)
 
     def copies(self, x: Tensor, count: int, sigma: float, number: int) -> Tensor:
@@ -173,11 +184,13 @@ def _entries(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    return x * _over(drop(x.new_ones(x.shape[:2]), site.amount), x)
+    return x * _over(drop(x.real.new_ones(x.shape[:2]), site.amount), x)
 
 
 def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
     """Dropped entries take the negative saturation value of SELU, then all are scaled to keep mean and variance (arXiv:1706.02515)."""
+    if x.is_complex():
+        raise ValueError(f"module {site.name!r} is an alpha dropout, which is not defined for {x.dtype}; use nn.Dropout or latent noise there")
     p, saturation = site.amount, 1.7580993408473766
     kept = _over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
     scale = 1 / math.sqrt((1 - p) * (1 + p * saturation**2))
@@ -185,7 +198,7 @@ def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor
 
 
 def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    keep = drop(x.new_ones(x.shape[:1]), site.amount)
+    keep = drop(x.real.new_ones(x.shape[:1]), site.amount)
     if getattr(site.module, "scale_by_keep", True) is False:  # timm's option
         keep = keep != 0
     return x * _over(keep, x)
@@ -202,7 +215,8 @@ def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
     valid = [s - b + 1 for s, b in zip(space, sizes)]
     rate = getattr(module, "gamma_scale", 1.0) * site.amount * math.prod(space) / (math.prod(sizes) * math.prod(valid))
     channels = 1 if getattr(module, "couple_channels", False) else x.shape[1]
-    centres = (drop(x.new_ones(x.shape[0], channels, *valid), min(rate, 1 - 2**-32)) == 0).to(x.dtype)
+    ones = x.real.new_ones(x.shape[0], channels, *valid)
+    centres = (drop(ones, min(rate, 1 - 2**-32)) == 0).to(ones.dtype)
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(space) - 1]
     around = [width for b in reversed(sizes) for width in (b - 1, b - 1)]
     keep = 1 - pool(F.pad(centres, around), sizes, stride=1)  # a centre is the first corner of its block
@@ -233,7 +247,7 @@ def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
     if site.kind == "latent":
         return torch.add(x, torch.randn_like(x), alpha=site.amount)
     if site.kind == "after":
-        return F.dropout(x, site.amount, training=True)
+        return drop_entries(x, site.amount)
     assert site.module is not None
     with switched_on(site.module, site.amount):
         return type(site.module).forward(site.module, x)
