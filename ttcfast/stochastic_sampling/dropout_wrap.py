@@ -12,7 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +119,12 @@ def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Mod
             m.training = True
         for hook, rate in hooks:
             hook.p = rate
+
+
+def learns_when_called(module: nn.Module) -> bool:
+    """Whether a call in training changes the module's buffers: normalisation by running statistics, spectral normalisation."""
+    spectral = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    return spectral or isinstance(module, (_NormBase, _SpectralNorm))
 
 
 def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:

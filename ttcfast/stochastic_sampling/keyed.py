@@ -99,9 +99,9 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
 
     Code that torch.compile has made of the model already knows nothing of hooks, so such a model runs uncompiled in the block.
 
-    What cannot be keyed draws from the global streams, with a warning: sites of kind ``"own"``, modules called like a drop path that are
-    not the identity in evaluation, and sites whose tensors have no axis for the states. Noise that no module shows (functional dropout,
-    ``torch.rand`` in a forward) is not seen here.
+    What cannot be keyed draws from the global streams, with a warning: sites of kind ``"own"`` and ``"training"``, modules called like a
+    drop path that are not the identity in evaluation, and sites whose tensors have no axis for the states. Other noise that no module
+    shows (``torch.rand`` in a forward) is not seen here.
     """
     inside, modules = [site for site in sites if site.module is not None], list(model.modules())
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -112,6 +112,8 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
         if inside and any(isinstance(m, nn.MultiheadAttention) for m in modules):  # torch's fused layers call none of their modules
             stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
             torch.backends.mha.set_fastpath_enabled(False)
+        if held := [site.name for site in inside if site.kind == "training"]:
+            _warn(f"what {type(model).__name__} drops by function{_in_modules(held)}", "has no module of its own")
         for site in inside:
             _install(site, draw, stack)
         yield model
@@ -120,8 +122,11 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
     module = site.module
     assert module is not None
-    if site.kind == "own":
-        _warn(site, "is drawn by a class of its own")
+    if site.kind == "training":
+        module.training = True
+        stack.callback(setattr, module, "training", False)
+    elif site.kind == "own":
+        _warn(_at(site), "is drawn by a class of its own")
         stack.enter_context(switched_on(module, site.amount))
     elif site.kind == "attention":
         module.forward = partial(_attend, site, draw)
@@ -190,7 +195,9 @@ def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
 def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
     """Dropped entries take the negative saturation value of SELU, then all are scaled to keep mean and variance (arXiv:1706.02515)."""
     if x.is_complex():
-        raise ValueError(f"module {site.name!r} is an alpha dropout, which is not defined for {x.dtype}; use nn.Dropout or latent noise there")
+        raise ValueError(
+            f"module {site.name!r} is an alpha dropout, which is not defined for {x.dtype}; use nn.Dropout or latent noise there"
+        )
     p, saturation = site.amount, 1.7580993408473766
     kept = _over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
     scale = 1 / math.sqrt((1 - p) * (1 + p * saturation**2))
@@ -243,7 +250,7 @@ def _over(values: Tensor, like: Tensor) -> Tensor:
 
 def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
     """Noise from the global streams on a tensor that has no axis for the states."""
-    _warn(site, f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
+    _warn(_at(site), f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
     if site.kind == "latent":
         return torch.add(x, torch.randn_like(x), alpha=site.amount)
     if site.kind == "after":
@@ -255,16 +262,24 @@ def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
 
 def _own(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Any:
     """What the module does by itself when it is in training."""
-    _warn(site, why)
+    _warn(_at(site), why)
     assert site.module is not None
     with switched_on(site.module, site.amount):
         return type(site.module).forward(site.module, *inputs, **(options or {}))
 
 
-def _warn(site: Site, why: str) -> None:
+def _at(site: Site) -> str:
+    return f"the noise at module {site.name!r}"
+
+
+def _in_modules(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return "" if list(names) == [""] else f" in modules {', '.join(map(repr, names[:3]))}{more}"
+
+
+def _warn(noise: str, why: str) -> None:
     warnings.warn(
-        f"the noise at module {site.name!r} cannot be keyed: it {why}; its draws come from the global streams, so that candidates "
-        "depend on how they are chunked",
+        f"{noise} cannot be keyed: it {why}; its draws come from the global streams, so that candidates depend on how they are chunked",
         RuntimeWarning,
         stacklevel=4,
     )
