@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +13,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ttcfast.spec import StochasticConfig
 
-from .dropout_wrap import check_switch, injected_dropout, is_dropout, rate_of
+from .dropout_wrap import check_switch, injected_dropout, is_dropout, learns_when_called, rate_of
+from .functional_dropout import functional_dropout
 
 INPUT = "input"
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
@@ -28,8 +30,9 @@ class Site:
         kind: what is drawn. Of dropout modules ``"entries"``, ``"channels"``, ``"alpha"``, ``"channels alpha"``, ``"path"`` (whole
             states), ``"block"`` (DropBlock), ``"attention"`` (weights of nn.MultiheadAttention), or ``"own"``: a dropout that cannot be
             keyed and draws from the global streams. Besides ``"after"`` (dropout injected behind the module), ``"latent"`` (Gaussian
-            noise on its output) and ``"input"`` (Gaussian noise on what the model is given).
-        amount: rate of a dropout, standard deviation of Gaussian noise; above 0.
+            noise on its output), ``"input"`` (Gaussian noise on what the model is given) and ``"training"``: the module, without those
+            inside it, is held in training for what it drops by function, which cannot be keyed.
+        amount: rate of a dropout, standard deviation of Gaussian noise; above 0. NaN for a module held in training whose rate is not known.
         module: the module itself; None for the input.
         sequence_first: where sizes allow both readings, states stand in the second axis of three (torch's ``batch_first=False``).
 
@@ -47,7 +50,7 @@ class Site:
 
     @property
     def is_dropout(self) -> bool:
-        return self.kind == "after" or self.kind in DROPOUTS
+        return self.kind in ("after", "training") or self.kind in DROPOUTS
 
     def __post_init__(self) -> None:
         text = f"{self.kind}:{self.name.replace('_orig_mod.', '')}"  # torch.compile puts that before names
@@ -65,11 +68,12 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     counts under its first.
 
     Raises:
-        ValueError: names in ``dropout_after`` or ``latent_at`` that the model does not have, ``dropout_after`` without ``dropout_p``,
-            ``latent_sigma`` for a model that does not say where its latent is.
+        ValueError: names in ``dropout_after``, ``training_modules`` or ``latent_at`` that the model does not have, ``dropout_after``
+            without ``dropout_p``, ``latent_sigma`` for a model that does not say where its latent is.
     """
     sites = [Site("", INPUT, config.input_eps)] if config.input_eps > 0 else []
     modules = dict(model.named_modules())
+    sites += [Site(name, "training", math.nan if rate is None else rate, modules[name]) for name, rate in _held(model, modules, config)]
     sequence_first = _sequence_first(modules.values())
     if config.dropout:
         check_switch(model, config.dropout_p, config.dropout_after)
@@ -90,6 +94,20 @@ def _injected(modules: Mapping[str, nn.Module], config: StochasticConfig) -> Ite
         rate = config.dropout_p if name in config.dropout_after else None if hook is None else hook.p
         if rate:
             yield name, rate
+
+
+def _held(model: nn.Module, modules: Mapping[str, nn.Module], config: StochasticConfig) -> Iterator[tuple[str, float | None]]:
+    """Names of the modules to be held in training, and the rates of what they drop by function."""
+    found = functional_dropout(model) if config.dropout or config.training_modules else {}
+    if config.training_modules is None:
+        yield from found.items()
+        return
+    if unknown := [name for name in config.training_modules if name not in modules]:
+        raise ValueError(f"training_modules names {unknown}, which {type(model).__name__} does not have; see model.named_modules()")
+    inside = {inner for name in config.training_modules for inner in modules[name].modules()}
+    for name, module in modules.items():
+        if module in inside and not (is_dropout(module) or learns_when_called(module)):
+            yield name, found.get(name)
 
 
 def _latent_name(model: nn.Module, modules: Mapping[str, nn.Module], config: StochasticConfig) -> str:
