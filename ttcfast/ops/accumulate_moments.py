@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, transforms
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -190,6 +190,8 @@ _lib.define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] tota
 
 
 def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_grads: bool = False) -> Tensor:
+    if transforms.has_tangent([grads, totals]):
+        transforms.refuse("accumulate_moments")()
     check(grads, totals)
     addresses = _addresses(grads, totals)
     chosen = choose("accumulate_moments", BACKENDS, backend, grads, totals)
@@ -215,3 +217,4 @@ for _name, _function in (("accumulate_moments", _run), ("accumulate_moments.zero
     for _key in ("CPU", "CUDA"):
         _lib.impl(_name, _function, _key)
     torch.library.register_fake(f"ttcfast::{_name}", _fake, lib=_lib)
+    transforms.register(_lib, _name, transforms.refuse("accumulate_moments"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native
+from . import keyed, native, transforms
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -50,6 +50,7 @@ def add_noise(
     Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
     """
     stream, site = keyed.stream_and_site(key, rows)
+    transforms.constant("sigma", sigma)
     return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
 
 
@@ -157,4 +158,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad.sum(1), *[None] * 7)
 
 
-torch.library.register_autograd("ttcfast::add_noise", _backward, lib=_lib)
+def _definition(*args: Any) -> Tensor:
+    call = Call(*args)
+    check(call)
+    return add_noise_ref(call)
+
+
+transforms.register(_lib, "add_noise", _definition, backward=_backward, policy=transforms.halves_as_floats)

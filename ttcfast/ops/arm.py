@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
-from . import native
+from . import native, transforms
 from .arm_ref import Call, arm_backward, arm_ref
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
@@ -334,8 +335,32 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     flat = list(ctx.call)
     for i, x in zip(ctx.tensor_at, tensors):
         flat[i] = x
-    grad = arm_backward(Call(*flat), score, residuals, grads[:6])
+    call = Call(*flat)
+    if transforms.differentiated(grads):
+        grad = transforms.gradients(lambda candidates: _definition(*call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
+    else:
+        grad = arm_backward(call, score, residuals, grads[:6])
     return (None, grad, *[None] * 16)
 
 
-torch.library.register_autograd("ttcfast::arm", _backward, setup_context=_setup, lib=_lib)
+def _definition(*args: Any) -> tuple[Tensor, ...]:
+    """:func:`arm_ref` with derivatives in the candidates alone, 0 where the score is -inf."""
+    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in args]
+    call = Call(*constants)
+    check(call)
+    fixed = arm_ref(call)
+    alive = fixed[0].isfinite()
+    shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), args[1], call.candidates)
+    found = arm_ref(call._replace(candidates=shown))
+    return (*(torch.where(alive, x, constant) for x, constant in zip(found[:6], fixed[:6])), *fixed[6:])
+
+
+def _in_float32(op: Callable[..., Any], state: Tensor, candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Both as they are where they are of one dtype that the operation knows, else widened."""
+    if state.dtype == candidates.dtype and state.dtype in DTYPES:
+        return op(state, candidates, *rest)
+    dtype = transforms.wider(state, candidates)
+    return op(state.to(dtype), candidates.to(dtype), *rest)
+
+
+transforms.register(_lib, "arm", _definition, backward=_backward, setup_context=_setup, policy=_in_float32)

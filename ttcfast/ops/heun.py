@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ttcfast.spec import whole
 
-from . import native
+from . import native, transforms
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -39,6 +40,7 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
 
     Source: seeds/flow-world-model-plan.md section 4; DECISIONS, world models 6.
     """
+    transforms.constant("dt", dt)
     return torch.ops.ttcfast.heun_predict(z, k1, dt, group, backend)
 
 
@@ -63,6 +65,7 @@ def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0
 
     Source: seeds/flow-world-model-plan.md section 4 (explicit trapezoidal rule).
     """
+    transforms.constant("dt", dt)
     return torch.ops.ttcfast.heun_correct(z, k1, k2, dt, group, backend)
 
 
@@ -214,5 +217,21 @@ def _backward_correct(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad, half, half, None, None, None
 
 
-torch.library.register_autograd("ttcfast::heun_predict", _backward_predict, setup_context=_setup, lib=_lib)
-torch.library.register_autograd("ttcfast::heun_correct", _backward_correct, setup_context=_setup, lib=_lib)
+def _predict_ref(z: Tensor, k1: Tensor, dt: float, group: int) -> Tensor:
+    check(z, {"k1": k1}, group)
+    return heun_ref(z, k1, None, dt, 1.0, group)
+
+
+def _correct_ref(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int) -> Tensor:
+    check(z, {"k1": k1, "k2": k2}, group)
+    return heun_ref(z, k1, k2, 0.5 * dt, 1.0, group)
+
+
+def _in_float32(op: Callable[..., Tensor], *args: Any) -> Tensor:
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    dtype = transforms.wider(tensors[0])
+    return op(*(t.to(dtype) for t in tensors), *args[len(tensors) :])
+
+
+transforms.register(_lib, "heun_predict", _predict_ref, backward=_backward_predict, setup_context=_setup, policy=_in_float32)
+transforms.register(_lib, "heun_correct", _correct_ref, backward=_backward_correct, setup_context=_setup, policy=_in_float32)

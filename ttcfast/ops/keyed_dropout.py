@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native
+from . import keyed, native, transforms
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -169,4 +169,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (torch.ops.ttcfast.keyed_dropout(grad, rows, stream, *ctx.rest), *[None] * 6)
 
 
-torch.library.register_autograd("ttcfast::keyed_dropout", _backward, setup_context=_setup, lib=_lib)
+def _definition(*args: Any) -> Tensor:
+    call = Call(*args)
+    check(call)
+    return keyed_dropout_ref(call)
+
+
+transforms.register(_lib, "keyed_dropout", _definition, backward=_backward, setup_context=_setup, policy=transforms.halves_as_floats)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, transforms
 from .registry import Backend, Reason, choose, register, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -195,4 +195,10 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, No
     return grad.new_zeros(ctx.shape).scatter(1, positions, grad), None, None, None
 
 
-torch.library.register_autograd("ttcfast::topk", _backward, setup_context=_setup, lib=_lib)
+def _definition(scores: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    call = Call(scores, k, ids)
+    check(call)
+    return topk_ref(call)
+
+
+transforms.register(_lib, "topk", _definition, backward=_backward, setup_context=_setup)
