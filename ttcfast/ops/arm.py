@@ -336,7 +336,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     for i, x in zip(ctx.tensor_at, tensors):
         flat[i] = x
     call = Call(*flat)
-    if transforms.differentiated(grads):
+    if transforms.watched(grads):
         grad = transforms.gradients(lambda candidates: _definition(*call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
     else:
         grad = arm_backward(call, score, residuals, grads[:6])

@@ -93,8 +93,8 @@ def centered(k: Tensor, group: int) -> Tensor:
     """``k`` less the mean of every ``group`` consecutive entries; ``k`` itself where ``group`` is 0."""
     if not group:
         return k
-    grouped = k.unflatten(-1, (-1, group))
-    return (grouped - grouped.mean(-1, keepdim=True)).flatten(-2)
+    grouped = k.reshape(*k.shape[:-1], k.shape[-1] // group, group)
+    return (grouped - grouped.mean(-1, keepdim=True)).reshape(k.shape)
 
 
 def heun_ref(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:

@@ -13,7 +13,7 @@ from ttcfast.spec import at_least, one_of, whole
 from . import native, transforms
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
-from .norm_mish import EPS
+from .norm_mish import EPS, Layer, norm_mish_ref
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -105,11 +105,11 @@ def mlp_flow_ref(
 
     def velocity(z: Tensor, j: int) -> Tensor:
         x = z
-        added = rows + times[j]
-        for weight, bias, scale, shift in zip(network.weights, [added, *network.biases], network.scales, network.shifts):
-            x = (x.to(dtype) @ weight.to(dtype).t()).to(z.dtype) + bias
-            x = torch.nn.functional.mish(torch.nn.functional.layer_norm(x, x.shape[-1:], scale, shift, eps))
-        x = torch.nn.functional.linear(x.to(dtype), network.weights[-1].to(dtype), network.biases[-1].to(dtype))
+        # Not F.layer_norm, whose derivatives of forward-mode derivatives are wrong (pytorch#196700).
+        for weight, bias, scale, shift in zip(network.weights, [times[j], *network.biases], network.scales, network.shifts):
+            product = x.to(dtype) @ weight.to(dtype).t()
+            x = norm_mish_ref(product, rows if x is z else None, Layer(bias, scale, shift, eps))[0]
+        x = torch.nn.functional.linear(x, network.weights[-1].to(dtype), network.biases[-1].to(dtype))
         return centered(x.to(z.dtype), group)
 
     dt = 1 / substeps
@@ -263,7 +263,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
         return (None, None, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
     saved = list(ctx.saved_tensors)
     tensors, kept = saved[: 4 + 4 * n], saved[4 + 4 * n :]
-    if transforms.differentiated([grad]):
+    if transforms.watched([grad]):
         again = transforms.gradients(lambda *places: _definition(*_grouped(places, n), *options, keep), tensors, [grad])
         return (*_grouped(again, n), *[None] * 7)
     z, rows, times, *parts = _grouped(tensors, n)

@@ -255,7 +255,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
     if grad is None:
         return (None,) * 7
     *tensors, stats = ctx.saved_tensors
-    if transforms.differentiated([grad]):
+    if transforms.watched([grad]):
         return (*transforms.gradients(partial(_definition, eps=ctx.eps), tensors, [grad]), None, None)
     x, rows, bias, scale, shift = tensors
     wants_x, wants_rows, wants_bias, wants_scale, wants_shift = ctx.needs_input_grad[:5]

@@ -5,7 +5,7 @@ to the operation's definition, which consists of torch's own functions, so that 
 
 * ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``, ``hessian``, ``vmap``), compiled or not;
 * ``torch.autograd.forward_ad``, where an argument has a tangent;
-* a backward pass with ``create_graph=True``, or of a gradient that has a tangent.
+* a backward pass with ``create_graph=True``, with ``is_grads_batched=True``, or of a gradient that has a tangent.
 
 The definition's speed is then what is had. A backend that was asked for by name is refused there, ``TTCFAST_BACKEND`` binds nothing.
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from .registry import BackendError
@@ -113,9 +114,10 @@ def has_tangent(args: Sequence[Any]) -> bool:
     return False
 
 
-def differentiated(grads: Sequence[Tensor | None]) -> bool:
-    """Whether what a backward pass makes of ``grads`` will itself be differentiated."""
-    return torch.is_grad_enabled() or has_tangent(grads)
+def watched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass of ``grads`` is itself transformed: to be differentiated, or of many gradients at once."""
+    batched = any(g is not None and (is_functorch_wrapped_tensor(g) or is_legacy_batchedtensor(g)) for g in grads)
+    return batched or torch.is_grad_enabled() or has_tangent(grads)
 
 
 def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -152,7 +154,7 @@ def constant(name: str, value: Any) -> None:
     """Raise ``ValueError`` where a number is given as a tensor whose derivative would be lost."""
     if not isinstance(value, Tensor):
         return
-    if value.requires_grad or has_tangent([value]) or torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if value.requires_grad or has_tangent([value]) or is_functorch_wrapped_tensor(value):
         raise ValueError(
             f"{name} is a tensor to be differentiated, and the operation is not differentiable in it; give a number, "
             "or write the expression in torch's own functions"
