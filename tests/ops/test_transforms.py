@@ -194,3 +194,127 @@ def test_compiled_transforms_are_those_of_eager_mode(name):
 
     for f, e in zip(torch.compile(both, fullgraph=True, backend="aot_eager")(*case.inputs), both(*case.inputs)):
         close(f, e)
+
+
+def test_keyed_rows_under_vmap_are_explicit():
+    """Every row draws its own numbers, whatever ``randomness`` says: under vmap as in a loop."""
+    rows = torch.stack([ROWS, ROWS + 5])
+    x = draw(2, 3, 4)
+    calls: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda x, rows: ops.keyed_dropout(x, 0.4, key=KEY, rows=rows),
+        lambda x, rows: ops.add_noise(x, 1, 0.4, key=KEY, rows=rows),
+        lambda x, rows: x + ops.normal(3, (4,), key=KEY, rows=rows),
+    ]
+    for call in calls:
+        for randomness in ("error", "same", "different"):
+            found = torch.vmap(call, randomness=randomness)(x, rows)
+            close(found, torch.stack([call(*pair) for pair in zip(x, rows)]), 1e-6)
+
+
+def test_no_derivative_comes_from_a_candidate_that_is_not_finite():
+    """Its score is -inf: as in the backward pass its derivatives are 0, and the others' are what they are without it."""
+    case = make("arm norm absolute primitive")
+    (good,) = case.inputs
+    bad = torch.cat([good] * 3, 1)[:, :5]
+    bad[0, 2, 1, 0, 1], bad[0, 3, 3, 1, 1] = float("nan"), float("inf")
+    bad[0, 4] *= 1e200  # finite, and its penalties are not
+    tangent = torch.randn_like(bad)
+
+    def scores(candidates: Tensor) -> Tensor:
+        return case.function(candidates)[0]
+
+    value, along = torch.func.jvp(scores, (bad,), (tangent,))
+    assert torch.equal(value[0, 2:], torch.full((3,), -float("inf"), dtype=torch.float64))
+    close(along[:, :2], torch.func.jvp(scores, (good,), (tangent[:, :2],))[1])
+    assert torch.equal(along[:, 2:], torch.zeros(1, 3, dtype=torch.float64))
+    leaf = bad.clone().requires_grad_()
+    (backward,) = torch.autograd.grad(scores(leaf).sum(), leaf, create_graph=True)
+    by_grad = torch.func.grad(lambda c: scores(c).sum())(bad)
+    for found in (backward, by_grad, torch.autograd.grad(backward.sum(), leaf)[0]):
+        assert found.isfinite().all() and not found[:, 2:].any()
+    close(by_grad, backward)
+
+
+def test_the_state_is_held_constant_in_forward_mode_too():
+    case, spec = make("arm sum absolute conserved"), StateSpec.euler2d()
+    state, candidates = 1 + 0.1 * draw(1, 4, 2, 3), case.inputs[0]
+    _, along = torch.func.jvp(lambda x, c: ops.arm(x, c, spec).score, (state, candidates), (draw(1, 4, 2, 3), torch.ones_like(candidates)))
+    close(along, torch.func.jvp(lambda c: ops.arm(state, c, spec).score, (candidates,), (torch.ones_like(candidates),))[1])
+
+
+def differentiate(function: Callable[[Tensor], object], value: float | Tensor) -> list[Callable[[], object]]:
+    """The three ways of asking for the derivative of ``function`` in a tensor."""
+    x = torch.as_tensor(value, dtype=torch.float64)
+
+    def dual() -> object:
+        with forward_ad.dual_level():
+            return function(forward_ad.make_dual(x, torch.ones_like(x)))
+
+    return [lambda: function(x.clone().requires_grad_()), dual, lambda: torch.func.jvp(function, (x,), (torch.ones_like(x),))]
+
+
+Z, C, X = (
+    torch.ones(2, 4, dtype=torch.float64),
+    1.1 * torch.ones(1, 2, 4, 2, 3, dtype=torch.float64),
+    torch.ones(1, 4, 2, 3, dtype=torch.float64),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "value"),
+    [
+        ("dt", lambda v: ops.heun_predict(Z, Z, v), 0.1),
+        ("dt", lambda v: ops.heun_correct(Z, Z, Z, v), 0.1),
+        ("eps", lambda v: ops.norm_mish(Z, Z[0], Z[0], Z[0], eps=v), 1e-5),
+        ("eps", lambda v: ops.mlp_flow(Z, Z, Z[[0, 0, 0]], VelocityMLP([Z.new_ones(4, 4)] * 2, [Z[0]], [Z[0]], [Z[0]]), eps=v), 1e-5),
+        ("sigma", lambda v: ops.add_noise(Z, 1, v, key=KEY, rows=ROWS[:2]), 0.1),
+        ("p", lambda v: ops.keyed_dropout(Z, v, key=KEY, rows=ROWS[:2]), 0.1),
+        ("gamma", lambda v: ops.arm(X, C, StateSpec.euler2d(gamma=v)).score, torch.tensor([1.4])),
+        ("cell_volume", lambda v: ops.arm(X, C, StateSpec.euler2d(cell_volume=v)).score, torch.ones(2, 3)),
+        (
+            "boundary_value",
+            lambda v: ops.arm(X, C, StateSpec.euler2d(boundary_mask=torch.ones(2, 3, dtype=torch.bool), boundary_value=v)).score,
+            torch.ones(4, 1, 1),
+        ),
+        ("w_mass", lambda v: ops.arm(X, C, StateSpec.euler2d(), ARMWeights(w_mass=v)).score, 0.5),
+    ],
+)
+def test_what_an_operation_holds_constant_cannot_be_differentiated_silently(name, function, value):
+    for ask in differentiate(function, value):
+        with pytest.raises(ValueError, match=name):
+            ask()
+    if name != "p":  # which is refused as any tensor
+        function(torch.as_tensor(value, dtype=torch.float64))
+
+
+def test_what_cannot_be_transformed_says_so():
+    x = draw(3, 4)
+    message = "accumulate_moments cannot be differentiated, nor transformed by torch.func"
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.jvp(lambda g: ops.accumulate_moments([g], None), (x,), (x,))
+    with pytest.raises(NotImplementedError, match=message):
+        torch.vmap(lambda g: ops.accumulate_moments([g], None, zero_grads=True))(x)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
+        ops.accumulate_moments([x], [forward_ad.make_dual(x.clone(), x)])
+    stats = ops.norm_mish(x, x[0], x[0], x[0]).new_ones(3, 2)
+    backward = lambda g: torch.ops.ttcfast.norm_mish_backward(g, x, None, x[0], x[0], x[0], 1e-5, stats, False, "auto")[0]  # noqa: E731
+    with pytest.raises(NotImplementedError, match="norm_mish_backward cannot be differentiated"):
+        torch.func.jvp(backward, (x,), (x,))
+    with pytest.raises(NotImplementedError, match="norm_mish_backward cannot be differentiated"):
+        backward(x.clone().requires_grad_()).sum().backward()
+
+
+def test_a_backend_asked_for_by_name_is_refused():
+    x = draw(3, 4)
+    assert torch.vmap(lambda z: ops.heun_predict(z, z, 0.1, backend="reference"))(x).shape == x.shape
+    with pytest.raises(ops.BackendError, match=r"heun_predict: backend 'cpu' cannot run under torch.func"):
+        torch.vmap(lambda z: ops.heun_predict(z, z, 0.1, backend="cpu"))(x)
+
+
+def test_transforms_within_autocast_keep_its_precision():
+    x, layer = torch.randn(3, 8), [torch.randn(8) for _ in range(3)]
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            value, along = torch.func.jvp(lambda x: ops.norm_mish(x, *layer), (x.to(dtype),), (torch.ones(3, 8, dtype=dtype),))
+            assert value.dtype == along.dtype == dtype
+            torch.testing.assert_close(value, ops.norm_mish(x.to(dtype), *layer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -79,6 +80,9 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     w = weights or ARMWeights()
+    penalties = [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity]
+    for field, value in zip(fields(w), penalties):
+        transforms.constant(field.name, value)
     gammas, gamma = _split(spec.gamma, 1.0)
     volumes, volume = _split(spec.cell_volume, 1.0)
     values, value = _split(spec.boundary_value, 0.0)
@@ -101,7 +105,7 @@ def arm(
         spec.variables == "primitive",
         momentum,
         scale,
-        [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity],
+        penalties,
         backend,
     )
     return ArmScores(*outputs[:7])
@@ -324,6 +328,7 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = Call(*inputs[:-1])
+    _check_constants(call)
     ctx.call = [None if isinstance(x, Tensor) else x for x in call]
     ctx.tensor_at = [i for i, x in enumerate(call) if isinstance(x, Tensor)]
     ctx.save_for_backward(output[0], output[7], *(x for x in call if isinstance(x, Tensor)))
@@ -343,11 +348,17 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return (None, grad, *[None] * 16)
 
 
+def _check_constants(call: Call) -> None:
+    for name, value in (("gamma", call.gammas), ("cell_volume", call.volumes), ("boundary_value", call.values)):
+        transforms.constant(name, value)
+
+
 def _definition(*args: Any) -> tuple[Tensor, ...]:
     """:func:`arm_ref` with derivatives in the candidates alone, 0 where the score is -inf."""
     constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in args]
     call = Call(*constants)
     check(call)
+    _check_constants(Call(*args))
     fixed = arm_ref(call)
     alive = fixed[0].isfinite()
     shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), args[1], call.candidates)

@@ -7,7 +7,8 @@ to the operation's definition, which consists of torch's own functions, so that 
 * ``torch.autograd.forward_ad``, where an argument has a tangent;
 * a backward pass with ``create_graph=True``, with ``is_grads_batched=True``, or of a gradient that has a tangent.
 
-The definition's speed is then what is had. A backend that was asked for by name is refused there, ``TTCFAST_BACKEND`` binds nothing.
+The definition's speed is then what is had. A backend that was asked for by name is refused in the first two; ``TTCFAST_BACKEND`` binds
+nothing there. Numbers in host memory that only an implementation looks at (rows of keyed operations) are not looked at.
 
 Under ``torch.autocast`` an operation computes in the precision that its docstring names, with autocast off inside.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, is_gradtrackingtensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from .registry import BackendError
@@ -70,16 +71,16 @@ def register(
     def defined(*args: Any) -> Any:
         if args[-1] not in ("auto", "reference"):
             raise BackendError(
-                f"{name}: backend {args[-1]!r} cannot run under torch.func, with forward-mode tangents or with create_graph=True; "
-                "give 'auto' or 'reference', which take the operation's definition in torch's own functions there"
+                f"{name}: backend {args[-1]!r} cannot run under torch.func or with forward-mode tangents; give 'auto' or 'reference', "
+                "which take the operation's definition in torch's own functions there"
             )
         return definition(*args[:-1])
 
     def transformed(*args: Any) -> Any:
-        for device in AUTOCAST_DEVICES:
-            if torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):
-                    return policy(transformed, *args)
+        device = next((x.device.type for x in args if isinstance(x, Tensor)), None)
+        if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return policy(defined, *args)
         return defined(*args)
 
     def autocast(device: str, *args: Any) -> Any:
@@ -151,11 +152,14 @@ def refuse(op: str) -> Callable[..., Any]:
 
 
 def constant(name: str, value: Any) -> None:
-    """Raise ``ValueError`` where a number is given as a tensor whose derivative would be lost."""
+    """Raise ``ValueError`` where an argument that is held constant is given as a tensor to be differentiated: torch would say nothing."""
     if not isinstance(value, Tensor):
         return
-    if value.requires_grad or has_tangent([value]) or is_functorch_wrapped_tensor(value):
+    lost = value.requires_grad or has_tangent([value])
+    while is_functorch_wrapped_tensor(value) and not lost:
+        lost, value = is_gradtrackingtensor(value), get_unwrapped(value)
+    if lost:
         raise ValueError(
-            f"{name} is a tensor to be differentiated, and the operation is not differentiable in it; give a number, "
+            f"{name} is a tensor to be differentiated, and the operation is not differentiable in it; detach() it, "
             "or write the expression in torch's own functions"
         )
