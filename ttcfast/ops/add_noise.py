@@ -39,12 +39,15 @@ def add_noise(
 
     Returns:
         ``[N, B, C, *S]``, contiguous, dtype of x. Computed in float32 (float64 for float64 x) and rounded once to that dtype. The noise
-        is that of ``normal`` with the same key and rows, elements numbered row-major in ``[C, *S]``. Differentiable in x. NaN and
-        infinities stay. Writes the result once; the copies of x and the noise are never stored.
+        is that of ``normal`` with the same key and rows, elements numbered row-major in ``[C, *S]``. Differentiable in x, any number of
+        times and in forward mode; under ``torch.func`` and ``torch.vmap`` (deterministic, since rows name the draws) its definition is
+        computed, whose normals differ by rounding. Under ``torch.autocast`` nothing changes but that float16 is taken. NaN and infinities
+        stay. Writes the result once; the copies of x and the noise are never stored.
 
     Raises:
         TypeError: key is not a ``Key``.
-        ValueError: rows have another shape or dtype or are not N B, sigma is negative or not finite, B is below 1.
+        ValueError: rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
+            to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
     Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.

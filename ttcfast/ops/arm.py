@@ -50,10 +50,10 @@ def arm(
     differences of rho, rho u and E per cell first.
 
     Args:
-        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by autograd.
+        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
         candidates: possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
         spec: which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
-            they are parameters and are converted to the accumulation dtype.
+            they are parameters, converted to the accumulation dtype and not differentiable.
         weights: of the five penalties in the score; None takes the defaults.
         momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (the seed);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
@@ -66,11 +66,14 @@ def arm(
         candidate is finite. ``boundary`` is the mean over masked cells and all channels of abs(candidate - value), 0 where
         nothing is masked. ``positivity`` is the mean over cells of relu(-rho) plus that of relu(-p). Both are absolute.
         A candidate that is not finite, or whose penalties overflow, scores -inf; no output is ever NaN.
-        Differentiable in the candidates, by every penalty and the score; the gradient is 0 where the score is -inf.
+        Differentiable in the candidates, any number of times and in forward mode, by every penalty and the score; the gradient is 0
+        where the score is -inf. Under ``torch.func`` and ``torch.vmap`` its definition is computed. Under ``torch.autocast`` states and
+        candidates of two dtypes, or float16 ones, are widened to float32.
         Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
 
     Raises:
-        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, or an option is unknown.
+        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
+            differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
     Source: seeds/ttc-integration-plan.md section 4, with DECISIONS 1-6: terms are per candidate, not averaged over the batch.

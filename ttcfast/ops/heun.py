@@ -31,11 +31,13 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
             and bfloat16 ones on the CPU, to the reference.
 
     Returns:
-        Shape and dtype of ``z``. Differentiable, twice too. NaN and infinities propagate. With ``group`` 0 all backends give the same bits.
+        Shape and dtype of ``z``. Differentiable in the tensors, any number of times and in forward mode; under ``torch.func`` and
+        ``torch.vmap`` its definition is computed. Under ``torch.autocast`` 16-bit tensors are widened to float32, the result's dtype.
+        NaN and infinities propagate. With ``group`` 0 all backends give the same bits.
         On the CPU a call costs some 35 us of host time: without groups, ``z + dt * k1`` is faster below about 10^6 entries.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, or ``group`` does not divide D.
+        ValueError: shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
     Source: seeds/flow-world-model-plan.md section 4; DECISIONS, world models 6.

@@ -38,8 +38,10 @@ def keyed_dropout(
 
     Returns:
         Shape and dtype of x, contiguous. An entry is kept where its 32-bit draw is at least round(p 2**32), so masks are the same bit for
-        bit on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x; the
-        mask is drawn again in the backward pass, never stored.
+        bit on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x,
+        any number of times and in forward mode; the mask is drawn again in the backward pass, never stored. Under ``torch.func`` and
+        ``torch.vmap`` (deterministic, since rows name the draws) its definition is computed, with the same masks. Under ``torch.autocast``
+        nothing changes but that float16 is taken.
 
     Raises:
         TypeError: key is not a ``Key``.

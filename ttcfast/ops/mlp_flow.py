@@ -66,9 +66,12 @@ def mlp_flow(
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
 
     Returns:
-        State at 1, like ``z``. Differentiable, once. Where neither the network nor ``times`` requires a gradient (frozen dynamics), the
+        State at 1, like ``z``. Differentiable. Where neither the network nor ``times`` requires a gradient (frozen dynamics), the
         backward pass forms no weight gradient and costs as many products as the forward pass; else it forms each weight's gradient as one
         product over all evaluations. Without gradients nothing is kept; frozen, the hidden products are; trained, the inputs too.
+        For second derivatives, forward mode, ``torch.func`` and ``torch.vmap`` (of stacked parameters too) the plain loop of its definition
+        is computed. Under ``torch.autocast`` the state and all parameters are converted to float32, the result's dtype, and products are
+        made in bfloat16 where that is autocast's dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an option is unknown.

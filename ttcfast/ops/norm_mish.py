@@ -54,11 +54,13 @@ def norm_mish(
             and bfloat16 ones on the CPU, to the reference.
 
     Returns:
-        ``[..., D]`` in the dtype of ``x``; statistics and activation are computed in the dtype of ``bias``. Differentiable, once, in every
-        tensor; keeps ``x``, ``rows`` and two numbers per row for it. A row with NaN or infinity is NaN, the others are untouched.
+        ``[..., D]`` in the dtype of ``x``; statistics and activation are computed in the dtype of ``bias``. Differentiable in every
+        tensor; keeps ``x``, ``rows`` and two numbers per row for it. For second derivatives, forward mode, ``torch.func`` and
+        ``torch.vmap`` its definition is computed. Under ``torch.autocast`` ``x`` and the result keep their dtype, and all else is
+        converted to float32 (float64 with float64 ``x``). A row with NaN or infinity is NaN, the others are untouched.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or eps is negative.
+        ValueError: shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
     """
     transforms.constant("eps", eps)

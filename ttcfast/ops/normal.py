@@ -43,6 +43,8 @@ def normal(
         ``[M, *shape]`` on the device of ``rows``. The integers behind it are the same bit for bit on every backend, the normals within
         8 units in the last place of float32; on one backend a row is the same bit for bit whatever stands beside it. Magnitudes lie in
         2e-14 to 6.77. Not differentiable.
+        Under ``torch.vmap`` over rows, which is deterministic since they name the draws, its definition is computed. ``torch.autocast``
+        changes nothing.
 
     Raises:
         TypeError: key is not a ``Key``.

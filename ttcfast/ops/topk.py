@@ -32,7 +32,8 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
 
     Returns:
         ``values [N, k]``, the scores as they were given, and ``indices [N, k]`` int64, positions in the row, or the ids. The values are
-        differentiable in the scores.
+        differentiable in the scores, any number of times and in forward mode; under ``torch.func`` and ``torch.vmap`` the definition is
+        computed. ``torch.autocast`` changes nothing.
 
         On the CPU, rows are read once and little else, whatever the scores (sorted, tied, NaN); the memory beside the result is O(k) per
         thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
