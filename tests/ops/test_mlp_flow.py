@@ -192,12 +192,14 @@ def test_compiles_as_one_graph(backend, device):
         torch.testing.assert_close(a, b)
 
 
-def test_differentiable_once():
-    problem = Problem(torch.float64, "cpu")
-    found = problem.ours("heun", "auto", trained=True)
-    (grad,) = torch.autograd.grad(found.sum(), problem.leaves[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="mlp_flow is differentiable once"):
-        grad.sum().backward()
+def test_differentiable_twice():
+    problem, seconds = Problem(torch.float64, "cpu", b=2, widths=(5, 4), substeps=2), []
+    for run in (lambda: problem.ours("heun", "auto", group=4, trained=True), lambda: problem.plain("heun", 4, trained=True)):
+        found = run()
+        first = torch.autograd.grad(found.square().sum(), problem.leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), problem.leaves))
+    for found, expected in zip(*seconds):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def broken(**changes) -> None:

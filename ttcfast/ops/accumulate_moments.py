@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, transforms
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -32,7 +32,8 @@ def accumulate_moments(
         and added in float64, in an order that depends on the sizes alone: the same bits from run to run, for any number of threads
         and any instruction set of the CPU. Totals are added in their own precision and rounded once, to the bit as by ``add_``.
         A gradient that is not finite is told by the result: inf if an element is infinite and none is NaN (or if squares of float64
-        overflow), NaN if any is NaN. Its total takes the value all the same. Not differentiable.
+        overflow), NaN if any is NaN. Its total takes the value all the same. Not differentiable,
+        and refused under ``torch.func`` and ``torch.vmap``. ``torch.autocast`` changes nothing.
         Reads each gradient and reads and writes each total once: 12 bytes per float32 parameter against 16 of ``_foreach_add_``
         followed by ``_foreach_norm``, 4 without totals, 4 more with ``zero_grads``.
         The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
@@ -40,6 +41,7 @@ def accumulate_moments(
     Raises:
         ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, memory is shared, or something
             requires grad.
+        NotImplementedError: a tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
         BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
             another order than their total's, are for the reference alone.
 
@@ -190,6 +192,8 @@ _lib.define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] tota
 
 
 def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_grads: bool = False) -> Tensor:
+    if transforms.has_tangent([grads, totals]):
+        transforms.refuse("accumulate_moments")()
     check(grads, totals)
     addresses = _addresses(grads, totals)
     chosen = choose("accumulate_moments", BACKENDS, backend, grads, totals)
@@ -215,3 +219,4 @@ for _name, _function in (("accumulate_moments", _run), ("accumulate_moments.zero
     for _key in ("CPU", "CUDA"):
         _lib.impl(_name, _function, _key)
     torch.library.register_fake(f"ttcfast::{_name}", _fake, lib=_lib)
+    transforms.register(_lib, _name, transforms.refuse("accumulate_moments"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native
+from . import keyed, native, transforms
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -39,17 +39,21 @@ def add_noise(
 
     Returns:
         ``[N, B, C, *S]``, contiguous, dtype of x. Computed in float32 (float64 for float64 x) and rounded once to that dtype. The noise
-        is that of ``normal`` with the same key and rows, elements numbered row-major in ``[C, *S]``. Differentiable in x. NaN and
-        infinities stay. Writes the result once; the copies of x and the noise are never stored.
+        is that of ``normal`` with the same key and rows, elements numbered row-major in ``[C, *S]``. Differentiable in x, any number of
+        times and in forward mode; under ``torch.func`` and ``torch.vmap`` (deterministic, since rows name the draws) its definition is
+        computed, whose normals differ by rounding. Under ``torch.autocast`` nothing changes but that float16 is taken. NaN and infinities
+        stay. Writes the result once; the copies of x and the noise are never stored.
 
     Raises:
         TypeError: key is not a ``Key``.
-        ValueError: rows have another shape or dtype or are not N B, sigma is negative or not finite, B is below 1.
+        ValueError: rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
+            to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
     Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
     """
     stream, site = keyed.stream_and_site(key, rows)
+    transforms.constant("sigma", sigma)
     return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
 
 
@@ -89,7 +93,6 @@ def check(call: Call) -> None:
 
 def add_noise_ref(call: Call) -> Tensor:
     """The definition, in torch. In float64, where the product of two float32 numbers is exact, and rounded to float32 at the end."""
-    keyed.check_row_values(call.rows)
     x, wide = call.x, call.x.dtype == torch.float64
     sigma = call.sigma if wide else torch.tensor(call.sigma, dtype=torch.float32).item()
     draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
@@ -116,7 +119,6 @@ def _add_noise_cpu(call: Call) -> Tensor:
 def _add_noise_triton(call: Call) -> Tensor:
     from ttcfast.kernels import keyed as kernels
 
-    keyed.check_row_values(call.rows)
     out = call.empty()
     rows = call.rows.contiguous()
     kernels.launch_add_noise(out, *keyed.grid(call.x), call.B, call.sigma, rows, call.stream, call.site, call.elements, call.antithetic)
@@ -139,7 +141,10 @@ _lib.define("add_noise(Tensor x, Tensor rows, Tensor stream, SymInt site, SymInt
 def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
     call = Call(x, rows, stream, site, B, sigma, antithetic)
     check(call)
-    return choose("add_noise", BACKENDS, backend, call).run(call)
+    chosen = choose("add_noise", BACKENDS, backend, call)
+    if chosen.name != "cpu":
+        keyed.check_row_values(call.rows)
+    return chosen.run(call)
 
 
 for _key in ("CPU", "CUDA"):
@@ -157,4 +162,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad.sum(1), *[None] * 7)
 
 
-torch.library.register_autograd("ttcfast::add_noise", _backward, lib=_lib)
+def _definition(*args: Any) -> Tensor:
+    call = Call(*args)
+    check(call)
+    return add_noise_ref(call)
+
+
+transforms.register(_lib, "add_noise", _definition, backward=_backward, policy=transforms.halves_as_floats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
-from . import native
+from . import native, transforms
 from .arm_ref import Call, arm_backward, arm_ref
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
@@ -48,10 +50,10 @@ def arm(
     differences of rho, rho u and E per cell first.
 
     Args:
-        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by autograd.
+        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
         candidates: possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
         spec: which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
-            they are parameters and are converted to the accumulation dtype.
+            they are parameters, converted to the accumulation dtype and not differentiable.
         weights: of the five penalties in the score; None takes the defaults.
         momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (the seed);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
@@ -64,11 +66,14 @@ def arm(
         candidate is finite. ``boundary`` is the mean over masked cells and all channels of abs(candidate - value), 0 where
         nothing is masked. ``positivity`` is the mean over cells of relu(-rho) plus that of relu(-p). Both are absolute.
         A candidate that is not finite, or whose penalties overflow, scores -inf; no output is ever NaN.
-        Differentiable in the candidates, by every penalty and the score; the gradient is 0 where the score is -inf.
+        Differentiable in the candidates, any number of times and in forward mode, by every penalty and the score; the gradient is 0
+        where the score is -inf. Under ``torch.func`` and ``torch.vmap`` its definition is computed. Under ``torch.autocast`` states and
+        candidates of two dtypes, or float16 ones, are widened to float32.
         Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
 
     Raises:
-        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, or an option is unknown.
+        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
+            differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
     Source: seeds/ttc-integration-plan.md section 4, with DECISIONS 1-6: terms are per candidate, not averaged over the batch.
@@ -78,6 +83,9 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     w = weights or ARMWeights()
+    penalties = [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity]
+    for field, value in zip(fields(w), penalties):
+        transforms.constant(field.name, value)
     gammas, gamma = _split(spec.gamma, 1.0)
     volumes, volume = _split(spec.cell_volume, 1.0)
     values, value = _split(spec.boundary_value, 0.0)
@@ -100,7 +108,7 @@ def arm(
         spec.variables == "primitive",
         momentum,
         scale,
-        [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity],
+        penalties,
         backend,
     )
     return ArmScores(*outputs[:7])
@@ -323,6 +331,7 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = Call(*inputs[:-1])
+    _check_constants(call)
     ctx.call = [None if isinstance(x, Tensor) else x for x in call]
     ctx.tensor_at = [i for i, x in enumerate(call) if isinstance(x, Tensor)]
     ctx.save_for_backward(output[0], output[7], *(x for x in call if isinstance(x, Tensor)))
@@ -334,8 +343,38 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     flat = list(ctx.call)
     for i, x in zip(ctx.tensor_at, tensors):
         flat[i] = x
-    grad = arm_backward(Call(*flat), score, residuals, grads[:6])
+    call = Call(*flat)
+    if transforms.watched(grads):
+        grad = transforms.gradients(lambda candidates: _definition(*call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
+    else:
+        grad = arm_backward(call, score, residuals, grads[:6])
     return (None, grad, *[None] * 16)
 
 
-torch.library.register_autograd("ttcfast::arm", _backward, setup_context=_setup, lib=_lib)
+def _check_constants(call: Call) -> None:
+    for name, value in (("gamma", call.gammas), ("cell_volume", call.volumes), ("boundary_value", call.values)):
+        transforms.constant(name, value)
+
+
+def _definition(*args: Any) -> tuple[Tensor, ...]:
+    """:func:`arm_ref` with derivatives in the candidates alone, 0 where the score is -inf."""
+    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in args]
+    call = Call(*constants)
+    check(call)
+    _check_constants(Call(*args))
+    fixed = arm_ref(call)
+    alive = fixed[0].isfinite()
+    shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), args[1], call.candidates)
+    found = arm_ref(call._replace(candidates=shown))
+    return (*(torch.where(alive, x, constant) for x, constant in zip(found[:6], fixed[:6])), *fixed[6:])
+
+
+def _in_float32(op: Callable[..., Any], state: Tensor, candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Both as they are where they are of one dtype that the operation knows, else widened."""
+    if state.dtype == candidates.dtype and state.dtype in DTYPES:
+        return op(state, candidates, *rest)
+    dtype = transforms.wider(state, candidates)
+    return op(state.to(dtype), candidates.to(dtype), *rest)
+
+
+transforms.register(_lib, "arm", _definition, backward=_backward, setup_context=_setup, policy=_in_float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native
+from . import keyed, native, transforms
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -38,8 +38,10 @@ def keyed_dropout(
 
     Returns:
         Shape and dtype of x, contiguous. An entry is kept where its 32-bit draw is at least round(p 2**32), so masks are the same bit for
-        bit on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x; the
-        mask is drawn again in the backward pass, never stored.
+        bit on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x,
+        any number of times and in forward mode; the mask is drawn again in the backward pass, never stored. Under ``torch.func`` and
+        ``torch.vmap`` (deterministic, since rows name the draws) its definition is computed, with the same masks. Under ``torch.autocast``
+        nothing changes but that float16 is taken.
 
     Raises:
         TypeError: key is not a ``Key``.
@@ -95,7 +97,6 @@ def check(call: Call) -> None:
 
 def keyed_dropout_ref(call: Call) -> Tensor:
     """The definition, in torch; makes int64 temporaries of the size of x."""
-    keyed.check_row_values(call.rows)
     draws = keyed.uniforms_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
     kept = (draws >= call.threshold).reshape(call.x.shape)
     wide = call.x if call.x.dtype == torch.float64 else call.x.float()
@@ -120,7 +121,6 @@ def _keyed_dropout_cpu(call: Call) -> Tensor:
 def _keyed_dropout_triton(call: Call) -> Tensor:
     from ttcfast.kernels import keyed as kernels
 
-    keyed.check_row_values(call.rows)
     out = call.empty()
     rows = call.rows.contiguous()
     kernels.launch_keyed_dropout(
@@ -145,7 +145,10 @@ _lib.define("keyed_dropout(Tensor x, Tensor rows, Tensor stream, SymInt site, fl
 def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
     call = Call(x, rows, stream, site, p, antithetic)
     check(call)
-    return choose("keyed_dropout", BACKENDS, backend, call).run(call)
+    chosen = choose("keyed_dropout", BACKENDS, backend, call)
+    if chosen.name != "cpu":
+        keyed.check_row_values(call.rows)
+    return chosen.run(call)
 
 
 for _key in ("CPU", "CUDA"):
@@ -169,4 +172,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (torch.ops.ttcfast.keyed_dropout(grad, rows, stream, *ctx.rest), *[None] * 6)
 
 
-torch.library.register_autograd("ttcfast::keyed_dropout", _backward, setup_context=_setup, lib=_lib)
+def _definition(*args: Any) -> Tensor:
+    call = Call(*args)
+    check(call)
+    return keyed_dropout_ref(call)
+
+
+transforms.register(_lib, "keyed_dropout", _definition, backward=_backward, setup_context=_setup, policy=transforms.halves_as_floats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from ttcfast.spec import at_least, one_of, whole
 
-from . import native
+from . import native, transforms
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
-from .norm_mish import EPS
-from .registry import Backend, Reason, choose, differentiable_once, register, triton_available, triton_device, yes
+from .norm_mish import EPS, Layer, norm_mish_ref
+from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -65,9 +66,12 @@ def mlp_flow(
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
 
     Returns:
-        State at 1, like ``z``. Differentiable, once. Where neither the network nor ``times`` requires a gradient (frozen dynamics), the
+        State at 1, like ``z``. Differentiable. Where neither the network nor ``times`` requires a gradient (frozen dynamics), the
         backward pass forms no weight gradient and costs as many products as the forward pass; else it forms each weight's gradient as one
         product over all evaluations. Without gradients nothing is kept; frozen, the hidden products are; trained, the inputs too.
+        For second derivatives, forward mode, ``torch.func`` and ``torch.vmap`` (of stacked parameters too) the plain loop of its definition
+        is computed. Under ``torch.autocast`` the state and all parameters are converted to float32, the result's dtype, and products are
+        made in bfloat16 where that is autocast's dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an option is unknown.
@@ -78,6 +82,7 @@ def mlp_flow(
     if matmul_dtype not in (None, z.dtype) and (matmul_dtype, z.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"matmul_dtype is {matmul_dtype} and z {z.dtype}; give None, or torch.bfloat16 with a float32 z")
     half = matmul_dtype == torch.bfloat16 and z.dtype == torch.float32
+    transforms.constant("eps", eps)
     keep = NOTHING
     if torch.is_grad_enabled():
         if times.requires_grad or any(t.requires_grad for part in network for t in part):
@@ -88,16 +93,27 @@ def mlp_flow(
 
 
 def mlp_flow_ref(
-    z: Tensor, rows: Tensor, times: Tensor, network: VelocityMLP, method: str, substeps: int, group: int, eps: float
+    z: Tensor,
+    rows: Tensor,
+    times: Tensor,
+    network: VelocityMLP,
+    method: str,
+    substeps: int,
+    group: int,
+    eps: float,
+    matmul_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The definition, with torch's own gradients."""
+    dtype = matmul_dtype or z.dtype
 
     def velocity(z: Tensor, j: int) -> Tensor:
-        x = z @ network.weights[0].t() + rows + times[j]
-        for i, (scale, shift) in enumerate(zip(network.scales, network.shifts)):
-            x = torch.nn.functional.mish(torch.nn.functional.layer_norm(x, x.shape[-1:], scale, shift, eps))
-            x = torch.nn.functional.linear(x, network.weights[i + 1], network.biases[i])
-        return centered(x, group)
+        x = z
+        # Not F.layer_norm, whose derivatives of forward-mode derivatives are wrong (pytorch#196700).
+        for weight, bias, scale, shift in zip(network.weights, [times[j], *network.biases], network.scales, network.shifts):
+            product = x.to(dtype) @ weight.to(dtype).t()
+            x = norm_mish_ref(product, rows if x is z else None, Layer(bias, scale, shift, eps))[0]
+        x = torch.nn.functional.linear(x, network.weights[-1].to(dtype), network.biases[-1].to(dtype))
+        return centered(x.to(z.dtype), group)
 
     dt = 1 / substeps
     for k in range(substeps):
@@ -234,22 +250,49 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]
     ctx.save_for_backward(*call[:3], *call.weights, *call.biases, *call.scales, *call.shifts, *output[1])
 
 
+def _grouped(flat: Sequence[Any], hidden: int) -> list[Any]:
+    """What stands for each tensor, grouped as the operation takes them: z, rows, times, and the four lists of parameters."""
+    parts, rest = list(flat[:3]), list(flat[3:])
+    for count in (hidden + 1, hidden, hidden, hidden):
+        parts.append(rest[:count])
+        rest = rest[count:]
+    return parts
+
+
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     n = ctx.hidden
     *options, keep, backend = ctx.options
     if grad is None:
         return (None, None, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
     saved = list(ctx.saved_tensors)
-    z, rows, times = saved[:3]
-    parts, rest = [], saved[3:]
-    for count in (n + 1, n, n, n):
-        parts.append(rest[:count])
-        rest = rest[count:]
-    found = Result(*torch.ops.ttcfast.mlp_flow_backward(grad, z, rows, times, *parts, *options, keep, rest, backend))
+    tensors, kept = saved[: 4 + 4 * n], saved[4 + 4 * n :]
+    if transforms.watched([grad]):
+        again = transforms.gradients(lambda *places: _definition(*_grouped(places, n), *options, keep), tensors, [grad])
+        return (*_grouped(again, n), *[None] * 7)
+    z, rows, times, *parts = _grouped(tensors, n)
+    found = Result(*torch.ops.ttcfast.mlp_flow_backward(grad, z, rows, times, *parts, *options, keep, kept, backend))
     if keep != TRAINED:
         return (found.z, found.rows, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
     return (*found, *[None] * 7)
 
 
-torch.library.register_autograd("ttcfast::mlp_flow", _backward, setup_context=_setup, lib=_lib)
-differentiable_once("mlp_flow", _lib)
+def _definition(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    call = Call(*args)
+    check(call)
+    network = VelocityMLP(*call[3:7])
+    options = (call.method, call.substeps, call.group, call.eps, call.matmul_dtype)
+    return mlp_flow_ref(call.z, call.rows, call.times, network, *options), []
+
+
+def _mixed(op: Callable[..., Any], *args: Any) -> tuple[Tensor, list[Tensor]]:
+    """State and parameters in float32; products in bfloat16 where that is what autocast makes products in."""
+    call = Call(*args[:-1])
+    dtype = transforms.wider(call.z, *call.weights)
+    z, rows, times = (t.to(dtype) for t in call[:3])
+    parts = ([t.to(dtype) for t in part] for part in call[3:7])
+    half = call.half or (dtype == torch.float32 and torch.get_autocast_dtype(z.device.type) == torch.bfloat16)
+    return op(z, rows, times, *parts, call.method, call.substeps, call.group, call.eps, half, call.keep, args[-1])
+
+
+transforms.register(_lib, "mlp_flow", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
+transforms.register(_lib, "mlp_flow_backward", transforms.refuse("mlp_flow_backward"), backward=transforms.refuse("mlp_flow_backward"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from ttcfast.spec import at_least
 
-from . import native
-from .registry import Backend, Reason, choose, differentiable_once, register, triton_available, triton_device, yes
+from . import native, transforms
+from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
@@ -52,13 +54,16 @@ def norm_mish(
             and bfloat16 ones on the CPU, to the reference.
 
     Returns:
-        ``[..., D]`` in the dtype of ``x``; statistics and activation are computed in the dtype of ``bias``. Differentiable, once, in every
-        tensor; keeps ``x``, ``rows`` and two numbers per row for it. A row with NaN or infinity is NaN, the others are untouched.
+        ``[..., D]`` in the dtype of ``x``; statistics and activation are computed in the dtype of ``bias``. Differentiable in every
+        tensor; keeps ``x``, ``rows`` and two numbers per row for it. For second derivatives, forward mode, ``torch.func`` and
+        ``torch.vmap`` its definition is computed. Under ``torch.autocast`` ``x`` and the result keep their dtype, and all else is
+        converted to float32 (float64 with float64 ``x``). A row with NaN or infinity is NaN, the others are untouched.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or eps is negative.
+        ValueError: shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
     """
+    transforms.constant("eps", eps)
     return torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
 
 
@@ -251,7 +256,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    x, rows, bias, scale, shift, stats = ctx.saved_tensors
+    *tensors, stats = ctx.saved_tensors
+    if transforms.watched([grad]):
+        return (*transforms.gradients(partial(_definition, eps=ctx.eps), tensors, [grad]), None, None)
+    x, rows, bias, scale, shift = tensors
     wants_x, wants_rows, wants_bias, wants_scale, wants_shift = ctx.needs_input_grad[:5]
     parameters = wants_scale or wants_shift
     grads = torch.ops.ttcfast.norm_mish_backward(grad, x, rows, bias, scale, shift, ctx.eps, stats, parameters, ctx.backend)
@@ -266,5 +274,19 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
     )
 
 
-torch.library.register_autograd("ttcfast::norm_mish", _backward, setup_context=_setup, lib=_lib)
-differentiable_once("norm_mish", _lib)
+def _definition(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    check(x, rows, bias, scale, shift, eps)
+    y, stats = norm_mish_ref(x, rows, Layer(bias, scale, shift, eps))
+    return y, stats.detach()
+
+
+def _mixed(op: Callable[..., Any], x: Tensor, rows: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    """16-bit ``x`` as it is, the rest in float32."""
+    wide = x.float() if x.dtype == torch.float16 else x
+    dtype = accumulator(wide)
+    y, stats = op(wide, None if rows is None else rows.to(dtype), *(t.to(dtype) for t in rest[:3]), *rest[3:])
+    return y.to(x.dtype), stats
+
+
+transforms.register(_lib, "norm_mish", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
+transforms.register(_lib, "norm_mish_backward", transforms.refuse("norm_mish_backward"), backward=transforms.refuse("norm_mish_backward"))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native
+from . import keyed, native, transforms
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -43,6 +43,8 @@ def normal(
         ``[M, *shape]`` on the device of ``rows``. The integers behind it are the same bit for bit on every backend, the normals within
         8 units in the last place of float32; on one backend a row is the same bit for bit whatever stands beside it. Magnitudes lie in
         2e-14 to 6.77. Not differentiable.
+        Under ``torch.vmap`` over rows, which is deterministic since they name the draws, its definition is computed. ``torch.autocast``
+        changes nothing.
 
     Raises:
         TypeError: key is not a ``Key``.
@@ -83,7 +85,6 @@ def check(call: Call) -> None:
 
 def normal_ref(call: Call) -> Tensor:
     """The definition, in torch; makes int64 temporaries of the result's size."""
-    keyed.check_row_values(call.rows)
     draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
     return draws.to(call.dtype).reshape(call.rows.shape[0], *call.shape)
 
@@ -99,7 +100,6 @@ def _normal_cpu(call: Call) -> Tensor:
 def _normal_triton(call: Call) -> Tensor:
     from ttcfast.kernels import keyed as kernels
 
-    keyed.check_row_values(call.rows)
     out = call.empty()
     kernels.launch_normal(out, call.rows.contiguous(), call.stream, call.site, call.elements, call.antithetic)
     return out
@@ -121,7 +121,10 @@ _lib.define("normal(Tensor rows, Tensor stream, SymInt site, SymInt[] shape, Sca
 def _run(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
     call = Call(rows, stream, site, shape, dtype, antithetic)
     check(call)
-    return choose("normal", BACKENDS, backend, call).run(call)
+    chosen = choose("normal", BACKENDS, backend, call)
+    if chosen.name != "cpu":
+        keyed.check_row_values(call.rows)
+    return chosen.run(call)
 
 
 for _key in ("CPU", "CUDA"):
@@ -133,3 +136,12 @@ def _fake(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torc
     call = Call(rows, stream, site, shape, dtype, antithetic)
     check(call)
     return call.empty()
+
+
+def _definition(*args: Any) -> Tensor:
+    call = Call(*args)
+    check(call)
+    return normal_ref(call)
+
+
+transforms.register(_lib, "normal", _definition)

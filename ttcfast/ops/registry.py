@@ -75,21 +75,6 @@ def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Back
     raise BackendError(f"{op}: backend {asked!r}{source} cannot run: {'; '.join(reasons)}")
 
 
-def differentiable_once(op: str, library: Any) -> None:
-    """Let ``<op>_backward`` of ``library`` raise when it is itself differentiated; torch would give no gradient and say nothing.
-
-    Args:
-        op: name of the operation whose gradient is an operation of its own.
-        library: the ``torch.library.Library`` that defined both.
-    """
-    import torch
-
-    def refuse(*_: Any) -> Any:
-        raise NotImplementedError(f"{op} is differentiable once; take create_graph=True away, or compose it of torch's own functions")
-
-    torch.library.register_autograd(f"ttcfast::{op}_backward", refuse, lib=library)
-
-
 def yes(*_: Any) -> Reason:
     """The answer of a backend that runs everywhere and takes every argument."""
     return None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, transforms
 from .registry import Backend, Reason, choose, register, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -32,7 +32,8 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
 
     Returns:
         ``values [N, k]``, the scores as they were given, and ``indices [N, k]`` int64, positions in the row, or the ids. The values are
-        differentiable in the scores.
+        differentiable in the scores, any number of times and in forward mode; under ``torch.func`` and ``torch.vmap`` the definition is
+        computed. ``torch.autocast`` changes nothing.
 
         On the CPU, rows are read once and little else, whatever the scores (sorted, tied, NaN); the memory beside the result is O(k) per
         thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
@@ -195,4 +196,10 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, No
     return grad.new_zeros(ctx.shape).scatter(1, positions, grad), None, None, None
 
 
-torch.library.register_autograd("ttcfast::topk", _backward, setup_context=_setup, lib=_lib)
+def _definition(scores: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    call = Call(scores, k, ids)
+    check(call)
+    return topk_ref(call)
+
+
+transforms.register(_lib, "topk", _definition, backward=_backward, setup_context=_setup)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
 from ttcfast.integrators import Heun, Integrator
@@ -76,7 +77,8 @@ class FlowWorldModel(BaseWorldModel):
             ``[..., latent_dim]``; every group of the latent's sums to 0.
 
         Raises:
-            ValueError: as :meth:`encode`; or a time outside [0, 1] (not looked at while a CUDA graph is captured or a graph is compiled).
+            ValueError: as :meth:`encode`; or a time outside [0, 1] (not looked at by
+                ``torch.func``, nor while a CUDA graph is captured or a graph is compiled).
         """
         self._check_pair(z, a)
         _check_times(tau)
@@ -126,10 +128,10 @@ class FlowWorldModel(BaseWorldModel):
         return joined.to(z.dtype)
 
     def _split_weight(self) -> tuple[Tensor, ...]:
-        """The first product's parts for latent, conditions and time, views ``[units[0], ...]``; the last as ``[1, units[0]]``."""
+        """The first product's parts for latent, conditions and time, views ``[units[0], ...]``; the last as ``[units[0]]``."""
         weight = self._hidden()[0].linear.weight
         z, conditions, tau = weight.split([self.latent_dim, self.task_dim + self.action_dim, 1], dim=1)
-        return z, conditions, tau.t()
+        return z, conditions, tau.squeeze(1)
 
     def _times(self, like: Tensor) -> Tensor:
         """The distinct times of the integrator, ``[K + 1, 1]`` (Euler ``[K, 1]``), made on the device."""
@@ -142,7 +144,7 @@ class FlowWorldModel(BaseWorldModel):
 
 def _check_times(tau: Tensor | float) -> None:
     if isinstance(tau, Tensor):
-        if torch.compiler.is_compiling() or (tau.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if torch.compiler.is_compiling() or (tau.is_cuda and torch.cuda.is_current_stream_capturing()) or is_functorch_wrapped_tensor(tau):
             return
         outside = tau[(tau < 0) | (tau > 1) | tau.isnan()]
         if outside.numel():

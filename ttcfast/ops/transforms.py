@@ -1,0 +1,165 @@
+"""What torch may do around an operation, answered once for all: autocast, function transforms, forward mode, gradients of gradients.
+
+An operation has fast implementations and a gradient of its own, which are opaque to torch. Whatever torch transforms is therefore handed
+to the operation's definition, which consists of torch's own functions, so that every transform and every nesting of them is torch's:
+
+* ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``, ``hessian``, ``vmap``), compiled or not;
+* ``torch.autograd.forward_ad``, where an argument has a tangent;
+* a backward pass with ``create_graph=True``, with ``is_grads_batched=True``, or of a gradient that has a tangent.
+
+The definition's speed is then what is had. A backend that was asked for by name is refused in the first two; ``TTCFAST_BACKEND`` binds
+nothing there. Numbers in host memory that only an implementation looks at (rows of keyed operations) are not looked at.
+
+Under ``torch.autocast`` an operation computes in the precision that its docstring names, with autocast off inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, is_gradtrackingtensor, is_legacy_batchedtensor
+from torch.autograd import forward_ad
+
+from .registry import BackendError
+
+AUTOCAST_DEVICES = ("cpu", "cuda")  # where the operations have implementations
+
+Policy = Callable[..., Any]  # given the operation and its arguments, call it with arguments that it takes in mixed precision
+
+
+def plainly(op: Callable[..., Any], *args: Any) -> Any:
+    """The policy of an operation that autocast leaves alone: the arguments as they are."""
+    return op(*args)
+
+
+def wider(*tensors: Tensor) -> torch.dtype:
+    """float64 where one of the tensors is, else float32: what mixed precision is computed in."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def halves_as_floats(op: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
+    """The policy of an operation on ``x`` that knows no float16, which autocast may hand it: float32 inside, the result float16 again."""
+    return op(x.float(), *rest).to(x.dtype) if x.dtype == torch.float16 else op(x, *rest)
+
+
+def register(
+    library: torch.library.Library,
+    op: str,
+    definition: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+    policy: Policy = plainly,
+) -> None:
+    """Say how an operation behaves within what torch does to it.
+
+    Args:
+        library: which defined it.
+        op: its name, with ``.overload`` where it has several. Its last argument is the backend.
+        definition: of all arguments but the backend, in torch's own functions; or what raises, where no transform is possible.
+        backward: its gradient, as ``torch.library.register_autograd`` takes it; None: it has none.
+        setup_context: what that needs, likewise.
+        policy: under autocast.
+    """
+    name, _, overload = op.partition(".")
+    opaque = getattr(getattr(torch.ops.ttcfast, name), overload or "default")
+
+    def defined(*args: Any) -> Any:
+        if args[-1] not in ("auto", "reference"):
+            raise BackendError(
+                f"{name}: backend {args[-1]!r} cannot run under torch.func or with forward-mode tangents; give 'auto' or 'reference', "
+                "which take the operation's definition in torch's own functions there"
+            )
+        return definition(*args[:-1])
+
+    def transformed(*args: Any) -> Any:
+        device = next((x.device.type for x in args if isinstance(x, Tensor)), None)
+        if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return policy(defined, *args)
+        return defined(*args)
+
+    def autocast(device: str, *args: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return policy(opaque, *args)
+
+    # The first key that torch.func's layers look at: they see the definition's functions and never the operation.
+    library.impl(op, transformed, "FuncTorchDynamicLayerFrontMode")
+    for device in AUTOCAST_DEVICES:
+        library.impl(op, partial(autocast, device), f"Autocast{device.upper()}")
+    if backward is not None:
+        # What register_autograd makes of the two, to be called where there is no tangent.
+        info = torch._library.autograd.Info(backward, setup_context)
+        reverse = torch._library.autograd.make_autograd_impl(opaque, info)
+
+        def differentiable(keyset: Any, *args: Any) -> Any:
+            return defined(*args) if has_tangent(args) else reverse(keyset, *args)
+
+        library.impl(op, differentiable, "Autograd", with_keyset=True)
+
+
+def has_tangent(args: Sequence[Any]) -> bool:
+    """Whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
+    if forward_ad._current_level < 0:
+        return False
+    for x in args:
+        if isinstance(x, Tensor):
+            if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
+                return True
+        elif isinstance(x, (list, tuple)) and has_tangent(x):
+            return True
+    return False
+
+
+def watched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass of ``grads`` is itself transformed: to be differentiated, or of many gradients at once."""
+    batched = any(g is not None and (is_functorch_wrapped_tensor(g) or is_legacy_batchedtensor(g)) for g in grads)
+    return batched or torch.is_grad_enabled() or has_tangent(grads)
+
+
+def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of ``function(*tensors)`` in those tensors that require one, as torch's functions, to be differentiated once more.
+
+    Args:
+        function: a definition, of the tensors alone.
+        tensors: its arguments.
+        grads: gradients of its first results; None where there is none.
+    """
+    with torch.enable_grad():
+        # Views, since one argument may have been computed from another: the gradient of each is by its own place alone.
+        places = [t.view_as(t) if t is not None and t.requires_grad else t for t in tensors]
+        results = function(*places)
+        pairs = [(r, g) for r, g in zip(results, grads) if g is not None and r.requires_grad]
+        wanted = [t for t in places if t is not None and t.requires_grad]
+        kept, of_kept = [r for r, _ in pairs], [g for _, g in pairs]
+        found = iter(torch.autograd.grad(kept, wanted, of_kept, create_graph=True, allow_unused=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in places]
+
+
+def refuse(op: str) -> Callable[..., Any]:
+    """The definition of an operation that cannot be transformed: an error that says so."""
+
+    def definition(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"{op} cannot be differentiated, nor transformed by torch.func; call it outside of the transform, on detached tensors"
+        )
+
+    return definition
+
+
+def constant(name: str, value: Any) -> None:
+    """Raise ``ValueError`` where an argument that is held constant is given as a tensor to be differentiated: torch would say nothing."""
+    if not isinstance(value, Tensor):
+        return
+    lost = value.requires_grad or has_tangent([value])
+    while is_functorch_wrapped_tensor(value) and not lost:
+        lost, value = is_gradtrackingtensor(value), get_unwrapped(value)
+    if lost:
+        raise ValueError(
+            f"{name} is a tensor to be differentiated, and the operation is not differentiable in it; detach() it, "
+            "or write the expression in torch's own functions"
+        )
