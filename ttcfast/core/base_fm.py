@@ -107,7 +107,10 @@ class Surrogate(BaseFM):
     def forward(self, x_t: Tensor) -> Tensor:
         """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the mode the model is in; differentiable."""
         self._check("x_t", x_t)
-        return self._decoded(self._unpacked(self.model(self._encode(x_t))), self._latest(x_t))
+        encoded = self._encode(x_t)
+        if self.normalizer is None:  # then it may be x_t itself, into which a model that works in place would write
+            encoded = encoded.clone()
+        return self._decoded(self._unpacked(self.model(encoded)), self._latest(x_t))
 
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
