@@ -17,6 +17,7 @@ from ttcfast.runtime.lent import lent
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
 from .ascent import channel_spread, polyak_move
+from .rounding import arm_spread_floor
 
 if TYPE_CHECKING:
     from .composition import ScorerList as ScorerList
@@ -128,6 +129,14 @@ class Scorer(nn.Module):
         """``ascent``, and the candidates' scores ``[N, B]`` as ``score_group`` gives them, or None where the ascent does not meet them."""
         return self.ascent(state, candidates, context), None
 
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        """The spread of a group's scores that rounding explains, ``[N]`` for states ``[N, C, *S]``; None where that is not known.
+
+        Scores that lie no further apart say nothing: a controller takes candidate 0 (and counts it as ``collapsed``), a z-score is 0. It
+        must not ask a device for values, and may be asked without the candidates.
+        """
+        return None
+
     def units(self, state: Tensor) -> Tensor:
         """In what the channels of a difference between states ``[N, C, *S]`` count alike, broadcasts to ``[N, B, C, *S]``."""
         return channel_spread(state).unsqueeze(1)
@@ -194,6 +203,15 @@ class ARMScorer(Scorer):
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         return self.terms(state, candidates, context).score
 
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        """See ``arm_spread_floor``; None for a subclass with another score."""
+        if type(self).score_group is not ARMScorer.score_group:
+            return None
+        spec = self.spec
+        if torch.is_tensor(spec.gamma) and spec.variables == "primitive" and self.scale == "absolute":
+            spec = self._spec_for(state, context)
+        return arm_spread_floor(state, spec, self.weights, self.scale)
+
     def _spec_for(self, state: Tensor, context: ScoreContext | None) -> StateSpec:
         if state.device not in self._specs:
             self._specs[state.device] = _spec_on(self.spec, state.device)
@@ -221,6 +239,9 @@ class _OfProjected(Scorer):
 
     def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor | None]:
         return self.scorer.ascent_and_scores(state, self.seen(state, candidates, context), context)
+
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        return self.scorer.spread_floor(state, context)
 
     def units(self, state: Tensor) -> Tensor:
         return self.scorer.units(state)

@@ -129,6 +129,9 @@ class BeamStepper(TTCGreedy):
         """Generate, score and select among the candidates of all beams, chunk by chunk; and what it cost in model evaluations."""
         cfg, step, nfe = self.cfg, run.step, 0
         search = self._new_search(run, chunks, beams, again)
+        floor = self.scorer.spread_floor(self._latest(beams.window), ScoreContext(step, ids))
+        if floor is not None:  # a candidate's value has a score of every step ahead
+            search.spread.floor = floor.double() * (1 + run.ahead(cfg.lookahead))
         watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(beams.window, ids, step, again, beams.beam):
             if watch is not None:

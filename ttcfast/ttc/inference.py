@@ -245,6 +245,7 @@ class TTCGreedy:
         cfg, x = self.cfg, self._latest(window)
         nfe = rewarded = 0
         group = self._group(x, ScoreContext(step, problem_ids))
+        group.floor = self.scorer.spread_floor(x, ScoreContext(step, problem_ids))
         watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(window, problem_ids, step, again):
             if watch is not None:

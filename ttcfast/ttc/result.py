@@ -29,7 +29,8 @@ class StepOutput:
         resamples: int64 ``[N]``, how often the group was drawn again, for want of a usable candidate or of one above ``score_floor``.
         nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither; also refined copies that lost a positive
             density or pressure.
-        collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, so that candidate 0 was taken.
+        collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, or below what rounding explains
+            (``Scorer.spread_floor``), so that candidate 0 was taken.
         unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
         frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
         nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.
