@@ -68,11 +68,16 @@ class Surrogate(BaseFM):
             candidates corrected by the deterministic step, which stays in the model's own precision (``CandidateForward`` says how
             and why). On a CPU without bfloat16 instructions that is several times slower than float32. None leaves all as it is.
 
+    Attributes:
+        time_step: between a state and the next, as a checkpoint records it; None where that is not known.
+
     Raises:
         ValueError: an unknown ``predicts``, ``compile`` or ``dtype``, ``history`` below 1, or a normalizer of another number of channels.
 
     Source: seeds/ttc-integration-plan.md sections 10 and 15; DECISIONS 5, 8.
     """
+
+    time_step: float | None = None
 
     def __init__(
         self,
@@ -196,7 +201,7 @@ class Surrogate(BaseFM):
 
         For checkpoints (``load_surrogate(path).variant(compile=True)``) and to compare ways of computing the same candidates.
         """
-        return Surrogate(
+        other = Surrogate(
             self.model,
             self.spec,
             normalizer=self.normalizer,
@@ -208,6 +213,8 @@ class Surrogate(BaseFM):
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
         )
+        other.time_step = self.time_step
+        return other
 
     @property
     def compiled(self) -> bool:
