@@ -96,12 +96,12 @@ def test_so_is_a_reward_and_so_are_directions(made, tmp_path):
     old = {"fm": "old.safetensors"}
     with pytest.raises(DataError, match=r"coarse.* has time step 0\.1 and the reward model .*prm is made for 0\.05; give the reward"):
         run_ttc(run_config(made, tmp_path, **old, prm=str(made / "prm")), quiet=True)
-    told = r"coarse.* has time step 0\.1 and the directions of .*directions\.safetensors is made for 0\.05; give directions"
+    told = r"coarse.* has time step 0\.1 and directions file .*directions\.safetensors is made for 0\.05; give directions"
     with pytest.raises(DataError, match=told):
         run_ttc(run_config(made, tmp_path, **old, stochastic=along(made)), quiet=True)
     with pytest.raises(DataError, match=told):
         sources = {"directions": dataclasses.asdict(along(made))}
-        ceiling(CeilingConfig(str(made / "old.safetensors"), (str(made / "coarse"),), sources, states=(0,), out=str(tmp_path)))
+        ceiling(CeilingConfig(str(made / "old.safetensors"), (str(made / "coarse"),), sources, problems=2, states=(0,), out=str(tmp_path)))
     with pytest.raises(DataError, match=told):
         build_prm_data(dataclasses.replace(prm_data(made, made / "old.safetensors", "coarse", tmp_path), stochastic=along(made)))
 

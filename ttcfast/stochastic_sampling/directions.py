@@ -201,7 +201,7 @@ def _load(path: str, changed: int, device: str) -> Directions:
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path} describes directions that this version cannot build ({error})") from error
     checkpoints.load_weights(made, tensors, path)
-    made.units = Units(f"the directions of {path}", meta.get("time_step"), meta.get("cell_volume"))
+    made.units = Units(f"directions file {path}", meta.get("time_step"), meta.get("cell_volume"))
     return made.eval().requires_grad_(False).to(device)
 
 
