@@ -207,9 +207,8 @@ class ARMScorer(Scorer):
         """See ``arm_spread_floor``; None for a subclass with another score."""
         if type(self).score_group is not ARMScorer.score_group:
             return None
-        spec = self.spec
-        if torch.is_tensor(spec.gamma) and spec.variables == "primitive" and self.scale == "absolute":
-            spec = self._spec_for(state, context)
+        by_problem = self.spec.variables == "primitive" and self.scale == "absolute"  # only then gamma matters
+        spec = self._spec_for(state, context if by_problem else None)
         return arm_spread_floor(state, spec, self.weights, self.scale)
 
     def _spec_for(self, state: Tensor, context: ScoreContext | None) -> StateSpec:

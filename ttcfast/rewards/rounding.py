@@ -26,7 +26,8 @@ def arm_spread_floor(state: Tensor, spec: StateSpec, weights: ARMWeights, scale:
     state, the smallest of 16 was 150 times it (64x64 cells).
 
     Args:
-        state: the states being left, ``[N, C, *S]``. spec, weights, scale: of the reward; see ``ttcfast.ops.arm``.
+        state: the states being left, ``[N, C, *S]``.
+        spec, weights, scale: of the reward, the spec's tensors on the state's device; see ``ttcfast.ops.arm``.
     """
     eps, channels = torch.finfo(state.dtype).eps, [spec.density, *spec.momentum]
     rounded = (1.0, 2.0, 3.0) if spec.variables == "primitive" else (1.0, 1.0, 1.0)
@@ -34,14 +35,13 @@ def arm_spread_floor(state: Tensor, spec: StateSpec, weights: ARMWeights, scale:
     if scale == "relative":
         total = state.new_full((len(state),), parts[0] + math.sqrt(len(spec.momentum)) * parts[1] + parts[2], dtype=torch.float64)
     else:
-        volume = torch.as_tensor(spec.cell_volume, dtype=torch.float64, device=state.device)
         sizes = state[:, channels].double().abs()
         if spec.variables == "primitive":
             sizes = torch.cat([sizes[:, :1], sizes[:, :1] * sizes[:, 1:]], 1)
-        sums = (torch.cat([sizes, _energy(state, spec).unsqueeze(1)], 1) * volume).flatten(2).sum(2)  # [N, d + 2]
+        sums = (torch.cat([sizes, _energy(state, spec).unsqueeze(1)], 1) * spec.cell_volume).flatten(2).sum(2)  # [N, d + 2]
         total = parts[0] * sums[:, 0] + parts[1] * sums[:, 1:-1].sum(1) + parts[2] * sums[:, -1]
     if spec.boundary_mask is not None:
-        masked = spec.boundary_mask.to(state.device)
+        masked = spec.boundary_mask
         size = torch.where(masked, state.double().abs(), 0.0).flatten(1).sum(1)
         total = total + weights.w_bc * size / (masked.sum().clamp_min(1) * state.shape[1])
     return eps * total
@@ -52,7 +52,7 @@ def _energy(state: Tensor, spec: StateSpec) -> Tensor:
     if spec.energy is not None:
         return state[:, spec.energy].double().abs()
     assert spec.pressure is not None  # primitive variables have one
-    gamma = spec.gamma.to(state.device).double().reshape(-1, *[1] * spec.ndim) if torch.is_tensor(spec.gamma) else spec.gamma
+    gamma = spec.gamma.double().reshape(-1, *[1] * spec.ndim) if torch.is_tensor(spec.gamma) else spec.gamma
     velocity = state[:, list(spec.momentum)].double()
     kinetic = 0.5 * state[:, spec.density].double().abs() * velocity.square().sum(1)
     return state[:, spec.pressure].double().abs() / (gamma - 1.0) + kinetic
