@@ -68,11 +68,16 @@ class Surrogate(BaseFM):
             candidates corrected by the deterministic step, which stays in the model's own precision (``CandidateForward`` says how
             and why). On a CPU without bfloat16 instructions that is several times slower than float32. None leaves all as it is.
 
+    Attributes:
+        time_step: between a state and the next, as a checkpoint records it; None where that is not known.
+
     Raises:
         ValueError: an unknown ``predicts``, ``compile`` or ``dtype``, ``history`` below 1, or a normalizer of another number of channels.
 
     Source: seeds/ttc-integration-plan.md sections 10 and 15; DECISIONS 5, 8.
     """
+
+    time_step: float | None = None
 
     def __init__(
         self,
@@ -107,7 +112,10 @@ class Surrogate(BaseFM):
     def forward(self, x_t: Tensor) -> Tensor:
         """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the mode the model is in; differentiable."""
         self._check("x_t", x_t)
-        return self._decoded(self._unpacked(self.model(self._encode(x_t))), self._latest(x_t))
+        encoded = self._encode(x_t)
+        if self.normalizer is None:  # then it may be x_t itself, into which a model that works in place would write
+            encoded = encoded.clone()
+        return self._decoded(self._unpacked(self.model(encoded)), self._latest(x_t))
 
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
@@ -199,7 +207,7 @@ class Surrogate(BaseFM):
 
         For checkpoints (``load_surrogate(path).variant(compile=True)``) and to compare ways of computing the same candidates.
         """
-        return Surrogate(
+        other = Surrogate(
             self.model,
             self.spec,
             normalizer=self.normalizer,
@@ -211,6 +219,8 @@ class Surrogate(BaseFM):
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
         )
+        other.time_step = self.time_step
+        return other
 
     @property
     def compiled(self) -> bool:

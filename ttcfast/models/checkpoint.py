@@ -16,6 +16,7 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
+from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec, StochasticConfig
 
 from .vit import ViT, ViTConfig
@@ -24,14 +25,15 @@ ARCHITECTURES = {"vit": (ViTConfig, ViT)}
 _SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
 
 
-def surrogate_meta(model: ViT, normalizer: Normalizer, spec: StateSpec, **more: Any) -> dict[str, Any]:
-    """What a checkpoint says about its tensors (JSON)."""
+def surrogate_meta(model: ViT, normalizer: Normalizer, spec: StateSpec, *, time_step: float | None = None, **more: Any) -> dict[str, Any]:
+    """What a checkpoint says about its tensors (JSON); ``time_step``: between a state and the next, in the data that it was trained on."""
     return {
         "architecture": "vit",
         "model": model.config.to_dict(),
         "predicts": "delta",
         "normalizer": {name: getattr(normalizer, name).tolist() for name in ("mean", "std", "delta_std")},
         "spec": spec_meta(spec),
+        "time_step": time_step,
         **more,
     }
 
@@ -63,7 +65,14 @@ def load_surrogate(
     checkpoints.load_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, path)
     normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
     spec = StateSpec(**meta["spec"])
-    return Surrogate(model, spec, normalizer=normalizer, predicts=meta["predicts"], stochastic=stochastic).to(device)
+    surrogate = Surrogate(model, spec, normalizer=normalizer, predicts=meta["predicts"], stochastic=stochastic).to(device)
+    surrogate.time_step = meta.get("time_step")  # older checkpoints do not say
+    return surrogate
+
+
+def units_of(surrogate: Surrogate, path: str | os.PathLike[str]) -> Units:
+    """What the surrogate of a checkpoint was made for. Gamma is left out: its network does not read it, and the data's may be another."""
+    return Units(f"the surrogate of {path}", surrogate.time_step, surrogate.spec.cell_volume)
 
 
 def surrogate_hash(surrogate: Surrogate) -> str:

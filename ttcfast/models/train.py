@@ -33,6 +33,7 @@ from ttcfast.runtime.training import (
     train_steps,
     update_average,
 )
+from ttcfast.runtime.units import time_step_of
 from ttcfast.spec import StateSpec, at_least, one_of
 
 from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
@@ -158,7 +159,7 @@ class _Run:
         self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
         self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
         self.average = ema_tensors(self.model)
-        self.meta = surrogate_meta(self.model, self.normalizer, self.spec)
+        self.meta = surrogate_meta(self.model, self.normalizer, self.spec, time_step=time_step_of(data.times))
         self.valid = self._open("valid").spread(config.valid).stack().to(self.device)
         self.watch = Stopwatch(config.clock)
 

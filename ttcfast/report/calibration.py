@@ -16,6 +16,7 @@ from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.runtime.files import write_csv, write_json
 from ttcfast.spec import TTCConfig, at_least
 from ttcfast.ttc.evaluate import Problems
+from ttcfast.ttc.guardrails import spread_collapsed
 from ttcfast.ttc.methods import starts_deterministic
 
 from .figures import calibration_figure, calibration_rows, save
@@ -84,7 +85,9 @@ def candidate_scores(
         true = -oracle.score_group(state.cpu(), candidates.cpu(), ScoreContext(step, where.cpu()))[0].double()
         errors.append(true.nan_to_num(nan=torch.inf, posinf=torch.inf))
         for name, scorer in scorers.items():
-            given = scorer.score_group(state, candidates, context)[0].double().cpu()
+            given = scorer.score_group(state, candidates, context)[0].double()
+            flat = spread_collapsed(given.unsqueeze(0), config.min_score_spread, scorer.spread_floor(state, context))
+            given = torch.where(flat & given.isfinite(), given[given.isfinite()].sum() / given.isfinite().sum(), given).cpu()
             scores[name].append(given.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf))
     stacked = {name: torch.stack(values) for name, values in scores.items()}
     return CandidateScores(torch.stack(errors), stacked, tuple(p for p, _ in places), tuple(s for _, s in places))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions
 from ttcfast.models import load_surrogate
+from ttcfast.models.on_grid import require_directions_fit
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder, write_csv, write_json
@@ -95,7 +96,9 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     sources = {name: _source(name, given) for name, given in config.sources.items()}
     common = {name: getattr(config, name) for name in ("checkpoint", "data", "split", "reading", "problems", "device")}
     surrogate = load_surrogate(config.checkpoint, device=config.device)
-    problems, _ = load_problems(RunTTCConfig(**common, steps=max(1, config.steps)), surrogate)
+    problems, data = load_problems(RunTTCConfig(**common, steps=max(1, config.steps)), surrogate)
+    for stochastic in sources.values():
+        require_directions_fit(data, stochastic)
     last = problems.truth.shape[1] - 1
     if max(*config.states, config.steps - 1, 0) >= last:
         raise ArgumentError(f"states are {list(config.states)} and steps {config.steps}; the data have {last} steps")

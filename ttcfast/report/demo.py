@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ttcfast.models import load_surrogate
+from ttcfast.models.on_grid import require_fit
 from ttcfast.rewards.common import Scorer
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.spec import StochasticConfig, TTCConfig
@@ -118,7 +119,8 @@ def record_finetuned(
     """
     folder = _examples(examples)
     config = RunTTCConfig(checkpoint=str(_checkpoint(folder)), data=(str(folder),), problems=problems, steps=steps)
-    given, _ = load_problems(config, load_surrogate(config.checkpoint))
+    given, data = load_problems(config, load_surrogate(config.checkpoint))
+    require_fit(data, load_surrogate(checkpoint), str(checkpoint))
     rows = finetuned_rows(str(checkpoint), given, config)
     write_recorded(folder / RECORDED, rows, given, dict(about))
     return folder / RECORDED

@@ -14,17 +14,18 @@ import torch
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.models import load_surrogate
-from ttcfast.models.on_grid import open_on_grid
+from ttcfast.models.on_grid import open_on_grid, require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.rewards.composition import ScorerList
-from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
 from ttcfast.runtime import provenance
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
+from ttcfast.runtime.units import require_units
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig, at_least
 from ttcfast.ttc.beam import check_select
 from ttcfast.ttc.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
@@ -163,6 +164,7 @@ def run_ttc(
     surrogate = load_surrogate(config.checkpoint).to(device)
     trained = surrogate.spec
     problems, source = load_problems(config, surrogate)
+    _require_units(config, source)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
     resume = out / "resume" if config.resume else None
@@ -202,6 +204,16 @@ def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems,
     scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
     shown = tuple(dict.fromkeys(i for i in config.shown if i < len(truth)))
     return Problems(truth, source.spec, config.steps, scale, shown), source
+
+
+def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
+    """Raise ``DataError`` unless directions, learned reward and further surrogate are for the time step and cells of the data."""
+    require_directions_fit(source, config.ttc.stochastic)
+    if config.prm is not None:
+        reward = PRMScorer(config.prm).network
+        require_units(units_of_data(source), reward.units(f"the reward model {config.prm}"), REMEDY)
+    if config.finetuned is not None:
+        require_fit(source, load_surrogate(config.finetuned), config.finetuned)
 
 
 def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.ops.arm import ArmScores, arm
+from ttcfast.runtime.lent import lent
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
 from .ascent import channel_spread, polyak_move
+from .rounding import arm_spread_floor
 
 if TYPE_CHECKING:
     from .composition import ScorerList as ScorerList
@@ -43,6 +47,8 @@ Project = Callable[[Tensor, Tensor, "ScoreContext | None"], Tensor]
 class Scorer(nn.Module):
     """Base of the scorers; they are callable. A subclass writes ``score_group``, or the sketch's ``score(x_t, cand_tp1)``.
 
+    What a scorer is given belongs to the rollout. A subclass, or a function, that writes into it gets ``ChangedInputError``.
+
     Attributes:
         ndim: number of space axes of the states, which tells ``[C, H, W]`` from ``[N, C, X]``.
         needs_group: a candidate's score depends on the other candidates, so that a step's candidates must be scored together.
@@ -60,6 +66,13 @@ class Scorer(nn.Module):
     scores_projected: bool = False
     maximum: float | None = None
     ascent_to_best: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__.partition(".")[0] != "ttcfast":  # ours are known not to write into what they are given
+            for name in _LENT.intersection(vars(cls)):
+                if isinstance(method := vars(cls)[name], types.FunctionType):
+                    setattr(cls, name, _lending(method))
 
     def score(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> Tensor:
         """Scores of candidates, higher is better.
@@ -115,6 +128,14 @@ class Scorer(nn.Module):
     def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor | None]:
         """``ascent``, and the candidates' scores ``[N, B]`` as ``score_group`` gives them, or None where the ascent does not meet them."""
         return self.ascent(state, candidates, context), None
+
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        """The spread of a group's scores that rounding explains, ``[N]`` for states ``[N, C, *S]``; None where that is not known.
+
+        Scores that lie no further apart say nothing: a controller takes candidate 0 (and counts it as ``collapsed``), a z-score is 0. It
+        must not ask a device for values, and may be asked without the candidates.
+        """
+        return None
 
     def units(self, state: Tensor) -> Tensor:
         """In what the channels of a difference between states ``[N, C, *S]`` count alike, broadcasts to ``[N, B, C, *S]``."""
@@ -182,6 +203,14 @@ class ARMScorer(Scorer):
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         return self.terms(state, candidates, context).score
 
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        """See ``arm_spread_floor``; None for a subclass with another score."""
+        if type(self).score_group is not ARMScorer.score_group:
+            return None
+        by_problem = self.spec.variables == "primitive" and self.scale == "absolute"  # only then gamma matters
+        spec = self._spec_for(state, context if by_problem else None)
+        return arm_spread_floor(state, spec, self.weights, self.scale)
+
     def _spec_for(self, state: Tensor, context: ScoreContext | None) -> StateSpec:
         if state.device not in self._specs:
             self._specs[state.device] = _spec_on(self.spec, state.device)
@@ -209,6 +238,9 @@ class _OfProjected(Scorer):
 
     def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor | None]:
         return self.scorer.ascent_and_scores(state, self.seen(state, candidates, context), context)
+
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        return self.scorer.spread_floor(state, context)
 
     def units(self, state: Tensor) -> Tensor:
         return self.scorer.units(state)
@@ -255,16 +287,41 @@ class _FunctionScorer(Scorer):
         self._name = getattr(owner, "__name__", type(owner).__name__)
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        if self._batched:
-            return self._checked(self._function(state, candidates, context=context), candidates.shape[:2])
-        pairs = zip(state, candidates)
-        return torch.stack([self._checked(self._function(x.expand_as(c), c), c.shape[:1]) for x, c in pairs])
+        with lent(f"scorer {self._name}", dict(_given(state, candidates, context))):
+            if self._batched:
+                return self._checked(self._function(state, candidates, context=context), candidates.shape[:2])
+            pairs = zip(state, candidates)
+            return torch.stack([self._checked(self._function(x.expand_as(c), c), c.shape[:1]) for x, c in pairs])
 
     def _checked(self, scores: Any, shape: torch.Size) -> Tensor:
         if not isinstance(scores, Tensor) or scores.shape != shape:
             got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             raise ValueError(f"scorer {self._name} returned {got}; expected one score per candidate, shape {tuple(shape)}")
         return scores
+
+
+_LENT = {"score_group", "ascent", "ascent_and_scores", "units", "seen"}
+"""Methods of a scorer that are handed the tensors of a rollout."""
+
+
+def _lending(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method`` of a scorer that is not ours, held to leave its arguments as they are."""
+
+    @functools.wraps(method)
+    def held(self: Scorer, *args: Any, **options: Any) -> Any:
+        with lent(f"scorer {type(self).__name__}", dict(_given(*args, **options))):
+            return method(self, *args, **options)
+
+    return held
+
+
+def _given(*args: Any, **options: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors among the arguments (state, candidates, context) of a scorer's method, by name."""
+    for name, value in [*zip(("state", "candidates", "context"), args), *options.items()]:
+        if isinstance(value, ScoreContext):
+            name, value = "context.problem_ids", value.problem_ids
+        if isinstance(value, Tensor):
+            yield name, value
 
 
 def _takes_context(function: Callable[..., Any]) -> bool:

@@ -18,8 +18,8 @@ class ScorerList(Scorer):
         scorers: scorers or callables (see ``as_scorer``), as a sequence, or as a mapping that names them.
         weights: one per scorer, as a sequence or a mapping of the same names; None means 1 each.
         zscore: subtract from each scorer's scores their mean over a problem's candidates and divide by their standard deviation, so
-            that units do not matter. A scorer that gives all candidates the same contributes 0. Needs a step's candidates together:
-            a controller then chunks over problems only.
+            that units do not matter. A scorer that gives all candidates the same, but for rounding (``Scorer.spread_floor``),
+            contributes 0. Needs a step's candidates together: a controller then chunks over problems only.
         ndim: number of space axes of the states.
 
     Raises:
@@ -48,7 +48,7 @@ class ScorerList(Scorer):
         total = None
         for name, scorer in self._terms().items():
             scores = scorer.score_group(state, candidates, context)
-            part = self.weights[name] * (_zscore(scores) if self.zscore else scores)
+            part = self.weights[name] * (_zscore(scores, scorer.spread_floor(state, context)) if self.zscore else scores)
             total = part if total is None else total + part
         assert total is not None  # the constructor refuses an empty list
         return total
@@ -64,6 +64,15 @@ class ScorerList(Scorer):
             if self.weights[name] > 0:
                 moved = moved + self.weights[name] / largest * scorer.ascent(state, moved, context)
         return moved - candidates
+
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        """The sum of those of the terms that know theirs; of z-scores there is none, since a term without spread is 0 there already."""
+        total = None
+        for name, scorer in self._terms().items():
+            floor = None if self.zscore else scorer.spread_floor(state, context)
+            if floor is not None:
+                total = abs(self.weights[name]) * floor + (0.0 if total is None else total)
+        return total
 
     def of_projected(self, project: Project) -> Scorer:
         scorers = {name: scorer.of_projected(project) for name, scorer in self._terms().items()}
@@ -101,12 +110,20 @@ def _weights(weights: Sequence[float] | Mapping[str, float] | None, names: list[
     return dict(zip(names, map(float, weights)))
 
 
-def _zscore(scores: Tensor) -> Tensor:
-    """Standardised over the finite candidates of each problem ``[N, B]``; the others keep what they have."""
+def _zscore(scores: Tensor, floor: Tensor | None = None) -> Tensor:
+    """Standardised over the finite candidates of each problem ``[N, B]``, 0 where they span no more than ``floor [N]``; the others keep
+    what they have."""
     finite = scores.isfinite()
     count = finite.sum(1, keepdim=True).clamp_min(1)
     kept = torch.where(finite, scores, 0.0)
     centred = torch.where(finite, scores - kept.sum(1, keepdim=True) / count, 0.0)
     spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    level = spread > 0 if floor is None else _range(scores, finite) > floor.unsqueeze(1)
     rounding = 8 * torch.finfo(scores.dtype).eps * kept.abs().amax(1, keepdim=True)  # equal scores must not become noise of size 1
-    return torch.where(finite, torch.where(spread > rounding, centred / spread, 0.0), scores)
+    return torch.where(finite, torch.where((spread > rounding) & level, centred / spread, 0.0), scores)
+
+
+def _range(scores: Tensor, finite: Tensor) -> Tensor:
+    """Largest less smallest finite score, float64 ``[N, 1]``; -inf where there is none."""
+    highest = torch.where(finite, scores, -torch.inf).double().amax(1, keepdim=True)
+    return highest - torch.where(finite, scores, torch.inf).double().amin(1, keepdim=True)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttcfast.runtime.errors import CheckpointError
+from ttcfast.runtime.units import Units
 from ttcfast.spec import whole
 
 from .keyed import Draw
@@ -41,9 +42,13 @@ class Directions(nn.Module):
     Args:
         channels: C. periodic: per axis. conserved: channels that keep their mean.
         fields: J. rank: of the spread.
+
+    Attributes:
+        units: time step and cells that a file says they were learned at.
     """
 
     kind: ClassVar[str]
+    units: Units = Units("directions")
     mean: Tensor
     spread: Tensor
 
@@ -196,6 +201,7 @@ def _load(path: str, changed: int, device: str) -> Directions:
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path} describes directions that this version cannot build ({error})") from error
     checkpoints.load_weights(made, tensors, path)
+    made.units = Units(f"directions file {path}", meta.get("time_step"), meta.get("cell_volume"))
     return made.eval().requires_grad_(False).to(device)
 
 

@@ -130,6 +130,9 @@ class BeamStepper(TTCGreedy):
         cfg, step, nfe = self.cfg, run.step, 0
         search = self._new_search(run, chunks, beams, again)
         left = self._latest(beams.window)
+        floor = self.scorer.spread_floor(left, ScoreContext(step, ids))
+        if floor is not None:  # a candidate's value has a score of every step ahead
+            search.spread.floor = floor.double() * (1 + run.ahead(cfg.lookahead))
         watch = guardrails.DistinctWatch(left, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(beams.window, ids, step, again, beams.beam):
             if watch is not None:

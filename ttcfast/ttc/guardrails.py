@@ -74,8 +74,9 @@ def finite_states(x: Tensor, axes: int = 1) -> Tensor:
     return x.isfinite().flatten(axes).all(axes)
 
 
-def spread_collapsed(scores: Tensor, least: float) -> Tensor:
-    """Whether the usable (finite) scores of each problem ``[N, B]`` differ by at most ``least`` times the largest of their sizes.
+def spread_collapsed(scores: Tensor, least: float, floor: Tensor | None = None) -> Tensor:
+    """Whether the usable (finite) scores of each problem ``[N, B]`` differ by at most ``least`` times the largest of their sizes, or by no
+    more than ``floor [N]``, what rounding makes of equal ones (``Scorer.spread_floor``).
 
     False where fewer than two are usable: there is nothing to compare.
     """
@@ -83,7 +84,8 @@ def spread_collapsed(scores: Tensor, least: float) -> Tensor:
     highest = torch.where(usable, scores, -torch.inf).amax(1)
     lowest = torch.where(usable, scores, torch.inf).amin(1)
     size = torch.where(usable, scores.abs(), 0.0).amax(1)
-    return (usable.sum(1) > 1) & (highest - lowest <= least * size)
+    limit = least * size if floor is None else (least * size).maximum(floor)
+    return (usable.sum(1) > 1) & (highest - lowest <= limit)
 
 
 def finite_without_score(scores: Tensor, candidates: Tensor) -> Tensor:

@@ -163,20 +163,22 @@ class TTCGreedy:
         for step in range(T):
             out = self._step(chunks, window, problem_ids[live], step, watch) if len(live) else None
             full = _embed(out, live, n, self._latest(window), self.cfg.branching_factor * self._copies, step)
+            if out is not None:
+                live, window = self._going_on(out, live, window, problem_ids)
             yield dataclasses.replace(full, state=full.state[0]) if single else full
-            if out is None:
-                continue
-            going = ~out.frozen
-            state = out.state
-            if bool(out.frozen.any()):
-                warnings.warn(
-                    f"step {step}: no finite next state for problems {problem_ids[live][out.frozen].tolist()[:8]}, not even after "
-                    f"{self.cfg.max_resample} resamplings and the fallback; they are NaN from here on",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                live, state, window = live[going], state[going], window[going]
-            window = torch.cat([window[:, 1:], state.unsqueeze(1)], 1) if self._source.history > 1 else state
+
+    def _going_on(self, out: StepOutput, live: Tensor, window: Tensor, problem_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The problems that are not frozen and what they go on from: memory of its own, since ``out`` is the caller's to change."""
+        state, going = out.state, ~out.frozen
+        if bool(out.frozen.any()):
+            warnings.warn(
+                f"step {out.step}: no finite next state for problems {problem_ids[live][out.frozen].tolist()[:8]}, not even after "
+                f"{self.cfg.max_resample} resamplings and the fallback; they are NaN from here on",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            live, state, window = live[going], state[going], window[going]
+        return live, torch.cat([window[:, 1:], state.unsqueeze(1)], 1) if self._source.history > 1 else state.clone()
 
     @torch.no_grad()
     def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> StepOutput:
@@ -243,6 +245,7 @@ class TTCGreedy:
         cfg, x = self.cfg, self._latest(window)
         nfe = rewarded = 0
         group = self._group(x, ScoreContext(step, problem_ids))
+        group.floor = self.scorer.spread_floor(x, ScoreContext(step, problem_ids))
         watch = guardrails.DistinctWatch(x, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(window, problem_ids, step, again):
             if watch is not None:

@@ -41,6 +41,7 @@ class Argmax:
         self.distinct = torch.ones_like(self.nonfinite)  # candidates that differ, set by whoever draws them
         self.unscored = torch.zeros_like(self.nonfinite)  # finite candidates of chunks without a finite score
         self.first = torch.full_like(state, torch.nan)
+        self.floor: Tensor | None = None  # [n], spread of the scores that rounding explains
         self.reward_evaluations = 0  # beyond those of the candidates' own scores
         self._best = torch.full_like(state, torch.nan)
         self._at = torch.full_like(self.nonfinite, width)  # position of the best, among equals the smallest
@@ -84,8 +85,8 @@ class Argmax:
         return ~self.usable if floor is None else ~self.usable | (self.scores.amax(1) < floor)
 
     def choice(self, min_spread: float) -> Choice:
-        """One state per problem; candidate 0 where the scores' relative spread is at most ``min_spread``."""
-        collapsed = spread_collapsed(self.scores, min_spread) & self.scores[:, 0].isfinite()
+        """One state per problem; candidate 0 where the scores' relative spread is at most ``min_spread``, or their spread ``floor``."""
+        collapsed = spread_collapsed(self.scores, min_spread, self.floor) & self.scores[:, 0].isfinite()
         position = torch.where(collapsed, 0, self._at)
         return Choice(torch.where(over(collapsed, self._best), self.first, self._best), position, collapsed)
 

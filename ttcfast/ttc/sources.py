@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ttcfast.core.base_fm import PROBES, Surrogate
 from ttcfast.core.seeds import hash_seed, temp_seed
+from ttcfast.runtime.lent import lent
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
 from ttcfast.stochastic_sampling.distinct import all_same, deterministic_error, require_distinct
 
@@ -92,13 +94,20 @@ class _SurrogateSource:
         return self.fm.dropout_rates(self._override) if isinstance(self.fm, Surrogate) else []
 
     def deterministic(self, x: Tensor) -> Tensor:
-        return self.fm.deterministic(x)
+        with self._lent("deterministic", state=x):
+            return self.fm.deterministic(x)
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         if ids.ndim == 2 and not self.keyed:  # somebody else's class, which knows ids [B]
             parts = zip(x.split(1), ids, problem_ids.split(1))
             return torch.cat([self.candidates(one, own, problem, seed=seed, step=step) for one, own, problem in parts])
-        return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
+        with self._lent("candidates", state=x, ids=ids, problem_ids=problem_ids):
+            return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
+
+    def _lent(self, method: str, **given: Tensor) -> AbstractContextManager[None]:
+        """Holds somebody else's class, unlike ours, to leave what it is given as it is."""
+        kind = type(self.fm)
+        return nullcontext() if kind.__module__.partition(".")[0] == "ttcfast" else lent(f"{kind.__name__}.{method}", given)
 
 
 class _ForeignSource:

@@ -71,11 +71,12 @@ def joined(parts: list[Survivors], problem: Tensor) -> Survivors:
 
 
 class Spread:
-    """Of each row's scores: the largest, the smallest, the largest size, how many can be used, and the first."""
+    """Of each row's scores: the largest, the smallest, the largest size, how many can be used, the first, and the spread that rounding
+    explains."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.highest = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
-        self.lowest, self.size = -self.highest, torch.zeros_like(self.highest)
+        self.lowest, self.size, self.floor = -self.highest, torch.zeros_like(self.highest), torch.zeros_like(self.highest)
         self.count, self.first = torch.zeros(rows, dtype=torch.int64, device=device), self.highest.clone()
 
     def add(self, rows: slice, start: int, scores: Tensor, first: Tensor) -> None:
@@ -90,7 +91,7 @@ class Spread:
 
     def collapsed(self, least: float) -> Tensor:
         """As ``guardrails.spread_collapsed``, and only where the first candidate could be taken, bool ``[M]``."""
-        flat = (self.count > 1) & (self.highest - self.lowest <= least * self.size)
+        flat = (self.count > 1) & (self.highest - self.lowest <= (least * self.size).maximum(self.floor))
         return flat & self.first.isfinite()
 
     def replace(self, rows: Tensor, other: Spread) -> None:

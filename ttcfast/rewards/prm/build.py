@@ -23,6 +23,7 @@ from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
+from ttcfast.runtime.units import time_step_of
 from ttcfast.spec import StateSpec, StochasticConfig, one_of, whole
 
 from .triplet_file import FILE_NAME, TripletHeader, TripletWriter, finished
@@ -252,6 +253,7 @@ def _header(
         "source": source,
         "trajectories": len(trajectories),
         "data": _fingerprint(trajectories),
+        "time_step": surrogate.time_step if isinstance(trajectories, Tensor) else time_step_of(trajectories.times),
     }
     own = surrogate.normalizer
     normalizer = Normalizer(torch.zeros(channels), torch.ones(channels)) if own is None else own

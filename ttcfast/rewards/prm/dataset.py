@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.units import require_units
 
 from .build import build_triplets
 from .triplet_file import FILE_NAME, Place, TripletFile
@@ -103,6 +105,8 @@ class PRMTripletSet(Dataset[Sample]):
                     f"{part.path} was made with surrogate {part.surrogate[:12]} and {made[0].path} with {made[0].surrogate[:12]}: triplets "
                     "of two surrogates are not mixed; give files of one"
                 )
+            mine, theirs = (replace(file.units(), gamma=None) for file in (part, made[0]))
+            require_units(mine, theirs, "give files of one time step and one cell")
 
 
 class _TensorFile:

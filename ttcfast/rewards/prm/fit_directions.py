@@ -108,7 +108,10 @@ def fit_directions(config: FitDirectionsConfig) -> DirectionsFit:
     _fit_coefficients(directions, _fitted(directions, file, train, config.batch))
     mean, spread, span = _left(directions, _fitted(directions, file, valid, config.batch))
     validation = {"mean": mean, "spread": spread, "span": span, "samples": len(valid)}
-    save_directions(config.out, directions, {"surrogate": file.surrogate, "fit": asdict(config), "steps": steps, "validation": validation})
+    cell = file.spec.cell_volume
+    made_for = {"time_step": file.config.get("time_step"), "cell_volume": None if torch.is_tensor(cell) else cell}
+    made = {"surrogate": file.surrogate, "fit": asdict(config), "steps": steps, "validation": validation, **made_for}
+    save_directions(config.out, directions, made)
     provenance.write(Path(config.out).parent, config, f"{Path(config.out).stem}.provenance.json")
     return DirectionsFit(Path(config.out), mean, spread, span, steps)
 

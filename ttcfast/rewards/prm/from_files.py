@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ttcfast.data import ReadOptions
 from ttcfast.models import load_surrogate
-from ttcfast.models.on_grid import open_on_grid
+from ttcfast.models.on_grid import open_on_grid, require_directions_fit
 from ttcfast.runtime.devices import device_of
 from ttcfast.spec import StochasticConfig, whole
 
@@ -56,6 +56,7 @@ def build_prm_data(config: BuildPRMDataConfig) -> Path:
     surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
     split = None if config.split is None else SPLIT_NAMES.get(config.split, config.split)
     found = open_on_grid(config.data, split, config.reading, surrogate, config.checkpoint)
+    require_directions_fit(found, config.stochastic)
     source = found.first(config.trajectories).converted(surrogate.spec)
     return build_triplets(
         surrogate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.periodic import GridConv2d, pad_grid
+from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec, one_of, whole
 
 from .residual import EulerResidual
@@ -77,6 +79,14 @@ class PairNetwork(nn.Module):
     def first_layer(self) -> nn.Conv2d:
         """The convolution over the features of state and candidate, in this order."""
         raise NotImplementedError
+
+    def units(self, of: str) -> Units:
+        """What it was trained for, as ``require_units`` takes it; gamma counts where features are computed from it."""
+        cell = None if self.spec is None else self.spec.cell_volume
+        if self.residual is None:
+            return Units(of, self.info.get("time_step"), cell)
+        assert self.spec is not None  # checked when built
+        return Units(of, self.residual.dt, math.prod(self.residual.cell), self.spec.gamma)
 
     def config(self) -> dict[str, Any]:
         """The sizes that the constructor takes, as JSON; a subclass adds its own."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ttcfast.models.checkpoint import ema_tensors, load_surrogate
+from ttcfast.models.checkpoint import ema_tensors, load_surrogate, units_of
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.distributed import gathered, rank, ranks, require_equal
@@ -31,6 +31,7 @@ from ttcfast.runtime.training import (
     set_learning_rate,
     update_average,
 )
+from ttcfast.runtime.units import require_units
 
 from .losses import RewardLoss
 from .network import PairNetwork
@@ -213,6 +214,7 @@ class _Run:
         weights = self.average if self.best is None else self.best
         self.network.info = {
             "surrogate": self.triplets.surrogate,
+            "time_step": self.triplets.files[0].config.get("time_step") if self.triplets.files else None,
             "margin": self.config.loss.margin,
             "training": {**asdict(self.config), "steps_done": step, "processes": ranks(), "seconds": round(self.watch.seconds(), 1)},
             "validation": self.metrics,
@@ -229,6 +231,9 @@ class _Run:
             network = from_pretrained(options.init)
             if network.in_ch != channels:
                 raise CheckpointError(f"model.init {options.init} has in_ch {network.in_ch}; the triplets need {channels}")
+            if triplets.files:
+                remedy = "give another model.init, or triplets of such data"
+                require_units(triplets.files[0].units(), network.units(f"model.init {options.init}"), remedy)
             return network
         common = {"normalizer": triplets.normalizer, "spec": triplets.spec, "padding": options.padding}
         return make_prm(options.kind, channels, options.size, options.sizes(), **common)
@@ -236,6 +241,9 @@ class _Run:
     def _validation(self, held: Any) -> Validation:
         checkpoint, data = self.config.fm.ckpt, self.config.data
         surrogate = None if checkpoint is None else load_surrogate(checkpoint, device=self.device)
+        if surrogate is not None and self.triplets.files:
+            remedy = "give the surrogate of the triplets, or fm.ckpt=null"
+            require_units(self.triplets.files[0].units(), units_of(surrogate, str(checkpoint)), remedy)
         return Validation(self.triplets, held, surrogate=surrogate, most=data.valid_samples, groups=data.valid_groups)
 
     def _meta(self) -> dict[str, Any]:

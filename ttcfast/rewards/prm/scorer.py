@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.runtime.errors import CheckpointError
+from ttcfast.runtime.units import Units, require_units
 from ttcfast.spec import StateSpec, one_of, whole
 
 from .dense import DensePRM
 from .network import PairNetwork
 from .pretrained import from_pretrained, load_state_dict_file
 
+REMEDY = "give the reward model that was trained for such data (ttcfast train_prm_on_policy), or leave it out"
 MARGIN = 0.2  # of the seed; a network that was trained with another says so in its info
 _CHUNK_BYTES = {"cpu": 2 << 20}  # of one activation: more is fetched from the system anew for each layer, at half the speed (bench_prm)
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
@@ -30,7 +32,8 @@ class PRMScorer(Scorer):
         prm_ckpt: a ``PRM`` or ``DensePRM``; a folder that ``save_pretrained`` or ``ttcfast train_prm`` wrote; or the sketch's ``.pt`` with
             a state dict (nothing but tensors is opened).
         in_ch: 2C, checked against the model; None takes the model's.
-        spec: layout of the states that will be scored, checked against the model; None takes the model's.
+        spec: layout of the states that will be scored; None takes the model's. Channels are checked against the model's, and so are gamma
+            and cell volume where it has features that are computed from them: it is not used on what it was not trained for.
         compile: score by torch.compile. Each shape of chunk is compiled once, for half a minute or more on a CPU.
         dtype: torch.bfloat16 or torch.float16: convolutions under autocast, the head in float32. Candidates differ by little, so look at
             what it costs in choices (``bench/bench_prm.py``). None computes in float32.
@@ -38,8 +41,8 @@ class PRMScorer(Scorer):
         chunk: candidates scored at once; None takes 2 MB of activations on a CPU, 1 GB on a GPU.
 
     Raises:
-        CheckpointError: missing, damaged, or of another ``in_ch``.
-        ValueError: an unknown dtype, a chunk below 1, a spec of other channels.
+        CheckpointError: missing, damaged, of another ``in_ch``, or a spec of other channels. DataError: a spec of another gamma or cell.
+        ValueError: an unknown dtype, a chunk below 1.
 
     Source: seeds/ttc-integration-plan.md section 15; DECISIONS 12, Precision.
     """
@@ -73,6 +76,9 @@ class PRMScorer(Scorer):
                 f"spec has {spec.num_channels} channels and the reward model {_name(prm_ckpt)} was trained for {network.channels}; "
                 "give the one that was trained for these states"
             )
+        if spec is not None and network.residual is not None:
+            given = Units("spec", None, spec.cell_volume, spec.gamma)
+            require_units(given, network.units(f"the reward model {_name(prm_ckpt)}"), REMEDY)
         self.network = network.eval()
         self.ascent_to_best = isinstance(network, DensePRM)
         self.spec = network.spec if spec is None else spec

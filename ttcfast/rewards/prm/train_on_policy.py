@@ -15,6 +15,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.metrics import rollout_mse
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate
+from ttcfast.models.on_grid import require_fit, units_of_data
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -31,6 +32,7 @@ from ttcfast.runtime.training import (
     train_steps,
     update_average,
 )
+from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import StateSpec, at_least, one_of
 
 from .dense import DensePRM
@@ -126,6 +128,7 @@ class _Run:
         torch.manual_seed(config.seed)
         self.surrogate = load_surrogate(config.fm).to(self.device)
         data = self._open(config.split)
+        require_fit(data, self.surrogate, config.fm)
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
@@ -261,16 +264,19 @@ def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) ->
             raise ArgumentError("model.residual is true but the cells may not be square; give model.residual.dt and .cell, or false")
         residual = {"dt": step, "cell": [float(volume) ** 0.5] * 2}
     try:
-        return DensePRM(
+        model = DensePRM(
             2 * surrogate.spec.num_channels,
             **sizes,
             normalizer=surrogate.normalizer,
             spec=surrogate.spec,
             residual=residual or None,
-            info={"fm": Path(config.fm).name},
+            info={"fm": Path(config.fm).name, "time_step": time_step_of(data.times)},
         )
     except TypeError as error:
         raise ArgumentError(f"model has an unknown size ({error}); see DensePRM for the names") from error
+    remedy = "give data of one kind, or model.residual with their dt and cell (gamma is the surrogate's), or model.residual=false"
+    require_units(units_of_data(data), model.units("the reward model"), remedy)
+    return model
 
 
 def _conserving(state: Tensor, new: Tensor, spec: StateSpec) -> Tensor:

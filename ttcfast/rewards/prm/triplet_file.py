@@ -33,6 +33,7 @@ from torch import Tensor
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.runtime.errors import DataError, OutputError
 from ttcfast.runtime.files import disk_errors, strict
+from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec
 
 FORMAT, VERSION = "ttcfast-triplets", 1
@@ -242,6 +243,10 @@ class TripletFile:
             file.close()
             self._data, self._raw, self._offset = None, FileIO(self.path), offset
 
+    def units(self) -> Units:
+        """What the samples are of, for ``require_units``."""
+        return Units(f"triplet file {self.path}", self.config.get("time_step"), self.spec.cell_volume, self.spec.gamma)
+
     def fingerprint(self) -> str:
         """Hash of what the samples are: how they were made, and all errors. The errors stand for the frames, which would take long."""
         made = {name: value for name, value in self.config.items() if name != "source"}  # a place, not what lies there
@@ -313,6 +318,7 @@ def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[in
             f"surrogates are not mixed; {remedy}"
         )
     before, now = json.loads(found["config"]), json.loads(expected["config"])
+    before.setdefault("time_step", now.get("time_step"))  # older files do not say
     different = [f"{k} {before.get(k)!r} instead of {now.get(k)!r}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if different or found["spec"] != expected["spec"] or sizes != (count, shape) or done > count:
         said = (

@@ -1,0 +1,177 @@
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.surrogates import euler_state, shift_surrogate
+from ttcfast import StateSpec, TTCBeam, TTCConfig, TTCGreedy
+from ttcfast.data import open_trajectories
+from ttcfast.models import load_surrogate
+from ttcfast.physics.equation_of_state import to_primitive
+from ttcfast.report.calibration import candidate_scores
+from ttcfast.rewards.common import ARMScorer, ScoreContext, Scorer, ScorerList, as_scorer
+from ttcfast.spec import ARMWeights, StochasticConfig
+from ttcfast.ttc.evaluate import Problems
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ALONG = StochasticConfig(dropout=False, directions=str(EXAMPLES / "directions.safetensors"), directions_strength=0.0)
+SPECS = {
+    "conserved": StateSpec.euler2d(cell_volume=1 / 64),
+    "volumes": StateSpec.euler2d(cell_volume=torch.linspace(0.01, 0.02, 64, dtype=torch.float64).reshape(8, 8)),
+    "primitive": StateSpec.pdegym(cell_volume=1 / 64, gamma=torch.tensor([1.4, 1.6, 1.2])),
+    "boundary": StateSpec.euler2d(cell_volume=1 / 64, boundary_mask=torch.eye(8, dtype=torch.bool), boundary_value=0.5),
+}
+
+
+def ulp_away(x: torch.Tensor) -> torch.Tensor:
+    """One unit in the last place further from 0."""
+    if x.dtype == torch.bfloat16:
+        return (x.view(torch.int16) + 1).view(torch.bfloat16)
+    return torch.nextafter(x, torch.full_like(x, torch.inf).copysign(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout, scale", list(itertools.product(SPECS, ["absolute", "relative"])))
+def test_one_ulp_in_every_cell_moves_a_score_by_no_more_than_the_floor(layout, scale, dtype):
+    spec = SPECS[layout]
+    state = euler_state(dtype=torch.float64)
+    state = (to_primitive(state) if layout == "primitive" else state).to(dtype)
+    candidates = (state.double().unsqueeze(1) * torch.tensor([1.01, 1.03, 1.05]).reshape(1, 3, 1, 1, 1).double()).to(dtype)
+    weights = ARMWeights(1.0, 0.7, 0.5, 0.1, 0.0)
+    shares = []
+    for momentum in ("sum", "components", "norm"):
+        scorer = ARMScorer(weights, None, spec=spec, momentum=momentum, scale=scale)
+        floor = scorer.spread_floor(state, ScoreContext(0, torch.arange(3)))
+        assert floor.shape == (3,) and floor.dtype == torch.float64
+        worst = scorer(state.double(), candidates.double()) - scorer(state.double(), ulp_away(candidates).double())
+        shares.append((worst.abs().amax(1) / (1.06 * floor)).max())  # the candidates are up to 5 % larger than the state
+        random = torch.where(torch.rand(candidates.shape) < 0.5, ulp_away(candidates), candidates)
+        change = scorer(state.double(), random.double()) - scorer(state.double(), candidates.double())
+        assert (change.abs().amax(1) < floor).all()
+    assert max(shares) <= 1
+    assert max(shares) > 0.15  # and it is no more than a few times what can happen
+
+
+def shipped(problems=2):
+    fm = load_surrogate(EXAMPLES / "surrogate.safetensors")
+    data = open_trajectories(EXAMPLES).subset(range(problems))
+    return fm, data, ARMScorer(ARMWeights(), None, spec=data.spec, momentum="components", scale="relative")
+
+
+def test_arm_says_nothing_along_the_shipped_directions_and_something_where_totals_differ():
+    fm, data, arm = shipped()
+    x0 = data.stack()[:, 0]
+    still = [x0]
+    for _ in range(2):
+        still.append(fm.deterministic(still[-1]))
+    along = TTCGreedy(fm, arm, TTCConfig(branching_factor=4, stochastic=ALONG)).rollout(x0, T=2, return_info=True)
+    assert along.collapsed.all() and not along.chosen.any() and not along.fallbacks.any()
+    assert torch.equal(along.trajectory, torch.stack(still, 1))
+    assert (along.scores.amax(2) > along.scores.amin(2)).all()  # they differ, by rounding
+    for noise in ({"dropout": True}, {"dropout": False, "input_eps": 0.05}):
+        free = TTCGreedy(fm, arm, TTCConfig(branching_factor=4, stochastic=noise)).rollout(x0, T=1, return_info=True)
+        assert not free.collapsed.any()
+        assert torch.equal(free.chosen, free.scores.argmax(2))
+
+
+def test_with_another_reward_arm_leaves_the_choice_to_it():
+    fm, data, arm = shipped()
+
+    def other(x, c, *, context=None):
+        return (c - x.unsqueeze(1)).flatten(2).square().mean(2)
+
+    cfg, x0 = TTCConfig(branching_factor=4, stochastic=ALONG), data.stack()[:, 0]
+    both = ScorerList({"arm": arm, "other": other}, zscore=True)
+    alone = TTCGreedy(fm, ScorerList({"other": other}, zscore=True), cfg).step_from(x0, step=0)
+    mixed = TTCGreedy(fm, both, cfg).step_from(x0, step=0)
+    assert torch.equal(mixed.chosen, alone.chosen) and torch.equal(mixed.scores, alone.scores)
+    assert bool((mixed.chosen > 0).any())
+    only = TTCGreedy(fm, ScorerList({"arm": arm}, zscore=True), cfg).step_from(x0, step=0)
+    assert only.collapsed.all() and not only.chosen.any()
+
+
+def test_a_calibration_takes_such_scores_for_equal():
+    fm, data, arm = shipped()
+    truth = data.stack()[:, :3]
+    problems = Problems(truth, data.spec, 2, None, ())
+    found = candidate_scores(fm, problems, {"arm": arm}, TTCConfig(branching_factor=4, stochastic=ALONG), groups=2)
+    assert (found.scores["arm"] == found.scores["arm"][:, :1]).all()
+    found = candidate_scores(fm, problems, {"arm": arm}, TTCConfig(branching_factor=4, stochastic={"dropout": True}), groups=2)
+    assert (found.scores["arm"].amax(1) > found.scores["arm"].amin(1)).all()
+
+
+class Floored(Scorer):
+    """Known scores, 0 to B - 1 by the mean of the candidate, and a floor of its own for every problem."""
+
+    maximum = 100.0
+
+    def __init__(self, floor):
+        super().__init__()
+        self.floor = floor
+
+    def score_group(self, state, candidates, context):
+        return candidates.flatten(2).double().mean(2)
+
+    def spread_floor(self, state, context):
+        assert len(state) == len(context.problem_ids)
+        return None if self.floor is None else torch.as_tensor(self.floor, dtype=torch.float64)[context.problem_ids]
+
+
+SEARCHES = {
+    "greedy": (TTCGreedy, {}),
+    "softmax": (TTCGreedy, {"select": "softmax_mean"}),
+    "span": (TTCGreedy, {"select": "span"}),
+    "refined": (TTCGreedy, {"refine_steps": 1}),
+    "one beam": (TTCBeam, {}),
+    "beam": (TTCBeam, {"approach": "beam", "beam_width": 2}),
+    "chunks": (TTCBeam, {"approach": "beam", "beam_width": 2, "chunk_size": 3}),
+    "diverse": (TTCBeam, {"approach": "diverse_beam", "beam_width": 2}),
+    "lookahead": (TTCBeam, {"lookahead": 1}),
+    "particles": (TTCBeam, {"approach": "particle", "beam_width": 2, "temperature": 1e-4}),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_takes_candidate_0_below_the_floor_and_is_as_before_above_it(name):
+    kind, options = SEARCHES[name]
+    fm, x0 = shift_surrogate(), euler_state(3)
+
+    def roll(scorer):
+        return kind(fm, scorer, TTCConfig(branching_factor=4, seed=3, **options)).rollout(x0, T=2, return_info=True)
+
+    still = torch.stack([x0, x0.roll(1, -1), x0.roll(2, -1)], 1)
+    before, above, below, mixed = (roll(Floored(floor)) for floor in (None, [0.0] * 3, [1e3] * 3, [0.0, 1e3, 0.0]))
+    assert torch.equal(before.trajectory, above.trajectory) and torch.equal(before.collapsed, above.collapsed)
+    assert not torch.equal(before.trajectory, still)
+    torch.testing.assert_close(below.trajectory, still, rtol=0, atol=1e-6)
+    assert below.collapsed.all() and not below.chosen.any()
+    torch.testing.assert_close(mixed.trajectory[1], still[1], rtol=0, atol=1e-6)
+    assert torch.equal(mixed.trajectory[::2], before.trajectory[::2])
+
+
+def test_floors_of_a_list_add_up_by_weight_and_foreign_scorers_have_none():
+    context, state = ScoreContext(0, torch.arange(3)), euler_state(3)
+    a, b = Floored([1.0, 2.0, 3.0]), Floored([0.5] * 3)
+    both = ScorerList({"a": a, "b": b, "c": lambda x, c: c.flatten(1).mean(1)}, {"a": 2.0, "b": -4.0, "c": 9.0})
+    assert both.spread_floor(state, context).tolist() == [4.0, 6.0, 8.0]
+    assert ScorerList({"a": a}, zscore=True).spread_floor(state, context) is None
+    assert as_scorer(lambda x, c: c.flatten(1).mean(1)).spread_floor(state, context) is None
+    assert both.of_projected(lambda s, c, context: c).spread_floor(state, context).tolist() == [4.0, 6.0, 8.0]
+
+    class Mass(ARMScorer):
+        def score_group(self, state, candidates, context):
+            return -self.terms(state, candidates, context).mass
+
+    assert Mass(ARMWeights(), None).spread_floor(state, context) is None  # the floor of another score says nothing of it
+
+
+def test_zscores_are_0_up_to_the_floor():
+    scores = Floored([0.5, 0.5, 0.5])
+    state, candidates = torch.zeros(3, 4, 8, 8), torch.zeros(3, 3, 4, 8, 8)
+    for problem, values in enumerate(([0.0, 0.2, 0.5], [0.0, 0.2, 0.6], [-torch.inf, 0.2, 0.1])):
+        candidates[problem] = torch.tensor(values).reshape(3, 1, 1, 1)
+    got = ScorerList({"a": scores}, zscore=True).score_group(state, candidates, ScoreContext(0, torch.arange(3)))
+    assert got[0].tolist() == [0.0, 0.0, 0.0]
+    assert got[1].mean().abs() < 1e-6 and got[1].amax() > 1
+    assert got[2].tolist() == [-torch.inf, 0.0, 0.0]
