@@ -153,8 +153,7 @@ def append(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         OutputError: the disk is full, or ``path`` is a named pipe, which would be waited for without end.
     """
-    if Path(path).is_fifo():
-        raise OutputError(f"cannot write {path}: it is a named pipe; remove it, or give another place")
+    _refuse_pipe(Path(path))
     with disk_errors(Path(path)), open(path, "a", encoding="utf-8", newline="") as file:
         file.write(text)
 
@@ -190,7 +189,14 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {target}: {os.strerror(number)}; free some space or give another place") from error
 
 
+def _refuse_pipe(path: Path) -> None:
+    """Opening a pipe waits until somebody reads it."""
+    if path.is_fifo():
+        raise OutputError(f"cannot write {path}: it is a named pipe; remove it, or give another place")
+
+
 def _is_device(path: Path) -> bool:
+    _refuse_pipe(path)
     try:
         mode = path.stat().st_mode
     except OSError:
