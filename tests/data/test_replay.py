@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import resource
 import sys
 from pathlib import Path
 
@@ -245,3 +247,36 @@ def test_what_a_killed_writer_left_is_not_read(shard):
 def test_a_window_longer_than_every_episode_is_told(shard):
     with pytest.raises(ValueError, match="horizon is 7; the longest episode has 6 steps"):
         ReplaySampler(ReplaySet.open(shard), 7)
+
+
+def test_a_relative_path_outlives_a_change_of_folder_and_upper_case_names_are_found(shard, monkeypatch):
+    monkeypatch.chdir(shard.parent)
+    read = ReplayShard(shard.name)
+    shard.rename(shard.with_name("B.PT"))
+    assert len(ReplaySet.open(shard.parent)) == 4
+    shard.with_name("B.PT").rename(shard)
+    monkeypatch.chdir("/")
+    assert torch.equal(pickle.loads(pickle.dumps(read)).episode(2).obs, episode(2).obs)
+
+
+def test_episodes_declared_beyond_the_file_and_complex_ones_are_refused(shard):
+    held = dict_of(shard)
+    torch.save(held | {name: held[name][:1].expand(10**9, *held[name].shape[1:]) for name in ("obs", "action", "reward", "task")}, shard)
+    with pytest.raises(DataError, match=r"obs has shape \[1000000000, 7, 3\] and \d+ bytes of it are there"):
+        ReplayShard(shard)
+    for name in ("obs", "task"):
+        torch.save(held | {name: held[name].to(torch.complex64)}, shard)
+        with pytest.raises(DataError, match=f"{name} is torch.complex64"):
+            ReplayShard(shard)
+
+
+def test_more_shards_than_descriptors(tmp_path):
+    for i in range(40):
+        write_shard(tmp_path / f"{i:02d}.pt", [episode(i)], {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        read = ReplaySet.open(tmp_path)
+        assert all(torch.equal(read[i].obs, episode(i).obs) for i in range(40))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,6 +1,8 @@
 import errno
+import importlib
 import json
 import os
+import signal
 import stat
 
 import h5py
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ttcfast.runtime.errors import OutputError
-from ttcfast.runtime.files import append, atomic_path, atomic_write, output_folder, write_csv, write_json
+from ttcfast.runtime.errors import CheckpointError, DataError, OutputError, UserError
+from ttcfast.runtime.files import append, atomic_path, atomic_write, entries, output_folder, require_regular, write_csv, write_json
 
 
 def test_a_file_appears_whole_with_the_permissions_of_any_other_file(tmp_path):
@@ -96,3 +98,72 @@ def test_json_is_strict_and_takes_tensors_paths_and_non_finite_numbers(tmp_path)
 def test_csv_has_the_union_of_the_columns(tmp_path):
     write_csv(tmp_path / "a.csv", [{"a": 1, "b": "x,y"}, {"c": 2.5}])
     assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1,"x,y",\n,,2.5\n'
+
+
+@pytest.fixture
+def in_time():
+    """What waits for a pipe is stopped."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for a named pipe"))
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+
+
+def test_only_a_regular_file_is_given_to_a_reader(tmp_path, monkeypatch, in_time):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    monkeypatch.chdir(tmp_path)
+    assert require_regular("file", "table", "make it") == tmp_path / "file" and require_regular("link", "table", "") == tmp_path / "link"
+    for name, kind in (("pipe", "a named pipe"), (".", "a folder"), ("/dev/null", "a device")):
+        with pytest.raises(DataError, match=f"^table {name} is {kind}; give a regular file$"):
+            require_regular(name, "table", "make it")
+    for name in ("gone", "file/below", "nul\0", "x" * 300):
+        with pytest.raises(CheckpointError, match=r"^table .* does not exist; make it$"):
+            require_regular(name, "table", "make it", CheckpointError)
+
+
+def test_entries_are_found_by_their_ending_in_any_case(tmp_path):
+    for name in ("b.HDF5", "a.h5", "c.Hdf5", "d.nc", ".e.hdf5", "hdf5"):
+        (tmp_path / name).touch()
+    assert [p.name for p in entries(tmp_path, ".hdf5", ".h5")] == ["a.h5", "b.HDF5", "c.Hdf5"]
+    assert entries(tmp_path / "nowhere", ".h5") == [] == entries(tmp_path / "d.nc", ".h5")
+
+
+def _opened(module: str, name: str):
+    return lambda path: getattr(importlib.import_module(f"ttcfast.{module}"), name)(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("log.jsonl", lambda path: _opened("runtime.logs", "read_log")(path.parent)),
+        ("log.jsonl", lambda path: _opened("runtime.logs", "RunLog")(path.parent)),
+        ("a.safetensors", _opened("runtime.checkpoints", "load")),
+        ("a.safetensors", _opened("models", "load_surrogate")),
+        ("a.safetensors", _opened("stochastic_sampling.directions", "load_directions")),
+        ("model.pt", _opened("rewards.prm.pretrained", "load_state_dict_file")),
+        ("sample.pt", _opened("rewards.prm.dataset", "PRMTripletSet")),
+        ("triplets.hdf5", _opened("rewards.prm.dataset", "PRMTripletSet")),
+        ("list.txt", _opened("rewards.prm.dataset", "PRMTripletSet")),
+        ("shard.pt", lambda path: importlib.import_module("ttcfast.data").ReplaySet.open(path)),
+        ("shard.pt", lambda path: importlib.import_module("ttcfast.data").ReplaySet.open(path.parent)),
+        ("fields.npz", _opened("report.fields", "read_fields")),
+        ("recorded.json", lambda path: importlib.import_module("ttcfast.report.recorded").read_recorded(path, None)),
+        ("a.provenance.json", lambda path: _opened("report.page.runs", "load")([path.parent])),
+        ("table.csv", lambda path: _opened("report.page.runs", "load")([path.parent])),
+        ("report.json", lambda path: write_json(path, {})),
+        ("report.json", lambda path: append(path, "x")),
+    ],
+)
+def test_no_reader_and_no_writer_waits_for_a_pipe(tmp_path, in_time, name, read):
+    os.mkfifo(tmp_path / name)
+    if name in ("table.csv", "a.provenance.json"):  # in a folder that is a run without them
+        write_csv(tmp_path / "summary.csv", [{"a": 1}])
+    with pytest.raises(UserError, match=f"{name}.* is a named pipe|{name}: it is a named pipe"):
+        read(tmp_path / name)
+
+
+def test_a_pipe_among_the_figures_is_left_out(tmp_path, in_time):
+    os.mkfifo(tmp_path / "a.png")
+    assert importlib.import_module("ttcfast.report.page.png").read_picture(tmp_path / "a.png") is None

@@ -8,15 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import h5py
-
 from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import entries
 from ttcfast.spec import one_of, whole
 
 from .pdebench import PDEBenchFile
 from .pdegym import PUBLISHED, ChunkOrder, Energy, PDEGymFile, chunk_files
+from .picks import Picks
 from .reader import TrajectoryReader, held, open_file
-from .trajectory_file import TrajectoryFile, find_files
+from .trajectory_file import SUFFIXES, TrajectoryFile, find_files
 from .trajectory_set import TrajectorySet
 
 Format = Literal["auto", "well", "pdegym", "pdebench"]
@@ -99,13 +99,13 @@ def open_trajectories(
     except ValueError as error:
         raise ArgumentError(str(error)) from error
     readers: list[TrajectoryReader] = []
-    index: list[tuple[int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     for place in [path] if isinstance(path, (str, os.PathLike)) else path:
         kind, files = _find(Path(place), options, split)
         opened = [_open(kind, file, options) for file in files]
-        index += [(len(readers) + f, i) for f, i in _pick(kind, opened, options, split)]
+        runs += [(len(readers) + f, first, count) for f, first, count in _pick(kind, opened, options, split)]
         readers += opened
-    return TrajectorySet(readers, index)
+    return TrajectorySet(readers, Picks(runs))
 
 
 def kind_of(path: Path) -> str | None:
@@ -114,17 +114,17 @@ def kind_of(path: Path) -> str | None:
     Raises:
         DataError: it is missing or no HDF5 file.
     """
-    with open_file(path, "") as file:
+    with open_file(path) as file:
         return next((kind for kind, marks in _MARKS.items() if any(mark in file for mark in marks)), None)
 
 
 def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, list[Path]]:
     """The format and the files of ``root``, in order."""
     kind: str = options.format
-    if root.is_file():
+    if root.exists() and not root.is_dir():
         return (_told(root) if kind == "auto" else kind), [root]
     if kind == "auto":
-        here = sorted(p for p in root.glob("*") if p.suffix in (".nc", ".hdf5", ".h5") and not p.name.startswith("."))
+        here = entries(root, ".nc", *SUFFIXES)
         # Splits in folders are The Well's.
         kind = _told(here[0]) if here else "well"
     if not root.is_dir():
@@ -137,7 +137,7 @@ def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, lis
 def _told(path: Path) -> str:
     kind = kind_of(path)
     if kind is None:
-        with h5py.File(path, "r") as file:
+        with open_file(path) as file:
             raise DataError(
                 f"data file {path} holds {held(file)}; expected t0_fields and t1_fields (The Well), data or solution (PDEGym), or density, "
                 "pressure, Vx (PDEBench)"
@@ -158,22 +158,29 @@ def _open(kind: str, path: Path, options: ReadOptions) -> TrajectoryReader:
             return TrajectoryFile(path)
         return PDEGymFile(path, energy=options.energy, **given) if kind == "pdegym" else PDEBenchFile(path, **given)
     except DataError as error:
-        other = kind_of(path) if path.is_file() and h5py.is_hdf5(path) else None
+        other = _kind_if_any(path)
         hint = "" if other in (None, kind) else f"; it looks like format={other}"
         raise DataError(f"{error}{hint}") from error
 
 
-def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, split: str | None) -> list[tuple[int, int]]:
-    """(file, trajectory) of the split: of PDEGym's chunks together, of each of PDEBench's files."""
+def _kind_if_any(path: Path) -> str | None:
+    try:
+        return kind_of(path)
+    except DataError:
+        return None
+
+
+def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, split: str | None) -> list[tuple[int, int, int]]:
+    """(file, first trajectory, how many) of the split: of PDEGym's chunks together, of each of PDEBench's files."""
     sets = [range(len(files))] if kind == "pdegym" else [range(f, f + 1) for f in range(len(files))]
-    picked = []
+    picked: list[tuple[int, int, int]] = []
     for members in sets:
-        everything = [(f, i) for f in members for i in range(len(files[f]))]
+        everything = Picks((f, 0, len(files[f])) for f in members)
         if split is None or kind == "well":
-            picked += everything
+            picked += everything.runs
         else:
             counts = options.split_counts or _published(files[members[0]], len(everything))
-            picked += everything[_part(kind, split, counts, len(everything), files[members[0]].path, len(members))]
+            picked += everything[_part(kind, split, counts, len(everything), files[members[0]].path, len(members))].runs
     return picked
 
 

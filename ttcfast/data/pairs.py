@@ -9,8 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.runtime.errors import DataError
+
+from .alike import require_alike
 from .trajectory_file import TrajectoryFile
-from .trajectory_set import TrajectorySet, require_alike
+from .trajectory_set import TrajectorySet
+
+# A shuffled epoch is held in memory, 8 bytes a window.
+_MOST = 2**26
 
 
 class WindowSampler:
@@ -22,7 +28,8 @@ class WindowSampler:
         seed: of the order.
 
     Raises:
-        ValueError: windows longer than the trajectories. DataError: no file, one that cannot be read, files that differ.
+        ValueError: windows longer than the trajectories. DataError: no file, one that cannot be read, files that differ, more windows than
+            can be shuffled in memory.
     """
 
     def __init__(self, data: TrajectorySet | Sequence[str | os.PathLike[str]], *, length: int = 2, seed: int = 0) -> None:
@@ -32,6 +39,8 @@ class WindowSampler:
         self._starts = len(self.data.times) - length + 1
         if self._starts < 1:
             raise ValueError(f"length is {length}; the trajectories have {len(self.data.times)} frames")
+        if len(self) > _MOST:
+            raise DataError(f"the data files declare {len(self)} windows; at most {_MOST} can be shuffled: give fewer files or a split")
 
     def __len__(self) -> int:
         """Windows in all."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ttcfast.spec import StateSpec
 
-from .reader import TrajectoryReader, instants, spacing, values
+from .reader import TrajectoryReader, instants, number, spacing, values
 
 VELOCITIES = ("Vx", "Vy", "Vz")
 COORDINATES = ("x-coordinate", "y-coordinate", "z-coordinate")
@@ -49,7 +51,7 @@ class PDEBenchFile(TrajectoryReader):
         self._gamma, self._periodic = 5 / 3 if gamma is None else gamma, periodic
         super().__init__(path)
 
-    def physics(self) -> dict[str, object]:
+    def physics(self) -> dict[str, Any]:
         return {**super().physics(), **self.parameters}
 
     def _read_header(self, file: h5py.File) -> None:
@@ -61,18 +63,16 @@ class PDEBenchFile(TrajectoryReader):
         self._names = (*VELOCITIES[:ndim], "density", "pressure")
         for name in self._names:
             values(file, name, density.shape)
-        volume = 1.0
-        for name, cells in zip(COORDINATES, self.shape, strict=False):
-            volume *= spacing(file, name, cells)
+        self.spacing = tuple(spacing(file, name, cells) for name, cells in zip(COORDINATES, self.shape, strict=False))
         self.times = instants(file, "t-coordinate", frames, published=1)
-        self.parameters = {name: float(file.attrs[name]) for name in ("eta", "zeta", "M") if name in file.attrs}
+        self.parameters = {name: number(name, file.attrs[name]) for name in ("eta", "zeta", "M") if name in file.attrs}
         self.spec = StateSpec.pdebench(
             momentum=tuple(range(ndim)),
             density=ndim,
             pressure=ndim + 1,
             ndim=ndim,
             gamma=self._gamma,
-            cell_volume=volume,
+            cell_volume=math.prod(self.spacing),
             periodic=self._named_periodic() if self._periodic is None else self._periodic,
         )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import entries
 from ttcfast.spec import StateSpec, one_of
 
 from .reader import TrajectoryReader, values
@@ -75,6 +76,7 @@ class PDEGymFile(TrajectoryReader):
         if not self._count or not frames:
             raise ValueError(f"{self.variable} {list(data.shape)} holds no trajectory")
         self.times = torch.arange(frames, dtype=torch.float64) * TIME_STEP[self.variable]
+        self.spacing = tuple(1.0 / cells for cells in self.shape)
         total = self.variable == "data" and self._energy == "stored"
         self.spec = StateSpec.pdegym(
             energy=4 if total else None,
@@ -117,7 +119,7 @@ def chunk_files(folder: Path, order: ChunkOrder = "numeric") -> list[Path]:
     """
     if order not in ("numeric", "lexicographic"):
         raise ArgumentError(f"chunk_order is {order!r}; it must be one of 'numeric', 'lexicographic'")
-    files = sorted(p for p in folder.glob("*.nc") if not p.name.startswith("."))
+    files = entries(folder, ".nc")
     if len(files) < 2:
         if not files:
             raise DataError(f"no .nc file in {folder}; give the folder of PDEGym's chunks (data_0.nc, data_1.nc, ...) or one file")

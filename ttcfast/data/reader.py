@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
 from ttcfast.spec import StateSpec
 
@@ -25,19 +26,24 @@ class TrajectoryReader:
     """One file of trajectories, read piece by piece; nothing but its header is held.
 
     ``reader[i]`` is trajectory ``i`` as ``[T+1, C, *S]`` float32 in physical units, channels as ``spec`` names them;
-    ``read(i, start, stop)`` reads frames ``start:stop`` of it alone. The file is opened at the first read of each process, so an instance
-    may be pickled and handed to data-loader workers. A subclass writes ``_read_header`` and ``_read``.
+    ``read(i, start, stop)`` reads frames ``start:stop`` of it alone. The file is opened when it is read (and kept open as long as there is
+    room, see ``hdf5.held_open``), so an instance may be pickled and handed to data-loader workers, and any number of files be named. A
+    subclass writes ``_read_header`` and ``_read``.
 
     Args:
         path: the file.
 
     Attributes:
         spec: the state's layout on this grid; ``gamma`` a number, or a tensor ``[N]`` where it differs between the file's trajectories.
-        times: ``[T+1]`` float64.
-        shape: space dimensions. parameters: what the file says about how it was made (empty for most).
+        path: absolute, so that a process that changes its folder still finds it.
+        times: ``[T+1]`` float64, at least two.
+        shape: space dimensions. spacing: distance between neighbouring cells along each.
+        parameters: what the file says about how it was made (empty for most).
 
     Raises:
-        DataError: the file is missing, damaged, truncated, or of another layout; the message says what was found and what was expected.
+        DataError: the file is missing, damaged, truncated, of another layout, or holds its values in other files; the message says what
+            was found and what was expected. So does reading values that no gas has: not finite, a density or total energy of 0 or below, a
+            pressure below 0.
     """
 
     layout: ClassVar[str]
@@ -47,19 +53,20 @@ class TrajectoryReader:
     spec: StateSpec
     times: Tensor
     shape: tuple[int, ...]
+    spacing: tuple[float, ...]
     parameters: dict[str, Any]
     _count: int
 
     def __init__(self, path: Place) -> None:
         self.path = Path(path)
         self.parameters = {}
-        self._file: h5py.File | None = None
-        self._process = -1
-        file = self._open()
         try:
-            self._read_header(file)
+            with self._open() as file:
+                self.path = Path(os.path.abspath(path))
+                self._read_header(file)
+                if len(self.times) < 2:
+                    raise ValueError(f"its trajectories have {len(self.times)} frame; expected at least 2, a state and what it becomes")
         except _HEADER as error:
-            self.close()
             said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
             raise DataError(f"data file {path} is damaged or not in {self.layout} layout: {said}") from error
 
@@ -70,9 +77,6 @@ class TrajectoryReader:
         if not -len(self) <= i < len(self):
             raise IndexError(f"trajectory {i} of {len(self)} in {self.path}")
         return self.read(i % len(self))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_process": -1}
 
     def read(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Frames ``start:stop`` of trajectory ``i``: ``[stop - start, C, *S]`` float32.
@@ -85,36 +89,48 @@ class TrajectoryReader:
             raise IndexError(f"frames {start}:{stop} of trajectory {i}; {self.path} holds {len(self)} of {len(self.times)} frames")
         out = torch.empty((stop - start, self.spec.num_channels, *self.shape), dtype=torch.float32)
         try:
-            self._read(self._open(), i, start, stop, out)
-        except (OSError, RuntimeError, KeyError) as error:
+            with hdf5.held_open(self, self._open) as file:
+                self._read(file, i, start, stop, out)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"data file {self.path} is damaged: trajectory {i} cannot be read ({error}); {self.remedy}") from error
+        self._require_gas(out, i, start)
         return out
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
-        if self._file is not None and self._process == os.getpid():
-            self._file.close()
-        self._file = None
+        hdf5.close(self)
 
-    def physics(self) -> dict[str, object]:
-        """What files read together must share, by name; ``gamma`` may be a list, one per trajectory."""
-        spec, step = self.spec, self.times.diff()
+    def physics(self) -> dict[str, Any]:
+        """What files read together must share, by name, besides ``times`` and gamma."""
+        spec = self.spec
         return {
             "grid": self.shape,
             "frames": len(self.times),
-            "time step": round(float(step.mean()), 6) if len(step) else 0.0,
-            "gamma": spec.gamma.tolist() if torch.is_tensor(spec.gamma) else spec.gamma,
-            "cell volume": spec.cell_volume,
+            "cell size": self.spacing,
             "periodic axes": spec.periodic_axes,
             "closed": spec.closed,
             "channels": (spec.variables, *spec.channels),
         }
 
+    def _require_gas(self, states: Tensor, i: int, start: int) -> None:
+        """One pass over what was read; the frame is looked for where something is wrong only."""
+        spec = self.spec
+        least = [("density", spec.density, False), ("total energy", spec.energy, False), ("pressure", spec.pressure, True)]
+        if not states.numel() or (
+            bool(states.sum().isfinite())  # anything that is not finite makes the sum so; a sum that overflows is looked into
+            and all(_above(states[:, c], zero) for _, c, zero in least if c is not None)
+        ):
+            return
+        for t, state in enumerate(states, start):
+            wrong = None if state.isfinite().all() else "values that are not finite"
+            for name, channel, zero in least:
+                if wrong is None and channel is not None and not _above(state[channel], zero):
+                    wrong = f"a {name} of {float(state[channel].min()):g}"
+            if wrong is not None:
+                raise DataError(f"data file {self.path}: trajectory {i} holds {wrong} in frame {t}, which no gas has; {self.remedy}")
+
     def _open(self) -> h5py.File:
-        if self._file is None or self._process != os.getpid():
-            self._file = open_file(self.path, self.remedy)
-            self._process = os.getpid()
-        return self._file
+        return open_file(self.path)
 
     def _read_header(self, file: h5py.File) -> None:
         """Set ``spec``, ``times``, ``shape`` and the number of trajectories; raise ``ValueError`` saying what was found and expected."""
@@ -125,18 +141,14 @@ class TrajectoryReader:
         raise NotImplementedError
 
 
-def open_file(path: Path, remedy: str) -> h5py.File:
-    """``path`` opened for reading.
+def _above(values: Tensor, zero: bool) -> bool:
+    least = float(values.amin())  # NaN where there is one
+    return least >= 0 if zero else least > 0
 
-    Raises:
-        DataError: it is missing, truncated or no HDF5 (NetCDF4) file.
-    """
-    if not path.is_file():
-        raise DataError(f"data file {path} does not exist; make it with `ttcfast generate` or give another path")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"data file {path} is truncated or no HDF5 file ({error}); make or copy it again") from error
+
+def open_file(path: Path) -> h5py.File:
+    """``path`` opened for reading; see ``hdf5.open_hdf5``."""
+    return hdf5.open_hdf5(path, "data file", "make it with `ttcfast generate` or give another path")
 
 
 def held(file: h5py.File) -> str:
@@ -165,7 +177,24 @@ def values(file: h5py.File, name: str, shape: Sequence[int | str]) -> h5py.Datas
     fits = data.ndim == len(shape) and all(not isinstance(n, int) or n == m for n, m in zip(shape, data.shape, strict=True))
     if not fits or data.dtype.kind != "f":
         raise ValueError(f"{wanted} of floating-point numbers was expected; found {name} {list(data.shape)} of {data.dtype}")
+    if len(shape) > 1:
+        hdf5.require_held(data)
     return data
+
+
+def number(name: str, value: Any) -> float:
+    """The one number that an attribute holds: plain, in an array of length 1, or as text.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    held = np.asarray(value).reshape(-1)
+    try:
+        if len(held) == 1 and held.dtype.kind != "c":
+            return float(held[0])
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"attribute {name} is {value!r}; expected one number")
 
 
 def spacing(file: h5py.File, name: str, cells: int) -> float:
@@ -174,7 +203,7 @@ def spacing(file: h5py.File, name: str, cells: int) -> float:
     Raises:
         ValueError: naming what was found and what was expected.
     """
-    x = np.asarray(values(file, name, ["cells"]), dtype=np.float64)
+    x = hdf5.array(values(file, name, ["cells"])).astype(np.float64)
     if len(x) != cells:
         raise ValueError(f"{name} has {len(x)} entries; the fields have {cells} cells along it")
     if cells == 1:
@@ -194,7 +223,7 @@ def instants(file: h5py.File, name: str, frames: int, *, published: int = 0) -> 
     Raises:
         ValueError: naming what was found and what was expected.
     """
-    times = np.asarray(values(file, name, ["time"]), dtype=np.float64)
+    times = hdf5.array(values(file, name, ["time"])).astype(np.float64)
     if len(times) not in (frames, frames + published):
         more = f", or {frames + published} as published" if published else ""
         raise ValueError(f"{name} has {len(times)} entries for {frames} frames; expected {frames}{more}")

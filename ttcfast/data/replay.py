@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import entries
 from ttcfast.spec import at_least, whole
 
 from .replay_shard import Episode, ReplayShard
@@ -53,7 +54,7 @@ class ReplaySet:
                     "or collect the tasks together, which pads them"
                 )
         if episodes is None:
-            episodes = torch.tensor([(s, e) for s, shard in enumerate(shards) for e in range(len(shard))])
+            episodes = torch.cat([torch.stack([torch.full((len(d),), s), torch.arange(len(d))], 1) for s, d in enumerate(shards)])
         self.episodes = episodes.reshape(-1, 2)
         self._lengths = torch.tensor([shard.length for shard in shards])
 
@@ -65,7 +66,7 @@ class ReplaySet:
             DataError: there is none, or one that cannot be read.
         """
         place = Path(root)
-        files = [place] if place.is_file() else sorted(p for p in place.glob("*.pt") if not p.name.startswith("."))
+        files = [place] if place.exists() and not place.is_dir() else entries(place, ".pt")
         if not files:
             raise DataError(f"no replay shard (*.pt) in {place}; make some with `ttcfast collect out={place}`")
         return cls([ReplayShard(file, verify=verify) for file in files])

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import atomic_write
+from ttcfast.runtime.files import atomic_write, require_regular
 
 _KEYS = ("obs", "action", "reward", "task")
 _LISTED = 8
+_MISSING = "make some with `ttcfast collect` or give another path"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ReplayShard:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
-        self.path = Path(path)
+        self.path = require_regular(path, "replay shard", _MISSING)
         self._held: dict[str, Tensor] | None = None
         self._process = -1
         if verify:
@@ -161,8 +162,10 @@ class ReplayShard:
             fits = len(shapes[name]) == len(wanted) and all(w in (-1, n) for w, n in zip(wanted, shapes[name]))
             if not fits or episodes < 1 or rows < 2 or 0 in shapes[name]:
                 raise self._foreign(f"{name} has shape {list(shapes[name])}, obs {list(shapes['obs'])}")
-            if name != "task" and not held[name].is_floating_point():
+            if held[name].is_complex() or (name != "task" and not held[name].is_floating_point()):
                 raise self._foreign(f"{name} is {held[name].dtype}")
+            if held[name].nbytes > (there := held[name].untyped_storage().nbytes()):  # a stride of 0 declares any number of episodes
+                raise self._foreign(f"{name} has shape {list(shapes[name])} and {there} bytes of it are there")
         ends = torch.tensor([0, episodes - 1])
         # The other convention, the action beside the observation it starts from, would train a model that sees the future.
         if not (held["action"][ends, 0].isnan().all() and held["reward"][ends, 0].isnan().all()):
@@ -199,8 +202,7 @@ _STAND_INS: list[Any] = [
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a shard, mapped from the disk, and what our collector wrote about them."""
-    if not path.is_file():
-        raise DataError(f"replay shard {path} does not exist; make some with `ttcfast collect` or give another path")
+    require_regular(path, "replay shard", _MISSING)
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -238,8 +240,6 @@ def _check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except FileNotFoundError:
-        return  # told by _load
     except (zipfile.BadZipFile, OSError, zlib.error, EOFError, NotImplementedError) as error:
         raise DataError(f"replay shard {path} is cut off or no .pt file ({error}); make or copy it again") from error
     if damaged is not None:

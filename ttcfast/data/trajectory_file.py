@@ -14,12 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import entries
 from ttcfast.spec import StateSpec
 
+from .alike import agree, require_alike
 from .reader import TrajectoryReader, instants, spacing, values
-from .trajectory_set import TrajectorySet, require_alike
+from .trajectory_set import TrajectorySet
 
+SUFFIXES = (".hdf5", ".h5")
 FIELDS = (("t0_fields", "density"), ("t1_fields", "momentum"), ("t0_fields", "energy"))
 
 
@@ -58,27 +62,30 @@ class TrajectoryFile(TrajectoryReader):
     def _read_header(self, file: h5py.File) -> None:
         missing = [f"{group}/{name}" for group, name in FIELDS if group not in file or name not in file[group]]
         if missing or "dimensions" not in file:
-            found = sorted(f"{g}/{n}" for g in file if isinstance(file[g], h5py.Group) for n in file[g])
-            found += sorted(name for name in file if isinstance(file[name], h5py.Dataset))
-            raise ValueError(f"{', '.join(missing) or 'dimensions'} not there; found {', '.join(found) or 'nothing'}")
-        density, energy, momentum = (file["t0_fields"]["density"], file["t0_fields"]["energy"], file["t1_fields"]["momentum"])
-        self._count, self.shape = density.shape[0], tuple(density.shape[2:])
+            there = sorted(f"{g}/{n}" for g in file if isinstance(file[g], h5py.Group) for n in file[g])
+            there += sorted(name for name in file if isinstance(file[name], h5py.Dataset))
+            raise ValueError(f"{', '.join(missing) or 'dimensions'} not there; found {', '.join(there) or 'nothing'}")
+        shape = file["t0_fields"]["density"].shape
+        self._count, self.shape = shape[0], tuple(shape[2:])
         ndim, frames = len(self.shape), values(file, "dimensions/time", ["time"]).shape[0]
         expected = (self._count, frames, *self.shape)
-        for name, found in (("density", density.shape), ("energy", energy.shape), ("momentum", momentum.shape[:-1])):
-            if found != expected:
+        for group, name in FIELDS:
+            axes = ["sample", "time", *"xyz"[:ndim], *(["component"] if name == "momentum" else [])]
+            if (found := values(file, f"{group}/{name}", axes).shape[: len(expected)]) != expected:
                 raise ValueError(f"{name} has shape {found}; with {frames} times it should be {expected}")
         self.times = instants(file, "dimensions/time", frames)
-        channels = momentum.shape[-1] + 2
-        self.parameters = json.loads(_text(file.attrs.get("simulation_parameters", "{}"))) if _is_json(file) else {}
+        channels = file["t1_fields/momentum"].shape[-1] + 2
+        self.parameters = _parameters(file)
+        self.spacing = tuple(spacing(file, f"dimensions/{name}", n) for name, n in zip("xyz", self.shape, strict=False))
+        sides = _sides(file, ndim)
         self.spec = StateSpec(
             momentum=tuple(range(1, channels - 1)),
             energy=channels - 1,
             gamma=_gamma(file, self._count),
-            cell_volume=math.prod(spacing(file, f"dimensions/{name}", n) for name, n in zip("xyz", self.shape, strict=False)),
+            cell_volume=math.prod(self.spacing),
             ndim=ndim,
-            periodic=_axes_with(file, ndim, "PERIODIC"),
-            closed=_closed(file, ndim),
+            periodic=tuple(kinds == {"PERIODIC"} for kinds in sides),
+            closed=all(kinds and kinds <= {"WALL", "PERIODIC"} for kinds in sides) and any("WALL" in kinds for kinds in sides),
         )
 
 
@@ -105,47 +112,53 @@ def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[P
         DataError: there are none.
     """
     root = Path(root)
-    if root.is_file():
+    if root.exists() and not root.is_dir():
         return [root]
     folders = [root / "data" / split, root / split] if split else [root, root / "data"]
     for folder in folders:
-        # A killed writer leaves a hidden partial file.
-        if files := sorted(p for p in [*folder.glob("*.hdf5"), *folder.glob("*.h5")] if not p.name.startswith(".")):
+        if files := entries(folder, *SUFFIXES):
             return files
     raise DataError(f"no .hdf5 file in {' or '.join(map(str, folders))}; make some with `ttcfast generate out={root}`")
 
 
 def _text(value: Any) -> str:
+    held = np.asarray(value).reshape(-1)  # some writers store a text as an array of one
+    value = held[0] if len(held) == 1 else value
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _is_json(file: h5py.File) -> bool:
-    return _text(file.attrs.get("simulation_parameters", "")).lstrip().startswith("{")
+def _parameters(file: h5py.File) -> dict[str, Any]:
+    """What our generator wrote; other files have names of scalars there."""
+    said = _text(file.attrs.get("simulation_parameters", "")).lstrip()
+    return json.loads(said) if said.startswith("{") else {}
 
 
 def _gamma(file: h5py.File, count: int) -> float | Tensor:
     """One number for the file, or float64 ``[N]`` where its trajectories differ."""
     if "scalars" not in file or "gamma" not in file["scalars"]:
         return 1.4
+    stored = file["scalars"]["gamma"]
     # Stored in single precision: 1.4 is meant, not 1.39999998.
-    found = np.round(np.asarray(file["scalars"]["gamma"], dtype=np.float64), 6)
+    found = np.round(np.squeeze(hdf5.array(stored)).astype(np.float64), 6)
     if found.size == 0 or (found.size > 1 and found.shape != (count,)):
-        raise ValueError(f"scalars/gamma has shape {found.shape}; expected one number, or one per trajectory ({count},)")
-    same = bool((found == found.flat[0]).all())
-    return float(found.flat[0]) if same else torch.from_numpy(found)
+        raise ValueError(f"scalars/gamma has shape {stored.shape}; expected one number, or one per trajectory ({count},)")
+    return float(found.flat[0]) if agree(found, found.flat[0]) else torch.from_numpy(found)
 
 
-def _closed(file: h5py.File, ndim: int) -> bool:
-    """Walls wherever the domain does not wrap around."""
-    walls, wraps = _axes_with(file, ndim, "WALL"), _axes_with(file, ndim, "PERIODIC")
-    return any(walls) and all(a or b for a, b in zip(walls, wraps, strict=True))
-
-
-def _axes_with(file: h5py.File, ndim: int, kind: str) -> tuple[bool, ...]:
-    flags = [False] * ndim
+def _sides(file: h5py.File, ndim: int) -> list[set[str]]:
+    """The kinds of boundary that each axis has: WALL, OPEN, PERIODIC, or another. What only a part of its ends has counts beside OPEN."""
+    kinds: list[set[str]] = [set() for _ in range(ndim)]
+    ends: list[list[np.ndarray]] = [[] for _ in range(ndim)]  # per axis, which of the first and last cells each part covers
     for name, side in file.get("boundary_conditions", {}).items():
-        if _text(side.attrs.get("bc_type", "")).upper() == kind:
-            on = [_text(dim) for dim in side.attrs.get("associated_dims", [])] or [name[:1].lower()]
-            for axis in range(ndim):
-                flags[axis] |= "xyz"[axis] in on
-    return tuple(flags)
+        on = [_text(dim) for dim in np.atleast_1d(side.attrs.get("associated_dims", []))] or [name[:1].lower()]
+        kind, mask = _text(side.attrs.get("bc_type", "")).upper(), hdf5.array(side["mask"]).astype(bool) if "mask" in side else None
+        # What is periodic has both ends; a mask over several axes marks parts of sides, whose kinds alone are looked at.
+        covered = np.array([True, True]) if kind == "PERIODIC" or mask is None or mask.ndim != 1 else mask[[0, -1]]
+        for axis in range(ndim):
+            if "xyz"[axis] in on:
+                kinds[axis].add(kind)
+                ends[axis].append(covered)
+    for axis in range(ndim):
+        if ends[axis] and not np.any(ends[axis], axis=0).all():
+            kinds[axis].add("OPEN")
+    return kinds

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
 from ttcfast.spec import StateSpec
 
+from .alike import agree, require_alike
 from .convert import check_convertible, on_grid_of, same_channels, to_spec
+from .picks import Picks
 from .reader import TrajectoryReader
+
+_MOST = 2**26  # trajectories told apart in memory
 
 
 class TrajectorySet:
@@ -19,7 +24,7 @@ class TrajectorySet:
 
     Args:
         files: at least one.
-        index: which trajectories, as (file, trajectory); None takes all, file after file.
+        index: which trajectories, as (file, trajectory); None takes all, file after file. Held as ``Picks``.
         layout: channels to read them in; None keeps the files' own. Its grid, gamma and boundary are not looked at.
 
     Attributes:
@@ -37,7 +42,7 @@ class TrajectorySet:
             raise DataError("no data file given; name at least one file or a folder that holds some")
         require_alike(files, gamma=False)
         self.files = tuple(files)
-        self.index = tuple(index) if index is not None else tuple((f, i) for f, file in enumerate(files) for i in range(len(file)))
+        self.index = Picks((f, 0, len(file)) for f, file in enumerate(files)) if index is None else Picks.of(index)
         self.times, self.shape = files[0].times, files[0].shape
         self.layout = layout
         own = files[0].spec.replace(gamma=self._gamma())
@@ -66,7 +71,7 @@ class TrajectorySet:
 
     def subset(self, picks: Iterable[int]) -> TrajectorySet:
         """Some of them, in the order of ``picks``."""
-        return TrajectorySet(self.files, [self.index[i] for i in picks], self.layout)
+        return TrajectorySet(self.files, (self.index[i] for i in picks), self.layout)
 
     def first(self, count: int | None = None) -> TrajectorySet:
         """``count`` of them, the first of each file, then the second of each: a few stand for all. None reorders all.
@@ -79,17 +84,18 @@ class TrajectorySet:
             raise DataError(
                 f"{wanted} trajectories asked for, the {len(self.files)} data files hold {len(self)}; give a number from 1 to {len(self)}"
             )
-        place: dict[int, int] = {}  # how many of a file came before
-        order = []
-        for pick, (f, _) in enumerate(self.index):
-            place[f] = place.get(f, -1) + 1
-            order.append((place[f], pick))
-        return self.subset(pick for _, pick in sorted(order)[:wanted])
+        if len({f for f, _, _ in self.index.runs}) == 1:
+            return TrajectorySet(self.files, self.index[:wanted], self.layout)
+        if wanted > _MOST:
+            raise DataError(f"the data files declare {len(self)} trajectories; at most {_MOST} can be taken in turn: give a number of them")
+        return self.subset(self.index.in_turn(range(wanted)))
 
     def spread(self, count: int) -> TrajectorySet:
         """At most ``count`` of them, evenly spaced in the order of ``first()``, so that every file has its share."""
-        order = self.first()
-        return order.subset(torch.linspace(0, len(order) - 1, min(count, len(order))).round().long().tolist())
+        last = len(self) - 1
+        # Single precision, as ever, up to where it no longer tells neighbours apart.
+        places = torch.linspace(0, last, min(count, len(self)), dtype=torch.float32 if last < 2**24 else torch.float64)
+        return self.subset(self.index.in_turn(places.round().long().tolist()))
 
     def converted(self, layout: StateSpec) -> TrajectorySet:
         """The same read in the channels of ``layout``; exactly itself where the files have them already."""
@@ -112,21 +118,14 @@ class TrajectorySet:
         return float(gamma[trajectory]) if torch.is_tensor(gamma) and gamma.ndim else float(gamma)
 
     def _gamma(self) -> float | Tensor:
-        found = [self._gamma_of(f, i) for f, i in self.index]
-        if not found:
+        if not len(self.index):
             raise DataError(f"no trajectory in {', '.join(str(file.path) for file in self.files)}")
-        return found[0] if len(set(found)) == 1 else torch.tensor(found, dtype=torch.float64)
-
-
-def require_alike(files: Sequence[TrajectoryReader], *, gamma: bool = True) -> None:
-    """Raise ``DataError`` unless all files have one grid, one set of times and one physics; the message names the first difference.
-
-    ``gamma``: whether it must be one number, too.
-    """
-    first = files[0].physics()
-    if gamma and isinstance(first["gamma"], list):
-        raise DataError(f"data file {files[0].path} has a gamma per trajectory; what is asked for needs one for all")
-    for other in files[1:]:
-        for name, value in other.physics().items():
-            if value != first.get(name) and (gamma or name != "gamma"):
-                raise DataError(f"data file {other.path} has {name} {value}; {files[0].path} has {first.get(name)}: read them in two runs")
+        own = [file.spec.gamma for file in self.files]
+        gammas = [g.numpy() if torch.is_tensor(g) and g.ndim else np.float64(g) for g in own]
+        runs = [gammas[f][first : first + count] if gammas[f].ndim else gammas[f] for f, first, count in self.index.runs]
+        found = np.hstack(runs)  # one entry for a run that has one gamma
+        if agree(found, found[0]):
+            return float(found[0])
+        if len(self) > _MOST:
+            raise DataError(f"gamma differs between the {len(self)} trajectories declared; at most {_MOST} may: read fewer files")
+        return torch.from_numpy(np.hstack([np.broadcast_to(g, count) for g, (_, _, count) in zip(runs, self.index.runs, strict=True)]))

@@ -16,7 +16,7 @@ import torch
 from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
-from ttcfast.runtime.files import output_folder, write_json
+from ttcfast.runtime.files import output_folder, require_regular, write_json
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
 from ttcfast.spec import at_least, whole
@@ -313,7 +313,7 @@ class _Run:
         if not self.report.exists():
             return None
         try:
-            held = json.loads(self.report.read_text(encoding="utf-8"))
+            held = json.loads(require_regular(self.report, "result", "", CheckpointError).read_text(encoding="utf-8"))
             values = dict(held["result"])
             found = ArmResult(**values | {"errors": _read_errors(values["errors"]), "esnr_db": _number(values["esnr_db"])})
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_fit
 from ttcfast.rewards.common import Scorer
 from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import entries
 from ttcfast.spec import StochasticConfig, TTCConfig
 from ttcfast.ttc.baselines import BASELINES
 
@@ -150,9 +151,7 @@ def _examples(given: str | Path | None) -> Path:
 
 
 def _checkpoint(folder: Path) -> Path:
-    found = sorted(
-        p for p in folder.glob("*.safetensors") if "finetuned" not in p.name and p.name != DIRECTIONS and not p.name.startswith(".")
-    )
+    found = [p for p in entries(folder, ".safetensors") if "finetuned" not in p.name and p.name != DIRECTIONS]
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise DataError(f"{folder} should hold one surrogate (*.safetensors), found {names}; give checkpoint=<file>")

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import atomic_path
+from ttcfast.runtime.files import atomic_path, require_regular
 from ttcfast.ttc.evaluate import Evaluation
 from ttcfast.ttc.method_result import MethodResult
 
@@ -87,7 +87,7 @@ def read_fields(path: str | os.PathLike[str]) -> ShownFields:
         DataError: the file is damaged or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with np.load(require_regular(path, "fields of a run", "make the run again"), allow_pickle=False) as held:
             about = json.loads(str(held["about"]))
             truth, deterministic, method = (held[name].astype(np.float32) for name in ("truth", "deterministic", "method"))
             steps, problems, times = held["steps"].tolist(), held["problems"].tolist(), held["times"].tolist()

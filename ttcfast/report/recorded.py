@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import write_json
+from ttcfast.runtime.files import require_regular, write_json
 from ttcfast.ttc.evaluate import Problems
 from ttcfast.ttc.method_result import MethodResult
 
@@ -71,7 +71,7 @@ def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[lis
         DataError: no such file, damaged, or recorded on other problems, in other units or over fewer steps.
     """
     try:
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
+        held = json.loads(require_regular(path, "recorded run", "make it again or leave it out").read_text(encoding="utf-8"))
         note, found, scale = str(held["about"]["note"]), list(held["problems"]), held["scale"]
         results = [_result(row, note) for row in held["results"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

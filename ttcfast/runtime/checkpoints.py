@@ -7,7 +7,6 @@ import os
 import random
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .files import atomic_write
+from .files import atomic_write, require_regular
 
 _KEY = "ttcfast"  # the one entry of the header's metadata: a single key keeps the bytes the same from run to run
 
@@ -52,8 +51,7 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
     Raises:
         CheckpointError: the file is missing, damaged (also by a single flipped bit), of another program, or not as expected.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; give the path of a .safetensors file made by a ttcfast command")
+    require_regular(path, "checkpoint", "give the path of a .safetensors file made by a ttcfast command", CheckpointError)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get(_KEY)

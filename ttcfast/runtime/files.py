@@ -14,10 +14,53 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import OutputError
+from .errors import DataError, OutputError, UserError
 
 # What the disk or the file system does to a writer. Other OSErrors inside a writing block (a missing input, say) are not ours to rename.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def require_regular(path: str | os.PathLike[str], what: str, missing: str, error: type[UserError] = DataError, *, told: str = "") -> Path:
+    """The absolute path of a regular file (or of a link to one), asked before anything opens it: a pipe would be waited for without end.
+
+    Args:
+        path: the file. what: what it should be, for the message: ``"data file"``.
+        missing: what to do where it is not there.
+        error: what to raise.
+        told: where the path comes from, for the message: ``" (named by list.txt)"``.
+
+    Raises:
+        DataError, or ``error``: it is missing, or a folder, named pipe, socket or device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError as denied:
+        raise error(f"{what} {path}{told} cannot be read ({denied.strerror}); make it and its folders readable") from denied
+    except (OSError, ValueError) as absent:  # ValueError: a name that no file can have
+        raise error(f"{what} {path}{told} does not exist; {missing}") from absent
+    if not stat.S_ISREG(mode):
+        raise error(f"{what} {path}{told} is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}; give a regular file")
+    return Path(os.path.abspath(path))
+
+
+def entries(folder: str | os.PathLike[str], *suffixes: str) -> list[Path]:
+    """What lies in ``folder`` under a name that ends in one of ``suffixes`` (``".hdf5"``), upper or lower case, sorted; nothing hidden.
+
+    A killed writer leaves a hidden partial file. An empty list where there is no such folder.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        return []
+    return sorted(p for p in place.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
 @contextlib.contextmanager
@@ -108,8 +151,9 @@ def append(path: str | os.PathLike[str], text: str) -> None:
     """Append ``text`` (UTF-8) to ``path`` and hand it to the system at once, so that a killed process leaves it.
 
     Raises:
-        OutputError: the disk is full.
+        OutputError: the disk is full, or ``path`` is a named pipe, which would be waited for without end.
     """
+    _refuse_pipe(Path(path))
     with disk_errors(Path(path)), open(path, "a", encoding="utf-8", newline="") as file:
         file.write(text)
 
@@ -145,7 +189,14 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {target}: {os.strerror(number)}; free some space or give another place") from error
 
 
+def _refuse_pipe(path: Path) -> None:
+    """Opening a pipe waits until somebody reads it."""
+    if path.is_fifo():
+        raise OutputError(f"cannot write {path}: it is a named pipe; remove it, or give another place")
+
+
 def _is_device(path: Path) -> bool:
+    _refuse_pipe(path)
     try:
         mode = path.stat().st_mode
     except OSError:

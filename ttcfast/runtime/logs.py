@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .errors import MissingPackageError
-from .files import append, atomic_write, output_folder, strict, write_csv
+from .files import append, atomic_write, output_folder, require_regular, strict, write_csv
 
 
 class RunLog:
@@ -86,6 +86,7 @@ class RunLog:
         if self._board is not None:
             from matplotlib.image import imread
 
+            require_regular(path, "figure", "draw it before it is shown")
             self._board.add_image(name, torch.from_numpy(imread(os.fspath(path))[..., :3].copy()), step, dataformats="HWC")
         if self._wandb is not None:
             import wandb
@@ -130,7 +131,7 @@ def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[
     if (last_step is None and not keep_all) or not path.exists():
         return []
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in require_regular(path, "run log", "").read_text(encoding="utf-8").splitlines():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:

@@ -184,7 +184,7 @@ def load_directions(path: str | os.PathLike[str], device: torch.device | str = "
     Raises:
         CheckpointError: missing, damaged, or not of directions.
     """
-    place = Path(path)
+    place = Path(path).absolute()  # the same name means another file after a chdir
     changed = place.stat().st_mtime_ns if place.is_file() else -1
     return _load(str(place), changed, str(device))
 

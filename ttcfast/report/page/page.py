@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttcfast.runtime.files import atomic_write
+from ttcfast.runtime.files import atomic_write, entries
 
 from .. import fields
 from . import png
@@ -170,7 +170,7 @@ def _animations(run: Run, room: _Room) -> Markup | None:
 def _stills(run: Run, room: _Room) -> Markup | None:
     """The PNG figures of the folder, but for those that the page draws itself."""
     stills = []
-    for file in sorted([*run.folder.glob("*.png"), *run.folder.glob("figures/*.png")]):
+    for file in sorted([*entries(run.folder, ".png"), *entries(run.folder / "figures", ".png")]):
         if run.compares_methods and file.stem in _DRAWN:
             continue
         found = png.read_picture(file)

@@ -29,6 +29,8 @@ def data_url(picture: bytes) -> str:
 
 def read_picture(path: Path) -> tuple[bytes, int, int, str | None] | None:
     """A PNG file's bytes, width, height and title; None where it is no whole PNG."""
+    if not path.is_file():  # a named pipe would be waited for without end
+        return None
     try:
         data = path.read_bytes()
         chunks = list(_chunks(data))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import entries, require_regular
 from ttcfast.runtime.logs import read_log
 
 T = TypeVar("T")
@@ -151,7 +152,7 @@ def guarded(folder: Path, read: Callable[..., T], *arguments: Any) -> T:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path.parent} holds no readable {path.name} ({error.strerror}); make it readable") from error
     except ValueError as error:
@@ -172,12 +173,12 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 
 def _tables_of(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.csv") if p.name not in ("log.csv", "report.csv"))
+    return [p for p in entries(folder, ".csv") if p.name not in ("log.csv", "report.csv")]
 
 
 def _read_tables(folder: Path) -> dict[str, list[dict[str, str]]]:
     tables = {}
     for path in _tables_of(folder):
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(require_regular(path, "table", "make the run again"), encoding="utf-8", newline="") as file:
             tables[path.name] = [{k: v for k, v in row.items() if k is not None and isinstance(v, str)} for row in csv.DictReader(file)]
     return tables

@@ -286,7 +286,7 @@ def _checked(trajectories: TrajectorySet | Tensor, spec: StateSpec, steps: int) 
 
 def _place(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
-    if path.suffix not in (".hdf5", ".h5"):
+    if path.suffix.lower() not in (".hdf5", ".h5"):
         if path.is_file():
             raise ArgumentError(f"out is {path}, which is a file; give a folder, or the name of an .hdf5 file")
         path = path / FILE_NAME

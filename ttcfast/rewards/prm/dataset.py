@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ttcfast.data.alike import spec_difference
 from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import entries, require_regular
 from ttcfast.runtime.units import require_units
 
 from .build import build_triplets
@@ -44,7 +46,7 @@ class PRMTripletSet(Dataset[Sample]):
 
     Raises:
         DataError: nothing given, a path that is missing, empty, damaged or holds something else, files whose states differ in shape, or
-            triplets of different surrogates.
+            triplets of different surrogates or layouts of the state (channels, gamma, cell, domain).
 
     Source: seeds/ttc-integration-plan.md section 5; DECISIONS, Test-time computing 11.
     """
@@ -54,7 +56,7 @@ class PRMTripletSet(Dataset[Sample]):
         self.paths = [path for place in given for path in _sample_files(Path(place))]
         if not self.paths:
             raise DataError("manifest_paths is empty; give triplet files made by `ttcfast build_prm_data`, or a folder of them")
-        self.parts = [TripletFile(path) if path.suffix in _HDF5 else _TensorFile(path) for path in self.paths]
+        self.parts = [TripletFile(path) if path.suffix.lower() in _HDF5 else _TensorFile(path) for path in self.paths]
         self._ends = list(itertools.accumulate(len(part) for part in self.parts))
         self._require_one_surrogate()
         first = next((part for part in self.parts if isinstance(part, TripletFile)), self.parts[0])
@@ -107,16 +109,17 @@ class PRMTripletSet(Dataset[Sample]):
                 )
             mine, theirs = (replace(file.units(), gamma=None) for file in (part, made[0]))
             require_units(mine, theirs, "give files of one time step and one cell")
+            if found := spec_difference(part.spec, made[0].spec):
+                name, one, wanted = found
+                raise DataError(f"{part.path} was made with {name} {one} and {made[0].path} with {wanted}; give files of one")
 
 
 class _TensorFile:
     """One sample as the sketch saves it; read, and checked, when asked for, since there may be many."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = require_regular(path, "triplet file", "make it again, or leave it out of manifest_paths")
         self.expected: tuple[tuple[int, ...], Path] | None = None
-        if not path.is_file():
-            raise DataError(f"triplet file {path} does not exist; make it again, or leave it out of manifest_paths")
 
     def __len__(self) -> int:
         return 1
@@ -167,20 +170,20 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     if place.is_dir():
         if (place / FILE_NAME).is_file():
             return [place / FILE_NAME]
-        files = sorted(p for p in place.iterdir() if p.suffix in (*_HDF5, ".pt") and not p.name.startswith("."))
+        files = entries(place, *_HDF5, ".pt")
         if not files:
             unfinished = next(place.glob("*.partial"), None)
             more = f" but the unfinished {unfinished.name}: run the command that makes it once more" if unfinished else ""
             raise DataError(f"folder {place}{told} holds no .hdf5 and no .pt file{more or '; make some with `ttcfast build_prm_data`'}")
         return files
-    if not place.is_file():
-        raise DataError(f"triplet file {place}{told} does not exist; make it with `ttcfast build_prm_data`, or give another path")
-    if place.suffix == ".txt" and named_by is None:
+    require_regular(place, "triplet file", "make it with `ttcfast build_prm_data`, or give another path", told=told)
+    kind = place.suffix.lower()
+    if kind == ".txt" and named_by is None:
         lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
         return [path for line in lines if line for path in _sample_files(place.parent / line, place)]
-    if place.suffix == ".partial":
+    if kind == ".partial":
         raise DataError(f"triplet file {place}{told} is unfinished; run the command that makes it once more")
-    if place.suffix not in (*_HDF5, ".pt"):
+    if kind not in (*_HDF5, ".pt"):
         raise DataError(f"triplet file {place}{told} is of an unknown kind; give .hdf5, .pt, a folder, or a .txt that names such files")
     return [place]
 

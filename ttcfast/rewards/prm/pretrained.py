@@ -14,7 +14,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.checkpoint import spec_meta
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.runtime.files import output_folder, strict, write_json
+from ttcfast.runtime.files import output_folder, require_regular, strict, write_json
 from ttcfast.spec import StateSpec
 
 from .dense import DensePRM
@@ -78,8 +78,7 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> PRM:
 
 
 def _tensors_of(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; give a .pt with a PRM's state dict, or a folder of save_pretrained")
+    require_regular(path, "checkpoint", "give a .pt with a PRM's state dict, or a folder of save_pretrained", CheckpointError)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler raises what it likes

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
+from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError, OutputError
 from ttcfast.runtime.files import disk_errors, strict
 from ttcfast.runtime.units import Units
@@ -150,8 +151,8 @@ class TripletWriter:
 class TripletFile:
     """One triplet file, read lazily: its small arrays are held, frames are read when asked for.
 
-    May be pickled and handed to data-loader workers; each process opens the file by itself. Samples with fewer than three finite candidates
-    are not counted: ``len``, the arrays and the indices are those of the usable samples.
+    May be pickled and handed to data-loader workers: the file is opened when it is read, see ``hdf5.held_open``. Samples with fewer than
+    three finite candidates are not counted: ``len``, the arrays and the indices are those of the usable samples.
 
     Args:
         path: the file, or the output folder that holds it as ``triplets.hdf5``.
@@ -161,7 +162,7 @@ class TripletFile:
         errors ``[M, K]`` float32; picked ``[M, 3]``, step ``[M]``, trajectory ``[M]`` int64; on_policy ``[M]`` bool: numpy arrays.
 
     Raises:
-        DataError: the file is missing, unfinished, empty, damaged or no triplet file.
+        DataError: the file is missing, unfinished, empty, damaged, no triplet file, or holds its values in other files.
     """
 
     spec: StateSpec
@@ -172,10 +173,8 @@ class TripletFile:
 
     def __init__(self, path: Place) -> None:
         self.path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        self._data: h5py.Dataset | None = None
-        self._raw: FileIO | None = None
-        self._offset, self._process = 0, -1
         with _opened(self.path) as file:
+            self.path = Path(os.path.abspath(self.path))
             try:
                 self._read_header(file)
             except _HEADER_ERRORS as error:
@@ -193,9 +192,6 @@ class TripletFile:
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_data": None, "_raw": None, "_process": -1}
 
     def frames(self, indices: Sequence[int] | Tensor, *, first: int = len(FRAMES), out: Tensor | None = None) -> Tensor:
         """Samples ``[m, first, C, *S]`` float32, of each the first frames of ``FRAMES``.
@@ -219,29 +215,28 @@ class TripletFile:
         return out
 
     def _read_into(self, out: Tensor, rows: Sequence[int]) -> None:
-        if self._process != os.getpid():
-            self._open()
-        if self._data is not None:
-            into = out.numpy()
+        with hdf5.held_open(self, self._open) as source:
+            if isinstance(source, h5py.File):
+                into, data = out.numpy(), source["frames"]
+                for place, row in enumerate(rows):
+                    into[place] = data[row, : out.shape[1]]
+                return
+            # positioned reads, since a mapping's page faults cost several times the copy
+            file, size = source.fileno(), 4 * out[:1].numel()
+            stride, memory = size // out.shape[1] * len(FRAMES), out.view(-1).numpy().data.cast("B")
             for place, row in enumerate(rows):
-                into[place] = self._data[row, : out.shape[1]]
-            return
-        assert self._raw is not None
-        # positioned reads, since a mapping's page faults cost several times the copy
-        file, size = self._raw.fileno(), 4 * out[:1].numel()
-        stride, memory = size // out.shape[1] * len(FRAMES), out.view(-1).numpy().data.cast("B")
-        for place, row in enumerate(rows):
-            if os.preadv(file, [memory[place * size : (place + 1) * size]], self._offset + row * stride) != size:
-                raise OSError(f"it ends before sample {row}")
+                if os.preadv(file, [memory[place * size : (place + 1) * size]], source.offset + row * stride) != size:
+                    raise OSError(f"it ends before sample {row}")
 
-    def _open(self) -> None:
-        """The file itself, or the data set where a tool has rewritten it in chunks or another type."""
+    def _open(self) -> h5py.File | _Frames:
+        """The bytes of the frames, or the HDF5 file where a tool has rewritten them in chunks or another type."""
         file = _opened(self.path)
-        self._data, self._raw, self._process = file["frames"], None, os.getpid()
-        offset = self._data.id.get_offset()
-        if offset is not None and self._data.dtype == np.dtype("<f4"):
-            file.close()
-            self._data, self._raw, self._offset = None, FileIO(self.path), offset
+        data = file["frames"]
+        offset = data.id.get_offset()
+        if offset is None or data.dtype != np.dtype("<f4"):
+            return file
+        file.close()
+        return _Frames(self.path, offset)
 
     def units(self) -> Units:
         """What the samples are of, for ``require_units``."""
@@ -276,16 +271,28 @@ class TripletFile:
             raise DataError(f"triplet file {self.path} is unfinished ({_progress(file)}); run the command that makes it once more")
         self.surrogate, self.config = str(file.attrs["surrogate"]), json.loads(file.attrs["config"])
         self.spec = _spec_from(json.loads(file.attrs["spec"]))
-        self.normalizer = Normalizer(*(torch.from_numpy(file[f"normalizer/{n}"][:]) for n in ("mean", "std", "delta_std")))
+        self.normalizer = Normalizer(*(torch.from_numpy(hdf5.array(file[f"normalizer/{n}"])) for n in ("mean", "std", "delta_std")))
         frames = file["frames"]
+        for name, kinds in (("frames", "f"), ("errors", "f"), ("picked", "iu"), ("step", "iu"), ("trajectory", "iu"), ("on_policy", "b")):
+            if file[name].dtype.kind not in kinds:
+                raise ValueError(f"{name} is of {file[name].dtype}, which `ttcfast build_prm_data` does not write")
         if frames.ndim < 4 or frames.shape[1] != len(FRAMES) or file["errors"].shape[:1] != frames.shape[:1]:
             raise ValueError(f"frames has shape {frames.shape} and errors {file['errors'].shape}; expected [M, 6, C, *S] and [M, K]")
         self.shape = tuple(frames.shape[2:])
-        usable = (file["picked"][:] >= 0).all(1)
+        hdf5.require_held(frames)
+        picked, *others = (hdf5.array(file[name]) for name in ("picked", "errors", "step", "trajectory", "on_policy"))
+        usable = (picked >= 0).all(1)
         self._rows, self.skipped = usable.nonzero()[0], int((~usable).sum())
-        self.errors, self.picked, self.step, self.trajectory, self.on_policy = (
-            file[name][:][usable] for name in ("errors", "picked", "step", "trajectory", "on_policy")
-        )
+        self.picked = picked[usable]
+        self.errors, self.step, self.trajectory, self.on_policy = (held[usable] for held in others)
+
+
+class _Frames(FileIO):
+    """A triplet file as bytes, whose frames begin at ``offset``."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        super().__init__(path)
+        self.offset = offset
 
 
 def finished(path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> bool:
@@ -328,12 +335,7 @@ def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[in
 
 
 def _opened(path: Path) -> h5py.File:
-    if not path.is_file():
-        raise DataError(f"triplet file {path} does not exist; make it with `ttcfast build_prm_data out=...`, or give another path")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"triplet file {path} is empty, truncated or no HDF5 file ({error}); make or copy it again") from error
+    return hdf5.open_hdf5(path, "triplet file", "make it with `ttcfast build_prm_data out=...`, or give another path")
 
 
 def _progress(file: h5py.File) -> str:

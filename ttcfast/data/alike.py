@@ -1,0 +1,102 @@
+"""Whether two files tell of the same grid, times and physics: one relative tolerance for all that is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.runtime.errors import DataError
+from ttcfast.spec import StateSpec
+
+from .reader import TrajectoryReader
+
+# Above what single precision leaves of a step between coordinates or instants, below any difference that somebody means.
+RELATIVE = 1e-4
+_SINGLE = 2.0**-23
+
+
+def agree(a: Any, b: Any, rounding: float = 0.0) -> bool:
+    """Whether numbers, or arrays of them, are the same up to ``RELATIVE`` of them and ``rounding``; NaN agrees with NaN."""
+    return bool(np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=RELATIVE, atol=rounding, equal_nan=True))
+
+
+Difference = tuple[str, str, str]  # what differs, and what it is in either, in words
+
+
+def times_difference(a: Tensor, b: Tensor) -> Difference | None:
+    """The first difference between the instants ``[T+1]`` of two files; None where there is none."""
+    if torch.equal(a, b):
+        return None
+    if len(a) != len(b):
+        return "frames", str(len(a)), str(len(b))
+    one, other = a.double().numpy(), b.double().numpy()
+    steps, wanted = np.diff(one), np.diff(other)
+    rounding = _SINGLE * max(np.abs(one).max(), np.abs(other).max())
+    different = np.flatnonzero(~np.isclose(steps, wanted, rtol=RELATIVE, atol=rounding))
+    if len(different):
+        k = int(different[0])
+        return f"time step {k + 1} of", f"{steps[k]:g}", f"{wanted[k]:g}"
+    if abs(one[0] - other[0]) > RELATIVE * wanted.min(initial=np.inf) + rounding:
+        return "its first frame at time", f"{one[0]:g}", f"{other[0]:g}"
+    return None
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference | None:
+    """The first entry in which two descriptions differ, measured numbers by ``agree``; None where there is none."""
+    for name in dict.fromkeys([*a, *b]):
+        one, other = a.get(name), b.get(name)
+        if one == other or (_is_measured(one) and _is_measured(other) and np.shape(one) == np.shape(other) and agree(one, other)):
+            continue
+        return name, _told(one), _told(other)
+    return None
+
+
+def spec_difference(a: StateSpec, b: StateSpec) -> Difference | None:
+    """As ``difference``, of two layouts of states; a gamma per trajectory is not looked at."""
+    return difference(_described(a), _described(b))
+
+
+def require_alike(files: Sequence[TrajectoryReader], *, gamma: bool = True) -> None:
+    """Raise ``DataError`` unless all files have one grid, one set of times and one physics; the message names the first difference.
+
+    ``gamma``: whether it must be one number, too.
+    """
+    first = files[0]
+    for file in files if gamma else ():
+        if torch.is_tensor(file.spec.gamma) and file.spec.gamma.ndim:
+            raise DataError(f"data file {file.path} has a gamma per trajectory; what is asked for needs one for all")
+    described = first.physics() | ({"gamma": float(first.spec.gamma)} if gamma else {})
+    for other in files[1:]:
+        found = difference(other.physics() | ({"gamma": float(other.spec.gamma)} if gamma else {}), described)
+        if found := found or times_difference(other.times, first.times):
+            name, one, wanted = found
+            raise DataError(f"data file {other.path} has {name} {one}; {first.path} has {wanted}: read them in two runs")
+
+
+def _described(spec: StateSpec) -> dict[str, Any]:
+    one_gamma = not torch.is_tensor(spec.gamma) or spec.gamma.ndim == 0
+    volume = spec.cell_volume
+    return {
+        "variables": spec.variables,
+        "channels": spec.channels,
+        "dimensions": spec.ndim,
+        "gamma": float(spec.gamma) if one_gamma else None,
+        "cell volume": volume.tolist() if torch.is_tensor(volume) else volume,
+        "periodic axes": spec.periodic_axes,
+        "closed": spec.closed,
+    }
+
+
+def _is_measured(value: Any) -> TypeGuard[float | Sequence[float]]:
+    """Whether these are numbers that rounding touches; counts are compared exactly."""
+    return value is not None and np.asarray(value).dtype.kind == "f"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"({', '.join(map(_told, value))})" if isinstance(value, tuple) else str(value)

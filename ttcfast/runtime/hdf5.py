@@ -1,0 +1,171 @@
+"""HDF5 files opened with care: regular, holding all their values themselves, and few of them at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import re
+import resource
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import h5py
+import numpy as np
+
+from .errors import DataError
+from .files import require_regular
+
+# Deflate makes 1032 bytes of one at most; other filters of data sets that hold numbers do less.
+_EXPANSION = 1032
+# Enough that a training run on a thousand files opens few of them twice, and a share of the limit that leaves the process its own.
+_MOST, _SHARE = 256, 4
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+H = TypeVar("H", bound=_Closable)
+
+
+def open_hdf5(path: Path, what: str, missing: str) -> h5py.File:
+    """``path`` opened for reading, once it is known that nothing in it points out of it.
+
+    Args:
+        path: the file. what: what it should be, for messages: ``"data file"``. missing: what to do where it is not there.
+
+    Raises:
+        DataError: missing, no regular file, truncated or no HDF5 (NetCDF4) file; external links, virtual data sets and external storage,
+            whose values lie in other files, of which HDF5 makes zeros where they are missing; too many open files.
+    """
+    place = require_regular(path, what, missing)
+    try:
+        file = h5py.File(place, "r")
+    except OSError as error:
+        if _errno(error) in (errno.EMFILE, errno.ENFILE):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise DataError(f"{what} {path} cannot be opened: this process has too many open files (limit {limit}); ulimit -n") from error
+        raise DataError(f"{what} {path} is empty, truncated or no HDF5 file ({error}); make or copy it again") from error
+    try:
+        found = _outside(file)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        file.close()
+        raise DataError(f"{what} {path} is damaged ({error}); make or copy it again") from error
+    if found is not None:
+        file.close()
+        raise DataError(f"{what} {path} points out of itself: {found}; copy the values into the file")
+    return file
+
+
+def array(data: h5py.Dataset) -> np.ndarray:
+    """All values of a data set that a header holds.
+
+    Raises:
+        ValueError: the file declares more values than it holds, which would fill the memory with zeros.
+    """
+    held = data.id.get_storage_size()
+    filtered = data.id.get_create_plist().get_nfilters() > 0
+    _require_held(data, data.nbytes, held * (_EXPANSION if filtered else 1), held)
+    return np.asarray(data)
+
+
+def require_held(data: h5py.Dataset) -> None:
+    """Raise ``ValueError`` where one entry along the first axis of ``data`` (a trajectory) is more than the whole file can hold."""
+    size = data.file.id.get_filesize()
+    _require_held(data, math.prod(data.shape[1:]) * data.dtype.itemsize, size * _EXPANSION, size)
+
+
+def _require_held(data: h5py.Dataset, declared: int, most: int, held: int) -> None:
+    if declared > most:
+        raise ValueError(f"{data.name.lstrip('/')} is declared as {list(data.shape)} of {data.dtype}, and {held} bytes of it are there")
+
+
+def _outside(file: h5py.File) -> str | None:
+    """The first thing that makes HDF5 open another file, in words. Nothing is followed to find it."""
+    links: list[tuple[bytes, int]] = []
+    file.id.links.visit(lambda name, info: links.append((name, info.type)), info=True)
+    for name, kind in links:
+        told = name.decode(errors="replace")
+        if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):  # a soft link stays in the file, unless it leads to such a one
+            return f"{told} is an external link"
+        if kind == h5py.h5l.TYPE_SOFT:
+            continue
+        item = h5py.h5o.open(file.id, name)
+        if isinstance(item, h5py.h5d.DatasetID):
+            made = item.get_create_plist()
+            if made.get_layout() == h5py.h5d.VIRTUAL:
+                return f"{told} is a virtual data set"
+            if made.get_external_count():
+                return f"{told} has external storage"
+    return None
+
+
+class _Handle:
+    """An open file and how many read it at this moment."""
+
+    def __init__(self, opened: _Closable) -> None:
+        self.opened, self.users = opened, 0
+
+
+class _Handles:
+    """The open files of this process by their owners, that of the last use at the end."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.of: weakref.WeakKeyDictionary[object, _Handle] = weakref.WeakKeyDictionary()
+        self.process = os.getpid()
+
+    def make_room(self, most: int) -> None:
+        idle = [(owner, handle) for owner, handle in self.of.items() if not handle.users]
+        for owner, handle in idle[: max(0, len(self.of) - most)]:
+            del self.of[owner]
+            handle.opened.close()
+
+
+_HANDLES = _Handles()
+# A child forked while another thread holds the lock would wait for it for ever.
+os.register_at_fork(before=_HANDLES.lock.acquire, after_in_parent=_HANDLES.lock.release, after_in_child=_HANDLES.lock.release)
+
+
+@contextlib.contextmanager
+def held_open(owner: object, opener: Callable[[], H]) -> Iterator[H]:
+    """What ``opener`` opens, kept open for the next use by the same ``owner``, until others' files need the room.
+
+    At most a quarter of the process's limit of descriptors (256 of them) are open at a time. What is in use by another thread is not
+    closed. A forked process opens anew. Closed with its owner.
+    """
+    with _HANDLES.lock:
+        if _HANDLES.process != os.getpid():
+            _HANDLES.of, _HANDLES.process = weakref.WeakKeyDictionary(), os.getpid()
+        handle = _HANDLES.of.pop(owner, None)
+        if handle is None:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            most = _MOST if limit == resource.RLIM_INFINITY else max(1, min(_MOST, limit // _SHARE))
+            _HANDLES.make_room(most - 1)
+            handle = _Handle(opener())
+        _HANDLES.of[owner] = handle  # at the end
+        handle.users += 1
+    try:
+        yield handle.opened  # type: ignore[misc]  # what this owner's opener gave
+    finally:
+        with _HANDLES.lock:
+            handle.users -= 1
+            if not handle.users and _HANDLES.of.get(owner) is not handle:
+                handle.opened.close()
+
+
+def close(owner: object) -> None:
+    """Close what is held open for ``owner``, once nobody reads it; its next use opens it again."""
+    with _HANDLES.lock:
+        if _HANDLES.process == os.getpid() and (handle := _HANDLES.of.pop(owner, None)) is not None and not handle.users:
+            handle.opened.close()
+
+
+def _errno(error: OSError) -> int | None:
+    found = re.search(r"errno = (\d+)", str(error))
+    return error.errno if error.errno is not None else int(found.group(1)) if found else None
