@@ -94,6 +94,7 @@ class _Trace:
         """The axes, and the reason why candidates depend on one another if they do."""
         (two, seen), (four, seen4) = (self._forward(each, tracing=True) for each in (_TWO, _FOUR))
         readings = {call: self._readings(call, seen[call], seen4[call]) for call in seen if call in seen4}
+        readings = {call: [replace(a, ndim=seen[call][0].ndim) for a in each] for call, each in readings.items()}
         self.axes = {call: each[0] if each else None for call, each in readings.items()}
         if self._differ(four[_BACK], two, two[0] - two[1]):
             return self.axes, self._mixing(four)

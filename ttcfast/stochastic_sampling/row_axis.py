@@ -20,12 +20,14 @@ class RowAxis:
         rows: ``"held"``: as said. A tensor that is the same for all states gets an entry for each, so that each has its own noise:
             ``"widened"`` along ``axis``, which is of size 1, or as a ``"new"`` first axis; or its noise is the same for all states,
             ``"common"``, and depends on seed, step and site alone.
+        ndim: axes that the tensor has; None for any number.
     """
 
     axis: int = 0
     outer: int = 1
     inner: int = 1
     rows: Literal["held", "widened", "new", "common"] = "held"
+    ndim: int | None = None
 
     @classmethod
     def by_size(cls, x: Tensor, m: int, sequence_first: bool) -> RowAxis | None:
@@ -44,6 +46,8 @@ class RowAxis:
 
     def fits(self, x: Tensor, m: int) -> bool:
         """Whether a tensor may be so for ``m`` states."""
+        if self.ndim not in (None, x.ndim):
+            return False
         if self.rows in ("new", "common"):
             return True
         return self.axis < x.ndim and x.shape[self.axis] == (1 if self.rows == "widened" else self.outer * m * self.inner)
