@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ttcfast.runtime.turns import interruptible
-from ttcfast.stochastic_sampling.keyed import Call, Draw, keyed_noise
+from ttcfast.stochastic_sampling.keyed import Call, Draw, Trace, keyed_noise
 from ttcfast.stochastic_sampling.row_axis import RowAxis
 from ttcfast.stochastic_sampling.sites import Site
 
@@ -23,6 +23,8 @@ from .seeds import temp_seed
 _TWO, _FOUR, _BACK = [0, 1], [2, 1, 3, 0], [3, 1]  # states of the two batches; where the first batch's are in the second
 _ROWS = ((0, 1), (1, 2), (0, 4), (2, 7))  # (problem, candidate) of the four states
 _STRONG = 0.5  # rate of dropout in the checks: at a low one two masks may be alike by chance
+_BY_ITSELF = ("own", "training")  # kinds of sites that draw by themselves, which their warnings say
+_COMPARED = 2**20  # entries of a tensor that are compared
 _LIKE_ROUNDING = 0.01  # of the noise's own effect: a difference so small is rounding, also where a device rounds more than usual
 
 
@@ -44,7 +46,8 @@ class Found:
 def row_trace(
     model: nn.Module, sites: Sequence[Site], state: Tensor, unpack: Callable[[Any], Tensor], precision: torch.dtype | None = None
 ) -> Found:
-    """Find the axis of the states at each site, and whether a candidate is the same in another batch. Costs 12 rows of a forward, or more.
+    """Find the axis of the states at each site, and whether a candidate is the same in another batch. Costs 12 rows of a forward,
+    18 where states are folded, more where that leaves something open.
 
     Noise-free forwards of states (A, B) and (C, B, D, A) show each site's tensor for two numbers of states: the axis that grows with
     their number holds them. Where it has several entries for each, the order of folding is that in which A's and B's entries are the same
@@ -65,8 +68,8 @@ def row_trace(
     modules, name = tuple(site.module for site in sites), type(model).__name__
     with torch.inference_mode(False), torch.no_grad():
         try:
-            trace = _Trace(*_copied(model, sites), _four_of(state.clone()), unpack, precision)
-            axes, reason = trace.run()
+            tracing = _Tracing(*_copied(model, sites), _four_of(state.clone()), unpack, precision)
+            axes, reason = tracing.run()
         except Exception as error:  # one that is the model's own comes up again in the call itself, and the warning is not given
             what = f"{name} could not be run on {len(_TWO)} and {len(_FOUR)} states ({type(error).__name__}: {first_line(error)})"
             return Found(modules, None, f"{what}, so which entries belong to which state is told by the sizes of axes alone")
@@ -80,7 +83,7 @@ def row_trace(
     return Found(modules, axes, "; ".join(said) or None)
 
 
-class _Trace:
+class _Tracing:
     """One model, its sites and four states."""
 
     def __init__(
@@ -92,14 +95,16 @@ class _Trace:
 
     def run(self) -> tuple[dict[Call, RowAxis | None], str | None]:
         """The axes, and the reason why candidates depend on one another if they do."""
-        (two, seen), (four, seen4) = (self._forward(each, tracing=True) for each in (_TWO, _FOUR))
-        readings = {call: self._readings(call, seen[call], seen4[call]) for call in seen if call in seen4}
-        readings = {call: [replace(a, ndim=seen[call][0].ndim) for a in each] for call, each in readings.items()}
+        small, large = _Shapes(), _Shapes()
+        two, four = self._forward(_TWO, trace=small), self._forward(_FOUR, trace=large)
+        readings = {call: self._readings(call, shapes, large.get(call)) for call, shapes in small.items()}
+        self._unfold(readings)
+        readings = {call: [replace(a, ndim=len(small[call][0])) for a in each] for call, each in readings.items()}
         self.axes = {call: each[0] if each else None for call, each in readings.items()}
         if self._differ(four[_BACK], two, two[0] - two[1]):
             return self.axes, self._mixing(four)
         unkeyed = {number for (number, _), each in readings.items() if not each}
-        keyed = [s for s in self.sites if s.kind != "own" and s.number not in unkeyed]
+        keyed = [s for s in self.sites if s.kind not in _BY_ITSELF and s.number not in unkeyed]
         if not keyed or self._agree(keyed, two):
             return self.axes, None
         for call, each in readings.items():
@@ -113,24 +118,20 @@ class _Trace:
         guilty = [s.name for s in keyed if not self._agree([s], two)]
         return self.axes, f"the noise at {', '.join(map(repr, guilty)) or 'its sites'} gets from one state to others"
 
-    def _forward(self, order: list[int], *, sites: Sequence[Site] = (), tracing: bool = False, seed: int = 0) -> tuple[Tensor, Any]:
-        """The model's answer, and with ``tracing``, without noise, what each call of a site was given."""
-        seen: dict[Call, list[Tensor] | None] = {}
-
-        def note(call: Call, given: Sequence[Tensor] | None) -> None:
-            seen[call] = None if given is None else [t.clone() for t in given]
-
-        rows = torch.tensor([_ROWS[i] for i in order], device=self.states.device)
-        draw = Draw.of(0, 0, rows)
-        draw.axes, draw.trace = self.axes, note if tracing else None
+    def _forward(self, order: list[int], sites: Sequence[Site] = (), *, trace: Trace | None = None, seed: int | None = None) -> Tensor:
+        """The model's answer with the noise of ``sites``, or without noise, ``trace`` being told what every site is given."""
+        draw = Draw.of(0, 0, torch.tensor([_ROWS[i] for i in order], device=self.states.device))
+        draw.axes, draw.trace = self.axes, trace
         batch = self.states[order]
-        with temp_seed(seed), keyed_noise(self.model, self.sites if tracing else sites, draw), interruptible():
-            return self.unpack(self.model(batch)).clone(), seen
+        # another seed for another batch: what follows torch's own streams is thereby seen to differ
+        seed, acting = len(order) if seed is None else seed, sites if trace is None else self.sites
+        with temp_seed(seed), keyed_noise(self.model, acting, draw), interruptible():
+            return self.unpack(self.model(batch)).clone()
 
     def _agree(self, sites: Sequence[Site], still: Tensor) -> bool:
         """Whether two states' candidates are the same in both batches, with the noise of these sites."""
         try:
-            (two, _), (four, _) = (self._forward(each, sites=sites) for each in (_TWO, _FOUR))
+            two, four = (self._forward(each, sites) for each in (_TWO, _FOUR))
         except (RuntimeError, ValueError, TypeError, IndexError):  # a reading that the model does not go on with
             return False
         return two.shape == still.shape and four.shape[1:] == still.shape[1:] and not self._differ(four[_BACK], two, two - still)
@@ -143,11 +144,11 @@ class _Trace:
             return True
         return not bool((a - b).abs().max() <= _LIKE_ROUNDING * effect.abs().max())
 
-    def _readings(self, call: Call, two: list[Tensor] | None, four: list[Tensor] | None) -> list[RowAxis]:
+    def _readings(self, call: Call, two: list[torch.Size], four: list[torch.Size] | None) -> list[RowAxis]:
         """What may be done at a call of a site, the likeliest first; nothing where states are in no one axis."""
-        if two is None or four is None or two[0].ndim != four[0].ndim:
+        if not two or not four or len(two[0]) != len(four[0]):
             return []
-        small, large = two[0].shape, four[0].shape
+        small, large = two[0], four[0]
         grown = [d for d in range(len(small)) if small[d] != large[d]]
         (module,) = {s.module for s in self.sites if s.number == call[0]}
         if isinstance(module, nn.MultiheadAttention) and len(two) > 1:  # its batch is where it says, which may hold something else
@@ -163,11 +164,24 @@ class _Trace:
         (axis, *more), n, m = grown, len(_TWO), len(_FOUR)
         if more or small[axis] % n or small[axis] * m != large[axis] * n:
             return []
-        return _folded(two, four, axis, small[axis] // n, self.precision)
+        each = small[axis] // n
+        ways = [RowAxis(axis, outer, each // outer) for outer in range(1, each + 1) if each % outer == 0]
+        return [ways[0], *reversed(ways[1:])]  # states outermost, states innermost, and what is between
+
+    def _unfold(self, readings: dict[Call, list[RowAxis]]) -> None:
+        """Of several ways to fold the states into an axis keep those in which the states that both batches have are the same."""
+        folded = {call: each[0].axis for call, each in readings.items() if len(each) > 1 and each[0].rows == "held"}
+        if not folded:
+            return
+        small, large = _Values(folded), _Values(folded)
+        for order, values in ((_TWO, small), (_FOUR, large)):
+            self._forward(order, trace=values)
+        for call in folded:
+            readings[call] = _same_in_both(readings[call], small[call], large[call], self.precision)
 
     def _mixing(self, four: Tensor) -> str:
         """Why a state's outcome without noise depends on the others."""
-        if not torch.allclose(self._forward(_FOUR, seed=1)[0], four, rtol=0.0, atol=0.0, equal_nan=True):
+        if not torch.allclose(self._forward(_FOUR, seed=0), four, rtol=0.0, atol=0.0, equal_nan=True):
             return "it draws noise of its own, which no key reaches (functional dropout, or random numbers in a forward)"
         named = self.model.named_modules()
         norms = [name for name, m in named if isinstance(m, _BatchNorm) and m.running_mean is None]
@@ -176,18 +190,38 @@ class _Trace:
         return "its forward mixes the states of a batch"
 
 
-def _folded(two: list[Tensor], four: list[Tensor], axis: int, each: int, precision: torch.dtype | None) -> list[RowAxis]:
-    """How ``each`` entries of every state may be folded into an axis: those in which the states that both batches have are the same."""
-    ways = [RowAxis(axis, outer, each // outer) for outer in range(1, each + 1) if each % outer == 0]
-    ways = [ways[0], *reversed(ways[1:])]  # states outermost, states innermost, and what is between
-    if len(ways) == 1:
-        return ways
+class _Shapes(dict[Call, list[torch.Size]]):
+    """A trace that keeps shapes; none of calls that cannot be keyed."""
+
+    def __call__(self, call: Call, given: Sequence[Tensor] | None) -> None:
+        self[call] = [t.shape for t in given or ()]
+
+
+class _Values(dict[Call, list[Tensor]]):
+    """A trace that keeps some entries of the tensors at some calls, ``[n, entries]``, n along the axis that is named for the call."""
+
+    def __init__(self, axes: dict[Call, int]) -> None:
+        super().__init__()
+        self._axes = axes
+
+    def __call__(self, call: Call, given: Sequence[Tensor] | None) -> None:
+        if given is None or call not in self._axes:
+            return
+        axis, self[call] = self._axes[call], []
+        for t in given:
+            if t.ndim > axis and t.shape[axis] == given[0].shape[axis]:
+                flat = t.movedim(axis, 0).flatten(1) if t.ndim > 1 else t.unsqueeze(1)
+                step = max(1, math.ceil(flat.numel() / _COMPARED))
+                self[call].append(flat[:, ::step].clone())
+
+
+def _same_in_both(ways: list[RowAxis], two: list[Tensor], four: list[Tensor], precision: torch.dtype | None) -> list[RowAxis]:
+    """The ways in which two states' entries are the same in both batches; where rounding leaves none, the nearest."""
 
     def both(way: RowAxis) -> Iterator[tuple[Tensor, Tensor]]:
         for a, b in zip(two, four):
-            if a.ndim > axis and a.shape[axis] == len(_TWO) * each:
-                a, b = (t.movedim(axis, 0).unflatten(0, (way.outer, -1, way.inner)) for t in (a, b))
-                yield a, b[:, _BACK]
+            a, b = (t.unflatten(0, (way.outer, -1, way.inner)) for t in (a, b))
+            yield a, b[:, _BACK]
 
     def error(way: RowAxis) -> float:
         errors = [float((a - b).abs().max()) for a, b in both(way)]

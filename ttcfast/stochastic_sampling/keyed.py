@@ -146,7 +146,7 @@ def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
     module, thread = site.module, threading.get_ident()
     assert module is not None
     if site.kind == "own":
-        if draw.trace is None:
+        if draw.trace is None:  # else without noise
             _warn(site, "is drawn by a class of its own")
             stack.enter_context(switched_on(module, site.amount))
     elif site.kind == "attention":
