@@ -376,10 +376,7 @@ def _shareable(one: _Note, two: _Note, precision: torch.dtype | None) -> Axes | 
 
 @contextmanager
 def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
-    """``module.forward`` replaced by ``wrap(module, module.forward)`` for the length of a block within a turn, restored exactly.
-
-    Calls from other threads pass by what ``wrap`` makes.
-    """
+    """``module.forward`` is ``wrap(module, module.forward)`` for this thread within a block, which is part of a turn; restored exactly."""
     saved: list[tuple[nn.Module, dict[str, Any]]] = []
     thread = threading.get_ident()
 
