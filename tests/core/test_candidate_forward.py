@@ -135,6 +135,7 @@ def test_hooks_that_are_added_later_see_every_row():
     shared, unshared = pair_of("conv", "dropout")
     x, seen = euler_state(2), []
     draw(shared, x)
+    draw(unshared, x)
     shared.model.lift.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     draw(shared, x)
     draw(unshared, x)

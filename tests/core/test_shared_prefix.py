@@ -292,3 +292,34 @@ def test_it_works_in_inference_mode_and_with_gradients_on():
     wide = x.detach().repeat_interleave(3, 0).requires_grad_()
     model(wide).square().sum().backward()
     torch.testing.assert_close(x.grad, wide.grad.unflatten(0, (2, 3)).sum(1))
+
+
+@torch.no_grad()
+def test_what_ends_the_outer_of_two_calls_passes_through_the_inner_one():
+    inner = Written(lambda m, x: m.second(m.noise(m.first(x))), first=linear(), noise=RowNoise(), second=linear())
+    within = checked(inner, [Start(inner.second)])
+    model = Written(lambda m, x: m.tail(within(m.first(x), 2)), first=linear(), inner=inner, tail=linear()).eval()
+    outer = checked(model, [Start(inner.noise)])  # which the inner call passes on its way to its own first noise
+    assert outer.reason is None and outer.shared == ["first", "inner.first"]
+    x = torch.randn(2, 8, 6)
+    assert [len(t) for t in outer.run_prefix(x)] == [2, 2]
+    assert all("forward" not in vars(m) for m in model.modules())
+
+
+@torch.no_grad()
+def test_a_check_that_is_interrupted_has_found_nothing():
+    class Interrupts(RowNoise):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Interrupts.calls += 1
+            if Interrupts.calls == 2:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    model = Written(lambda m, x: m.second(m.noise(m.first(x))), first=linear(), noise=Interrupts(), second=linear()).eval()
+    shared, x = SharedPrefix(model, [Start(model.noise)]), torch.randn(2, 8, 6)
+    with pytest.raises(KeyboardInterrupt):
+        shared.check(torch.randn(2, 8, 6))
+    assert shared.reason == "the check ended with KeyboardInterrupt: no message" and all("forward" not in vars(m) for m in model.modules())
+    torch.testing.assert_close(shared(x, 3), model(x.repeat_interleave(3, 0)))

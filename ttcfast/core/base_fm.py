@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ttcfast.runtime.turns import in_turn, interruptible, turn
 from ttcfast.spec import Key, StateSpec, StochasticConfig, at_least, one_of
 from ttcfast.stochastic_sampling.directions import load_directions
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
@@ -38,7 +39,7 @@ class BaseFM(nn.Module):
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
         """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``.
 
-        The same ``seed`` gives the same sample; None draws from the global streams.
+        The same ``seed`` gives the same sample; None draws from the global streams. Threads take turns at calls with a seed.
         """
         with temp_seed(seed):
             return self.forward(x_t)
@@ -47,7 +48,17 @@ class BaseFM(nn.Module):
 class Surrogate(BaseFM):
     """Any ``nn.Module`` as a stochastic one-step surrogate: normalise, stack the history, call, un-normalise.
 
-    The model is put in evaluation and is never changed by a call: dropout, hooks and flags are as before afterwards.
+    The model is put in evaluation and is never changed by a call: dropout, hooks and flags are as before afterwards, also when a call ends
+    with an exception or with Ctrl-C, which acts while the model runs and waits while something is put back.
+
+    Several threads may use one surrogate, or several around one model or parts of it: they take turns (``ttcfast.runtime.turns``), a call
+    at a time, and get what they would get alone. It costs them the overlap of their calls, so threads are no way to more throughput; on
+    a CPU give torch the cores, or use processes. Another thread that calls the model itself meanwhile gets its output without noise,
+    in evaluation.
+
+    The first candidates of each kind of noise and state are preceded by a trace of the model on two and on four states: it finds in
+    which axis of each noisy tensor the states stand, however they are folded, and that candidates do not depend on the others in their
+    batch (``ttcfast.core.row_trace``). Where they do, a ``RuntimeWarning`` says so, with the likely reason.
 
     Args:
         model: maps normalised ``[M, h*C, *S]`` (oldest frame first) to ``[M, C, *S]``. It is called in its own dtype, on its own
@@ -115,14 +126,16 @@ class Surrogate(BaseFM):
         encoded = self._encode(x_t)
         if self.normalizer is None:  # then it may be x_t itself, into which a model that works in place would write
             encoded = encoded.clone()
-        return self._decoded(self._unpacked(self.model(encoded)), self._latest(x_t))
+        return self._decoded(self._unpacked(self._plain_call(encoded)), self._latest(x_t))
 
+    @in_turn
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
         """The step with every noise off, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         self._check("x", x)
         return self._decoded(self._calls().deterministic(self._encode(x), self._unpacked), self._latest(x))
 
+    @in_turn
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
         """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``; [h, C, *S] with history.
@@ -137,6 +150,7 @@ class Surrogate(BaseFM):
             out = self._sample(x, Draw.of(key, 0, rows, self.stochastic.antithetic), self.stochastic)[:, 0]
         return out if multi else out[0]
 
+    @in_turn
     @torch.no_grad()
     def candidates(
         self,
@@ -262,6 +276,13 @@ class Surrogate(BaseFM):
             grid=config.directions_grid,
         )
         return (moves if self.normalizer is None else self.normalizer.decode_delta(moves, channel_axis=2)).to(change.dtype)
+
+    def _plain_call(self, encoded: Tensor) -> Any:
+        """The model as it stands, in a turn, lest another thread's candidates stand in it."""
+        if torch.compiler.is_compiling():
+            return self.model(encoded)
+        with turn("Surrogate.forward"), interruptible():
+            return self.model(encoded)
 
     def _calls(self) -> CandidateForward:
         """Of the model that the surrogate has now: what is known of one that has been replaced is forgotten."""

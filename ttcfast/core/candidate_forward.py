@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttcfast.runtime.turns import in_turn, interruptible
 from ttcfast.stochastic_sampling.keyed import Draw, keyed_noise
 from ttcfast.stochastic_sampling.sites import INPUT, Site
 
 from .compiled import CompiledCall, compiled_call
 from .low_precision import LowPrecision, storage_of, versions_of
+from .row_trace import Found, row_trace
 from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,9 @@ Unpack = Callable[[Any], Tensor]
 class CandidateForward:
     """Calls a model for B candidates of each of N problems, noise acting at its sites, and for the deterministic step.
 
-    Remembers, for each layout of sites and inputs, what can be shared (``SharedPrefix``) and, with ``compile``, the compiled call of each
-    size. Copies and pickles of it remember nothing.
+    Remembers, for each layout of sites and inputs, where the states are at the sites (``row_trace``), what can be shared
+    (``SharedPrefix``) and, with ``compile``, the compiled call of each size. Copies and pickles of it remember nothing. Calls are turns
+    (``ttcfast.runtime.turns``), so that threads neither meet in the model nor in what is remembered.
 
     With ``dtype`` candidates are computed in low precision (``LowPrecision``) and corrected by the deterministic step, which is computed
     both ways: ``low(candidate) + full(deterministic) - low(deterministic)``. The error that all candidates of a problem have in common,
@@ -49,6 +52,7 @@ class CandidateForward:
         self.model, self.share_prefix, self.compile, self.dtype = model, share_prefix, compile, dtype
         self._low = None if dtype is None else LowPrecision(model, dtype)
         self._prefixes: dict[tuple[Any, ...], SharedPrefix] = {}
+        self._traces: dict[tuple[Any, ...], Found] = {}
         self._compiled: dict[tuple[Any, ...], CompiledCall] = {}
         self._last: tuple[Any, ...] | None = None  # inputs, weights and outcome of the last deterministic step
 
@@ -59,6 +63,7 @@ class CandidateForward:
         """The same for another model; nothing is remembered."""
         return _make(model, *self.__reduce__()[1][1:])
 
+    @in_turn
     def __call__(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, unpack: Unpack, *, compile: bool = True) -> Tensor:
         """What the model says to ``[N * B, ...]``, problem-major, for inputs ``[N, ...]`` and a fresh ``draw`` of ``N * B`` rows.
 
@@ -69,7 +74,15 @@ class CandidateForward:
         Raises:
             CompileError: the model cannot be compiled.
         """
-        compile = compile and bool(self.compile)
+        found = self._traced(encoded, sites, unpack)
+        draw.axes = found.axes
+        out = self._candidates(encoded, sites, draw, unpack, compile and bool(self.compile))
+        if found.warning is not None:  # not before the call has shown that the model can be called
+            warnings.warn(found.warning, RuntimeWarning, stacklevel=7)
+            found.warning = None
+        return out
+
+    def _candidates(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, unpack: Unpack, compile: bool) -> Tensor:
         if self._low is None:
             return unpack(self._called(encoded, sites, draw, compile))
         out = unpack(self._called(encoded, self._low.sites(sites), draw, compile, low=True))
@@ -79,6 +92,7 @@ class CandidateForward:
         difference = torch.where(difference.isfinite(), difference, 0.0)  # a step that blows up corrects nothing
         return out.to(full.dtype) + difference.repeat_interleave(len(out) // len(full), 0)
 
+    @in_turn
     def deterministic(self, encoded: Tensor, unpack: Unpack, *, compile: bool = True) -> Tensor:
         """What the model says to ``[N, ...]`` without noise, in its own precision."""
         weights = None if self._low is None else (storage_of(self.model), versions_of(self.model))
@@ -89,6 +103,14 @@ class CandidateForward:
             self._last = (weights, encoded.clone(), out.clone())
         return out
 
+    def _traced(self, encoded: Tensor, sites: Sequence[Site], unpack: Unpack) -> Found:
+        layout = (tuple((s.name, s.kind) for s in sites), encoded.shape[1:], encoded.dtype, encoded.device, _autocast(encoded))
+        found, modules = self._traces.get(layout), tuple(s.module for s in sites)
+        if found is None or found.modules != modules:
+            found = self._traces[layout] = row_trace(self.model, sites, encoded[0], unpack, _autocast(encoded))
+        return found
+
+    @in_turn
     def prefix(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, *, low: bool = False) -> SharedPrefix | None:
         """What candidates of inputs like ``encoded`` share; None where nothing is shared."""
         if not self.share_prefix or not sites or any(s.kind == INPUT for s in sites):
@@ -116,14 +138,19 @@ class CandidateForward:
         # Values may change under a compiled call, but tensors that are put in the place of others, and new hooks, are not seen by it.
         held = (storage_of(model), tuple(len(m._forward_hooks) for m in model.modules()))
         if (call := self._compiled.get(where)) is None or call.held != held:
+
+            def run(x: Tensor, rows: Tensor, stream: Tensor) -> Any:
+                return self._run(model, prefix, x, sites, Draw(rows, stream, draw.antithetic, axes=draw.axes), low)
+
             call = self._compiled[where] = compiled_call(
-                lambda *inputs: self._run(model, prefix, inputs[0], sites, Draw(inputs[1], inputs[2], draw.antithetic), low),
+                run,
                 (encoded, draw.rows, draw.stream),
                 model=model,
                 mode="default" if self.compile is True else str(self.compile),
                 held=held,
             )
-        return call(encoded, draw.rows, draw.stream)
+        with interruptible():
+            return call(encoded, draw.rows, draw.stream)
 
     def _checked(self, state: Tensor, sites: Sequence[Site], draw: Draw, low: bool) -> SharedPrefix:
         model, starts = self._model(low), [Start(s.module, s.kind in ("after", "latent")) for s in sites if s.module is not None]
@@ -133,7 +160,7 @@ class CandidateForward:
         rows = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(draw.rows.device)
         with warnings.catch_warnings(), self._products(state, low):
             warnings.simplefilter("ignore")  # what cannot be keyed is said when candidates are made
-            prefix.check(pair, lambda: keyed_noise(model, sites, Draw(rows, draw.stream, draw.antithetic)))
+            prefix.check(pair, lambda: keyed_noise(model, sites, Draw(rows, draw.stream, draw.antithetic, axes=draw.axes)))
         name = type(model).__name__
         if prefix.reason is None:
             logger.info("%s: candidates share what precedes the first noise: %s", name, ", ".join(prefix.shared))
@@ -153,7 +180,7 @@ class CandidateForward:
                     prefix.reason = str(error)
                     draw.start(draw.rows, draw.stream)
             batch = _copies(encoded, count, sites, draw)
-            with keyed_noise(model, sites, draw):
+            with keyed_noise(model, sites, draw), interruptible():
                 return model(batch)
 
     def _products(self, encoded: Tensor, low: bool) -> ExitStack:

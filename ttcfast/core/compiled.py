@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ttcfast.runtime.errors import UserError
+from ttcfast.runtime.turns import interruptible
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def compiled_call(
             recorded = make_fx(flat)(*inputs)
             graph = torch.compile(recorded, dynamic=False, fullgraph=True, mode=mode)
             call = CompiledCall(graph, structure[-1], held)
-            call(*inputs)
+            with interruptible():
+                call(*inputs)
     except Exception as error:
         raise CompileError(
             f"{name} cannot be compiled: {type(error).__name__}: {_first_line(error)}; use compile=False, or a model whose path does not "

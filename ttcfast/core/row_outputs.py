@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 # Relative to the largest entry: what other shapes of matrix products may change in a deep model. Rows mixed up differ by far more.
@@ -55,14 +56,34 @@ def same_structure(a: Any, b: Any) -> bool:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def close(a: Tensor, b: Tensor, precision: torch.dtype | None) -> bool:
     """Whether two tensors are the same to rounding, NaN and infinities in the same places."""
-    if a.shape != b.shape or not a.is_floating_point():
+    if a.shape != b.shape or not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
+    if a.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     finite = b[b.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[precision or a.dtype], equal_nan=True)
+
+
+class Uses(TorchFunctionMode):
+    """Notes every tensor that is given to a function of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def note(self, values: Any) -> None:
+        self._seen.update((id(t), t) for t in tensors_of(values))  # held, so that no other tensor gets its id
+
+    def of(self, output: Any) -> tuple[bool, ...]:
+        return tuple(id(t) in self._seen for t in tensors_of(output))

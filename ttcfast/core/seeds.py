@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ttcfast.runtime.turns import turn
+
 
 @contextmanager
 def temp_seed(seed: int | None) -> Iterator[None]:
@@ -19,7 +21,8 @@ def temp_seed(seed: int | None) -> Iterator[None]:
 
     Restored on exceptions too. ``None`` does nothing. Covers more than the sketch's CPU and CUDA: published surrogates draw from
     numpy and ``random`` as well (DECISIONS 7). A CUDA that nobody has used yet is not started; it is seeded for the block, and
-    afterwards as ``torch.manual_seed`` last left it.
+    afterwards as ``torch.manual_seed`` last left it. The streams belong to the process: threads take turns at such blocks
+    (``ttcfast.runtime.turns``), and one that draws without taking its turn draws from the seeded streams.
 
     Args:
         seed: an integer of any size; numpy gets it modulo 2^32, torch modulo 2^63.
@@ -30,26 +33,28 @@ def temp_seed(seed: int | None) -> Iterator[None]:
         yield
         return
     seed = int(seed)
-    outer = torch.initial_seed()
-    torch_state, numpy_state, python_state = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda = torch.cuda.is_available()
-    cuda_states = torch.cuda.get_rng_state_all() if cuda and torch.cuda.is_initialized() else None
-    try:
-        if cuda:
-            torch.manual_seed(seed % 2**63)
-        else:  # torch.manual_seed notes its call stack for a device that might come, which takes longer than all the rest
-            torch.default_generator.manual_seed(seed % 2**63)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        yield
-    finally:
-        torch.random.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-        elif cuda:
-            torch.cuda.manual_seed_all(outer)
+    with turn("temp_seed") as this:
+        outer = torch.initial_seed()
+        torch_state, numpy_state, python_state = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+        cuda = torch.cuda.is_available()
+        cuda_states = torch.cuda.get_rng_state_all() if cuda and torch.cuda.is_initialized() else None
+        try:
+            if cuda:
+                torch.manual_seed(seed % 2**63)
+            else:  # torch.manual_seed notes its call stack for a device that might come, which takes longer than all the rest
+                torch.default_generator.manual_seed(seed % 2**63)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            with this.body():
+                yield
+        finally:
+            torch.random.set_rng_state(torch_state)
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+            if cuda_states is not None:
+                torch.cuda.set_rng_state_all(cuda_states)
+            elif cuda:
+                torch.cuda.manual_seed_all(outer)
 
 
 def hash_seed(*parts: int) -> int:

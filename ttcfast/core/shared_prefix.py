@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from .row_outputs import close, first_line, map_tensors, repeat_rows, same_structure, stand_in, tensors_of, with_each
+from ttcfast.runtime.turns import in_turn, interruptible
+
+from .row_outputs import Uses, close, first_line, map_tensors, repeat_rows, same_structure, stand_in, tensors_of, with_each
 from .seeds import temp_seed
 
 Forward = Callable[..., Any]
@@ -76,6 +78,7 @@ class SharedPrefix:
         self._hooks = self._count_hooks()
         self.reason: str | None = "check() has not been called"
 
+    @in_turn
     def check(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str | None:
         """Find what can be shared, and that sharing it changes nothing but rounding. Costs about 15 rows of a forward.
 
@@ -90,8 +93,10 @@ class SharedPrefix:
         with torch.inference_mode(False), torch.no_grad():  # inference tensors do not count the changes made to them
             try:
                 self.reason = self._find(pair.clone(), noise)
-            except Exception as error:  # one that is the model's own comes up again in the call that is not shared
+            except BaseException as error:
                 self.reason = f"the check ended with {type(error).__name__}: {first_line(error)}"
+                if not isinstance(error, Exception):  # one that is the model's own comes up again in the call that is not shared
+                    raise
         return self.reason
 
     @property
@@ -108,6 +113,7 @@ class SharedPrefix:
     def _count_hooks(self) -> list[int]:
         return [len(m._forward_hooks) for m in self._visible]
 
+    @in_turn
     def __call__(self, x: Tensor, count: int) -> Any:
         """What the model says to ``x.repeat_interleave(count, 0)``, to rounding; nothing is shared where ``reason`` is not None.
 
@@ -119,9 +125,11 @@ class SharedPrefix:
             OtherPathError: the model took another path through its modules than when it was checked.
         """
         if self.reason is not None or count == 1:
-            return self.model(x.repeat_interleave(count, 0))
+            with interruptible():
+                return self.model(x.repeat_interleave(count, 0))
         return self._resume(self.run_prefix(x), x, count, [])
 
+    @in_turn
     def run_prefix(self, x: Tensor) -> list[Any]:
         """The first of the two calls alone, on ``[N, ...]``: the outputs that are kept. Its time is what a bench takes f from."""
         path, kept = _Path(self.model, self._steps), []
@@ -131,22 +139,24 @@ class SharedPrefix:
 
             def run(*args: Any, **kwargs: Any) -> Any:
                 if after is False:
-                    raise _Stop
+                    raise _Stop(path)
                 with path.step(module) as step:
                     out = forward(*args, **kwargs)
                 if step is not None and step.axes is not None:
                     # a clone, since the model may go on to change it in place
                     kept.append(with_each(step.used, out, lambda t, used: t.clone() if used else stand_in(t, t.shape)))
                 if after:
-                    raise _Stop
+                    raise _Stop(path)
                 return out
 
             return run
 
         try:
-            with _wrapped({*path.modules, *self._starts}, wrap):
+            with _wrapped({*path.modules, *self._starts}, wrap), interruptible():
                 self.model(x)
-        except _Stop:
+        except _Stop as stop:
+            if stop.of is not path:  # of a call around this one, whose noise lies within this model
+                raise
             path.require_end(len(kept))
             return kept
         raise OtherPathError(self.model, "it reached no noise")
@@ -168,7 +178,7 @@ class SharedPrefix:
 
             return run
 
-        with _wrapped(path.modules, wrap):
+        with _wrapped(path.modules, wrap), interruptible():
             out = self.model(x.repeat_interleave(count, 0))  # problem-major: row n * count + b
         path.require_end(len(given))
         return out
@@ -186,7 +196,7 @@ class SharedPrefix:
             return "no module can be shared before the first noise"
         handed_on, given = self._steps, list[Any]()
         try:
-            with temp_seed(0), noise(), _Uses() as uses:
+            with temp_seed(0), noise(), Uses() as uses:
                 out = self._resume(self.run_prefix(pair), pair, _PAIR, given)
             if not self._same(out, double.output):
                 return "the outcome would not be the unshared one"
@@ -227,15 +237,19 @@ class SharedPrefix:
             return run
 
         try:
-            with _wrapped(self._visible, wrap):
+            with _wrapped(self._visible, wrap), interruptible():
                 trace.output = self.model(x)
-        except _Stop:
-            pass
+        except _Stop as ended:
+            if ended.of is not trace:
+                raise
         return trace
 
 
 class _Stop(BaseException):
     """Ends the first call at the first noise; no ``Exception``, so that no handler within a model holds it up."""
+
+    def __init__(self, of: object) -> None:
+        self.of = of
 
 
 @dataclass
@@ -272,25 +286,7 @@ class _Trace:
     def reach(self) -> None:
         self.started = True
         if self._stop:
-            raise _Stop
-
-
-class _Uses(TorchFunctionMode):
-    """Notes every tensor that is given to a function of torch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[int, Tensor] = {}
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.note((args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-    def note(self, values: Any) -> None:
-        self._seen.update((id(t), t) for t in tensors_of(values))  # held, so that no other tensor gets its id
-
-    def of(self, output: Any) -> tuple[bool, ...]:
-        return tuple(id(t) in self._seen for t in tensors_of(output))
+            raise _Stop(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,12 +376,17 @@ def _shareable(one: _Note, two: _Note, precision: torch.dtype | None) -> Axes | 
 
 @contextmanager
 def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
-    """``module.forward`` replaced by ``wrap(module, module.forward)`` for the length of a block, restored exactly."""
+    """``module.forward`` is ``wrap(module, module.forward)`` for this thread within a block, which is part of a turn; restored exactly."""
     saved: list[tuple[nn.Module, dict[str, Any]]] = []
+    thread = threading.get_ident()
+
+    def here_alone(wrapped: Forward, own: Forward) -> Forward:
+        return lambda *args, **kwargs: (wrapped if threading.get_ident() == thread else own)(*args, **kwargs)
+
     try:
         for module in modules:
             saved.append((module, {k: v for k, v in vars(module).items() if k == "forward"}))
-            vars(module)["forward"] = wrap(module, module.forward)
+            vars(module)["forward"] = here_alone(wrap(module, module.forward), module.forward)
         yield
     finally:
         for module, own in saved:

@@ -17,6 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from ttcfast.runtime.turns import turn
+
 logger = logging.getLogger(__name__)
 
 _PATH_NAMES = ("droppath", "stochasticdepth", "dropblock")  # timm, transformers (Swinv2DropPath, ...), torchvision
@@ -47,9 +49,10 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
 
     Source: seeds/ttc-integration-plan.md section 3A.
     """
-    _switch_on(model, p, after)
-    if has_attention(model):
-        torch.backends.mha.set_fastpath_enabled(False)
+    with turn("enable_mc_dropout"):
+        _switch_on(model, p, after)
+        if has_attention(model):
+            torch.backends.mha.set_fastpath_enabled(False)
     rates = active_rates(model)
     if not rates:
         found = sum(1 for _ in dropout_modules(model))
@@ -66,53 +69,56 @@ def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = 
     """``enable_mc_dropout`` for the length of a block; flags, rates, hooks and torch's fused path are restored exactly, on exceptions too.
 
     Having nothing to switch is no error here: the candidates may differ by other noise. Whether they do is the caller's check
-    (``require_distinct``).
+    (``require_distinct``). Threads take turns at such blocks and at calls of surrogates (``ttcfast.runtime.turns``).
     """
-    saved = [_Saved.of(m) for m in dropout_modules(model)]
-    injected = [(h, h.p) for h in _hooks(model)]
-    removers: list[Callable[[], None]] = []
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        if has_attention(model):
-            torch.backends.mha.set_fastpath_enabled(False)
-        removers = _switch_on(model, p, after)
-        yield model
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for remove in removers:
-            remove()
-        for state in saved:
-            state.restore()
-        for hook, rate in injected:
-            hook.p = rate
+    with turn("mc_dropout") as this:
+        saved = [_Saved.of(m) for m in dropout_modules(model)]
+        injected = [(h, h.p) for h in _hooks(model)]
+        removers: list[Callable[[], None]] = []
+        fused = torch.backends.mha.get_fastpath_enabled()
+        try:
+            if has_attention(model):
+                torch.backends.mha.set_fastpath_enabled(False)
+            _switch_on(model, p, after, removers)
+            with this.body():
+                yield model
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for remove in removers:
+                remove()
+            for state in saved:
+                state.restore()
+            for hook, rate in injected:
+                hook.p = rate
 
 
 @contextmanager
 def switched_on(module: nn.Module, rate: float) -> Iterator[None]:
-    """One dropout module in training at ``rate`` for the length of a block."""
-    saved = _Saved.of(module)
-    try:
-        module.training = True
-        setattr(module, _rate_name(module) or "", rate)
-        yield
-    finally:
-        saved.restore()
+    """One dropout module in training at ``rate`` for the length of a block, which no interrupt ends."""
+    with turn("dropout"):
+        saved = _Saved.of(module)
+        try:
+            module.training = True
+            setattr(module, _rate_name(module) or "", rate)
+            yield
+        finally:
+            saved.restore()
 
 
 @contextmanager
 def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Module] | None = None) -> Iterator[nn.Module]:
-    """The model in evaluation for the length of a block; ``quiet`` also silences injected dropout. Restored exactly.
+    """The model in evaluation for the length of a block within a ``turn``; ``quiet`` also silences injected dropout. Restored exactly.
 
     ``modules`` are those of the model where the caller has listed them already.
     """
     modules = list(model.modules()) if modules is None else modules
     training = [m for m in modules if m.training]
     hooks = [(h, h.p) for m in modules if m._forward_hooks and (h := injected_dropout(m)) is not None] if quiet else []
-    for m in training:
-        m.training = False
-    for hook, _ in hooks:
-        hook.p = 0.0
     try:
+        for m in training:
+            m.training = False
+        for hook, _ in hooks:
+            hook.p = 0.0
         yield model
     finally:
         for m in training:
@@ -200,14 +206,16 @@ def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dic
     return named
 
 
-def _switch_on(model: nn.Module, p: float | None, after: Sequence[str]) -> list[Callable[[], None]]:
-    """Activate, set rates, inject; returns what removes the hooks that are new."""
+def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], removers: list[Callable[[], None]] | None = None) -> None:
+    """Activate, set rates, inject; what removes the hooks that are new is added to ``removers`` one by one."""
     named = check_switch(model, p, after)
     for m in dropout_modules(model):
         m.training = True
         if p is not None:
             setattr(m, _rate_name(m) or "", p)
-    return [remove for name in after if (remove := _inject(named[name], p or 0.0, name)) is not None]
+    for name in after:
+        if (remove := _inject(named[name], p or 0.0, name)) is not None and removers is not None:
+            removers.append(remove)
 
 
 def _inject(module: nn.Module, p: float, name: str) -> Callable[[], None] | None:

@@ -6,8 +6,9 @@ A candidate is then the same whatever stands beside it in the batch, in whicheve
 from __future__ import annotations
 
 import math
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,12 +19,17 @@ from torch import Tensor, nn
 
 import ttcfast.ops  # noqa: F401  (registers torch.ops.ttcfast.*)
 from ttcfast.ops.keyed import DTYPES, stream_of
+from ttcfast.runtime.turns import turn
 
 from .attention import attend
 from .dropout_wrap import drop_entries, edit_output, eval_mode, switched_on
+from .row_axis import RowAxis
 from .sites import Site
 
 Drop = Callable[[Tensor, float], Tensor]  # keyed dropout of a tensor whose first axis holds the states, at a rate
+Call = tuple[int, int]  # the number of a site, and which call of its module within a forward, from 0
+Axes = Mapping[Call, RowAxis | None]  # where the states are in what each call is given; None: in no axis
+Trace = Callable[[Call, Sequence[Tensor] | None], None]  # is told what each call is given; None where it cannot be keyed
 
 
 class Draw:
@@ -33,10 +39,14 @@ class Draw:
         rows: (problem, candidate) of each state of the batch, int64 ``[M, 2]``, on the states' device.
         stream: the 64 bits of (seed, step), int64 ``[1]``, as ``ttcfast.ops.keyed.stream_of`` makes them.
         antithetic: candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        axes: where the states are at each site, as ``ttcfast.core.row_trace`` finds it; None goes by sizes (``RowAxis.by_size``).
+        trace: is told what every site is given, and no noise acts.
     """
 
-    def __init__(self, rows: Tensor, stream: Tensor, antithetic: bool = False) -> None:
-        self.antithetic = antithetic
+    def __init__(
+        self, rows: Tensor, stream: Tensor, antithetic: bool = False, *, axes: Axes | None = None, trace: Trace | None = None
+    ) -> None:
+        self.antithetic, self.axes, self.trace = antithetic, axes, trace
         self.start(rows, stream)
 
     @classmethod
@@ -51,9 +61,31 @@ class Draw:
 
     def next_number(self, site: Site) -> int:
         """The stream of this call of the site's module, the first, second, ... of the forward."""
+        return site.number_of(self.next_call(site)[1])
+
+    def next_call(self, site: Site) -> Call:
         call = self.calls.get(site.number, 0)
         self.calls[site.number] = call + 1
-        return site.number_of(call)
+        return site.number, call
+
+    def axis_of(self, site: Site, call: Call, x: Tensor) -> RowAxis | None:
+        """Where in ``x`` the states are; None if nowhere."""
+        m = len(self.rows)
+        if self.axes is None:
+            return RowAxis.by_size(x, m, site.sequence_first)
+        if call in self.axes and ((known := self.axes[call]) is None or known.fits(x, m)):
+            return known
+        warnings.warn(
+            f"module {site.name!r} is given a tensor of shape {tuple(x.shape)}, which it was not when the model was traced; where the "
+            f"{m} states are in it is told by size alone",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return RowAxis.by_size(x, m, site.sequence_first)
+
+    def of_all(self) -> Draw:
+        """What all states draw alike."""
+        return Draw(torch.zeros_like(self.rows[:1]), self.stream)
 
     def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
         """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on.
@@ -90,12 +122,16 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
     """The model in evaluation, with noise at ``sites`` (as ``noise_sites`` lists them) keyed by ``draw``, for the length of a block.
 
     Dropout modules are the identity in evaluation; hooks on them do the keyed dropping. Attention whose weights are dropped is computed in
-    plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions too. A module's second call within a forward counts
-    as another site; ``draw.start`` begins another forward. The site of the input is left to the caller.
+    plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions and interrupts too. A module's second call within a
+    forward counts as another site; ``draw.start`` begins another forward. The site of the input is left to the caller.
 
-    A site looks for the M states of the batch in the first axis, alone or each with k entries behind one another (windows); a first axis
-    of size 1, the same for all states so far, becomes one entry for each. In the second axis it looks where the first is no multiple of M,
-    and in blocks whose nn.MultiheadAttention has ``batch_first=False``.
+    A site looks for the M states of the batch where ``draw.axes`` says, as a ``Surrogate`` has found it. Without, it goes by sizes: the
+    first axis, alone or each with k entries behind one another (windows); a first axis of size 1, the same for all states so far, becomes
+    one entry for each. In the second axis it looks where the first is no multiple of M, and in blocks whose nn.MultiheadAttention has
+    ``batch_first=False``. Sizes mislead where ``(t b)`` are folded, or where the number of tokens ``[L, M, D]`` is a multiple of M.
+
+    Such blocks take turns (``ttcfast.runtime.turns``): another thread that enters one, around this model or any other, waits for the end
+    of this. A thread that calls the model itself meanwhile gets its output without noise and in evaluation, whatever its flags were.
 
     Code that torch.compile has made of the model already knows nothing of hooks, so such a model runs uncompiled in the block.
 
@@ -103,46 +139,64 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
     drop path that are not the identity in evaluation, and sites whose tensors have no axis for the states. Other noise that no module
     shows (``torch.rand`` in a forward) is not seen here.
     """
-    inside, modules = [site for site in sites if site.module is not None], list(model.modules())
-    fused = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
+    with turn("keyed_noise") as this, ExitStack() as stack:
+        inside, modules = [site for site in sites if site.module is not None], list(model.modules())
         stack.enter_context(eval_mode(model, quiet=True, modules=modules))
         if inside and any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if inside and any(isinstance(m, nn.MultiheadAttention) for m in modules):  # torch's fused layers call none of their modules
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
-        if held := [site.name for site in inside if site.kind == "training"]:
+        if (held := [site.name for site in inside if site.kind == "training"]) and draw.trace is None:
             _warn(f"what {type(model).__name__} drops by function{_in_modules(held)}", "has no module of its own")
         for site in inside:
             _install(site, draw, stack)
-        yield model
+        with this.body():
+            yield model
 
 
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
-    module = site.module
+    module, thread = site.module, threading.get_ident()
     assert module is not None
     if site.kind == "training":
-        module.training = True
-        stack.callback(setattr, module, "training", False)
+        if draw.trace is None:  # else without noise
+            stack.callback(setattr, module, "training", False)
+            module.training = True
     elif site.kind == "own":
-        _warn(_at(site), "is drawn by a class of its own")
-        stack.enter_context(switched_on(module, site.amount))
+        if draw.trace is None:
+            _warn(_at(site), "is drawn by a class of its own")
+            stack.enter_context(switched_on(module, site.amount))
     elif site.kind == "attention":
-        module.forward = partial(_attend, site, draw)
-        stack.callback(vars(module).pop, "forward")
+        stack.callback(_put_forward, module, vars(module).get("forward"))
+        vars(module)["forward"] = partial(_attend, site, draw, thread)
     else:
         # the hook of a dropout module stands for its forward, so it runs before the hooks that others put there
         first = site.kind not in ("after", "latent")
-        handle = module.register_forward_hook(partial(_hook, site, draw), prepend=first, with_kwargs=True)
+        handle = module.register_forward_hook(partial(_hook, site, draw, thread), prepend=first, with_kwargs=True)
         stack.callback(handle.remove)
 
 
-def _hook(site: Site, draw: Draw, module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> Any:
+def _put_forward(module: nn.Module, own: Any) -> None:
+    vars(module).pop("forward", None)
+    if own is not None:
+        vars(module)["forward"] = own
+
+
+def _elsewhere(thread: int) -> bool:
+    """Whether this is a call of another thread's, which is none of the candidates'."""
+    return not torch.compiler.is_compiling() and threading.get_ident() != thread
+
+
+def _hook(site: Site, draw: Draw, thread: int, module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> Any:
+    if _elsewhere(thread):
+        return output
     if site.kind in ("after", "latent"):
         return edit_output(output, partial(noisy, site, draw), f"module {site.name!r}")
     unknown = site.kind in ("path", "block") and not torch.compiler.is_compiling()  # recognised by a name or an attribute alone
     if unknown and all(output is not given for given in (*inputs, *options.values())):
+        if draw.trace is not None:
+            draw.trace(draw.next_call(site), None)
+            return output
         return _own(site, "is not the identity in evaluation", inputs, options)
     out = noisy(site, draw, output)
     return output.copy_(out) if getattr(module, "inplace", False) else out
@@ -150,38 +204,51 @@ def _hook(site: Site, draw: Draw, module: nn.Module, inputs: Any, options: dict[
 
 def noisy(site: Site, draw: Draw, x: Tensor) -> Tensor:
     """The site's noise on a tensor that holds the M states somewhere; the call is counted whether or not it can be keyed."""
-    number = draw.next_number(site)
-    m = draw.rows.shape[0]
-    axis = _row_axis(x, m, site.sequence_first)
-    if axis is None:
+    call, m = draw.next_call(site), len(draw.rows)
+    if draw.trace is not None:
+        draw.trace(call, [x])
+        return x
+    number, where = site.number_of(call[1]), draw.axis_of(site, call, x)
+    if where is None:
         return _unkeyed(site, x, m)
-    if axis == 1:
-        x = x.movedim(1, 0)
-    elif x.shape[0] != m and x.shape[0] == 1:  # the same for all states so far: from here on each has its own
-        x = x.expand(m, *x.shape[1:])
+    rows, source = where.in_front(x, m), draw.of_all() if where.rows == "common" else draw
     if site.kind == "latent":
-        out = draw.noise(x, site.amount, number)
+        out = source.noise(rows, site.amount, number)
     else:
-        out = _DROP[site.kind](x, site, lambda values, p: draw.dropout(values, p, number))
-    return out.movedim(0, 1) if axis == 1 else out
+        out = _DROP[site.kind](rows, site, lambda values, p: source.dropout(values, p, number))
+    return where.put_back(out, m)
 
 
-def _row_axis(x: Tensor, m: int, sequence_first: bool) -> int | None:
-    """Which axis holds the M states, alone or with a multiple of them (windows of each); None if no axis does."""
-    second = x.ndim > 1 and x.shape[1] == m
-    first = x.ndim > 0 and x.shape[0] > 0 and (x.shape[0] % m == 0 or x.shape[0] == 1)
-    if second and ((sequence_first and x.ndim == 3) or not first):
-        return 1
-    return 0 if first else None
-
-
-def _attend(site: Site, draw: Draw, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
+def _attend(site: Site, draw: Draw, thread: int, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
     module = site.module
     assert isinstance(module, nn.MultiheadAttention)
-    number, m = draw.next_number(site), draw.rows.shape[0]
-    if query.ndim != 3 or query.shape[0 if module.batch_first else 1] % m:
-        return _own(site, f"is given a query of shape {tuple(query.shape)} for {m} states", (query, key, value, *args), options)
-    return attend(module, lambda weights: draw.dropout(weights, site.amount, number), query, key, value, *args, **options)
+    given = (query, key, value)
+    if _elsewhere(thread):
+        return type(module).forward(module, *given, *args, **options)
+    call, m = draw.next_call(site), len(draw.rows)
+    if draw.trace is not None:
+        draw.trace(call, given if query.ndim == 3 else None)
+        return type(module).forward(module, *given, *args, **options)
+    axis = 0 if module.batch_first else 1
+    if query.ndim != 3:
+        where = None
+    elif draw.axes is None:
+        where = RowAxis(axis, 1, query.shape[axis] // m) if query.shape[axis] % m == 0 else None
+    else:
+        where = draw.axis_of(site, call, query)
+    if where is None or where.rows == "new" or (where.rows != "common" and where.axis != axis):
+        return _own(site, f"is given a query of shape {tuple(query.shape)} for {m} states", (*given, *args), options)
+    if where.rows == "widened":
+        given = tuple(t.expand(*t.shape[:axis], m, *t.shape[axis + 1 :]) for t in given)  # type: ignore[assignment]
+    number, source = site.number_of(call[1]), draw.of_all() if where.rows == "common" else draw
+    weights_at = RowAxis(0, where.outer, where.inner)  # of the weights [M, heads, L, S]
+
+    def edit(weights: Tensor) -> Tensor:
+        if where.rows == "common":
+            return source.dropout(weights.unsqueeze(0), site.amount, number).squeeze(0)
+        return weights_at.put_back(source.dropout(weights_at.in_front(weights, m), site.amount, number), m)
+
+    return attend(module, edit, *given, *args, **options)
 
 
 def _entries(x: Tensor, site: Site, drop: Drop) -> Tensor:

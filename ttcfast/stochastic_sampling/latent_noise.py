@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from ttcfast.runtime.turns import turn
 from ttcfast.spec import Key, at_least
 
 from .dropout_wrap import edit_output
@@ -47,7 +48,7 @@ def inject_latent_noise(
 @contextmanager
 def latent_noise(model: nn.Module, name: str, sigma: float) -> Iterator[nn.Module]:
     """Noise of standard deviation ``sigma`` on the output of module ``name`` for the length of a block, drawn in sequence from the
-    global streams; ``keyed_noise`` draws it by key.
+    global streams; ``keyed_noise`` draws it by key. Threads take turns (``ttcfast.runtime.turns``).
 
     Raises:
         ValueError: the model has no module of that name, or it returns no tensor.
@@ -59,8 +60,10 @@ def latent_noise(model: nn.Module, name: str, sigma: float) -> Iterator[nn.Modul
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         return edit_output(output, lambda z: inject_latent_noise(z, sigma), f"module {name!r}")
 
-    handle = modules[name].register_forward_hook(hook)
-    try:
-        yield model
-    finally:
-        handle.remove()
+    with turn("latent_noise") as this:
+        handle = modules[name].register_forward_hook(hook)
+        try:
+            with this.body():
+                yield model
+        finally:
+            handle.remove()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.optim.swa_utils import AveragedModel
 
 from ttcfast.spec import StochasticConfig
 
@@ -17,6 +18,8 @@ from .dropout_wrap import check_switch, injected_dropout, is_dropout, learns_whe
 from .functional_dropout import functional_dropout
 
 INPUT = "input"
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # which call the model that they hold "module"
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # what torch's other wrappers call it, and nobody else
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
 DROPOUTS = ("entries", "channels", "alpha", "channels alpha", "path", "block", "attention", "own")  # kinds that a model's modules have
 
@@ -35,10 +38,11 @@ class Site:
         amount: rate of a dropout, standard deviation of Gaussian noise; above 0. NaN for a module held in training whose rate is not known.
         module: the module itself; None for the input.
         sequence_first: where sizes allow both readings, states stand in the second axis of three (torch's ``batch_first=False``).
+        plain_name: the name without those that wrappers around models put into it (``_plain_names``); None where there are none.
 
     Attributes:
-        number: names the stream, in 32 bits of ``kind`` and ``name``: the same in every process and for every batch. ``kind`` counts, so
-            that two noises at one module are independent.
+        number: names the stream, in 32 bits of ``kind`` and the plain name: the same in every process, for every batch, and in a model
+            that is wrapped. ``kind`` counts, so that two noises at one module are independent.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Site:
     amount: float
     module: nn.Module | None = None
     sequence_first: bool = False
+    plain_name: str | None = None
     number: int = field(init=False)
 
     @property
@@ -53,7 +58,7 @@ class Site:
         return self.kind in ("after", "training") or self.kind in DROPOUTS
 
     def __post_init__(self) -> None:
-        text = f"{self.kind}:{self.name.replace('_orig_mod.', '')}"  # torch.compile puts that before names
+        text = f"{self.kind}:{self.name if self.plain_name is None else self.plain_name}"
         object.__setattr__(self, "number", int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little"))
 
     def number_of(self, call: int) -> int:
@@ -65,58 +70,97 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     """Every place where ``config`` puts noise into ``model``, found anew at each call, since rates and modules may change between calls.
 
     The input comes first, then dropout modules in the model's own order, injected dropout, the latent. A module under several names
-    counts under its first.
+    counts under its first. Names may be those of the model within its wrappers (DataParallel, DDP, torch.compile).
 
     Raises:
         ValueError: names in ``dropout_after``, ``training_modules`` or ``latent_at`` that the model does not have, ``dropout_after``
-            without ``dropout_p``, ``latent_sigma`` for a model that does not say where its latent is.
+            without ``dropout_p``, ``latent_sigma`` for a model that does not say where its latent is, DataParallel over several devices.
     """
     sites = [Site("", INPUT, config.input_eps)] if config.input_eps > 0 else []
     modules = dict(model.named_modules())
-    sites += [Site(name, "training", math.nan if rate is None else rate, modules[name]) for name, rate in _held(model, modules, config)]
-    sequence_first = _sequence_first(modules.values())
+    sequence_first, plain = _sequence_first(modules.values()), _plain_names(modules)
+
+    def site(name: str, kind: str, amount: float) -> Site:
+        return Site(name, kind, amount, modules[name], modules[name] in sequence_first, plain.get(name))
+
+    held = config.training_modules if config.training_modules is None else _as_wrapped(config.training_modules, modules, plain)
+    sites += [site(name, "training", math.nan if rate is None else rate) for name, rate in _held(model, modules, held, config.dropout)]
     if config.dropout:
-        check_switch(model, config.dropout_p, config.dropout_after)
+        after = _as_wrapped(config.dropout_after, modules, plain)
+        check_switch(model, config.dropout_p, after)
         for name, module in modules.items():
             if is_dropout(module) and (rate := rate_of(module) if config.dropout_p is None else config.dropout_p) > 0:
-                sites.append(Site(name, _kind(module), rate, module, module in sequence_first))
-        sites += [Site(name, "after", rate, modules[name], modules[name] in sequence_first) for name, rate in _injected(modules, config)]
+                sites.append(site(name, _kind(module), rate))
+        sites += [site(name, "after", rate) for name, rate in _injected(modules, config.dropout_p, after)]
     if config.latent_sigma > 0:
-        name = _latent_name(model, modules, config)
-        sites.append(Site(name, "latent", config.latent_sigma, modules[name], modules[name] in sequence_first))
+        sites.append(site(_latent_name(model, modules, plain, config), "latent", config.latent_sigma))
     return sites
 
 
-def _injected(modules: Mapping[str, nn.Module], config: StochasticConfig) -> Iterator[tuple[str, float]]:
-    """Names and rates of dropout behind the modules of ``dropout_after``, and of that which ``enable_mc_dropout`` injected for good."""
+def _plain_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Of the modules within wrappers, the names that they have in the model that is wrapped."""
+    hidden = {f"{name}.module".lstrip(".") for name, m in modules.items() if isinstance(m, _WRAPPERS)}
+    hidden |= {name for name in modules if name.rpartition(".")[2] in _WRAPPED}
+    if not hidden:
+        return {}
+    for name, module in modules.items():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise ValueError(
+                f"{name or 'the model'} is a DataParallel over {len(module.device_ids)} devices, which runs copies of the model in threads "
+                "of its own, where candidates cannot be told apart; give the Surrogate the model itself (.module)"
+            )
+    parts = {name: name.split(".") for name in modules}
+    return {
+        name: ".".join(part for i, part in enumerate(each) if ".".join(each[: i + 1]) not in hidden)
+        for name, each in parts.items()
+        if any(".".join(each[: i + 1]) in hidden for i in range(len(each)))
+    }
+
+
+def _as_wrapped(names: Sequence[str], modules: Mapping[str, nn.Module], plain: Mapping[str, str]) -> Sequence[str]:
+    """The names that modules have in the wrapped model, for names in the model itself."""
+    if not plain or isinstance(names, str):
+        return names
+    full = {short: name for name, short in reversed(list(plain.items()))}  # of several the outermost
+    return [name if name in modules else full.get(name, name) for name in names]
+
+
+def _injected(modules: Mapping[str, nn.Module], p: float | None, after: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Names and rates of dropout behind the modules of ``after``, and of that which ``enable_mc_dropout`` injected for good."""
     for name, module in modules.items():
         hook = injected_dropout(module) if module._forward_hooks else None
-        rate = config.dropout_p if name in config.dropout_after else None if hook is None else hook.p
+        rate = p if name in after else None if hook is None else hook.p
         if rate:
             yield name, rate
 
 
-def _held(model: nn.Module, modules: Mapping[str, nn.Module], config: StochasticConfig) -> Iterator[tuple[str, float | None]]:
+def _held(
+    model: nn.Module, modules: Mapping[str, nn.Module], names: Sequence[str] | None, dropout: bool
+) -> Iterator[tuple[str, float | None]]:
     """Names of the modules to be held in training, and the rates of what they drop by function."""
-    found = functional_dropout(model) if config.dropout or config.training_modules else {}
-    if config.training_modules is None:
+    found = functional_dropout(model) if dropout or names else {}
+    if names is None:
         yield from found.items()
         return
-    if unknown := [name for name in config.training_modules if name not in modules]:
+    if unknown := [name for name in names if name not in modules]:
         raise ValueError(f"training_modules names {unknown}, which {type(model).__name__} does not have; see model.named_modules()")
-    inside = {inner for name in config.training_modules for inner in modules[name].modules()}
+    inside = {inner for name in names for inner in modules[name].modules()}
     for name, module in modules.items():
         if module in inside and not (is_dropout(module) or learns_when_called(module)):
             yield name, found.get(name)
 
 
-def _latent_name(model: nn.Module, modules: Mapping[str, nn.Module], config: StochasticConfig) -> str:
-    name = config.latent_at if config.latent_at is not None else getattr(model, "latent_module", None)
+def _latent_name(model: nn.Module, modules: Mapping[str, nn.Module], plain: Mapping[str, str], config: StochasticConfig) -> str:
+    name = config.latent_at
+    for outer, module in modules.items():  # the model, and what is within its wrappers
+        if name is None and (outer == "" or plain.get(outer) == ""):
+            name = getattr(module, "latent_module", None)
     if not isinstance(name, str):
         raise ValueError(
             f"latent_sigma is {config.latent_sigma} but {type(model).__name__} does not say where its latent is; "
             "name the module in StochasticConfig(latent_at=...) or set model.latent_module, or set latent_sigma=0"
         )
+    (name,) = _as_wrapped((name,), modules, plain)
     if name not in modules:
         raise ValueError(f"the latent module is {name!r}, which {type(model).__name__} does not have; see model.named_modules()")
     return name

@@ -184,8 +184,8 @@ class BaseWorldModel(nn.Module, ABC):
         For the actor's update, which needs the gradient with respect to actions alone. The backward pass may run after the block.
         """
         before = [p.requires_grad for p in self.parameters()]
-        self.requires_grad_(False)
         try:
+            self.requires_grad_(False)
             yield
         finally:
             for p, required in zip(self.parameters(), before):
