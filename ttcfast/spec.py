@@ -207,6 +207,10 @@ class StochasticConfig:
         dropout: keep the model's dropout active (MC dropout).
         dropout_p: rate to set on every dropout module; None keeps the model's own rates.
         dropout_after: names of modules after which dropout is injected, for models that have none.
+        training_modules: names of modules held in training, with all that is in them but normalisation and the dropout modules that are
+            keyed, for dropout called by function (``F.dropout(x, p, self.training)``, ``dropout_p`` of attention), which nothing else
+            switches on; ``""`` is the model itself. Such noise cannot be keyed: another chunking draws others. None: with ``dropout``, the
+            modules in whose source such a call is found; (): none.
         latent_sigma: standard deviation of Gaussian noise added to the output of ``latent_at``, in that output's units.
         latent_at: name of the module whose output is the latent; None lets the model say (attribute ``latent_module``).
         input_eps: standard deviation of Gaussian noise added to the normalised input.
@@ -222,6 +226,7 @@ class StochasticConfig:
     dropout: bool = True
     dropout_p: float | None = None
     dropout_after: tuple[str, ...] = ()
+    training_modules: tuple[str, ...] | None = None
     latent_sigma: float = 0.0
     latent_at: str | None = None
     input_eps: float = 0.0
@@ -232,9 +237,11 @@ class StochasticConfig:
     directions_grid: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.dropout_after, str):
-            raise ValueError(f"dropout_after is the string {self.dropout_after!r}; give a list of module names")
-        object.__setattr__(self, "dropout_after", tuple(self.dropout_after))
+        for name in ("dropout_after", "training_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ValueError(f"{name} is the string {value!r}; give a list of module names")
+            object.__setattr__(self, name, None if value is None else tuple(value))
         if self.dropout_p is not None and not 0 <= self.dropout_p < 1:
             raise ValueError(f"dropout_p is {self.dropout_p}; a dropout rate lies in [0, 1)")
         at_least("latent_sigma", self.latent_sigma, 0)
@@ -245,7 +252,8 @@ class StochasticConfig:
     @property
     def active(self) -> bool:
         """Whether anything at all is asked for."""
-        return self.dropout or self.latent_sigma > 0 or self.input_eps > 0 or self.directions is not None
+        drawn = self.dropout or bool(self.training_modules) or self.latent_sigma > 0 or self.input_eps > 0
+        return drawn or self.directions is not None
 
     @classmethod
     def of(cls, value: StochasticConfig | Mapping[str, Any] | None) -> StochasticConfig:

@@ -139,7 +139,7 @@ class Surrogate(BaseFM):
         rows = candidate_rows(torch.arange(len(x)), None, 1, x.device)
         key = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed) % 2**63
         with temp_seed(seed):
-            out = self._sample(x, rows, self.stochastic, key, 0)[:, 0]
+            out = self._sample(x, Draw.of(key, 0, rows, self.stochastic.antithetic), self.stochastic)[:, 0]
         return out if multi else out[0]
 
     @in_turn
@@ -158,9 +158,9 @@ class Surrogate(BaseFM):
 
         Each is a function of its state, its problem and candidate id, the seed and the step: which others are in the call, in what order,
         chunk, batch or process, changes it by no more than the rounding of the model's own arithmetic. Noise is keyed site by site
-        (``ttcfast.stochastic_sampling.keyed_noise``). What cannot be keyed (functional dropout, a forward that draws from torch, numpy
-        or ``random``) runs under streams seeded by seed, step, first problem and first id: it repeats for the same call, but another
-        chunking draws others.
+        (``ttcfast.stochastic_sampling.keyed_noise``). What cannot be keyed (dropout called by function, a forward that draws from
+        torch, numpy or ``random``) runs under streams seeded by seed, step, first problem and first id: it repeats for the same call, but
+        another chunking draws others.
 
         Args:
             x: states ``[N, C, *S]`` (``[N, h, C, *S]`` with history), physical units, on the model's device.
@@ -187,13 +187,19 @@ class Surrogate(BaseFM):
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
         first = 0 if problem_ids is None else int(problem_ids[0])
         with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
-            out = self._sample(x, rows, config, seed, step)
+            out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config)
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
                 # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
-                after = torch.arange(PROBES) + int(ids.max()) + 1
-                probes = self._sample(x[:1], candidate_rows(after, torch.tensor([first]), 1, x.device), config, seed, step, compile=False)
-                require_distinct(probes, self.model, what="probes")
+                self._require_distinct(x[:1], torch.arange(PROBES) + int(ids.max()) + 1, first, config, seed)
         return out
+
+    def _require_distinct(self, x: Tensor, ids: Tensor, problem: int, config: StochasticConfig, seed: int) -> None:
+        """Raise ``DeterministicModelError`` if candidates ``ids`` of a state ``[1, C, *S]`` are all the same at step 0."""
+        draw = Draw.of(seed, 0, candidate_rows(ids, torch.tensor([problem]), 1, x.device), config.antithetic)
+        probes, sites = self._sample(x, draw, config, compile=False), noise_sites(self.model, config)
+        unseen = ("own", "training")  # draw by themselves
+        acting = [site for site in sites if site.number in draw.calls or site.kind in unseen]
+        require_distinct(probes, self.model, what="probes", sites=sites, acting=acting)
 
     def variant(
         self,
@@ -228,12 +234,12 @@ class Surrogate(BaseFM):
     def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
         """Rates above 0, one per site, of the dropout that ``candidates`` pass through. ``stochastic`` and errors as there."""
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
-        return [site.amount for site in noise_sites(self.model, config) if site.is_dropout]
+        return [site.amount for site in noise_sites(self.model, config) if site.is_dropout and site.amount > 0]
 
-    def _sample(self, x: Tensor, rows: Tensor, config: StochasticConfig, seed: int, step: int, *, compile: bool = True) -> Tensor:
-        """Next states ``[N, B, C, *S]`` for ``rows`` ``[N * B, 2]``, problem-major: row n * B + b is candidate b of state n."""
-        n, count = x.shape[0], rows.shape[0] // x.shape[0]
-        draw, sites, latest = Draw.of(seed, step, rows, config.antithetic), noise_sites(self.model, config), self._latest(x)
+    def _sample(self, x: Tensor, draw: Draw, config: StochasticConfig, *, compile: bool = True) -> Tensor:
+        """Next states ``[N, B, C, *S]`` for a fresh ``draw`` of ``N * B`` rows, problem-major: row n * B + b is candidate b of state n."""
+        n, count = x.shape[0], draw.rows.shape[0] // x.shape[0]
+        sites, latest = noise_sites(self.model, config), self._latest(x)
         wide = latest.unsqueeze(1).expand(n, count, *latest.shape[1:])
         if config.directions is None:
             return self._decoded(self._calls()(self._encode(x), sites, draw, self._unpacked, compile=compile), wide)

@@ -1,9 +1,15 @@
-"""Whether candidates differ at all."""
+"""Whether candidates differ at all, and what to say where they do not."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .sites import Site
 
 _ROUNDING = 8  # units of the dtype's eps, relative to a channel's largest value: what batching a matrix product differently may change
 
@@ -18,24 +24,92 @@ def all_same(first: Tensor, others: Tensor) -> bool:
     Rounding is measured problem by problem and channel by channel: next to an energy of 1e5, or to a problem that blows up, a density
     of 1 keeps its own.
     """
-    largest = first.abs().flatten(2).amax(2).reshape(*first.shape[:2], *[1] * (first.ndim - 2))
-    limit = _ROUNDING * torch.finfo(first.dtype).eps * largest  # [N, C, 1...]
+    limit = _ROUNDING * torch.finfo(first.dtype).eps * _largest(first)  # [N, C, 1...]
     # one candidate at a time: models that are stochastic leave at the first
     return all(bool(((others[:, b] - first).abs() <= limit).all()) for b in range(others.shape[1]))
 
 
-def require_distinct(candidates: Tensor, model: object, what: str = "candidates of a step") -> None:
+def distinct_count(projections: Tensor, size: int) -> Tensor:
+    """How many of each problem's candidates differ by more than rounding, int64 ``[N]``; one that is not finite differs from all others.
+
+    Args:
+        projections: of candidates, ``[N, B, C]``, as ``projected`` makes them.
+        size: cells of a channel.
+    """
+    weights = torch.arange(1, projections.shape[2] + 1, device=projections.device).sqrt().to(projections.dtype)
+    order = (projections @ weights).argsort(1).unsqueeze(2).expand_as(projections)
+    ordered = projections.gather(1, order)  # candidates that differ by rounding are neighbours then
+    limit = 4 * _ROUNDING * torch.finfo(projections.dtype).eps * size**0.5  # of so many roundings under random signs
+    return 1 + (~((ordered[:, 1:] - ordered[:, :-1]).abs().amax(2) <= limit)).sum(1)
+
+
+def projected(candidates: Tensor, state: Tensor) -> Tensor:
+    """One number for each channel of candidates ``[N, B, C, *S]``: the sum of its cells under random signs, ``[N, B, C]``, in units of the
+    channel's largest value in the state that is left, ``[N, C, *S]``. Candidates that differ have the same by a rare chance alone."""
+    flat = candidates.flatten(3)
+    largest = _largest(state).flatten(1)
+    largest = largest.maximum(1e-6 * largest.amax(1, keepdim=True)).clamp_min(torch.finfo(flat.dtype).tiny)  # of channels that are 0
+    return flat @ _signs(flat.shape[3], flat.dtype, flat.device) / largest.unsqueeze(1)
+
+
+@lru_cache(maxsize=8)
+def _signs(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return (torch.randint(0, 2, (size,), generator=generator) * 2 - 1).to(device, dtype)
+
+
+def _largest(state: Tensor) -> Tensor:
+    """The largest size of a value in each channel of ``[N, C, *S]``, ``[N, C, 1...]``."""
+    return state.abs().flatten(2).amax(2).reshape(*state.shape[:2], *[1] * (state.ndim - 2))
+
+
+def require_distinct(
+    candidates: Tensor,
+    model: object,
+    what: str = "candidates of a step",
+    *,
+    sites: Sequence[Site] | None = None,
+    acting: Sequence[Site] | None = None,
+) -> None:
     """Raise ``DeterministicModelError`` if the candidates ``[N, B, C, *S]`` (``what`` they are called) are all the same for every problem.
 
-    Source: DECISIONS 8.
+    ``sites`` and ``acting`` are those of ``deterministic_error``. Source: DECISIONS 8.
     """
     if candidates.shape[1] > 1 and all_same(candidates[:, 0], candidates[:, 1:]):
-        raise deterministic_error(model, f"{candidates.shape[1]} {what} are all the same")
+        apart = float((candidates - candidates[:, :1]).abs().amax((0, 1)).flatten(1).amax())
+        rounding = f" but for rounding (they differ by {apart:.2g} at most)" if apart else ""
+        same = f"{candidates.shape[1]} {what} are all the same{rounding}"
+        raise deterministic_error(model, same, sites=sites, acting=acting)
 
 
-def deterministic_error(model: object, why: str) -> DeterministicModelError:
+def deterministic_error(
+    model: object, why: str, *, sites: Sequence[Site] | None = None, acting: Sequence[Site] | None = None
+) -> DeterministicModelError:
+    """The error for a model whose candidates are the same, with what can be done about it.
+
+    Args:
+        model: named in the message. why: what was seen of its candidates.
+        sites: where noise enters a surrogate's model, where that is known; acting: those of them that the model passed through.
+    """
+    last = "set chunk_size=1 for a model that draws its noise once per call, or use branching_factor=1"
+    text = f"{type(model).__name__} stays deterministic: {why}; "
+    if callable(getattr(model, "sample_next", None)):  # takes no noise of ours
+        return DeterministicModelError(
+            f"{text}let sample_next draw anew for every state it is given, wrap the model in a Surrogate, which has dropout and noise for "
+            f"any module, {last}"
+        )
+    if sites is not None:
+        told = ", ".join(f"{s.kind} {s.amount:g} at {s.name or 'the input'!r}" for s in list(acting or ())[:4])
+        text += f"of {len(sites)} noise sites {len(acting or ())} acted" + (f" ({told})" if told else "") + "; "
+    names = _could_take_noise(model) if isinstance(model, nn.Module) else ""
     return DeterministicModelError(
-        f"{type(model).__name__} stays deterministic: {why}; set a dropout rate "
-        "(StochasticConfig dropout_p=), inject dropout behind named modules (dropout_after=), add noise (input_eps=, latent_sigma=), "
-        "set chunk_size=1 for a model that draws its noise once per call, or use branching_factor=1"
+        f"{text}set a dropout rate (StochasticConfig dropout_p=), inject dropout behind named modules (dropout_after=), add noise "
+        f"(input_eps=, latent_sigma=){names}, hold modules that call dropout by function in training (training_modules=), {last}"
     )
+
+
+def _could_take_noise(model: nn.Module, most: int = 4) -> str:
+    """Names of layers behind which noise would act on more than the result: placeholders, linear layers and convolutions but the last."""
+    names = [name for name, m in model.named_modules() if name and isinstance(m, (nn.Identity, nn.Linear, _ConvNd))][:-1]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f", for which there are modules {', '.join(map(repr, names[:most]))}{more}" if names else ""

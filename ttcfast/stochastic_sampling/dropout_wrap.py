@@ -12,7 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from ttcfast.runtime.turns import turn
 
@@ -124,6 +127,12 @@ def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Mod
             hook.p = rate
 
 
+def learns_when_called(module: nn.Module) -> bool:
+    """Whether a call in training changes the module's buffers: normalisation by running statistics, spectral normalisation."""
+    spectral = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    return spectral or isinstance(module, (_NormBase, _SpectralNorm))
+
+
 def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:
     """The dropout, drop-path and attention modules of a model, each once."""
     return (m for m in model.modules() if is_dropout(m))
@@ -149,6 +158,11 @@ def edit_output(output: Any, edit: Callable[[Tensor], Tensor], where: str) -> An
     raise ValueError(f"{where} returns a {type(output).__name__}; name a module that returns a tensor, or a tuple that begins with one")
 
 
+def drop_entries(x: Tensor, p: float) -> Tensor:
+    """Inverted dropout from the global streams; of complex entries, which torch's own dropout refuses, both parts together."""
+    return x * F.dropout(x.real.new_ones(x.shape), p) if x.is_complex() else F.dropout(x, p)
+
+
 class InjectedDropout:
     """Forward hook that drops entries of a module's output, in training and evaluation alike; silent at rate 0."""
 
@@ -158,7 +172,7 @@ class InjectedDropout:
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if self.p == 0:
             return output
-        return edit_output(output, lambda x: F.dropout(x, self.p, training=True), f"module {self.name!r}")
+        return edit_output(output, lambda x: drop_entries(x, self.p), f"module {self.name!r}")
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
@@ -21,4 +23,7 @@ def add_gaussian(x: Tensor, sigma: float, generator: Generator | None, key: Key 
         raise ValueError("a keyed draw has one row for each entry of the first axis, and a tensor without axes has none")
     if rows is None:
         rows = torch.stack([torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))], 1).to(x.device)
+    if x.is_complex():  # of variance 1, half of it in either part, as torch.randn draws it
+        parts = torch.view_as_real(x.resolve_conj())
+        return torch.view_as_complex(add_noise(parts, 1, sigma / math.sqrt(2), key=key, rows=rows, antithetic=antithetic).squeeze(1))
     return add_noise(x, 1, sigma, key=key, rows=rows, antithetic=antithetic).squeeze(1)

@@ -22,7 +22,7 @@ from ttcfast.ops.keyed import DTYPES, stream_of
 from ttcfast.runtime.turns import turn
 
 from .attention import attend
-from .dropout_wrap import edit_output, eval_mode, switched_on
+from .dropout_wrap import drop_entries, edit_output, eval_mode, switched_on
 from .row_axis import RowAxis
 from .sites import Site
 
@@ -88,12 +88,23 @@ class Draw:
         return Draw(torch.zeros_like(self.rows[:1]), self.stream)
 
     def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
-        """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on."""
+        """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on.
+
+        Real and imaginary part of a complex entry are dropped together.
+        """
+        if x.is_complex():
+            kept = self.dropout(x.real.new_ones(x.shape), p, number)
+            return torch.where(kept != 0, x * kept, 0)  # what is dropped may be infinite
         out = self._by_row(x if x.dtype in DTYPES else x.float())
         return torch.ops.ttcfast.keyed_dropout(out, self.rows, self.stream, number, p, self.antithetic, "auto").to(x.dtype).view(x.shape)
 
     def noise(self, x: Tensor, sigma: float, number: int) -> Tensor:
-        """``x + sigma * normal`` of ``[k M, ...]``, as in ``dropout``."""
+        """``x + sigma * normal`` of ``[k M, ...]``, the entries as in ``dropout``.
+
+        The normal of a complex entry is complex and of variance 1, as torch.randn draws it: half of it in either part.
+        """
+        if x.is_complex():
+            return torch.view_as_complex(self.noise(torch.view_as_real(x.resolve_conj()), sigma / math.sqrt(2), number))
         return self.copies(self._by_row(x), 1, sigma, number).view(x.shape)
 
     def copies(self, x: Tensor, count: int, sigma: float, number: int) -> Tensor:
@@ -124,9 +135,9 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
 
     Code that torch.compile has made of the model already knows nothing of hooks, so such a model runs uncompiled in the block.
 
-    What cannot be keyed draws from the global streams, with a warning: sites of kind ``"own"``, modules called like a drop path that are
-    not the identity in evaluation, and sites whose tensors have no axis for the states. Noise that no module shows (functional dropout,
-    ``torch.rand`` in a forward) is not seen here.
+    What cannot be keyed draws from the global streams, with a warning: sites of kind ``"own"`` and ``"training"``, modules called like a
+    drop path that are not the identity in evaluation, and sites whose tensors have no axis for the states. Other noise that no module
+    shows (``torch.rand`` in a forward) is not seen here.
     """
     with turn("keyed_noise") as this, ExitStack() as stack:
         inside, modules = [site for site in sites if site.module is not None], list(model.modules())
@@ -136,6 +147,8 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
         if inside and any(isinstance(m, nn.MultiheadAttention) for m in modules):  # torch's fused layers call none of their modules
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
+        if draw.trace is None and (held := [site.name for site in inside if site.kind == "training"]):
+            _warn(f"what {type(model).__name__} drops by function{_in_modules(held)}", "has no module of its own")
         for site in inside:
             _install(site, draw, stack)
         with this.body():
@@ -145,10 +158,14 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
     module, thread = site.module, threading.get_ident()
     assert module is not None
-    if site.kind == "own":
-        if draw.trace is None:  # else without noise
-            _warn(site, "is drawn by a class of its own")
-            stack.enter_context(switched_on(module, site.amount))
+    if site.kind in ("own", "training") and draw.trace is not None:  # which goes without noise
+        return
+    if site.kind == "training":
+        module.training = True
+        stack.callback(setattr, module, "training", False)
+    elif site.kind == "own":
+        _warn(_at(site), "is drawn by a class of its own")
+        stack.enter_context(switched_on(module, site.amount))
     elif site.kind == "attention":
         stack.callback(_put_forward, module, vars(module).get("forward"))
         vars(module)["forward"] = partial(_attend, site, draw, thread)
@@ -239,11 +256,15 @@ def _entries(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    return x * _over(drop(x.new_ones(x.shape[:2]), site.amount), x)
+    return x * _over(drop(x.real.new_ones(x.shape[:2]), site.amount), x)
 
 
 def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
     """Dropped entries take the negative saturation value of SELU, then all are scaled to keep mean and variance (arXiv:1706.02515)."""
+    if x.is_complex():
+        raise ValueError(
+            f"module {site.name!r} is an alpha dropout, which is not defined for {x.dtype}; use nn.Dropout or latent noise there"
+        )
     p, saturation = site.amount, 1.7580993408473766
     kept = _over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
     scale = 1 / math.sqrt((1 - p) * (1 + p * saturation**2))
@@ -251,7 +272,7 @@ def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor
 
 
 def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    keep = drop(x.new_ones(x.shape[:1]), site.amount)
+    keep = drop(x.real.new_ones(x.shape[:1]), site.amount)
     if getattr(site.module, "scale_by_keep", True) is False:  # timm's option
         keep = keep != 0
     return x * _over(keep, x)
@@ -268,7 +289,8 @@ def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
     valid = [s - b + 1 for s, b in zip(space, sizes)]
     rate = getattr(module, "gamma_scale", 1.0) * site.amount * math.prod(space) / (math.prod(sizes) * math.prod(valid))
     channels = 1 if getattr(module, "couple_channels", False) else x.shape[1]
-    centres = (drop(x.new_ones(x.shape[0], channels, *valid), min(rate, 1 - 2**-32)) == 0).to(x.dtype)
+    ones = x.real.new_ones(x.shape[0], channels, *valid)
+    centres = (drop(ones, min(rate, 1 - 2**-32)) == 0).to(ones.dtype)
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(space) - 1]
     around = [width for b in reversed(sizes) for width in (b - 1, b - 1)]
     keep = 1 - pool(F.pad(centres, around), sizes, stride=1)  # a centre is the first corner of its block
@@ -295,11 +317,11 @@ def _over(values: Tensor, like: Tensor) -> Tensor:
 
 def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
     """Noise from the global streams on a tensor that has no axis for the states."""
-    _warn(site, f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
+    _warn(_at(site), f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
     if site.kind == "latent":
         return torch.add(x, torch.randn_like(x), alpha=site.amount)
     if site.kind == "after":
-        return F.dropout(x, site.amount, training=True)
+        return drop_entries(x, site.amount)
     assert site.module is not None
     with switched_on(site.module, site.amount):
         return type(site.module).forward(site.module, x)
@@ -307,16 +329,24 @@ def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
 
 def _own(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Any:
     """What the module does by itself when it is in training."""
-    _warn(site, why)
+    _warn(_at(site), why)
     assert site.module is not None
     with switched_on(site.module, site.amount):
         return type(site.module).forward(site.module, *inputs, **(options or {}))
 
 
-def _warn(site: Site, why: str) -> None:
+def _at(site: Site) -> str:
+    return f"the noise at module {site.name!r}"
+
+
+def _in_modules(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return "" if list(names) == [""] else f" in modules {', '.join(map(repr, names[:3]))}{more}"
+
+
+def _warn(noise: str, why: str) -> None:
     warnings.warn(
-        f"the noise at module {site.name!r} cannot be keyed: it {why}; its draws come from the global streams, so that candidates "
-        "depend on how they are chunked",
+        f"{noise} cannot be keyed: it {why}; its draws come from the global streams, so that candidates depend on how they are chunked",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from ttcfast.spec import StochasticConfig
 
-from .dropout_wrap import check_switch, injected_dropout, is_dropout, rate_of
+from .dropout_wrap import check_switch, injected_dropout, is_dropout, learns_when_called, rate_of
+from .functional_dropout import functional_dropout
 
 INPUT = "input"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # which call the model that they hold "module"
@@ -31,8 +33,9 @@ class Site:
         kind: what is drawn. Of dropout modules ``"entries"``, ``"channels"``, ``"alpha"``, ``"channels alpha"``, ``"path"`` (whole
             states), ``"block"`` (DropBlock), ``"attention"`` (weights of nn.MultiheadAttention), or ``"own"``: a dropout that cannot be
             keyed and draws from the global streams. Besides ``"after"`` (dropout injected behind the module), ``"latent"`` (Gaussian
-            noise on its output) and ``"input"`` (Gaussian noise on what the model is given).
-        amount: rate of a dropout, standard deviation of Gaussian noise; above 0.
+            noise on its output), ``"input"`` (Gaussian noise on what the model is given) and ``"training"``: the module, without those
+            inside it, is held in training for what it drops by function, which cannot be keyed.
+        amount: rate of a dropout, standard deviation of Gaussian noise; above 0. NaN for a module held in training whose rate is not known.
         module: the module itself; None for the input.
         sequence_first: where sizes allow both readings, states stand in the second axis of three (torch's ``batch_first=False``).
         plain_name: the name without those that wrappers around models put into it (``_plain_names``); None where there are none.
@@ -52,7 +55,7 @@ class Site:
 
     @property
     def is_dropout(self) -> bool:
-        return self.kind == "after" or self.kind in DROPOUTS
+        return self.kind in ("after", "training") or self.kind in DROPOUTS
 
     def __post_init__(self) -> None:
         text = f"{self.kind}:{self.name if self.plain_name is None else self.plain_name}"
@@ -70,8 +73,8 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     counts under its first. Names may be those of the model within its wrappers (DataParallel, DDP, torch.compile).
 
     Raises:
-        ValueError: names in ``dropout_after`` or ``latent_at`` that the model does not have, ``dropout_after`` without ``dropout_p``,
-            ``latent_sigma`` for a model that does not say where its latent is, DataParallel over several devices.
+        ValueError: names in ``dropout_after``, ``training_modules`` or ``latent_at`` that the model does not have, ``dropout_after``
+            without ``dropout_p``, ``latent_sigma`` for a model that does not say where its latent is, DataParallel over several devices.
     """
     sites = [Site("", INPUT, config.input_eps)] if config.input_eps > 0 else []
     modules = dict(model.named_modules())
@@ -80,6 +83,8 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     def site(name: str, kind: str, amount: float) -> Site:
         return Site(name, kind, amount, modules[name], modules[name] in sequence_first, plain.get(name))
 
+    held = None if config.training_modules is None else _as_wrapped(config.training_modules, modules, plain)
+    sites += [site(name, "training", math.nan if rate is None else rate) for name, rate in _held(model, modules, held, config.dropout)]
     if config.dropout:
         after = _as_wrapped(config.dropout_after, modules, plain)
         check_switch(model, config.dropout_p, after)
@@ -127,6 +132,22 @@ def _injected(modules: Mapping[str, nn.Module], p: float | None, after: Sequence
         rate = p if name in after else None if hook is None else hook.p
         if rate:
             yield name, rate
+
+
+def _held(
+    model: nn.Module, modules: Mapping[str, nn.Module], asked: Sequence[str] | None, dropout: bool
+) -> Iterator[tuple[str, float | None]]:
+    """Names of the modules to be held in training, and the rates of what they drop by function."""
+    found = functional_dropout(model) if dropout or asked else {}
+    if asked is None:
+        yield from found.items()
+        return
+    if unknown := [name for name in asked if name not in modules]:
+        raise ValueError(f"training_modules names {unknown}, which {type(model).__name__} does not have; see model.named_modules()")
+    inside = {inner for name in asked for inner in modules[name].modules()}
+    for name, module in modules.items():
+        if module in inside and not (is_dropout(module) or learns_when_called(module)):
+            yield name, found.get(name)
 
 
 def _latent_name(model: nn.Module, modules: Mapping[str, nn.Module], plain: Mapping[str, str], config: StochasticConfig) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .guardrails import ScoreWatch
     from .streaming import Survivors
 
-_PER_PROBLEM = ("fallback", "resamples", "nonfinite", "frozen")
+_PER_PROBLEM = ("fallback", "resamples", "nonfinite", "distinct", "frozen")
 _ALONG_PATH = ("chosen", "collapsed", "unprojected")
 
 
@@ -149,7 +149,8 @@ class BeamRun:
         lowest = torch.full_like(nothing, -torch.inf, dtype=torch.float64)
         zeros = torch.zeros_like(nothing[:, 0])
         values: dict[str, Any] = {"state": like.new_full((self.n, *like.shape[1:]), torch.nan), "chosen": nothing[:, 0], "frozen": ~none}
-        values |= {"scores": lowest, "paths": lowest, "parents": nothing, "positions": nothing, "resamples": zeros, "nonfinite": zeros}
+        values |= {"scores": lowest, "paths": lowest, "parents": nothing, "positions": nothing, "resamples": zeros}
+        values |= {"nonfinite": zeros, "distinct": zeros}
         values |= dict.fromkeys(("fallback", "collapsed", "unprojected"), none)
         return BeamStepOutput(step=self.step - 1, nfe=0, copies=0, searched=False, **values)
 

@@ -21,7 +21,6 @@ from .particles import ParticleSearch, uniforms_of
 from .pool import marks_of
 from .refine import refine_and_score, refine_as_configured, scored
 from .result import BeamStepOutput
-from .sources import probe
 from .streaming import Beams, StepSearch, Survivors, joined, usable_scores
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ class BeamStepper(TTCGreedy):
         rows = guardrails.finite_states(taken).nonzero().flatten()
         kept = _unscored(taken[rows], rows, 0 if self.include_deterministic else -1)
         none = torch.zeros(run.n, dtype=torch.int64, device=window.device)
-        return kept, none > 0, {"nfe": len(window), "resamples": none, "nonfinite": none.clone(), "copies": len(rows)}
+        return kept, none > 0, {"nfe": len(window), "resamples": none, "nonfinite": none, "distinct": none, "copies": len(rows)}
 
     def _search_step(self, run: BeamRun, allowance: float) -> tuple[Survivors, Tensor, dict[str, Any]]:
         """Survivors, which problems fell back ``[N]``, and counts."""
@@ -105,9 +104,10 @@ class BeamStepper(TTCGreedy):
             fallen, cost = self._fall_back(chunks, search, beams, ids, rows, step)
             kept = joined([kept, *fallen], beams.problem)
             nfe += cost
-        nonfinite = torch.zeros_like(resamples).scatter_add_(0, run.problem, search.nonfinite)
+        nonfinite, distinct = (resamples.new_zeros(run.n).scatter_add_(0, run.problem, v) for v in (search.nonfinite, search.distinct))
         copies = search.pool.copies + len(kept)
-        counts = {"nfe": nfe, "resamples": resamples, "nonfinite": nonfinite, "copies": copies, "reward_evaluations": search.rewarded}
+        counts = {"nfe": nfe, "resamples": resamples, "nonfinite": nonfinite, "distinct": distinct, "copies": copies}
+        counts["reward_evaluations"] = search.rewarded
         return kept, fallback, counts
 
     def _fall_back(
@@ -129,10 +129,11 @@ class BeamStepper(TTCGreedy):
         """Generate, score and select among the candidates of all beams, chunk by chunk; and what it cost in model evaluations."""
         cfg, step, nfe = self.cfg, run.step, 0
         search = self._new_search(run, chunks, beams, again)
-        watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
+        left = self._latest(beams.window)
+        watch = guardrails.DistinctWatch(left, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(beams.window, ids, step, again, beams.beam):
             if watch is not None:
-                watch.look(rows.start, candidates)
+                watch.look(rows, start, candidates)
             drawn, further = candidates.shape[0] * candidates.shape[1], run.ahead(cfg.lookahead)
             nfe += drawn * (1 + self._copies * further)
             looked = self._hand_over(run, chunks, search, beams.window[rows], candidates, rows, start, ScoreContext(step, ids[rows]))
@@ -142,10 +143,11 @@ class BeamStepper(TTCGreedy):
             sharding.merge(search, cfg.min_score_spread)
             nfe = int(distributed.total(nfe))
             if watch is not None:
-                watch.differ, watch.at_once = distributed.total(watch.differ, "max") > 0, int(distributed.total(watch.at_once, "max"))
-        if watch is not None and not watch.differ:
-            after = chunks.id_of(0, cfg.max_resample + 2)  # ids that no group will draw
-            nfe += probe(self._source, beams.window, ids, after, watch.at_once, seed=cfg.seed)
+                watch.projections = distributed.reduced(watch.projections, "sum")  # each was seen by one rank
+                watch.at_once = int(distributed.total(watch.at_once, "max"))
+        if watch is not None:
+            search.distinct = watch.count()
+            nfe += self._require_distinct(watch, search.distinct, chunks, beams.window, ids) if step == 0 else 0
         return search, nfe
 
     def _hand_over(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttcfast.rewards.common import Scorer
 from ttcfast.spec import StateSpec, TTCConfig
-from ttcfast.stochastic_sampling.distinct import all_same
+from ttcfast.stochastic_sampling.distinct import distinct_count, projected
 
 _GREEDY: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy search knows, what the others are)
     "approach": ("greedy", "another search"),
@@ -124,19 +124,34 @@ def _levels_to_caller() -> int:
 
 
 class DistinctWatch:
-    """Follows the chunks of a group until two candidates differ."""
+    """Counts, chunk by chunk, the candidates of a step that differ from each other by more than rounding.
 
-    def __init__(self) -> None:
-        self.differ, self.at_once = False, 1
-        self._first: dict[int, Tensor] = {}
+    Args:
+        state: the states that are left, ``[n, C, *S]``.
+        width: candidates of each.
+    """
 
-    def look(self, start: int, candidates: Tensor) -> None:
-        """Candidates ``[m, b, C, *S]`` of the problems from ``start`` on."""
-        self.at_once = max(self.at_once, candidates.shape[1])
-        if self.differ:
-            return
-        if start not in self._first:
-            self._first[start] = candidates[:, 0].clone()
-        self.differ = not all_same(self._first[start], candidates)
-        if self.differ:
-            self._first.clear()
+    def __init__(self, state: Tensor, width: int) -> None:
+        self._state, self.at_once = state, 1
+        self.projections = state.new_zeros((state.shape[0], width, state.shape[1]))
+
+    def look(self, rows: slice, start: int, candidates: Tensor) -> None:
+        """Candidates ``[m, b, C, *S]`` of the states ``rows``, from position ``start`` on."""
+        b = candidates.shape[1]
+        self.at_once = max(self.at_once, b)
+        self.projections[rows, start : start + b] = projected(candidates, self._state[rows])
+
+    def count(self) -> Tensor:
+        """Distinct candidates of each state, int64 ``[n]``; to be asked when all have been seen."""
+        return distinct_count(self.projections, self._state[0, 0].numel())
+
+    def warn_of_few(self, count: Tensor, model: object) -> None:
+        """Warn where more than half of the candidates repeat others."""
+        width, mean = self.projections.shape[1], float(count.double().mean())
+        if mean < width / 2:
+            warnings.warn(
+                f"of {width} candidates of {type(model).__name__} only {mean:.3g} are distinct on average, so that a search has little to "
+                "choose from; raise the noise (StochasticConfig dropout_p=, latent_sigma=, input_eps=), or lower branching_factor",
+                RuntimeWarning,
+                stacklevel=_levels_to_caller(),
+            )

@@ -235,7 +235,7 @@ class TTCGreedy:
             watch.say(step, problem_ids[~group.usable & (group.unscored > 0)], self._fallback_name)
         state, unprojected = self._project(x, state, problem_ids)
         collapsed &= ~fallback
-        counts = (fallback, resamples, group.nonfinite, collapsed, unprojected, frozen)
+        counts = (fallback, resamples, group.nonfinite, group.distinct, collapsed, unprojected, frozen)
         return StepOutput(step, state, group.scores, chosen, *counts, nfe, drawn + group.reward_evaluations, weights)
 
     def _draw(self, chunks: Chunks, window: Tensor, problem_ids: Tensor, step: int, again: int) -> tuple[Argmax, int, int]:
@@ -243,18 +243,26 @@ class TTCGreedy:
         cfg, x = self.cfg, self._latest(window)
         nfe = rewarded = 0
         group = self._group(x, ScoreContext(step, problem_ids))
-        watch = guardrails.DistinctWatch() if step == again == 0 and cfg.branching_factor > 1 else None
+        watch = guardrails.DistinctWatch(x, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(window, problem_ids, step, again):
             if watch is not None:
-                watch.look(rows.start, candidates)
+                watch.look(rows, start, candidates)
             drawn = candidates.shape[0] * candidates.shape[1]
             nfe += drawn
             rewarded += drawn * self._judge(group, x[rows], candidates, rows, start, ScoreContext(step, problem_ids[rows]))
             del candidates  # or the next chunk would be made while this one is still held
-        if watch is not None and not watch.differ:
-            after = chunks.id_of(0, cfg.max_resample + 2)  # ids that no group will draw
-            nfe += probe(self._source, window, problem_ids, after, watch.at_once, seed=cfg.seed)
+        if watch is not None:
+            group.distinct = watch.count()
+            nfe += self._require_distinct(watch, group.distinct, chunks, window, problem_ids) if step == 0 else 0
         return group, nfe, rewarded
+
+    def _require_distinct(self, watch: guardrails.DistinctWatch, count: Tensor, chunks: Chunks, window: Tensor, problem_ids: Tensor) -> int:
+        """Look at more candidates where those of the first step are all the same, and raise if they are, too; how many were drawn."""
+        if bool((count > 1).any()):
+            watch.warn_of_few(count, getattr(self.fm, "model", self.fm))
+            return 0
+        after = chunks.id_of(0, self.cfg.max_resample + 2)  # ids that no group will draw
+        return probe(self._source, window, problem_ids, after, watch.at_once, seed=self.cfg.seed)
 
     def _group(self, x: Tensor, context: ScoreContext) -> Argmax:
         """An empty group per problem, of the kind that ``cfg.select`` asks for."""
@@ -310,12 +318,13 @@ def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: in
     """A step of the live problems among all ``n``: the frozen ones are NaN and count nothing."""
     if out is not None and len(live) == n:
         return out
-    dtypes = {"scores": torch.float64, "weights": torch.float64, "chosen": torch.int64, "resamples": torch.int64, "nonfinite": torch.int64}
+    dtypes = {"scores": torch.float64, "weights": torch.float64, "chosen": torch.int64, "resamples": torch.int64}
+    dtypes |= {"nonfinite": torch.int64, "distinct": torch.int64}
     fill = {"scores": -torch.inf, "chosen": -1, "frozen": True}
     values: dict[str, Any] = {"step": step, "nfe": 0 if out is None else out.nfe}
     values["reward_evaluations"] = 0 if out is None else out.reward_evaluations
     values["state"] = torch.full((n, *like.shape[1:]), torch.nan, dtype=like.dtype, device=like.device)
-    each = ["scores", "chosen", "fallback", "resamples", "nonfinite", "collapsed", "unprojected", "frozen"]
+    each = ["scores", "chosen", "fallback", "resamples", "nonfinite", "distinct", "collapsed", "unprojected", "frozen"]
     for name in each + ["weights"] * (out is not None and out.weights is not None):
         shape = (n, width) if name in ("scores", "weights") else (n,)
         values[name] = torch.full(shape, fill.get(name, 0), dtype=dtypes.get(name, torch.bool), device=like.device)
@@ -323,6 +332,9 @@ def _embed(out: StepOutput | None, live: Tensor, n: int, like: Tensor, width: in
         for name in values.keys() - {"step", "nfe", "reward_evaluations"}:
             values[name][live] = getattr(out, name)
     return StepOutput(**values)
+
+
+_COLUMNS = ("scores", "chosen", "resamples", "nonfinite", "distinct", "collapsed", "unprojected", "frozen")
 
 
 def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stochastic: StochasticConfig | None) -> RolloutResult:
@@ -338,5 +350,5 @@ def _collect(trajectory: Tensor, steps: list[StepOutput], seconds: float, stocha
         stochastic=stochastic,
         reward_evaluations=sum(s.reward_evaluations for s in steps),
         weights=torch.stack([torch.zeros_like(s.scores) if s.weights is None else s.weights for s in steps], 1) if combined else None,
-        **{name: over_time(name) for name in ("scores", "chosen", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")},
+        **{name: over_time(name) for name in _COLUMNS},
     )

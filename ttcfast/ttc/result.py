@@ -29,6 +29,8 @@ class StepOutput:
         resamples: int64 ``[N]``, how often the group was drawn again, for want of a usable candidate or of one above ``score_floor``.
         nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither; also refined copies that lost a positive
             density or pressure.
+        distinct: int64 ``[N]``, candidates (of all beams) that differ from each other by more than rounding, before they are refined and
+            before any are drawn again; 0 where none were drawn.
         collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, so that candidate 0 was taken.
         unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
         frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
@@ -45,6 +47,7 @@ class StepOutput:
     fallback: Tensor
     resamples: Tensor
     nonfinite: Tensor
+    distinct: Tensor
     collapsed: Tensor
     unprojected: Tensor
     frozen: Tensor
@@ -84,7 +87,7 @@ class RolloutResult:
         chosen: int64 ``[N, T]``.
         weights: float64 ``[N, T, B]``, or None where none are combined.
         fallbacks, collapsed, unprojected, frozen: bool ``[N, T]``.
-        resamples, nonfinite: int64 ``[N, T]``.
+        resamples, nonfinite, distinct: int64 ``[N, T]``.
         nfe: model evaluations in total.
         reward_evaluations: of the scorer: one is one candidate scored, or one direction found to move it in.
         seconds: wall-clock time.
@@ -108,6 +111,7 @@ class RolloutResult:
     nfe: int
     seconds: float
     nonfinite: Tensor
+    distinct: Tensor
     collapsed: Tensor
     unprojected: Tensor
     frozen: Tensor

@@ -38,6 +38,7 @@ class Argmax:
         n = state.shape[0]
         self.scores = state.new_full((n, width), -torch.inf, dtype=torch.float64)
         self.nonfinite = torch.zeros(n, dtype=torch.int64, device=state.device)
+        self.distinct = torch.ones_like(self.nonfinite)  # candidates that differ, set by whoever draws them
         self.unscored = torch.zeros_like(self.nonfinite)  # finite candidates of chunks without a finite score
         self.first = torch.full_like(state, torch.nan)
         self.reward_evaluations = 0  # beyond those of the candidates' own scores

@@ -63,7 +63,7 @@ def probe(source: Source, x: Tensor, problem_ids: Tensor, after: int, at_once: i
             noise drawn once per call, which leaves a group without choice, counts as none.
     """
     fm = getattr(source, "fm", source)
-    model = getattr(fm, "model", fm)
+    model = fm.model if isinstance(fm, Surrogate) else fm
     ids = torch.arange(after, after + max(PROBES, at_once)).split(at_once)
     count = sum(len(part) for part in ids)
     drawn = [source.candidates(x[:1], part, problem_ids[:1], seed=seed, step=0) for part in ids]

@@ -135,6 +135,7 @@ class StepSearch:
         self.spread = Spread(len(beams), latest.device)
         self.first = torch.full_like(latest, torch.nan)
         self.nonfinite = torch.zeros_like(rows)
+        self.distinct = torch.ones_like(rows)  # candidates that differ, set by whoever draws them
         self.unscored = torch.zeros_like(rows)  # finite candidates of chunks without a finite score
         self.rewarded = 0  # evaluations of the reward, counted by whoever makes them
 
