@@ -147,7 +147,7 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
         if inside and any(isinstance(m, nn.MultiheadAttention) for m in modules):  # torch's fused layers call none of their modules
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
-        if (held := [site.name for site in inside if site.kind == "training"]) and draw.trace is None:
+        if draw.trace is None and (held := [site.name for site in inside if site.kind == "training"]):
             _warn(f"what {type(model).__name__} drops by function{_in_modules(held)}", "has no module of its own")
         for site in inside:
             _install(site, draw, stack)
@@ -158,14 +158,14 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
     module, thread = site.module, threading.get_ident()
     assert module is not None
+    if site.kind in ("own", "training") and draw.trace is not None:  # which goes without noise
+        return
     if site.kind == "training":
-        if draw.trace is None:  # else without noise
-            stack.callback(setattr, module, "training", False)
-            module.training = True
+        module.training = True
+        stack.callback(setattr, module, "training", False)
     elif site.kind == "own":
-        if draw.trace is None:
-            _warn(_at(site), "is drawn by a class of its own")
-            stack.enter_context(switched_on(module, site.amount))
+        _warn(_at(site), "is drawn by a class of its own")
+        stack.enter_context(switched_on(module, site.amount))
     elif site.kind == "attention":
         stack.callback(_put_forward, module, vars(module).get("forward"))
         vars(module)["forward"] = partial(_attend, site, draw, thread)

@@ -83,7 +83,7 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     def site(name: str, kind: str, amount: float) -> Site:
         return Site(name, kind, amount, modules[name], modules[name] in sequence_first, plain.get(name))
 
-    held = config.training_modules if config.training_modules is None else _as_wrapped(config.training_modules, modules, plain)
+    held = None if config.training_modules is None else _as_wrapped(config.training_modules, modules, plain)
     sites += [site(name, "training", math.nan if rate is None else rate) for name, rate in _held(model, modules, held, config.dropout)]
     if config.dropout:
         after = _as_wrapped(config.dropout_after, modules, plain)
@@ -135,16 +135,16 @@ def _injected(modules: Mapping[str, nn.Module], p: float | None, after: Sequence
 
 
 def _held(
-    model: nn.Module, modules: Mapping[str, nn.Module], names: Sequence[str] | None, dropout: bool
+    model: nn.Module, modules: Mapping[str, nn.Module], asked: Sequence[str] | None, dropout: bool
 ) -> Iterator[tuple[str, float | None]]:
     """Names of the modules to be held in training, and the rates of what they drop by function."""
-    found = functional_dropout(model) if dropout or names else {}
-    if names is None:
+    found = functional_dropout(model) if dropout or asked else {}
+    if asked is None:
         yield from found.items()
         return
-    if unknown := [name for name in names if name not in modules]:
+    if unknown := [name for name in asked if name not in modules]:
         raise ValueError(f"training_modules names {unknown}, which {type(model).__name__} does not have; see model.named_modules()")
-    inside = {inner for name in names for inner in modules[name].modules()}
+    inside = {inner for name in asked for inner in modules[name].modules()}
     for name, module in modules.items():
         if module in inside and not (is_dropout(module) or learns_when_called(module)):
             yield name, found.get(name)
