@@ -125,3 +125,16 @@ def test_layouts_of_states_differ_by_name():
     assert spec_difference(a, a.replace(gamma=1.5)) == ("gamma", "1.4", "1.5")
     assert spec_difference(a, a.replace(periodic=False, closed=True))[0] == "periodic axes"
     assert spec_difference(a, a.replace(energy=4, pressure=3))[0] == "channels"
+
+
+def test_a_complex_gamma_and_endless_times_are_refused(tmp_path):
+    for change, message in (("gamma", "scalars/gamma is of complex64"), ("time", "does not increase")):
+        path = well(tmp_path / f"{change}.hdf5")
+        with h5py.File(path, "r+") as file:
+            if change == "gamma":
+                del file["scalars/gamma"]
+                file["scalars/gamma"] = np.complex64(1.4)
+            else:
+                file["dimensions/time"][-1] = np.inf
+        with pytest.raises(DataError, match=message):
+            TrajectoryFile(path)

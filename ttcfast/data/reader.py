@@ -227,6 +227,6 @@ def instants(file: h5py.File, name: str, frames: int, *, published: int = 0) -> 
     if len(times) not in (frames, frames + published):
         more = f", or {frames + published} as published" if published else ""
         raise ValueError(f"{name} has {len(times)} entries for {frames} frames; expected {frames}{more}")
-    if not (np.diff(times[:frames]) > 0).all():
+    if not (np.diff(times[:frames]) > 0).all() or not np.isfinite(times[:frames]).all():
         raise ValueError(f"{name} does not increase from frame to frame")
     return torch.from_numpy(times[:frames].copy())

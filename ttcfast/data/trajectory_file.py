@@ -138,6 +138,8 @@ def _gamma(file: h5py.File, count: int) -> float | Tensor:
     if "scalars" not in file or "gamma" not in file["scalars"]:
         return 1.4
     stored = file["scalars"]["gamma"]
+    if stored.dtype.kind not in "fiu":
+        raise ValueError(f"scalars/gamma is of {stored.dtype}; expected real numbers")
     # Stored in single precision: 1.4 is meant, not 1.39999998.
     found = np.round(np.squeeze(hdf5.array(stored)).astype(np.float64), 6)
     if found.size == 0 or (found.size > 1 and found.shape != (count,)):

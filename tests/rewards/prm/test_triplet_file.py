@@ -88,3 +88,10 @@ def test_triplets_of_two_layouts_are_not_mixed(made, copied):
         file.attrs["spec"] = said.replace('"gamma": 1.4', '"gamma": 1.6')
     with pytest.raises(DataError, match=r"a\.hdf5 was made with gamma 1\.6 and .*triplets\.hdf5 with 1\.4; give files of one"):
         PRMTripletSet([made, copied])
+
+
+@pytest.mark.parametrize("state", [torch.ones(4, 8, 8, dtype=torch.complex64), torch.ones(1, 1, 1).expand(4, 30000, 30000)])
+def test_complex_samples_and_values_that_are_not_there_are_refused(tmp_path, state):
+    torch.save(dict.fromkeys(("state_t", "best", "med", "worst"), state), tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt holds state_t .*, complex or without its values"):
+        PRMTripletSet(tmp_path / "a.pt")

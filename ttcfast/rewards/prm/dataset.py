@@ -158,6 +158,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise DataError(f"triplet file {path} holds {found or 'nothing'}; expected a dict of the tensors {', '.join(KEYS)}")
     if foreign := sorted(str(key) for key, value in held.items() if not isinstance(value, Tensor)):
         raise DataError(f"triplet file {path} holds {', '.join(foreign)}, which are no tensors; expected {', '.join(KEYS)} alone")
+    for key in KEYS:
+        if held[key].is_complex() or held[key].nbytes > held[key].untyped_storage().nbytes():
+            raise DataError(f"triplet file {path} holds {key} {list(held[key].shape)} of {held[key].dtype}, complex or without its values")
     shapes = {tuple(held[key].shape) for key in KEYS}
     if len(shapes) != 1:
         raise DataError(f"triplet file {path} holds states of shapes {', '.join(map(str, sorted(shapes)))}; expected one shape [C, *S]")
