@@ -4,7 +4,7 @@ An operation has fast implementations and a gradient of its own, which are opaqu
 to the operation's definition, which consists of torch's own functions, so that every transform and every nesting of them is torch's:
 
 * ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``, ``hessian``, ``vmap``), compiled or not;
-* ``torch.autograd.forward_ad``, where an argument has a tangent;
+* ``torch.autograd.forward_ad``, where an argument has a tangent (inductor loses those of torch's own functions, pytorch#187284);
 * a backward pass with ``create_graph=True``, with ``is_grads_batched=True``, or of a gradient that has a tangent.
 
 The definition's speed is then what is had. A backend that was asked for by name is refused in the first two; ``TTCFAST_BACKEND`` binds
