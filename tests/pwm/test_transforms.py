@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 from tests.pwm.small_models import batch, small, stirred
+from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
 
 KINDS: dict[str, Callable[[], BaseWorldModel]] = {
@@ -103,3 +104,49 @@ def test_velocities_of_single_latents_and_times():
     for row in range(4):
         close(model.velocity(z[row], a[row], tau[row]), expected[row])
         close(model.velocity(z[row], a[row], float(tau[row])), expected[row])
+
+
+class Loss(nn.Module):
+    """The world model's loss as a module's forward; its random times are the same at every call."""
+
+    def __init__(self, model: BaseWorldModel) -> None:
+        super().__init__()
+        self.model, self.algorithm = (
+            model,
+            PWM(model, FlowMatchingDynamicsLoss() if isinstance(model, FlowWorldModel) else MLPDynamicsLoss()),
+        )
+
+    def forward(self, *data: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return self.algorithm.compute_wm_loss(*data).total
+
+
+def test_derivatives_of_the_loss_stop_at_the_target_in_both_modes(model):
+    """Targets have no gradient, so a forward-mode derivative must not see them either (torch.no_grad would not hide them from it)."""
+    loss = Loss(model)
+    parameters = {name: p.detach() for name, p in loss.named_parameters()}
+    tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
+    data = torch.randn(4, 6, 5).double(), torch.rand(3, 6, 3).double(), torch.randn(3, 6, 1).double()
+
+    def value(parameters: dict[str, Tensor], *data: Tensor) -> Tensor:
+        return functional_call(loss, parameters, data)
+
+    gradient = grad(value)(parameters, *data)
+    along = jvp(lambda p: value(p, *data), (parameters,), (tangents,))[1]
+    close(along, sum((gradient[name] * tangents[name]).sum() for name in parameters))
+    loss(*data).backward()
+    for name, p in loss.named_parameters():
+        close(gradient[name], torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+def test_gradients_of_microbatches_by_vmap_are_those_of_the_microbatches():
+    loss = Loss(stirred(small(MLPWorldModel)).double())
+    parameters = {name: p.detach() for name, p in loss.named_parameters()}
+    data = torch.randn(4, 6, 5).double(), torch.rand(3, 6, 3).double(), torch.randn(3, 6, 1).double()
+    chunks = [t.unflatten(1, (2, 3)) for t in data]
+    found = vmap(grad(lambda p, *chunk: functional_call(loss, p, chunk)), (None, 1, 1, 1), randomness="different")(parameters, *chunks)
+    for i in range(2):
+        loss.zero_grad()
+        loss(*(chunk[:, i] for chunk in chunks)).backward()
+        for name, p in loss.named_parameters():
+            close(found[name][i], p.grad)

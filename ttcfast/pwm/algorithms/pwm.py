@@ -163,7 +163,7 @@ class PWM:
         self._check(obs, act, rew)
         horizon = len(act)
         with torch.no_grad():
-            targets = self.model.encode(obs[1:], task)
+            targets = self.model.encode(obs[1:], task).detach()  # torch.no_grad alone would let forward-mode tangents through
         latents = self.rollout(self.model.encode(obs[0], task), act, task)
         weights = discounts(horizon, self.gamma, latents) / horizon
         dynamics = (weights * self.dynamics_loss(self.model, latents, act, targets, task)).sum()
