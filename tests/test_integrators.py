@@ -122,6 +122,8 @@ def test_short_names():
         ("substeps is 0; it must be at least 1", lambda: Heun(0)),
         ("substeps is 1.5; give a whole number", lambda: Euler(1.5)),
         ("method is 'rk4'; it must be one of 'heun', 'heun2', 'euler'", lambda: integrate(forced, torch.ones(1), method="rk4")),
+        ("end is a tensor to be differentiated", lambda: integrate(forced, torch.ones(1), end=torch.ones((), requires_grad=True))),
+        ("start is a tensor to be differentiated", lambda: Euler(1)(forced, torch.ones(1), start=torch.zeros((), requires_grad=True))),
         (r"k1 is torch.float32 \(2,\)", lambda: integrate(lambda z, tau: torch.ones(2), torch.ones(3))),
     ],
 )

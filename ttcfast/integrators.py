@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ttcfast.ops import heun_correct, heun_predict
+from ttcfast.ops import heun_correct, heun_predict, transforms
 from ttcfast.spec import whole
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -60,8 +60,10 @@ class Integrator(ABC):
             that the whole loop can be captured as one CUDA graph.
 
         Raises:
-            ValueError: the velocity's shape, dtype or device is not that of the state.
+            ValueError: the velocity's shape, dtype or device is not that of the state; or a time is a tensor to be differentiated.
         """
+        transforms.constant("start", start)
+        transforms.constant("end", end)
         length, count = end - start, self.substeps
         at = [start + length * k / count for k in range(count + 1)]  # not sums of dt, which would overshoot the end by a rounding
         for tau, after in itertools.pairwise(at):
@@ -134,6 +136,6 @@ def integrate(velocity: Velocity, z: Tensor, *, method: str = "heun", substeps: 
         end: time of the result.
 
     Raises:
-        ValueError: an unknown method, substeps below 1, or a velocity of another shape, dtype or device than the state.
+        ValueError: an unknown method, substeps below 1, or as :class:`Integrator`.
     """
     return make(method, substeps)(velocity, z, start=start, end=end)

@@ -318,3 +318,16 @@ def test_transforms_within_autocast_keep_its_precision():
             value, along = torch.func.jvp(lambda x: ops.norm_mish(x, *layer), (x.to(dtype),), (torch.ones(3, 8, dtype=dtype),))
             assert value.dtype == along.dtype == dtype
             torch.testing.assert_close(value, ops.norm_mish(x.to(dtype), *layer))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # inductor loses the tangents of torch's own functions (pytorch#187284)
+def test_dual_numbers_through_compiled_code_keep_their_tangents(backend):
+    """Also where torch.compile, having met a transform, leaves the caller eager and compiles what it calls."""
+    torch._dynamo.reset()
+    run = torch.compile(lambda z: ops.heun_predict(z, z.sin(), 0.3), backend=backend)
+    x, tangent = draw(2, 4), draw(2, 4)
+    expected = tangent * (1 + 0.3 * x.cos())
+    for _ in range(2):
+        with forward_ad.dual_level():
+            close(forward_ad.unpack_dual(run(forward_ad.make_dual(x, tangent))).tangent, expected)
+        close(torch.func.jvp(run, (x,), (tangent,))[1], expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -216,6 +217,37 @@ def test_tasks_condition_everything_and_mask_actions(kind):
     torch.testing.assert_close(horizon, following.expand(4, 3, 16))
 
 
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("fill", [9.0, torch.nan, torch.inf])
+def test_nothing_of_a_masked_action_entry_is_seen(kind, fill):
+    model = stirred(small(kind, multitask=True, tasks=TASKS, task_dim=4, action_dims=(3, 2, 1)))
+    (z, a), ids = batch(6), torch.ones(6, dtype=torch.int64)
+    results = []
+    for padding in (0.0, fill):
+        given = a.clone()
+        given[:, 2] = padding
+        given.requires_grad_()
+        following, reward = model.step(z, given, ids)
+        grads = torch.autograd.grad(following.square().sum() + reward.sum(), [given, *model.parameters()], allow_unused=True)
+        results.append([following, reward, *(g for g in grads if g is not None)])
+    assert results[1][2][:, 2].eq(0).all()
+    assert all(torch.equal(found, expected) for found, expected in zip(*results))
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("lead", [(), (0,), (0, 3), (2, 0)], ids=str)
+def test_any_leading_axes_even_empty_ones(kind, lead):
+    for options in ({}, {"multitask": True, "tasks": TASKS, "task_dim": 4, "action_dims": (3, 2, 1)}):
+        model, task = small(kind, **options), 1 if options else None
+        z, a = torch.zeros(*lead, 16, requires_grad=True), torch.zeros(*lead, 3)
+        following, reward = model.step(z, a, task)
+        assert (following.shape, reward.shape) == ((*lead, 16), (*lead, 1))
+        assert model.reward(z, a, task).shape == (*lead, 101)
+        assert model.encode(torch.zeros(*lead, 5), task).shape == (*lead, 16)
+        following.sum().backward()
+        assert z.grad.shape == z.shape
+
+
 def test_task_embeddings_are_no_longer_than_one():
     model = small(MLPWorldModel, multitask=True, tasks=TASKS, task_dim=4)
     weight = model.task_embedding.weight
@@ -236,6 +268,52 @@ def test_two_hot_spreads_a_value_over_its_two_neighbours():
     inside = values.abs() < 2e4
     torch.testing.assert_close(two_hot.decode(probabilities.log().clamp_min(-1e4))[inside], values[inside], rtol=1e-4, atol=1e-4)
     assert (probabilities[4, -1], probabilities[5, 0]) == (1, 1)
+
+
+def test_two_hot_computes_16_bit_numbers_in_float32():
+    two_hot, values = TwoHot(), torch.tensor([[0.0], [0.5], [-3.7], [300.0], [-2e4]])
+    for dtype in (torch.bfloat16, torch.float16):
+        given = values.to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = two_hot.encode(given)
+        assert torch.equal(found, two_hot.encode(given.float()))
+        torch.testing.assert_close(found.sum(-1), torch.ones(5))
+        logits = torch.randn(4, 101).to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(two_hot.decode(logits), two_hot.decode(logits.float()))
+            assert torch.equal(two_hot.cross_entropy(logits, given[:4]), two_hot.cross_entropy(logits.float(), given[:4].float()))
+        peak = two_hot.encode(given.float()).log().clamp_min(-1e4).to(dtype)  # log-probabilities of that dtype say 300 to 2 %
+        torch.testing.assert_close(two_hot.decode(peak), given.float(), rtol=0.02, atol=1e-3)
+    assert two_hot.encode(values.double()).dtype == two_hot.decode(torch.zeros(1, 101).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("f", [symlog, symexp])
+def test_symlog_and_symexp_have_slope_one_at_zero(f):
+    x = torch.tensor([0.0, -0.0, 1e-30, 2.0, -2.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    away = 1 / 3 if f is symlog else math.exp(2)
+    torch.testing.assert_close(slope, torch.tensor([1.0, 1.0, 1.0, away, away], dtype=torch.float64))
+    bend = -1 / 9 if f is symlog else math.exp(2)
+    torch.testing.assert_close(curvature[3:], torch.tensor([bend, -bend], dtype=torch.float64))
+    assert curvature[:3].abs().tolist() == [1, 1, 1]
+    plain = x.sign() * (x.abs().log1p() if f is symlog else x.abs().expm1())
+    assert torch.equal(f(x), plain)
+    assert f(torch.tensor([torch.nan])).isnan().all()
+
+
+def test_symlog_of_large_numbers_keeps_its_gradient():
+    x = torch.tensor([1e30, -1e30, torch.inf, -torch.inf], requires_grad=True)
+    symlog(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([1e-30, 1e-30, 0.0, 0.0]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bins", [2, 3, 101])
+def test_equal_logits_are_not_where_learning_ends(bins):
+    """A reward head begins at 0: d decode / d logit_i = p_i (bin_i - mean) there."""
+    two_hot, logits = TwoHot(bins), torch.zeros(1, bins, requires_grad=True)
+    (grad,) = torch.autograd.grad(two_hot.decode(logits).sum(), logits)
+    torch.testing.assert_close(grad[0], two_hot.bins(logits) / bins, rtol=1e-4, atol=1e-6)
 
 
 def test_symexp_inverts_symlog():

@@ -132,6 +132,29 @@ def test_flow_loss_is_least_where_the_velocity_is_the_straight_path():
     assert bool((loss(model, z, act, z[:-1]) == 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_bins": None}, {"encoder": {"last_layer": "linear"}}], ids=str)
+@pytest.mark.parametrize("kind", [MLPWorldModel, ResidualWorldModel, FlowWorldModel])
+def test_autocast_rounds_matrix_products_alone(kind, options, dtype):
+    agent = PWM(stirred(small(kind, **options)))
+    obs, act, rew = torch.randn(5, 8, 5), 2 * torch.rand(4, 8, 3) - 1, 3 * torch.randn(4, 8, 1)
+    found = []
+    for mixed in (False, True):
+        agent.model.zero_grad()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype, enabled=mixed):
+            loss = agent.compute_wm_loss(obs, act, rew)
+        loss.total.backward()
+        grad = torch.cat([p.grad.flatten() for p in agent.model.parameters()])
+        found.append((loss, grad))
+        assert {value.dtype for value in loss} == {torch.float32}
+    (exact, exact_grad), (rough, grad) = found
+    torch.testing.assert_close(rough.total, exact.total, rtol=0.01, atol=0)
+    assert 0 < (grad - exact_grad).norm() < 0.05 * exact_grad.norm()
+    if agent.model.group:  # the groups' sums survive: probabilities and velocities are not rounded after their sums are fixed
+        torch.testing.assert_close(rough.latents.unflatten(-1, (-1, 8)).sum(-1), torch.ones(5, 8, 2))
+
+
 def test_times_are_uniform_or_the_midpoint():
     like = torch.empty(40, 500, 16)
     tau = FlowMatchingDynamicsLoss().times(like)

@@ -4,7 +4,7 @@ An operation has fast implementations and a gradient of its own, which are opaqu
 to the operation's definition, which consists of torch's own functions, so that every transform and every nesting of them is torch's:
 
 * ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``, ``hessian``, ``vmap``), compiled or not;
-* ``torch.autograd.forward_ad``, where an argument has a tangent;
+* ``torch.autograd.forward_ad``, where an argument has a tangent (inductor loses those of torch's own functions, pytorch#187284);
 * a backward pass with ``create_graph=True``, with ``is_grads_batched=True``, or of a gradient that has a tangent.
 
 The definition's speed is then what is had. A backend that was asked for by name is refused in the first two; ``TTCFAST_BACKEND`` binds
@@ -27,6 +27,10 @@ from torch.autograd import forward_ad
 from .registry import BackendError
 
 AUTOCAST_DEVICES = ("cpu", "cuda")  # where the operations have implementations
+
+# Where torch.compile leaves a caller eager it compiles what that calls, and such code loses tangents. (torch.compiler.disable is the same,
+# but imports the compiler with this package.)
+eagerly = torch._disable_dynamo
 
 Policy = Callable[..., Any]  # given the operation and its arguments, call it with arguments that it takes in mixed precision
 
@@ -96,21 +100,26 @@ def register(
         info = torch._library.autograd.Info(backward, setup_context)
         reverse = torch._library.autograd.make_autograd_impl(opaque, info)
 
+        dual = eagerly(defined)
+
         def differentiable(keyset: Any, *args: Any) -> Any:
-            return defined(*args) if has_tangent(args) else reverse(keyset, *args)
+            return dual(*args) if has_tangent(args) else reverse(keyset, *args)
 
         library.impl(op, differentiable, "Autograd", with_keyset=True)
 
 
 def has_tangent(args: Sequence[Any]) -> bool:
     """Whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
-    if forward_ad._current_level < 0:
-        return False
+    return forward_ad._current_level >= 0 and _any_dual(args)
+
+
+@eagerly
+def _any_dual(args: Sequence[Any]) -> bool:
     for x in args:
         if isinstance(x, Tensor):
             if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
                 return True
-        elif isinstance(x, (list, tuple)) and has_tangent(x):
+        elif isinstance(x, (list, tuple)) and _any_dual(x):
             return True
     return False
 

@@ -29,13 +29,16 @@ def save_world_model(path: str | os.PathLike[str], agent: PWM, meta: Mapping[str
 def load_world_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> PWM:
     """The agent of a checkpoint made by ``ttcfast train_wm``, with its trained model and a fresh optimizer.
 
+    A checkpoint names the classes of its model and loss. Those of ttcfast are known, your own after
+    :func:`ttcfast.pwm.utils.targets.register`; no module is imported because a file names it.
+
     Raises:
-        CheckpointError: missing, damaged, no world model, or of an architecture that this version cannot build.
+        CheckpointError: missing, damaged, no world model, or of an architecture that this version cannot build, or of an unknown class.
     """
     tensors, meta = checkpoints.load(path, {"architecture": _KIND})
     try:
         agent = PWM.from_config(meta["alg"], **meta["sizes"])
-    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+    except (ArgumentError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} describes a world model that this version cannot build ({error})") from error
     agent.model.to(device)
     checkpoints.load_weights(agent.model, tensors, path)

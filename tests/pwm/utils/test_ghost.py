@@ -262,3 +262,69 @@ def test_wrong_batch_axis_and_names():
         GhostNorms(model, samples=10, microbatches=2, broadcast=["log_std"])
     with pytest.raises(ValueError, match=r"broadcast names '0.bias', which belongs to a Linear"):
         GhostNorms(model, samples=10, microbatches=2, broadcast=["0.bias"])
+
+
+class Sequences(nn.Module):
+    """Every kind that is measured, time first: padding, a wide layer (Gram matrices), a narrow one (formed), a parameter beside them."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.table, self.wide, self.norm = nn.Embedding(5, 6, padding_idx=0), nn.Linear(6, 20, bias=bias), nn.LayerNorm(20)
+        self.last, self.log_scale = nn.Linear(20, 2, bias=bias), nn.Parameter(torch.zeros(2))
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.norm(self.wide(self.table(index))))) * self.log_scale.exp()
+
+
+@pytest.mark.parametrize("looking", [True, False], ids=["host", "device"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("steps", [1, 3, 30])
+def test_no_scale_of_gradients_or_inputs_is_out_of_range(steps, bias, looking, monkeypatch):
+    if not looking:  # as on a device, where nothing is looked at and everything is scaled
+        monkeypatch.setattr(ghost_layers, "_within", lambda *_: False)
+    for size in (1e-12, 1.0, 1e15):
+        for scale in (1e-22, 1.0, 1e21):
+            model, index = Sequences(bias), torch.randint(0, 5, (steps, 8))
+            with torch.no_grad():
+                model.table.weight.mul_(size)
+
+            def loss_of(index: Tensor, model: Sequences = model, scale: float = scale) -> Tensor:
+                return scale * model(index).square().sum(-1).mean()
+
+            with GhostNorms(model, samples=8, microbatches=4, batch_dim=-2, broadcast=["log_scale"]) as ghost:
+                loss_of(index).backward()
+            torch.testing.assert_close(ghost.squared_norms(), by_loop(model, loss_of, [index], 4, -1), rtol=1e-4, atol=0)
+
+
+def test_gradients_below_the_smallest_normal_number_are_not_refused():
+    model, x = mlp(8, nn.Linear(8, 2)), torch.randn(B, 5)
+    with GhostNorms(model, samples=B, microbatches=3) as ghost:
+        (1e-41 * model(x).square().mean()).backward()
+    assert bool(ghost.squared_norms().isfinite().all())
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(100.0, 1e-3), (1e3, 1e-3), (1e4, 1.0)])
+def test_rows_far_from_zero_are_normalised_as_torch_does(mean, deviation):
+    """Their rounding in LayerNorm, 1e-7 mean / deviation, was taken for a parameter that is used elsewhere."""
+    model, x = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 2)), mean + deviation * torch.randn(B, 8)
+
+    def loss_of(x: Tensor) -> Tensor:
+        return model(x).square().sum(-1).mean()
+
+    with GhostNorms(model, samples=B, microbatches=4) as ghost:
+        loss_of(x).backward()
+    torch.testing.assert_close(ghost.squared_norms(), by_loop(model, loss_of, [x], 4), rtol=1e-3, atol=0)
+    model.zero_grad()
+    with GhostNorms(model, samples=B, microbatches=4) as ghost:
+        (loss_of(x) + model[0].weight.square().sum()).backward()
+    with pytest.raises(ValueError, match=r"the gradient of 0.weight is not what the calls of 0 "):
+        ghost.squared_norms()
+
+
+def test_nan_in_the_gradient_of_padding_counts_nothing():
+    table = nn.Embedding(4, 3, padding_idx=0)
+    index = torch.tensor([[0, 1], [2, 3]])
+    weight = torch.where(index == 0, torch.nan, 1.0).unsqueeze(-1)
+    with GhostNorms(table, samples=2, microbatches=2) as ghost:
+        (table(index) * weight).sum().backward()
+    assert ghost.squared_norms().tolist() == pytest.approx([3, 6])

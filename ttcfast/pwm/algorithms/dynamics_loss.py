@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast.integrators import Euler, Heun, Integrator, integrate
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
+from ttcfast.pwm.models.layers import wide
 from ttcfast.spec import one_of
 
 __all__ = ["DynamicsLoss", "Euler", "FlowMatchingDynamicsLoss", "Heun", "Integrator", "MLPDynamicsLoss", "discounts", "integrate"]
@@ -39,7 +40,7 @@ class MLPDynamicsLoss(DynamicsLoss):
     """Squared error of the predicted latent state: PWM's consistency loss; for residual dynamics as well."""
 
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
-        return (latents[1:] - targets).square().mean((1, 2))
+        return (wide(latents[1:]) - targets).square().mean((1, 2))
 
 
 class FlowMatchingDynamicsLoss(DynamicsLoss):
@@ -73,7 +74,7 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
         start = latents[:-1]
         tau = self.times(start)
         at = start + tau * (targets - start)
-        error = model.velocity(at, act, tau, task) - (targets - start)
+        error = wide(model.velocity(at, act, tau, task)) - (targets - start)
         return error.square().mean((1, 2))
 
     def times(self, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast import integrators
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
+from ttcfast.pwm.models.layers import wide
 from ttcfast.pwm.models.world_model import MLPWorldModel
 from ttcfast.pwm.utils.metrics import ESNRMeter
 from ttcfast.pwm.utils.parity import Parity, parameter_parity
@@ -181,7 +182,7 @@ class PWM:
         """Loss of the reward head per step ``[H]``: cross-entropy of the two-hot reward, or squared error of a scalar one."""
         head = self.model.reward(latents, act, task)
         if self.model.two_hot is None:
-            return (head - rew).square().mean((1, 2))
+            return (wide(head) - rew).square().mean((1, 2))
         return self.model.two_hot.cross_entropy(head, rew).mean(1)
 
     def update_wm(

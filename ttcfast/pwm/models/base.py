@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttcfast.spec import one_of, whole
 
-from .layers import SIMNORM_GROUP, Network, count_parameters
+from .layers import SIMNORM_GROUP, Network, count_parameters, state
 from .sizes import SIZES
 from .two_hot import TwoHot
 
@@ -22,7 +22,8 @@ Task = Tensor | int | str
 class BaseWorldModel(nn.Module, ABC):
     """Latent world model: ``z = encode(obs)``, ``z' = next(z, a)``, ``r = reward(z, a)``.
 
-    It maps single steps; rollouts and losses are the algorithm's. The arguments are those of PWM's configurations.
+    It maps single steps; rollouts and losses are the algorithm's. The arguments are those of PWM's configurations. Under
+    ``torch.autocast`` matrix products are rounded to 16 bits; latent states and rewards stay float32.
 
     Args:
         observation_dim: entries of an observation; with several tasks, of the widest one, others padded by 0.
@@ -134,7 +135,7 @@ class BaseWorldModel(nn.Module, ABC):
             ValueError: a wrong size, an unknown task, a task where the model has none or none where it has some.
         """
         self._check("obs", obs, self.observation_dim)
-        return self.encoder_network(self._join(obs, task))
+        return state(self.encoder_network(self._join(obs, task)))
 
     def reward(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
         """What the reward head says of taking action ``a`` at ``z``: logits over bins ``[..., num_bins]``, or the reward ``[..., 1]``.
@@ -150,7 +151,7 @@ class BaseWorldModel(nn.Module, ABC):
 
     def decode_reward(self, head: Tensor) -> Tensor:
         """The reward ``[..., 1]`` that the output of :meth:`reward` stands for."""
-        return head if self.two_hot is None else self.two_hot.decode(head)
+        return state(head) if self.two_hot is None else self.two_hot.decode(head)
 
     def task_index(self, task: Task, device: torch.device | str = "cpu") -> Tensor:
         """Indices of tasks, int64, checked.
@@ -172,10 +173,11 @@ class BaseWorldModel(nn.Module, ABC):
         return task.to(device)
 
     def masked(self, a: Tensor, task: Task | None = None) -> Tensor:
-        """``a`` with the entries that the task does not have set to 0."""
+        """``a`` with the entries that the task does not have set to 0, whatever they hold, NaN included."""
         if self.action_masks is None:
             return a
-        return a * (self.action_masks[0] if task is None else self.action_masks[self.task_index(task, a.device)])
+        has = self.action_masks[0] if task is None else self.action_masks[self.task_index(task, a.device)]
+        return torch.where(has, a, 0.0)  # a product would keep the NaN that padding may hold
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -250,7 +252,7 @@ class BaseWorldModel(nn.Module, ABC):
                     f"action_dims is {tuple(action_dims)}; give one number from 1 to action_dim = {self.action_dim} per task, "
                     f"of which there are {max(len(self.tasks), 1)}"
                 )
-            masks = (torch.arange(self.action_dim) < torch.tensor(tuple(action_dims)).unsqueeze(1)).float()
+            masks = torch.arange(self.action_dim) < torch.tensor(tuple(action_dims)).unsqueeze(1)
         self.action_masks: Tensor | None
         self.register_buffer("action_masks", masks, persistent=False)
 

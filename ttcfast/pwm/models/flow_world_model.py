@@ -16,7 +16,7 @@ from ttcfast.ops.heun import centered
 from ttcfast.spec import one_of
 
 from .base import BaseWorldModel, Task
-from .layers import Network, NormedLinear
+from .layers import Network, NormedLinear, state
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -91,7 +91,7 @@ class FlowWorldModel(BaseWorldModel):
         x = first.finish(F.linear(z, weight_z), rows)
         for layer in hidden:
             x = layer(x)
-        return centered(self.dynamics_network.last(x), self.group)
+        return centered(state(self.dynamics_network.last(x)), self.group)
 
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
         self._check_pair(z, a)
@@ -102,7 +102,7 @@ class FlowWorldModel(BaseWorldModel):
         last = self.dynamics_network.last
         assert isinstance(last, torch.nn.Linear)
         flat = z.reshape(-1, self.latent_dim)
-        rows = F.linear(self._conditions(z, a, task).reshape(len(flat), -1), weight_c, layers[0].linear.bias)
+        rows = F.linear(self._conditions(z, a, task).reshape(-1, weight_c.shape[1]), weight_c, layers[0].linear.bias)
         times = self._times(z) * weight_tau  # [K + 1, units[0]]
         network = VelocityMLP(
             [weight_z, *(layer.linear.weight for layer in layers[1:]), last.weight],

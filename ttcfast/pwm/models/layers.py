@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +14,22 @@ from ttcfast.spec import one_of, whole
 
 LAST_LAYERS = ("simnorm", "normed", "linear")
 SIMNORM_GROUP = 8
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32: what losses, probabilities and statistics are computed in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in :func:`wide_dtype`."""
+    return x.to(wide_dtype(x.dtype))
+
+
+def state(x: Tensor) -> Tensor:
+    """``x`` as a latent state: float32 at least under ``torch.autocast``, which by itself rounds what goes into matrix products."""
+    narrow, device = wide_dtype(x.dtype) != x.dtype, x.device.type
+    return wide(x) if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x
 
 
 class SimNorm(nn.Module):
@@ -25,7 +42,7 @@ class SimNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., D]``; the group divides D."""
-        return x.unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
+        return state(x).unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
 
 
 class NormedLinear(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ttcfast.ops import heun_predict
 
 from .base import BaseWorldModel, Task
-from .layers import Network
+from .layers import Network, state
 
 
 class MLPWorldModel(BaseWorldModel):
@@ -22,7 +22,7 @@ class MLPWorldModel(BaseWorldModel):
 
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
         self._check_pair(z, a)
-        return self.dynamics_network(self._join(z, task, self.masked(a, task)))
+        return state(self.dynamics_network(self._join(z, task, self.masked(a, task))))
 
     @property
     def evaluations(self) -> int:

@@ -30,7 +30,8 @@ class Split:
         return axes >= 2 and -axes <= self.batch_dim < axes - 1 and self.batch_dim != -1 and shape[self.batch_dim] == self.samples
 
 
-Probe = tuple["Layer", str, Tensor, Tensor, Tensor]  # layer, parameter, its contributions, their magnitudes' sum, what .grad says
+# Layer, parameter, its contributions, their magnitudes' sum, what .grad says, by how many times the terms exceed their difference.
+Probe = tuple["Layer", str, Tensor, Tensor, Tensor, Tensor]
 
 
 class Layer:
@@ -44,6 +45,7 @@ class Layer:
         self.dtype = torch.float32
         self.norms: Tensor | None = None  # [M] float64
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # by parameter: sum of the projected contributions, sum of their magnitudes
+        self.offset: dict[str, Tensor] = {}  # by parameter, where what was contributed are differences of larger numbers
 
     @classmethod
     def refuses(cls, module: Any) -> str | None:
@@ -84,7 +86,8 @@ class Layer:
             weight = getattr(self.module, parameter)
             zero = torch.zeros((), dtype=torch.float64, device=weight.device)
             total, size = self.found.get(parameter, (zero, zero))
-            yield self, parameter, total, size, zero if weight.grad is None else self.projected(_wide(weight.grad))
+            actual = zero if weight.grad is None else self.projected(_wide(weight.grad))
+            yield self, parameter, total, size, actual, self.offset.get(parameter, zero)
 
     def projected(self, grad: Tensor) -> Tensor:
         while grad.ndim:
@@ -132,8 +135,12 @@ class Linear(Layer):
         self.pairs.clear()
 
     def _gram(self, x: Tensor, g: Tensor) -> Tensor:
-        products = torch.bmm(x, x.transpose(1, 2)) + float(self.bias)  # [m, R, R]
-        return products.mul_(torch.bmm(g, g.transpose(1, 2))).sum((1, 2), dtype=torch.float64)
+        (x, of_x), (g, of_g) = _near_one(x, 1e-3, 1.0 if self.bias else 0.0), _near_one(g, 1e-15)
+        products = torch.bmm(x, x.transpose(1, 2))  # [m, R, R]
+        if self.bias:
+            products += of_x.square().reciprocal()
+        sums = products.mul_(torch.bmm(g, g.transpose(1, 2))).sum((1, 2), dtype=torch.float64)
+        return sums * (of_x.double() * of_g.double()).square().flatten()
 
     def _formed(self, m: slice) -> Tensor:
         total, bias = None, None
@@ -159,9 +166,17 @@ class LayerNorm(Layer):
         g = self.split(g.flatten(-self.feature_axes))
         if "weight" in self.trained:
             rows = self.split(x.flatten(-self.feature_axes))
+            if self.split.verify:
+                self._see_offset(rows)
             self._add("weight", functional.layer_norm(rows, rows.shape[-1:], eps=self.module.eps).mul_(g))
         if "bias" in self.trained:
             self._add("bias", g)
+
+    def _see_offset(self, rows: Tensor) -> None:
+        """torch normalises a row as ``x rstd - mean rstd``, whose rounding grows with ``|mean| rstd``, here and in its own backward."""
+        variance, mean = torch.var_mean(rows, -1, correction=0)
+        found = (mean.abs() * (variance + self.module.eps).rsqrt()).amax().double()
+        self.offset["weight"] = torch.maximum(self.offset["weight"], found) if "weight" in self.offset else found
 
     def _add(self, parameter: str, rows: Tensor) -> None:
         if self.split.verify:
@@ -194,7 +209,7 @@ class Embedding(Layer):
     def take(self, x: Tensor, g: Tensor) -> None:
         index, g = self.split(x.unsqueeze(-1))[..., 0], self.split(g)
         if self.module.padding_idx is not None:
-            g = g * (index != self.module.padding_idx).unsqueeze(-1)
+            g = torch.where((index != self.module.padding_idx).unsqueeze(-1), g, 0.0)
         self.pairs.append((index, g))
         if self.split.verify:
             self.probe("weight", _along(g))
@@ -252,8 +267,28 @@ def _in_groups(microbatches: int, numbers: int, squares: Callable[[slice], Tenso
 
 
 def _square_norms(rows: Tensor) -> Tensor:
-    """``[n, D]`` -> ``[n]``, float64; in one pass, no square is stored."""
-    return torch.linalg.vector_norm(rows, dim=1).double().square()
+    """``[n, D]`` -> ``[n]``, float64, whatever the scale of the rows."""
+    norms = torch.linalg.vector_norm(rows, dim=1)  # in one pass, no square is stored
+    if not _within(norms, 1e-15, 1e18):
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.double().square()
+
+
+def _near_one(rows: Tensor, low: float, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """``[m, R, D]`` over a power of two per microbatch, and those ``[m, 1, 1]``, so that the Gram matrices stay within float32's range.
+
+    A power brings the largest magnitude, or ``least`` if that is larger, near 1; it is 1 where all norms lie between ``low`` and 1e9.
+    """
+    if _within(torch.linalg.vector_norm(rows, dim=(1, 2)), low, 1e9):
+        return rows, rows.new_ones(())
+    exponent = torch.frexp(rows.abs().amax((1, 2), keepdim=True).clamp_min(least)).exponent.clamp(-126, 126)
+    scale = torch.ldexp(torch.ones_like(rows[:, :1, :1]), exponent)
+    return rows / scale, scale
+
+
+def _within(norms: Tensor, low: float, high: float) -> bool:
+    """Whether all are; said of host memory alone, as a look at a device would wait for it."""
+    return norms.device.type == "cpu" and bool(((norms > low) & (norms < high)).all())
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeVar
@@ -12,9 +12,27 @@ from ttcfast.runtime.errors import ArgumentError
 
 T = TypeVar("T")
 
+_registered: dict[str, type] = {}
+
+
+def register(kind: type[T]) -> type[T]:
+    """Let configurations and checkpoints name a class of yours; also a decorator.
+
+    A file says which class it wants, and importing whatever it names would run code of its choosing. So nothing is ever imported for a
+    name: classes of ttcfast are known, others are after this call, by ``module.Class`` as Python names them.
+
+    Args:
+        kind: a world model or a dynamics loss.
+
+    Returns:
+        ``kind``.
+    """
+    _registered[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    return kind
+
 
 def locate(path: Any, kind: type[T], where: str) -> type[T]:
-    """The class that ``path`` names, checked to be a subclass of ``kind``.
+    """The class that ``path`` names, checked to be a subclass of ``kind``; one of ttcfast or :func:`register`, and nothing is imported.
 
     Args:
         path: such as ``"ttcfast.pwm.models.world_model.MLPWorldModel"``.
@@ -22,17 +40,20 @@ def locate(path: Any, kind: type[T], where: str) -> type[T]:
         where: the key it comes from, for messages.
 
     Raises:
-        ArgumentError: no such module or class, or a class of another kind.
+        ArgumentError: no such class, a class of another kind, or one that is neither ttcfast's nor registered.
     """
     if not isinstance(path, str) or "." not in path:
         raise ArgumentError(f"{where} is {path!r}; give the full path of a class that derives from {kind.__module__}.{kind.__qualname__}")
     module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ArgumentError(f"{where} is {path!r}, which cannot be found ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ArgumentError(f"{where} is {path!r}, which is no {kind.__name__}")
+    ours = module.partition(".")[0] == "ttcfast"
+    found = _registered.get(path)
+    if found is None and ours:
+        found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+        if found is None:
+            raise ArgumentError(f"{where} is {path!r}, which cannot be found; give {kind.__module__}'s, or register() your own class")
+    if not (isinstance(found, type) and issubclass(found, kind)) or inspect.isabstract(found):
+        remedy = f"call ttcfast.pwm.utils.targets.register({name}) before, if it is yours and you trust it"
+        raise ArgumentError(f"{where} is {path!r}, which is no {kind.__name__} of ttcfast, nor registered; {remedy}")
     return found
 
 
