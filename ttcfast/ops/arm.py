@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -84,8 +83,8 @@ def arm(
     spec.check_state("candidates", candidates, channel_axis=2)
     w = weights or ARMWeights()
     penalties = [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity]
-    for field, value in zip(fields(w), penalties):
-        transforms.constant(field.name, value)
+    for name, value in vars(w).items():
+        transforms.constant(name, value)
     gammas, gamma = _split(spec.gamma, 1.0)
     volumes, volume = _split(spec.cell_volume, 1.0)
     values, value = _split(spec.boundary_value, 0.0)

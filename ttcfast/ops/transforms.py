@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, is_gradtrackingtensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from .registry import BackendError
@@ -31,6 +30,8 @@ AUTOCAST_DEVICES = ("cpu", "cuda")  # where the operations have implementations
 # Where torch.compile leaves a caller eager it compiles what that calls, and such code loses tangents. (torch.compiler.disable is the same,
 # but imports the compiler with this package.)
 eagerly = torch._disable_dynamo
+
+functorch = torch._C._functorch
 
 Policy = Callable[..., Any]  # given the operation and its arguments, call it with arguments that it takes in mixed precision
 
@@ -126,7 +127,7 @@ def _any_dual(args: Sequence[Any]) -> bool:
 
 def watched(grads: Sequence[Tensor | None]) -> bool:
     """Whether a backward pass of ``grads`` is itself transformed: to be differentiated, or of many gradients at once."""
-    batched = any(g is not None and (is_functorch_wrapped_tensor(g) or is_legacy_batchedtensor(g)) for g in grads)
+    batched = any(g is not None and (functorch.is_functorch_wrapped_tensor(g) or functorch.is_legacy_batchedtensor(g)) for g in grads)
     return batched or torch.is_grad_enabled() or has_tangent(grads)
 
 
@@ -165,8 +166,8 @@ def constant(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         return
     lost = value.requires_grad or has_tangent([value])
-    while is_functorch_wrapped_tensor(value) and not lost:
-        lost, value = is_gradtrackingtensor(value), get_unwrapped(value)
+    while functorch.is_functorch_wrapped_tensor(value) and not lost:
+        lost, value = functorch.is_gradtrackingtensor(value), functorch.get_unwrapped(value)
     if lost:
         raise ValueError(
             f"{name} is a tensor to be differentiated, and the operation is not differentiable in it; detach() it, "

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
 from ttcfast.integrators import Heun, Integrator
@@ -144,7 +143,9 @@ class FlowWorldModel(BaseWorldModel):
 
 def _check_times(tau: Tensor | float) -> None:
     if isinstance(tau, Tensor):
-        if torch.compiler.is_compiling() or (tau.is_cuda and torch.cuda.is_current_stream_capturing()) or is_functorch_wrapped_tensor(tau):
+        if torch.compiler.is_compiling() or (tau.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        if torch._C._functorch.is_functorch_wrapped_tensor(tau):
             return
         outside = tau[(tau < 0) | (tau > 1) | tau.isnan()]
         if outside.numel():
