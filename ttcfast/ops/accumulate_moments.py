@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, overlap
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -38,8 +38,8 @@ def accumulate_moments(
         The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
 
     Raises:
-        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, memory is shared, or something
-            requires grad.
+        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
+            memory, or one that is written to is expanded.
         BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
             another order than their total's, are for the reference alone.
 
@@ -93,16 +93,27 @@ def _check_dtypes(grad: torch.dtype, total: torch.dtype) -> None:
         raise ValueError(f"totals are {total} and grads {grad}; give totals of {wanted.replace('torch.', '')}")
 
 
-def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> list[int]:
-    """Of the totals, then of the gradients. No tensor may stand twice among those that are written, nor be its own total."""
+def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool) -> list[int]:
+    """Of the totals, then of the gradients. All stand apart in memory, and what is written has an address of its own for each element."""
     tensors = [*totals, *grads]
     found = [t.data_ptr() for t in tensors]
-    if len(set(found)) < len(found):
-        seen: dict[int, str] = {}
-        for i, tensor in enumerate(tensors):
-            name = f"totals[{i}]" if i < len(totals) else f"grads[{i - len(totals)}]"
-            if tensor.numel() and seen.setdefault(found[i], name) != name:
-                raise ValueError(f"{name} is the same memory as {seen[found[i]]}; give each gradient and total once")
+
+    def name(i: int) -> str:
+        return f"totals[{i}]" if i < len(totals) else f"grads[{i - len(totals)}]"
+
+    shared = overlap.shared_pair(tensors, found)
+    if shared is not None:
+        first, second = shared
+        what = "is the same memory as" if found[first] == found[second] else "shares memory with"
+        raise ValueError(f"{name(second)} {what} {name(first)}; give each gradient and total once (clone() the second)")
+    written = tensors if zero_grads else totals
+    if not all(map(Tensor.is_contiguous, written)):
+        for i, tensor in enumerate(written):
+            if overlap.within_itself(tensor):
+                raise ValueError(
+                    f"{name(i)} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, so several of its elements are one in "
+                    "memory, and it is written to; clone() it"
+                )
     return found
 
 
@@ -191,7 +202,7 @@ _lib.define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] tota
 
 def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_grads: bool = False) -> Tensor:
     check(grads, totals)
-    addresses = _addresses(grads, totals)
+    addresses = _addresses(grads, totals, zero_grads)
     chosen = choose("accumulate_moments", BACKENDS, backend, grads, totals)
     if chosen.name != "reference":  # what is written through addresses is told to autograd, and refused where torch would refuse it
         written = [*totals, *(grads if zero_grads else ())]

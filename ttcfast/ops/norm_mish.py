@@ -121,8 +121,8 @@ def fill_backward_reference(grad: Tensor, x: Tensor, rows: Tensor | None, layer:
     if out.y is not None:
         out.y.copy_(torch.nn.functional.mish(normal))
     if out.scale is not None and out.shift is not None:
-        out.scale.copy_((inner * hat).flatten(0, -2).sum(0))
-        out.shift.copy_(inner.flatten(0, -2).sum(0))
+        out.scale.copy_((inner * hat).reshape(-1, x.shape[-1]).sum(0))
+        out.shift.copy_(inner.reshape(-1, x.shape[-1]).sum(0))
 
 
 def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[bool, int, int, list[int], float, int]:
