@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import native, overlap
+from .arguments import of_type
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -45,6 +46,9 @@ def accumulate_moments(
 
     Source: seeds/flow-world-model-plan.md section 6 (the two sums of ESNR); facts/hotpaths.md section 3.
     """
+    of_type("grads", grads, Sequence)
+    of_type("totals", totals, Sequence, type(None))
+    of_type("zero_grads", zero_grads, bool)
     if totals is not None and len(totals) != len(grads):
         raise ValueError(f"there are {len(totals)} totals and {len(grads)} grads; give one total per gradient, or None")
     for name, tensors in (("grads", grads), ("totals", totals or ())):
@@ -109,7 +113,7 @@ def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bo
     written = tensors if zero_grads else totals
     if not all(map(Tensor.is_contiguous, written)):
         for i, tensor in enumerate(written):
-            if overlap.within_itself(tensor):
+            if overlap.within_itself(tensor, found[i]):
                 raise ValueError(
                     f"{name(i)} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, so several of its elements are one in "
                     "memory, and it is written to; clone() it"

@@ -10,6 +10,7 @@ from torch import Tensor
 from ttcfast.spec import at_least
 
 from . import native
+from .arguments import dense
 from .registry import Backend, Reason, choose, differentiable_once, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -59,6 +60,9 @@ def norm_mish(
         ValueError: shapes, dtypes or devices do not fit, or eps is negative.
         BackendError: the backend asked for cannot run, with its reason.
     """
+    dense(x=x, bias=bias, scale=scale, shift=shift)
+    if rows is not None:
+        dense(rows=rows)
     return torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
 
 

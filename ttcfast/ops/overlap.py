@@ -12,13 +12,20 @@ import numpy as np
 from torch import Tensor
 
 
-def within_itself(tensor: Tensor) -> bool:
-    """Whether two indices may name one element, as of an expanded tensor; a sliced, strided or permuted one never does."""
+def within_itself(tensor: Tensor, address: int) -> bool:
+    """Whether two indices name one element, as of an expanded tensor; ``address`` is that of the first one."""
     reach = 0  # elements from the first to the last, along the axes so far
     for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1):
         if stride <= reach:
-            return tensor.numel() > 0
+            break
         reach += (size - 1) * stride
+    else:
+        return False  # every axis steps over all that those before it reach: sliced, strided, permuted
+    part = _Elements.of(tensor, address)
+    while part.ndim and part.size:  # of two indices, the difference alone counts: one of them is 0 where they first differ
+        if np.shares_memory(part[:1], part[1:]):
+            return True
+        part = part[0]
     return False
 
 
