@@ -30,6 +30,9 @@ ALSO = {
     "x": ("N",),
     "substeps": ("times",),
     "method": ("times",),
+    "z": ("group",),
+    "k1": ("slopes",),
+    "k2": ("slopes",),
 }
 Call = Callable[..., Any]
 
