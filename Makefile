@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format aot bench clean
+.PHONY: help demo test lint format aot sanitize bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -45,6 +45,9 @@ format: $(VENV)/.installed-lint ## let ruff and clang-format rewrite the sources
 
 aot: $(VENV)/.installed-test ## compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100, and check its limits
 	$(RUN) -m bench.aot $(ARGS)
+
+sanitize: $(VENV)/.installed-test ## tests/ops on an extension with sanitizers (ARGS=thread for races)
+	VENV=$(VENV) bash .ci/sanitize $(ARGS)
 
 bench: $(VENV)/.installed-test ## time the operations against their peers (ARGS="arm --quick" for a part)
 	$(RUN) -m bench $(or $(ARGS),all)

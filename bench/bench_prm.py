@@ -148,7 +148,8 @@ class Shipped:
         """States ``[N, 4, X, Y]`` and candidates ``[N, B, 4, X, Y]``."""
         if self.tiny:
             states = 1 + torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-            return states, states.unsqueeze(1) + 0.02 * torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+            moved = states.unsqueeze(1) + 0.02 * torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+            return states.to(self.device), moved.to(self.device)
         files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
         states = read_trajectories(files)[0][:, 5].to(self.device, torch.float32)
         fm, problems = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device), torch.arange(len(states))

@@ -165,7 +165,8 @@ class Setting:
         """Frames of shipped trajectories ``[N, T, 4, X, Y]``."""
         if self.tiny:
             lowest = torch.tensor([1.0, 0.0, 0.0, 2.5]).reshape(4, 1, 1)
-            return lowest + 0.1 * torch.rand(self.n, 4, 4, *self.grid, generator=torch.Generator().manual_seed(1))
+            frames = lowest + 0.1 * torch.rand(self.n, 4, 4, *self.grid, generator=torch.Generator().manual_seed(1))
+            return frames.to(self.device)
         files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
         fields, _ = read_trajectories(files)
         return fields[torch.arange(self.n) * 4 % 7].to(self.device, torch.float32)

@@ -151,7 +151,7 @@ void add_noise_cpu(const KeyedRows& rows, KeyedType type, const KeyedInput& x, i
 void keyed_dropout_cpu(const KeyedRows& rows, KeyedType type, const KeyedInput& x, uint64_t threshold, double scale, void* out) {
     if (threshold > 0xffffffffu) {
         check_values(rows);
-        std::memset(out, 0, rows.count * rows.elements * bytes(type));
+        if (rows.count * rows.elements) std::memset(out, 0, rows.count * rows.elements * bytes(type));  // of nothing there is no address
         return;
     }
     const auto tile = tiles_of(rows.instructions).dropout[static_cast<int>(type)];

@@ -193,7 +193,8 @@ class Selector {
     void cut() {
         if (count_ <= k_) return;
         for (int64_t i = 0; i < count_; ++i) scratch_[i] = best_[i].key;
-        const Key least = kth_largest(scratch_.get(), count_, k_, 0, scratch_.get(), counts_.get(), loops_.extremes);
+        const int64_t slack = ids_ ? kExactly : 0;  // with ids, the last one of its ties is looked for
+        const Key least = kth_largest(scratch_.get(), count_, k_, slack, scratch_.get(), counts_.get(), loops_.extremes);
         int64_t ties = k_;
         for (int64_t i = 0; i < count_; ++i) ties -= best_[i].key > least;
         if (ids_) {

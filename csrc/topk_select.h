@@ -18,10 +18,12 @@ inline int bits_in(uint64_t x) {
     return bits;
 }
 
-// The k-th largest of n keys, 1 <= k <= n, or a smaller number that at most `slack` further ones of them reach. `scratch` has room for n
-// and may be `keys`, which is then lost. Each round takes a histogram over the range of what is left, so leading bits that all share cost
-// nothing, and goes on with the bin in which the k-th stands: at most one round per 11 bits, whatever the input. `counts` has room for
-// 2^kMostDigits.
+constexpr int64_t kExactly = -1;  // as slack
+
+// The k-th largest of n keys, 1 <= k <= n, or a smaller number that at most `slack` further ones of them reach: with a slack of 0 as well
+// it may be one that no key equals, with kExactly never. `scratch` has room for n and may be `keys`, which is then lost. Each round takes a
+// histogram over the range of what is left, so leading bits that all share cost nothing, and goes on with the bin in which the k-th stands:
+// at most one round per 11 bits, whatever the input. `counts` has room for 2^kMostDigits.
 template <class Key, class Extremes>
 Key kth_largest(const Key* keys, int64_t n, int64_t k, int64_t slack, Key* scratch, int64_t* counts, const Extremes& extremes) {
     using Word = std::conditional_t<sizeof(Key) == 8, uint64_t, uint32_t>;

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import guard, submit
+
 CHUNK = 8192  # elements per program
 ROWS = tl.constexpr(4)  # of the table: address of the gradient, of its total, number of elements, first chunk
 MOST_TABLES = 32  # kept, least recently used first out; each is 32 bytes per tensor
@@ -115,7 +117,8 @@ class Tables:
 
     def get(self, rows, device):
         """``rows``: four tuples of integers; returns int64 ``[4, tensors]`` on ``device``."""
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        with guard(device):
+            capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         key = (device, stream, rows)
         table = self.made.get(key)
@@ -167,7 +170,10 @@ def launch(grads, totals, zero_grads, addresses):
     types = grads[0].dtype, (totals or grads)[0].dtype
     block, search, warps, step, finish_warps = pick_config((len(rows), first), None, *types)
     partials = torch.empty(first, dtype=torch.float64, device=device)
-    accumulate_moments_partial_kernel[(first,)](
+    submit(
+        accumulate_moments_partial_kernel,
+        first,
+        device,
         TABLES.get(tuple(zip(*rows)), device),
         partials,
         len(rows),
@@ -180,9 +186,8 @@ def launch(grads, totals, zero_grads, addresses):
         BLOCK=block,
         SEARCH=search,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
-    accumulate_moments_finish_kernel[(1,)](partials, result, first, STEP=step, num_warps=finish_warps, enable_fp_fusion=False)
+    submit(accumulate_moments_finish_kernel, 1, device, partials, result, first, STEP=step, num_warps=finish_warps)
     return result
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .arm_stages import SLOTS, arm_finish_kernel, arm_partial_kernel
+from .launch import submit
 
 
 class Config(NamedTuple):
@@ -100,7 +101,10 @@ def launch(
     partials = torch.empty((n, b, tiles, SLOTS.value), **like)
     sizes = torch.empty((n, tiles, 4), **like) if relative else None
     m0, m1, m2 = [*velocity, -1, -1][:3]
-    arm_partial_kernel[(n * groups * tiles,)](
+    submit(
+        arm_partial_kernel,
+        n * groups * tiles,
+        state.device,
         state,
         candidates,
         gammas,
@@ -139,9 +143,11 @@ def launch(
         VECTOR=config.vector,
         THREADS=config.threads,
         num_warps=config.warps,
-        enable_fp_fusion=False,
     )
-    arm_finish_kernel[(n * b,)](
+    submit(
+        arm_finish_kernel,
+        n * b,
+        state.device,
         partials,
         sizes,
         *out,
@@ -156,7 +162,6 @@ def launch(
         MODE=mode,
         STEP=config.step,
         num_warps=config.finish_warps,
-        enable_fp_fusion=False,
     )
 
 

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import submit
+
 
 def pick_config(shape, capability):
     """Groups per program and warps for ``shape = (groups, group)``, the tensor as groups of entries that share a mean; 1 for no mean.
@@ -61,7 +63,10 @@ def launch(base, first, second, step, ratio, group, out):
     width = max(group, 1)
     rows = count // width
     per_program, warps = pick_config((rows, width), capability)
-    heun_update_kernel[(triton.cdiv(rows, per_program),)](
+    submit(
+        heun_update_kernel,
+        triton.cdiv(rows, per_program),
+        first.device,
         base,
         first,
         second,
@@ -75,7 +80,6 @@ def launch(base, first, second, step, ratio, group, out):
         CENTER=group > 0,
         ACC=tl.float64 if out.dtype == torch.float64 else tl.float32,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
 
 

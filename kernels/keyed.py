@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+from .launch import submit
+
 
 def pick_config(elements, rows, capability):
     """Tile and group sizes for rows of so many elements, so many of which share an input row, on a device of this compute capability.
@@ -243,8 +245,10 @@ def launch_normal(out, rows, stream, site, elements, antithetic):
         return
     tile, _, warps = pick_config(elements, 1, capability_of(out))
     tiles = triton.cdiv(elements, 4 * tile)
-    grid = (rows.shape[0] * tiles,)
-    normal_kernel[grid](
+    submit(
+        normal_kernel,
+        rows.shape[0] * tiles,
+        out.device,
         out,
         rows,
         stream,
@@ -255,7 +259,6 @@ def launch_normal(out, rows, stream, site, elements, antithetic):
         INTERPRETED=interpreted(),
         TILE=tile,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
 
 
@@ -265,7 +268,10 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
         return
     tile, share, warps = pick_config(elements, B, capability_of(out))
     tiles, shares = triton.cdiv(elements, 4 * tile), triton.cdiv(B, share)
-    add_noise_kernel[(x.shape[0] * shares * tiles,)](
+    submit(
+        add_noise_kernel,
+        x.shape[0] * shares * tiles,
+        out.device,
         out,
         x,
         rows,
@@ -287,7 +293,6 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
         TILE=tile,
         SHARE=share,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
 
 
@@ -300,7 +305,10 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
         return
     tile, _, warps = pick_config(elements, 1, capability_of(out))
     tiles = triton.cdiv(elements, 4 * tile)
-    keyed_dropout_kernel[(x.shape[0] * tiles,)](
+    submit(
+        keyed_dropout_kernel,
+        x.shape[0] * tiles,
+        out.device,
         out,
         x,
         rows,
@@ -320,7 +328,6 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
         TILE=tile,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
 
 

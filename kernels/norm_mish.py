@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import submit
+
 PROGRAMS = 264  # most programs that leave partial sums of the parameters' gradients: two for each multiprocessor of an H100
 
 
@@ -139,7 +141,10 @@ def launch(x, rows, bias, scale, shift, eps, y, stats):
     count, width, acc, (per_step, block, warps) = _config(x, scale)
     if count == 0:
         return
-    norm_mish_kernel[(triton.cdiv(count, per_step),)](
+    submit(
+        norm_mish_kernel,
+        triton.cdiv(count, per_step),
+        x.device,
         x,
         rows,
         bias,
@@ -154,7 +159,6 @@ def launch(x, rows, bias, scale, shift, eps, y, stats):
         ROWS=per_step,
         BLOCK=block,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
 
 
@@ -171,7 +175,10 @@ def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, grad_sc
     steps = triton.cdiv(groups, PROGRAMS) if parameters else 1
     programs = triton.cdiv(groups, steps)
     partials = scale.new_empty((programs, 2, width)) if parameters else None
-    norm_mish_backward_kernel[(programs,)](
+    submit(
+        norm_mish_backward_kernel,
+        programs,
+        x.device,
         grad,
         x,
         rows,
@@ -189,7 +196,6 @@ def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, grad_sc
         ROWS=per_step,
         BLOCK=block,
         num_warps=warps,
-        enable_fp_fusion=False,
     )
     if parameters:
         torch.sum(partials[:, 0], 0, out=grad_scale)

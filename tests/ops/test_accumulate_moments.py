@@ -212,6 +212,7 @@ def test_a_cuda_graph_replays_it_with_tensors_known_before_and_new():
 
 
 A, B = torch.ones(2, 3), torch.ones(4)
+FLAT, EXPANDED, WINDOWS = torch.ones(20), torch.ones(1).expand(4), torch.ones(5).as_strided((3, 3), (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,16 @@ A, B = torch.ones(2, 3), torch.ones(4)
         ("grads are torch.int64; give float32", lambda: accumulate_moments([A.long()], None)),
         (r"grads\[0\] is the same memory as totals\[0\]", lambda: accumulate_moments([A], [A])),
         (r"totals\[1\] is the same memory as totals\[0\]", lambda: accumulate_moments([A, A.clone()], [B := A.clone(), B])),
+        (r"grads\[0\] shares memory with totals\[0\]; .* \(clone\(\) the second\)", lambda: accumulate_moments([FLAT[:9]], [FLAT[8:17]])),
+        (r"totals\[1\] shares memory with totals\[0\]", lambda: accumulate_moments([B, A.reshape(6)], [FLAT[:4], FLAT[3:9]])),
+        (r"grads\[1\] shares memory with grads\[0\]", lambda: accumulate_moments([FLAT[:8], FLAT[7:]], None)),
+        (r"grads\[0\] shares memory with totals\[0\]", lambda: accumulate_moments([FLAT[:10:3]], [FLAT[1:8:2]])),
+        (
+            r"totals\[0\] has shape \(4,\) and strides \(0,\), so several of its elements are one",
+            lambda: accumulate_moments([B], [EXPANDED]),
+        ),
+        (r"grads\[0\] has .*; clone\(\) it", lambda: accumulate_moments([EXPANDED], None, zero_grads=True)),
+        (r"totals\[0\] has shape \(3, 3\) and strides \(1, 1\)", lambda: accumulate_moments([torch.ones(3, 3)], [WINDOWS])),
         (r"grads\[0\] is torch.sparse_coo; give dense tensors", lambda: accumulate_moments([A.to_sparse()], [A])),
         (r"totals\[0\] requires grad and accumulate_moments is not diff", lambda: accumulate_moments([A], [A.clone().requires_grad_()])),
     ],
@@ -243,3 +254,18 @@ def test_wrong_input_gives_one_clear_line(message, call):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_side_by_side_is_not_shared(dtype):
+    """What lies between the elements of another tensor, what is empty, and what is only read may stand anywhere."""
+    wide = torch.arange(24, dtype=dtype).reshape(4, 6)
+    grad, total = wide[:, :3], wide[:, 3:]
+    expected = total + grad
+    squares = accumulate_moments([grad, wide[1:1]], [total, torch.zeros(0, 6, dtype=dtype)])
+    assert torch.equal(total, expected) and float(squares) == float(grad.double().square().sum())
+    even, odd = torch.arange(9, dtype=dtype)[::2], torch.arange(1, 11, dtype=dtype)
+    both = torch.stack([even, even], 1)
+    accumulate_moments([both[:, 0]], [both[:, 1]])
+    assert torch.equal(both[:, 1], 2 * even)
+    assert float(accumulate_moments([odd[:1].expand(4), odd[1:]], None)) == 4 + float(odd[1:].double().square().sum())

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests import cases
 from tests.ops.philox_words import interpreted
 from tests.ops.test_keyed import DTYPES, FEW_ROWS, ROWS
-from ttcfast.ops import keyed, keyed_dropout
+from ttcfast.ops import add_noise, keyed, keyed_dropout
 from ttcfast.spec import Key
 
 KEY = Key(31, 32, 33)
@@ -48,6 +48,28 @@ def test_layout_in_memory_changes_no_bit(backend, device, dtype, layout):
         expected = keyed_dropout(x, 0.3, key=KEY, rows=rows, backend=backend)
         found = keyed_dropout(view(x), 0.3, key=KEY, rows=rows, backend=backend)
         assert torch.equal(found, expected) and found.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(2, 0),
+        torch.zeros(2, 3, 4, 5, 0),
+        torch.zeros(2, 3, 4, 5, 0).permute(0, 4, 3, 2, 1),
+        torch.zeros(0, 3, 4, 5, 6).permute(0, 4, 3, 2, 1),
+        torch.zeros(0, 4, 6, 6, 6).to(memory_format=torch.channels_last_3d),
+        torch.zeros(2, 0, 2, 0, 2, 2),
+    ],
+    ids=lambda x: f"{tuple(x.shape)} {x.stride()}",
+)
+def test_of_nothing_comes_nothing(backend, device, x):
+    """A permuted tensor without elements was copied again and again, for the axes that no copy would merge."""
+    x, rows = x.to(device), torch.zeros((x.shape[0], 2), dtype=torch.int64, device=device)
+    for p in (0.5, 1 - 2**-53):
+        found = keyed_dropout(x, p, key=KEY, rows=rows, backend=backend)
+        assert found.shape == x.shape and found.is_contiguous()
+    noisy = add_noise(x, 2, 0.5, key=KEY, rows=rows.repeat_interleave(2, 0), backend=backend)
+    assert noisy.shape == (x.shape[0], 2, *x.shape[1:])
 
 
 def test_dropped_entries_are_zero_whatever_they_were(backend, device):

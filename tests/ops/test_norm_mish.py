@@ -15,7 +15,7 @@ from ttcfast.ops.norm_mish import Gradients, Layer, fill_backward_cpu, fill_back
 BACKWARD = {"reference": fill_backward_reference, "cpu": fill_backward_cpu, "triton": fill_backward_triton}
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-SHAPES = [(1, 8), (3, 17), (2, 5, 64), (70, 33), (5, 1), (0, 8), (9, 512)]
+SHAPES = [(7,), (1, 8), (3, 17), (2, 5, 64), (70, 33), (5, 1), (0, 8), (2, 0, 3), (9, 512)]
 
 
 def plain(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native, transforms
+from . import native, overlap, transforms
+from .arguments import of_type
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -39,14 +40,17 @@ def accumulate_moments(
         The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
 
     Raises:
-        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, memory is shared, or something
-            requires grad.
+        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
+            memory, or one that is written to is expanded.
         NotImplementedError: a tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
         BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
             another order than their total's, are for the reference alone.
 
     Source: seeds/flow-world-model-plan.md section 6 (the two sums of ESNR); facts/hotpaths.md section 3.
     """
+    of_type("grads", grads, Sequence)
+    of_type("totals", totals, Sequence, type(None))
+    of_type("zero_grads", zero_grads, bool)
     if totals is not None and len(totals) != len(grads):
         raise ValueError(f"there are {len(totals)} totals and {len(grads)} grads; give one total per gradient, or None")
     for name, tensors in (("grads", grads), ("totals", totals or ())):
@@ -95,16 +99,27 @@ def _check_dtypes(grad: torch.dtype, total: torch.dtype) -> None:
         raise ValueError(f"totals are {total} and grads {grad}; give totals of {wanted.replace('torch.', '')}")
 
 
-def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> list[int]:
-    """Of the totals, then of the gradients. No tensor may stand twice among those that are written, nor be its own total."""
+def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool) -> list[int]:
+    """Of the totals, then of the gradients. All stand apart in memory, and what is written has an address of its own for each element."""
     tensors = [*totals, *grads]
     found = [t.data_ptr() for t in tensors]
-    if len(set(found)) < len(found):
-        seen: dict[int, str] = {}
-        for i, tensor in enumerate(tensors):
-            name = f"totals[{i}]" if i < len(totals) else f"grads[{i - len(totals)}]"
-            if tensor.numel() and seen.setdefault(found[i], name) != name:
-                raise ValueError(f"{name} is the same memory as {seen[found[i]]}; give each gradient and total once")
+
+    def name(i: int) -> str:
+        return f"totals[{i}]" if i < len(totals) else f"grads[{i - len(totals)}]"
+
+    shared = overlap.shared_pair(tensors, found)
+    if shared is not None:
+        first, second = shared
+        what = "is the same memory as" if found[first] == found[second] else "shares memory with"
+        raise ValueError(f"{name(second)} {what} {name(first)}; give each gradient and total once (clone() the second)")
+    written = tensors if zero_grads else totals
+    if not all(map(Tensor.is_contiguous, written)):
+        for i, tensor in enumerate(written):
+            if overlap.within_itself(tensor, found[i]):
+                raise ValueError(
+                    f"{name(i)} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, so several of its elements are one in "
+                    "memory, and it is written to; clone() it"
+                )
     return found
 
 
@@ -195,7 +210,7 @@ def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_g
     if transforms.has_tangent([grads, totals]):
         transforms.refuse("accumulate_moments")()
     check(grads, totals)
-    addresses = _addresses(grads, totals)
+    addresses = _addresses(grads, totals, zero_grads)
     chosen = choose("accumulate_moments", BACKENDS, backend, grads, totals)
     if chosen.name != "reference":  # what is written through addresses is told to autograd, and refused where torch would refuse it
         written = [*totals, *(grads if zero_grads else ())]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast.spec import Key
 
 from . import keyed, native, transforms
+from .arguments import dense
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -52,6 +53,7 @@ def add_noise(
 
     Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
     """
+    dense(x=x, rows=rows)
     stream, site = keyed.stream_and_site(key, rows)
     transforms.constant("sigma", sigma)
     return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)

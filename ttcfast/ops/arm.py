@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
 
 from . import native, transforms
+from .arguments import dense, of_type
 from .arm_ref import Call, arm_backward, arm_ref
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
@@ -77,6 +78,9 @@ def arm(
 
     Source: seeds/ttc-integration-plan.md section 4, with DECISIONS 1-6: terms are per candidate, not averaged over the batch.
     """
+    dense(state=state, candidates=candidates)
+    of_type("spec", spec, StateSpec)
+    of_type("weights", weights, ARMWeights, type(None))
     one_of("momentum", momentum, MOMENTA)
     one_of("scale", scale, SCALES)
     spec.check_state("state", state, channel_axis=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast.spec import whole
 
 from . import native, transforms
+from .arguments import dense
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -42,6 +43,7 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
 
     Source: seeds/flow-world-model-plan.md section 4; DECISIONS, world models 6.
     """
+    dense(z=z, k1=k1)
     transforms.constant("dt", dt)
     return torch.ops.ttcfast.heun_predict(z, k1, dt, group, backend)
 
@@ -67,6 +69,7 @@ def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0
 
     Source: seeds/flow-world-model-plan.md section 4 (explicit trapezoidal rule).
     """
+    dense(z=z, k1=k1, k2=k2)
     transforms.constant("dt", dt)
     return torch.ops.ttcfast.heun_correct(z, k1, k2, dt, group, backend)
 

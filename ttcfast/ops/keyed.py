@@ -177,8 +177,10 @@ def native_rows(rows: Tensor, stream: Tensor, site: int, antithetic: bool, eleme
 def grid(x: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """A tensor [row, ...] as rows of at most three axes: itself, three sizes and three strides, axes that are one in memory merged.
 
-    A tensor that needs more axes than that is copied first.
+    A tensor that needs more axes than that is copied first. One without elements is an empty line: nothing is read of it.
     """
+    if x.numel() == 0:  # a copy would keep strides that nothing merges
+        return x, [1, 1, 0], [0, 0, 1]
     sizes, strides = [1], [0]
     for size, stride in zip(x.shape[1:], x.stride()[1:]):
         if size == 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast.spec import Key
 
 from . import keyed, native, transforms
+from .arguments import dense
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -50,6 +51,7 @@ def keyed_dropout(
 
     Source: Srivastava et al. (2014), inverted; DECISIONS, Test-time computing 7 and 8.
     """
+    dense(x=x, rows=rows)
     stream, site = keyed.stream_and_site(key, rows)
     if not isinstance(p, (int, float)):
         raise ValueError(f"p is {p!r}; a dropout rate lies in [0, 1)")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttcfast.spec import at_least, one_of, whole
 
 from . import native, transforms
+from .arguments import dense, of_type
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
 from .norm_mish import EPS, Layer, norm_mish_ref
@@ -79,6 +80,11 @@ def mlp_flow(
 
     Source: seeds/flow-world-model-plan.md section 4; facts/hotpaths.md 2; DECISIONS, world models 6.
     """
+    dense(z=z, rows=rows, times=times)
+    of_type("network", network, VelocityMLP)
+    for name, part in zip(VelocityMLP._fields, network):
+        of_type(name, part, list, tuple)
+        dense(**{f"{name}[{i}]": t for i, t in enumerate(part)})
     if matmul_dtype not in (None, z.dtype) and (matmul_dtype, z.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"matmul_dtype is {matmul_dtype} and z {z.dtype}; give None, or torch.bfloat16 with a float32 z")
     half = matmul_dtype == torch.bfloat16 and z.dtype == torch.float32

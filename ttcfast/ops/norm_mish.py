@@ -12,6 +12,7 @@ from torch import Tensor
 from ttcfast.spec import at_least
 
 from . import native, transforms
+from .arguments import dense
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -63,6 +64,9 @@ def norm_mish(
         ValueError: shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
     """
+    dense(x=x, bias=bias, scale=scale, shift=shift)
+    if rows is not None:
+        dense(rows=rows)
     transforms.constant("eps", eps)
     return torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
 
@@ -126,8 +130,8 @@ def fill_backward_reference(grad: Tensor, x: Tensor, rows: Tensor | None, layer:
     if out.y is not None:
         out.y.copy_(torch.nn.functional.mish(normal))
     if out.scale is not None and out.shift is not None:
-        out.scale.copy_((inner * hat).flatten(0, -2).sum(0))
-        out.shift.copy_(inner.flatten(0, -2).sum(0))
+        out.scale.copy_((inner * hat).reshape(-1, x.shape[-1]).sum(0))
+        out.shift.copy_(inner.reshape(-1, x.shape[-1]).sum(0))
 
 
 def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[bool, int, int, list[int], float, int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import native, transforms
+from .arguments import dense
 from .registry import Backend, Reason, choose, register, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -45,12 +46,11 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
 
     Source: facts/hotpaths.md section 4.
     """
-    if not isinstance(scores, Tensor):
-        raise TypeError(f"scores is {type(scores).__name__}; give a tensor [N, n] of floating-point numbers")
+    dense(scores=scores)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k is {k!r}; give an integer, 1 to n")
-    if ids is not None and not isinstance(ids, Tensor):
-        raise TypeError(f"ids is {type(ids).__name__}; give an int64 tensor of the shape of scores, or None for positions")
+    if ids is not None:
+        dense(ids=ids)
     return torch.ops.ttcfast.topk(scores, k, ids, backend)
 
 

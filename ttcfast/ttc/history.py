@@ -29,10 +29,13 @@ class History:
     """Layers, one a step, from which states without descendants are dropped.
 
     A layer's states are copied when half of them or less are still needed, so dropping costs less than one copy more of each survivor.
+    Which rows descend from which is known on the host too, so that a step asks the device once, for the parents of its own rows.
     """
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
+        self._parents: list[Tensor] = []  # of each layer, on the host
+        self._needed: list[int] = []  # rows of each layer that something descended from when that was last looked at
 
     def add(self, states: Tensor, parent: Tensor, **notes: Tensor) -> None:
         """A new layer with a row for each survivor; ``parent`` counts the rows of the layer before, or problems in the first."""
@@ -40,14 +43,17 @@ class History:
 
     def prune(self) -> None:
         """Drop the states that no row of the last layer descends from."""
-        needed = torch.arange(len(self.layers[-1].parent), device=self.layers[-1].parent.device)
-        for later, layer in zip(reversed(self.layers), reversed(self.layers[:-1])):
-            needed = later.parent[needed].unique()
-            kept = layer.stored[needed]
-            if 2 * len(needed) <= len(layer.states):
-                layer.states = layer.states[kept]
-                layer.stored = torch.full_like(layer.stored, -1)
-                layer.stored[needed] = torch.arange(len(needed), device=needed.device)
+        for layer in self.layers[len(self._parents) :]:  # one, or those that were read from a file
+            self._parents.append(layer.parent.cpu())
+            self._needed.append(len(layer.parent))
+        needed = torch.arange(len(self._parents[-1]))
+        for i in range(len(self.layers) - 2, -1, -1):
+            needed = self._parents[i + 1][needed].unique()
+            if len(needed) == self._needed[i]:
+                return  # what is needed only ever gets less: here, and so in all layers before, it is what it was
+            self._needed[i] = len(needed)
+            if 2 * len(needed) <= len(self.layers[i].states):
+                _keep(self.layers[i], needed.to(self.layers[i].parent.device))
 
     def path(self, rows: Tensor) -> list[Tensor]:
         """For rows of the last layer, their ancestors' rows in every layer, first layer first: int64 ``[R]`` each."""
@@ -69,3 +75,10 @@ class History:
     def held(self) -> int:
         """States that are kept."""
         return sum(len(layer.states) for layer in self.layers)
+
+
+def _keep(layer: Layer, needed: Tensor) -> None:
+    """Drop the states of all rows but the needed ones."""
+    layer.states = layer.states[layer.stored[needed]]
+    layer.stored = torch.full_like(layer.stored, -1)
+    layer.stored[needed] = torch.arange(len(needed), device=needed.device)

@@ -1,0 +1,89 @@
+"""The fuzzer finds what is planted: a wrong answer, an unclear error, a crash, a hang; and says how to have each again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import tests.fuzz.__main__ as fuzz
+
+BREAK = """
+import os, sys, time
+import torch
+import tests.fuzz.ops as checks
+from tests.fuzz.__main__ import main
+{fault}
+sys.exit(main(sys.argv[1:]))
+"""
+WRONG = """
+topk = checks.ops.topk
+def off_by_one(scores, k, ids=None, backend="auto"):
+    values, indices = topk(scores, k, ids=ids, backend=backend)
+    return values, indices if backend == "reference" else indices.clamp(max=11)
+checks.ops.topk = off_by_one
+"""
+UNCLEAR = """
+def deep(z, k1, dt, group, backend):
+    if not isinstance(dt, float) or not isinstance(z, torch.Tensor):
+        return [][1]
+    return z + dt * k1
+checks.ops.heun_predict = checks.ops.heun_correct = lambda z, k1, dt, group, backend, k2=0.0: deep(z, k1, dt, group, backend)
+checks.same = checks.near = lambda *_: None
+"""
+CRASH = """
+count = iter(range(1000))
+def aborts(draw):
+    if next(count) == 3:
+        print("the end", file=sys.stderr, flush=True)
+        os.abort()
+checks.OPS["normal"] = aborts
+"""
+HANG = """
+checks.OPS["normal"] = lambda draw: time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("op", "fault", "told"),
+    [
+        ("topk", WRONG, r"FAILED topk: Wrong in ops.py:\d+: indices of \w+: \d+\.0 at \(\d+, \d+\), expected"),
+        ("heun", UNCLEAR, r"FAILED heun: IndexError in <string>:\d+: list index out of range"),
+        ("normal", CRASH, r"FAILED normal: the process crashed \(status -6\): .*the end(.|\n)*Fatal Python error: Aborted"),
+        ("normal", HANG, r"FAILED normal: the process hung \(status -9\)"),
+    ],
+    ids=["wrong", "unclear", "crash", "hang"],
+)
+def test_a_planted_fault_is_found(monkeypatch, capsys, op, fault, told):
+    monkeypatch.setattr(fuzz, "CHILD", [sys.executable, "-c", BREAK.format(fault=fault)])
+    monkeypatch.setattr(fuzz, "MOST_FAILURES", 1)
+    monkeypatch.setattr(fuzz, "HANGS", 20)
+    assert fuzz.main(["--seconds", "300", "--seed", "7", "--op", op]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(told, printed), printed
+    assert re.search(rf"again: python -m tests.fuzz --seed 7 --op {op} --case \d+\n", printed)
+    assert re.search(r"\d+ calls, 1 failures \(seed 7\)", printed)
+
+
+def test_after_a_crash_another_child_goes_on_behind_it(monkeypatch, capsys):
+    monkeypatch.setattr(fuzz, "CHILD", [sys.executable, "-c", BREAK.format(fault=CRASH)])
+    monkeypatch.setattr(fuzz, "MOST_FAILURES", 2)
+    assert fuzz.main(["--seconds", "300", "--seed", "7", "--op", "normal"]) == 1
+    assert re.findall(r"--case (\d+)", capsys.readouterr().out) == ["3", "7"]
+
+
+def test_sound_operations_pass_and_one_case_can_be_had_again(capsys):
+    assert fuzz.main(["--seconds", "6", "--seed", "5"]) == 0
+    found = re.search(r"(\d+) calls, 0 failures \(seed 5\)", capsys.readouterr().out)
+    assert found and int(found[1]) > 1
+    assert fuzz.main(["--seed", "5", "--op", "topk", "--case", "1"]) == 0
+    assert capsys.readouterr().out == "topk 1: no failure\n"
+
+
+def test_a_child_that_never_starts_is_no_success():
+    command = [sys.executable, "-m", "tests.fuzz", "--seconds", "30", "--op", "nothing"]
+    ran = subprocess.run(command, cwd=fuzz.ROOT, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "--op is 'nothing'; the operations are arm, topk" in ran.stderr

@@ -1,0 +1,67 @@
+"""What is no dense tensor, or of a class that an operation does not take, is named before torch's dispatcher or Python's depths meet it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttcfast import ops
+from ttcfast.spec import Key, StateSpec
+
+X, ROWS, KEY = torch.ones(2, 4), torch.zeros((2, 2), dtype=torch.int64), Key(1)
+STATE, GROUP, SPEC = torch.ones(1, 4, 3, 3), torch.ones(1, 2, 4, 3, 3), StateSpec.euler2d()
+ROW, NETWORK = torch.ones(4), ops.VelocityMLP([torch.ones(3, 4), torch.ones(4, 3)], [torch.ones(4)], [torch.ones(3)], [torch.ones(3)])
+TIMES, AT_Z = torch.ones(3, 3), torch.ones(2, 3)
+
+# Each operation with one tensor in place of `t`, by the argument's name.
+TENSORS = {
+    ("topk", "scores"): lambda t: ops.topk(t, 1),
+    ("topk", "ids"): lambda t: ops.topk(X, 1, ids=t),
+    ("normal", "rows"): lambda t: ops.normal(2, (3,), key=KEY, rows=t),
+    ("add_noise", "x"): lambda t: ops.add_noise(t, 1, 0.5, key=KEY, rows=ROWS),
+    ("keyed_dropout", "x"): lambda t: ops.keyed_dropout(t, 0.5, key=KEY, rows=ROWS),
+    ("keyed_dropout", "rows"): lambda t: ops.keyed_dropout(X, 0.5, key=KEY, rows=t),
+    ("heun_predict", "k1"): lambda t: ops.heun_predict(X, t, 0.5),
+    ("heun_correct", "k2"): lambda t: ops.heun_correct(X, X, t, 0.5),
+    ("norm_mish", "x"): lambda t: ops.norm_mish(t, ROW, ROW, ROW),
+    ("norm_mish", "rows"): lambda t: ops.norm_mish(X, ROW, ROW, ROW, rows=t),
+    ("mlp_flow", "z"): lambda t: ops.mlp_flow(t, AT_Z, TIMES, NETWORK),
+    ("mlp_flow", r"weights\[1\]"): lambda t: ops.mlp_flow(X, AT_Z, TIMES, NETWORK._replace(weights=[NETWORK.weights[0], t])),
+    ("arm", "state"): lambda t: ops.arm(t, GROUP, SPEC),
+    ("arm", "candidates"): lambda t: ops.arm(STATE, t, SPEC),
+}
+OTHERS = {
+    "shape is int; give Sequence": lambda: ops.normal(2, 3, key=KEY, rows=ROWS),
+    "spec is str; give StateSpec": lambda: ops.arm(STATE, GROUP, "euler"),
+    "weights is list; give ARMWeights or None": lambda: ops.arm(STATE, GROUP, SPEC, [1.0] * 5),
+    "network is list; give VelocityMLP": lambda: ops.mlp_flow(X, AT_Z, TIMES, list(NETWORK)),
+    "biases is Tensor; give list or tuple": lambda: ops.mlp_flow(X, AT_Z, TIMES, NETWORK._replace(biases=torch.ones(1, 4))),
+    "grads is float; give Sequence": lambda: ops.accumulate_moments(1.0, None),
+    "totals is Tensor; give Sequence or None": lambda: ops.accumulate_moments([X], X.clone()),
+    "zero_grads is Tensor; give bool": lambda: ops.accumulate_moments([X], None, zero_grads=X),
+}
+
+
+def test_the_examples_are_sound():
+    good = {"scores": X, "ids": ROWS.repeat(1, 2), "rows": ROWS, "k1": X, "k2": X, "x": X, "z": X, "state": STATE, "candidates": GROUP}
+    for (op, name), call in TENSORS.items():
+        given = good.get(name, NETWORK.weights[1])
+        call(X if (op, name) == ("norm_mish", "rows") else given)
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS, ids=" ".join)
+def test_what_is_no_dense_tensor_is_named(op, name):
+    call = TENSORS[op, name]
+    if (op, name) not in (("topk", "ids"), ("norm_mish", "rows")):
+        with pytest.raises(TypeError, match=rf"^{name} is NoneType; give a tensor$"):
+            call(None)
+    with pytest.raises(TypeError, match=rf"^{name} is list; give a tensor$"):
+        call([1.0])
+    with pytest.raises(ValueError, match=rf"^{name} is torch.sparse_coo; give a dense tensor, as to_dense\(\) makes it$"):
+        call(X.to_sparse())
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_what_is_of_another_class_is_named(message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        OTHERS[message]()
