@@ -270,6 +270,7 @@ class _Run:
         except TypeError as error:
             raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
         found = field_statistics(data)
+        found.require_variation(data.spec, self.config.data)
         return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
 
     def _autocast(self) -> torch.autocast:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .drawing import import_matplotlib
 from .errors import MissingPackageError
 from .files import append, atomic_write, output_folder, strict, write_csv
 
@@ -84,6 +85,7 @@ class RunLog:
         """Show the picture at ``path`` (PNG) in TensorBoard and W&B; the JSON line names the file."""
         self._write({"step": step, name: os.fspath(path)})
         if self._board is not None:
+            import_matplotlib()
             from matplotlib.image import imread
 
             self._board.add_image(name, torch.from_numpy(imread(os.fspath(path))[..., :3].copy()), step, dataformats="HWC")
