@@ -40,8 +40,8 @@ class Statistics:
             if still:
                 names = ", ".join(f"channel {c} ({_channel_name(spec, c)})" for c in still)
                 raise DataError(
-                    f"{names} of {where} {what} (deviation {float(std[still[0]]):.3g}), so that it cannot be normalised; give trajectories in "
-                    "which it varies (other presets, more of them, a longer time), or files without that channel"
+                    f"{names} of {where} {what} (deviation {float(std[still[0]]):.3g}), so that it cannot be normalised; give trajectories "
+                    "in which it varies (other presets, more of them, a longer time), or files without that channel"
                 )
 
 

@@ -135,7 +135,7 @@ def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             break  # cut off when the run was killed
     return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
 
