@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,6 +72,12 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise ArgumentError(f"no command {name!r}{f'; did you mean {near[0]}?' if near else ''} Commands: {', '.join(COMMANDS)}")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder cannot be used ({error.strerror}: it was removed or is closed to you); cd to another"
+        ) from error
     from . import configuration  # here, since it loads Hydra and torch, which the lines above do without
 
     if "--help" in rest or "-h" in rest:
