@@ -180,3 +180,18 @@ def test_every_file_of_the_configuration_is_valid_for_its_command():
     commands = {path.stem for path in CONFIGS.glob("*.yaml")} - {"ttc", "arm"}
     for command in commands:
         assert compose(command, [])
+
+
+@pytest.mark.parametrize("name", ["20240101", "1e3", "true", "a b", "it's", "a,b", "x=1/y", "(a)", "back\\", "#1", "[x"[1:]])
+def test_a_path_is_taken_as_it_stands(name):
+    assert compose("generate", [f"out={name}"])["out"] == name
+
+
+def test_the_home_folder_and_no_folder_at_all(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compose("run_ttc", ["out=~/x", "fm.ckpt=~/y"])["out"] == "/home/me/x"
+    for text in ("out=", "out=''", "fm.ckpt=", "data.root="):
+        with pytest.raises(ArgumentError, match="is empty; give a path"):
+            compose("run_ttc", [text])
+    with pytest.raises(ArgumentError, match="NUL byte"):
+        compose("run_ttc", ["out=a\0b"])

@@ -163,3 +163,26 @@ def test_bench_runs_the_group(capsys, tmp_path, monkeypatch):
     assert "op is 'topk'; it must be one of arm" in said(capsys)
     assert main(["bench", "op=all", "args=--bad"]) == 1
     assert "-m bench all --bad ended with status 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (lambda: "–".encode("ascii"), 1),
+        (lambda: json.loads("{"), 1),
+        (lambda: int("x"), 1),
+        (lambda: __import__("ttcfast.spec", fromlist=["at_least"]).at_least("n", 0, 1), 2),
+    ],
+)
+def test_only_our_own_checks_are_bad_arguments(capsys, monkeypatch, failure, status):
+    monkeypatch.setattr("ttcfast.ops.info", failure)
+    assert main(["info"]) == status
+    said(capsys)
+
+
+def test_a_removed_current_folder_is_told(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["info"]) == 1
+    assert "the current folder cannot be used" in said(capsys)

@@ -53,3 +53,27 @@ def test_a_folder_without_numbers_is_told(tmp_path):
         compare(CompareConfig((str(tmp_path),), str(tmp_path / "out")))
     with pytest.raises(ArgumentError, match="runs is empty"):
         CompareConfig(())
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, True), (120, True), (80, False)])
+def test_numbers_are_never_cut(runs, tmp_path, width, terminal):
+    shown = io.StringIO()
+    rows = compare(CompareConfig((str(runs / "a"),), str(tmp_path)), Console(file=shown, width=width, force_terminal=terminal))
+    text = shown.getvalue()
+    assert "…" not in text
+    for row in rows:
+        assert f"{row['rollout MSE']:.3g}" in text and str(row["run"]) in text
+    for column, cell in (("model evals", str(rows[0]["model evals"])), ("B", None)):
+        assert column in text  # as a column, or told where it is
+        assert cell is None or cell in text or f"see {tmp_path / 'report.csv'}" in text
+    assert ("Left out" in text) <= terminal
+
+
+def test_a_run_in_a_folder_with_brackets_keeps_its_name(runs, tmp_path):
+    for name in ("[old] run", "[/x]", ":smile:"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_bytes((runs / "a" / "metrics.json").read_bytes())
+        shown = io.StringIO()
+        compare(CompareConfig((str(folder),), str(tmp_path / "out")), Console(file=shown, width=300))
+        assert str(folder) in shown.getvalue()

@@ -139,3 +139,33 @@ def test_a_training_state_that_does_not_fit_is_told(tmp_path):
         load_training(tmp_path / "weights", model, optimizer)
     with pytest.raises(TypeError, match=r"extra\.f is a function"):
         save_training(tmp_path / "b", model, optimizer, {"f": json.dumps})
+
+
+def test_entries_that_are_missing_or_of_another_type_are_one_error(tmp_path):
+    from ttcfast.models import load_surrogate
+    from ttcfast.report.demo import _examples
+
+    held, meta = load(next(p for p in _examples(None).glob("surrogate.safetensors")))
+    path = tmp_path / "odd.safetensors"
+    for entry in ("normalizer", "spec", "predicts"):
+        save(path, held, {k: v for k, v in meta.items() if k != entry})
+        with pytest.raises(CheckpointError, match=f"does not describe a surrogate: it has no '{entry}'"):
+            load_surrogate(path)
+        for wrong in (3, [], "x"):
+            save(path, held, {**meta, entry: wrong})
+            with pytest.raises(CheckpointError, match="does not describe a surrogate"):
+                load_surrogate(path)
+    for entry, wrong in (("architecture", [1]), ("model", 3), ("model", None)):
+        save(path, held, {**meta, entry: wrong})
+        with pytest.raises(CheckpointError):
+            load_surrogate(path)
+
+
+@pytest.mark.parametrize("skeleton", [3, {"dict": [["optimizer", 1]]}, {"tensor": "nowhere"}, {"dict": 3}, {}])
+def test_a_hand_made_training_state_is_one_error(tmp_path, skeleton):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    weights = {f"model.{n}": t for n, t in model.state_dict().items()}
+    save(tmp_path / "t.safetensors", weights, {"training": skeleton})
+    with pytest.raises(CheckpointError, match="does not describe a training state"):
+        load_training(tmp_path / "t.safetensors", model, optimizer)

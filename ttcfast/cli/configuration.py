@@ -42,6 +42,8 @@ _ALIASES = {
 }
 _WORDS = {"report": "runs"}  # arguments that are no key=value, and the list that they go into
 _FREE = {"generate": ("ranges",), "ceiling": ("sources",)}  # mappings whose keys are the user's own
+# Keys that name a file or a folder: their text is taken as it stands, so that out=20240101 is no number and a blank or comma no syntax.
+_PATHS = {"out", "data", "data.root", "fm", "fm.ckpt", "fm.finetuned", "reward.prm_ckpt", "init", "checkpoint", "examples"}
 _VALUES = {"use_prm": {True: "prm", False: "arm"}}
 
 
@@ -57,6 +59,7 @@ def compose(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     defaults = _defaults(command)
     overrides = _without_aliases(command, [_split(argument) for argument in _words_as_list(command, arguments, defaults)])
+    overrides = [(key, _as_path(key, value) if key in _PATHS else value) for key, value in overrides]
     for key, value in overrides:
         if (CONFIGS / key).is_dir():
             one_of(key, value, tuple(sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))))
@@ -137,11 +140,21 @@ def _words_as_list(command: str, arguments: Sequence[str], defaults: Mapping[str
     words = [a for a in arguments if "=" not in a or (a.partition("=")[0] not in defaults and Path(a).exists())]
     if words and (given := next((a for a in arguments if a.startswith(f"{key}=")), None)):
         raise ArgumentError(f"{given} and {words[0]!r} both name what {command} takes; give one list, with or without {key}=")
-    quoted = [_quoted(word) for word in words]
-    return [a for a in arguments if a not in words] + ([f"{key}=[{','.join(quoted)}]"] if words else [])
+    return [a for a in arguments if a not in words] + ([f"{key}=[{','.join(map(quoted, words))}]"] if words else [])
 
 
-def _quoted(word: str) -> str:
+def _as_path(key: str, text: str) -> str:
+    """A path as the user wrote it, quoted for Hydra; ``~`` is the home folder, as shells expand it elsewhere."""
+    if text.strip() in ("", "''", '""'):
+        raise ArgumentError(f"{key} is empty; give a path, as {key}=runs/mine")
+    if "\0" in text:
+        raise ArgumentError(f"{key} is {text!r}, which holds a NUL byte; no file has such a name")
+    if text in ("null", "???") or text[0] in "['\"" or "${" in text:  # Hydra's own notation
+        return text
+    return quoted(str(Path(text).expanduser()) if text.startswith("~") else text)
+
+
+def quoted(word: str) -> str:
     """As Hydra's grammar reads it back: backslashes before a quote, and at the end, are doubled."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), word) + "'"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import importlib
 import os
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttcfast.runtime.errors import ArgumentError, UserError
+from ttcfast.runtime.terminal import any_stdout
 
 COMMANDS = (
     *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc", "ceiling"),
@@ -21,6 +21,7 @@ COMMANDS = (
 
 _USAGE = "usage: ttcfast <command> [key=value ...] [--multirun] [--debug] [--help]"
 _DONE, _FAILED, _BAD_ARGUMENTS, _INTERRUPTED = 0, 1, 2, 130
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,19 +38,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _run(arguments)
+        with any_stdout():
+            return _run(arguments)
     except KeyboardInterrupt:
         return _say(_INTERRUPTED, "interrupted")
-    except BrokenPipeError:  # the reader of our output went away (`ttcfast info | head`), which is no failure
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _DONE
     except UserError as error:
         return _say(error.status, str(error), debug)
-    except ValueError as error:  # the library's own checks of arguments
-        return _say(_BAD_ARGUMENTS, str(error), debug)
     except Exception as error:
+        if _is_our_check(error):
+            return _say(_BAD_ARGUMENTS, str(error), debug)
         return _say(_FAILED, f"{type(error).__name__}: {error}; --debug shows where", debug)
+
+
+def _is_our_check(error: Exception) -> bool:
+    """Whether the library itself refused an argument: a ValueError that our code raised, and not what it called (numpy, a codec, JSON)."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else trace.tb_frame.f_code.co_filename
+    return type(error) is ValueError and Path(place).is_relative_to(_PACKAGE)
 
 
 def _run(arguments: list[str]) -> int:
@@ -65,6 +72,12 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise ArgumentError(f"no command {name!r}{f'; did you mean {near[0]}?' if near else ''} Commands: {', '.join(COMMANDS)}")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder cannot be used ({error.strerror}: it was removed or is closed to you); cd to another"
+        ) from error
     from . import configuration  # here, since it loads Hydra and torch, which the lines above do without
 
     if "--help" in rest or "-h" in rest:

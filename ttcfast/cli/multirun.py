@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from hydra.errors import HydraException
 
 from ttcfast.runtime.errors import ArgumentError
 
-from .configuration import CONFIGS, compose
+from .configuration import CONFIGS, compose, quoted
 
 _ABLATION = "ablation="
 
@@ -33,8 +34,9 @@ def multirun(command: str, arguments: Sequence[str], run: Callable[[Mapping[str,
     for number, job in enumerate(planned, 1):
         print(f"[{number}/{len(planned)}] {job.name}: {job.values['out']}", flush=True)
         run(job.values)
-    folders = ",".join(str(job.values["out"]) for job in planned)
-    print(f"{len(planned)} runs; side by side: ttcfast report 'runs=[{folders}]'")
+    places = [str(job.values["out"]) for job in planned]
+    folders = ",".join(place if re.fullmatch(r"[\w./+-]+", place) else quoted(place) for place in places)
+    print(f"{len(planned)} runs; side by side: ttcfast report {shlex.quote(f'runs=[{folders}]')}")
 
 
 def jobs(command: str, arguments: Sequence[str]) -> list[Job]:
@@ -65,7 +67,7 @@ def jobs(command: str, arguments: Sequence[str]) -> list[Job]:
         for combination in itertools.product(*swept):
             name = "/".join(part for part in (label, ",".join(map(_short, combination))) if part)
             given = _without(plain, [*settings, *combination])
-            found.append(Job(name, compose(command, [*given, *settings, *combination, f"out='{base['out']}/{name}'"])))
+            found.append(Job(name, compose(command, [*given, *settings, *combination, f"out={quoted(str(base['out']) + '/' + name)}"])))
     if len({job.name for job in found}) < len(found):
         raise ArgumentError(f"--multirun makes two runs of one name ({', '.join(job.name for job in found)}); sweep every value once")
     return found

@@ -10,7 +10,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import atomic_write
+from ttcfast.spec import StateSpec
 
 from .trajectory_file import TrajectoryFile
 from .trajectory_set import TrajectorySet
@@ -24,6 +26,23 @@ class Statistics:
     std: Tensor
     delta_mean: Tensor
     delta_std: Tensor
+
+    def require_variation(self, spec: StateSpec, where: str) -> None:
+        """Raise ``DataError`` for a channel that nothing can be divided by: constant, or the same change in every frame and cell.
+
+        Args:
+            spec: names the channels.
+            where: the data, for the message.
+        """
+        for what, mean, std in (("is constant", self.mean, self.std), ("does not change in time", self.delta_mean, self.delta_std)):
+            # The sums are float64 and the data float32: a deviation below 1e-7 of the size is rounding.
+            still = (std <= 1e-7 * (mean**2 + std**2).sqrt()).nonzero().flatten().tolist()
+            if still:
+                names = ", ".join(f"channel {c} ({_channel_name(spec, c)})" for c in still)
+                raise DataError(
+                    f"{names} of {where} {what} (deviation {float(std[still[0]]):.3g}), so that it cannot be normalised; give trajectories "
+                    "in which it varies (other presets, more of them, a longer time), or files without that channel"
+                )
 
 
 def field_statistics(data: TrajectorySet | Sequence[str | os.PathLike[str]]) -> Statistics:
@@ -51,6 +70,12 @@ def write_statistics(paths: Sequence[str | os.PathLike[str]], out: str | os.Path
     with atomic_write(out) as file:
         yaml.safe_dump(entries, file, sort_keys=True)
     return found
+
+
+def _channel_name(spec: StateSpec, channel: int) -> str:
+    flow = "momentum" if spec.variables == "conserved" else "velocity"
+    names = {spec.density: "density", spec.energy: "energy", spec.pressure: "pressure"}
+    return names.get(channel) or (f"{flow} {spec.momentum.index(channel)}" if channel in spec.momentum else "extra")
 
 
 def _moments(x: Tensor) -> Tensor:

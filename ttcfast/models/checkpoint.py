@@ -63,10 +63,14 @@ def load_surrogate(
     tensors, meta = checkpoints.load(path)
     model = build_model(meta, path)
     checkpoints.load_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, path)
-    normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
-    spec = StateSpec(**meta["spec"])
-    surrogate = Surrogate(model, spec, normalizer=normalizer, predicts=meta["predicts"], stochastic=stochastic).to(device)
-    surrogate.time_step = meta.get("time_step")  # older checkpoints do not say
+    with checkpoints.entries_of(path, "a surrogate"):
+        normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
+        spec = StateSpec(**meta["spec"])
+        predicts = meta["predicts"]
+        time_step = None if meta.get("time_step") is None else float(meta["time_step"])  # older checkpoints do not say
+        Surrogate(model, spec, normalizer=normalizer, predicts=predicts)  # its checks, before those of stochastic, which is the caller's
+    surrogate = Surrogate(model, spec, normalizer=normalizer, predicts=predicts, stochastic=stochastic).to(device)
+    surrogate.time_step = time_step
     return surrogate
 
 
@@ -91,12 +95,12 @@ def surrogate_hash(surrogate: Surrogate) -> str:
 def build_model(meta: Mapping[str, Any], path: str | os.PathLike[str] | Path = "checkpoint") -> nn.Module:
     """The untrained model that ``meta`` describes."""
     name = meta.get("architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(f"checkpoint {path} has architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
     config, model = ARCHITECTURES[name]
     try:
         return model(config(**meta["model"]))
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"checkpoint {path} describes a {name} that this version cannot build ({error})") from error
 
 

@@ -246,10 +246,13 @@ class _Run:
             extra = checkpoints.load_training(self.training, self.model, self.optimizer, expect)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
-        require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
-        self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
-        self.watch.go_on(float(extra["seconds"]))
-        return int(extra["step"])
+        with checkpoints.entries_of(self.training, "a training state"):
+            require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
+            if odd := [n for n, t in self.average.items() if extra["average"][n].shape != t.shape]:
+                raise ValueError(f"the average of {odd[0]} is of another shape")
+            self.average = {n: extra["average"][n].to(self.device) for n in self.average}
+            self.watch.go_on(float(extra["seconds"]))
+            return int(extra["step"])
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         meta = {**self.meta, "training": {**asdict(self.config), "steps_done": step}, "validation": validation}
@@ -271,6 +274,7 @@ class _Run:
         except TypeError as error:
             raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
         found = field_statistics(data)
+        found.require_variation(data.spec, self.config.data)
         return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
 
     def _autocast(self) -> torch.autocast:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
+from ttcfast.runtime.terminal import fits, plain_console, print_whole
 from ttcfast.ttc.method_result import LABELS
 
 from .page.page import write_page
@@ -23,6 +24,7 @@ from .page.runs import guarded, load
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
 _COLUMNS = ("run", "method", "B", "rollout MSE", "gain %", "improved %", "drift", "s", "model evals")
+_DROPPED = ("model evals", "s", "drift", "improved %", "B")  # on a narrow terminal, in this order
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
     notes = [*left_out, *(_notes({str(run.folder): run.metrics for run in compared}) if compared else [])]
     if rows:
         _write_table(out, rows, notes)
-        _print_table(rows, notes, console or Console())
+        _print_table(rows, notes, plain_console(console), out)
     refused = write_page(out / PAGE, runs, rows, notes)
     if refused:
         logger.warning("%s is full; left out: %s", out / PAGE, ", ".join(refused))
@@ -74,19 +76,32 @@ def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[s
         file.write("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes))
 
 
-def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("run", "method") else "right", no_wrap=True)
-    for line in _cells(rows):
-        table.add_row(*line)
-    console.print(table, width=max(console.width, 140), soft_wrap=True)
+def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console, out: Path) -> None:
+    left_out: list[str] = []
+    table = _table(rows, _COLUMNS)
+    for column in _DROPPED:
+        if fits(console, table):
+            break
+        left_out.append(column)
+        table = _table(rows, [c for c in _COLUMNS if c not in left_out])
+    print_whole(console, table)
+    if left_out:
+        console.print(f"Left out for want of width: {', '.join(left_out)}; see {out / 'report.csv'} or {out / PAGE}.", soft_wrap=True)
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [[_text(row[column]) for column in _COLUMNS] for row in rows]
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("run", "method") else "right", no_wrap=True)
+    for line in _cells(rows, columns):
+        table.add_row(*line)
+    return table
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = _COLUMNS) -> list[list[str]]:
+    return [[_text(row[column]) for column in columns] for row in rows]
 
 
 def _rows(folder: str, methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_fit
 from ttcfast.rewards.common import Scorer
@@ -134,11 +132,10 @@ def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[st
 
 
 def _say_where(out: Path, result: RunTTCResult) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"\n{result.seconds:.0f} s in all. Numbers: {out / 'metrics.json'}, {out / 'summary.csv'}. Figures:")
+    print(f"\n{result.seconds:.0f} s in all. Numbers: {out / 'metrics.json'}, {out / 'summary.csv'}. Figures:")
     for path in result.figures:
-        console.print(f"  {path}")
-    console.print(f"All of it on one page: ttcfast report {out}")
+        print(f"  {path}")
+    print(f"All of it on one page: ttcfast report {out}")
 
 
 def _examples(given: str | Path | None) -> Path:

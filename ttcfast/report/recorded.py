@@ -74,7 +74,7 @@ def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[lis
         held = json.loads(require_regular(path, "recorded run", "make it again or leave it out").read_text(encoding="utf-8"))
         note, found, scale = str(held["about"]["note"]), list(held["problems"]), held["scale"]
         results = [_result(row, note) for row in held["results"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"recorded run {path} is missing or damaged ({error}); make it again or leave it out") from error
     wanted = fingerprints(problems.truth)
     if missing := [i for i, name in enumerate(wanted) if name not in found]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ttcfast.runtime.files import strict
+from ttcfast.runtime.terminal import plain_console, print_whole
 from ttcfast.ttc.evaluate import Evaluation
 from ttcfast.ttc.method_result import Gain, MethodResult
 from ttcfast.ttc.sweep import Sweep
@@ -79,13 +80,10 @@ def rich_table(evaluation: Evaluation, horizons: Sequence[int], title: str | Non
 
 def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | None = None, console: Console | None = None) -> None:
     """Print the table and what its columns mean. Never narrower than the table, so that a log keeps whole lines."""
-    console = console or Console()
-    table = rich_table(evaluation, horizons, title)
-    width = max(console.width, _width(table))
-    wide = Console(file=console.file, force_terminal=console.is_terminal, no_color=console.no_color, width=width)
-    wide.print(table)
+    console = plain_console(console)
+    print_whole(console, rich_table(evaluation, horizons, title))
     for line in explanation(evaluation):
-        console.print(line, style="dim", highlight=False, soft_wrap=True)
+        console.print(line, style="dim", soft_wrap=True)
 
 
 def markdown(evaluation: Evaluation, horizons: Sequence[int]) -> str:
@@ -202,7 +200,3 @@ def _short(value: float) -> str:
     if not math.isfinite(value):
         return MISSING
     return f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}"
-
-
-def _width(table: Table) -> int:
-    return Console(width=1000).measure(table).maximum

@@ -18,6 +18,7 @@ from ttcfast.pwm.train_wm import ArmResult, Comparison, TrainWMConfig, train_wm
 from ttcfast.pwm.utils.imagination import ImaginationErrors
 from ttcfast.runtime import provenance
 from ttcfast.runtime.files import atomic_write, output_folder, strict, write_csv, write_json
+from ttcfast.runtime.terminal import plain_console, print_whole
 
 from .figures.endpoint_error import endpoint_error
 from .figures.style import save
@@ -43,7 +44,7 @@ def run_train_wm(config: TrainWMConfig, console: Console | None = None) -> Compa
     with atomic_write(out / "table.md") as file:
         file.write(markdown(comparison) + "\n" + "".join(f"* {note}\n" for note in notes))
     save(endpoint_error(comparison), out / "endpoint_error.png")
-    print_comparison(comparison, notes, console or Console())
+    print_comparison(comparison, notes, plain_console(console))
     return comparison
 
 
@@ -126,10 +127,10 @@ def print_comparison(comparison: Comparison, notes: Sequence[str], console: Cons
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True, vertical="bottom")
     for row in rows:
         table.add_row(*row)
-    width = max(console.width, Console(width=1000).measure(table).maximum)
-    Console(file=console.file, force_terminal=console.is_terminal, no_color=console.no_color, width=width).print(table)
+    console = plain_console(console)
+    print_whole(console, table)
     for note in notes:
-        console.print(note, style="dim", highlight=False, soft_wrap=True)
+        console.print(note, style="dim", soft_wrap=True)
 
 
 def explanation(comparison: Comparison, config: TrainWMConfig) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,12 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
     try:
         entry = json.loads(header)
         whole = entry["checksum"] == _checksum(tensors, json.dumps(entry["meta"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise CheckpointError(f"checkpoint {path} is damaged (its checksum does not fit its contents); copy or make it again")
+    if not isinstance(entry["meta"], dict):
+        raise CheckpointError(f"checkpoint {path} describes nothing (its meta is no mapping); give one that a ttcfast command wrote")
     for key, wanted in (expect or {}).items():
         found = entry["meta"].get(key)
         if found != json.loads(json.dumps(wanted)):  # as JSON has it, with lists for tuples
@@ -91,7 +94,8 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     tensors, meta = load(path)
     if "state" not in meta:
         raise CheckpointError(f"checkpoint {path} holds no state to go on from; give a folder that this command wrote, or an empty one")
-    return _put_tensors(meta.pop("state"), tensors), meta
+    with entries_of(path, "a state to go on from"):
+        return _put_tensors(meta.pop("state"), tensors), meta
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -149,15 +153,45 @@ def load_training(
     tensors, meta = load(path, expect)
     if "training" not in meta:
         raise CheckpointError(f"checkpoint {path} holds weights alone, no training state; give the one that the training run resumes from")
-    state = _put_tensors(meta["training"], tensors)
+    with entries_of(path, "a training state"):
+        state = _put_tensors(meta["training"], tensors)
+        saved, randoms, extra = state["optimizer"], state["random"], state["extra"]
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     load_weights(model, weights, path)
     try:
-        optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:
+        optimizer.load_state_dict(saved)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} has another optimizer's state ({error}); resume with the same settings") from error
-    _set_random_states(state["random"])
-    return state["extra"]
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if torch.is_tensor(value) and value.ndim and value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"checkpoint {path} has another optimizer's state ({name} is {tuple(value.shape)} for a weight of "
+                    f"{tuple(parameter.shape)}); resume with the same settings"
+                )
+    with entries_of(path, "a training state"):
+        _set_random_states(randoms)
+    return extra
+
+
+@contextlib.contextmanager
+def entries_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Within the block, entries of the checkpoint ``path`` that are missing or of another type raise one ``CheckpointError``.
+
+    Args:
+        what: what the file should describe, as ``"a surrogate"``.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(
+            f"checkpoint {path} does not describe {what}: it has no {error}; give one that a ttcfast command wrote"
+        ) from error
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"checkpoint {path} does not describe {what} ({text}); give one that a ttcfast command wrote") from error
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: str) -> int:

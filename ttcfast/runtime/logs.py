@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .drawing import import_matplotlib
 from .errors import MissingPackageError
 from .files import append, atomic_write, output_folder, require_regular, strict, write_csv
 
@@ -84,6 +85,7 @@ class RunLog:
         """Show the picture at ``path`` (PNG) in TensorBoard and W&B; the JSON line names the file."""
         self._write({"step": step, name: os.fspath(path)})
         if self._board is not None:
+            import_matplotlib()
             from matplotlib.image import imread
 
             require_regular(path, "figure", "draw it before it is shown")
@@ -134,7 +136,7 @@ def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[
     for line in require_regular(path, "run log", "").read_text(encoding="utf-8").splitlines():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             break  # cut off when the run was killed
     return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
 

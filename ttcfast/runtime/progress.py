@@ -75,12 +75,12 @@ class _Screen:
     def enter(self) -> Progress | None:
         if self._depth == 0 and sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._progress = Progress(*columns, console=Console(stderr=True))
             self._progress.start()

@@ -61,8 +61,15 @@ class SavedRollout:
         state, meta = checkpoints.load_state(self.path)
         self._changing |= set(meta.get("changing", []))
         self._check(meta.get("rollout", {}))
+        with checkpoints.entries_of(self.path, "a rollout to go on from"):
+            self._put_back(run, state)
+        return True
+
+    def _put_back(self, run: BeamRun, state: Mapping[str, Any]) -> None:
         device = run.window.device
         for name in _TENSORS:
+            if not torch.is_tensor(state[name]):
+                raise TypeError(f"{name} is no tensor")
             setattr(run, name, state[name].to(device))
         for name in _NUMBERS:
             setattr(run, name, state[name])
@@ -71,7 +78,6 @@ class SavedRollout:
         run.history.layers = layers
         run.outputs = [BeamStepOutput(**_moved(output, device)) for output in state["outputs"]]
         run.ended = _moved(state["ended"], device)
-        return True
 
     def keep(self, run: BeamRun) -> None:
         if not self._writes:

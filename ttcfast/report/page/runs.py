@@ -145,7 +145,7 @@ def guarded(folder: Path, read: Callable[..., T], *arguments: Any) -> T:
         return read(*arguments)
     except OSError as error:
         raise DataError(f"{folder} holds a file that cannot be read ({error.strerror or error}); make it readable") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
         text = f"{type(error).__name__}: {error}"
         raise DataError(f"the numbers of {folder} are damaged or of another version ({text}); make the run again") from error
 
@@ -155,7 +155,7 @@ def _json(path: Path) -> dict[str, Any]:
         held = json.loads(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path.parent} holds no readable {path.name} ({error.strerror}); make it readable") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged or of another version ({error}); make the run again") from error
     if not isinstance(held, dict):
         raise DataError(f"{path} is damaged or of another version (no mapping); make the run again")

@@ -49,7 +49,7 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PairNetwork:
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         network = _build(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise CheckpointError(f"reward model {place}: config.json describes none that this version can build ({error})") from error
     tensors, _ = checkpoints.load(place / "model.safetensors", {"architecture": "prm", "kind": network.kind, **network.config()})
     if network.normalizer is not None:

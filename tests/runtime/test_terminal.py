@@ -1,0 +1,68 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from ttcfast.runtime.terminal import any_stdout, fits, plain_console, print_whole
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("encoding", "wanted"), [("ascii", "- -1 3 +- 1 x2 a\\u4e2d"), ("latin-1", "- -1 3 ± 1 ×2 a\\u4e2d")])
+def test_what_an_encoding_lacks_is_written_in_ascii(monkeypatch, encoding, wanted):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with any_stdout():
+        print("– −1 3 ± 1 ×2 a中", end="")
+    assert raw.getvalue().decode(encoding) == wanted
+    assert sys.stdout is stream and stream.errors == "strict"
+
+
+def test_a_file_name_that_is_no_utf_8_can_be_printed(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    with any_stdout():
+        print(os.fsdecode(b"run\xff"), end="")
+    assert raw.getvalue() == b"run\\udcff"
+
+
+def test_work_goes_on_after_its_reader_has_gone(tmp_path):
+    """``| head -1``: everything after the first line is computed and kept all the same, and no trace is shown at the end."""
+    code = (
+        "import sys, pathlib\nfrom ttcfast.runtime.terminal import any_stdout\nwith any_stdout():\n"
+        "    for i in range(20000): print('line', i)\n    pathlib.Path(sys.argv[1]).write_text('done')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "kept")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 0 and said == b""
+    assert (tmp_path / "kept").read_text() == "done"
+
+
+def test_names_are_no_markup():
+    shown = io.StringIO()
+    console = plain_console(Console(file=shown, width=40))
+    table = Table(title="[old] t")
+    table.add_column("[/x]")
+    table.add_row(":smile: [red]a")
+    print_whole(console, table)
+    console.print("[/nope] [old] run")
+    assert all(name in shown.getvalue() for name in ("[old] t", "[/x]", ":smile: [red]a", "[/nope] [old] run"))
+
+
+def test_a_table_fits_a_terminal_or_not_and_a_file_always():
+    table = Table()
+    table.add_column("x" * 60, no_wrap=True)
+    assert not fits(Console(file=io.StringIO(), width=40, force_terminal=True), table)
+    assert fits(Console(file=io.StringIO(), width=80, force_terminal=True), table)
+    assert fits(Console(file=io.StringIO(), width=40), table)

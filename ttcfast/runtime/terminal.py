@@ -1,0 +1,117 @@
+"""What is said to a terminal, a pipe or a batch system's file, whatever these can show."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_IN_ASCII = {"–": "-", "—": "-", "−": "-", "±": "+-", "×": "x", "·": "*", "…": "...", "“": '"', "”": '"', "‘": "'", "’": "'"}
+_HANDLER = "ttcfast-ascii"
+
+
+@contextlib.contextmanager
+def any_stdout() -> Iterator[None]:
+    """Within the block, nothing that is printed can end the work.
+
+    Characters that stdout's encoding lacks (``LANG=C``, ``PYTHONIOENCODING=latin-1``) are written in ASCII, and a reader who went away
+    (``| head -1``) is written to no more, while the work goes on and keeps its results. A stdout that cannot be written for another reason,
+    such as a full disk, still raises.
+    """
+    stream = sys.stdout
+    before = getattr(stream, "errors", None)
+    if isinstance(stream, io.TextIOWrapper) and before == "strict":
+        stream.reconfigure(errors=_HANDLER)
+    if stream is not None:  # None: the process was started with a closed stdout, and print() knows
+        sys.stdout = _Heedless(stream)
+    try:
+        yield
+        if stream is not None:
+            sys.stdout.flush()
+    finally:
+        sys.stdout = stream
+        if isinstance(stream, io.TextIOWrapper) and before == "strict" and not stream.closed:
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors=before)
+
+
+class _Heedless:
+    """``stream``, which forgets what is written after its reader has gone."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._reader():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._reader():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # What the buffer still holds would raise again, at the latest when the interpreter ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def plain_console(given: Console | None = None, width: int | None = None) -> Console:
+    """A console that prints names as they are: ``[old] run`` and ``:x:`` are no markup. Writes to where ``given`` writes, or to stdout."""
+    from rich.console import Console
+
+    if given is None:
+        return Console(markup=False, emoji=False, highlight=False, width=width)
+    return Console(
+        file=given.file,
+        force_terminal=given.is_terminal,
+        no_color=given.no_color,
+        width=width or given.width,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print ``table`` at its own width where the console is narrower: a line that wraps is better than a number that is cut."""
+    width = plain_console(width=100_000).measure(table).maximum
+    plain_console(console, max(console.width, width)).print(table)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether ``table`` can be shown uncut. A pipe and a file are as wide as need be."""
+    return not console.is_terminal or plain_console(width=100_000).measure(table).maximum <= console.width
+
+
+def _ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_letter, error.object[error.start : error.end])), error.end
+
+
+def _letter(character: str) -> str:
+    if character in _IN_ASCII:
+        return _IN_ASCII[character]
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode("ascii")
+    return plain or character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error(_HANDLER, _ascii)
