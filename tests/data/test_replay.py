@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.flips import unnoticed
 from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
 from ttcfast.runtime.errors import DataError, OutputError
@@ -245,3 +246,11 @@ def test_what_a_killed_writer_left_is_not_read(shard):
 def test_a_window_longer_than_every_episode_is_told(shard):
     with pytest.raises(ValueError, match="horizon is 7; the longest episode has 6 steps"):
         ReplaySampler(ReplaySet.open(shard), 7)
+
+
+def test_a_flipped_bit_is_noticed(shard):
+    def everything() -> tuple:
+        read = ReplayShard(shard)
+        return (str(read.parameters), *(x.numpy().tobytes() for e in map(read.episode, range(len(read))) for x in (e.obs, e.act, e.rew)))
+
+    assert unnoticed(shard, everything, 200) == []

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttcfast.runtime.errors import ArgumentError, UserError
+from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
 
 COMMANDS = (
     *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc", "ceiling"),
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _run(arguments)
+        with memory_errors():
+            return _run(arguments)
     except KeyboardInterrupt:
         return _say(_INTERRUPTED, "interrupted")
     except BrokenPipeError:  # the reader of our output went away (`ttcfast info | head`), which is no failure
