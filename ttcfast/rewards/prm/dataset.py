@@ -16,13 +16,12 @@ from torch.utils.data import Dataset
 from ttcfast.runtime.errors import DataError
 
 from .build import build_triplets
-from .triplet_file import FILE_NAME, Place, TripletFile
+from .triplet_file import FILE_NAME, SUFFIXES, Place, TripletFile
 
 __all__ = ["PRMTripletSet", "build_triplets"]
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
 KEYS = ("state_t", "best", "med", "worst")  # of a .pt file
-_HDF5 = (".hdf5", ".h5")
 
 
 class PRMTripletSet(Dataset[Sample]):
@@ -52,7 +51,7 @@ class PRMTripletSet(Dataset[Sample]):
         self.paths = [path for place in given for path in _sample_files(Path(place))]
         if not self.paths:
             raise DataError("manifest_paths is empty; give triplet files made by `ttcfast build_prm_data`, or a folder of them")
-        self.parts = [TripletFile(path) if path.suffix in _HDF5 else _TensorFile(path) for path in self.paths]
+        self.parts = [TripletFile(path) if path.suffix in SUFFIXES else _TensorFile(path) for path in self.paths]
         self._ends = list(itertools.accumulate(len(part) for part in self.parts))
         self._require_one_surrogate()
         first = next((part for part in self.parts if isinstance(part, TripletFile)), self.parts[0])
@@ -163,7 +162,7 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     if place.is_dir():
         if (place / FILE_NAME).is_file():
             return [place / FILE_NAME]
-        files = sorted(p for p in place.iterdir() if p.suffix in (*_HDF5, ".pt") and not p.name.startswith("."))
+        files = sorted(p for p in place.iterdir() if p.suffix in (*SUFFIXES, ".pt") and not p.name.startswith("."))
         if not files:
             unfinished = next(place.glob("*.partial"), None)
             more = f" but the unfinished {unfinished.name}: run the command that makes it once more" if unfinished else ""
@@ -176,7 +175,7 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
         return [path for line in lines if line for path in _sample_files(place.parent / line, place)]
     if place.suffix == ".partial":
         raise DataError(f"triplet file {place}{told} is unfinished; run the command that makes it once more")
-    if place.suffix not in (*_HDF5, ".pt"):
+    if place.suffix not in (*SUFFIXES, ".pt"):
         raise DataError(f"triplet file {place}{told} is of an unknown kind; give .hdf5, .pt, a folder, or a .txt that names such files")
     return [place]
 
