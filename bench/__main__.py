@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -13,6 +14,7 @@ import torch
 from ttcfast.ops.registry import one_line
 from ttcfast.runtime.errors import ArgumentError, UserError
 from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.locks import run_lock
 
 from . import environment, groups, rows, tables
 from .clocks import clock_for
@@ -50,10 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(group: str, asked: argparse.Namespace) -> int:
     """Measure one group, printing each case as it is done; rows are written after every case, so that a killed run keeps the others."""
-    found: list[rows.Row] = []
     partial = asked.quick or asked.case != "*"  # would take the place of whole results
     place = asked.out or (None if partial else RESULTS)
     path = None if place is None else output_folder(place) / f"{group}-{environment.slug(asked.device)}.csv"
+    with contextlib.nullcontext() if path is None else run_lock(path, file=True):
+        return _measure_all(group, asked, path)
+
+
+def _measure_all(group: str, asked: argparse.Namespace, path: Path | None) -> int:
+    found: list[rows.Row] = []
     for case in _cases(group, asked):
         for threads in asked.threads if asked.device == "cpu" else [1]:
             least = LEAST_SECONDS / 4 if asked.quick else LEAST_SECONDS

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.flips import unnoticed
 from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
 from ttcfast.runtime.errors import DataError, OutputError
@@ -280,3 +281,11 @@ def test_more_shards_than_descriptors(tmp_path):
         assert all(torch.equal(read[i].obs, episode(i).obs) for i in range(40))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_flipped_bit_is_noticed(shard):
+    def everything() -> tuple:
+        read = ReplayShard(shard)
+        return (str(read.parameters), *(x.numpy().tobytes() for e in map(read.episode, range(len(read))) for x in (e.obs, e.act, e.rew)))
+
+    assert unnoticed(shard, everything, 200) == []

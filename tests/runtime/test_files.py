@@ -4,12 +4,16 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
+import threading
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from ttcfast.runtime import files
 from ttcfast.runtime.errors import CheckpointError, DataError, OutputError, UserError
 from ttcfast.runtime.files import append, atomic_path, atomic_write, entries, output_folder, require_regular, write_csv, write_json
 
@@ -167,3 +171,85 @@ def test_no_reader_and_no_writer_waits_for_a_pipe(tmp_path, in_time, name, read)
 def test_a_pipe_among_the_figures_is_left_out(tmp_path, in_time):
     os.mkfifo(tmp_path / "a.png")
     assert importlib.import_module("ttcfast.report.page.png").read_picture(tmp_path / "a.png") is None
+
+
+def test_threads_that_write_one_file_never_show_a_broken_one(tmp_path):
+    wrong: list[BaseException] = []
+
+    def write(numbers: int) -> None:
+        try:
+            for _ in range(40):
+                write_json(tmp_path / "a.json", {"v": list(range(numbers))})
+                assert json.loads((tmp_path / "a.json").read_text())["v"][:3] == [0, 1, 2]
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=write, args=(numbers,)) for numbers in (3, 3000, 10, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_names_do_not_depend_on_the_process_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers
+    with atomic_path(tmp_path / "a.txt") as one, atomic_path(tmp_path / "a.txt") as other:
+        assert one != other and one.is_file() and other.is_file()
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a.txt").read_text() == "one"
+
+
+@pytest.mark.parametrize(
+    ("umask", "before", "after"), [(0o002, None, 0o664), (0o077, None, 0o600), (0o022, 0o664, 0o664), (0o022, 0o600, 0o600)]
+)
+def test_permissions_are_kept(tmp_path, umask, before, after):
+    path = tmp_path / "a.txt"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    old = os.umask(umask)
+    try:
+        with atomic_write(path) as file:
+            file.write("new")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == after and path.read_text() == "new"
+
+
+KILLED = """
+import os, signal, sys
+from ttcfast.runtime.files import atomic_path
+with atomic_path(sys.argv[1]) as place:
+    place.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_file_is_not(tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.txt")], timeout=120, check=False)
+    (left,) = os.listdir(tmp_path)
+    assert left.endswith(".partial.txt") and not (tmp_path / "a.txt").exists()
+    (tmp_path / ".notes.partial.txt").touch()  # not a name of ours
+    with atomic_path(tmp_path / "b.txt") as living:
+        living.write_text("b")
+        monkeypatch.setattr(files, "_swept", set())  # as another process would find the folder
+        with atomic_write(tmp_path / "c.txt") as file:
+            file.write("c")
+        assert living.exists()
+    assert sorted(os.listdir(tmp_path)) == [".notes.partial.txt", "b.txt", "c.txt"]
+
+
+def test_a_long_name_leaves_room_for_the_temporary_one(tmp_path):
+    name = "é" * 120 + ".json"
+    write_json(tmp_path / name, 1)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_room_is_set_aside(tmp_path):
+    with open(tmp_path / "a", "wb") as file:
+        file.truncate(1 << 20)
+    files.reserve(tmp_path / "a")
+    found = (tmp_path / "a").stat()
+    assert found.st_size == 1 << 20 and found.st_blocks * 512 >= 1 << 20

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -15,7 +17,7 @@ _NAMES = {"checkpoint": "fm.ckpt", "trajectories": "data.n", "split": "data.trai
 
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.rewards.prm.from_files import BuildPRMDataConfig, build_prm_data
-    from ttcfast.rewards.prm.triplet_file import TripletFile
+    from ttcfast.rewards.prm.triplet_file import SUFFIXES, TripletFile
 
     data = dict(values["data"])
     config = build(
@@ -30,8 +32,9 @@ def run(values: Mapping[str, Any]) -> None:
         },
         names=_NAMES,
     )
-    path = build_prm_data(config)
-    save(Path(path).parent, values, f"{path.stem}.build_prm_data")
+    with run_lock(config.out, file=Path(config.out).suffix in SUFFIXES):
+        path = build_prm_data(config)
+        save(Path(path).parent, values, f"{path.stem}.build_prm_data")
     made = TripletFile(path)
     print(f"{len(made)} triplets of {made.K} candidates each ({made.skipped} states left out): {path}")
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -29,8 +31,9 @@ def run(values: Mapping[str, Any]) -> None:
         },
         names=_NAMES,
     )
-    save(config.out, values, "ceiling")
-    print_ceiling(ceiling(config))
+    with run_lock(config.out):
+        save(config.out, values, "ceiling")
+        print_ceiling(ceiling(config))
     print(f"Numbers: {config.out}/ceiling.csv")
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.locks import run_lock
 
 from .configuration import build, save
 from .main import main
@@ -16,9 +16,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.pwm.collect import CollectConfig, collect
 
     config = build(CollectConfig, values)
-    output_folder(config.out)
-    result = collect(config)
-    save(config.out, values, "collect")
+    with run_lock(config.out):
+        result = collect(config)
+        save(config.out, values, "collect")
     print(f"{len(result.files)} shards with {result.steps} steps are in {config.out}; returns, at most 1000:")
     for (task, controller), found in result.returns.items():
         low, median, high = found.min(), found.median(), found.max()

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import fit, save
 from .main import main
 
@@ -14,8 +16,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.report.demo import run_demo
 
     arguments = fit(run_demo, values)
-    save(values["out"], values, "demo")
-    run_demo(**arguments)
+    with run_lock(values["out"]):
+        save(values["out"], values, "demo")
+        run_demo(**arguments)
 
 
 if __name__ == "__main__":

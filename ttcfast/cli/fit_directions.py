@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build
 from .main import main
 
@@ -13,7 +15,9 @@ from .main import main
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.rewards.prm.fit_directions import FitDirectionsConfig, fit_directions
 
-    made = fit_directions(build(FitDirectionsConfig, values))
+    config = build(FitDirectionsConfig, values)
+    with run_lock(config.out, file=True):
+        made = fit_directions(config)
     print(
         f"squared error left on trajectories kept out: {made.mean:.3f} by the mean, {made.spread:.3f} at best within the spread, "
         f"{made.span:.3f} at best in the span of all fields"

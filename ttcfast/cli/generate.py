@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.locks import run_lock
 
 from .configuration import build, save
 from .main import main
@@ -16,9 +16,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.data.generate import GenerateConfig, generate
 
     config = build(GenerateConfig, values)
-    output_folder(config.out)
-    files = generate(config)
-    save(config.out, values, f"generate_{config.split}")
+    with run_lock(config.out):
+        files = generate(config)
+        save(config.out, values, f"generate_{config.split}")
     print(f"{len(files)} files of split {config.split} are under {config.out}/data")
 
 

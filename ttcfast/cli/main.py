@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttcfast.runtime.errors import ArgumentError, UserError
+from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
 from ttcfast.runtime.terminal import any_stdout
 
 COMMANDS = (
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with any_stdout():
+        with any_stdout(), memory_errors():
             return _run(arguments)
     except KeyboardInterrupt:
         return _say(_INTERRUPTED, "interrupted")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -14,8 +16,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.report.compare import PAGE, CompareConfig, compare
 
     config = build(CompareConfig, values)
-    save(config.out, values, "report")
-    rows = compare(config)
+    with run_lock(config.out):
+        save(config.out, values, "report")
+        rows = compare(config)
     print(f"Page: {config.out}/{PAGE}" + (f". Table: {config.out}/report.csv, {config.out}/report.md" if rows else ""))
 
 

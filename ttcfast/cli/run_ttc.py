@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -59,7 +61,7 @@ def run(values: Mapping[str, Any]) -> None:
         },
         names=_NAMES,
     )
-    with process_group("gloo" if config.device == "cpu" else None):
+    with run_lock(config.out), process_group("gloo" if config.device == "cpu" else None):
         if distributed.rank() > 0:  # all ranks have the same results; the first one's are the run's
             config = dataclasses.replace(config, out=f"{config.out}/rank{distributed.rank()}")
         save(config.out, values, "run_ttc")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -14,8 +16,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.models.train import TrainConfig, train
 
     config = build(TrainConfig, values, names={"reading": "data"})
-    save(config.out, values, "train_fm")
-    result = train(config)
+    with run_lock(config.out):
+        save(config.out, values, "train_fm")
+        result = train(config)
     print(f"checkpoint after {result.steps} steps: {result.checkpoint}")
     print("validation: " + ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items()))
 

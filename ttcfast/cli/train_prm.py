@@ -6,18 +6,23 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
 
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.rewards.prm.train import TrainPRMConfig, train
-    from ttcfast.runtime.distributed import rank
+    from ttcfast.runtime.distributed import launched_rank
 
     config = build(TrainPRMConfig, values)
-    save(config.out, values, "train_prm")
-    result = train(config)
-    if rank() == 0:
+    first = launched_rank() == 0
+    with run_lock(config.out):
+        if first:
+            save(config.out, values, "train_prm")
+        result = train(config)
+    if first:
         print(f"reward model after {result.steps} steps: {result.folder}")
         print("validation: " + (", ".join(f"{name} {value:.4g}" for name, value in result.validation.items()) or "none"))
 

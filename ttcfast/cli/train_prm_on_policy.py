@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -14,8 +16,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.rewards.prm.train_on_policy import OnPolicyConfig, train_on_policy
 
     config = build(OnPolicyConfig, values, names={"reading": "data"})
-    save(config.out, values, "train_prm_on_policy")
-    folder, validation = train_on_policy(config)
+    with run_lock(config.out):
+        save(config.out, values, "train_prm_on_policy")
+        folder, validation = train_on_policy(config)
     print(f"reward model: {folder}")
     print("validation, errors over those of the deterministic step: " + ", ".join(f"{n} {v:.3f}" for n, v in validation.items()))
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.locks import run_lock
+
 from .configuration import build, save
 from .main import main
 
@@ -15,8 +17,9 @@ def run(values: Mapping[str, Any]) -> None:
     from ttcfast.report.world_models import run_train_wm
 
     config = build(TrainWMConfig, values)
-    save(config.out, values, "train_wm")
-    run_train_wm(config)
+    with run_lock(config.out):
+        save(config.out, values, "train_wm")
+        run_train_wm(config)
     print(f"Table: {config.out}/table.csv, {config.out}/table.md. Figure: {config.out}/endpoint_error.png")
 
 

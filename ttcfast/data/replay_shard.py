@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import atomic_write, require_regular
+from ttcfast.runtime.steady import steady
 
 _KEYS = ("obs", "action", "reward", "task")
 _LISTED = 8
@@ -66,8 +68,8 @@ def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], param
     reward = torch.stack([_after_reset(e.rew.float()) for e in episodes])
     task = torch.tensor([e.task for e in episodes])[:, None].repeat(1, obs.shape[1])
     held = {"obs": obs, "action": action, "reward": reward, "task": task, "meta": json.dumps({"ttcfast": dict(parameters)}, sort_keys=True)}
-    with atomic_write(path, "wb") as file:
-        torch.save(held, file)
+    with atomic_write(path, "wb") as file, steady(file) as safe:  # torch ends the process where its file fails
+        torch.save(held, safe)  # type: ignore[arg-type]  # which asks for write alone
 
 
 class ReplayShard:
@@ -240,7 +242,7 @@ def _check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, zlib.error, EOFError, RuntimeError, ValueError, struct.error) as error:  # names, flags, sizes
         raise DataError(f"replay shard {path} is cut off or no .pt file ({error}); make or copy it again") from error
     if damaged is not None:
         raise DataError(f"replay shard {path} is damaged (the checksum of {damaged} does not fit); make or copy it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from ttcfast.spec import StateSpec
 from .alike import agree, require_alike
 from .reader import TrajectoryReader, instants, spacing, values
 from .trajectory_set import TrajectorySet
+from .well_layout import CHECKSUM, header_checksum
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".hdf5", ".h5")
 FIELDS = (("t0_fields", "density"), ("t1_fields", "momentum"), ("t0_fields", "energy"))
@@ -87,6 +91,7 @@ class TrajectoryFile(TrajectoryReader):
             periodic=tuple(kinds == {"PERIODIC"} for kinds in sides),
             closed=all(kinds and kinds <= {"WALL", "PERIODIC"} for kinds in sides) and any("WALL" in kinds for kinds in sides),
         )
+        _verify(file, self.path)
 
 
 def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None = None) -> tuple[Tensor, TrajectoryFile]:
@@ -119,6 +124,15 @@ def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[P
         if files := entries(folder, *SUFFIXES):
             return files
     raise DataError(f"no .hdf5 file in {' or '.join(map(str, folders))}; make some with `ttcfast generate out={root}`")
+
+
+def _verify(file: h5py.File, path: Path) -> None:
+    """Compare the checksum of a header of ours; data that are read later have HDF5's own."""
+    if CHECKSUM in file.attrs:
+        if int(file.attrs[CHECKSUM]) != int(header_checksum(file)):
+            raise ValueError(f"an attribute, axis or scalar has changed since it was written ({CHECKSUM} does not fit)")
+    elif _parameters(file):
+        logger.info("%s was written by an older ttcfast without checksums: bits that flip in it go unnoticed", path)
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+
+# What torch (CPU, CUDA), HDF5 and the system say; the kinds of their errors do not tell.
+_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|memory allocation failed|Cannot allocate memory", re.IGNORECASE
+)
+
 
 class UserError(Exception):
     """Base of the errors whose message alone tells the user what was given, what was expected and what to do."""
@@ -38,3 +47,28 @@ class MissingPackageError(UserError, ImportError):
     def of(cls, what: str, package: str, extra: str, cause: ImportError) -> MissingPackageError:
         """The error for ``what`` (as the user asked for it), naming the package, why it fails, and the pip extra that brings it."""
         return cls(f"{what} needs the package {package}, which cannot be imported ({cause}); pip install 'ttcfast[{extra}]' brings it")
+
+
+class OutOfMemoryError(UserError, MemoryError):
+    """The machine, its GPU or a limit set on the process has no memory left."""
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """What is raised within the block for want of memory, as an ``OutOfMemoryError``, which says what to reduce.
+
+    A ``MemoryError`` has no text, and a reader whose file cannot be held takes it for damaged.
+    """
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, MemoryError) and not _MEMORY.search(str(found)):
+            found = found.__cause__ or found.__context__
+        if found is None or isinstance(error, OutOfMemoryError):
+            raise
+        said = next((line.strip() for line in str(found).splitlines() if _MEMORY.search(line)), "")
+        raise OutOfMemoryError(
+            f"out of memory{f' ({said})' if said else ''}; lower what is held at once (batch, per_file, grid, data.n, ttc.chunk_size, "
+            "ttc.branching_factor, builder.memory_budget: those that the command has), or raise the limit (ulimit -v, the container's)"
+        ) from error

@@ -1,15 +1,23 @@
-"""Files that are either whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Files that are either whole or not there: written beside their place, flushed to the disk, then renamed.
+
+What is being written has a random name and is locked by its writer. A writer that was killed holds no lock, so the next process that writes
+into the folder tells such leavings from the files of the living, in any container and on any host that sees the same locks.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import errno
+import fcntl
 import json
 import math
 import os
 import re
+import secrets
 import stat
+import struct
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +26,9 @@ from .errors import DataError, OutputError, UserError
 
 # What the disk or the file system does to a writer. Other OSErrors inside a writing block (a missing input, say) are not ours to rename.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial(\.[^.]*)?")
+_WHOLE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: the whole file, for writing
+_swept: set[Path] = set()  # folders that this process has looked through for what killed writers left
 
 
 _KINDS = {
@@ -67,8 +78,9 @@ def entries(folder: str | os.PathLike[str], *suffixes: str) -> list[Path]:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a writer that wants a path (h5py, matplotlib) a temporary one beside ``path``; rename it into place at the end.
 
-    The temporary name keeps the suffix, since some writers read the format from it. If the block raises, the temporary file is
-    removed and whatever was at ``path`` before is still there. A device such as ``/dev/full`` is handed through as it is.
+    The temporary file is there already, empty, and nobody else's; its name keeps the suffix, since some writers read the format from it.
+    If the block raises, it is removed and whatever was at ``path`` before is still there. The new file has the permissions of the one that
+    it replaces, or those that the umask leaves. A device such as ``/dev/full`` is handed through as it is.
 
     Raises:
         OutputError: the folder cannot be written, the disk is full, ``path`` is a folder.
@@ -81,16 +93,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     output_folder(target.parent)
     if target.is_dir():
         raise OutputError(f"cannot write {target}: it is a folder; give the name of a file")
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-    try:
-        with disk_errors(target):
+    with disk_errors(target):
+        partial, descriptor = _new_partial(target)
+        try:
             yield partial
             with open(partial, "rb") as written:
                 os.fsync(written.fileno())
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
             os.replace(partial, target)
             _sync_folder(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -115,20 +130,67 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 def output_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder ``path`` (and its parents) and check that a file can be written in it.
 
-    Commands call this before their work, so that an unwritable place is told at the start and not after an hour.
+    Commands call this before their work, so that an unwritable place is told at the start and not after an hour. The first call of a
+    process for a folder removes the temporary files that killed writers left in it.
 
     Raises:
         OutputError: it cannot be made or written.
     """
     folder = Path(path)
-    probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()  # without a name where the system can do that
+        place = folder.resolve()
     except OSError as error:
         raise OutputError(f"cannot write to folder {folder}: {_reason(error)}; give another one") from error
+    if place not in _swept:
+        _swept.add(place)
+        _remove_leavings(place)
     return folder
+
+
+def reserve(path: str | os.PathLike[str]) -> None:
+    """Have the file system set room aside for the holes of a file, so that a full disk is told now and not when they are filled."""
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
+        except OSError as error:
+            if error.errno in _DISK:
+                raise  # else the file system cannot do this, and a later write tells
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until ``descriptor`` is closed, which the end of the process does, a kill too.
+
+    The locks are those of open file descriptions where the system has them: unlike ``flock``'s they do not meet the locks that HDF5 takes
+    on its files, and unlike those of ``lockf`` they hold between threads and outlive another descriptor's closing.
+
+    Returns:
+        False where somebody else has locked it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a system without the others
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether ``path`` still names the open file, and not nothing, or a newer one."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -193,6 +255,42 @@ def _refuse_pipe(path: Path) -> None:
     """Opening a pipe waits until somebody reads it."""
     if path.is_fifo():
         raise OutputError(f"cannot write {path}: it is a named pipe; remove it, or give another place")
+
+
+def _new_partial(target: Path) -> tuple[Path, int]:
+    """A new file beside ``target``, and the descriptor that locks it."""
+    stem = target.stem.encode()[:100].decode(errors="ignore")  # a name holds 255 bytes
+    while True:
+        place = target.with_name(f".{stem}.{secrets.token_hex(8)}.partial{target.suffix}")
+        try:
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        try:
+            locked = try_lock(descriptor)
+        except OSError:
+            return place, descriptor  # no locks here, so nobody can take it for a dead writer's
+        if locked and is_at(descriptor, place):
+            return place, descriptor
+        os.close(descriptor)  # another process looked through the folder before the lock was there
+
+
+def _remove_leavings(folder: Path) -> None:
+    """Remove the temporary files whose writers have died."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PARTIAL.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):  # renamed meanwhile, or another user's
+                    _remove_if_dead(entry.path)
+
+
+def _remove_if_dead(partial: str) -> None:
+    descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if try_lock(descriptor):
+            os.unlink(partial)
+    finally:
+        os.close(descriptor)
 
 
 def _is_device(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ import torch
 from .drawing import import_matplotlib
 from .errors import MissingPackageError
 from .files import append, atomic_write, output_folder, require_regular, strict, write_csv
+from .locks import run_lock
 
 
 class RunLog:
@@ -32,7 +34,7 @@ class RunLog:
 
     Raises:
         MissingPackageError: TensorBoard or W&B was asked for and is not installed; names the pip extra.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or another run's log is being written there.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class RunLog:
         resume_step: int | None = None,
     ):
         self.folder = output_folder(folder)
+        self._lock = contextlib.ExitStack()  # held until the log is closed, or forgotten
+        self._lock.enter_context(run_lock(self.folder))
         # First, so that a missing package is told before the old log is touched.
         self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
         self._wandb = _wandb(self.folder, wandb, config) if wandb else None
@@ -101,6 +105,7 @@ class RunLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+        self._lock.close()
 
     def __enter__(self) -> RunLog:
         return self

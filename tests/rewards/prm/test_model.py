@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from tests.flips import unnoticed
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.checkpoint import spec_meta
 from ttcfast.rewards.prm.dense import DensePRM
@@ -166,3 +170,29 @@ def test_named_sizes_are_the_surrogates_own_and_a_small_one():
     count = {kind: {name: sum(p.numel() for p in make_prm(kind, 8, name).parameters()) for name in SIZES[kind]} for kind in SIZES}
     assert all(abs(count[kind]["surrogate"] / 620_644 - 1) < 0.02 for kind in SIZES)
     assert count["scalar"]["seed"] == sum(p.numel() for p in SeedPRM(8).parameters())
+
+
+def test_a_config_that_is_not_the_weights_own_is_refused(tmp_path, caplog):
+    network = networks()[1]
+    network.save_pretrained(tmp_path / "prm")
+    place = tmp_path / "prm" / "config.json"
+
+    def read():
+        again = PairNetwork.from_pretrained(tmp_path / "prm")
+        norm = again.normalizer
+        told = () if norm is None else (norm.mean.tolist(), norm.std.tolist(), norm.delta_std.tolist())
+        return again.config(), str(told), str(again.spec), str(again.info)
+
+    assert unnoticed(place, read, 250) == []
+    config = json.loads(place.read_text())
+    config["normalizer"]["std"][0] *= 2
+    place.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json is not the one that model\.safetensors was written with \(other normalizer\)"):
+        read()
+    assert not caplog.records
+
+
+def test_a_folder_of_an_older_version_opens_and_says_that_it_has_none(caplog):
+    with caplog.at_level("INFO"):
+        PairNetwork.from_pretrained(Path(__file__).resolve().parents[3] / "examples" / "prm")
+    assert [r.levelname for r in caplog.records] == ["INFO"] and "whose config.json has no checksum" in caplog.text

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.flips import unnoticed
 from tests.report.small_run import write_surrogate
 from tests.surrogates import Brittle, drop_surrogate, euler_state, shifted
 from ttcfast.cli.main import main
@@ -342,3 +344,64 @@ def test_the_seeds_name_of_the_split_is_the_reward_split(tmp_path, capsys):
 def test_the_command_says_what_is_wrong(capsys, tmp_path, arguments, message):
     assert main(["build_prm_data", f"out={tmp_path}", *arguments.split()]) != 0
     assert message in capsys.readouterr().err
+
+
+def everything(path) -> tuple:
+    file = TripletFile(path)
+    arrays = (file.errors, file.picked, file.step, file.trajectory, file.on_policy, file.frames(range(len(file))).numpy())
+    normalizer = (file.normalizer.mean, file.normalizer.std, file.normalizer.delta_std)
+    return (file.surrogate, str(file.config), str(file.spec), *(a.tobytes() for a in arrays), *(n.numpy().tobytes() for n in normalizer))
+
+
+@pytest.mark.parametrize("size", [8, 9], ids=["even", "odd"])
+def test_a_flipped_bit_is_noticed(size, tmp_path):
+    path = build_triplets(drop_surrogate(), shifted(euler_state(2, size), 1), tmp_path, K=4, T_prm=1, units="physical")
+    assert unnoticed(path, lambda: everything(path), 200) == []
+    assert unnoticed(path, lambda: everything(path), 200, last=6000) == [], "what lies beside the frames"
+
+
+def test_frames_are_compared_where_a_tool_has_chunked_them(made, tmp_path):
+    with h5py.File(made) as file, h5py.File(tmp_path / "chunked.hdf5", "w") as other:
+        for name in file:
+            file.copy(name, other)
+        other.attrs.update(dict(file.attrs))
+        values = file["frames"][:]
+        values[3, 2, 0, 0, 0] += 1e-6
+        del other["frames"]
+        other.create_dataset("frames", data=values, chunks=(1, *values.shape[1:]))
+    held = TripletFile(tmp_path / "chunked.hdf5")
+    assert held.frames([0, 1, 2]).isfinite().all() and held.frames([3], first=2).isfinite().all()
+    with pytest.raises(DataError, match=r"chunked.hdf5 is damaged \(the checksums of sample 3 do not fit its frames\)"):
+        held.frames([2, 3], first=4)
+
+
+def test_a_file_of_an_older_version_opens_and_says_that_it_has_none(made, tmp_path, caplog):
+    old = shutil.copy(made, tmp_path / "old.hdf5")
+    with h5py.File(old, "r+") as file:
+        del file.attrs["checksum"], file["sums"]
+    with caplog.at_level("INFO"):
+        assert everything(old) == everything(made)
+    assert "old.hdf5 was written by an older ttcfast without checksums" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_second_build_is_told_of_the_first_and_not_to_delete_its_data(truth, tmp_path, monkeypatch):
+    rows, said = build._Maker.rows, []
+
+    def meanwhile(self, *args):
+        if not said:
+
+            def second() -> None:
+                try:
+                    build_triplets(drop_surrogate(), truth, tmp_path / "triplets.hdf5", K=4, T_prm=1, units="physical")
+                except Exception as error:
+                    said.append(str(error))
+
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        return rows(self, *args)
+
+    monkeypatch.setattr(build._Maker, "rows", meanwhile)
+    path = build_triplets(drop_surrogate(), truth, tmp_path, K=4, T_prm=1, units="physical")
+    assert len(said) == 1 and "another run is writing there (" in said[0] and "remove" not in said[0]
+    assert len(TripletFile(path)) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, NullFormatter, ScalarFormatter
 
-from ttcfast.runtime.files import atomic_path
+from ttcfast.runtime.files import atomic_write
 from ttcfast.ttc.method_result import LABELS, MethodResult
 
 # Okabe and Ito, "Color universal design" (2008): eight colours that readers with any colour vision tell apart.
@@ -154,5 +155,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
-    with atomic_path(path) as place:
-        figure.savefig(place, format="png", dpi=dpi, metadata={"Title": figure.get_suptitle()})
+    picture = io.BytesIO()  # Pillow's own error on a full disk has neither number nor text
+    figure.savefig(picture, format="png", dpi=dpi, metadata={"Title": figure.get_suptitle()})
+    with atomic_write(path, "wb") as file:
+        file.write(picture.getbuffer())

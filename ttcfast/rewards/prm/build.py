@@ -22,11 +22,13 @@ from ttcfast.models.checkpoint import surrogate_hash
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.locks import run_lock
 from ttcfast.runtime.progress import bar
 from ttcfast.runtime.units import time_step_of
 from ttcfast.spec import StateSpec, StochasticConfig, one_of, whole
 
-from .triplet_file import FILE_NAME, TripletHeader, TripletWriter, finished
+from .triplet_file import FILE_NAME, SUFFIXES, TripletHeader
+from .triplet_writer import TripletWriter, finished
 
 logger = logging.getLogger(__name__)
 
@@ -118,15 +120,23 @@ def build_triplets(
     path, shape = _place(out), _checked(trajectories, surrogate.spec, T_prm)
     header = _header(surrogate, trajectories, config, noise, source)
     count = len(trajectories) * len(config.states)
-    if finished(path, header, count, shape):
-        logger.info("%s is there already, made with the same settings", path)
-        return path
-    maker = _Maker(surrogate, config, noise)
+    with run_lock(path, file=True):
+        if finished(path, header, count, shape):
+            logger.info("%s is there already, made with the same settings", path)
+        else:
+            _write(path, trajectories, _Maker(surrogate, config, noise), header, count, shape)
+    return path
+
+
+def _write(
+    path: Path, trajectories: TrajectorySet | Tensor, maker: _Maker, header: TripletHeader, count: int, shape: tuple[int, ...]
+) -> None:
+    config = maker.config
     writer = TripletWriter(path.with_name(path.name + ".partial"), header, count, shape)
     try:
         with bar(count, "build_prm_data") as progress:
             progress.advance(writer.done)
-            for first, block in _blocks(trajectories, writer.done // len(config.states), maker.trajectories_at_once(shape), T_prm):
+            for first, block in _blocks(trajectories, writer.done // len(config.states), maker.trajectories_at_once(shape), config.T_prm):
                 rows = maker.rows(block, first)
                 writer.append(**rows)
                 progress.advance(len(rows["errors"]), note=f"trajectory {first + len(block)} of {len(trajectories)}")
@@ -136,7 +146,6 @@ def build_triplets(
         writer.close()
     os.replace(writer.path, path)
     provenance.write(path.parent, {**dict(header.config), "out": str(path)}, f"{path.stem}.provenance.json")
-    return path
 
 
 def _tell_nonfinite(path: Path, writer: TripletWriter) -> None:
@@ -286,7 +295,7 @@ def _checked(trajectories: TrajectorySet | Tensor, spec: StateSpec, steps: int) 
 
 def _place(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
-    if path.suffix.lower() not in (".hdf5", ".h5"):
+    if path.suffix.lower() not in SUFFIXES:
         if path.is_file():
             raise ArgumentError(f"out is {path}, which is a file; give a folder, or the name of an .hdf5 file")
         path = path / FILE_NAME

@@ -20,13 +20,12 @@ from ttcfast.runtime.files import entries, require_regular
 from ttcfast.runtime.units import require_units
 
 from .build import build_triplets
-from .triplet_file import FILE_NAME, Place, TripletFile
+from .triplet_file import FILE_NAME, SUFFIXES, Place, TripletFile
 
 __all__ = ["PRMTripletSet", "build_triplets"]
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
 KEYS = ("state_t", "best", "med", "worst")  # of a .pt file
-_HDF5 = (".hdf5", ".h5")
 
 
 class PRMTripletSet(Dataset[Sample]):
@@ -56,7 +55,7 @@ class PRMTripletSet(Dataset[Sample]):
         self.paths = [path for place in given for path in _sample_files(Path(place))]
         if not self.paths:
             raise DataError("manifest_paths is empty; give triplet files made by `ttcfast build_prm_data`, or a folder of them")
-        self.parts = [TripletFile(path) if path.suffix.lower() in _HDF5 else _TensorFile(path) for path in self.paths]
+        self.parts = [TripletFile(path) if path.suffix.lower() in SUFFIXES else _TensorFile(path) for path in self.paths]
         self._ends = list(itertools.accumulate(len(part) for part in self.parts))
         self._require_one_surrogate()
         first = next((part for part in self.parts if isinstance(part, TripletFile)), self.parts[0])
@@ -173,7 +172,7 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     if place.is_dir():
         if (place / FILE_NAME).is_file():
             return [place / FILE_NAME]
-        files = entries(place, *_HDF5, ".pt")
+        files = entries(place, *SUFFIXES, ".pt")
         if not files:
             unfinished = next(place.glob("*.partial"), None)
             more = f" but the unfinished {unfinished.name}: run the command that makes it once more" if unfinished else ""
@@ -186,7 +185,7 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
         return [path for line in lines if line for path in _sample_files(place.parent / line, place)]
     if kind == ".partial":
         raise DataError(f"triplet file {place}{told} is unfinished; run the command that makes it once more")
-    if kind not in (*_HDF5, ".pt"):
+    if kind not in (*SUFFIXES, ".pt"):
         raise DataError(f"triplet file {place}{told} is of an unknown kind; give .hdf5, .pt, a folder, or a .txt that names such files")
     return [place]
 

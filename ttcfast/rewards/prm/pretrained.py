@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .dense import DensePRM
 from .model import PRM
 from .network import PairNetwork
 
+logger = logging.getLogger(__name__)
+
 KINDS: dict[str, type[PairNetwork]] = {"scalar": PRM, "dense": DensePRM}
 _NORMALIZER = ("mean", "std", "delta_std")
 
@@ -37,7 +40,8 @@ def save_pretrained(network: PairNetwork, folder: str | os.PathLike[str]) -> Non
         "spec": None if network.spec is None else strict(spec_meta(network.spec)),
         "info": network.info,
     }
-    checkpoints.save(place / "model.safetensors", tensors, {"architecture": "prm", "kind": network.kind, **network.config()})
+    meta = {"architecture": "prm", "kind": network.kind, **network.config(), "config": strict(config)}
+    checkpoints.save(place / "model.safetensors", tensors, meta)
     write_json(place / "config.json", config)
 
 
@@ -51,11 +55,23 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PairNetwork:
         network = _build(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise CheckpointError(f"reward model {place}: config.json describes none that this version can build ({error})") from error
-    tensors, _ = checkpoints.load(place / "model.safetensors", {"architecture": "prm", "kind": network.kind, **network.config()})
+    tensors, meta = checkpoints.load(place / "model.safetensors", {"architecture": "prm", "kind": network.kind, **network.config()})
+    _require_own(place, config, meta.get("config"))
     if network.normalizer is not None:
         tensors |= {f"normalizer.{name}": getattr(network.normalizer, name) for name in _NORMALIZER}
     checkpoints.load_weights(network, tensors, place / "model.safetensors")
     return network.eval()
+
+
+def _require_own(place: Path, config: dict[str, Any], written: dict[str, Any] | None) -> None:
+    """Raise ``CheckpointError`` unless ``config.json`` is what was written with the weights, whose file holds it under its checksum."""
+    if written is None:
+        logger.info("%s was written by an older ttcfast, whose config.json has no checksum: bits that flip in it go unnoticed", place)
+    elif other := [name for name in {**config, **written} if config.get(name) != written.get(name)]:
+        raise CheckpointError(
+            f"reward model {place}: config.json is not the one that model.safetensors was written with (other {', '.join(other)}): it is "
+            "damaged, was edited, or a run was killed between the two; copy both again, or run the command that makes them once more"
+        )
 
 
 def load_state_dict_file(path: str | os.PathLike[str]) -> PRM:

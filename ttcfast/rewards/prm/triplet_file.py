@@ -9,16 +9,21 @@ The layout (``M`` samples, ``C`` channels, ``*S`` cells), with root attributes `
     step, trajectory   int64 [M];   on_policy   bool [M]
     normalizer/mean, std, delta_std     float32 [C]
     done        int64   [1]             samples written so far
+    sums        uint64  [M, 6]          of each frame (``frame_sums``), compared whenever it is read
 
-Every data set is contiguous and its place fixed when the file is made, so that a killed writer leaves a sound file and frames are read
-without HDF5.
+Every data set is contiguous and its place fixed when the file is made, so that a killed writer leaves a sound file, and data are
+written and frames read without HDF5. Its own checksums want chunks and take longer than the reading; ``sums`` stand for them, and the
+attribute ``checksum`` covers everything else. Files of older versions have neither.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -32,17 +37,21 @@ from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.runtime import hdf5
-from ttcfast.runtime.errors import DataError, OutputError
-from ttcfast.runtime.files import disk_errors, strict
+from ttcfast.runtime.errors import DataError
+from ttcfast.runtime.files import strict
 from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec
+
+logger = logging.getLogger(__name__)
 
 FORMAT, VERSION = "ttcfast-triplets", 1
 FRAMES = ("state", "best", "median", "worst", "deterministic", "truth")
 FILE_NAME = "triplets.hdf5"  # in an output folder
+SUFFIXES = (".hdf5", ".h5")
+CHECKSUM = "checksum"
 _SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
 _TENSORS = ("boundary_mask", "boundary_value")
-_HEADER_ERRORS = (KeyError, OSError, ValueError, RuntimeError, TypeError, AttributeError, IndexError)
+HEADER_ERRORS = (KeyError, OSError, ValueError, RuntimeError, TypeError, AttributeError, IndexError)
 
 Place = str | os.PathLike[str]
 
@@ -65,87 +74,6 @@ class TripletHeader:
 
     def attributes(self) -> dict[str, str]:
         return {"surrogate": self.surrogate, "spec": _dumped(_spec_values(self.spec)), "config": _dumped(self.config)}
-
-
-class TripletWriter:
-    """Fills ``path`` in order, beginning where an earlier writer of the same samples was killed.
-
-    Args:
-        path: of the unfinished file.
-        header: what it says about its samples.
-        count: M. shape: of a state, ``(C, *S)``.
-
-    Attributes:
-        done: samples that are there already.
-
-    Raises:
-        DataError: an unfinished file is there and of other samples, or damaged. OutputError: the disk is full, or another process writes.
-    """
-
-    def __init__(self, path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> None:
-        self.path = path
-        if path.exists():
-            _require_same(path, header, count, tuple(shape))
-        else:
-            self._create(header, count, tuple(shape))
-        with disk_errors(path):
-            try:
-                self._file = h5py.File(path, "r+")
-            except BlockingIOError as error:
-                raise OutputError(f"{path} is being written by another process; wait for it, or give another out=") from error
-        self.done = int(self._file["done"][0])
-
-    def append(self, **values: np.ndarray) -> None:
-        """Add samples; a keyword per data set, its first axis the samples."""
-        stop = self.done + len(values["errors"])
-        with disk_errors(self.path):
-            for name, value in values.items():
-                self._file[name][self.done : stop] = value
-            self._sync()
-            self._file["done"][0] = stop  # after the samples that it counts
-            self._sync()
-        self.done = stop
-
-    def read(self, name: str) -> np.ndarray:
-        """What has been written of a data set."""
-        return np.asarray(self._file[name][: self.done])
-
-    def complete(self) -> None:
-        """Say that all samples are there."""
-        with disk_errors(self.path):
-            self._file.attrs.modify("complete", np.bool_(True))
-            self._sync()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.id.get_vfd_handle())
-
-    def _create(self, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
-        k, fresh = int(header.config["K"]), self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        layout: dict[str, tuple[tuple[int, ...], type]] = {
-            "frames": ((count, len(FRAMES), *shape), np.float32),
-            "errors": ((count, k), np.float32),
-            "picked": ((count, 3), np.int64),
-            "step": ((count,), np.int64),
-            "trajectory": ((count,), np.int64),
-            "on_policy": ((count,), np.bool_),
-            "done": ((1,), np.int64),
-        }
-        try:
-            with disk_errors(self.path):
-                with h5py.File(fresh, "w") as file:
-                    file.attrs.update({"format": FORMAT, "version": VERSION, "complete": np.bool_(False), **header.attributes()})
-                    for name in ("mean", "std", "delta_std"):
-                        file[f"normalizer/{name}"] = getattr(header.normalizer, name).detach().cpu().float().numpy()
-                    for name, (size, dtype) in layout.items():
-                        data = file.create_dataset(name, size, dtype)
-                        data[(-1,) * len(size)] = 0  # HDF5 gives a data set its place at the first write
-                os.replace(fresh, self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
 
 
 class TripletFile:
@@ -173,11 +101,12 @@ class TripletFile:
 
     def __init__(self, path: Place) -> None:
         self.path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        with _opened(self.path) as file:
+        self._sums: np.ndarray | None = None
+        with opened(self.path) as file:
             self.path = Path(os.path.abspath(self.path))
             try:
                 self._read_header(file)
-            except _HEADER_ERRORS as error:
+            except HEADER_ERRORS as error:
                 said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
                 raise DataError(f"triplet file {self.path} is damaged: {said}; make or copy it again") from error
         if not len(self):
@@ -215,22 +144,30 @@ class TripletFile:
         return out
 
     def _read_into(self, out: Tensor, rows: Sequence[int]) -> None:
+        into = out.numpy()
+        words, sums = frame_words(into), np.zeros(out.shape[:2], np.uint64)
         with hdf5.held_open(self, self._open) as source:
-            if isinstance(source, h5py.File):
-                into, data = out.numpy(), source["frames"]
-                for place, row in enumerate(rows):
-                    into[place] = data[row, : out.shape[1]]
-                return
-            # positioned reads, since a mapping's page faults cost several times the copy
-            file, size = source.fileno(), 4 * out[:1].numel()
-            stride, memory = size // out.shape[1] * len(FRAMES), out.view(-1).numpy().data.cast("B")
+            data = source["frames"] if isinstance(source, h5py.File) else source
             for place, row in enumerate(rows):
-                if os.preadv(file, [memory[place * size : (place + 1) * size]], source.offset + row * stride) != size:
-                    raise OSError(f"it ends before sample {row}")
+                self._read_sample(data, into[place], row)
+                if self._sums is not None:  # at once, while it lies in the processor's cache
+                    np.add.reduce(words[place], axis=1, dtype=np.uint64, out=sums[place])
+        if self._sums is not None and (wrong := (sums != self._sums[rows, : out.shape[1]]).any(1)).any():
+            raise OSError(f"the checksums of sample {rows[int(wrong.argmax())]} do not fit its frames")
+
+    @staticmethod
+    def _read_sample(source: h5py.Dataset | _Frames, into: np.ndarray, row: int) -> None:
+        if isinstance(source, h5py.Dataset):
+            into[:] = source[row, : len(into)]
+            return
+        # positioned reads, since a mapping's page faults cost several times the copy
+        stride = into.nbytes // len(into) * len(FRAMES)
+        if os.preadv(source.fileno(), [into.data], source.offset + row * stride) != into.nbytes:
+            raise OSError(f"it ends before sample {row}")
 
     def _open(self) -> h5py.File | _Frames:
         """The bytes of the frames, or the HDF5 file where a tool has rewritten them in chunks or another type."""
-        file = _opened(self.path)
+        file = opened(self.path)
         data = file["frames"]
         offset = data.id.get_offset()
         if offset is None or data.dtype != np.dtype("<f4"):
@@ -285,6 +222,12 @@ class TripletFile:
         self._rows, self.skipped = usable.nonzero()[0], int((~usable).sum())
         self.picked = picked[usable]
         self.errors, self.step, self.trajectory, self.on_policy = (held[usable] for held in others)
+        if CHECKSUM not in file.attrs:
+            logger.info("%s was written by an older ttcfast without checksums: bits that flip in it go unnoticed", self.path)
+        elif int(file.attrs[CHECKSUM]) != int(checksum(file)):
+            raise ValueError("its checksum does not fit what it says of its samples")
+        else:
+            self._sums = hdf5.array(file["sums"])
 
 
 class _Frames(FileIO):
@@ -295,46 +238,38 @@ class _Frames(FileIO):
         self.offset = offset
 
 
-def finished(path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> bool:
-    """Whether the whole file is there.
-
-    Raises:
-        DataError: a file of other samples, or of another kind, is.
-    """
-    if not path.exists():
-        return False
-    _require_same(path, header, count, tuple(shape))
-    return True
+def frame_words(frames: np.ndarray) -> np.ndarray:
+    """Contiguous frames ``[m, n, C, *S]`` float32 as integers ``[m, n, words]`` in the same memory: of eight bytes, or of four where a
+    frame is no multiple of eight."""
+    cells = math.prod(frames.shape[2:])
+    return frames.reshape(*frames.shape[:2], cells).view(np.uint32 if cells % 2 else np.uint64)
 
 
-def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
-    remedy = "give another out=, or remove it"
-    with _opened(path) as file:
-        try:
-            if file.attrs.get("format") != FORMAT:
-                raise DataError(f"{path} is there and no triplet file; {remedy}")
-            found = {name: str(file.attrs[name]) for name in ("surrogate", "spec", "config")}
-            sizes = (file["frames"].shape[0], tuple(file["frames"].shape[2:]))
-            done = int(file["done"][0])
-        except _HEADER_ERRORS as error:
-            raise DataError(f"{path} is there and damaged ({error}); {remedy}") from error
-    expected = header.attributes()
-    if found["surrogate"] != expected["surrogate"]:
-        raise DataError(
-            f"{path} was made with another surrogate ({found['surrogate'][:12]} instead of {expected['surrogate'][:12]}): triplets of two "
-            f"surrogates are not mixed; {remedy}"
-        )
-    before, now = json.loads(found["config"]), json.loads(expected["config"])
-    before.setdefault("time_step", now.get("time_step"))  # older files do not say
-    different = [f"{k} {before.get(k)!r} instead of {now.get(k)!r}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    if different or found["spec"] != expected["spec"] or sizes != (count, shape) or done > count:
-        said = (
-            ", ".join(different) or f"{sizes[0]} samples of shape {list(sizes[1])} instead of {count} of {list(shape)}, or another layout"
-        )
-        raise DataError(f"{path} was made with other settings ({said}); {remedy}")
+def frame_sums(frames: np.ndarray) -> np.ndarray:
+    """Sums of ``frame_words`` modulo 2^64, uint64 ``[m, n]``: any flipped bit changes one, and they cost a tenth of a CRC."""
+    return frame_words(np.ascontiguousarray(frames, np.float32)).sum(2, dtype=np.uint64)
 
 
-def _opened(path: Path) -> h5py.File:
+def checksum(file: h5py.File) -> np.uint32:
+    """CRC-32 of a file's attributes and of its data sets but the frames, for which their sums stand."""
+    attributes = [(name, str(file.attrs[name])) for name in ("format", "version", "surrogate", "spec", "config")]
+    total = zlib.crc32(repr(attributes).encode())
+    arrays = (
+        "errors",
+        "picked",
+        "step",
+        "trajectory",
+        "on_policy",
+        "sums",
+        *(f"normalizer/{name}" for name in ("mean", "std", "delta_std")),
+    )
+    for name in arrays:
+        held = file[name][:]
+        total = zlib.crc32(np.ascontiguousarray(held).tobytes(), zlib.crc32(f"{name}{held.dtype}{held.shape}".encode(), total))
+    return np.uint32(total)
+
+
+def opened(path: Path) -> h5py.File:
     return hdf5.open_hdf5(path, "triplet file", "make it with `ttcfast build_prm_data out=...`, or give another path")
 
 
