@@ -13,7 +13,7 @@ import torch
 from tests.surrogates import drop_surrogate, euler_state, shifted
 from ttcfast.rewards.prm.build import build_triplets
 from ttcfast.rewards.prm.dataset import PRMTripletSet
-from ttcfast.rewards.prm.triplet_file import TripletFile
+from ttcfast.rewards.prm.triplet_file import CHECKSUM, TripletFile, checksum
 from ttcfast.runtime.errors import DataError
 
 DATA = ("frames", "errors", "picked", "step", "trajectory", "on_policy")
@@ -82,10 +82,13 @@ def test_upper_case_names_are_found(copied, made):
 def test_triplets_of_two_layouts_are_not_mixed(made, copied):
     with h5py.File(copied, "r+") as file:
         said = file.attrs["spec"]
-        assert '"gamma": 1.4' in said
-        file.attrs["spec"] = said.replace('"gamma": 1.4', '"gamma": 1.4000001')  # rounding
-        assert len(PRMTripletSet([made, copied])) == 2 * len(TripletFile(made))
-        file.attrs["spec"] = said.replace('"gamma": 1.4', '"gamma": 1.6')
+    assert '"gamma": 1.4' in said
+    for gamma in ("1.4000001", "1.6"):  # rounding, another gas
+        with h5py.File(copied, "r+") as file:
+            file.attrs["spec"] = said.replace('"gamma": 1.4', f'"gamma": {gamma}')
+            file.attrs.modify(CHECKSUM, checksum(file))
+        if gamma != "1.6":
+            assert len(PRMTripletSet([made, copied])) == 2 * len(TripletFile(made))
     with pytest.raises(DataError, match=r"a\.hdf5 was made with gamma 1\.6 and .*triplets\.hdf5 with 1\.4; give files of one"):
         PRMTripletSet([made, copied])
 
