@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import types
 import typing
@@ -244,13 +245,21 @@ def _fit(hint: Any, value: Any, key: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, (list, tuple)) and isinstance(value, (list, tuple)):
         item = inside[0] if inside else Any
         return kind(_fit(item, each, f"{key}[{i}]") for i, each in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        _require_machine_number(key, value)
+        if kind is float:
+            return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
         return value
     raise ArgumentError(f"{key} is {value!r}; expected {_in_words(hint)}")
+
+
+def _require_machine_number(key: str, value: float) -> None:
+    """Counts, seeds and sizes go into 64-bit integers; NaN and infinities have no use as a setting and pass every comparison or none."""
+    if not math.isfinite(value) if isinstance(value, float) else not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"{key} is {value}; give a finite number" + (" of at most 64 bits" if isinstance(value, int) else ""))
 
 
 def _fit_union(choices: Sequence[Any], value: Any, key: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import entries
+from ttcfast.runtime.files import entries, parse_json
 from ttcfast.spec import StateSpec
 
 from .alike import agree, require_alike
@@ -144,7 +143,7 @@ def _text(value: Any) -> str:
 def _parameters(file: h5py.File) -> dict[str, Any]:
     """What our generator wrote; other files have names of scalars there."""
     said = _text(file.attrs.get("simulation_parameters", "")).lstrip()
-    return json.loads(said) if said.startswith("{") else {}
+    return parse_json(said) if said.startswith("{") else {}
 
 
 def _gamma(file: h5py.File, count: int) -> float | Tensor:

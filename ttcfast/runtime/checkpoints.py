@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .files import atomic_write, require_regular
+from .files import atomic_write, parse_json, require_regular
 
 _KEY = "ttcfast"  # the one entry of the header's metadata: a single key keeps the bytes the same from run to run
 
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
     if header is None:
         raise CheckpointError(f"checkpoint {path} was not written by ttcfast (its header has no {_KEY!r} entry); give one that was")
     try:
-        entry = json.loads(header)
+        entry = parse_json(header)
         whole = entry["checksum"] == _checksum(tensors, json.dumps(entry["meta"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False

@@ -193,6 +193,18 @@ def is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a file's JSON says.
+
+    Raises:
+        ValueError: it is none, or nested so deeply that Python's reader gives up.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented, strict JSON, atomically. NaN and infinities become null, which every reader understands."""
     with atomic_write(path) as file:

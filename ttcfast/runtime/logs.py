@@ -16,7 +16,7 @@ import torch
 
 from .drawing import import_matplotlib
 from .errors import MissingPackageError
-from .files import append, atomic_write, output_folder, require_regular, strict, write_csv
+from .files import append, atomic_write, output_folder, parse_json, require_regular, strict, write_csv
 from .locks import run_lock
 
 
@@ -140,8 +140,8 @@ def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[
     entries = []
     for line in require_regular(path, "run log", "").read_text(encoding="utf-8").splitlines():
         try:
-            entries.append(json.loads(line))
-        except (json.JSONDecodeError, RecursionError):
+            entries.append(parse_json(line))
+        except ValueError:
             break  # cut off when the run was killed
     return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
 
