@@ -44,7 +44,10 @@ _ALIASES = {
 _WORDS = {"report": "runs"}  # arguments that are no key=value, and the list that they go into
 _FREE = {"generate": ("ranges",), "ceiling": ("sources",)}  # mappings whose keys are the user's own
 # Keys that name a file or a folder: their text is taken as it stands, so that out=20240101 is no number and a blank or comma no syntax.
-_PATHS = {"out", "data", "data.root", "fm", "fm.ckpt", "fm.finetuned", "reward.prm_ckpt", "init", "checkpoint", "examples"}
+_PATHS = {
+    *("out", "data", "data.root", "fm", "fm.ckpt", "fm.finetuned", "reward.prm_ckpt", "init", "model.init", "checkpoint", "examples"),
+    *("ttc.stochastic.directions", "stochastic.directions"),
+}
 _VALUES = {"use_prm": {True: "prm", False: "arm"}}
 
 

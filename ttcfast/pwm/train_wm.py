@@ -299,12 +299,13 @@ class _Run:
             extra = checkpoints.load_training(self.training, agent.model, agent.wm_optimizer)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
-        self._same_settings(self.training, extra["settings"])
-        agent.sanity.load_state_dict(extra["sanity"])
-        if self._meter is not None:
-            self._meter.load_state_dict(extra["meter"])
-        self._seconds, self._cpu_seconds = float(extra["seconds"]), float(extra["cpu_seconds"])
-        return int(extra["step"])
+        with checkpoints.entries_of(self.training, "a training state"):
+            self._same_settings(self.training, extra["settings"])
+            agent.sanity.load_state_dict(extra["sanity"])
+            if self._meter is not None:
+                self._meter.load_state_dict(extra["meter"])
+            self._seconds, self._cpu_seconds = float(extra["seconds"]), float(extra["cpu_seconds"])
+            return int(extra["step"])
 
     def _read(self) -> ArmResult | None:
         """The result of a finished run."""
@@ -314,9 +315,10 @@ class _Run:
             held = parse_json(require_regular(self.report, "result", "", CheckpointError).read_text(encoding="utf-8"))
             values = dict(held["result"])
             found = ArmResult(**values | {"errors": _read_errors(values["errors"]), "esnr_db": _number(values["esnr_db"])})
+            before = dict(held["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.report} is damaged ({error}); remove it, or give another out= or resume=false") from error
-        self._same_settings(self.report, held["settings"])
+        self._same_settings(self.report, before)
         return found
 
     def _same_settings(self, path: Path, before: Mapping[str, Any]) -> None:
