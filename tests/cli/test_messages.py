@@ -222,3 +222,8 @@ def test_an_interpreters_error_without_a_reason_is_memory_under_a_limit_only(mon
         with pytest.raises(kind), memory_errors():
             raise SystemError("error return without exception set")
         limit[0] = 2**30
+
+
+def test_a_list_of_triplets_that_is_no_text(made, tmp_path, capsys):
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    assert refused(capsys, [*command("train_prm", made, tmp_path), f"data.root={tmp_path}/list.txt"], "list.txt is no text") == 1

@@ -92,7 +92,7 @@ def read_fields(path: str | os.PathLike[str]) -> ShownFields:
             truth, deterministic, method = (held[name].astype(np.float32) for name in ("truth", "deterministic", "method"))
             steps, problems, times = held["steps"].tolist(), held["problems"].tolist(), held["times"].tolist()
         names = str(about["name"]), str(about["quantity"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{Path(path)} is damaged or of another version ({error}); make the run again, or delete this file") from error
     expected = (len(problems), len(steps))
     if truth.ndim not in (3, 4) or truth.shape[:2] != expected or not truth.shape == deterministic.shape == method.shape or not truth.size:
