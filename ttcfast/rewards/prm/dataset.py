@@ -169,7 +169,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     """The files of samples that a path stands for."""
     told = "" if named_by is None else f" (named by {named_by})"
-    if place.is_dir():
+    if os.path.isdir(place):  # Path.is_dir raises for a name too long
         if (place / FILE_NAME).is_file():
             return [place / FILE_NAME]
         files = entries(place, *SUFFIXES, ".pt")
