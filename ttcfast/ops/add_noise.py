@@ -53,7 +53,7 @@ def add_noise(
 
     Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
     """
-    dense(x=x, rows=rows)
+    dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
     transforms.constant("sigma", sigma)
     return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)

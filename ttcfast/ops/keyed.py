@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
+from .arguments import dense
 from .registry import Reason, triton_device
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -114,12 +115,13 @@ def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
 
     Raises:
         TypeError: key is something else, or rows are no tensor.
-        ValueError: a number of the key is not whole or out of range.
+        ValueError: a number of the key is not whole or out of range, or rows are sparse.
     """
     if not isinstance(key, Key):
         raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")
     if not isinstance(rows, Tensor):
         raise TypeError(f"rows are a {type(rows).__name__}; give an int64 tensor [M, 2], a (problem, candidate) for each row")
+    dense(rows=rows)
     check_site(key.site)
     return stream_of(key.seed, key.step, rows.device), key.site
 

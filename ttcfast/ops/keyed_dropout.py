@@ -51,7 +51,7 @@ def keyed_dropout(
 
     Source: Srivastava et al. (2014), inverted; DECISIONS, Test-time computing 7 and 8.
     """
-    dense(x=x, rows=rows)
+    dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
     if not isinstance(p, (int, float)):
         raise ValueError(f"p is {p!r}; a dropout rate lies in [0, 1)")

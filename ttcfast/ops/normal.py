@@ -12,7 +12,7 @@ from torch import Tensor
 from ttcfast.spec import Key
 
 from . import keyed, native, transforms
-from .arguments import dense, of_type
+from .arguments import of_type
 from .registry import Backend, choose, register, triton_available, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
@@ -54,10 +54,9 @@ def normal(
 
     Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958). DECISIONS, Test-time computing 7.
     """
-    dense(rows=rows)
     of_type("shape", shape, Sequence)
     stream, site = keyed.stream_and_site(key, rows)
-    if rows.ndim == 2 and rows.shape[0] != M:
+    if isinstance(M, Tensor) or (rows.ndim == 2 and rows.shape[0] != M):
         raise ValueError(f"M is {M} and rows have shape {tuple(rows.shape)}; give M rows")
     return torch.ops.ttcfast.normal(rows, stream, site, list(shape), dtype, antithetic, backend)
 
