@@ -129,7 +129,10 @@ def _verify(file: h5py.File, path: Path) -> None:
     """Compare the checksum of a header of ours; data that are read later have HDF5's own."""
     if CHECKSUM in file.attrs:
         if int(file.attrs[CHECKSUM]) != int(header_checksum(file)):
-            raise ValueError(f"an attribute, axis or scalar has changed since it was written ({CHECKSUM} does not fit)")
+            raise ValueError(
+                f"an attribute, axis or scalar has changed since it was written ({CHECKSUM} does not fit); copy it again, or remove that "
+                "attribute if the change was meant"
+            )
     elif _parameters(file):
         logger.info("%s was written by an older ttcfast without checksums: bits that flip in it go unnoticed", path)
 

@@ -47,17 +47,18 @@ class RunLog:
         resume_step: int | None = None,
     ):
         self.folder = output_folder(folder)
-        self._lock = contextlib.ExitStack()  # held until the log is closed, or forgotten
-        self._lock.enter_context(run_lock(self.folder))
-        # First, so that a missing package is told before the old log is touched.
-        self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
-        self._wandb = _wandb(self.folder, wandb, config) if wandb else None
-        kept = _entries(self.folder / "log.jsonl", resume_step)
-        with atomic_write(self.folder / "log.jsonl") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in kept)
-        self._rows = [_scalars(entry) for entry in kept]
-        self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
-        write_csv(self.folder / "log.csv", self._rows)
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(run_lock(self.folder))
+            # First, so that a missing package is told before the old log is touched.
+            self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
+            self._wandb = _wandb(self.folder, wandb, config) if wandb else None
+            kept = _entries(self.folder / "log.jsonl", resume_step)
+            with atomic_write(self.folder / "log.jsonl") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in kept)
+            self._rows = [_scalars(entry) for entry in kept]
+            self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
+            write_csv(self.folder / "log.csv", self._rows)
+            self._lock = lock.pop_all()  # held until the log is closed, or forgotten
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Add one entry: numbers and strings by name, at ``step``. Non-finite numbers are written as null."""
