@@ -25,7 +25,9 @@ def test_what_an_encoding_lacks_is_written_in_ascii(monkeypatch, encoding, wante
 
 
 def said(**options) -> subprocess.CompletedProcess:
-    code = "import sys\nfrom ttcfast.cli import main\nmain._run = lambda arguments: print('3 \\u2013 4 \\xb1') or 0\nsys.exit(main.main(['info']))"
+    code = (
+        "import sys\nfrom ttcfast.cli import main\nmain._run = lambda given: print('3 \\u2013 4 \\xb1') or 0\nsys.exit(main.main(['info']))"
+    )
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, timeout=120, check=False, **options)
 
 
