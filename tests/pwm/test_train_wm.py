@@ -178,7 +178,7 @@ def test_other_settings_in_the_same_place_are_refused(config):
         ({"steps": 0}, "steps is 0"),
         ({"esnr_microbatches": 1}, "esnr_microbatches is 1 and batch 8; give a divisor of the batch of at least 2, or 0"),
         ({"esnr_microbatches": 3}, "esnr_microbatches is 3 and batch 8"),
-        ({"device": "gpu"}, "device is 'gpu', which is not to be had here"),
+        ({"device": "gpu"}, "device is 'gpu'; give cpu, cuda or cuda:<index>"),
     ],
 )
 def test_wrong_settings_are_named(config, change, message):

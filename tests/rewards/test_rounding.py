@@ -175,3 +175,27 @@ def test_zscores_are_0_up_to_the_floor():
     assert got[0].tolist() == [0.0, 0.0, 0.0]
     assert got[1].mean().abs() < 1e-6 and got[1].amax() > 1
     assert got[2].tolist() == [-torch.inf, 0.0, 0.0]
+
+
+class Outlier(Scorer):
+    """Candidate 0 has 0, the others a little more, and the last far less, as one has whose density is negative."""
+
+    maximum, needs_group = 100.0, True
+
+    def __init__(self, floor):
+        super().__init__()
+        self.floor = floor
+
+    def score_group(self, state, candidates, context):
+        scores = torch.arange(candidates.shape[1], dtype=torch.float64).expand(candidates.shape[:2]) * 1e-9
+        return torch.cat([scores[:, :-1], torch.full_like(scores[:, :1], -50.0)], 1)
+
+    def spread_floor(self, state, context):
+        return torch.full((len(state),), self.floor, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", [TTCGreedy, TTCBeam])
+@pytest.mark.parametrize("floor, chosen", [(1e-6, 0), (1e-10, 2)])
+def test_one_bad_candidate_does_not_make_a_choice_of_the_rounding_among_the_others(kind, floor, chosen):
+    result = kind(shift_surrogate(), Outlier(floor), TTCConfig(branching_factor=4)).rollout(euler_state(2), T=2, return_info=True)
+    assert (result.chosen == chosen).all() and (result.collapsed == (chosen == 0)).all()

@@ -253,3 +253,12 @@ def test_room_is_set_aside(tmp_path):
     files.reserve(tmp_path / "a")
     found = (tmp_path / "a").stat()
     assert found.st_size == 1 << 20 and found.st_blocks * 512 >= 1 << 20
+
+
+def test_a_name_that_is_too_long_is_told_and_one_with_a_long_ending_is_not(tmp_path):
+    path = tmp_path / f"a.{'b' * 240}"
+    with atomic_write(path) as file:
+        file.write("whole")
+    assert path.read_text() == "whole" and len(os.listdir(tmp_path)) == 1
+    with pytest.raises(OutputError, match="File name too long"), atomic_write(tmp_path / ("x" * 300)):
+        pass

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ttcfast.runtime.errors import MissingPackageError
+from ttcfast.runtime.locks import NAME
 from ttcfast.runtime.logs import RunLog, read_log
 
 
@@ -76,6 +77,13 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, asked, module)
     extra = next(iter(asked))
     with pytest.raises(MissingPackageError, match=rf"cannot be imported .*; pip install 'ttcfast\[{extra}\]'"):
         RunLog(tmp_path, **asked)
+
+
+def test_a_log_that_cannot_be_begun_leaves_its_folder_free(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingPackageError) as kept:  # whose frames hold the log
+        RunLog(tmp_path, wandb="project")
+    assert not (tmp_path / NAME).exists() and kept.tb is not None
 
 
 def test_wandb_writes_offline_in_the_runs_folder(tmp_path):

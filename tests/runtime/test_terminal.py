@@ -24,6 +24,29 @@ def test_what_an_encoding_lacks_is_written_in_ascii(monkeypatch, encoding, wante
     assert sys.stdout is stream and stream.errors == "strict"
 
 
+def said(**options) -> subprocess.CompletedProcess:
+    code = (
+        "import sys\nfrom ttcfast.cli import main\nmain._run = lambda given: print('3 \\u2013 4 \\xb1') or 0\nsys.exit(main.main(['info']))"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, timeout=120, check=False, **options)
+
+
+def test_the_c_locale_is_one_of_those_encodings():
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    env.pop("PYTHONIOENCODING", None)
+    ran = said(env=env, stdout=subprocess.PIPE)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"3 - 4 +-\n", b"")
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        ran = said(stdout=full)
+    assert ran.returncode == 1
+    assert ran.stderr.decode().splitlines() == [
+        "ttcfast: cannot write to stdout: No space left on device; send it elsewhere. What is in files is kept"
+    ]
+
+
 def test_a_file_name_that_is_no_utf_8_can_be_printed(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))

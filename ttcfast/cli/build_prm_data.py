@@ -32,7 +32,7 @@ def run(values: Mapping[str, Any]) -> None:
         },
         names=_NAMES,
     )
-    with run_lock(config.out, file=Path(config.out).suffix in SUFFIXES):
+    with run_lock(config.out, file=Path(config.out).suffix.lower() in SUFFIXES):
         path = build_prm_data(config)
         save(Path(path).parent, values, f"{path.stem}.build_prm_data")
     made = TripletFile(path)

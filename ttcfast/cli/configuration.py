@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import types
 import typing
@@ -43,7 +44,10 @@ _ALIASES = {
 _WORDS = {"report": "runs"}  # arguments that are no key=value, and the list that they go into
 _FREE = {"generate": ("ranges",), "ceiling": ("sources",)}  # mappings whose keys are the user's own
 # Keys that name a file or a folder: their text is taken as it stands, so that out=20240101 is no number and a blank or comma no syntax.
-_PATHS = {"out", "data", "data.root", "fm", "fm.ckpt", "fm.finetuned", "reward.prm_ckpt", "init", "checkpoint", "examples"}
+_PATHS = {
+    *("out", "data", "data.root", "fm", "fm.ckpt", "fm.finetuned", "reward.prm_ckpt", "init", "model.init", "checkpoint", "examples"),
+    *("ttc.stochastic.directions", "stochastic.directions"),
+}
 _VALUES = {"use_prm": {True: "prm", False: "arm"}}
 
 
@@ -244,13 +248,21 @@ def _fit(hint: Any, value: Any, key: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, (list, tuple)) and isinstance(value, (list, tuple)):
         item = inside[0] if inside else Any
         return kind(_fit(item, each, f"{key}[{i}]") for i, each in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        _require_machine_number(key, value)
+        if kind is float:
+            return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
         return value
     raise ArgumentError(f"{key} is {value!r}; expected {_in_words(hint)}")
+
+
+def _require_machine_number(key: str, value: float) -> None:
+    """Counts, seeds and sizes go into 64-bit integers; NaN and infinities have no use as a setting and pass every comparison or none."""
+    if not math.isfinite(value) if isinstance(value, float) else not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"{key} is {value}; give a finite number" + (" of at most 64 bits" if isinstance(value, int) else ""))
 
 
 def _fit_union(choices: Sequence[Any], value: Any, key: str) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.initial_conditions import PRESETS
 from ttcfast.physics.solver import can_compile
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
@@ -110,6 +111,7 @@ def generate(config: GenerateConfig) -> list[Path]:
         DataError: a file there was made with other settings or is damaged.
         OutputError: the folder cannot be written. SolverError: an initial condition broke the solver.
     """
+    device_of(config.device)
     output_folder(config.out)
     jobs = [job for split in (SPLITS if config.split == "all" else (config.split,)) for job in _jobs(config, split)]
     todo = [job for job in jobs if not _done(job)]

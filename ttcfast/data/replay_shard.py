@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import atomic_write, require_regular
+from ttcfast.runtime.files import atomic_write, parse_json, require_regular
 from ttcfast.runtime.steady import steady
 
 _KEYS = ("obs", "action", "reward", "task")
@@ -232,7 +232,7 @@ def _short(error: Exception) -> str:
 
 def _parameters(meta: Any) -> dict[str, Any]:
     try:
-        return dict(json.loads(meta)["ttcfast"])
+        return dict(parse_json(meta)["ttcfast"])
     except (TypeError, ValueError, KeyError):
         return {}
 

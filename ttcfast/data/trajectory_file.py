@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import entries
+from ttcfast.runtime.files import entries, parse_json
 from ttcfast.spec import StateSpec
 
 from .alike import agree, require_alike
@@ -130,7 +129,10 @@ def _verify(file: h5py.File, path: Path) -> None:
     """Compare the checksum of a header of ours; data that are read later have HDF5's own."""
     if CHECKSUM in file.attrs:
         if int(file.attrs[CHECKSUM]) != int(header_checksum(file)):
-            raise ValueError(f"an attribute, axis or scalar has changed since it was written ({CHECKSUM} does not fit)")
+            raise ValueError(
+                f"an attribute, axis or scalar has changed since it was written ({CHECKSUM} does not fit); copy it again, or remove that "
+                "attribute if the change was meant"
+            )
     elif _parameters(file):
         logger.info("%s was written by an older ttcfast without checksums: bits that flip in it go unnoticed", path)
 
@@ -144,7 +146,7 @@ def _text(value: Any) -> str:
 def _parameters(file: h5py.File) -> dict[str, Any]:
     """What our generator wrote; other files have names of scalars there."""
     said = _text(file.attrs.get("simulation_parameters", "")).lstrip()
-    return json.loads(said) if said.startswith("{") else {}
+    return parse_json(said) if said.startswith("{") else {}
 
 
 def _gamma(file: h5py.File, count: int) -> float | Tensor:

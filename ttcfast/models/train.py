@@ -25,6 +25,7 @@ from ttcfast.runtime.training import (
     Stopwatch,
     TrainingError,
     adamw,
+    average_again,
     learning_rate,
     require_same_settings,
     set_learning_rate,
@@ -248,9 +249,7 @@ class _Run:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
         with checkpoints.entries_of(self.training, "a training state"):
             require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
-            if odd := [n for n, t in self.average.items() if extra["average"][n].shape != t.shape]:
-                raise ValueError(f"the average of {odd[0]} is of another shape")
-            self.average = {n: extra["average"][n].to(self.device) for n in self.average}
+            self.average = average_again(extra["average"], self.average)
             self.watch.go_on(float(extra["seconds"]))
             return int(extra["step"])
 

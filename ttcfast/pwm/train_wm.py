@@ -15,8 +15,9 @@ import torch
 
 from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.runtime import checkpoints
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
-from ttcfast.runtime.files import output_folder, require_regular, write_json
+from ttcfast.runtime.files import output_folder, parse_json, require_regular, write_json
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
 from ttcfast.spec import at_least, whole
@@ -94,10 +95,7 @@ class TrainWMConfig:
             raise ArgumentError(
                 f"esnr_microbatches is {self.esnr_microbatches} and batch {self.batch}; give a divisor of the batch of at least 2, or 0"
             )
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ArgumentError(f"device is {self.device!r}, which is not to be had here; give cpu or another") from error
+        device_of(self.device)
 
 
 @dataclass(frozen=True)
@@ -301,24 +299,26 @@ class _Run:
             extra = checkpoints.load_training(self.training, agent.model, agent.wm_optimizer)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
-        self._same_settings(self.training, extra["settings"])
-        agent.sanity.load_state_dict(extra["sanity"])
-        if self._meter is not None:
-            self._meter.load_state_dict(extra["meter"])
-        self._seconds, self._cpu_seconds = float(extra["seconds"]), float(extra["cpu_seconds"])
-        return int(extra["step"])
+        with checkpoints.entries_of(self.training, "a training state"):
+            self._same_settings(self.training, extra["settings"])
+            agent.sanity.load_state_dict(extra["sanity"])
+            if self._meter is not None:
+                self._meter.load_state_dict(extra["meter"])
+            self._seconds, self._cpu_seconds = float(extra["seconds"]), float(extra["cpu_seconds"])
+            return int(extra["step"])
 
     def _read(self) -> ArmResult | None:
         """The result of a finished run."""
         if not self.report.exists():
             return None
         try:
-            held = json.loads(require_regular(self.report, "result", "", CheckpointError).read_text(encoding="utf-8"))
+            held = parse_json(require_regular(self.report, "result", "", CheckpointError).read_text(encoding="utf-8"))
             values = dict(held["result"])
             found = ArmResult(**values | {"errors": _read_errors(values["errors"]), "esnr_db": _number(values["esnr_db"])})
+            before = dict(held["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.report} is damaged ({error}); remove it, or give another out= or resume=false") from error
-        self._same_settings(self.report, held["settings"])
+        self._same_settings(self.report, before)
         return found
 
     def _same_settings(self, path: Path, before: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ttcfast.data import ReadOptions
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_directions_fit
 from ttcfast.runtime import provenance
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder, write_csv, write_json
 from ttcfast.runtime.progress import Bar, bar
@@ -95,7 +96,7 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     out = output_folder(config.out)
     sources = {name: _source(name, given) for name, given in config.sources.items()}
     common = {name: getattr(config, name) for name in ("checkpoint", "data", "split", "reading", "problems", "device")}
-    surrogate = load_surrogate(config.checkpoint, device=config.device)
+    surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
     problems, data = load_problems(RunTTCConfig(**common, steps=max(1, config.steps)), surrogate)
     for stochastic in sources.values():
         require_directions_fit(data, stochastic)

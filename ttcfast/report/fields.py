@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import atomic_path, require_regular
+from ttcfast.runtime.files import atomic_path, parse_json, require_regular
 from ttcfast.ttc.evaluate import Evaluation
 from ttcfast.ttc.method_result import MethodResult
 
@@ -88,11 +88,11 @@ def read_fields(path: str | os.PathLike[str]) -> ShownFields:
     """
     try:
         with np.load(require_regular(path, "fields of a run", "make the run again"), allow_pickle=False) as held:
-            about = json.loads(str(held["about"]))
+            about = parse_json(str(held["about"]))
             truth, deterministic, method = (held[name].astype(np.float32) for name in ("truth", "deterministic", "method"))
             steps, problems, times = held["steps"].tolist(), held["problems"].tolist(), held["times"].tolist()
         names = str(about["name"]), str(about["quantity"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{Path(path)} is damaged or of another version ({error}); make the run again, or delete this file") from error
     expected = (len(problems), len(steps))
     if truth.ndim not in (3, 4) or truth.shape[:2] != expected or not truth.shape == deterministic.shape == method.shape or not truth.size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import require_regular, write_json
+from ttcfast.runtime.files import parse_json, require_regular, write_json
 from ttcfast.ttc.evaluate import Problems
 from ttcfast.ttc.method_result import MethodResult
 
@@ -71,10 +70,10 @@ def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[lis
         DataError: no such file, damaged, or recorded on other problems, in other units or over fewer steps.
     """
     try:
-        held = json.loads(require_regular(path, "recorded run", "make it again or leave it out").read_text(encoding="utf-8"))
+        held = parse_json(require_regular(path, "recorded run", "make it again or leave it out").read_text(encoding="utf-8"))
         note, found, scale = str(held["about"]["note"]), list(held["problems"]), held["scale"]
         results = [_result(row, note) for row in held["results"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"recorded run {path} is missing or damaged ({error}); make it again or leave it out") from error
     wanted = fingerprints(problems.truth)
     if missing := [i for i, name in enumerate(wanted) if name not in found]:

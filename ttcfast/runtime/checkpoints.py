@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .files import atomic_write, require_regular
+from .files import atomic_write, parse_json, require_regular
 
 _KEY = "ttcfast"  # the one entry of the header's metadata: a single key keeps the bytes the same from run to run
 
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
     if header is None:
         raise CheckpointError(f"checkpoint {path} was not written by ttcfast (its header has no {_KEY!r} entry); give one that was")
     try:
-        entry = json.loads(header)
+        entry = parse_json(header)
         whole = entry["checksum"] == _checksum(tensors, json.dumps(entry["meta"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
@@ -112,8 +112,18 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    if wrong := missing + surplus + shapes:
+    kinds = [
+        f"{name} is {tensors[name].dtype}, the model's is {own[name].dtype}"
+        for name in own
+        if name in tensors and _kind(tensors[name]) != _kind(own[name])
+    ]
+    if wrong := missing + surplus + shapes + kinds:
         raise CheckpointError(f"checkpoint {path} is of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} differences)")
+    if broken := [name for name, weight in model.named_parameters() if weight.is_floating_point() and not tensors[name].isfinite().all()]:
+        raise CheckpointError(
+            f"checkpoint {path} holds weights that are not finite ({', '.join(broken[:3])}): its training diverged; give an earlier one, "
+            "or train again with a lower lr"
+        )
     model.load_state_dict(dict(tensors))
 
 
@@ -156,6 +166,9 @@ def load_training(
     with entries_of(path, "a training state"):
         state = _put_tensors(meta["training"], tensors)
         saved, randoms, extra = state["optimizer"], state["random"], state["extra"]
+        moments = [value for held in saved["state"].values() for value in held.values() if torch.is_tensor(value) and value.ndim]
+        if odd := [value.dtype for value in moments if not value.is_floating_point()]:  # the optimizer would cast them
+            raise ValueError(f"moments of {odd[0]}")
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     load_weights(model, weights, path)
     try:
@@ -192,6 +205,10 @@ def entries_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         text = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {path} does not describe {what} ({text}); give one that a ttcfast command wrote") from error
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: str) -> int:

@@ -15,6 +15,8 @@ def device_of(name: str) -> torch.device:
         raise ArgumentError(f"device is {name!r}; give cpu, cuda or cuda:<index>") from error
     if device.type == "meta":
         raise ArgumentError(f"device is {name!r}, which holds no numbers; give cpu, cuda or cuda:<index>")
+    if device.type == "cpu" and device.index:
+        raise ArgumentError(f"device is {name!r} and there is one CPU device; give device=cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ArgumentError(f"device is {name!r} and torch sees no GPU here; give device=cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 from collections.abc import Iterator
 
 # What torch (CPU, CUDA), HDF5 and the system say; the kinds of their errors do not tell.
 _MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|memory allocation failed|Cannot allocate memory", re.IGNORECASE
+    r"can't allocate memory|not enough memory|out of memory|memory allocation failed|Cannot allocate memory"
+    r"|Storage size calculation overflowed|too large to convert to C s",
+    re.IGNORECASE,
 )
+# What the interpreter says where a C function failed and could not make its error: under a small limit there was no memory for that.
+_NO_REASON = re.compile(r"error return without exception set|NULL without setting an exception")
 
 
 class UserError(Exception):
@@ -53,6 +58,12 @@ class OutOfMemoryError(UserError, MemoryError):
     """The machine, its GPU or a limit set on the process has no memory left."""
 
 
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, SystemError) and _NO_REASON.search(str(error)):
+        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
+
+
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
     """What is raised within the block for want of memory, as an ``OutOfMemoryError``, which says what to reduce.
@@ -63,7 +74,7 @@ def memory_errors() -> Iterator[None]:
         yield
     except Exception as error:
         found: BaseException | None = error
-        while found is not None and not isinstance(found, MemoryError) and not _MEMORY.search(str(found)):
+        while found is not None and not _is_of_memory(found):
             found = found.__cause__ or found.__context__
         if found is None or isinstance(error, OutOfMemoryError):
             raise

@@ -25,7 +25,7 @@ from typing import IO, Any
 from .errors import DataError, OutputError, UserError
 
 # What the disk or the file system does to a writer. Other OSErrors inside a writing block (a missing input, say) are not ours to rename.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG}
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial(\.[^.]*)?")
 _WHOLE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: the whole file, for writing
 _swept: set[Path] = set()  # folders that this process has looked through for what killed writers left
@@ -86,14 +86,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the folder cannot be written, the disk is full, ``path`` is a folder.
     """
     target = Path(os.path.realpath(path))  # through a link, so that the link stays a link
-    if _is_device(target):
-        with disk_errors(target):
-            yield target
-        return
-    output_folder(target.parent)
-    if target.is_dir():
-        raise OutputError(f"cannot write {target}: it is a folder; give the name of a file")
     with disk_errors(target):
+        if _is_device(target):
+            yield target
+            return
+        output_folder(target.parent)
+        if target.is_dir():
+            raise OutputError(f"cannot write {target}: it is a folder; give the name of a file")
         partial, descriptor = _new_partial(target)
         try:
             yield partial
@@ -193,6 +192,18 @@ def is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a file's JSON says.
+
+    Raises:
+        ValueError: it is none, or nested so deeply that Python's reader gives up.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` as indented, strict JSON, atomically. NaN and infinities become null, which every reader understands."""
     with atomic_write(path) as file:
@@ -260,8 +271,9 @@ def _refuse_pipe(path: Path) -> None:
 def _new_partial(target: Path) -> tuple[Path, int]:
     """A new file beside ``target``, and the descriptor that locks it."""
     stem = target.stem.encode()[:100].decode(errors="ignore")  # a name holds 255 bytes
+    suffix = target.suffix if len(target.suffix) <= 16 else ""  # a longer one names no format
     while True:
-        place = target.with_name(f".{stem}.{secrets.token_hex(8)}.partial{target.suffix}")
+        place = target.with_name(f".{stem}.{secrets.token_hex(8)}.partial{suffix}")
         try:
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .distributed import launched_rank
 from .errors import OutputError
-from .files import disk_errors, is_at, output_folder, try_lock
+from .files import disk_errors, is_at, output_folder, parse_json, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _sign(descriptor: int) -> None:
 
 def _holder(descriptor: int) -> str:
     try:
-        entry = json.loads(os.pread(descriptor, 4096, 0))
+        entry = parse_json(os.pread(descriptor, 4096, 0))
         return f" ({entry['command']}; process {entry['process']} on {entry['host']} since {entry['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""  # it has not signed yet

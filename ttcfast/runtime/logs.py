@@ -16,7 +16,7 @@ import torch
 
 from .drawing import import_matplotlib
 from .errors import MissingPackageError
-from .files import append, atomic_write, output_folder, require_regular, strict, write_csv
+from .files import append, atomic_write, output_folder, parse_json, require_regular, strict, write_csv
 from .locks import run_lock
 
 
@@ -47,17 +47,18 @@ class RunLog:
         resume_step: int | None = None,
     ):
         self.folder = output_folder(folder)
-        self._lock = contextlib.ExitStack()  # held until the log is closed, or forgotten
-        self._lock.enter_context(run_lock(self.folder))
-        # First, so that a missing package is told before the old log is touched.
-        self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
-        self._wandb = _wandb(self.folder, wandb, config) if wandb else None
-        kept = _entries(self.folder / "log.jsonl", resume_step)
-        with atomic_write(self.folder / "log.jsonl") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in kept)
-        self._rows = [_scalars(entry) for entry in kept]
-        self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
-        write_csv(self.folder / "log.csv", self._rows)
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(run_lock(self.folder))
+            # First, so that a missing package is told before the old log is touched.
+            self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
+            self._wandb = _wandb(self.folder, wandb, config) if wandb else None
+            kept = _entries(self.folder / "log.jsonl", resume_step)
+            with atomic_write(self.folder / "log.jsonl") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in kept)
+            self._rows = [_scalars(entry) for entry in kept]
+            self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
+            write_csv(self.folder / "log.csv", self._rows)
+            self._lock = lock.pop_all()  # held until the log is closed, or forgotten
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Add one entry: numbers and strings by name, at ``step``. Non-finite numbers are written as null."""
@@ -140,8 +141,8 @@ def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[
     entries = []
     for line in require_regular(path, "run log", "").read_text(encoding="utf-8").splitlines():
         try:
-            entries.append(json.loads(line))
-        except (json.JSONDecodeError, RecursionError):
+            entries.append(parse_json(line))
+        except ValueError:
             break  # cut off when the run was killed
     return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
 

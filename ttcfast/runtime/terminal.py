@@ -11,12 +11,15 @@ import unicodedata
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
+from .errors import OutputError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _IN_ASCII = {"–": "-", "—": "-", "−": "-", "±": "+-", "×": "x", "·": "*", "…": "...", "“": '"', "”": '"', "‘": "'", "’": "'"}
 _HANDLER = "ttcfast-ascii"
+_RAISE = ("strict", "surrogateescape")  # ways to treat characters that an encoding lacks that end in an error; the latter is that of LANG=C
 
 
 @contextlib.contextmanager
@@ -24,12 +27,14 @@ def any_stdout() -> Iterator[None]:
     """Within the block, nothing that is printed can end the work.
 
     Characters that stdout's encoding lacks (``LANG=C``, ``PYTHONIOENCODING=latin-1``) are written in ASCII, and a reader who went away
-    (``| head -1``) is written to no more, while the work goes on and keeps its results. A stdout that cannot be written for another reason,
-    such as a full disk, still raises.
+    (``| head -1``) is written to no more, while the work goes on and keeps its results.
+
+    Raises:
+        OutputError: stdout cannot be written for another reason, such as a full disk.
     """
     stream = sys.stdout
     before = getattr(stream, "errors", None)
-    if isinstance(stream, io.TextIOWrapper) and before == "strict":
+    if isinstance(stream, io.TextIOWrapper) and before in _RAISE:
         stream.reconfigure(errors=_HANDLER)
     if stream is not None:  # None: the process was started with a closed stdout, and print() knows
         sys.stdout = _Heedless(stream)
@@ -39,7 +44,7 @@ def any_stdout() -> Iterator[None]:
             sys.stdout.flush()
     finally:
         sys.stdout = stream
-        if isinstance(stream, io.TextIOWrapper) and before == "strict" and not stream.closed:
+        if isinstance(stream, io.TextIOWrapper) and before in _RAISE and not stream.closed:
             with contextlib.suppress(OSError):
                 stream.reconfigure(errors=before)
 
@@ -66,11 +71,13 @@ class _Heedless:
     def _reader(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
             # What the buffer still holds would raise again, at the latest when the interpreter ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):
+                raise OutputError(f"cannot write to stdout: {error.strerror}; send it elsewhere. What is in files is kept") from error
 
 
 def plain_console(given: Console | None = None, width: int | None = None) -> Console:

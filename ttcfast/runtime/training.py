@@ -130,6 +130,13 @@ def update_average(average: Mapping[str, Tensor], parameters: Iterable[Tensor], 
     torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters], 1 - decay)
 
 
+def average_again(held: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights of a training state, on the devices of ``like``; other names, shapes or kinds of number raise ValueError."""
+    if odd := [n for n, t in like.items() if held[n].shape != t.shape or held[n].dtype != t.dtype] + [n for n in held if n not in like]:
+        raise ValueError(f"the average of {odd[0]} is of another model")
+    return {name: held[name].to(tensor.device) for name, tensor in like.items()}
+
+
 def settings(config: Any, free: Collection[str]) -> dict[str, Any]:
     """The fields of a dataclass that a resume may not change (all but ``free``), as JSON has them."""
     return {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in free}

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ttcfast.runtime.errors import ArgumentError
+
 from .sites import Site
 
 _ROUNDING = 8  # units of the dtype's eps, relative to a channel's largest value: what batching a matrix product differently may change
 
 
-class DeterministicModelError(ValueError):
+class DeterministicModelError(ArgumentError):
     """A model that gives the same next state every time, where several candidates were asked for."""
 
 

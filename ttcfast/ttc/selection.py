@@ -85,8 +85,13 @@ class Argmax:
         return ~self.usable if floor is None else ~self.usable | (self.scores.amax(1) < floor)
 
     def choice(self, min_spread: float) -> Choice:
-        """One state per problem; candidate 0 where the scores' relative spread is at most ``min_spread``, or their spread ``floor``."""
-        collapsed = spread_collapsed(self.scores, min_spread, self.floor) & self.scores[:, 0].isfinite()
+        """One state per problem; candidate 0 where the scores hardly differ (``spread_collapsed``), or the best of them by no more than
+        ``floor`` from its own."""
+        collapsed, first = spread_collapsed(self.scores, min_spread, self.floor), self.scores[:, 0]
+        if self.floor is not None:  # what others, far below, have done wrong makes no difference of the best and the first
+            highest = self.scores.amax(1)
+            collapsed = collapsed | ((highest > first) & (highest - first <= self.floor))
+        collapsed = collapsed & first.isfinite()
         position = torch.where(collapsed, 0, self._at)
         return Choice(torch.where(over(collapsed, self._best), self.first, self._best), position, collapsed)
 

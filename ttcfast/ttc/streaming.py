@@ -90,9 +90,10 @@ class Spread:
             self.first[rows] = torch.where(usable[:, 0], first, -torch.inf)
 
     def collapsed(self, least: float) -> Tensor:
-        """As ``guardrails.spread_collapsed``, and only where the first candidate could be taken, bool ``[M]``."""
-        flat = (self.count > 1) & (self.highest - self.lowest <= (least * self.size).maximum(self.floor))
-        return flat & self.first.isfinite()
+        """Where a search of one beam takes candidate 0 (``Argmax.choice``), bool ``[M]``."""
+        flat = self.highest - self.lowest <= (least * self.size).maximum(self.floor)
+        flat |= (self.highest > self.first) & (self.highest - self.first <= self.floor)
+        return flat & (self.count > 1) & self.first.isfinite()
 
     def replace(self, rows: Tensor, other: Spread) -> None:
         for name, value in vars(other).items():

@@ -323,10 +323,11 @@ def test_the_seeds_name_of_the_split_is_the_reward_split(tmp_path, capsys):
         generate(GenerateConfig(split=split, n=n, per_file=2, **common))
     checkpoint = write_surrogate(tmp_path / "surrogate.safetensors")
     made = {}
-    for split in ("train_small", "reward", "train"):
+    for split, out in (("train_small", "train_small"), ("reward", "reward"), ("train", "all.HDF5")):  # folders, and a file
         words = f"fm.ckpt={checkpoint} data.root={tmp_path / 'data'} data.train_split={split} builder.K=3 builder.T_prm=2"
-        assert main(["build_prm_data", *words.split(), f"out={tmp_path / split}"]) == 0, capsys.readouterr().err
-        made[split] = TripletFile(tmp_path / split)
+        assert main(["build_prm_data", *words.split(), f"out={tmp_path / out}"]) == 0, capsys.readouterr().err
+        made[split] = TripletFile(tmp_path / out)
+    assert not list(tmp_path.rglob("*.lock"))
     assert content(tmp_path / "train_small" / "triplets.hdf5") == content(tmp_path / "reward" / "triplets.hdf5")
     assert made["train_small"].config == made["reward"].config and made["reward"].config["source"].endswith("split reward")
     assert (len(made["train_small"]), len(made["train"])) == (2, 4)

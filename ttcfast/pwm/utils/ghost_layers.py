@@ -268,8 +268,8 @@ def _in_groups(microbatches: int, numbers: int, squares: Callable[[slice], Tenso
 
 def _square_norms(rows: Tensor) -> Tensor:
     """``[n, D]`` -> ``[n]``, float64, whatever the scale of the rows."""
-    norms = torch.linalg.vector_norm(rows, dim=1)  # in one pass, no square is stored
-    if not _within(norms, 1e-15, 1e18):
+    norms = torch.linalg.vector_norm(rows, dim=1) if _on_host(rows) else None  # in one pass, no square is stored
+    if norms is None or not _within(norms, 1e-15, 1e18):
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     return norms.double().square()
 
@@ -279,16 +279,21 @@ def _near_one(rows: Tensor, low: float, least: float = 0.0) -> tuple[Tensor, Ten
 
     A power brings the largest magnitude, or ``least`` if that is larger, near 1; it is 1 where all norms lie between ``low`` and 1e9.
     """
-    if _within(torch.linalg.vector_norm(rows, dim=(1, 2)), low, 1e9):
+    if _on_host(rows) and _within(torch.linalg.vector_norm(rows, dim=(1, 2)), low, 1e9):
         return rows, rows.new_ones(())
     exponent = torch.frexp(rows.abs().amax((1, 2), keepdim=True).clamp_min(least)).exponent.clamp(-126, 126)
     scale = torch.ldexp(torch.ones_like(rows[:, :1, :1]), exponent)
     return rows / scale, scale
 
 
+def _on_host(x: Tensor) -> bool:
+    """Whether a look at its values waits for no device."""
+    return x.device.type == "cpu"
+
+
 def _within(norms: Tensor, low: float, high: float) -> bool:
-    """Whether all are; said of host memory alone, as a look at a device would wait for it."""
-    return norms.device.type == "cpu" and bool(((norms > low) & (norms < high)).all())
+    """Whether all are."""
+    return bool(((norms > low) & (norms < high)).all())
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from ttcfast.metrics.calibration import calibration
+from ttcfast.runtime.files import parse_json, require_regular
 from ttcfast.ttc.method_result import LABELS
 
 from ..calibration import FILE
@@ -30,9 +30,9 @@ def calibration_section(folder: Path) -> Markup | None:
     The first mixes easy states with hard ones, as the plan asks; the second is what choosing rests on. None where the run kept no scores.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not path.exists():
         return None
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = parse_json(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))
     parts = [_of_reward(str(name), held["errors"], scores) for name, scores in held["scores"].items()]
     if not parts:
         return None

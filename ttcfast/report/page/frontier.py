@@ -6,6 +6,7 @@ import csv
 import math
 from pathlib import Path
 
+from ttcfast.runtime.files import require_regular
 from ttcfast.ttc.method_result import LABELS
 
 from ..figures.frontier import search_label
@@ -26,9 +27,9 @@ _COLUMNS = {  # of the file, and their heads on the page
 def frontier_section(folder: Path) -> Markup | None:
     """The points of the frontier as a table, the best of each reward marked. None where the run traced none."""
     path = folder / FILE
-    if not path.is_file():
+    if not path.exists():
         return None
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(require_regular(path, "table", "make the run again"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ttcfast.runtime.errors import ArgumentError, DataError
-from ttcfast.runtime.files import entries, require_regular
+from ttcfast.runtime.files import entries, parse_json, require_regular
 from ttcfast.runtime.logs import read_log
 
 T = TypeVar("T")
@@ -152,10 +151,10 @@ def guarded(folder: Path, read: Callable[..., T], *arguments: Any) -> T:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))
+        held = parse_json(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path.parent} holds no readable {path.name} ({error.strerror}); make it readable") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} is damaged or of another version ({error}); make the run again") from error
     if not isinstance(held, dict):
         raise DataError(f"{path} is damaged or of another version (no mapping); make the run again")

@@ -169,7 +169,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     """The files of samples that a path stands for."""
     told = "" if named_by is None else f" (named by {named_by})"
-    if place.is_dir():
+    if os.path.isdir(place):  # Path.is_dir raises for a name too long
         if (place / FILE_NAME).is_file():
             return [place / FILE_NAME]
         files = entries(place, *SUFFIXES, ".pt")
@@ -181,7 +181,10 @@ def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
     require_regular(place, "triplet file", "make it with `ttcfast build_prm_data`, or give another path", told=told)
     kind = place.suffix.lower()
     if kind == ".txt" and named_by is None:
-        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise DataError(f"triplet list {place} is no text ({error}); give a .txt that names one triplet file a line") from error
         return [path for line in lines if line for path in _sample_files(place.parent / line, place)]
     if kind == ".partial":
         raise DataError(f"triplet file {place}{told} is unfinished; run the command that makes it once more")

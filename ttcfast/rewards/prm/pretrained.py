@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.checkpoint import spec_meta
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.runtime.files import output_folder, require_regular, strict, write_json
+from ttcfast.runtime.files import output_folder, parse_json, require_regular, strict, write_json
 from ttcfast.spec import StateSpec
 
 from .dense import DensePRM
@@ -51,9 +50,9 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PairNetwork:
     if not (place / "config.json").is_file():
         raise CheckpointError(f"reward model {place} has no config.json; give a folder that save_pretrained or ttcfast train_prm wrote")
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((place / "config.json").read_text(encoding="utf-8"))
         network = _build(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"reward model {place}: config.json describes none that this version can build ({error})") from error
     tensors, meta = checkpoints.load(place / "model.safetensors", {"architecture": "prm", "kind": network.kind, **network.config()})
     _require_own(place, config, meta.get("config"))

@@ -26,6 +26,7 @@ from ttcfast.runtime.training import (
     Stopwatch,
     TrainingError,
     adamw,
+    average_again,
     learning_rate,
     require_same_settings,
     set_learning_rate,
@@ -185,14 +186,15 @@ class _Run:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; to start anew {remedy}") from error
         now = {**self.config.settings(), "surrogate": self.triplets.surrogate, "triplets": self.triplets.fingerprint}
-        before = {**extra["settings"], **{name: extra.get(name) for name in ("surrogate", "triplets")}}
-        require_same_settings(self.training, before, now)
-        self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
-        self.best = {n: t.to(self.device) for n, t in extra["best"].items()} or None
-        self.best_loss, self.since_best, self.metrics = float(extra["best_loss"]), int(extra["since_best"]), dict(extra["metrics"])
-        self.finished = bool(extra["finished"]) and self.config.patience is not None
-        self.watch.go_on(float(extra["seconds"]))
-        return int(extra["step"])
+        with checkpoints.entries_of(self.training, "a training state"):
+            before = {**extra["settings"], **{name: extra.get(name) for name in ("surrogate", "triplets")}}
+            require_same_settings(self.training, before, now)
+            self.average = average_again(extra["average"], self.average)
+            self.best = average_again(extra["best"], self.average) if extra["best"] else None
+            self.best_loss, self.since_best, self.metrics = float(extra["best_loss"]), int(extra["since_best"]), dict(extra["metrics"])
+            self.finished = bool(extra["finished"]) and self.config.patience is not None
+            self.watch.go_on(float(extra["seconds"]))
+            return int(extra["step"])
 
     def result(self, step: int) -> TrainPRMResult:
         if rank() == 0:

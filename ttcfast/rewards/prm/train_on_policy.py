@@ -24,6 +24,7 @@ from ttcfast.runtime.training import (
     CLOCKS,
     Stopwatch,
     adamw,
+    average_again,
     learning_rate,
     require_same_settings,
     set_learning_rate,
@@ -233,11 +234,12 @@ class _Run:
         if not self.training.exists():
             return 0
         extra = checkpoints.load_training(self.training, self.model, self.optimizer)
-        require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
-        self.average = {n: t.to(self.device) for n, t in extra["average"].items()}
-        self.pool.load_state_dict(extra["pool"])
-        self.watch.go_on(float(extra["seconds"]))
-        return int(extra["step"])
+        with checkpoints.entries_of(self.training, "a training state"):
+            require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
+            self.average = average_again(extra["average"], self.average)
+            self.pool.load_state_dict(extra["pool"])
+            self.watch.go_on(float(extra["seconds"]))
+            return int(extra["step"])
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         model = self._averaged()

@@ -38,7 +38,7 @@ from torch import Tensor
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import strict
+from ttcfast.runtime.files import parse_json, strict
 from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec
 
@@ -206,8 +206,8 @@ class TripletFile:
             raise DataError(f"triplet file {self.path} is of version {file.attrs['version']}; this ttcfast reads {VERSION}: make it again")
         if not bool(file.attrs["complete"]):
             raise DataError(f"triplet file {self.path} is unfinished ({_progress(file)}); run the command that makes it once more")
-        self.surrogate, self.config = str(file.attrs["surrogate"]), json.loads(file.attrs["config"])
-        self.spec = _spec_from(json.loads(file.attrs["spec"]))
+        self.surrogate, self.config = str(file.attrs["surrogate"]), parse_json(file.attrs["config"])
+        self.spec = _spec_from(parse_json(file.attrs["spec"]))
         self.normalizer = Normalizer(*(torch.from_numpy(hdf5.array(file[f"normalizer/{n}"])) for n in ("mean", "std", "delta_std")))
         frames = file["frames"]
         for name, kinds in (("frames", "f"), ("errors", "f"), ("picked", "iu"), ("step", "iu"), ("trajectory", "iu"), ("on_policy", "b")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import h5py
 import numpy as np
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.files import atomic_path, disk_errors, reserve
+from ttcfast.runtime.files import atomic_path, disk_errors, parse_json, reserve
 from ttcfast.runtime.hdf5_writing import edit_hdf5
 
 from .triplet_file import CHECKSUM, FORMAT, FRAMES, HEADER_ERRORS, VERSION, TripletHeader, checksum, frame_sums, opened
@@ -135,6 +134,7 @@ def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[in
             found = {name: str(file.attrs[name]) for name in ("surrogate", "spec", "config")}
             sizes = (file["frames"].shape[0], tuple(file["frames"].shape[2:]))
             done = int(file["done"][0])
+            before = dict(parse_json(found["config"]))
         except HEADER_ERRORS as error:
             raise DataError(f"{path} is there and damaged ({error}); {remedy}") from error
     expected = header.attributes()
@@ -143,7 +143,7 @@ def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[in
             f"{path} was made with another surrogate ({found['surrogate'][:12]} instead of {expected['surrogate'][:12]}): triplets of two "
             f"surrogates are not mixed; {remedy}"
         )
-    before, now = json.loads(found["config"]), json.loads(expected["config"])
+    now = parse_json(expected["config"])
     before.setdefault("time_step", now.get("time_step"))  # older files do not say
     different = [f"{k} {before.get(k)!r} instead of {now.get(k)!r}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if different or found["spec"] != expected["spec"] or sizes != (count, shape) or done > count:
