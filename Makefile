@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 BUILD := setup.py pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
@@ -29,8 +30,8 @@ help: ## this list
 demo: $(VENV)/.installed-demo ## install, roll out the shipped model with and without test-time compute, print one table, draw the figures
 	@start=$$SECONDS; $(RUN) -m ttcfast.cli.demo $(ARGS); echo "the demo took $$((SECONDS - start)) s"
 
-test: $(VENV)/.installed-test ## the test suite (ARGS="-m slow" for the long tests)
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.installed-test ## the test suite, in two processes (JOBS=4 for more; ARGS="-m slow" for the long tests)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-lint ## ruff, mypy, clang-format
 	$(VENV)/bin/ruff check .

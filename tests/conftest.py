@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of a process that a shell starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in _required(session.config):
         if name not in (*BACKENDS, "cuda", "triton-interpret"):
             raise pytest.UsageError(f"--require-backends names {name!r}; known: {', '.join(BACKENDS)}, cuda, triton-interpret")

@@ -1,9 +1,11 @@
 """One surrogate, several threads; and a model that is as it was whatever ends a call."""
 
 import copy
-import os
+import gc
+import math
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -287,20 +289,35 @@ def test_mc_dropout_is_undone_when_its_entering_is_interrupted(monkeypatch):
     assert state_of(model) == before
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def calls_until(moment: float, call: Callable[[], object]) -> tuple[int, bool]:
+    """Press Ctrl-C at Python's event number ``moment`` of a call: how many events there were until then, and whether it was interrupted."""
+    count = 0
+
+    def look(frame: object, event: str, given: object) -> None:
+        nonlocal count
+        count += 1
+        if count == moment:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    gc.disable()  # Python loses an interrupt that meets a callback of its garbage collection
+    sys.setprofile(look)
+    try:
+        call()
+        return count, False
+    except KeyboardInterrupt:
+        return count, True
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+
+
 def test_ctrl_c_at_any_moment_leaves_the_model_as_it_was():
     fm, x = Surrogate(vit().eval(), SPEC, stochastic={"latent_sigma": 0.1, "latent_at": "blocks.1"}), euler_state(1)
-    expected, before, caught = draw(fm, x), state_of(fm.model), 0
-    moments = random.Random(0)
-    for _ in range(60):
-        timer = threading.Timer(moments.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGINT))
-        try:
-            timer.start()
-            for _ in range(200):
-                draw(fm, x)
-        except KeyboardInterrupt:
-            caught += 1
-        timer.join()
+    expected, before = draw(fm, x), state_of(fm.model)
+    events, _ = calls_until(math.inf, lambda: draw(fm, x))
+    assert events > 1000
+    for moment in range(1, events - 10, events // 60):
+        assert calls_until(moment, lambda: draw(fm, x)) == (moment, True)
         assert state_of(fm.model) == before
-    assert caught > 50  # Python loses an interrupt that meets a callback of its garbage collection
     assert torch.equal(draw(fm, x), expected)

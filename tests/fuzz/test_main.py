@@ -59,7 +59,7 @@ checks.OPS["normal"] = lambda draw: time.sleep(1000)
 def test_a_planted_fault_is_found(monkeypatch, capsys, op, fault, told):
     monkeypatch.setattr(fuzz, "CHILD", [sys.executable, "-c", BREAK.format(fault=fault)])
     monkeypatch.setattr(fuzz, "MOST_FAILURES", 1)
-    monkeypatch.setattr(fuzz, "HANGS", 20)
+    monkeypatch.setattr(fuzz, "HANGS", 10)
     assert fuzz.main(["--seconds", "300", "--seed", "7", "--op", op]) == 1
     printed = capsys.readouterr().out
     assert re.search(told, printed), printed

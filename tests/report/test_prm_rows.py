@@ -84,7 +84,7 @@ def test_chosen_rows_of_one_run_join_those_of_another(run, examples, prm, tmp_pa
         run_ttc(config(examples, tmp_path, ttc=TTCConfig(branching_factor=2), merge=(str(folder),)), quiet=True)
     with pytest.raises(DataError, match="other problems"):
         run_ttc(config(examples, tmp_path, problems=5, merge=(str(folder),)), quiet=True)
-    with pytest.raises(DataError, match=r"nowhere/rows.json is missing"):
+    with pytest.raises(DataError, match=r"nowhere/rows.json does not exist; make it again or leave it out"):
         run_ttc(config(examples, tmp_path, merge=("nowhere",)), quiet=True)
 
 
