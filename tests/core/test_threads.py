@@ -1,13 +1,16 @@
 """One surrogate, several threads; and a model that is as it was whatever ends a call."""
 
 import copy
-import os
+import gc
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -287,20 +290,42 @@ def test_mc_dropout_is_undone_when_its_entering_is_interrupted(monkeypatch):
     assert state_of(model) == before
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class Pressed:
+    """While a block runs: Ctrl-C at the n-th event that Python tells a debugger of, be it a call, a line or a return."""
+
+    def __init__(self, n: int) -> None:
+        self.left, self.seen = n, 0
+
+    def __enter__(self) -> "Pressed":
+        self._before = sys.gettrace()
+        sys.settrace(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _look(self, frame: FrameType, event: str, value: object) -> Callable[..., Any]:
+        self.seen += 1
+        if self.seen == self.left:
+            sys.settrace(None)
+            handler = signal.getsignal(signal.SIGINT)
+            assert callable(handler)
+            handler(signal.SIGINT, frame)  # what it raises comes up in that frame
+        return self._look
+
+
 def test_ctrl_c_at_any_moment_leaves_the_model_as_it_was():
     fm, x = Surrogate(vit().eval(), SPEC, stochastic={"latent_sigma": 0.1, "latent_at": "blocks.1"}), euler_state(1)
-    expected, before, caught = draw(fm, x), state_of(fm.model), 0
-    moments = random.Random(0)
-    for _ in range(60):
-        timer = threading.Timer(moments.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGINT))
-        try:
-            timer.start()
-            for _ in range(200):
+    expected, before = draw(fm, x), state_of(fm.model)
+    gc.disable()  # what an interrupt raises within a callback of the collector is lost
+    try:
+        with Pressed(0) as whole:
+            draw(fm, x)
+        moments = range(1, whole.seen, whole.seen // 60)
+        for moment in moments:
+            with pytest.raises(KeyboardInterrupt), Pressed(moment):
                 draw(fm, x)
-        except KeyboardInterrupt:
-            caught += 1
-        timer.join()
-        assert state_of(fm.model) == before
-    assert caught > 50  # Python loses an interrupt that meets a callback of its garbage collection
-    assert torch.equal(draw(fm, x), expected)
+            assert state_of(fm.model) == before, moment
+    finally:
+        gc.enable()
+    assert len(moments) >= 60 and torch.equal(draw(fm, x), expected)
