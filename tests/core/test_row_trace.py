@@ -111,6 +111,12 @@ def test_noise_is_that_of_the_state_in_any_layout(layout, history, noise):
     independent(Surrogate(model, SPEC, history=history, stochastic=config), window(history), distinct=noise != "path")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_tensors_too_large_to_be_compared_whole_a_part_is_enough(layout, monkeypatch):
+    monkeypatch.setattr(row_trace, "_COMPARED", 700)  # of 1536 entries of each state
+    independent(Surrogate(Folds(*LAYOUTS[layout], history=3), SPEC, history=3), window(3))
+
+
 @pytest.mark.parametrize("first", ["one", "all"])
 def test_tokens_first_whatever_their_number_and_that_of_the_states(first):
     fm = Surrogate(Folds(tokens, from_tokens), SPEC)
@@ -313,6 +319,18 @@ def test_candidates_that_depend_on_others_are_said_once_with_the_reason(kind, re
         if kind is not Borrows:
             with pytest.warns(RuntimeWarning, match=message):
                 candidates(fm, x, stochastic=config)
+
+
+def test_rounding_by_the_size_of_a_batch_is_no_mixing_also_where_a_model_leaves_holes():
+    class Holes(DropNet):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x) * (1 + 1e-4 * len(x))  # far less than what noise does, more than rounding usually does
+            out[..., 2:4, 3] = torch.nan  # land
+            return out
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        candidates(Surrogate(Holes(), SPEC), euler_state(2))
 
 
 def test_a_model_for_one_state_alone_says_that_it_could_not_be_traced():

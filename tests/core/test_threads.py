@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import math
 import random
 import signal
 import sys
@@ -10,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -289,35 +290,42 @@ def test_mc_dropout_is_undone_when_its_entering_is_interrupted(monkeypatch):
     assert state_of(model) == before
 
 
-def calls_until(moment: float, call: Callable[[], object]) -> tuple[int, bool]:
-    """Press Ctrl-C at Python's event number ``moment`` of a call: how many events there were until then, and whether it was interrupted."""
-    count = 0
+class Pressed:
+    """While a block runs: Ctrl-C at the n-th event that Python tells a debugger of, be it a call, a line or a return."""
 
-    def look(frame: object, event: str, given: object) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            sys.setprofile(None)
-            signal.raise_signal(signal.SIGINT)
+    def __init__(self, n: int) -> None:
+        self.left, self.seen = n, 0
 
-    gc.disable()  # Python loses an interrupt that meets a callback of its garbage collection
-    sys.setprofile(look)
-    try:
-        call()
-        return count, False
-    except KeyboardInterrupt:
-        return count, True
-    finally:
-        sys.setprofile(None)
-        gc.enable()
+    def __enter__(self) -> "Pressed":
+        self._before = sys.gettrace()
+        sys.settrace(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _look(self, frame: FrameType, event: str, value: object) -> Callable[..., Any]:
+        self.seen += 1
+        if self.seen == self.left:
+            sys.settrace(None)
+            handler = signal.getsignal(signal.SIGINT)
+            assert callable(handler)
+            handler(signal.SIGINT, frame)  # what it raises comes up in that frame
+        return self._look
 
 
 def test_ctrl_c_at_any_moment_leaves_the_model_as_it_was():
     fm, x = Surrogate(vit().eval(), SPEC, stochastic={"latent_sigma": 0.1, "latent_at": "blocks.1"}), euler_state(1)
     expected, before = draw(fm, x), state_of(fm.model)
-    events, _ = calls_until(math.inf, lambda: draw(fm, x))
-    assert events > 1000
-    for moment in range(1, events - 10, events // 60):
-        assert calls_until(moment, lambda: draw(fm, x)) == (moment, True)
-        assert state_of(fm.model) == before
-    assert torch.equal(draw(fm, x), expected)
+    gc.disable()  # what an interrupt raises within a callback of the collector is lost
+    try:
+        with Pressed(0) as whole:
+            draw(fm, x)
+        moments = range(1, whole.seen, whole.seen // 60)
+        for moment in moments:
+            with pytest.raises(KeyboardInterrupt), Pressed(moment):
+                draw(fm, x)
+            assert state_of(fm.model) == before, moment
+    finally:
+        gc.enable()
+    assert len(moments) >= 60 and torch.equal(draw(fm, x), expected)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -127,29 +128,63 @@ def held_elsewhere(until: threading.Event) -> threading.Thread:
     return thread
 
 
-def test_waiting_can_be_interrupted_and_takes_nothing():
-    until = threading.Event()
-    thread = held_elsewhere(until)
-    threading.Timer(0.1, interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt), turn("wait"):
-        pytest.fail("the other thread has its turn")
-    until.set()
+class Busy:
+    """A lock that somebody else has, for so many attempts to get it; each is preceded by something."""
+
+    def __init__(self, attempts: int, first=lambda: None) -> None:
+        self.attempts, self.first, self.held = attempts, first, False
+
+    def acquire(self, timeout: float) -> bool:
+        self.first()
+        self.attempts -= 1
+        self.held = self.attempts < 0
+        return self.held
+
+    def release(self) -> None:
+        self.held = False
+
+
+def test_waiting_can_be_interrupted_and_takes_nothing(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(turns._held, "lock", busy := Busy(3, interrupt))
+        with pytest.raises(KeyboardInterrupt), turn("wait"):
+            pytest.fail("the other thread has its turn")
+    assert busy.attempts == 2 and not busy.held
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3, 9])
+def test_a_long_wait_says_for_whom(monkeypatch, caplog, attempts):
+    monkeypatch.setattr(turns, "_PATIENCE", 2 * turns._POLL)
+    with monkeypatch.context() as patch:
+        patch.setattr(turns._held, "lock", busy := Busy(attempts))
+        patch.setattr(turns._held, "what", "a long call in thread 'the other'")
+        with turn("candidates"):
+            assert busy.held
+    told = "candidates has waited 0 s for a long call in thread 'the other', since only one"
+    assert caplog.text.count(told) == (attempts > 1) and not busy.held
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_turn_that_another_thread_ends_is_over(interrupted):
+    def held():
+        with turn("a generator") as this, this.body():
+            yield
+
+    generator = held()
+    next(generator)
+    thread = threading.Thread(target=generator.close)
+    thread.start()
     thread.join()
-
-
-def interrupt_main() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_long_wait_says_for_whom(monkeypatch, caplog):
-    monkeypatch.setattr(turns, "_PATIENCE", 0.1)
-    until = threading.Event()
-    thread = held_elsewhere(until)
-    threading.Timer(0.4, until.set).start()
-    with turn("candidates"):
-        pass
+    others: list[bool] = []
+    thread = threading.Thread(target=lambda: others.append(turns._held.lock.acquire(timeout=10)))
+    thread.start()
     thread.join()
-    assert caplog.text.count("candidates has waited 0 s for a long call in thread 'the other', since only one") == 1
+    assert others == [True]
+    turns._held.lock.release()
+    if interrupted:  # nobody is in a turn, so it acts at once
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    test_an_interrupt_waits_for_the_end_of_a_turn()  # which puts back what the thread could not
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -158,21 +193,57 @@ def test_a_long_wait_says_for_whom(monkeypatch, caplog):
 def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have(own):
     until = threading.Event()
     thread = None if own else held_elsewhere(until)
+
+    def take_a_turn() -> bool:
+        with turn("in the child"):
+            return True
+
     with turn("own") if own else interruptible(False):
-        if (child := os.fork()) == 0:
-            code = 1
-            try:
-                with turn("in the child"):
-                    code = 0
-            finally:
-                os._exit(code)
-    deadline = time.monotonic() + 10
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if ended == (0, 0):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        ended = child(take_a_turn)
     until.set()
     if thread is not None:
         thread.join()
-    assert ended == (child, 0)
+    assert ended == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_of_another_thread_can_be_interrupted_though_the_main_thread_had_its_turn():
+    handler, ended = signal.getsignal(signal.SIGINT), []
+
+    def interrupted() -> bool:
+        at_once = False
+        try:
+            interrupt()
+        except KeyboardInterrupt:
+            at_once = signal.getsignal(signal.SIGINT) == handler
+        try:
+            with turn("in the child"):
+                interrupt()
+        except KeyboardInterrupt:
+            return at_once
+        return False
+
+    with turn("in the parent"):
+        thread = threading.Thread(target=lambda: ended.append(child(interrupted)))
+        thread.start()
+        thread.join()
+    assert ended == [0]
+
+
+def child(work: Callable[[], bool]) -> int | None:
+    """Status of a forked process, 0 if what it does is true; None if it had to be killed."""
+    if (process := os.fork()) == 0:
+        code = 1
+        try:
+            code = 0 if work() else 2
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 10
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        return None
+    return os.waitstatus_to_exitcode(ended[1])

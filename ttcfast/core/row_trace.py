@@ -24,7 +24,7 @@ _TWO, _FOUR, _BACK = [0, 1], [2, 1, 3, 0], [3, 1]  # states of the two batches; 
 _ROWS = ((0, 1), (1, 2), (0, 4), (2, 7))  # (problem, candidate) of the four states
 _STRONG = 0.5  # rate of dropout in the checks: at a low one two masks may be alike by chance
 _BY_ITSELF = ("own", "training")  # kinds of sites that draw by themselves, which their warnings say
-_COMPARED = 2**20  # entries of a tensor that are compared
+_COMPARED = 2**18  # entries of a tensor that are compared, for each state
 _LIKE_ROUNDING = 0.01  # of the noise's own effect: a difference so small is rounding, also where a device rounds more than usual
 
 
@@ -140,9 +140,12 @@ class _Tracing:
         """Whether more than rounding lies between outcomes, next to what makes rows differ at all."""
         if close(a, b, self.precision):
             return False
-        if a.shape != b.shape:
+        if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
             return True
-        return not bool((a - b).abs().max() <= _LIKE_ROUNDING * effect.abs().max())
+        apart, most = (
+            torch.where(x.isfinite(), x.abs(), 0.0).max() for x in (a - b, effect)
+        )  # a model may leave holes where there is land
+        return not bool(apart <= _LIKE_ROUNDING * most)
 
     def _readings(self, call: Call, two: list[torch.Size], four: list[torch.Size] | None) -> list[RowAxis]:
         """What may be done at a call of a site, the likeliest first; nothing where states are in no one axis."""
@@ -173,7 +176,7 @@ class _Tracing:
         folded = {call: each[0].axis for call, each in readings.items() if len(each) > 1 and each[0].rows == "held"}
         if not folded:
             return
-        small, large = _Values(folded), _Values(folded)
+        small, large = _Values(folded, len(_TWO)), _Values(folded, len(_FOUR))
         for order, values in ((_TWO, small), (_FOUR, large)):
             self._forward(order, trace=values)
         for call in folded:
@@ -198,11 +201,12 @@ class _Shapes(dict[Call, list[torch.Size]]):
 
 
 class _Values(dict[Call, list[Tensor]]):
-    """A trace that keeps some entries of the tensors at some calls, ``[n, entries]``, n along the axis that is named for the call."""
+    """A trace that keeps some entries of the tensors at some calls, ``[n, entries]``, n along the axis that is named for the call. They are
+    the same entries whatever the number of states."""
 
-    def __init__(self, axes: dict[Call, int]) -> None:
+    def __init__(self, axes: dict[Call, int], states: int) -> None:
         super().__init__()
-        self._axes = axes
+        self._axes, self._states = axes, states
 
     def __call__(self, call: Call, given: Sequence[Tensor] | None) -> None:
         if given is None or call not in self._axes:
@@ -211,7 +215,7 @@ class _Values(dict[Call, list[Tensor]]):
         for t in given:
             if t.ndim > axis and t.shape[axis] == given[0].shape[axis]:
                 flat = t.movedim(axis, 0).flatten(1) if t.ndim > 1 else t.unsqueeze(1)
-                step = max(1, math.ceil(flat.numel() / _COMPARED))
+                step = max(1, math.ceil(flat.numel() // self._states / _COMPARED))
                 self[call].append(flat[:, ::step].clone())
 
 

@@ -49,6 +49,8 @@ class turn:
                 _interrupts.undefer()
             raise
         _held.owner, _held.what = threading.get_ident(), f"{self.what} in thread {threading.current_thread().name!r}"
+        if self._deferring:
+            _interrupts.close()  # which somebody may have given up meanwhile
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -57,6 +59,9 @@ class turn:
                 _interrupts.open()
             return
         _held.owner, _held.what = None, ""
+        if self._deferring and not _in_main():
+            _interrupts.give_up()
+            self._deferring = False
         _held.lock.release()
         if self._deferring:
             _interrupts.undefer()
@@ -103,18 +108,10 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Held:
-    """The lock, and who has it."""
+    """The lock, and who has it. Any thread can release it: a generator that holds a turn may be closed by another one."""
 
     def __init__(self) -> None:
-        self.lock, self.owner, self.what = threading.RLock(), None, ""  # type: threading.RLock, int | None, str
-
-    def after_fork(self) -> None:
-        """In a child only the thread that forked goes on, so nobody else would release the lock."""
-        self.lock = threading.RLock()
-        if self.owner == threading.get_ident():
-            self.lock.acquire()
-        else:
-            self.owner, self.what = None, ""
+        self.lock, self.owner, self.what = threading.Lock(), None, ""  # type: threading.Lock, int | None, str
 
 
 class _Interrupts:
@@ -126,14 +123,20 @@ class _Interrupts:
 
     def defer(self) -> bool:
         """Whether SIGINT is held back from here on: only the main thread gets it, and only a handler of Python's can be asked to wait."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _in_main():
             return False
         previous = signal.getsignal(signal.SIGINT)
+        if previous == self._noted:  # of a turn that another thread has ended
+            previous = self._previous
         if not callable(previous):
             return False
         self._previous, self._open, self.pending = previous, False, False
         signal.signal(signal.SIGINT, self._noted)
         return True
+
+    def give_up(self) -> None:
+        """Another thread ends the turn: it cannot put the handler back, but SIGINT acts at once from here on."""
+        self._open = True
 
     def undefer(self) -> None:
         previous, self._open = self._previous, False
@@ -160,8 +163,13 @@ class _Interrupts:
             self._open = False
         return was
 
+    @property
+    def held(self) -> bool:
+        """Whether the handler is ours."""
+        return self._previous is not None
+
     def _mine(self) -> bool:
-        return self._previous is not None and threading.current_thread() is threading.main_thread()
+        return self.held and _in_main()
 
     def _noted(self, number: int, frame: FrameType | None) -> None:
         # Between a generator's block and its end stands code of contextlib, which an exception would keep from going on.
@@ -174,6 +182,22 @@ class _Interrupts:
         self._open = True  # a handler that raises nothing
 
 
+def _in_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _after_fork() -> None:
+    """In a child only the thread that forked goes on: nobody else would release the lock, or act on an interrupt."""
+    _held.lock = threading.Lock()
+    if _held.owner == threading.get_ident():
+        _held.lock.acquire()
+        return
+    _held.owner, _held.what = None, ""
+    if _interrupts.held:
+        _interrupts.pending = False  # of the parent's
+        _interrupts.undefer()
+
+
 _held, _interrupts = _Held(), _Interrupts()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_held.after_fork)
+    os.register_at_fork(after_in_child=_after_fork)
