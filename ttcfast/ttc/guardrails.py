@@ -135,7 +135,8 @@ class DistinctWatch:
 
     def __init__(self, state: Tensor, width: int) -> None:
         self._state, self.at_once = state, 1
-        self.projections = state.new_zeros((state.shape[0], width, state.shape[1]))
+        wide = torch.promote_types(state.dtype, torch.float32)
+        self.projections = state.new_zeros((state.shape[0], width, state.shape[1]), dtype=wide)
 
     def look(self, rows: slice, start: int, candidates: Tensor) -> None:
         """Candidates ``[m, b, C, *S]`` of the states ``rows``, from position ``start`` on."""
@@ -145,7 +146,7 @@ class DistinctWatch:
 
     def count(self) -> Tensor:
         """Distinct candidates of each state, int64 ``[n]``; to be asked when all have been seen."""
-        return distinct_count(self.projections, self._state[0, 0].numel())
+        return distinct_count(self.projections, self._state[0, 0].numel(), self._state.dtype)
 
     def warn_of_few(self, count: Tensor, model: object) -> None:
         """Warn where more than half of the candidates repeat others."""
