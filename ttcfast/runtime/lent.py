@@ -53,7 +53,7 @@ def _mark(tensor: Tensor) -> tuple[int | None, int | None]:
 
 
 def _checksum(bytes_: Tensor) -> int:
-    """Of uint8 ``[n]``, where they are: sums of blocks, by the numbers of the blocks. It tells no order within a block of a large tensor."""
+    """Of uint8 ``[n]``, where they are: sums of blocks times their numbers. It tells no order within the blocks of large tensors."""
     block = 1 if len(bytes_) < 2**20 else 4096
     whole = len(bytes_) // block * block
     sums = [bytes_[:whole].view(-1, block).sum(1, dtype=torch.int64), bytes_[whole:].sum(dtype=torch.int64).reshape(1)]
