@@ -88,6 +88,14 @@ def spread_collapsed(scores: Tensor, least: float, floor: Tensor | None = None) 
     return (usable.sum(1) > 1) & (highest - lowest <= limit)
 
 
+def tied_with_first(scores: Tensor, floor: Tensor | None) -> Tensor:
+    """Whether the best of the other scores of each problem ``[N, B]`` is within ``floor [N]`` of the first: which of the two is higher is
+    rounding, however low a third may be."""
+    if floor is None or scores.shape[1] < 2:
+        return torch.zeros_like(scores[:, 0], dtype=torch.bool)
+    return (scores[:, 0] - scores[:, 1:].amax(1)).abs() <= floor  # not where both are -inf
+
+
 def finite_without_score(scores: Tensor, candidates: Tensor) -> Tensor:
     """Of the rows ``[m, b]`` without a finite score, how many candidates ``[m, b, C, *S]`` are finite all the same, int64 ``[m]``."""
     lost = ~scores.isfinite().any(1)
