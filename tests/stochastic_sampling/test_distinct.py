@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.surrogates import DropNet, Foreign, euler_state
@@ -117,6 +118,15 @@ def test_the_error_says_which_sites_acted_at_which_rates_and_which_modules_could
     told = refusal(Surrogate(Unused(), SPEC))
     assert "of 2 noise sites 1 acted (entries 0.2 at 'second')" in told and "modules 'lift'" in told
     assert "of 0 noise sites 0 acted" in refusal(Surrogate(DropNet(p=0.0), SPEC))
+
+
+def test_the_error_names_the_input_and_the_model_itself_as_what_they_are():
+    class Blocked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.0 * F.dropout(x, 1 / 3, self.training)
+
+    told = refusal(Surrogate(Blocked(), SPEC, stochastic={"input_eps": 0.1}))
+    assert "of 2 noise sites 2 acted (input 0.1 at the input, training of unknown rate at the model itself)" in told
 
 
 def test_rounding_is_told_as_such():

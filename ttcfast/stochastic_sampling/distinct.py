@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -104,13 +105,19 @@ def deterministic_error(
             f"any module, {last}"
         )
     if sites is not None:
-        told = ", ".join(f"{s.kind} {s.amount:g} at {s.name or 'the input'!r}" for s in list(acting or ())[:4])
+        told = ", ".join(map(_told, list(acting or ())[:4]))
         text += f"of {len(sites)} noise sites {len(acting or ())} acted" + (f" ({told})" if told else "") + "; "
     names = _could_take_noise(model) if isinstance(model, nn.Module) else ""
     return DeterministicModelError(
         f"{text}set a dropout rate (StochasticConfig dropout_p=), inject dropout behind named modules (dropout_after=), add noise "
         f"(input_eps=, latent_sigma=){names}, hold modules that call dropout by function in training (training_modules=), {last}"
     )
+
+
+def _told(site: Site) -> str:
+    """What acts at a site, how much of it if that is known, and where."""
+    where = "the input" if site.module is None else repr(site.name) if site.name else "the model itself"
+    return f"{site.kind} {'of unknown rate' if math.isnan(site.amount) else format(site.amount, 'g')} at {where}"
 
 
 def _could_take_noise(model: nn.Module, most: int = 4) -> str:
