@@ -16,8 +16,7 @@ SPEC = StateSpec.euler2d()
 
 
 def count(candidates: Tensor) -> list[int]:
-    state = candidates[:, 0].nan_to_num(nan=1.0)
-    return distinct_count(projected(candidates, state), candidates[0, 0, 0].numel(), candidates.dtype).tolist()
+    return distinct_count(projected(candidates), candidates[:, 0].nan_to_num(nan=1.0)).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -150,11 +150,11 @@ class DistinctWatch:
         """Candidates ``[m, b, C, *S]`` of the states ``rows``, from position ``start`` on."""
         b = candidates.shape[1]
         self.at_once = max(self.at_once, b)
-        self.projections[rows, start : start + b] = projected(candidates, self._state[rows])
+        self.projections[rows, start : start + b] = projected(candidates)
 
     def count(self) -> Tensor:
         """Distinct candidates of each state, int64 ``[n]``; to be asked when all have been seen."""
-        return distinct_count(self.projections, self._state[0, 0].numel(), self._state.dtype)
+        return distinct_count(self.projections, self._state)
 
     def warn_of_few(self, count: Tensor, model: object) -> None:
         """Warn where more than half of the candidates repeat others."""
