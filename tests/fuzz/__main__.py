@@ -97,6 +97,7 @@ def watch(seed: int, op: str | None, seconds: float) -> tuple[int, list[str]]:
                         break
                 if word in ("good", "bad"):
                     first, at = int(at.split()[1]) + 1 if at else first, ""
+            hangs = child.poll() is None
             child.kill()
             status = child.wait()
             errors.seek(0)
@@ -105,7 +106,7 @@ def watch(seed: int, op: str | None, seconds: float) -> tuple[int, list[str]]:
             continue
         if not at:
             raise SystemExit(f"the child process ended with status {status} before its first case:\n{told}")
-        report(failures, seed, at, f"the process {'hung' if status == -9 else 'crashed'} (status {status}): {told[-3000:]}")
+        report(failures, seed, at, f"the process {'hung' if hangs else 'crashed or was killed'} (status {status}): {told[-3000:]}")
         first = int(at.split()[1]) + 1
     return calls, failures
 

@@ -41,6 +41,10 @@ def aborts(draw):
         os.abort()
 checks.OPS["normal"] = aborts
 """
+KILLED = """
+import signal
+checks.OPS["normal"] = lambda draw: os.kill(os.getpid(), signal.SIGKILL)
+"""
 HANG = """
 checks.OPS["normal"] = lambda draw: time.sleep(1000)
 """
@@ -51,10 +55,11 @@ checks.OPS["normal"] = lambda draw: time.sleep(1000)
     [
         ("topk", WRONG, r"FAILED topk: Wrong in ops.py:\d+: indices of \w+: \d+\.0 at \(\d+, \d+\), expected"),
         ("heun", UNCLEAR, r"FAILED heun: IndexError in <string>:\d+: list index out of range"),
-        ("normal", CRASH, r"FAILED normal: the process crashed \(status -6\): .*the end(.|\n)*Fatal Python error: Aborted"),
+        ("normal", CRASH, r"FAILED normal: the process crashed or was killed \(status -6\): .*the end(.|\n)*Fatal Python error: Aborted"),
+        ("normal", KILLED, r"FAILED normal: the process crashed or was killed \(status -9\)"),
         ("normal", HANG, r"FAILED normal: the process hung \(status -9\)"),
     ],
-    ids=["wrong", "unclear", "crash", "hang"],
+    ids=["wrong", "unclear", "crash", "killed", "hang"],
 )
 def test_a_planted_fault_is_found(monkeypatch, capsys, op, fault, told):
     monkeypatch.setattr(fuzz, "CHILD", [sys.executable, "-c", BREAK.format(fault=fault)])
@@ -75,7 +80,7 @@ def test_after_a_crash_another_child_goes_on_behind_it(monkeypatch, capsys):
 
 
 def test_sound_operations_pass_and_one_case_can_be_had_again(capsys):
-    assert fuzz.main(["--seconds", "6", "--seed", "5"]) == 0
+    assert fuzz.main(["--seconds", "2", "--seed", "5"]) == 0
     found = re.search(r"(\d+) calls, 0 failures \(seed 5\)", capsys.readouterr().out)
     assert found and int(found[1]) > 1
     assert fuzz.main(["--seed", "5", "--op", "topk", "--case", "1"]) == 0

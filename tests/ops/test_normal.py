@@ -133,6 +133,11 @@ def test_opcheck(backend, device):
         torch.library.opcheck(torch.ops.ttcfast.normal.default, arguments)
 
 
+def test_a_count_that_is_no_number_is_named():
+    with pytest.raises(TypeError, match=r"^M is tensor\(\[1., 1.\]\); give the whole number of rows$"):
+        normal(torch.ones(2), (4,), key=KEY, rows=torch.tensor(ROWS))
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 
 from tests.surrogates import euler_state, shift_surrogate
 from ttcfast import StateSpec, TTCBeam, TTCConfig, TTCGreedy
+from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import open_trajectories
 from ttcfast.models import load_surrogate
 from ttcfast.physics.equation_of_state import to_primitive
@@ -148,6 +151,80 @@ def test_every_search_takes_candidate_0_below_the_floor_and_is_as_before_above_i
     assert below.collapsed.all() and not below.chosen.any()
     torch.testing.assert_close(mixed.trajectory[1], still[1], rtol=0, atol=1e-6)
     assert torch.equal(mixed.trajectory[::2], before.trajectory[::2])
+
+
+class Ranked(Scorer):
+    """Scores by position: what of it is rounding is known, 1e-3."""
+
+    def __init__(self, scores, floor=1e-3):
+        super().__init__()
+        self.scores, self.floor = torch.tensor(scores, dtype=torch.float64), floor
+
+    def score_group(self, state, candidates, context):
+        levels = candidates[:, :, 0, 0, 0].double()  # Steps counts in it
+        return self.scores[levels.round().long() - state[:, None, 0, 0, 0].round().long()]
+
+    def spread_floor(self, state, context):
+        return None if self.floor is None else torch.full((len(state),), self.floor, dtype=torch.float64)
+
+
+class Steps(Surrogate):
+    """Candidate i is i higher; the deterministic step changes nothing."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Identity(), StateSpec.euler2d())
+
+    def deterministic(self, x):
+        return x.clone()
+
+    def candidates(self, x, ids, *, problem_ids=None, seed=0, step=0, stochastic=None):
+        ids = ids.to(x.device).expand(len(x), -1)
+        return x.unsqueeze(1) + ids.reshape(*ids.shape, *[1] * (x.ndim - 1)).to(x.dtype)
+
+
+CHOICES = {  # scores of candidates 0 to 4, what greedy search takes, and what two beams keep of one
+    "rounding beside a penalty": ([-1.0, -1.0001, -0.9999, -50.0, -1.0], 0, [0]),
+    "the first is the best of them": ([-0.9999, -1.0, -1.0, -50.0, -1.0], 0, [0]),
+    "by more than rounding": ([-1.0, -0.998, -1.0, -50.0, -1.0], 1, [1, 0]),
+    "the first is penalised": ([-50.0, -1.0, -0.9999, -1.0, -1.0], 2, [2, 1]),
+    "and the next is far behind": ([-1.0, -0.9999, -5.0, -2.0, -50.0], 0, [0]),
+    "the first is the best by far": ([-1.0, -2.0, -3.0, -2.0, -2.0], 0, [0, 1]),
+    "the first cannot be used": ([-math.inf, -1.0, -0.9999, -1.0, -50.0], 2, [2, 1]),
+}
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_rounding_alone_tells_from_candidate_0_is_candidate_0_however_low_others_are(name, chunk):
+    scores, taken, kept = CHOICES[name]
+    collapsed = name in ("rounding beside a penalty", "the first is the best of them", "and the next is far behind")
+    x0 = torch.zeros(2, 4, 8, 8)
+    cfg = TTCConfig(branching_factor=5, chunk_size=chunk)
+    greedy = TTCGreedy(Steps(), Ranked(scores), cfg).rollout(x0, 1, return_info=True)
+    assert greedy.chosen.tolist() == [[taken]] * 2 and greedy.collapsed.tolist() == [[collapsed]] * 2
+    assert torch.equal(greedy.trajectory[:, 1], x0 + taken)
+    beams = TTCBeam(Steps(), Ranked(scores), dataclasses.replace(cfg, approach="beam", beam_width=2)).rollout(x0, 1, return_info=True)
+    assert beams.beams[0].positions.tolist() == [kept + [-1] * (2 - len(kept))] * 2
+    assert beams.chosen.tolist() == [[taken]] * 2 and beams.collapsed.tolist() == [[collapsed]] * 2
+    assert torch.equal(beams.trajectory[:, 1], x0 + taken)
+    unknown = TTCGreedy(Steps(), Ranked(scores, None), cfg).rollout(x0, 1, return_info=True)
+    assert unknown.chosen.tolist() == [[scores.index(max(scores))]] * 2 and not unknown.collapsed.any()
+
+
+def test_a_lower_survivor_stays_beside_candidate_0():
+    scores = [-1.0, -0.9999, -1.0, -2.0, -50.0]
+    cfg = TTCConfig(branching_factor=5, approach="beam", beam_width=4)
+    step = TTCBeam(Steps(), Ranked(scores), cfg).rollout(torch.zeros(1, 4, 8, 8), 1, return_info=True).beams[0]
+    assert step.positions.tolist() == [[0, 3, -1, -1]] and step.scores[0, :2].tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "last", "mean", "discounted"])
+@pytest.mark.parametrize("lookahead", [0, 1, 2])
+def test_the_floor_of_a_continuation_has_that_of_each_score_in_it(aggregation, lookahead):
+    cfg = TTCConfig(branching_factor=2, lookahead=lookahead, score_aggregation=aggregation, approach="beam", beam_width=1)
+    for floor, taken in ((0.99, 1), (1.01, 0)):  # scores are 1 apart, and stay so
+        found = TTCBeam(Steps(), Floored([floor]), cfg).rollout(torch.zeros(1, 4, 8, 8), 3, return_info=True)
+        assert found.chosen.tolist() == [[taken] * 3]
 
 
 def test_floors_of_a_list_add_up_by_weight_and_foreign_scorers_have_none():

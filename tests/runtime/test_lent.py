@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ttcfast.runtime.lent import ChangedInputError, lent
+from ttcfast.runtime.lent import ChangedInputError, _checksum, lent
 
 WRITES = {
     "sub_": lambda x: x.sub_(1),
@@ -36,3 +36,11 @@ def test_reading_is_free_to_all():
 def test_an_error_of_the_block_is_its_own():
     with pytest.raises(KeyError), lent("scorer f", {"x": torch.zeros(1)}):
         raise KeyError("mine")
+
+
+@pytest.mark.parametrize("size", [2, 4097, 2**20 + 1])
+def test_the_checksum_of_a_device_tells_values_and_order_apart(size):
+    x = torch.randint(0, 256, (size,), dtype=torch.uint8)
+    x[0], x[-1] = 1, 2
+    assert len({_checksum(y) for y in (x, x + 1, x.flip(0), x.roll(1 if size < 2**20 else 4096))}) == (3 if size == 2 else 4)
+    assert _checksum(x) == _checksum(x.clone()) and _checksum(x[:0]) == 0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.surrogates import DropNet, Foreign, euler_state
@@ -15,8 +16,7 @@ SPEC = StateSpec.euler2d()
 
 
 def count(candidates: Tensor) -> list[int]:
-    state = candidates[:, 0].nan_to_num(nan=1.0)
-    return distinct_count(projected(candidates, state), candidates[0, 0, 0].numel()).tolist()
+    return distinct_count(projected(candidates), candidates[:, 0].nan_to_num(nan=1.0)).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -27,6 +27,18 @@ def test_repeats_are_counted_once(dtype, size):
     x[0, 3], x[0, 6], x[1, 1:] = x[0, 1], x[0, 1], x[1, :1]
     assert count(x) == [5, 1]
     assert count(x * (1 + torch.finfo(dtype).eps * torch.randn_like(x))) == [5, 1]  # rounding makes no difference
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_candidates_of_16_bits_and_under_autocast_count_alike(dtype):
+    x = torch.rand(2, 1, 4, 32, 32) * (1 + 0.5 * torch.randn(2, 7, 4, 32, 32)) + 1
+    x[0, 3], x[0, 6], x[1, 1:] = x[0, 1], x[0, 1], x[1, :1]
+    assert count(x.to(dtype)) == [5, 1]
+    y = (x.to(dtype).double() * (1 + 0.4 * torch.finfo(dtype).eps * torch.randn(2, 7, 4, 32, 32))).to(dtype)
+    assert count(y) == [5, 1]  # one rounding makes no difference
+    x = x[:, :1] + 1e-4 * (x - x[:, :1])  # a difference that no 16 bits show
+    with torch.autocast("cpu", dtype=dtype):
+        assert count(x) == [5, 1]
 
 
 def test_a_small_channel_beside_a_large_one_and_a_channel_of_zeros_count():
@@ -105,6 +117,15 @@ def test_the_error_says_which_sites_acted_at_which_rates_and_which_modules_could
     told = refusal(Surrogate(Unused(), SPEC))
     assert "of 2 noise sites 1 acted (entries 0.2 at 'second')" in told and "modules 'lift'" in told
     assert "of 0 noise sites 0 acted" in refusal(Surrogate(DropNet(p=0.0), SPEC))
+
+
+def test_the_error_names_the_input_and_the_model_itself_as_what_they_are():
+    class Blocked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.0 * F.dropout(x, 1 / 3, self.training)
+
+    told = refusal(Surrogate(Blocked(), SPEC, stochastic={"input_eps": 0.1}))
+    assert "of 2 noise sites 2 acted (input 0.1 at the input, training of unknown rate at the model itself)" in told
 
 
 def test_rounding_is_told_as_such():

@@ -53,6 +53,23 @@ class Residual(nn.Module):
         return x + self._noisy(self.lift(x))
 
 
+class Inherits(Block):
+    """Its forward stands in its base."""
+
+
+class Calls(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        return super()._noisy(x) * 1.0
+
+
+class Replaces(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lift(x))
+
+
 class Aside(nn.Module):
     """Reads its mode for something else."""
 
@@ -75,18 +92,19 @@ def draw(fm: Surrogate, x: Tensor, ids: Tensor | None = None) -> Tensor:
     [
         (Block(), {"": 0.3}),
         (Block(0.0), {}),  # nothing is dropped
+        (nn.Sequential(Inherits(), Calls(), Replaces()), {"0": 0.3, "1": 0.25}),
         (nn.Sequential(Attention(), Residual(), Aside(), nn.Dropout(0.1)), {"0": 0.2, "1": 0.25}),
         (nn.TransformerEncoderLayer(8, 2), {}),  # what torch's layers drop is in modules
         (torch.jit.script(Aside()), {}),  # has no source
     ],
-    ids=["number", "zero", "nested", "torch", "script"],
+    ids=["number", "zero", "inherited", "nested", "torch", "script"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_calls_are_found_with_their_rates(model, found):
-    assert functional_dropout(model) == found
+    assert functional_dropout(dict(model.named_modules())) == found
 
 
-@pytest.mark.parametrize("model", [Block(), Attention(), Residual()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("model", [Block(), Attention(), Residual(), Inherits()], ids=lambda m: type(m).__name__)
 def test_dropout_by_function_acts_in_candidates_and_says_that_it_is_not_keyed(model):
     fm, x = Surrogate(model, SPEC), euler_state(2)
     with pytest.warns(RuntimeWarning, match=f"what {type(model).__name__} drops by function cannot be keyed"):
@@ -95,7 +113,7 @@ def test_dropout_by_function_acts_in_candidates_and_says_that_it_is_not_keyed(mo
     assert torch.equal(out, draw(fm, x))  # the same call draws the same
     assert not any(m.training for m in model.modules())
     assert torch.equal(fm.deterministic(x), fm.deterministic(x))
-    assert fm.dropout_rates()[0] == next(iter(functional_dropout(model).values()))
+    assert fm.dropout_rates()[0] == next(iter(functional_dropout(dict(model.named_modules())).values()))
 
 
 def test_batch_norm_stays_in_evaluation_and_modules_inside_keep_their_keys():

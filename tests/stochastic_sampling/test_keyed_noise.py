@@ -311,9 +311,10 @@ def state_of(model: nn.Module) -> list:
 def test_the_model_is_restored_exactly_on_exceptions_too():
     model = nn.Sequential(Everything(), OwnDropout(0.1)).train()
     model[0].encoder.eval()
-    enable_mc_dropout(model, p=0.25, after=["0.mix"])
+    fused = torch.backends.mha.get_fastpath_enabled()
+    enable_mc_dropout(model, p=0.25, after=["0.mix"])  # switches it off
     try:
-        before, fused = state_of(model), torch.backends.mha.get_fastpath_enabled()
+        before = state_of(model)
         torch.backends.mha.set_fastpath_enabled(True)
         sites = noise_sites(model, StochasticConfig(dropout_p=0.4, dropout_after=("0.drops.path",)))
         assert {s.amount for s in sites} == {0.4, 0.25}  # what was injected for good keeps its rate

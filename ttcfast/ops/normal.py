@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,13 +49,15 @@ def normal(
         changes nothing.
 
     Raises:
-        TypeError: key is not a ``Key``.
+        TypeError: key is not a ``Key``, or M not a whole number.
         ValueError: rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
         BackendError: the backend asked for cannot run, with its reason.
 
     Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958). DECISIONS, Test-time computing 7.
     """
     of_type("shape", shape, Sequence)
+    if not isinstance(M, (numbers.Integral, torch.SymInt)):
+        raise TypeError(f"M is {M!r}; give the whole number of rows")
     stream, site = keyed.stream_and_site(key, rows)
     if isinstance(M, Tensor) or (rows.ndim == 2 and rows.shape[0] != M):
         raise ValueError(f"M is {M} and rows have shape {tuple(rows.shape)}; give M rows")

@@ -132,8 +132,9 @@ class Scorer(nn.Module):
     def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
         """The spread of a group's scores that rounding explains, ``[N]`` for states ``[N, C, *S]``; None where that is not known.
 
-        Scores that lie no further apart say nothing: a controller takes candidate 0 (and counts it as ``collapsed``), a z-score is 0. It
-        must not ask a device for values, and may be asked without the candidates.
+        Scores that lie no further apart say nothing: where the best lies no further from candidate 0's a controller takes candidate 0 (and
+        counts it as ``collapsed``), and a z-score of such scores is 0. It must not ask a device for values, and may be asked without the
+        candidates.
         """
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -31,27 +32,34 @@ def all_same(first: Tensor, others: Tensor) -> bool:
     return all(bool(((others[:, b] - first).abs() <= limit).all()) for b in range(others.shape[1]))
 
 
-def distinct_count(projections: Tensor, size: int) -> Tensor:
+def distinct_count(projections: Tensor, state: Tensor) -> Tensor:
     """How many of each problem's candidates differ by more than rounding, int64 ``[N]``; one that is not finite differs from all others.
 
     Args:
         projections: of candidates, ``[N, B, C]``, as ``projected`` makes them.
-        size: cells of a channel.
+        state: that is left, ``[N, C, *S]``, in the candidates' dtype; the largest value of a channel is the unit of its rounding.
     """
-    weights = torch.arange(1, projections.shape[2] + 1, device=projections.device).sqrt().to(projections.dtype)
-    order = (projections @ weights).argsort(1).unsqueeze(2).expand_as(projections)
-    ordered = projections.gather(1, order)  # candidates that differ by rounding are neighbours then
-    limit = 4 * _ROUNDING * torch.finfo(projections.dtype).eps * size**0.5  # of so many roundings under random signs
+    largest = _largest(state).flatten(1).to(projections.dtype)
+    largest = largest.maximum(1e-6 * largest.amax(1, keepdim=True)).clamp_min(torch.finfo(state.dtype).tiny)  # of channels that are 0
+    scaled = projections / largest.unsqueeze(1)
+    order = (scaled * _weights(scaled.shape[2], scaled.dtype, scaled.device)).sum(2).argsort(1).unsqueeze(2).expand_as(scaled)
+    ordered = scaled.gather(1, order)  # candidates that differ by rounding are neighbours then
+    units = 1 if state.dtype.itemsize == 2 else _ROUNDING  # beside the last rounding to 16 bits those before it are nothing
+    limit = 4 * units * torch.finfo(state.dtype).eps * state[0, 0].numel() ** 0.5  # of so many roundings under random signs
     return 1 + (~((ordered[:, 1:] - ordered[:, :-1]).abs().amax(2) <= limit)).sum(1)
 
 
-def projected(candidates: Tensor, state: Tensor) -> Tensor:
-    """One number for each channel of candidates ``[N, B, C, *S]``: the sum of its cells under random signs, ``[N, B, C]``, in units of the
-    channel's largest value in the state that is left, ``[N, C, *S]``. Candidates that differ have the same by a rare chance alone."""
-    flat = candidates.flatten(3)
-    largest = _largest(state).flatten(1)
-    largest = largest.maximum(1e-6 * largest.amax(1, keepdim=True)).clamp_min(torch.finfo(flat.dtype).tiny)  # of channels that are 0
-    return flat @ _signs(flat.shape[3], flat.dtype, flat.device) / largest.unsqueeze(1)
+def projected(candidates: Tensor) -> Tensor:
+    """One number for each channel of candidates ``[N, B, C, *S]``: the sum of its cells under random signs, ``[N, B, C]``. Candidates that
+    differ have the same by a rare chance alone. Of 16-bit candidates it is float32."""
+    flat = candidates.flatten(3).to(torch.promote_types(candidates.dtype, torch.float32))
+    with torch.autocast(flat.device.type, enabled=False):
+        return flat @ _signs(flat.shape[3], flat.dtype, flat.device)
+
+
+@lru_cache(maxsize=8)
+def _weights(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(1, channels + 1).sqrt().to(device, dtype)
 
 
 @lru_cache(maxsize=8)
@@ -101,13 +109,19 @@ def deterministic_error(
             f"any module, {last}"
         )
     if sites is not None:
-        told = ", ".join(f"{s.kind} {s.amount:g} at {s.name or 'the input'!r}" for s in list(acting or ())[:4])
+        told = ", ".join(map(_told, list(acting or ())[:4]))
         text += f"of {len(sites)} noise sites {len(acting or ())} acted" + (f" ({told})" if told else "") + "; "
     names = _could_take_noise(model) if isinstance(model, nn.Module) else ""
     return DeterministicModelError(
         f"{text}set a dropout rate (StochasticConfig dropout_p=), inject dropout behind named modules (dropout_after=), add noise "
         f"(input_eps=, latent_sigma=){names}, hold modules that call dropout by function in training (training_modules=), {last}"
     )
+
+
+def _told(site: Site) -> str:
+    """What acts at a site, how much of it if that is known, and where."""
+    where = "the input" if site.module is None else repr(site.name) if site.name else "the model itself"
+    return f"{site.kind} {'of unknown rate' if math.isnan(site.amount) else format(site.amount, 'g')} at {where}"
 
 
 def _could_take_noise(model: nn.Module, most: int = 4) -> str:

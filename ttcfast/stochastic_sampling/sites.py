@@ -138,7 +138,7 @@ def _held(
     model: nn.Module, modules: Mapping[str, nn.Module], asked: Sequence[str] | None, dropout: bool
 ) -> Iterator[tuple[str, float | None]]:
     """Names of the modules to be held in training, and the rates of what they drop by function."""
-    found = functional_dropout(model) if dropout or asked else {}
+    found = functional_dropout(modules) if dropout or asked else {}
     if asked is None:
         yield from found.items()
         return

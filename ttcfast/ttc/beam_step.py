@@ -131,8 +131,10 @@ class BeamStepper(TTCGreedy):
         search = self._new_search(run, chunks, beams, again)
         left = self._latest(beams.window)
         floor = self.scorer.spread_floor(left, ScoreContext(step, ids))
-        if floor is not None:  # a candidate's value has a score of every step ahead
-            search.spread.floor = floor.double() * (1 + run.ahead(cfg.lookahead))
+        if floor is not None:
+            search.spread.floor = floor.double()
+            for _ in range(run.ahead(cfg.lookahead)):  # what candidates are ranked by has a score, and so a floor, of every step ahead
+                search.spread.floor = run.prolonged(search.spread.floor, floor.double(), cfg)
         watch = guardrails.DistinctWatch(left, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
         for rows, start, candidates in chunks.of_step(beams.window, ids, step, again, beams.beam):
             if watch is not None:

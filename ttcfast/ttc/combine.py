@@ -49,7 +49,7 @@ class SoftmaxMean(Argmax):
             mine[taken] = theirs[better]
 
     def choice(self, min_spread: float) -> Choice:
-        _, _, collapsed, _ = super().choice(min_spread)
+        collapsed = self.flat(min_spread)
         mean = self._sum / over(self._mass, self._sum).to(self._sum.dtype)
         weights = torch.where(self.scores.isfinite(), (self.scores / self._temperature - self._peak.unsqueeze(1)).exp(), 0.0)
         weights = weights / self._mass.unsqueeze(1)
@@ -104,7 +104,7 @@ class Span(Argmax):
 
     def choice(self, min_spread: float) -> Choice:
         best = super().choice(min_spread)
-        free = (~best.collapsed & self.usable).nonzero().flatten()
+        free = (~self.flat(min_spread) & self.usable).nonzero().flatten()
         weights = torch.zeros_like(self.scores)
         weights[torch.arange(len(weights), device=weights.device), best.position.clamp(0, weights.shape[1] - 1)] = 1.0
         if not len(free):
@@ -114,7 +114,7 @@ class Span(Argmax):
         rows = free[taken]
         state, position = best.state.clone(), best.position.clone()
         state[rows], position[rows], weights[rows] = combined[taken], -1, coefficients[taken]
-        return Choice(state, position, best.collapsed, weights)
+        return Choice(state, position, best.collapsed & (position >= 0), weights)
 
     def _combine(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best combination of these problems: states ``[m, C, *S]``, scores ``[m]`` (-inf where unusable), coefficients ``[m, B]``."""

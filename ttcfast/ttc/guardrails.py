@@ -88,6 +88,14 @@ def spread_collapsed(scores: Tensor, least: float, floor: Tensor | None = None) 
     return (usable.sum(1) > 1) & (highest - lowest <= limit)
 
 
+def tied_with_first(scores: Tensor, floor: Tensor | None) -> Tensor:
+    """Whether the best of the other scores of each problem ``[N, B]`` is within ``floor [N]`` of the first: which of the two is higher is
+    rounding, however low a third may be."""
+    if floor is None or scores.shape[1] < 2:
+        return torch.zeros_like(scores[:, 0], dtype=torch.bool)
+    return (scores[:, 0] - scores[:, 1:].amax(1)).abs() <= floor  # not where both are -inf
+
+
 def finite_without_score(scores: Tensor, candidates: Tensor) -> Tensor:
     """Of the rows ``[m, b]`` without a finite score, how many candidates ``[m, b, C, *S]`` are finite all the same, int64 ``[m]``."""
     lost = ~scores.isfinite().any(1)
@@ -135,17 +143,18 @@ class DistinctWatch:
 
     def __init__(self, state: Tensor, width: int) -> None:
         self._state, self.at_once = state, 1
-        self.projections = state.new_zeros((state.shape[0], width, state.shape[1]))
+        wide = torch.promote_types(state.dtype, torch.float32)
+        self.projections = state.new_zeros((state.shape[0], width, state.shape[1]), dtype=wide)
 
     def look(self, rows: slice, start: int, candidates: Tensor) -> None:
         """Candidates ``[m, b, C, *S]`` of the states ``rows``, from position ``start`` on."""
         b = candidates.shape[1]
         self.at_once = max(self.at_once, b)
-        self.projections[rows, start : start + b] = projected(candidates, self._state[rows])
+        self.projections[rows, start : start + b] = projected(candidates)
 
     def count(self) -> Tensor:
         """Distinct candidates of each state, int64 ``[n]``; to be asked when all have been seen."""
-        return distinct_count(self.projections, self._state[0, 0].numel())
+        return distinct_count(self.projections, self._state)
 
     def warn_of_few(self, count: Tensor, model: object) -> None:
         """Warn where more than half of the candidates repeat others."""

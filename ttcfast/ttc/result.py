@@ -31,8 +31,8 @@ class StepOutput:
             density or pressure.
         distinct: int64 ``[N]``, candidates (of all beams) that differ from each other by more than rounding, before they are refined and
             before any are drawn again; 0 where none were drawn.
-        collapsed: bool ``[N]``, the scores' spread fell below ``min_score_spread``, or below what rounding explains
-            (``Scorer.spread_floor``), so that candidate 0 was taken.
+        collapsed: bool ``[N]``, candidate 0 was taken because the scores' spread fell below ``min_score_spread``, or because no more than
+            rounding (``Scorer.spread_floor``) lies between the best score and its own.
         unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
         frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
         nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.

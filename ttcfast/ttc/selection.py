@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .guardrails import spread_collapsed
+from .guardrails import spread_collapsed, tied_with_first
 
 
 class Choice(NamedTuple):
@@ -84,14 +84,14 @@ class Argmax:
         """Whether no candidate is usable or, with a floor, none reaches it, bool ``[n]``."""
         return ~self.usable if floor is None else ~self.usable | (self.scores.amax(1) < floor)
 
+    def flat(self, min_spread: float) -> Tensor:
+        """Whether candidate 0 is usable and the scores' relative spread at most ``min_spread``, or their spread ``floor``; ``[n]``."""
+        return spread_collapsed(self.scores, min_spread, self.floor) & self.scores[:, 0].isfinite()
+
     def choice(self, min_spread: float) -> Choice:
-        """One state per problem; candidate 0 where the scores hardly differ (``spread_collapsed``), or the best of them by no more than
-        ``floor`` from its own."""
-        collapsed, first = spread_collapsed(self.scores, min_spread, self.floor), self.scores[:, 0]
-        if self.floor is not None:  # what others, far below, have done wrong makes no difference of the best and the first
-            highest = self.scores.amax(1)
-            collapsed = collapsed | ((highest > first) & (highest - first <= self.floor))
-        collapsed = collapsed & first.isfinite()
+        """One state per problem: the best candidate, or candidate 0 where all scores are alike (``flat``), or the best is within ``floor``
+        of candidate 0's."""
+        collapsed = self.flat(min_spread) | tied_with_first(self.scores, self.floor)
         position = torch.where(collapsed, 0, self._at)
         return Choice(torch.where(over(collapsed, self._best), self.first, self._best), position, collapsed)
 

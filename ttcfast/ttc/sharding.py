@@ -25,7 +25,7 @@ from .settings import checksum_of
 from .streaming import StepSearch
 
 SHARDS = (None, "problems", "candidates")
-_REDUCED = {"highest": "max", "lowest": "min", "size": "max", "count": "sum", "first": "max"}  # of Spread
+_REDUCED = dict.fromkeys(("highest", "size", "rest", "opening", "first", "floor"), "max") | {"lowest": "min", "count": "sum"}  # of Spread
 
 
 def share(cfg: TTCConfig) -> tuple[int, int]:
@@ -72,7 +72,7 @@ def merge(search: StepSearch, min_spread: float) -> None:
         setattr(search.spread, name, distributed.reduced(getattr(search.spread, name), how))
     for pool in search.pools:
         _merge_pool(pool)
-    needed = search.spread.collapsed(min_spread)
+    needed = search.spread.collapsed(min_spread) | search.spread.tied()
     needed[search.rows_of(search.missed())] = True
     rows = needed.nonzero().flatten()
     if len(rows):

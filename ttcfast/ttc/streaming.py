@@ -71,13 +71,17 @@ def joined(parts: list[Survivors], problem: Tensor) -> Survivors:
 
 
 class Spread:
-    """Of each row's scores: the largest, the smallest, the largest size, how many can be used, the first, and the spread that rounding
-    explains."""
+    """Of each row's scores: the largest, the smallest, the largest size, how many can be used, the largest but the first, the first, and
+    the spread that rounding explains, -inf where that is not known.
+
+    ``first`` is the score of a row's candidate 0 at this step, ``opening`` what it is ranked by, as all others are.
+    """
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.highest = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
-        self.lowest, self.size, self.floor = -self.highest, torch.zeros_like(self.highest), torch.zeros_like(self.highest)
-        self.count, self.first = torch.zeros(rows, dtype=torch.int64, device=device), self.highest.clone()
+        self.lowest, self.size = -self.highest, torch.zeros_like(self.highest)
+        self.rest, self.opening, self.first, self.floor = (self.highest.clone() for _ in range(4))
+        self.count = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def add(self, rows: slice, start: int, scores: Tensor, first: Tensor) -> None:
         """Scores ``[m, b]``; ``first [m]`` is the score of the chunk's first candidate, to be kept where that is the group's."""
@@ -87,13 +91,24 @@ class Spread:
         self.size[rows] = self.size[rows].maximum(torch.where(usable, scores.abs(), 0.0).amax(1))
         self.count[rows] += usable.sum(1)
         if start == 0:
-            self.first[rows] = torch.where(usable[:, 0], first, -torch.inf)
+            self.first[rows], self.opening[rows] = torch.where(usable[:, 0], first, -torch.inf), scores[:, 0]
+        others = scores if start else scores[:, 1:]
+        if others.shape[1]:
+            self.rest[rows] = self.rest[rows].maximum(others.amax(1))
 
     def collapsed(self, least: float) -> Tensor:
-        """Where a search of one beam takes candidate 0 (``Argmax.choice``), bool ``[M]``."""
-        flat = self.highest - self.lowest <= (least * self.size).maximum(self.floor)
-        flat |= (self.highest > self.first) & (self.highest - self.first <= self.floor)
-        return flat & (self.count > 1) & self.first.isfinite()
+        """As ``guardrails.spread_collapsed``, and only where the first candidate could be taken, bool ``[M]``."""
+        flat = (self.count > 1) & (self.highest - self.lowest <= (least * self.size).maximum(self.floor))
+        return flat & self.first.isfinite()
+
+    def tied(self) -> Tensor:
+        """As ``guardrails.tied_with_first``, bool ``[M]``."""
+        return (self.opening - self.rest).abs() <= self.floor
+
+    def like_first(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Of candidates ``[R]`` of such rows, by what they are ranked by: whether rounding alone tells them from a first one that none
+        betters, bool."""
+        return self.tied()[rows] & ((values - self.opening[rows]).abs() <= self.floor[rows])
 
     def replace(self, rows: Tensor, other: Spread) -> None:
         for name, value in vars(other).items():
@@ -228,7 +243,8 @@ class StepSearch:
         self.first[ours] = torch.where(absent, self.first[ours], first)
 
     def survivors(self, min_spread: float) -> Survivors:
-        """The best k of each group; of a beam whose scores have collapsed, candidate 0 in place of all of its survivors."""
+        """The best k of each group; candidate 0 of a beam in place of all of its survivors where its scores have collapsed, and in place of
+        those that rounding alone tells from it where none betters it by more."""
         return self._survivors(self.pool, min_spread)
 
     def below_floor(self, min_spread: float) -> Survivors | None:
@@ -240,8 +256,9 @@ class StepSearch:
         ids, score = pool.keys.ids[group, place], pool.keys.scores[group, place]
         position = ids % self._width
         parent = self._row_at()[group, ids // self._width]
-        collapsed = self.spread.collapsed(min_spread)[parent]
-        keep = ~collapsed | ~_seen_before(parent)  # candidate 0 is taken once
+        value = pool.keys.rank[group, place] - self.beams.offset[parent]
+        collapsed = self.spread.collapsed(min_spread)[parent] | self.spread.like_first(parent, value)
+        keep = ~collapsed | ~_seen_before(parent)  # candidate 0 is taken once: those like it are the best of their beam
         group, place, position, parent, score, collapsed = (v[keep] for v in (group, place, position, parent, score, collapsed))
         state = pool.states_of(group, place)
         state[collapsed] = self.first[parent[collapsed]]
