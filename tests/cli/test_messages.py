@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from ttcfast.cli.main import main
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import OutOfMemoryError, memory_errors
 
+ROOT = Path(__file__).resolve().parents[2]
 DEEP = "[" * 100_000
 DEEP_MAPPING = '{"a":' * 50_000
 OFTEN = ["val_every=2", "save_every=1", "log_every=1"]
@@ -206,6 +210,75 @@ def test_a_run_whose_numbers_are_damaged(tmp_path, capsys, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").write_bytes(content)
     assert refused(capsys, ["report", f"{tmp_path}/run", f"out={tmp_path}/page"], str(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("content", ["{}", '{"scores": []}'])
+def test_an_evaluation_without_methods(tmp_path, capsys, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run_ttc.provenance.json").write_text("{}")
+    (tmp_path / "run" / "metrics.json").write_text(content)
+    assert refused(capsys, ["report", f"{tmp_path}/run", f"out={tmp_path}/page"], "metrics.json is damaged", "no methods") == 1
+
+
+EMPTY = {"train_fm": "data", "build_prm_data": "data.root", "train_prm_on_policy": "data", "run_ttc": "data.root", "ceiling": "data.root"}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_data_without_a_trajectory(made, tmp_path, capsys, name):
+    shutil.copytree(made / "data", tmp_path / "data")
+    for path in tmp_path.rglob("*.hdf5"):
+        with h5py.File(path, "r+") as file:
+            del file.attrs["ttcfast_checksum"]
+            for group, field in (("t0_fields", "density"), ("t0_fields", "energy"), ("t1_fields", "momentum")):
+                attributes, shape = dict(file[group][field].attrs), file[group][field].shape[1:]
+                del file[group][field]
+                file[group].create_dataset(field, (0, *shape), "f4", chunks=(1, *shape), maxshape=(None, *shape)).attrs.update(attributes)
+    arguments = [*command(name, made, tmp_path / "out"), f"{EMPTY[name]}={tmp_path}/data"]
+    assert refused(capsys, arguments, "no trajectory in", "give files that hold some") == 1
+
+
+def test_a_constant_channel_by_its_name(made, tmp_path, capsys):
+    shutil.copytree(made / "data", tmp_path / "data")
+    for path in tmp_path.rglob("*.hdf5"):
+        with h5py.File(path, "r+") as file:
+            file["t0_fields/density"][...] = 1.0
+    arguments = [*command("train_fm", made, tmp_path / "out"), f"data={tmp_path}/data"]
+    assert refused(capsys, arguments, "channel 0 (density)", "is constant", "give trajectories in which it varies") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="root alone can give up its right to read everything")
+def test_what_the_rights_of_a_file_or_folder_forbid(made, tmp_path):
+    for name in ("data", "fm", "out"):
+        (tmp_path / name).mkdir()
+    shutil.copy(next((made / "data").rglob("*.hdf5")), tmp_path / "data" / "a.hdf5")
+    shutil.copy(made / "train_fm" / "surrogate.safetensors", tmp_path / "fm")
+    for path in (tmp_path / "data" / "a.hdf5", tmp_path / "fm" / "surrogate.safetensors"):
+        path.chmod(0)
+    (tmp_path / "out").chmod(0o500)
+    (tmp_path / "fm").chmod(0)
+    cases = [
+        (["train_fm", f"data={tmp_path}/data", f"out={tmp_path}/a"], "a.hdf5"),
+        (command("ceiling", made, tmp_path / "b") + [f"fm.ckpt={tmp_path}/fm/surrogate.safetensors"], "surrogate.safetensors"),
+        (command("generate", made, tmp_path / "out"), f"{tmp_path}/out"),
+        (command("generate", made, tmp_path / "out" / "deeper"), f"{tmp_path}/out"),
+        (["report", f"{tmp_path}/fm", f"out={tmp_path}/c"], f"{tmp_path}/fm"),
+        (["train_fm", f"data={tmp_path}/fm", f"out={tmp_path}/d"], f"{tmp_path}/fm"),
+        (["fit_directions", f"data={tmp_path}/fm", f"out={tmp_path}/e.safetensors"], f"{tmp_path}/fm"),
+        (["train_wm", f"data={tmp_path}/fm", f"out={tmp_path}/f"], f"{tmp_path}/fm"),
+    ]
+    code = f"from ttcfast.cli.main import main\nfor case in {[arguments for arguments, _ in cases]!r}: print(main(case))"
+    without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+    ran = subprocess.run([*without, sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("ttcfast: ")]
+    assert len(lines) == len(cases) and "0" not in ran.stdout.split(), (ran.stdout, ran.stderr)
+    for line, (_, named) in zip(lines, cases):
+        assert named in line and "--debug" not in line and ("ermission denied" in line or "readable" in line), line
+
+
+def test_names_that_look_like_markup(made, tmp_path, capsys):
+    assert refused(capsys, [*command("generate", made, tmp_path / "a"), "presets=['[red]x','[/x]']"], "presets is '[red]x'") == 2
+    assert main([*command("generate", made, tmp_path / "[old] [/x]")]) == 0
+    assert str(tmp_path / "[old] [/x]") in capsys.readouterr().out
 
 
 def test_keys_with_paths_are_taken_literally(made, tmp_path, capsys):

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(_INTERRUPTED, "interrupted")
     except UserError as error:
         return _say(error.status, str(error), debug)
+    except PermissionError as error:
+        return _say(_FAILED, f"{error.filename or 'a file'}: {error.strerror}; make it readable, or give another place", debug)
     except Exception as error:
         if _is_our_check(error):
             return _say(_BAD_ARGUMENTS, str(error), debug)

@@ -119,7 +119,7 @@ class TrajectorySet:
 
     def _gamma(self) -> float | Tensor:
         if not len(self.index):
-            raise DataError(f"no trajectory in {', '.join(str(file.path) for file in self.files)}")
+            raise DataError(f"no trajectory in {', '.join(str(file.path) for file in self.files)}; give files that hold some")
         own = [file.spec.gamma for file in self.files]
         gammas = [g.numpy() if torch.is_tensor(g) and g.ndim else np.float64(g) for g in own]
         runs = [gammas[f][first : first + count] if gammas[f].ndim else gammas[f] for f, first, count in self.index.runs]

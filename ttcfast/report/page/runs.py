@@ -123,9 +123,13 @@ def _lacks(folder: Path) -> str | None:
     """What a run folder has not got yet; None where there is something to show."""
     if (folder / "metrics.json").is_file():
         return None
-    if any((folder / f"{command}.provenance.json").is_file() for command in _EVALUATIONS):
+    if _evaluates(folder):
         return "has no metrics.json yet"
     return None if read_log(folder) or any(_tables_of(folder)) else "has no numbers yet"
+
+
+def _evaluates(folder: Path) -> bool:
+    return any((folder / f"{command}.provenance.json").is_file() for command in _EVALUATIONS)
 
 
 def _open(folder: Path, name: str, family: Path | None) -> Run:
@@ -135,6 +139,8 @@ def _open(folder: Path, name: str, family: Path | None) -> Run:
         raise DataError(f"{folder / 'metrics.json'} is damaged or of another version (its provenance is no mapping); make the run again")
     if "methods" in metrics:
         return Run(folder, name, metrics, provenance, family)
+    if _evaluates(folder):
+        raise DataError(f"{folder / 'metrics.json'} is damaged or of another version (it has no methods); make the run again")
     return Run(folder, name, metrics, provenance, family, guarded(folder, read_log, folder), guarded(folder, _read_tables, folder))
 
 
