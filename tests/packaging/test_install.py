@@ -86,6 +86,7 @@ def check(target: Path) -> None:
     assert "works" in run([sys.executable, "-c", ALONE + CHECK, str(target)], PYTHONPATH=str(target))
 
 
+@pytest.mark.slow  # builds the extension; CI has a section for it
 def test_sdist_holds_what_the_build_needs(wheel_of_sdist):
     with tarfile.open(wheel_of_sdist[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -93,6 +94,7 @@ def test_sdist_holds_what_the_build_needs(wheel_of_sdist):
     assert built_from | {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= names
 
 
+@pytest.mark.slow  # builds the extension; CI has a section for it
 def test_wheel_of_the_sdist_works(wheel_of_sdist, tmp_path):
     wheel = wheel_of_sdist[1]
     with zipfile.ZipFile(wheel) as archive:
@@ -104,12 +106,13 @@ def test_wheel_of_the_sdist_works(wheel_of_sdist, tmp_path):
     check(tmp_path)
 
 
+@pytest.mark.slow  # builds the extension; CI has a section for it
 def test_pip_install_from_the_tree_works(source, tmp_path):
     run([*PIP, "install", *FLAGS, "--target", str(tmp_path), str(source)])
     check(tmp_path)
 
 
-@pytest.mark.slow  # the third build of the extension; every other test of a checkout runs on an editable install, made by make
+@pytest.mark.slow  # the third build of it; every other test of a checkout runs on an editable install, made by make
 def test_editable_install_works(source, tmp_path):
     """An editable install is a finder in site-packages; a virtual environment on top of this one gives it a place of its own."""
     run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / "venv")])

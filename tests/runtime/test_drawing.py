@@ -6,9 +6,15 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("asked", "backend"), [("module://nowhere.to_be_found", None), ("no such backend", None), ("svg", "svg"), (None, None)]
+    ("asked", "backend", "door"),
+    [
+        ("module://nowhere.to_be_found", None, "import ttcfast.report.outputs"),
+        ("module://nowhere.to_be_found", None, "from ttcfast.report.figures import save"),
+        ("no such backend", None, "import ttcfast.report.outputs"),
+        ("svg", "svg", "from ttcfast.report.figures import save"),
+        (None, None, "import ttcfast.report.outputs"),
+    ],
 )
-@pytest.mark.parametrize("door", ["import ttcfast.report.outputs", "from ttcfast.report.figures import save"])
 def test_a_backend_that_is_not_here_stops_nothing(asked, backend, door):
     code = f"{door}\nimport os, matplotlib\nprint(os.environ.get('MPLBACKEND'), matplotlib.get_backend(auto_select=False), sep='|')"
     environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | ({"MPLBACKEND": asked} if asked else {})
