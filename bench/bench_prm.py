@@ -29,9 +29,9 @@ from ttcfast.models import load_surrogate
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
-from ttcfast.rewards.prm.pretrained import from_pretrained
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.prm.sizes import make_prm
+from ttcfast.rewards.prm.sketch_files import from_pretrained
 from ttcfast.spec import StochasticConfig
 
 from .groups import compiled

@@ -27,7 +27,7 @@ from ttcfast.rewards.common import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.memory import peak_bytes
-from ttcfast.ttc.streaming import Beams, StepSearch
+from ttcfast.ttc.select.beams import Beams, StepSearch
 
 from . import environment
 from .rows import OK, PEER_FAILED, Row

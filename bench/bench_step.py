@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from ttcfast.core.base_fm import Surrogate, candidate_rows
 from ttcfast.core.shared_prefix import SharedPrefix
 from ttcfast.data import read_trajectories
+from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
 from ttcfast.rewards.common import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.stochastic_sampling import Draw, Site, keyed_noise, mc_dropout, noise_sites
 from ttcfast.ttc.inference import TTCGreedy
-from ttcfast.ttc.regret import MOST_RELATIVE_REGRET, choice_regret
 
 from .rows import OK, Row
 from .targets import Target

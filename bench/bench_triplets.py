@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.rewards.prm.triplet_file import FRAMES, TripletFile, TripletHeader
-from ttcfast.rewards.prm.triplet_writer import TripletWriter
+from ttcfast.rewards.prm.triplets.file import FRAMES, TripletFile, TripletHeader
+from ttcfast.rewards.prm.triplets.writer import TripletWriter
 from ttcfast.spec import StateSpec
 
 from .targets import Target

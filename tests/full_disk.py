@@ -46,7 +46,7 @@ def _large(folder: Path) -> int:
 
 def _triplets(folder: Path) -> int:
     from tests.surrogates import drop_surrogate, euler_state, shifted
-    from ttcfast.rewards.prm.build import build_triplets
+    from ttcfast.rewards.prm.triplets.build import build_triplets
 
     build_triplets(drop_surrogate(), shifted(euler_state(4, 16), 1), folder, K=4, T_prm=1, units="physical")
     return 0

@@ -1,6 +1,7 @@
 """Holds the arrows of ARCHITECTURE.md ("Who may import whom") by reading the imports of every source file."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["spec", "runtime", "ops", "integrators", "physics", "data", "metrics", "stochastic_sampling", "core", "models", "rewards", "ttc"]
+FLOOR = ["checks", "spec", "runtime", "ops", "integrators", "esnr", "physics", "data", "metrics", "stochastic_sampling", "core", "models"]
+ORDER = [*FLOOR, "rewards", "ttc", "evaluation", "report", "experiments", "cli"]
 MAY_IMPORT = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}
-MAY_IMPORT["pwm"] = {"spec", "runtime", "ops", "integrators", "data", "pwm"}
-MAY_IMPORT["report"] = {*ORDER, "pwm", "report"}
-MAY_IMPORT["cli"] = {*ORDER, "pwm", "report", "cli", "configs"}
+MAY_IMPORT["pwm"] = {"checks", "spec", "runtime", "ops", "integrators", "esnr", "data", "pwm"}
+for outer in ("report", "experiments", "cli"):
+    MAY_IMPORT[outer] |= {"pwm"}
+MAY_IMPORT["cli"] |= {"configs"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -31,10 +34,24 @@ def layer_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, tree: ast.AST | None = None) -> Iterator[tuple[int, str]]:
     """Line and full module name of everything the file imports, inside functions too, and by ``import_module("...")``."""
+    yield from _imports(path, tree) if tree is not None else all_imports(path)
+
+
+@functools.cache
+def all_imports(path: Path) -> list[tuple[int, str]]:
+    return list(_imports(path, parsed(path)))
+
+
+def _imports(path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
-    for node in ast.walk(tree or ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,15 +103,51 @@ def test_a_layer_imports_only_what_stands_to_its_left(layer):
     assert not wrong
 
 
-def test_nobody_imports_the_command_line_or_the_reports():
-    outer = ("cli", "report")
+@functools.cache
+def modules() -> dict[str, Path]:
+    return {name_of(path): path for path in sources("ttcfast")}
+
+
+def imported_at_load(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports when it is loaded or called, doors (``__init__``) counted as what they are."""
+    known = modules()
+    tree = parsed(path)
+    typing_only = {
+        id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }  # fmt: skip
+    for node in ast.walk(tree):
+        if id(node) in typing_only or not isinstance(node, (ast.Import, ast.ImportFrom, ast.Call)):
+            continue
+        for _, module in imports(path, ast.Module([node if isinstance(node, ast.stmt) else ast.Expr(node)], [])):
+            if of_package(module):
+                yield module if module in known else module.rpartition(".")[0]
+
+
+def test_no_circles_between_files():
+    """Names that a package keeps for those who imported them there (its module's ``__getattr__``) are doors that nobody inside uses."""
+    edges = {name: {m for m in imported_at_load(path) if m != name} for name, path in modules().items()}
+    reached: dict[str, set[str]] = {}
+    for name in edges:
+        seen, rest = set(), list(edges[name])
+        while rest:
+            if (here := rest.pop()) not in seen:
+                seen.add(here)
+                rest += edges.get(here, ())
+        reached[name] = seen
+    circles = sorted({tuple(sorted(b for b in reached[a] if a in reached.get(b, ()))) for a in reached if a in reached[a]})
+    assert not circles, "\n".join(" <-> ".join(circle) for circle in circles)
+
+
+def test_nobody_imports_what_stands_above_the_evaluation_but_what_does_too():
+    outer = ("report", "experiments", "cli")
     found = {
         (layer_of(name_of(path)), layer_of(module))
         for path in sources("ttcfast", "bench")
         for _, module in imports(path)
         if of_package(module) and layer_of(module) in outer
     }
-    assert found <= {("cli", "cli"), ("cli", "report"), ("report", "report")}
+    assert found <= {(a, b) for i, a in enumerate(outer) for b in outer[: i + 1]}
 
 
 def test_kernels_import_torch_triton_and_their_siblings_alone():
@@ -104,7 +157,7 @@ def test_kernels_import_torch_triton_and_their_siblings_alone():
             top = module.split(".")[0]
             if top not in ("torch", "triton", "kernels", "__future__", *sys.stdlib_module_names):
                 wrong.append(f"{path.name}:{line} imports {module}")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 wrong += [f"{path.name}:{node.lineno}: write a relative import" for a in node.names if a.name.split(".")[0] == "kernels"]
             if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "kernels":
@@ -118,9 +171,7 @@ def test_ops_is_the_only_door_to_the_kernels_and_opens_it_lazily():
         if not found:
             continue
         assert layer_of(name_of(path)) == "ops", f"{path.relative_to(ROOT)} imports {found}"
-        top_level = [
-            module for node in ast.parse(path.read_text(encoding="utf-8")).body for _, module in imports(path, node) if is_import(node)
-        ]
+        top_level = [module for node in parsed(path).body for _, module in imports(path, node) if is_import(node)]
         assert not [module for module in top_level if module.startswith("ttcfast.kernels")], f"{path.name} imports kernels at its top"
 
 
@@ -151,7 +202,7 @@ def test_hydra_stays_in_the_command_line():
 
 def test_no_file_is_opened_that_could_run_code():
     for path in sources("ttcfast", "bench"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         assert not {module.split(".")[0] for _, module in imports(path, tree)} & {"pickle", "dill", "cloudpickle", "joblib"}, path
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
@@ -161,13 +212,9 @@ def test_no_file_is_opened_that_could_run_code():
 
 def test_only_commands_and_reports_print():
     for path in sources("ttcfast"):
-        if layer_of(name_of(path)) in ("cli", "report"):
+        if layer_of(name_of(path)) in ("cli", "report", "experiments"):
             continue
-        calls = [
-            n.lineno
-            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"
-        ]
+        calls = [n.lineno for n in ast.walk(parsed(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
         assert not calls, f"{path.relative_to(ROOT)}:{calls[0]} prints; use warnings or logging"
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ttcfast.checks import whole
 from ttcfast.ops import heun_correct, heun_predict, transforms
-from ttcfast.spec import whole
 
 Velocity = Callable[[Tensor, float], Tensor]
 

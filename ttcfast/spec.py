@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal
@@ -12,26 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ttcfast.checks import at_least, one_of, whole
+
 Momentum = Literal["sum", "components", "norm"]
 Scale = Literal["absolute", "relative"]
-
-
-def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    """Raise one ``ValueError`` that names the argument, the value and what is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
-
-
-def whole(name: str, value: int, least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
-    at_least(name, int(value), least)
 
 
 @dataclass(frozen=True, eq=False)

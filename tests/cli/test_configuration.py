@@ -6,11 +6,11 @@ import pytest
 
 from ttcfast.cli.configuration import CONFIGS, build, compose, fit
 from ttcfast.data.generate import GenerateConfig
+from ttcfast.experiments.demo import run_demo
+from ttcfast.experiments.run_ttc import RunTTCConfig
 from ttcfast.models.train import TrainConfig
 from ttcfast.models.vit import ViTConfig
 from ttcfast.pwm.collect import CollectConfig
-from ttcfast.report.demo import run_demo
-from ttcfast.report.run_ttc import RunTTCConfig
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import strict
 from ttcfast.spec import ARMWeights, StochasticConfig, TTCConfig

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+from ttcfast.pwm.evaluation.parity import ParityError
 from ttcfast.pwm.models import SIZES, FlowWorldModel, MLPWorldModel, ResidualWorldModel
-from ttcfast.pwm.utils.parity import ParityError
 from ttcfast.runtime.errors import ArgumentError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ttcfast" / "configs"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.replays import M, earn, episode, move
 from ttcfast.data.replay import ReplaySet, Windows
 from ttcfast.data.replay_shard import ReplayShard, write_shard
-from ttcfast.pwm.utils.imagination import ImaginationErrors, Probe, Scale, fit_probe, imagination_errors, persistence
+from ttcfast.pwm.evaluation.imagination import ImaginationErrors, Probe, Scale, fit_probe, imagination_errors, persistence
 from ttcfast.runtime.errors import DataError
 
 HORIZON = 6

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
+from ttcfast.pwm.evaluation.parity import ParityError, parameter_parity
 from ttcfast.pwm.models import SIZES, BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
 from ttcfast.pwm.models.two_hot import TwoHot, symexp, symlog
-from ttcfast.pwm.utils.parity import ParityError, parameter_parity
 
 ALL = (MLPWorldModel, ResidualWorldModel, FlowWorldModel)
 TASKS = ("walker-walk", "cheetah-run", "reacher-easy")

@@ -15,9 +15,9 @@ from ttcfast.data.replay_shard import write_shard
 from ttcfast.pwm.algorithms import PWM
 from ttcfast.pwm.arms import Arm
 from ttcfast.pwm.checkpoint import load_world_model
+from ttcfast.pwm.evaluation.parity import parameter_parity
 from ttcfast.pwm.models import FlowWorldModel, MLPWorldModel, ResidualWorldModel
 from ttcfast.pwm.train_wm import ArmResult, Comparison, TrainWMConfig, train_wm
-from ttcfast.pwm.utils.parity import parameter_parity
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.runtime.logs import read_log

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+from ttcfast.pwm.algorithms.sanity import SanityChecks
+from ttcfast.pwm.evaluation.endpoint import endpoint_error, latent_variance
+from ttcfast.pwm.evaluation.simplex import simplex_distance
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
-from ttcfast.pwm.utils.endpoint import endpoint_error, latent_variance
 from ttcfast.pwm.utils.metrics import ESNRMeter, esnr
-from ttcfast.pwm.utils.sanity import SanityChecks
-from ttcfast.pwm.utils.simplex import simplex_distance
 
 H, B = 4, 6
 GAMMA = 0.9

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import write_well
+from ttcfast.evaluation.evaluate import Problems, evaluate
 from ttcfast.models import ViT, ViTConfig, save_surrogate
 from ttcfast.models.checkpoint import surrogate_meta
 from ttcfast.rewards.common import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
-from ttcfast.ttc.evaluate import Problems, evaluate
 
 SPEC = StateSpec.euler2d(cell_volume=1.0 / 16**2)
 SCALE = torch.tensor([0.3, 0.4, 0.4, 0.8])

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from ttcfast.report.calibration import CandidateScores, write_calibration
+from ttcfast.evaluation.calibration import CandidateScores
+from ttcfast.report.calibration import write_calibration
 from ttcfast.report.figures import calibration_figure, calibration_rows
 
 

@@ -6,12 +6,12 @@ import pytest
 from rich.console import Console
 
 from tests.report.small_run import arm, problems, surrogate
+from ttcfast.evaluation.evaluate import evaluate
 from ttcfast.report.compare import CompareConfig, compare
 from ttcfast.report.table import metrics
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import write_json
 from ttcfast.spec import TTCConfig
-from ttcfast.ttc.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")

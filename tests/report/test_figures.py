@@ -7,6 +7,8 @@ import torch
 from matplotlib.image import imread
 
 from tests.report.small_run import arm, problems, small_evaluation, surrogate
+from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.sweep import sweep_branching
 from ttcfast.report.figures import (
     drift_against_branching,
     drift_against_time,
@@ -18,8 +20,6 @@ from ttcfast.report.figures import (
 )
 from ttcfast.report.figures.style import colour
 from ttcfast.spec import StateSpec, TTCConfig
-from ttcfast.ttc.method_result import LABELS
-from ttcfast.ttc.sweep import sweep_branching
 
 NAMES = ["deterministic", "random candidate", "mean of B", "ARM", "oracle"]
 

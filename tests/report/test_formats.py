@@ -11,8 +11,8 @@ import torch
 from tests.data.layouts import flow, total_energy, write_pdebench, write_pdegym, write_the_well
 from tests.report.small_run import write_surrogate
 from ttcfast.cli.main import main
+from ttcfast.experiments.run_ttc import RunTTCConfig, load_problems
 from ttcfast.models import load_surrogate
-from ttcfast.report.run_ttc import RunTTCConfig, load_problems
 
 WRITERS = {"well": write_the_well, "pdegym": write_pdegym, "pdebench": write_pdebench}
 GAMMAS = {"well": 1.4, "pdegym": 1.4, "pdebench": 5 / 3}

@@ -11,9 +11,9 @@ import torch
 
 from tests.report.browser import Browser, find_chromium
 from tests.report.small_run import arm, problems, surrogate, write_examples
-from ttcfast.report.calibration import candidate_scores
+from ttcfast.evaluation.calibration import candidate_scores
+from ttcfast.experiments.demo import run_demo
 from ttcfast.report.compare import CompareConfig, compare
-from ttcfast.report.demo import run_demo
 from ttcfast.report.fields import MOST_CELLS, MOST_FRAMES, read_fields, write_fields
 from ttcfast.report.page import png
 from ttcfast.report.page.ablation import differing

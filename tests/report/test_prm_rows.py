@@ -7,8 +7,8 @@ import torch
 
 from tests.report.small_run import SCALE, write_examples
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.report.demo import run_demo
-from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
+from ttcfast.experiments.demo import run_demo
+from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import TTCConfig

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.report.small_run import problems, surrogate, trajectories
+from ttcfast.evaluation.evaluate import evaluate_method
 from ttcfast.report.recorded import read_recorded, write_recorded
 from ttcfast.runtime.errors import DataError
 from ttcfast.spec import TTCConfig
-from ttcfast.ttc.evaluate import evaluate_method
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.report.small_run import SCALE, arm, problems, surrogate, write_examples
+from ttcfast.evaluation.frontier import search_of, trace_frontier
+from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.report.figures.frontier import error_against_evaluations
-from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.rewards.common import ARMScorer
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import ARMWeights, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
-from ttcfast.ttc.frontier import search_of, trace_frontier
 from ttcfast.ttc.inference import TTCGreedy
 
 

@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from tests.report.small_run import small_evaluation
+from ttcfast.evaluation.results import MethodResult
 from ttcfast.report.outputs import write_outputs
 from ttcfast.report.table import cells, explanation, markdown, metrics, print_table, summary_rows
-from ttcfast.ttc.method_result import MethodResult
 
 HORIZONS = (1, 4, 8)
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from ttcfast.data import GenerateConfig, generate, open_trajectories
+from ttcfast.experiments.build_prm_data import BuildPRMDataConfig, build_prm_data
+from ttcfast.experiments.ceiling import CeilingConfig, ceiling
+from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directions
+from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.models import load_surrogate
 from ttcfast.models.train import TrainConfig, train
-from ttcfast.report.ceiling import CeilingConfig, ceiling
-from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
-from ttcfast.rewards.prm.build import TripletConfig
-from ttcfast.rewards.prm.fit_directions import FitDirectionsConfig, fit_directions
-from ttcfast.rewards.prm.from_files import BuildPRMDataConfig, build_prm_data
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.prm.train import DataOptions, ModelOptions, OptimOptions, SurrogateOptions, TrainPRMConfig
 from ttcfast.rewards.prm.train import train as train_prm
-from ttcfast.rewards.prm.train_on_policy import OnPolicyConfig, train_on_policy
-from ttcfast.rewards.prm.triplet_file import TripletFile
+from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, train_on_policy
+from ttcfast.rewards.prm.triplets.build import TripletConfig
+from ttcfast.rewards.prm.triplets.file import TripletFile
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import DataError
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig

@@ -10,12 +10,12 @@ from tests.surrogates import euler_state, shift_surrogate
 from ttcfast import StateSpec, TTCBeam, TTCConfig, TTCGreedy
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import open_trajectories
+from ttcfast.evaluation.calibration import candidate_scores
+from ttcfast.evaluation.evaluate import Problems
 from ttcfast.models import load_surrogate
 from ttcfast.physics.equation_of_state import to_primitive
-from ttcfast.report.calibration import candidate_scores
 from ttcfast.rewards.common import ARMScorer, ScoreContext, Scorer, ScorerList, as_scorer
 from ttcfast.spec import ARMWeights, StochasticConfig
-from ttcfast.ttc.evaluate import Problems
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALONG = StochasticConfig(dropout=False, directions=str(EXAMPLES / "directions.safetensors"), directions_strength=0.0)

@@ -142,8 +142,8 @@ def test_a_training_state_that_does_not_fit_is_told(tmp_path):
 
 
 def test_entries_that_are_missing_or_of_another_type_are_one_error(tmp_path):
+    from ttcfast.experiments.demo import _examples
     from ttcfast.models import load_surrogate
-    from ttcfast.report.demo import _examples
 
     held, meta = load(next(p for p in _examples(None).glob("surrogate.safetensors")))
     path = tmp_path / "odd.safetensors"

@@ -10,8 +10,8 @@ import torch
 from tests.surrogates import drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.rewards.prm.build import build_triplets
-from ttcfast.rewards.prm.fit_directions import FitDirectionsConfig, fit_directions
+from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directions
+from ttcfast.rewards.prm.triplets.build import build_triplets
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import StochasticConfig

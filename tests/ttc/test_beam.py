@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.surrogates import Brittle, Foreign, drop_surrogate, euler_state, shift_surrogate, shifted
-from tests.ttc.test_chunks import vit_surrogate
+from tests.ttc.test_candidates import vit_surrogate
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.common import ARMScorer, OracleScorer, ScorerList
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig

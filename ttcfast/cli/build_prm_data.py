@@ -16,8 +16,8 @@ _NAMES = {"checkpoint": "fm.ckpt", "trajectories": "data.n", "split": "data.trai
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.rewards.prm.from_files import BuildPRMDataConfig, build_prm_data
-    from ttcfast.rewards.prm.triplet_file import SUFFIXES, TripletFile
+    from ttcfast.experiments.build_prm_data import BuildPRMDataConfig, build_prm_data
+    from ttcfast.rewards.prm.triplets.file import SUFFIXES, TripletFile
 
     data = dict(values["data"])
     config = build(

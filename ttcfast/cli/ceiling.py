@@ -15,7 +15,7 @@ _NAMES = {"checkpoint": "fm.ckpt", "problems": "data.n", "split": "data.split", 
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.report.ceiling import CeilingConfig, ceiling, print_ceiling
+    from ttcfast.experiments.ceiling import CeilingConfig, ceiling, print_ceiling
 
     data = dict(values["data"])
     config = build(

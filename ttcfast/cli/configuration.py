@@ -21,10 +21,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ttcfast.checks import one_of
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder
-from ttcfast.spec import one_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from .main import main
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.report.demo import run_demo
+    from ttcfast.experiments.demo import run_demo
 
     arguments = fit(run_demo, values)
     with run_lock(values["out"]):

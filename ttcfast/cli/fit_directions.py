@@ -13,7 +13,7 @@ from .main import main
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.rewards.prm.fit_directions import FitDirectionsConfig, fit_directions
+    from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directions
 
     config = build(FitDirectionsConfig, values)
     with run_lock(config.out, file=True):

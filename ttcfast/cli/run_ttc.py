@@ -33,7 +33,7 @@ _NAMES = {
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.report.run_ttc import RunTTCConfig, run_ttc
+    from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
     from ttcfast.runtime import distributed
     from ttcfast.runtime.distributed import process_group
 

@@ -13,7 +13,7 @@ from .main import main
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.rewards.prm.train_on_policy import OnPolicyConfig, train_on_policy
+    from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, train_on_policy
 
     config = build(OnPolicyConfig, values, names={"reading": "data"})
     with run_lock(config.out):

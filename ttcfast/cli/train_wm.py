@@ -13,8 +13,8 @@ from .main import main
 
 
 def run(values: Mapping[str, Any]) -> None:
+    from ttcfast.experiments.world_models import run_train_wm
     from ttcfast.pwm.train_wm import TrainWMConfig
-    from ttcfast.report.world_models import run_train_wm
 
     config = build(TrainWMConfig, values)
     with run_lock(config.out):

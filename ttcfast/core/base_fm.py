@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ttcfast.checks import at_least, one_of
 from ttcfast.runtime.turns import in_turn, interruptible, turn
-from ttcfast.spec import Key, StateSpec, StochasticConfig, at_least, one_of
+from ttcfast.spec import Key, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
 from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
 from ttcfast.stochastic_sampling.keyed import Draw

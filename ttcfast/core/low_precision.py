@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ttcfast.spec import one_of
+from ttcfast.checks import one_of
 from ttcfast.stochastic_sampling.dropout_wrap import edit_output
 from ttcfast.stochastic_sampling.sites import Site
 

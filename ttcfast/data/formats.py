@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from ttcfast.checks import one_of, whole
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import entries
-from ttcfast.spec import one_of, whole
 
 from .pdebench import PDEBenchFile
 from .pdegym import PUBLISHED, ChunkOrder, Energy, PDEGymFile, chunk_files

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttcfast.checks import at_least, one_of
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.initial_conditions import PRESETS
 from ttcfast.physics.solver import can_compile
@@ -19,7 +20,7 @@ from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import StateSpec, at_least, one_of
+from ttcfast.spec import StateSpec
 
 from .statistics import write_statistics
 from .trajectory_file import TrajectoryFile

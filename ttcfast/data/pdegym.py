@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.checks import one_of
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import entries
-from ttcfast.spec import StateSpec, one_of
+from ttcfast.spec import StateSpec
 
 from .reader import TrajectoryReader, values
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.checks import at_least, whole
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
-from ttcfast.spec import at_least, whole
 
 from .replay_shard import Episode, ReplayShard
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttcfast.spec import at_least
+from ttcfast.checks import at_least
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttcfast.checks import one_of
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts, to_conserved
-from ttcfast.spec import Momentum, StateSpec, one_of
+from ttcfast.spec import Momentum, StateSpec
 
 from .layout import batched
 

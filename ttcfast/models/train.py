@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ttcfast.checks import at_least, one_of
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, field_statistics, open_trajectories
@@ -35,7 +36,7 @@ from ttcfast.runtime.training import (
     update_average,
 )
 from ttcfast.runtime.units import time_step_of
-from ttcfast.spec import StateSpec, at_least, one_of
+from ttcfast.spec import StateSpec
 
 from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
 from .quality import one_step_error

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttcfast.spec import at_least
+from ttcfast.checks import at_least
 
 from .periodic import GridConv2d
 

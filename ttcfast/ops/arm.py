@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
+from ttcfast.checks import one_of
+from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec
 
 from . import native, transforms
 from .arguments import dense, of_type

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttcfast.spec import whole
+from ttcfast.checks import whole
 
 from . import native, transforms
 from .arguments import dense

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttcfast.spec import at_least, one_of, whole
+from ttcfast.checks import at_least, one_of, whole
 
 from . import native, transforms
 from .arguments import dense, of_type

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ttcfast.spec import at_least
+from ttcfast.checks import at_least
 
 from . import native, transforms
 from .arguments import dense

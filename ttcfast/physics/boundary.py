@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttcfast.spec import one_of
+from ttcfast.checks import one_of
 
 KINDS = ("periodic", "outflow", "reflecting")
 

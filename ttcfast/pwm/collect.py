@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.checks import at_least, one_of, whole
 from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import at_least, one_of, whole
 
 from .envs import TASKS, Controller, DMControlEnv, RandomController, SwingUpController
 from .envs.controllers import check_range

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ttcfast.checks import at_least, whole
 from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
@@ -20,14 +21,13 @@ from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder, parse_json, require_regular, write_json
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import at_least, whole
 
 from .algorithms import PWM
 from .arms import Arm
 from .checkpoint import save_world_model, world_model_meta
-from .utils.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
+from .evaluation.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
+from .evaluation.parity import parameter_parity
 from .utils.metrics import ESNRMeter
-from .utils.parity import parameter_parity
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ttcfast.evaluation.results import LABELS
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
 from ttcfast.runtime.terminal import fits, plain_console, print_whole
-from ttcfast.ttc.method_result import LABELS
 
 from .page.page import write_page
 from .page.runs import guarded, load

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import MethodResult
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import atomic_path, parse_json, require_regular
-from ttcfast.ttc.evaluate import Evaluation
-from ttcfast.ttc.method_result import MethodResult
 
 FILE = "fields.npz"
 MOST_FRAMES, MOST_CELLS = 41, 128

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ttcfast.evaluation.frontier import Frontier
 from ttcfast.runtime.files import write_csv
-from ttcfast.ttc.frontier import Frontier
 
 from .figures import save
 from .figures.frontier import error_against_evaluations

@@ -11,11 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.sweep import Sweep
 from ttcfast.runtime.files import atomic_write, write_csv, write_json
 from ttcfast.runtime.logs import RunLog
-from ttcfast.ttc.evaluate import Evaluation
-from ttcfast.ttc.method_result import MethodResult
-from ttcfast.ttc.sweep import Sweep
 
 from . import fields
 from .fields import write_fields

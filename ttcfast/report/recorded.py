@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttcfast.evaluation.evaluate import Problems
+from ttcfast.evaluation.results import MethodResult
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import parse_json, require_regular, write_json
-from ttcfast.ttc.evaluate import Problems
-from ttcfast.ttc.method_result import MethodResult
 
 ROWS = "rows.json"  # what a run leaves of its own rows
 

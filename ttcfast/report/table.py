@@ -10,11 +10,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import Gain, MethodResult
+from ttcfast.evaluation.sweep import Sweep
 from ttcfast.runtime.files import strict
 from ttcfast.runtime.terminal import plain_console, print_whole
-from ttcfast.ttc.evaluate import Evaluation
-from ttcfast.ttc.method_result import Gain, MethodResult
-from ttcfast.ttc.sweep import Sweep
 
 QUANTITIES = ("mass", "momentum", "energy")
 MISSING = "–"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ttcfast.checks import one_of
 from ttcfast.ops.arm import ArmScores, arm
 from ttcfast.runtime.lent import lent
-from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, one_of
+from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec
 
 from .ascent import channel_spread, polyak_move
 from .rounding import arm_spread_floor

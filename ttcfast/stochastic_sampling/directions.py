@@ -4,7 +4,7 @@ Dropout spreads candidates over thousands of dimensions, hardly one of which is 
 better than the deterministic step. Errors of a one-step surrogate are better described relative to the state: a step too short or too long,
 fronts a fraction of a cell ahead or behind, edges too smooth. ``LocalFields`` spans those, ``HeadFields`` what a small network has learned.
 How much of which is likely, and what goes with what, is learned from the surrogate's errors on the reward split: a Gaussian over
-coefficients, of low rank (``ttcfast.rewards.prm.fit_directions``). All of it commutes with shifts of a periodic domain, unlike principal
+coefficients, of low rank (``ttcfast.experiments.fit_directions``). All of it commutes with shifts of a periodic domain, unlike principal
 components of the error fields themselves.
 """
 
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttcfast.checks import whole
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.units import Units
-from ttcfast.spec import whole
 
 from .keyed import Draw
 from .sites import Site

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ttcfast.spec import Key, at_least
+from ttcfast.checks import at_least
+from ttcfast.spec import Key
 
 from .gaussian import add_gaussian
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from ttcfast.checks import at_least
 from ttcfast.runtime.turns import turn
-from ttcfast.spec import Key, at_least
+from ttcfast.spec import Key
 
 from .dropout_wrap import edit_output
 from .gaussian import add_gaussian

@@ -18,12 +18,12 @@ from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
 from . import guardrails, sharding
-from .beam_run import BeamRun, collected, without_state
-from .beam_step import BeamStepper
 from .budget import Budget
 from .memory import reset_peak
+from .paths import BeamRun, collected, without_state
 from .result import BeamStepOutput, RolloutResult
-from .saved import SavedRollout, fingerprint
+from .resume import SavedRollout, fingerprint
+from .search import BeamStepper
 from .settings import checksum_of, settings_of
 
 __all__ = ["TTCBeam"]
@@ -35,7 +35,7 @@ class TTCBeam(BeamStepper):
     """Rolls a surrogate out keeping the k best partial rollouts of each problem, and returns the best.
 
     At each step every beam draws B candidates; of the k B of a problem the k best by the score of their path go on. Candidates come in
-    chunks and only survivors are copied, so that memory does not grow with B (``ttcfast.ttc.streaming``). No two beams share noise: the
+    chunks and only survivors are copied, so that memory does not grow with B (``ttcfast.ttc.select.beams``). No two beams share noise: the
     candidates of beam j (beams are numbered from the best) have ids j B to (j + 1) B - 1. With one beam, no lookahead and another approach
     than ``"particle"`` the rollout is ``TTCGreedy``'s, bit for bit.
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ttcfast.spec import one_of, whole
+from ttcfast.checks import one_of, whole
 
 
 @dataclass(frozen=True)

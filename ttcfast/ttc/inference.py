@@ -12,18 +12,19 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from ttcfast.checks import at_least
 from ttcfast.rewards.common import ScoreContext, as_scorer
-from ttcfast.spec import StochasticConfig, TTCConfig, at_least
+from ttcfast.spec import StochasticConfig, TTCConfig
 
 from . import guardrails
-from .chunks import Chunks
-from .combine import Climb, SoftmaxMean, Span
+from .candidates import Chunks
 from .memory import bytes_per_candidate
+from .models import as_source, probe
 from .projection import check_projectable, project_conservation, projector, spec_of_problems
 from .refine import copies, refine_and_score
 from .result import RolloutResult, StepOutput
-from .selection import Argmax
-from .sources import as_source, probe
+from .select.argmax import Argmax
+from .select.combine import Climb, SoftmaxMean, Span
 
 __all__ = ["TTCConfig", "TTCGreedy"]
 

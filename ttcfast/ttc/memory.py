@@ -15,8 +15,8 @@ from torch import Tensor
 from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 
+from .models import Source
 from .refine import refine_and_score
-from .sources import Source
 
 _SEEN = (
     16 << 20

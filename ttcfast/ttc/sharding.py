@@ -19,10 +19,10 @@ from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
 from .budget import Budget
-from .pool import Keys, TopPool, best
 from .result import RolloutResult
+from .select.beams import StepSearch
+from .select.topk import Keys, TopPool, best
 from .settings import checksum_of
-from .streaming import StepSearch
 
 SHARDS = (None, "problems", "candidates")
 _REDUCED = dict.fromkeys(("highest", "size", "rest", "opening", "first", "floor"), "max") | {"lowest": "min", "count": "sum"}  # of Spread

@@ -15,8 +15,8 @@ from ttcfast.models.checkpoint import spec_meta
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
-from ttcfast.rewards.prm.pretrained import load_state_dict_file
 from ttcfast.rewards.prm.sizes import SIZES, make_prm
+from ttcfast.rewards.prm.sketch_files import load_state_dict_file
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import StateSpec
 

@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ttcfast.checks import one_of
 from ttcfast.integrators import Euler, Heun, Integrator, integrate
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
 from ttcfast.pwm.models.layers import wide
-from ttcfast.spec import one_of
 
 __all__ = ["DynamicsLoss", "Euler", "FlowMatchingDynamicsLoss", "Heun", "Integrator", "MLPDynamicsLoss", "discounts", "integrate"]
 

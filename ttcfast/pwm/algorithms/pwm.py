@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ttcfast import integrators
+from ttcfast.checks import at_least, whole
+from ttcfast.pwm.algorithms.sanity import SanityChecks
+from ttcfast.pwm.evaluation.parity import Parity, parameter_parity
+from ttcfast.pwm.evaluation.simplex import simplex_distance
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
 from ttcfast.pwm.models.layers import wide
 from ttcfast.pwm.models.world_model import MLPWorldModel
 from ttcfast.pwm.utils.metrics import ESNRMeter
-from ttcfast.pwm.utils.parity import Parity, parameter_parity
-from ttcfast.pwm.utils.sanity import SanityChecks
-from ttcfast.pwm.utils.simplex import simplex_distance
 from ttcfast.pwm.utils.targets import build, locate
 from ttcfast.runtime.errors import ArgumentError
-from ttcfast.spec import at_least, whole
 
 from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss, discounts
 
@@ -110,7 +110,7 @@ class PWM:
 
         Raises:
             ArgumentError: an unknown key or class.
-            ParityError: see :func:`ttcfast.pwm.utils.parity.parameter_parity`.
+            ParityError: see :func:`ttcfast.pwm.evaluation.parity.parameter_parity`.
             ValueError: arguments that do not fit.
         """
         model_config, loss_config = _pair(alg)

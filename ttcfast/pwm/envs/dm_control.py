@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ttcfast.checks import one_of, whole
 from ttcfast.runtime.errors import ArgumentError, MissingPackageError
-from ttcfast.spec import one_of, whole
 
 # The tasks of TD-MPC2's MT30 that dm_control has as they are, in TD-MPC2's names (its other 11 are variations of its own).
 TASKS = (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttcfast.spec import one_of, whole
+from ttcfast.checks import one_of, whole
 
 from .layers import SIMNORM_GROUP, Network, count_parameters, state
 from .sizes import SIZES

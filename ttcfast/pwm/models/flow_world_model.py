@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttcfast.checks import one_of
 from ttcfast.integrators import Heun, Integrator
 from ttcfast.ops import VelocityMLP, mlp_flow
 from ttcfast.ops.heun import centered
-from ttcfast.spec import one_of
 
 from .base import BaseWorldModel, Task
 from .layers import Network, NormedLinear, state

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttcfast.checks import one_of, whole
 from ttcfast.ops import norm_mish
-from ttcfast.spec import one_of, whole
 
 LAST_LAYERS = ("simnorm", "normed", "linear")
 SIMNORM_GROUP = 8

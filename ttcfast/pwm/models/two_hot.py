@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ttcfast.spec import whole
+from ttcfast.checks import whole
 
 from .layers import wide, wide_dtype
 

@@ -1,7 +1,7 @@
 """What a world model and the gradients through it are measured by."""
 
-from .esnr_meter import ESNRMeter, Measurement
-from .parity import parameter_parity
-from .signal_to_noise import ESNR, esnr
+from ttcfast.esnr.meter import ESNRMeter, Measurement
+from ttcfast.esnr.ratio import ESNR, esnr
+from ttcfast.pwm.evaluation.parity import parameter_parity
 
 __all__ = ["ESNR", "ESNRMeter", "Measurement", "esnr", "parameter_parity"]

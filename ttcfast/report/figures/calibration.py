@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ttcfast.evaluation.results import LABELS
 from ttcfast.metrics import Calibration, calibration
-from ttcfast.ttc.method_result import LABELS
 
 from .style import GREY, colour, finish, new_figure, value_axis
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ttcfast.ttc.evaluate import Evaluation
-from ttcfast.ttc.sweep import Sweep
+from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.sweep import Sweep
 
 from .style import GREY, branching_axis, finish, line_style, markers, method_legend, new_figure, step_axis, value_axis
 

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ttcfast.ttc.method_result import MethodResult
-from ttcfast.ttc.sweep import Sweep
+from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.sweep import Sweep
 
 from .style import branching_axis, colour, finish, line_style, method_legend, new_figure, value_axis
 

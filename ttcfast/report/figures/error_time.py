@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ttcfast.ttc.evaluate import Evaluation
+from ttcfast.evaluation.evaluate import Evaluation
 
 from .style import GREY, finish, line_style, markers, method_legend, new_figure, step_axis, value_axis
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ttcfast.ttc.frontier import SEARCHES, Frontier
-from ttcfast.ttc.method_result import LABELS
+from ttcfast.evaluation.frontier import SEARCHES, Frontier
+from ttcfast.evaluation.results import LABELS
 
 from .style import branching_axis, finish, new_figure, value_axis
 

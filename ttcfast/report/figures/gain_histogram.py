@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ttcfast.ttc.evaluate import Evaluation
-from ttcfast.ttc.method_result import LABELS, Gain, MethodResult
+from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import LABELS, Gain, MethodResult
 
 from .style import GREY, colour, finish, new_figure
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ttcfast.ttc.evaluate import Evaluation
-from ttcfast.ttc.method_result import MethodResult
+from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import MethodResult
 
 from .style import colour, finish, new_figure
 

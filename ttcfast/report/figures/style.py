@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, NullFormatter, ScalarFormatter
 
+from ttcfast.evaluation.results import LABELS, MethodResult
 from ttcfast.runtime.files import atomic_write
-from ttcfast.ttc.method_result import LABELS, MethodResult
 
 # Okabe and Ito, "Color universal design" (2008): eight colours that readers with any colour vision tell apart.
 _COLOURS = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 
-from ..fields import ShownFields
-from ..figures.panels import ERROR_MAP, FIELD_MAP
+from ttcfast.report.fields import ShownFields
+from ttcfast.report.figures.panels import ERROR_MAP, FIELD_MAP
+
 from . import png
 from .html import Markup, short, tag
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from ttcfast.evaluation.results import LABELS
 from ttcfast.metrics.calibration import calibration
+from ttcfast.report.calibration import FILE
+from ttcfast.report.figures.style import colour
 from ttcfast.runtime.files import parse_json, require_regular
-from ttcfast.ttc.method_result import LABELS
 
-from ..calibration import FILE
-from ..figures.style import colour
 from .chart import Series, line_chart
 from .html import Markup, joined, number, table, tag
 

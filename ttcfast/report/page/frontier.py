@@ -6,11 +6,11 @@ import csv
 import math
 from pathlib import Path
 
+from ttcfast.evaluation.results import LABELS
+from ttcfast.report.figures.frontier import search_label
+from ttcfast.report.frontier import FILE
 from ttcfast.runtime.files import require_regular
-from ttcfast.ttc.method_result import LABELS
 
-from ..figures.frontier import search_label
-from ..frontier import FILE
 from .html import Markup, joined, number, table, tag
 
 _COLUMNS = {  # of the file, and their heads on the page

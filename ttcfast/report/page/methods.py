@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ttcfast.ttc.method_result import LABELS
+from ttcfast.evaluation.results import LABELS
+from ttcfast.report.figures.style import colour
 
-from ..figures.style import colour
 from .chart import Level, Series, histogram, legend, line_chart
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 

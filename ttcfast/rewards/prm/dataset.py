@@ -19,8 +19,8 @@ from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries, require_regular
 from ttcfast.runtime.units import require_units
 
-from .build import build_triplets
-from .triplet_file import FILE_NAME, SUFFIXES, Place, TripletFile
+from .triplets.build import build_triplets
+from .triplets.file import FILE_NAME, SUFFIXES, Place, TripletFile
 
 __all__ = ["PRMTripletSet", "build_triplets"]
 

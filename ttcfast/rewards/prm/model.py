@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttcfast.checks import whole
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.spec import StateSpec, whole
+from ttcfast.spec import StateSpec
 
 from .network import Padding, PairNetwork, outside_autocast
 from .residual import EulerResidual

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttcfast.checks import one_of, whole
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.periodic import GridConv2d, pad_grid
 from ttcfast.runtime.units import Units
-from ttcfast.spec import StateSpec, one_of, whole
+from ttcfast.spec import StateSpec
 
 from .residual import EulerResidual
 
@@ -142,7 +143,7 @@ class PairNetwork(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` (kind, sizes, normaliser, layout, ``info``) and ``model.safetensors`` into ``folder``."""
-        from .pretrained import save_pretrained
+        from .sketch_files import save_pretrained
 
         save_pretrained(self, folder)
 
@@ -153,7 +154,7 @@ class PairNetwork(nn.Module):
         Raises:
             CheckpointError: missing, damaged, or of a kind or sizes that this version does not know.
         """
-        from .pretrained import from_pretrained
+        from .sketch_files import from_pretrained
 
         return from_pretrained(folder)
 

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttcfast.checks import one_of, whole
 from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.units import Units, require_units
-from ttcfast.spec import StateSpec, one_of, whole
+from ttcfast.spec import StateSpec
 
 from .dense import DensePRM
 from .network import PairNetwork
-from .pretrained import from_pretrained, load_state_dict_file
+from .sketch_files import from_pretrained, load_state_dict_file
 
 REMEDY = "give the reward model that was trained for such data (ttcfast train_prm_on_policy), or leave it out"
 MARGIN = 0.2  # of the seed; a network that was trained with another says so in its info

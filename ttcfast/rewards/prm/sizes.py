@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttcfast.spec import one_of
+from ttcfast.checks import one_of
 
 from .network import PairNetwork
-from .pretrained import KINDS
+from .sketch_files import KINDS
 
 # The shipped surrogate has 0.62M parameters.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {

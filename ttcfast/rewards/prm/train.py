@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttcfast.checks import at_least, one_of, whole
 from ttcfast.runtime.errors import ArgumentError
-from ttcfast.spec import at_least, one_of, whole
 
-from .losses import LossOptions, triplet_margin_loss
 from .network import PairNetwork
-from .samples import AugmentOptions
-from .triplet_file import Place
+from .training.losses import LossOptions, triplet_margin_loss
+from .triplets.batches import AugmentOptions
+from .triplets.file import Place
 
 __all__ = ["TrainPRMConfig", "train_prm", "triplet_margin_loss"]
 
@@ -235,7 +235,7 @@ def train(config: TrainPRMConfig, *, in_ch: int | None = None) -> TrainPRMResult
     """
     from ttcfast.runtime.distributed import process_group, ranks
 
-    from .run import run
+    from .training.run import run
 
     with process_group() as device:
         return run(config, device if ranks() > 1 else None, in_ch)

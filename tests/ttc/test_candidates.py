@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.surrogates import DropNet, Foreign, drop_surrogate, euler_state
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.models.vit import ViT, ViTConfig
+from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.ttc.candidates import Chunks
+from ttcfast.ttc.inference import TTCGreedy
+from ttcfast.ttc.models import as_source
+
+
+def mean_density(x_t, cand_tp1):
+    """A score in which every cell has a say."""
+    return cand_tp1[:, 0].double().square().flatten(1).sum(1)
+
+
+def vit_surrogate() -> Surrogate:
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(grid=(8, 8), patch=4, width=32, depth=2, heads=2, refine=4, dropout=0.2))
+    nn.init.normal_(model.out.weight, std=0.01)
+    return Surrogate(model, StateSpec.euler2d(), predicts="delta")
+
+
+def scores(n=3, problems=None, **options):
+    cfg = TTCConfig(**options)
+    x0 = euler_state(4)[torch.arange(n) if problems is None else torch.tensor(problems)]
+    ids = None if problems is None else torch.tensor(problems)
+    return TTCGreedy(vit_surrogate(), mean_density, cfg).rollout(x0, 2, return_info=True, problem_ids=ids)
+
+
+def test_a_candidate_is_the_same_to_the_last_bit_whichever_chunk_it_is_in():
+    # four problems in blocks of four and 13 - 1 candidates three at a time: whole chunks, and one that is filled up
+    whole = scores(4, branching_factor=13, chunk_size=12)
+    for b in (12, 11, 5):
+        part = scores(4, branching_factor=b, chunk_size=12)
+        assert torch.equal(part.scores[:, 0], whole.scores[:, 0, :b])
+    assert (whole.scores[:, 0, 1:].std(1) > 0).all()
+    # problems of a block that is filled up, and in another order
+    turned = scores(problems=[3, 1, 0], branching_factor=5, chunk_size=2)
+    straight = scores(problems=[0, 1, 2, 3], branching_factor=5, chunk_size=2)
+    assert torch.equal(turned.scores[:, 0], straight.scores[[3, 1, 0], 0])
+
+
+class Fails(DropNet):
+    """Has no finite next state for a state of large density."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, :1, :1, :1] > 5, torch.nan, super().forward(x))
+
+
+@pytest.mark.parametrize("needs_group", [False, True])
+def test_all_calls_of_the_model_have_one_size_also_when_problems_drop_out(needs_group):
+    fm, x0 = Surrogate(Fails(), StateSpec.euler2d(), share_prefix=False), euler_state(5)
+    x0[0] = 10.0
+    controller = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=6, chunk_size=14, max_resample=1))
+    controller.scorer.needs_group = needs_group
+    with pytest.warns(RuntimeWarning, match=r"no finite next state for problems \[0\]"):
+        r = controller.rollout(x0, 3, return_info=True)
+    assert r.frozen[0].all() and not r.frozen[1:].any()
+    deterministic, sampled = (2, 2 * 5) if needs_group else (5, 5 * 2)
+    assert set(fm.model.calls) == {deterministic, sampled}
+    # six candidates of five problems and problem 0 drawn again without candidate 0, then those of four; what fills up is not counted
+    assert r.nfe == 5 * 6 + 5 + 2 * 4 * 6
+
+
+def test_without_a_limit_nothing_is_drawn_in_vain():
+    fm = drop_surrogate(share_prefix=False)
+    fm.model.calls.clear()
+    r = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=4)).rollout(euler_state(3), 2, return_info=True)
+    assert fm.model.calls == [3, 9, 3, 9] and sum(fm.model.calls) == r.nfe
+
+
+def test_a_model_that_draws_in_its_own_way_is_given_what_was_asked_for():
+    fm = Foreign()
+    r = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=5, chunk_size=6)).rollout(euler_state(3), 1, return_info=True)
+    assert fm.batches == [6, 6, 3] and r.nfe == 15
+
+
+@pytest.mark.parametrize("whole_groups", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_chunks_of_all_ranks_are_those_of_one(whole_groups, ranks):
+    """Every candidate of every problem is drawn by one rank, all of a problem by the same where the scorer compares them."""
+    cfg, x0, ids = TTCConfig(branching_factor=7), euler_state(3), torch.arange(3)
+    fm = drop_surrogate()
+    found = torch.zeros(3, 7, dtype=torch.int64)
+    for rank in range(ranks):
+        options = {"include_deterministic": True, "whole_groups": whole_groups, "measure": lambda: 0}
+        for rows, start, drawn in Chunks(as_source(fm, cfg), cfg, x0, share=(rank, ranks), **options).of_step(x0, ids, 0, 0):
+            assert not whole_groups or drawn.shape[1] == 7
+            found[rows, start : start + drawn.shape[1]] += 1
+    assert (found == 1).all()

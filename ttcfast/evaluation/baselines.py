@@ -1,0 +1,56 @@
+"""The rows that stand in every table beside a reward: what the same candidates give without one (DECISIONS 13)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.checks import one_of
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.spec import TTCConfig
+from ttcfast.ttc.inference import TTCGreedy
+from ttcfast.ttc.models import as_source
+from ttcfast.ttc.result import RolloutResult
+from ttcfast.ttc.select.argmax import Mean
+
+BASELINES = ("deterministic", "random", "mean")
+
+
+def baseline_rollout(
+    kind: str, fm: Any, x0: Tensor, T: int, cfg: TTCConfig | None = None, *, problem_ids: Tensor | None = None
+) -> RolloutResult:
+    """Roll out without a reward, through the same code, guardrails and (if ``cfg.project`` says so) projection as ``TTCGreedy``.
+
+    Args:
+        kind: ``"deterministic"``, every noise off, one evaluation per step; ``"random"``, one stochastic candidate per step, whichever
+            comes; ``"mean"``, the mean of the B candidates, the deterministic one counted in where ``cfg`` includes it.
+        fm, x0, T, problem_ids: as for ``TTCGreedy.rollout``.
+        cfg: B (for the mean), seed, stochasticity, projection and chunking; its score options do not apply.
+
+    Raises:
+        ValueError: an unknown ``kind``, or ``"deterministic"`` for a model without a deterministic step; else as ``TTCGreedy``.
+    """
+    one_of("kind", kind, BASELINES)
+    cfg = dataclasses.replace(cfg or TTCConfig(), score_floor=None, select="argmax", temperature=1.0, refine_steps=0)
+    if kind != "mean":
+        cfg = dataclasses.replace(cfg, branching_factor=1, include_deterministic=kind == "deterministic")
+    controller = (_MeanOfCandidates if kind == "mean" else TTCGreedy)(fm, _Indifferent(as_source(fm, cfg).ndim), cfg)
+    return controller.rollout(x0, T, return_info=True, problem_ids=problem_ids)
+
+
+class _MeanOfCandidates(TTCGreedy):
+    _selection = Mean
+
+
+class _Indifferent(Scorer):
+    """Scores every candidate 0."""
+
+    def __init__(self, ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return torch.zeros(candidates.shape[:2], device=candidates.device)

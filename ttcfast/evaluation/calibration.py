@@ -1,0 +1,85 @@
+"""What the rewards' scores are worth: every candidate's score beside its true error, on states of the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.checks import at_least
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.evaluation.evaluate import Problems
+from ttcfast.evaluation.methods import starts_deterministic
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.oracle import OracleScorer
+from ttcfast.spec import TTCConfig
+from ttcfast.ttc.guardrails import spread_collapsed
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateScores:
+    """M groups of B candidates.
+
+    Args:
+        errors: float64 ``[M, B]``, mean squared error to the truth in the problems' units; infinite for a candidate that is not finite.
+        scores: by reward, float64 ``[M, B]``; -inf for a candidate that it rejects.
+        problems, steps: ``[M]``, where each group's state lies.
+    """
+
+    errors: Tensor
+    scores: Mapping[str, Tensor]
+    problems: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@torch.no_grad()
+def candidate_scores(
+    surrogate: Surrogate, problems: Problems, scorers: Mapping[str, Scorer], config: TTCConfig, *, groups: int = 32
+) -> CandidateScores:
+    """Draw the candidates that a rollout would draw, but from true states, score them, and measure what each really is.
+
+    A group is a rollout's: the deterministic step first, where ``config`` takes it in, then the sampled candidates by their ids. Scores and
+    errors are of the candidates as they are drawn, as in the rows without projection and without refinement. One state at a time, so that
+    no more than B states are held; ``groups * B`` model evaluations.
+
+    Args:
+        surrogate: the model, on the device to run on. scorers: the rewards, by name.
+        problems: whose truth gives the states and the errors.
+        config: B, seed, noise, and whether the deterministic step is a candidate.
+        groups: states, spread evenly over problems and steps; fewer where there are fewer.
+
+    Raises:
+        ValueError: fewer than 1 group.
+    """
+    at_least("groups", groups, 1)
+    device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+    oracle = OracleScorer(problems.truth, scale=problems.scale)
+    first = int(starts_deterministic(surrogate, config))
+    ids = torch.arange(first, config.branching_factor, device=device)
+    everything = len(problems.truth) * problems.scored
+    # Strides over (step, problem) pairs: early and late steps, every problem in turn.
+    picked = [round(i * everything / min(groups, everything)) for i in range(min(groups, everything))]
+    places = [(place % len(problems.truth), place // len(problems.truth)) for place in picked]
+    errors: list[Tensor] = []
+    scores: dict[str, list[Tensor]] = {name: [] for name in scorers}
+    for problem, step in places:
+        where = torch.tensor([problem], device=device)
+        state = problems.truth[problem : problem + 1, step].to(device)
+        key: dict[str, Any] = {"problem_ids": where, "seed": config.seed, "step": step}
+        parts = [surrogate.deterministic(state).unsqueeze(1)] if first else []
+        if len(ids):
+            parts.append(surrogate.candidates(state, ids, **key, stochastic=config.stochastic))
+        candidates = torch.cat(parts, 1)
+        context = ScoreContext(step, where)
+        true = -oracle.score_group(state.cpu(), candidates.cpu(), ScoreContext(step, where.cpu()))[0].double()
+        errors.append(true.nan_to_num(nan=torch.inf, posinf=torch.inf))
+        for name, scorer in scorers.items():
+            given = scorer.score_group(state, candidates, context)[0].double()
+            flat = spread_collapsed(given.unsqueeze(0), config.min_score_spread, scorer.spread_floor(state, context))
+            given = torch.where(flat & given.isfinite(), given[given.isfinite()].sum() / given.isfinite().sum(), given).cpu()
+            scores[name].append(given.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf))
+    stacked = {name: torch.stack(values) for name, values in scores.items()}
+    return CandidateScores(torch.stack(errors), stacked, tuple(p for p, _ in places), tuple(s for _, s in places))

@@ -1,0 +1,262 @@
+"""Every method on the same problems, measured the same way: errors, gains, conservation, cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ttcfast.checks import at_least
+from ttcfast.core.base_fm import BaseFM
+from ttcfast.metrics import conservation_drift, rollout_mse
+from ttcfast.rewards.common import Scorer
+from ttcfast.spec import StateSpec, TTCConfig
+
+from .baselines import BASELINES
+from .methods import ORACLES, Variant, roll_method
+from .results import Gain, MethodResult
+
+Report = Callable[[MethodResult], None]
+"""Called after each method, with what it reached: for progress bars and logs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """Initial conditions and the truth that rollouts from them are measured against.
+
+    Args:
+        truth: ``[N, K+1, C, *S]``, physical units; frame 0 is the initial condition.
+        spec: layout of a state.
+        steps: T, steps to roll. Beyond K rollouts go on and their errors stop; the oracle, which needs the truth, stops at K.
+        scale: ``[C]`` units of the error, for instance the training data's standard deviations; None measures in physical units.
+        shown: problems whose trajectories are kept for pictures.
+
+    Raises:
+        ValueError: a truth of another layout or of fewer than two frames, T below 1, a problem to show that is not there.
+    """
+
+    truth: Tensor
+    spec: StateSpec
+    steps: int
+    scale: Tensor | None = None
+    shown: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        if self.truth.ndim != self.spec.ndim + 3 or self.truth.shape[1] < 2:
+            raise ValueError(
+                f"truth has shape {tuple(self.truth.shape)}; expected [N, K+1, C, *S] with {self.spec.ndim} space axes, 2 frames or more"
+            )
+        self.spec.check_state("truth", self.truth[:, 0], channel_axis=1)
+        if any(not 0 <= i < len(self.truth) for i in self.shown):
+            raise ValueError(f"shown is {self.shown}; there are problems 0 to {len(self.truth) - 1}")
+
+    @property
+    def scored(self) -> int:
+        """Steps that have a truth, min(T, K)."""
+        return min(self.steps, self.truth.shape[1] - 1)
+
+    @property
+    def can_project(self) -> bool:
+        """Whether the domain keeps its totals, so that conservation may be imposed."""
+        return bool(self.spec.conserved_channels)
+
+    def first(self, n: int) -> Problems:
+        """The first ``n`` problems, with no trajectory kept."""
+        gamma = self.spec.gamma
+        spec = self.spec.replace(gamma=gamma[:n]) if torch.is_tensor(gamma) and gamma.ndim else self.spec
+        return dataclasses.replace(self, truth=self.truth[:n], spec=spec, shown=())
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All methods on one set of problems.
+
+    Args:
+        results: one per method and projection, in the order of the table; the first is the deterministic rollout.
+        problems: N. steps: T. scored: K, steps that have a truth.
+        truth_drift: as ``MethodResult.drift``, of the truth over steps 0..K: what the data's own rounding costs.
+        persistence: ``[N, K+1]``, the error of copying step 0, in the same units.
+        truth: ``[len(shown), K+1, C, *S]``, the truth of the problems whose trajectories were kept.
+        shown: which problems those are.
+        scale: ``[C]``, units of the error.
+        notes: what a reader of the numbers must know.
+    """
+
+    results: tuple[MethodResult, ...]
+    problems: int
+    steps: int
+    scored: int
+    truth_drift: dict[str, Tensor]
+    persistence: Tensor
+    truth: Tensor
+    shown: tuple[int, ...]
+    scale: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> MethodResult:
+        """The deterministic rollout, which every gain is stated against."""
+        return self.results[0]
+
+    @property
+    def projected_baseline(self) -> MethodResult | None:
+        """The deterministic rollout with projection, the second reference; None where projection was left out."""
+        return self.find("deterministic", projected=True)
+
+    def find(self, method: str, *, projected: bool = False) -> MethodResult | None:
+        return next((r for r in self.results if (r.method, r.projected) == (method, projected)), None)
+
+    def gain(self, result: MethodResult) -> Gain:
+        """SampleGain over the deterministic rollout."""
+        return Gain.of(result, self.baseline)
+
+    def gain_over_projected(self, result: MethodResult) -> Gain | None:
+        """SampleGain over the deterministic rollout with projection; None where there is none."""
+        return None if self.projected_baseline is None else Gain.of(result, self.projected_baseline)
+
+    def adding(self, *results: MethodResult, notes: Sequence[str] = ()) -> Evaluation:
+        """With more rows behind the others, for instance recorded ones."""
+        return dataclasses.replace(self, results=(*self.results, *results), notes=(*self.notes, *notes))
+
+
+def evaluate(
+    surrogate: BaseFM,
+    problems: Problems,
+    scorers: Mapping[str, Scorer | Variant],
+    config: TTCConfig,
+    *,
+    oracle: bool = True,
+    projection: bool | None = None,
+    methods: Sequence[str] | None = None,
+    known: Sequence[MethodResult] = (),
+    report: Report | None = None,
+    resume: Path | None = None,
+) -> Evaluation:
+    """Roll out the deterministic step, a random candidate, the mean of B, every scorer's choice and the oracle's, and measure them.
+
+    Args:
+        surrogate: the model, on the device to run on.
+        problems: what to roll out and what to compare with.
+        scorers: by method name (``"arm"``, ``"prm"``): what chooses among the B candidates, and how (``methods.variants``).
+        config: B, noise, seed, guardrails; its ``project`` is not read, since both forms are run.
+        oracle: add the choice by true error, the ceiling of choosing; the span's too where a method combines candidates so.
+        projection: run every method again with conservation imposed. None does where the domain keeps its totals, else leaves it out.
+        methods: run these alone, in the order of the table; the deterministic rollout is always among them. None runs all.
+        known: rows that were measured on the same problems before: they stand in the table and are not run again.
+        report: called with each result as it comes.
+        resume: a folder with a folder of each method in it, see ``roll_method``.
+
+    Raises:
+        ValueError: projection asked for on an open domain, an unknown method, or what the controllers refuse.
+
+    Source: DECISIONS 13 and "Added after a prototype".
+    """
+    notes = []
+    if projection is None:
+        projection = problems.can_project
+        if not projection:
+            notes.append("Rows with projection are left out: the domain is open, its totals are not kept.")
+    forms = (False, True) if projection else (False,)
+    held = {(r.method, r.projected): r for r in known}
+    for name in method_names(scorers, config, oracle=oracle, methods=methods):
+        for projected in forms_of(scorers.get(name), forms):
+            if (name, projected) in held:
+                continue
+            folder = None if resume is None else resume / (f"{name}_projected" if projected else name)
+            scorer = scorers.get(name)
+            held[name, projected] = evaluate_method(name, surrogate, problems, scorer, config, projected=projected, resume=folder)
+            if report is not None:
+                report(held[name, projected])
+    if problems.steps > problems.scored:
+        notes.append(f"The truth ends at step {problems.scored} of {problems.steps}: errors and gains stop there, and so does the oracle.")
+    order = [*BASELINES, *scorers, *ORACLES]
+    place = {name: i for i, name in enumerate(order)}
+    return Evaluation(
+        tuple(sorted(held.values(), key=lambda r: (place.get(r.method, len(place)), r.method, r.projected))),
+        problems=len(problems.truth),
+        steps=problems.steps,
+        scored=problems.scored,
+        truth_drift=conservation_drift(problems.truth[:, : problems.scored + 1], problems.spec),
+        persistence=_persistence(problems),
+        truth=problems.truth[list(problems.shown), : problems.scored + 1],
+        shown=problems.shown,
+        scale=problems.scale,
+        notes=tuple(notes),
+    )
+
+
+def forms_of(method: Scorer | Variant | None, forms: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Of the forms ``(False, True)``, without and with projection, those that a method is run in."""
+    alone = isinstance(method, Variant) and method.projected_alone and True in forms
+    return (True,) if alone else forms
+
+
+def method_names(
+    scorers: Mapping[str, Scorer | Variant], config: TTCConfig, *, oracle: bool = True, methods: Sequence[str] | None = None
+) -> list[str]:
+    """The methods that ``evaluate`` runs, in the order of the table.
+
+    Raises:
+        ValueError: one of ``methods`` that neither has a scorer nor needs none.
+    """
+    if methods is None:
+        used = [s.options for s in scorers.values() if isinstance(s, Variant)]
+        spans = config.select == "span" or any(options.get("select") == "span" for options in used)
+        return [*BASELINES, *scorers, *(list(ORACLES)[: 1 + spans] if oracle else [])]
+    everything = [*BASELINES, *scorers, *ORACLES]
+    if unknown := [name for name in methods if name not in everything]:
+        raise ValueError(f"methods names {', '.join(unknown)}; here there are {', '.join(everything)}")
+    return [name for name in everything if name in methods or name == BASELINES[0]]
+
+
+def evaluate_method(
+    name: str,
+    surrogate: BaseFM,
+    problems: Problems,
+    scorer: Scorer | Variant | None,
+    config: TTCConfig,
+    *,
+    projected: bool = False,
+    resume: Path | None = None,
+) -> MethodResult:
+    """Roll out one method on all problems and measure it.
+
+    Args:
+        name: ``"deterministic"``, ``"random"``, ``"mean"``, ``"oracle"``, ``"span_oracle"``, or the name that ``scorer``'s choice goes by.
+        scorer: what chooses; None for the five names above.
+        surrogate, problems, config: as in ``evaluate``.
+        projected: impose conservation at every step.
+        resume: as in ``roll_method``.
+    """
+    config = dataclasses.replace(config, project="conservation" if projected else None)
+    rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, scale=problems.scale, resume=resume)
+    own = dataclasses.replace(config, **scorer.options) if isinstance(scorer, Variant) else config
+    trajectory, counts = rolled.trajectory.cpu(), rolled.interventions()
+    scored = min(problems.scored, trajectory.shape[1] - 1) + 1
+    return MethodResult(
+        method=name,
+        projected=projected,
+        branching_factor=own.branching_factor if name not in ("deterministic", "random") else 1,
+        beam_width=own.beam_width if isinstance(scorer, Variant) else 1,
+        mse=rollout_mse(trajectory, problems.truth[:, :scored], scale=problems.scale, ndim=problems.spec.ndim),
+        drift=conservation_drift(trajectory, problems.spec),
+        seconds=rolled.seconds,
+        evaluations=rolled.nfe,
+        fallbacks=counts["fallbacks"],
+        resamples=counts["resamples"],
+        nonfinite=counts["nonfinite"],
+        collapsed=counts["collapsed"],
+        unprojected=counts["unprojected"],
+        reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
+        trajectory=trajectory[list(problems.shown)] if problems.shown else None,
+    )
+
+
+def _persistence(problems: Problems) -> Tensor:
+    truth = problems.truth[:, : problems.scored + 1]
+    return rollout_mse(truth[:, :1].expand_as(truth), truth, scale=problems.scale, ndim=problems.spec.ndim)

@@ -1,0 +1,158 @@
+"""The methods that a table compares, each as one rollout through the same controller."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.core.base_fm import BaseFM
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.composition import ScorerList
+from ttcfast.rewards.oracle import OracleScorer
+from ttcfast.spec import TTCConfig
+from ttcfast.ttc.beam import TTCBeam
+from ttcfast.ttc.inference import TTCGreedy
+from ttcfast.ttc.result import RolloutResult
+
+from .baselines import BASELINES, baseline_rollout
+
+ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
+"""Methods that know the truth, and how they take their next state from the candidates."""
+
+ONE_BEAM: Mapping[str, Any] = {"approach": "greedy", "beam_width": 1, "score_aggregation": "sum", "lookahead": 0}
+"""Options of a search that keeps one beam and does not look ahead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A reward and another way to use it, as a method of its own.
+
+    Args:
+        scorer: the reward.
+        options: fields of ``TTCConfig`` that this method sets otherwise.
+        oracle: the truth chooses, and the reward only moves the candidates: the ceiling of choosing among them.
+        projected_alone: run it with projection alone where methods are run with and without, for one that costs much.
+    """
+
+    scorer: Scorer
+    options: Mapping[str, Any] = field(default_factory=dict)
+    oracle: bool = False
+    projected_alone: bool = False
+
+
+def variants(
+    rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candidates: int | None = None, search_projected: bool = False
+) -> dict[str, Variant]:
+    """Every way to use each reward, by the method's name.
+
+    ``<name>`` as ``config`` says; ``<name>_refined`` the best candidate after refinement (``config``'s steps, at least one);
+    ``<name>_refined_oracle`` the same candidates chosen by true error; ``<name>_softmax`` the mean weighted by the softmax of the z-scores
+    over ``config.temperature``; ``<name>_span`` the best point of the candidates' span. Where ``config`` asks for several beams or looking
+    ahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search, with ``search_candidates`` for each beam where
+    that is given and, by ``search_projected``, with projection alone; all others keep one beam.
+    """
+    plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
+    softened = config.select == "softmax_mean"
+    refined = {**plain, "refine_steps": max(1, config.refine_steps)}
+    found = {}
+    for name, scorer in rewards.items():
+        found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
+        found[f"{name}_refined"] = Variant(scorer, refined)
+        found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
+        standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
+        found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
+        found[f"{name}_span"] = Variant(scorer, {**plain, "select": "span"})
+        if (search := search_options(config)) is not None:
+            own = {} if search_candidates is None else {"branching_factor": search_candidates}
+            found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search, **own}, projected_alone=search_projected)
+    return found
+
+
+def search_options(config: TTCConfig) -> dict[str, Any] | None:
+    """The options by which ``config`` asks for a search over several beams or looking ahead; None where it does not."""
+    if config.approach == "greedy" and not config.lookahead and config.beam_width == 1:
+        return None
+    options: dict[str, Any] = {name: getattr(config, name) for name in ONE_BEAM}
+    return {**options, "temperature": config.temperature} if config.approach == "particle" else options
+
+
+def search_name(config: TTCConfig) -> str:
+    """How the rows of ``config``'s search end: ``"beam"``, ``"diverse_beam"``, ``"particle"``, ``"lookahead"``."""
+    return "lookahead" if config.approach == "greedy" else config.approach
+
+
+def roll_method(
+    name: str,
+    surrogate: BaseFM,
+    truth: Tensor,
+    steps: int,
+    scorer: Scorer | Variant | None,
+    config: TTCConfig,
+    *,
+    scale: Tensor | None = None,
+    resume: Path | None = None,
+) -> RolloutResult:
+    """Roll out one method from the first frames of ``truth``.
+
+    Args:
+        name: one of ``BASELINES``; ``"oracle"``, the candidate of the least true error; ``"span_oracle"``, least squares on the truth in
+            the span of the candidates; or any other name for what ``scorer`` chooses.
+        surrogate: the model; the states are moved to its device.
+        truth: ``[N, K+1, C, *S]``; the oracle stops after K steps, since it knows no more.
+        steps: T.
+        scorer: needed but for the names above.
+        config: B, noise, seed, guardrails, projection, and what several processes divide (``shard``): all of them must call. Baselines and
+            combinations of candidates are rolled out by each process for itself.
+        scale: ``[C]``, units of the oracle's error.
+        resume: a folder that keeps the rollout's state after every step, and from which it goes on; baselines and combinations of
+            candidates, which do not keep theirs, begin anew and come to the same.
+
+    Raises:
+        ValueError: another name without a scorer, a surrogate that needs several frames to start from.
+    """
+    if getattr(surrogate, "history", 1) > 1:
+        raise ValueError(f"the surrogate sees {surrogate.history} frames and a problem has one to start from; evaluate one with history=1")
+    device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+    x0 = truth[:, 0].to(device)
+    if name in BASELINES:
+        return baseline_rollout(name, surrogate, x0, steps, dataclasses.replace(config, shard=None, **ONE_BEAM))
+    units = None if scale is None else scale.to(device)
+    if name in ORACLES:
+        config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None, **ONE_BEAM)
+        scorer = OracleScorer(truth.to(device), scale=units)
+    if isinstance(scorer, Variant):
+        config = dataclasses.replace(config, **scorer.options)
+        scorer = _ChosenByTruth(truth.to(device), units, scorer.scorer) if scorer.oracle else scorer.scorer
+    if isinstance(scorer, OracleScorer):
+        steps = min(steps, truth.shape[1] - 1)
+    if scorer is None:
+        raise ValueError(f"method {name!r} comes without a scorer; give one, or use one of {', '.join((*BASELINES, *ORACLES))}")
+    searched = resume is not None or config.shard is not None or search_options(config) is not None  # one beam is the greedy search
+    if config.select == "argmax" and searched:
+        return TTCBeam(surrogate, scorer, config).rollout(x0, steps, return_info=True, resume=resume)
+    return TTCGreedy(surrogate, scorer, dataclasses.replace(config, shard=None)).rollout(x0, steps, return_info=True)
+
+
+def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:
+    """Whether candidate 0 is the deterministic step, so that B = 1 is the deterministic rollout (DECISIONS 9)."""
+    known = callable(getattr(surrogate, "deterministic", None))
+    return known if config.include_deterministic is None else config.include_deterministic
+
+
+class _ChosenByTruth(OracleScorer):
+    """Chooses by the truth among candidates that another reward has moved."""
+
+    ascent_to_best = False
+
+    def __init__(self, truth: Tensor, scale: Tensor | None, reward: Scorer) -> None:
+        super().__init__(truth, scale=scale)
+        self.reward = reward
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.reward.ascent(state, candidates, context)

@@ -1,0 +1,383 @@
+"""The logic of ``ttcfast run_ttc``: load a surrogate and trajectories, evaluate every method, write what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ttcfast.checks import at_least
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.data import ReadOptions, TrajectorySet
+from ttcfast.evaluation.calibration import candidate_scores
+from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
+from ttcfast.evaluation.frontier import Frontier, trace_frontier
+from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
+from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
+from ttcfast.models import load_surrogate
+from ttcfast.models.on_grid import open_on_grid, require_directions_fit, require_fit, units_of_data
+from ttcfast.models.quality import one_step_error
+from ttcfast.report.calibration import remove_calibration, write_calibration
+from ttcfast.report.frontier import remove_frontier, write_frontier
+from ttcfast.report.outputs import log_outputs, write_outputs
+from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
+from ttcfast.report.table import print_table
+from ttcfast.rewards.common import ARMScorer, Scorer
+from ttcfast.rewards.composition import ScorerList
+from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
+from ttcfast.runtime import provenance
+from ttcfast.runtime.devices import device_of
+from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.logs import RunLog
+from ttcfast.runtime.progress import Bar, bar
+from ttcfast.runtime.units import require_units
+from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig
+from ttcfast.ttc.beam import check_select
+
+
+@dataclass(frozen=True)
+class RunTTCConfig:
+    """One evaluation of test-time computing.
+
+    Args:
+        checkpoint: the surrogate, as ``ttcfast train_fm`` writes it.
+        data: trajectory files, or folders of them, in this order. reading: their format, and what it leaves open.
+        split: of the data, as in ``open_trajectories``; None takes all.
+        out: folder for everything that is written.
+        problems: trajectories to take; None takes all.
+        steps: T. Beyond the data's length rollouts go on and errors stop.
+        ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``. A search over several beams or looking ahead
+            goes with ``select="argmax"`` alone.
+        arm: weights of the analytical reward. momentum, scale: how it measures (DECISIONS 2 and 3).
+        prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
+        reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
+        methods: run these rows alone, by the names of ``methods.variants`` (``"prm_span"``), of ``BASELINES`` and ``ORACLES``,
+            and ``"finetuned"``; the deterministic rollout is always among them. None: all but the uses of a reward that cost extra.
+        merge: folders of runs on the same problems, whose rows are taken over and not run again.
+        oracle: run the choice by true error, the ceiling.
+        projection: run every method again with conservation imposed; None does where the domain keeps its totals.
+        sweep: branching factors to sweep; () leaves the sweep out. sweep_problems: on so many of the problems.
+        sweep_methods: lines of the sweep, ``"mean"``, ``"oracle"`` or rows with a reward; None takes all of the table.
+        sweep_projection: sweep with projection too, which doubles its cost.
+        frontier: model evaluations per problem and step at which every search is compared; () leaves that out.
+        frontier_problems: on so many of the problems.
+        search_candidates: B of each beam in the rows of a search over several; None takes ``ttc``'s, as in the other rows.
+        search_projected: run those rows with projection alone, where the domain keeps its totals.
+        resume: keep the state of every rollout with a reward in ``out/resume``, and go on from what is there.
+        horizons: steps of the table's error columns; those beyond T are left out.
+        shown: problems whose fields are drawn.
+        finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
+        one_step: also measure the surrogate's single step beside persistence, N T model evaluations more.
+        calibration: true states whose candidates' scores are compared with their true errors, B model evaluations each; 0: none.
+        recorded: a file of rows that another run measured on the same problems, or None.
+        device: where the surrogate runs, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        tensorboard, wandb: log there too; ``wandb`` is a project's name (offline) or wandb.init's arguments.
+    """
+
+    checkpoint: str
+    data: tuple[str, ...]
+    split: str | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    out: str = "runs/ttc"
+    problems: int | None = None
+    steps: int = 20
+    ttc: TTCConfig = field(default_factory=TTCConfig)
+    arm: ARMWeights = field(default_factory=ARMWeights)
+    momentum: Momentum = "components"
+    scale: Scale = "relative"
+    prm: str | None = None
+    reward: Literal["arm", "prm"] | None = None
+    methods: tuple[str, ...] | None = None
+    merge: tuple[str, ...] = ()
+    oracle: bool = True
+    projection: bool | None = None
+    sweep: tuple[int, ...] = ()
+    sweep_problems: int = 4
+    sweep_methods: tuple[str, ...] | None = None
+    sweep_projection: bool = False
+    frontier: tuple[int, ...] = ()
+    frontier_problems: int = 4
+    search_candidates: int | None = None
+    search_projected: bool = False
+    resume: bool = False
+    horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
+    shown: tuple[int, ...] = (0,)
+    one_step: bool = False
+    calibration: int = 32
+    finetuned: str | None = None
+    recorded: str | None = None
+    device: str = "cpu"
+    tensorboard: bool = False
+    wandb: str | Mapping[str, object] | None = None
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("sweep_problems", self.sweep_problems, 1)
+        at_least("calibration", self.calibration, 0)
+        at_least("frontier_problems", self.frontier_problems, 1)
+        for name in ("sweep", "horizons", "frontier"):
+            for value in getattr(self, name):
+                at_least(name, value, 1)
+        if self.problems is not None:
+            at_least("problems", self.problems, 1)
+        if search_options(self.ttc) is not None:
+            check_select(self.ttc)
+        if self.reward == "prm" and self.prm is None:
+            raise ValueError("prm is null and use_prm is true (reward.type=prm); give prm.ckpt=<a folder that ttcfast train_prm wrote>")
+        if self.reward == "arm" and self.prm is not None:
+            raise ValueError(f"prm is {self.prm} and use_prm is false (reward.type=arm), which contradict each other; give one of them")
+
+
+@dataclass(frozen=True, eq=False)
+class RunTTCResult:
+    """What a run measured and wrote: the evaluation, the sweep (None without one), where the figures are, seconds of the whole run."""
+
+    evaluation: Evaluation
+    sweep: Sweep | None
+    figures: tuple[Path, ...]
+    seconds: float
+
+
+def run_ttc(
+    config: RunTTCConfig, scorers: Mapping[str, Scorer] | None = None, *, title: str | None = None, quiet: bool = False
+) -> RunTTCResult:
+    """Evaluate every method on the data, print the table, write numbers, table, configuration, figures and logs into ``config.out``.
+
+    Args:
+        config: what to run.
+        scorers: rewards beside ARM, by name (``"prm"``); each gets rows of its own.
+        title: above the printed table. quiet: print nothing.
+
+    Raises:
+        OutputError: the folder cannot be written. DataError: the data cannot be read, or are fewer than asked for.
+        CheckpointError: the checkpoint is missing, damaged or of another architecture. ArgumentError: a device that is not there.
+    """
+    start = time.perf_counter()
+    out = output_folder(config.out)
+    device = device_of(config.device)
+    surrogate = load_surrogate(config.checkpoint).to(device)
+    trained = surrogate.spec
+    problems, source = load_problems(config, surrogate)
+    _require_units(config, source)
+    surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
+    used = _methods(config, problems, scorers or {}, device)
+    resume = out / "resume" if config.resume else None
+    with RunLog(out, config.tensorboard, config.wandb) as log:
+        with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
+            evaluation, sweep = _measure(config, surrogate, problems, used, progress, resume)
+            frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
+        measured = [r for r in evaluation.results if r.recorded is None]
+        write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
+        calibrated = _calibrate(config, surrogate, problems, used, out)
+        evaluation = evaluation.adding(notes=_data_notes(source, trained))
+        if config.one_step:
+            evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
+        horizons = [h for h in config.horizons if h <= config.steps]
+        paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
+        paths += calibrated
+        if frontier is None:
+            remove_frontier(out)
+        else:
+            paths.append(write_frontier(out, frontier))
+        log_outputs(log, evaluation, paths)
+    if not quiet:
+        print_table(evaluation, horizons, title)
+    return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
+
+
+def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems, TrajectorySet]:
+    """The trajectories to roll out from and compare with, in the surrogate's channels and units of its training data; and where they lie.
+
+    Raises:
+        DataError: a file that cannot be read, fewer trajectories than asked for, states that cannot be written in the surrogate's channels,
+            another grid than the surrogate's.
+    """
+    found = open_on_grid(config.data, config.split, config.reading, surrogate, config.checkpoint)
+    source = found.first(config.problems).converted(surrogate.spec)
+    truth = source.stack()
+    scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
+    shown = tuple(dict.fromkeys(i for i in config.shown if i < len(truth)))
+    return Problems(truth, source.spec, config.steps, scale, shown), source
+
+
+def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
+    """Raise ``DataError`` unless directions, learned reward and further surrogate are for the time step and cells of the data."""
+    require_directions_fit(source, config.ttc.stochastic)
+    if config.prm is not None:
+        reward = PRMScorer(config.prm).network
+        require_units(units_of_data(source), reward.units(f"the reward model {config.prm}"), REMEDY)
+    if config.finetuned is not None:
+        require_fit(source, load_surrogate(config.finetuned), config.finetuned)
+
+
+def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
+    """Where the data are not what the surrogate was trained on."""
+    notes = []
+    if source.layout is not None:
+        own = source.files[0].spec
+        notes.append(
+            f"The data hold {own.variables} variables; they were converted to the surrogate's, with the energy "
+            + ("stored in the files." if own.energy is not None else "of the pressure.")
+        )
+    gammas = sorted({round(g, 6) for g in torch.as_tensor(source.spec.gamma).reshape(-1).tolist()})
+    if any(abs(g - float(trained.gamma)) > 1e-4 for g in gammas):
+        notes.append(f"The data have gamma {', '.join(f'{g:g}' for g in gammas)}; the surrogate was trained with {float(trained.gamma):g}.")
+    return notes
+
+
+def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer], device: torch.device) -> dict[str, Variant]:
+    """What each row with a reward does, by the row's name."""
+    arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
+    rewards: dict[str, Scorer] = {"arm": arm}
+    if config.prm is not None:
+        prm = PRMScorer(config.prm, spec=problems.spec).to(device)
+        rewards |= {"prm": prm, "arm_prm": ScorerList({"arm": arm, "prm": prm}, zscore=True, ndim=problems.spec.ndim)}
+    rewards |= more
+    known = variants(rewards, config.ttc, search_candidates=config.search_candidates, search_projected=config.search_projected)
+    if config.methods is None:
+        searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in rewards]
+        switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
+        return {name: known[name] for name in [*rewards, *searched, *(["prm_refined"] if "prm" in rewards and not switched else [])]}
+    if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
+        raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
+    return {name: known[name] for name in config.methods if name in known}
+
+
+def _measure(
+    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], progress: Bar, resume: Path | None
+) -> tuple[Evaluation, Sweep | None]:
+    def report(result: MethodResult) -> None:
+        progress.advance(result.evaluations, note=f"{result.name}, B = {result.branching_factor}")
+
+    known, notes = [], []
+    for folder in config.merge:
+        rows, note = read_rows(folder, problems, config.ttc.branching_factor)
+        known += rows
+        notes.append(note)
+    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
+    options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": methods, "known": known}
+    options["resume"] = resume
+    evaluation = evaluate(surrogate, problems, used, config.ttc, report=report, **options).adding(
+        notes=[*notes, *_reward_notes(config, used)]
+    )
+    sweep = None
+    if config.sweep:
+        few = min(config.sweep_problems, evaluation.problems)
+        forms = (False, True) if config.sweep_projection and evaluation.projected_baseline is not None else (False,)
+        swept = _swept(config, used)
+        options = {"count": few, "projections": forms, "report": report}
+        sweep = sweep_branching(surrogate, problems, swept.pop("scorers"), config.ttc, config.sweep, evaluation, **swept, **options)
+    if (config.methods is not None and "finetuned" not in config.methods) or any(r.method == "finetuned" for r in known):
+        return evaluation, sweep
+    further, about = _further_rows(config, problems)
+    return evaluation.adding(*further, notes=about), sweep
+
+
+def _frontier(
+    config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], table: Evaluation, progress: Bar
+) -> Frontier | None:
+    """Every search with the rewards of the table, and with the truth, at the evaluations asked for."""
+    if not config.frontier:
+        return None
+    rewards = {name: variant.scorer for name, variant in used.items() if name in ("arm", "prm")}
+
+    def report(result: MethodResult) -> None:
+        progress.advance(0, note=f"{result.name}, {result.evaluations} evaluations")
+
+    count = min(config.frontier_problems, table.problems)
+    return trace_frontier(surrogate, problems.first(count), rewards, config.ttc, config.frontier, oracle=config.oracle, report=report)
+
+
+def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
+    """Which lines a sweep over B has."""
+    wanted = config.sweep_methods
+    if wanted is None:
+        wanted = tuple(name for name in ("mean", *used, "oracle") if config.methods is None or name in config.methods)
+    if unknown := [name for name in wanted if name not in ("mean", *used, "oracle")]:
+        raise ArgumentError(f"sweep_methods names {', '.join(unknown)}; here there are {', '.join(('mean', *used, 'oracle'))}")
+    lines = {"scorers": {name: used[name] for name in used if name in wanted}}
+    return {**lines, "mean": "mean" in wanted, "oracle": "oracle" in wanted and config.oracle}
+
+
+def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str]:
+    """What the rows with a reward do that their names do not say."""
+    notes, ttc = [], config.ttc
+    if config.prm is not None:
+        notes.append(f"PRM: the learned reward of {config.prm}. ARM + PRM: the sum of their z-scores over a step's candidates.")
+    if ttc.refine_steps or any("refined" in name for name in used):
+        lengths = " and ".join(f"{length:g}" for length in ttc.refine_lengths)
+        which = "all rows with a reward" if ttc.refine_steps else "refined"
+        notes.append(
+            f"{which}: copies of every candidate, moved {lengths} of a full step along the reward, join the group, "
+            f"{max(1, ttc.refine_steps)} times."
+        )
+    if ttc.select != "argmax":
+        notes.append(f"Rows with a reward take select={ttc.select} unless their name says otherwise.")
+    return notes
+
+
+def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> list[Path]:
+    """Write what the rewards' scores are worth; the figures' paths."""
+    rewards = {name: variant.scorer for name, variant in used.items() if "select" not in variant.options}
+    if rewards and config.calibration and config.ttc.branching_factor > 1:
+        found = candidate_scores(surrogate, problems, rewards, config.ttc, groups=config.calibration)
+        return write_calibration(out, found)
+    remove_calibration(out)
+    return []
+
+
+def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:
+    """The deterministic rollout of another checkpoint, without and (where the domain allows it) with projection."""
+    other = load_surrogate(checkpoint).to(device_of(config.device))
+    other.spec = problems.spec
+    projection = problems.can_project if config.projection is None else config.projection
+    rows = [
+        evaluate_method("deterministic", other, problems, None, config.ttc, projected=p)
+        for p in ((False, True) if projection else (False,))
+    ]
+    return [dataclasses.replace(r, method="finetuned") for r in rows]
+
+
+def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[MethodResult], list[str]]:
+    """The rows of the surrogate that was trained further instead: measured now, recorded, or a note that they are missing."""
+    if config.finetuned is not None:
+        return finetuned_rows(config.finetuned, problems, config), [
+            f"fine-tuned surrogate: the deterministic rollout of {config.finetuned}."
+        ]
+    if config.recorded is not None and Path(config.recorded).exists():
+        rows, note = read_recorded(config.recorded, problems)
+        return rows, [f"recorded: {note}"]
+    missing = f" ({config.recorded} is not there)" if config.recorded is not None else ""
+    return [], [f"The row of the surrogate fine-tuned on the reward split for equal time is left out{missing}."]
+
+
+def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluation) -> str:
+    truth = problems.truth.to(next(surrogate.parameters()).device)
+    error = one_step_error(surrogate, truth)
+    finite = int(evaluation.baseline.mse.isfinite().all(1).sum())
+    return (
+        f"One deterministic step along the truth: relative L1 {100 * error.surrogate:.2f} %; copying the last frame: "
+        f"{100 * error.persistence:.2f} % ({error.persistence / error.surrogate:.1f} times as much). "
+        f"The deterministic rollout is finite on {finite} of {len(truth)} trajectories."
+    )
+
+
+def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant]) -> int:
+    """Model evaluations that the run will take, but for resampling and for what is merged."""
+    n = len(problems.truth)
+    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
+    names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
+    forms = (False, True) if (problems.can_project if config.projection is None else config.projection) else (False,)
+    own = {name: dataclasses.replace(config.ttc, **used[name].options) if name in used else config.ttc for name in names}
+    costs = [1 if name in ("deterministic", "random") else c.branching_factor * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
+    table = n * config.steps * sum(cost * len(forms_of(used.get(name), forms)) for name, cost in zip(names, costs))
+    lines = _swept(config, used)
+    swept = sum(runs_needed(lines.pop("scorers"), config.sweep, config.ttc, surrogate, **lines))
+    return table + min(config.sweep_problems, n) * config.steps * swept * (len(forms) if config.sweep_projection else 1)

@@ -1,0 +1,82 @@
+"""Whether a model and its baseline have the same number of parameters, so that a comparison is not one of sizes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from ttcfast.checks import at_least, one_of
+from ttcfast.pwm.models.base import BaseWorldModel
+from ttcfast.pwm.models.world_model import MLPWorldModel
+from ttcfast.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class ParityError(UserError, ValueError):
+    """The numbers of parameters differ by more than the tolerance, and ``on_violation`` is ``"abort"``."""
+
+    status = 2
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Numbers of parameters of the whole models and of their dynamics; gaps are relative to the baseline."""
+
+    base: int
+    model: int
+    dynamics_base: int
+    dynamics_model: int
+
+    @property
+    def gap(self) -> float:
+        """(model - base) / base, of the whole models: what the tolerance is about."""
+        return (self.model - self.base) / self.base
+
+    @property
+    def dynamics_gap(self) -> float:
+        """The same of the dynamics, which the whole model's encoder and reward would hide."""
+        return (self.dynamics_model - self.dynamics_base) / self.dynamics_base
+
+    def __str__(self) -> str:
+        whole = f"{self.model:,} parameters against {self.base:,} of the baseline ({self.gap:+.3%})"
+        return f"{whole}; dynamics {self.dynamics_model:,} against {self.dynamics_base:,} ({self.dynamics_gap:+.3%})"
+
+
+def parameter_parity(
+    model: BaseWorldModel, base: BaseWorldModel | None = None, *, tolerance: float = 0.02, on_violation: str = "warn"
+) -> Parity:
+    """Count, log and judge.
+
+    Args:
+        model: what is compared, such as a ``FlowWorldModel``.
+        base: the baseline; None: an ``MLPWorldModel`` made (without memory) with the arguments of ``model``.
+        tolerance: largest |gap| of the whole models.
+        on_violation: ``"warn"`` logs a warning and goes on (the plan's section 5); ``"abort"`` raises (its section 12).
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ParityError: the gap is over the tolerance and ``on_violation`` is ``"abort"``.
+        ValueError: an unknown ``on_violation`` or a negative tolerance.
+
+    Source: seeds/flow-world-model-plan.md sections 5 and 12; DECISIONS, world models 3.
+    """
+    one_of("on_violation", on_violation, ("warn", "abort"))
+    at_least("tolerance", tolerance, 0)
+    if base is None:
+        with torch.device("meta"):
+            base = MLPWorldModel(**{**model.arguments, "dynamics": None})
+    found = Parity(base.total_params, model.total_params, base.dynamics_params, model.dynamics_params)
+    name = type(model).__name__
+    if abs(found.gap) <= tolerance:
+        logger.info("parity: %s has %s", name, found)
+        return found
+    message = f"parity: {name} has {found}, more than the tolerance of {tolerance:.1%}"
+    if on_violation == "abort":
+        raise ParityError(f"{message}; change units, or set parity.tolerance or parity.on_violation=warn")
+    logger.warning("%s", message)
+    return found

@@ -1,0 +1,292 @@
+"""Training a dense reward model along the rollouts that it corrects, with the surrogate in the loop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ttcfast.checks import at_least, one_of
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
+from ttcfast.metrics import rollout_mse
+from ttcfast.models.checkpoint import ema_tensors, load_surrogate
+from ttcfast.models.on_grid import require_fit, units_of_data
+from ttcfast.rewards.prm.dense import DensePRM
+from ttcfast.runtime import checkpoints
+from ttcfast.runtime.devices import device_of
+from ttcfast.runtime.errors import ArgumentError, CheckpointError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.training import (
+    CLOCKS,
+    Stopwatch,
+    adamw,
+    average_again,
+    learning_rate,
+    require_same_settings,
+    set_learning_rate,
+    settings,
+    share_done,
+    train_steps,
+    update_average,
+)
+from ttcfast.runtime.units import require_units, time_step_of
+from ttcfast.spec import StateSpec
+
+from .own_rollouts import RolloutPool
+
+LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """What ``ttcfast train_prm_on_policy`` does.
+
+    Args:
+        fm: checkpoint of the surrogate. data: folder of trajectories; split: those the surrogate has not seen; valid: trajectories of the
+            valid split that are rolled out for validation. reading: the format, and what it leaves open.
+        out: receives config.json and model.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
+        model: arguments of ``DensePRM``; residual=true takes the features of ``EulerResidual`` with the data's step and cell.
+        batch: rollouts at once, each one sample a step. restart: see ``RolloutPool``.
+        refined: share of the samples whose candidate has been moved along the model's own field already, so that refining again is learned.
+        stochastic: share of the samples whose candidate is a stochastic one, not the deterministic step.
+        steps, lr, warmup, weight_decay, clip, ema: AdamW with linear warm-up and cosine decay to 1 % of lr; decay of the weight average.
+        loss: l1, mse or huber of the field, in units of the step's standard deviation.
+        max_seconds: stop after that many seconds and finish the schedule in them; clock: of the ``wall``, or of this process's ``cpu``
+            time, which other work on the machine does not change.
+        val_every, save_every, log_every: in steps. resume: go on from out/training.safetensors if it is there.
+    """
+
+    fm: str = ""
+    data: str = "data/euler64"
+    split: str = "reward"
+    valid: int = 16
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    out: str = "runs/train_prm"
+    model: dict[str, Any] = field(default_factory=dict)
+    batch: int = 8
+    restart: float = 0.2
+    refined: float = 0.5
+    stochastic: float = 0.25
+    steps: int = 4000
+    lr: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.99
+    loss: str = "l1"
+    max_seconds: float | None = None
+    clock: str = "wall"
+    val_every: int = 500
+    save_every: int = 250
+    log_every: int = 25
+    resume: bool = True
+    seed: int = 0
+    device: str = "cpu"
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, tuple(LOSSES))
+        one_of("clock", self.clock, CLOCKS)
+        if not self.fm:
+            raise ArgumentError("fm.ckpt is missing; name the surrogate's checkpoint, whose errors the reward model is to learn")
+        for name, least in (("steps", 1), ("batch", 1), ("valid", 1), ("warmup", 0), ("val_every", 1), ("save_every", 1), ("log_every", 1)):
+            at_least(name, getattr(self, name), least)
+        for name in ("restart", "refined", "stochastic", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+
+
+def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
+    """Train a ``DensePRM``, or go on training; returns the folder that ``PRM.from_pretrained`` reads and the last validation.
+
+    Each step takes every rollout of a ``RolloutPool`` one step on: a candidate (deterministic, stochastic or refined already), the
+    field that is missing to the truth as the target, and the candidate moved along the predicted field as the next state. A run that is
+    killed goes on from its last save with the same weights as one that was not, unless ``max_seconds`` ends it.
+
+    Raises:
+        DataError: no data. CheckpointError: ``fm``, or a training state of other settings. TrainingError: the loss is not finite.
+    """
+    out = output_folder(config.out)
+    run = _Run(config, out)
+    first = run.resume() if config.resume else run.restart()
+    done, validation = train_steps(run, first, out)
+    run.export(done, validation)
+    return out, validation
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(self, config: OnPolicyConfig, out: Path) -> None:
+        self.config, self.out, self.training = config, out, out / "training.safetensors"
+        self.device = device_of(config.device)
+        torch.manual_seed(config.seed)
+        self.surrogate = load_surrogate(config.fm).to(self.device)
+        data = self._open(config.split)
+        require_fit(data, self.surrogate, config.fm)
+        self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
+        self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
+        self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
+        self.average = ema_tensors(self.model)
+        self.valid = self._open("valid").first(config.valid).stack().to(self.device)
+        self.watch = Stopwatch(config.clock)
+
+    def _normalizer(self) -> Normalizer:
+        if self.surrogate.normalizer is None:
+            raise CheckpointError(f"{self.config.fm} has no normaliser; the reward model's units come from it")
+        return self.surrogate.normalizer
+
+    def _open(self, split: str) -> TrajectorySet:
+        data = open_trajectories(self.config.data, split=split, **asdict(self.config.reading))
+        return data if data.spec.variables == "conserved" else data.converted(self.surrogate.spec)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One update."""
+        config = self.config
+        lr = learning_rate(config.lr, step, config.warmup, share_done(self, step))
+        set_learning_rate(self.optimizer, lr)
+        state, truth = (v.to(self.device) for v in self.pool.batch())
+        candidate = self._candidates(state, step)
+        target = (truth - candidate) / self.unit
+        self.model.train()
+        found = self.model.error(state, candidate)
+        loss = LOSSES[config.loss](found, target)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_average(self.average, self.model.parameters(), config.ema, step)
+        after = candidate + found.detach() * self.unit
+        self.pool.advance(_conserving(state, after, self.spec), step)
+        unmoved = float(LOSSES[config.loss](target, torch.zeros_like(target)))
+        return {"loss": float(loss.detach()), "unmoved": unmoved, "grad_norm": float(norm), "lr": lr}
+
+    @torch.no_grad()
+    def _candidates(self, state: Tensor, step: int) -> Tensor:
+        """One candidate of each state: the deterministic step, a stochastic one, or either moved along the model's own field."""
+        config, n = self.config, len(state)
+        rng = np.random.default_rng([config.seed, 5, step])
+        candidate = self.surrogate.deterministic(state)
+        noisy = torch.from_numpy(rng.random(n) < config.stochastic).nonzero().flatten()
+        if len(noisy):
+            drawn = self.surrogate.candidates(state[noisy], torch.tensor([1]), problem_ids=noisy, seed=config.seed, step=step + 1)
+            candidate[noisy] = drawn[:, 0]
+        moved = torch.from_numpy(rng.random(n) < config.refined).nonzero().flatten()
+        if len(moved):
+            length = torch.from_numpy(rng.choice([0.5, 1.0], len(moved))).float().view(-1, 1, 1, 1).to(state)
+            field_of = self.model.error(state[moved], candidate[moved])
+            candidate[moved] += length * field_of * self.unit
+        return candidate
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean squared errors of the averaged weights over those of the deterministic step: one step, and rollouts with 0, 1, 2 moves."""
+        model, truth = self._averaged(), self.valid
+        scale = self._normalizer().std.to(self.device)
+        before, after = truth[:, :-1:4].flatten(0, 1), truth[:, 1::4].flatten(0, 1)
+        result: dict[str, float] = {}
+        base: dict[str, float] = {}
+        for moves in (0, 1, 2):
+            one = torch.cat([self._moved(model, b, moves) for b in before.split(32)])
+            rolled = [truth[:, 0]]
+            for _ in range(truth.shape[1] - 1):
+                rolled.append(self._moved(model, rolled[-1], moves))
+            error = rollout_mse(torch.stack(rolled, 1), truth, scale=scale)
+            found = {"one_step": float(rollout_mse(one.unsqueeze(1), after.unsqueeze(1), scale=scale).mean())}
+            found |= {f"rollout_{h}": float(error[:, h].mean()) for h in (4, 16) if h < truth.shape[1]}
+            if moves == 0:
+                base, first = found, error
+            else:
+                result |= {f"{name}_ratio_{moves}": value / base[name] for name, value in found.items()}
+                result[f"improved_{moves}"] = float((error.mean(1) < first.mean(1)).float().mean())
+        return result
+
+    def _moved(self, model: DensePRM, state: Tensor, moves: int) -> Tensor:
+        new = self.surrogate.deterministic(state)
+        for _ in range(moves):
+            new = new + model.error(state, new) * self.unit
+        return _conserving(state, new, self.spec)
+
+    def save(self, step: int) -> None:
+        extra = {
+            "step": step,
+            "average": dict(self.average),
+            "seconds": self.watch.seconds(),
+            "config": settings(self.config, _FREE_ON_RESUME),
+            "pool": self.pool.state_dict(),
+        }
+        checkpoints.save_training(self.training, self.model, self.optimizer, extra)
+
+    def restart(self) -> int:
+        """Forget what an earlier run left, or a kill before the first save would bring it back."""
+        self.training.unlink(missing_ok=True)
+        return 0
+
+    def resume(self) -> int:
+        """Go on where the last save was; returns its step, 0 without one."""
+        if not self.training.exists():
+            return 0
+        extra = checkpoints.load_training(self.training, self.model, self.optimizer)
+        with checkpoints.entries_of(self.training, "a training state"):
+            require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
+            self.average = average_again(extra["average"], self.average)
+            self.pool.load_state_dict(extra["pool"])
+            self.watch.go_on(float(extra["seconds"]))
+            return int(extra["step"])
+
+    def export(self, step: int, validation: dict[str, float]) -> None:
+        model = self._averaged()
+        training = {**asdict(self.config), "steps_done": step, "seconds": round(self.watch.seconds())}
+        model.info = {**model.info, "training": training, "validation": validation}
+        model.save_pretrained(self.out)
+
+    def _averaged(self) -> DensePRM:
+        model = _model(self.config, self.surrogate, self.pool.data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.load_state_dict(self.average, strict=False)
+        return model.eval()
+
+
+_FREE_ON_RESUME = {"out", "resume", "device", "max_seconds", "valid", "val_every", "save_every", "log_every", "tensorboard", "wandb"}
+
+
+def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) -> DensePRM:
+    sizes = dict(config.model)
+    residual = sizes.pop("residual", True)
+    if residual is True:
+        step = float(data.times[1] - data.times[0])
+        volume = data.spec.cell_volume
+        if torch.is_tensor(volume) or len(set(data.shape)) != 1:
+            raise ArgumentError("model.residual is true but the cells may not be square; give model.residual.dt and .cell, or false")
+        residual = {"dt": step, "cell": [float(volume) ** 0.5] * 2}
+    try:
+        model = DensePRM(
+            2 * surrogate.spec.num_channels,
+            **sizes,
+            normalizer=surrogate.normalizer,
+            spec=surrogate.spec,
+            residual=residual or None,
+            info={"fm": Path(config.fm).name, "time_step": time_step_of(data.times)},
+        )
+    except TypeError as error:
+        raise ArgumentError(f"model has an unknown size ({error}); see DensePRM for the names") from error
+    remedy = "give data of one kind, or model.residual with their dt and cell (gamma is the surrogate's), or model.residual=false"
+    require_units(units_of_data(data), model.units("the reward model"), remedy)
+    return model
+
+
+def _conserving(state: Tensor, new: Tensor, spec: StateSpec) -> Tensor:
+    """``new`` with the totals of ``state`` where the domain keeps them and cells are alike: what a rollout with projection goes on from."""
+    if not spec.conserved_channels or torch.is_tensor(spec.cell_volume):
+        return new
+    at = list(spec.conserved_channels)
+    out = new.clone()
+    out[:, at] -= (new[:, at] - state[:, at]).mean((2, 3), keepdim=True)
+    return out

@@ -1,0 +1,284 @@
+"""One training run of a reward model: its state, its steps, its validations, what it leaves on the disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ttcfast.models.checkpoint import ema_tensors, load_surrogate, units_of
+from ttcfast.rewards.prm.network import PairNetwork
+from ttcfast.rewards.prm.sizes import make_prm
+from ttcfast.rewards.prm.sketch_files import from_pretrained
+from ttcfast.rewards.prm.train import TrainPRMConfig, TrainPRMResult
+from ttcfast.rewards.prm.triplets.batches import Batches, Triplets
+from ttcfast.runtime import checkpoints
+from ttcfast.runtime.devices import device_of
+from ttcfast.runtime.distributed import gathered, rank, ranks, require_equal
+from ttcfast.runtime.errors import ArgumentError, CheckpointError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.logs import RunLog
+from ttcfast.runtime.progress import bar
+from ttcfast.runtime.training import (
+    Stopwatch,
+    TrainingError,
+    adamw,
+    average_again,
+    learning_rate,
+    require_same_settings,
+    set_learning_rate,
+    update_average,
+)
+from ttcfast.runtime.units import require_units
+
+from .losses import RewardLoss
+from .validation import Validation
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) -> TrainPRMResult:
+    """See ``train.train``; ``device`` is that of this process where there are several."""
+    state = _Run(config, device_of(config.device) if device is None else device, in_ch)
+    first = state.resume() if config.resume else state.restart()
+    done, stop = first, False
+    log = RunLog(state.out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None) if rank() == 0 else None
+    with log or nullcontext(), bar(state.steps if rank() == 0 else 0, "train_prm") as progress:
+        progress.advance(first)
+        while done < state.steps and not stop and not state.finished:
+            values = state.step(done)
+            done += 1
+            if not math.isfinite(values["loss"]):
+                raise TrainingError(
+                    f"the loss is {values['loss']} at step {done - 1}; lower optim.lr (now {config.optim.lr}) or raise optim.warmup"
+                )
+            stop = state.out_of_time()
+            last = done == state.steps or stop
+            if log is not None and (done % config.log_every == 0 or last):
+                log.log({**values, "seconds": state.watch.seconds()}, done)
+                progress.advance(0, note=f"loss {values['loss']:.4f}")
+            if done % config.val_every == 0 or last:
+                found = state.validate(done)
+                if log is not None and found:
+                    log.log({f"valid/{k}": v for k, v in found.items()}, done)
+                last = last or state.finished
+            if done % config.save_every == 0 or last:
+                state.save(done)
+            progress.advance()
+    return state.result(done)
+
+
+class _Run:
+    """What changes while training, and how."""
+
+    def __init__(self, config: TrainPRMConfig, device: torch.device, in_ch: int | None) -> None:
+        self.config, self.device = config, device
+        self.out = output_folder(config.out)
+        self.training = self.out / "training.safetensors"
+        require_equal(config.settings())
+        if config.optim.batch % ranks():
+            raise ArgumentError(f"optim.batch is {config.optim.batch} for {ranks()} processes; give a multiple of them")
+        torch.manual_seed(config.seed)
+        self.triplets = Triplets(config.data.root)
+        pool, held = self.triplets.split(config.data.valid, config.seed)
+        self.batches = Batches(self.triplets, pool, config.optim.batch, config.augment, config.seed)
+        self.steps = config.optim.steps or config.optim.epochs * -(-len(pool) // config.optim.batch)
+        self.network = self._network(in_ch).to(device)
+        if config.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = RewardLoss(self.network, config.loss, self.triplets.spec).to(device)
+        if self.triplets.frames_each < 6 and self.network.kind == "dense":
+            raise ArgumentError("model.kind is 'dense', which learns the way to the truth; .pt files keep none: use ttcfast build_prm_data")
+        self.validation = self._validation(held) if len(held) and rank() == 0 else None
+        self.valid = len(held) > 0
+        self.optimizer = adamw(self.network.parameters(), config.optim.lr, config.optim.weight_decay)
+        self.forward: nn.Module = self.loss
+        if config.compile:
+            self.loss.compile(dynamic=False)
+        if ranks() > 1:
+            self.forward = DistributedDataParallel(self.loss, device_ids=[device] if device.type == "cuda" else None)
+        self.average = ema_tensors(self.network)
+        self.best: dict[str, Tensor] | None = None
+        self.best_loss, self.since_best, self.finished = math.inf, 0, False
+        self.metrics: dict[str, float] = {}
+        self.watch = Stopwatch()
+
+    def step(self, step: int) -> dict[str, float]:
+        """One update; the losses are those of the whole batch."""
+        optim = self.config.optim
+        lr = learning_rate(optim.lr, step, optim.warmup, self._progress(step), cosine=self.config.sched.cosine)
+        set_learning_rate(self.optimizer, lr)
+        share = self.config.optim.batch // ranks()
+        frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share)).to(self.device)
+        self.network.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            terms = self.forward(frames)
+        terms["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_average(self.average, self.network.parameters(), optim.ema, step)
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        everyone = gathered(values)
+        return {**{n: sum(v[n] for v in everyone) / len(everyone) for n in values}, "grad_norm": float(norm), "lr": lr}
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Metrics of the averaged weights; keeps the best, and decides whether to stop."""
+        if not self.valid:
+            return {}
+        found: dict[str, float] = {}
+        if self.validation is not None:
+            with _Averaged(self):
+                found = self.validation.metrics(self.loss, self.device)
+            self._tell_collapse(found, step)
+        found = gathered(found)[0]
+        if not math.isfinite(found["loss"]):
+            raise TrainingError(f"the validation loss is {found['loss']} at step {step}; lower optim.lr (now {self.config.optim.lr})")
+        self.since_best += 1
+        if found["loss"] < self.best_loss:
+            self.best_loss, self.since_best, self.metrics = found["loss"], 0, {**found, "step": float(step)}
+            self.best = {name: tensor.clone() for name, tensor in self.average.items()}
+        self.finished = self.config.patience is not None and self.since_best >= self.config.patience
+        return found
+
+    def save(self, step: int) -> None:
+        """Everything that a resume needs, and the reward model as it stands."""
+        if rank() != 0:
+            return
+        extra = {
+            "step": step,
+            "average": dict(self.average),
+            "best": {} if self.best is None else dict(self.best),
+            "best_loss": self.best_loss,
+            "since_best": self.since_best,
+            "finished": self.finished,
+            "metrics": self.metrics,
+            "seconds": self.watch.seconds(),
+            "settings": self.config.settings(),
+            "surrogate": self.triplets.surrogate,
+            "triplets": self.triplets.fingerprint,
+        }
+        checkpoints.save_training(self.training, self.network, self.optimizer, extra, meta=self._meta())
+        self._export(step)
+
+    def restart(self) -> int:
+        """Forget what an earlier run left, or a kill before the first save would bring it back."""
+        if rank() == 0:
+            self.training.unlink(missing_ok=True)
+        gathered(None)
+        return 0
+
+    def resume(self) -> int:
+        """Go on where the last save was; its step, 0 without one."""
+        if not self.training.exists():
+            return 0
+        remedy = "give another out=, or resume=false"
+        try:
+            extra = checkpoints.load_training(self.training, self.network, self.optimizer, self._meta())
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; to start anew {remedy}") from error
+        now = {**self.config.settings(), "surrogate": self.triplets.surrogate, "triplets": self.triplets.fingerprint}
+        with checkpoints.entries_of(self.training, "a training state"):
+            before = {**extra["settings"], **{name: extra.get(name) for name in ("surrogate", "triplets")}}
+            require_same_settings(self.training, before, now)
+            self.average = average_again(extra["average"], self.average)
+            self.best = average_again(extra["best"], self.average) if extra["best"] else None
+            self.best_loss, self.since_best, self.metrics = float(extra["best_loss"]), int(extra["since_best"]), dict(extra["metrics"])
+            self.finished = bool(extra["finished"]) and self.config.patience is not None
+            self.watch.go_on(float(extra["seconds"]))
+            return int(extra["step"])
+
+    def result(self, step: int) -> TrainPRMResult:
+        if rank() == 0:
+            self._export(step)
+        gathered(None)  # so that no process reads the folder before it is written
+        return TrainPRMResult(from_pretrained(self.out), Path(self.out), step, dict(self.metrics))
+
+    def out_of_time(self) -> bool:
+        """Process 0's clock decides for all."""
+        most = self.config.optim.max_seconds
+        return most is not None and bool(gathered(self.watch.seconds() >= most)[0])
+
+    def _progress(self, step: int) -> float:
+        most = self.config.optim.max_seconds
+        by_time = gathered(self.watch.seconds())[0] / most if most else 0.0
+        return min(1.0, max(step / self.steps, by_time))
+
+    def _export(self, step: int) -> None:
+        weights = self.average if self.best is None else self.best
+        self.network.info = {
+            "surrogate": self.triplets.surrogate,
+            "time_step": self.triplets.files[0].config.get("time_step") if self.triplets.files else None,
+            "margin": self.config.loss.margin,
+            "training": {**asdict(self.config), "steps_done": step, "processes": ranks(), "seconds": round(self.watch.seconds(), 1)},
+            "validation": self.metrics,
+        }
+        with _Averaged(self, weights):
+            self.network.save_pretrained(self.out)
+
+    def _network(self, in_ch: int | None) -> PairNetwork:
+        options, triplets = self.config.model, self.triplets
+        channels = 2 * int(triplets.frames([0]).shape[2])
+        if in_ch is not None and in_ch != channels:
+            raise ArgumentError(f"in_ch is {in_ch} and the triplets' states have {channels // 2} channels; give in_ch={channels}")
+        if options.init is not None:
+            network = from_pretrained(options.init)
+            if network.in_ch != channels:
+                raise CheckpointError(f"model.init {options.init} has in_ch {network.in_ch}; the triplets need {channels}")
+            if triplets.files:
+                remedy = "give another model.init, or triplets of such data"
+                require_units(triplets.files[0].units(), network.units(f"model.init {options.init}"), remedy)
+            return network
+        common = {"normalizer": triplets.normalizer, "spec": triplets.spec, "padding": options.padding}
+        return make_prm(options.kind, channels, options.size, options.sizes(), **common)
+
+    def _validation(self, held: Any) -> Validation:
+        checkpoint, data = self.config.fm.ckpt, self.config.data
+        surrogate = None if checkpoint is None else load_surrogate(checkpoint, device=self.device)
+        if surrogate is not None and self.triplets.files:
+            remedy = "give the surrogate of the triplets, or fm.ckpt=null"
+            require_units(self.triplets.files[0].units(), units_of(surrogate, str(checkpoint)), remedy)
+        return Validation(self.triplets, held, surrogate=surrogate, most=data.valid_samples, groups=data.valid_groups)
+
+    def _meta(self) -> dict[str, Any]:
+        return {"architecture": "prm training", "kind": self.network.kind, **self.network.config()}
+
+    @staticmethod
+    def _tell_collapse(found: dict[str, float], step: int) -> None:
+        share = max(found.get("triplet/collapsed", 0.0), found.get("all/collapsed", 0.0))
+        if share > 0.5:
+            warnings.warn(
+                f"step {step}: the scores of {share:.0%} of the validation groups are all the same, so a controller would fall back to the "
+                "deterministic step; train longer, lower the weight of the penalties, or use model.kind=dense",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+class _Averaged:
+    """The network with other weights, for the length of a block, and in evaluation."""
+
+    def __init__(self, run: _Run, weights: dict[str, Tensor] | None = None) -> None:
+        self.network, self.weights = run.network, run.average if weights is None else weights
+
+    def __enter__(self) -> None:
+        self.own = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        self._put(self.weights)
+        self.network.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self._put(self.own)
+        self.network.train()
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            parameter.copy_(weights[name])

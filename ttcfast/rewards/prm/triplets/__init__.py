@@ -1,0 +1,1 @@
+"""Triplets (best, median and worst of K candidates): building, the file, reading batches."""

@@ -1,0 +1,144 @@
+"""Training batches of triplets: every draw is a function of the seed, the step and the place in the batch, whoever makes it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.checks import at_least
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.data.symmetry import random_symmetry
+from ttcfast.rewards.prm.dataset import PRMTripletSet
+from ttcfast.rewards.prm.training.losses import BEST, STATE, TRUTH
+from ttcfast.runtime.errors import DataError
+from ttcfast.spec import StateSpec
+
+from .file import FRAMES, Place, TripletFile
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """What makes more of the triplets than there are.
+
+    Args:
+        symmetry: random shifts, mirrors and transposes (``data.symmetry``), for triplet files in two dimensions.
+        input_noise: deviation of Gaussian noise on the state, in its standard deviations; candidates and truth stay.
+        blend: each candidate is moved towards the truth by a random share up to this, so that a dense model also sees what its own
+            corrections leave; 0 for none.
+    """
+
+    symmetry: bool = True
+    input_noise: float = 0.0
+    blend: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("input_noise", self.input_noise, 0)
+        if not 0 <= self.blend < 1:
+            raise ValueError(f"blend is {self.blend}; give a share in [0, 1)")
+
+
+class Triplets:
+    """All samples of one or several files as one list.
+
+    Args:
+        paths: as ``PRMTripletSet`` takes them.
+
+    Attributes:
+        trajectory: int64 ``[M]``, what validation is split by; a ``.pt`` file, which does not say, counts as one.
+        frames_each: 6, or 4 where a file of the sketch keeps no truth.
+        spec, normalizer, surrogate: of the triplet files; None where there are only files of the sketch.
+    """
+
+    def __init__(self, paths: Place | Iterable[Place]) -> None:
+        self.set = PRMTripletSet(paths)
+        self.files = [part for part in self.set.parts if isinstance(part, TripletFile)]
+        whole = len(self.files) == len(self.set.parts)
+        if self.files and not whole:
+            raise DataError("manifest_paths mix triplet files and .pt files, which have no normaliser; train on one kind")
+        first = self.files[0] if self.files else None
+        self.spec: StateSpec | None = first.spec if first else None
+        self.normalizer: Normalizer | None = first.normalizer if first else None
+        self.surrogate = first.surrogate if first else None
+        self.frames_each = len(FRAMES) if whole else 4
+        self.trajectory = np.concatenate([f.trajectory for f in self.files]) if whole else np.arange(len(self.set))
+        self._ends = np.cumsum([len(part) for part in self.set.parts])
+
+    def __len__(self) -> int:
+        return len(self.set)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The same for the same samples in the same order, wherever their files lie and whatever those are called."""
+        digest = hashlib.sha256("".join(part.fingerprint() for part in self.set.parts).encode())
+        return f"{len(self)} samples, {digest.hexdigest()[:16]}"
+
+    def place(self, i: int) -> tuple[int, int]:
+        """File and sample within it."""
+        file = int(np.searchsorted(self._ends, i, side="right"))
+        return file, int(i - (self._ends[file - 1] if file else 0))
+
+    def frames(self, indices: Sequence[int]) -> Tensor:
+        """``[m, frames_each, C, X, Y]``, physical units; new memory."""
+        places = [self.place(int(i)) for i in indices]
+        out = torch.empty((len(places), self.frames_each, *self.set.parts[0].frames([0], first=1).shape[2:]))
+        for file in {f for f, _ in places}:
+            slots = [slot for slot, (f, _) in enumerate(places) if f == file]
+            out[slots] = self.set.parts[file].frames([places[slot][1] for slot in slots], first=self.frames_each)
+        return out
+
+    def split(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation samples (indices), split by trajectory.
+
+        Raises:
+            DataError: too few trajectories for both sides.
+        """
+        numbers = np.unique(self.trajectory)
+        count = max(1, round(share * len(numbers))) if share else 0
+        if len(numbers) - count < 1:
+            raise DataError(f"there are triplets of {len(numbers)} trajectories and {count} would be held out; give more, or data.valid=0")
+        held = np.random.default_rng([seed, 0]).permutation(numbers)[:count]
+        apart = np.isin(self.trajectory, held)
+        return np.flatnonzero(~apart), np.flatnonzero(apart)
+
+
+class Batches:
+    """Batch number ``step``: the next ``batch`` samples of an endless series of shuffled epochs, augmented.
+
+    Args:
+        triplets: the samples. pool: indices of those to train on. batch: of all processes together.
+        options: augmentation. seed: of the run.
+    """
+
+    def __init__(self, triplets: Triplets, pool: np.ndarray, batch: int, options: AugmentOptions, seed: int) -> None:
+        self.triplets, self.pool, self.batch, self.options, self.seed = triplets, pool, batch, options, seed
+        spec = triplets.spec
+        self._symmetric = options.symmetry and spec is not None and spec.ndim == 2 and len(spec.momentum) == 2
+        if options.blend and triplets.frames_each != len(FRAMES):
+            raise DataError("augment.blend needs the truth, which the sketch's .pt files do not keep; use augment.blend=0")
+
+    def of_step(self, step: int, slots: range) -> Tensor:
+        """The samples at ``slots`` of the batch, ``[len(slots), F, C, X, Y]``."""
+        places = step * self.batch + np.arange(slots.start, slots.stop)
+        epochs = {int(e): np.random.default_rng([self.seed, 2, int(e)]).permutation(self.pool) for e in np.unique(places // len(self.pool))}
+        frames = self.triplets.frames([int(epochs[int(p // len(self.pool))][p % len(self.pool)]) for p in places])
+        return torch.stack([self._augmented(one, step, slot) for one, slot in zip(frames, slots, strict=True)])
+
+    def _augmented(self, frames: Tensor, step: int, slot: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, 1, step, slot])
+        if self._symmetric:
+            assert self.triplets.spec is not None
+            frames = random_symmetry(frames[None], self.triplets.spec, rng)[0]
+        if self.options.input_noise:
+            noise = torch.from_numpy(rng.standard_normal(frames.shape[1:], dtype=np.float32))
+            scale = 1.0 if self.triplets.normalizer is None else self.triplets.normalizer.std.reshape(-1, 1, 1)
+            frames[STATE] += self.options.input_noise * scale * noise
+        if self.options.blend:
+            share = torch.from_numpy(rng.uniform(0, self.options.blend, TRUTH - BEST).astype(np.float32)).reshape(-1, 1, 1, 1)
+            frames[BEST:TRUTH] += share * (frames[TRUTH] - frames[BEST:TRUTH])
+        return frames

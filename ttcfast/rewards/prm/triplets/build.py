@@ -1,0 +1,304 @@
+"""Making triplets: K candidates for each state of the reward split, ranked by their distance to the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttcfast.checks import one_of, whole
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.normalizer import Normalizer
+from ttcfast.data import TrajectorySet
+from ttcfast.models.checkpoint import surrogate_hash
+from ttcfast.runtime import provenance
+from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.locks import run_lock
+from ttcfast.runtime.progress import bar
+from ttcfast.runtime.units import time_step_of
+from ttcfast.spec import StateSpec, StochasticConfig
+
+from .file import FILE_NAME, SUFFIXES, TripletHeader
+from .writer import TripletWriter, finished
+
+logger = logging.getLogger(__name__)
+
+Units = Literal["normalized", "physical"]
+MEMORY_BUDGET = 4 << 20  # 64 candidates of 64x64 with four channels, beside which the surrogate's own activations stand
+MOST_TRAJECTORIES = 8
+
+
+@dataclass(frozen=True)
+class TripletConfig:
+    """What triplets are made of.
+
+    Args:
+        K: candidates per state, the deterministic step counted in as number 0; at least 3.
+        T_prm: states of each trajectory, at t = 0 to T_prm - 1.
+        seed: of the candidates' keys.
+        on_policy: also from the states that the surrogate's own deterministic rollout reaches at t = 1 to T_prm - 1.
+        units: what the mean squared error is measured in, the surrogate's normalised units or physical ones.
+        memory_budget: bytes of candidates held at once.
+    """
+
+    K: int = 100
+    T_prm: int = 4
+    seed: int = 0
+    on_policy: bool = False
+    units: Units = "normalized"
+    memory_budget: int = MEMORY_BUDGET
+
+    def __post_init__(self) -> None:
+        whole("K", self.K, 1)
+        if self.K < 3:
+            raise ValueError(f"K is {self.K}; best, median and worst need at least 3 candidates")
+        for name, least in (("T_prm", 1), ("seed", 0), ("memory_budget", 1)):
+            whole(name, getattr(self, name), least)
+        one_of("units", self.units, ("normalized", "physical"))
+
+    @property
+    def states(self) -> list[tuple[int, bool]]:
+        """Of one trajectory, in the order of the file: (step, whether it is of the surrogate's own rollout)."""
+        own = [(t, True) for t in range(1, self.T_prm)] if self.on_policy else []  # at t = 0 both are the initial condition
+        return [(t, False) for t in range(self.T_prm)] + own
+
+
+def build_triplets(
+    surrogate: Surrogate,
+    trajectories: TrajectorySet | Tensor,
+    out: str | os.PathLike[str],
+    *,
+    K: int = 100,
+    T_prm: int = 4,
+    seed: int = 0,
+    on_policy: bool = False,
+    units: Units = "normalized",
+    stochastic: StochasticConfig | Mapping[str, Any] | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    source: str | None = None,
+) -> Path:
+    """Write the triplets of ``trajectories`` into one file (``ttcfast.rewards.prm.triplets.file``).
+
+    Candidate 0 is the deterministic step, candidate k is ``surrogate.candidates(state, [k], problem_ids=[trajectory], seed=seed, step=t)``.
+    Of the finite ones in ascending order of error, the first is the best, number ``finite // 2`` the median, the last the worst (the
+    sketch's ``K // 2``; its gather does not run). Candidates are made twice: once for their errors, in chunks of ``memory_budget``, and the
+    three that are stored again by their keys, so that memory does not grow with K. A run that was killed goes on at the first
+    trajectory that is missing and ends with the same file; a finished file of the same settings is left as it is.
+
+    Args:
+        surrogate: without history, on the device to run on.
+        trajectories: a set, in the surrogate's channels, or ``[N, T+1, C, *S]`` in physical units. Never those it was trained on: its
+            errors there are smaller and of another kind.
+        out: the file (``*.hdf5``, ``*.h5``), or a folder for ``triplets.hdf5``. Provenance is written beside it.
+        K, T_prm, seed, on_policy, units, memory_budget: see ``TripletConfig``.
+        stochastic: what makes the candidates differ; None is the surrogate's own.
+        source: where the trajectories are from, kept in the file.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: K below 3, an argument out of range, a surrogate with history, normalised units without a normaliser.
+        DataError: trajectories of fewer than T_prm + 1 frames or other channels; triplets of other settings at ``out``.
+        OutputError: the place cannot be written.
+    """
+    config = TripletConfig(K, T_prm, seed, on_policy, units, memory_budget)
+    noise = surrogate.stochastic if stochastic is None else StochasticConfig.of(stochastic)
+    if surrogate.history != 1:
+        raise ValueError(f"surrogate has history {surrogate.history}; triplets are made from single states: give one with history=1")
+    if units == "normalized" and surrogate.normalizer is None:
+        raise ValueError("units is 'normalized' and the surrogate has no normalizer; use units='physical'")
+    path, shape = _place(out), _checked(trajectories, surrogate.spec, T_prm)
+    header = _header(surrogate, trajectories, config, noise, source)
+    count = len(trajectories) * len(config.states)
+    with run_lock(path, file=True):
+        if finished(path, header, count, shape):
+            logger.info("%s is there already, made with the same settings", path)
+        else:
+            _write(path, trajectories, _Maker(surrogate, config, noise), header, count, shape)
+    return path
+
+
+def _write(
+    path: Path, trajectories: TrajectorySet | Tensor, maker: _Maker, header: TripletHeader, count: int, shape: tuple[int, ...]
+) -> None:
+    config = maker.config
+    writer = TripletWriter(path.with_name(path.name + ".partial"), header, count, shape)
+    try:
+        with bar(count, "build_prm_data") as progress:
+            progress.advance(writer.done)
+            for first, block in _blocks(trajectories, writer.done // len(config.states), maker.trajectories_at_once(shape), config.T_prm):
+                rows = maker.rows(block, first)
+                writer.append(**rows)
+                progress.advance(len(rows["errors"]), note=f"trajectory {first + len(block)} of {len(trajectories)}")
+        _tell_nonfinite(path, writer)
+        writer.complete()
+    finally:
+        writer.close()
+    os.replace(writer.path, path)
+    provenance.write(path.parent, {**dict(header.config), "out": str(path)}, f"{path.stem}.provenance.json")
+
+
+def _tell_nonfinite(path: Path, writer: TripletWriter) -> None:
+    bad, unusable = int((~np.isfinite(writer.read("errors"))).sum()), int((writer.read("picked") < 0).any(1).sum())
+    if bad:
+        logger.warning(
+            "%s: %d candidates are not finite and were skipped; %d of %d states have no triplet and are left out by readers",
+            *(path, bad, unusable, writer.done),
+        )
+
+
+class _Maker:
+    """Candidates, errors and picks of blocks of trajectories."""
+
+    def __init__(self, surrogate: Surrogate, config: TripletConfig, noise: StochasticConfig) -> None:
+        self.surrogate, self.config, self.noise = surrogate, config, noise
+        self.device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+
+    def trajectories_at_once(self, shape: Sequence[int]) -> int:
+        """So many that a chunk holds all candidates of each, but few, since a killed run loses what it has of them; one, in several chunks,
+        where the budget is smaller."""
+        return min(MOST_TRAJECTORIES, max(1, self._states_in_budget(shape) // self.config.K))
+
+    def rows(self, truth: Tensor, first: int) -> dict[str, np.ndarray]:
+        """The samples of trajectories ``first``, ``first + 1``, ... (``truth [n, T_prm + 1, C, *S]``), trajectory by trajectory."""
+        truth = truth.to(self.device)
+        own, parts = truth[:, 0], []
+        on_policy: dict[int, Tensor] = {}
+        for step in range(1, self.config.T_prm) if self.config.on_policy else ():
+            own = on_policy[step] = self.surrogate.deterministic(own)
+        numbers = torch.arange(first, first + len(truth))
+        for step, is_own in self.config.states:
+            state = on_policy[step] if is_own else truth[:, step]
+            made = self._samples(state, truth[:, step + 1], numbers, step)
+            parts.append({**made, "on_policy": torch.full((len(truth),), is_own)})
+        return {name: torch.stack([p[name] for p in parts], 1).flatten(0, 1).cpu().numpy() for name in parts[0]}
+
+    def _samples(self, state: Tensor, target: Tensor, numbers: Tensor, step: int) -> dict[str, Tensor]:
+        still = self.surrogate.deterministic(state)
+        # one memory for all: small tensors that are kept lie between the freed candidates, which the allocator then cannot use again
+        errors = torch.empty(len(state), self.config.K, dtype=torch.float32, device=still.device)
+        errors[:, :1] = self._error(still.unsqueeze(1), target)
+        at_once = max(1, self._states_in_budget(state.shape[1:]) // len(state))
+        for ids in torch.arange(1, self.config.K).split(at_once):
+            errors[:, int(ids[0]) : int(ids[-1]) + 1] = self._error(self._candidates(state, ids, numbers, step), target)
+        found = errors.cpu()
+        picked = torch.stack([pick(row) for row in found])
+        frames = torch.stack([state, *self._again(state, still, picked, numbers, step), still, target], 1)
+        return {
+            "frames": frames.float(),
+            "errors": found,
+            "picked": picked,
+            "step": torch.full((len(state),), step),
+            "trajectory": numbers,
+        }
+
+    def _again(self, state: Tensor, still: Tensor, picked: Tensor, numbers: Tensor, step: int) -> list[Tensor]:
+        """Best, median and worst, ``[n, C, *S]`` each, made once more; NaN where there is no triplet."""
+        out = still.unsqueeze(1).expand(-1, 3, *still.shape[1:]).clone()
+        for row, ids in enumerate(picked):
+            if bool((ids < 0).any()):
+                out[row] = torch.nan
+                continue
+            made = self._candidates(state[row : row + 1], ids, numbers[row : row + 1], step)[0]
+            out[row] = torch.where((ids > 0).to(self.device).reshape(-1, *[1] * (made.ndim - 1)), made, out[row])
+        return list(out.unbind(1))
+
+    def _candidates(self, state: Tensor, ids: Tensor, numbers: Tensor, step: int) -> Tensor:
+        return self.surrogate.candidates(state, ids, problem_ids=numbers, seed=self.config.seed, step=step, stochastic=self.noise)
+
+    def _error(self, candidates: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error ``[n, b]``; NaN where the candidate is not finite."""
+        difference = candidates - target.unsqueeze(1)
+        if self.config.units == "normalized":
+            assert self.surrogate.normalizer is not None
+            difference /= self.surrogate.normalizer.std.to(difference).reshape(-1, *[1] * (difference.ndim - 3))
+        return difference.square_().flatten(2).mean(2).float()
+
+    def _states_in_budget(self, shape: Sequence[int]) -> int:
+        return int(max(1, self.config.memory_budget // (4 * int(np.prod(shape)))))
+
+
+def pick(errors: Tensor) -> Tensor:
+    """Ids ``[3]`` of the best, median and worst of ``errors [K]``, those that are not finite left out; of equal errors the lower id first.
+
+    -1 where fewer than three are finite, or candidate 0 is not: where the deterministic step itself fails there is nothing to choose.
+    """
+    finite = int(errors.isfinite().sum())
+    if finite < 3 or not bool(errors[0].isfinite()):
+        return torch.full((3,), -1)
+    order = torch.where(errors.isfinite(), errors, torch.inf).argsort(stable=True)
+    return order[[0, finite // 2, finite - 1]]
+
+
+def _blocks(trajectories: TrajectorySet | Tensor, start: int, at_once: int, steps: int) -> Iterator[tuple[int, Tensor]]:
+    """Frames ``[n, steps + 1, C, *S]`` of the trajectories from number ``start`` on; blocks begin at multiples of ``at_once``."""
+    while start < len(trajectories):
+        stop = min(len(trajectories), (start // at_once + 1) * at_once)
+        if isinstance(trajectories, Tensor):
+            yield start, trajectories[start:stop, : steps + 1].float()
+        else:
+            yield start, torch.stack([trajectories.read(i, 0, steps + 1) for i in range(start, stop)])
+        start = stop
+
+
+def _header(
+    surrogate: Surrogate, trajectories: TrajectorySet | Tensor, config: TripletConfig, noise: StochasticConfig, source: str | None
+) -> TripletHeader:
+    spec = surrogate.spec if isinstance(trajectories, Tensor) else trajectories.spec
+    channels = spec.num_channels
+    said = {k: v for k, v in dataclasses.asdict(config).items() if k != "memory_budget"}
+    said |= {
+        "stochastic": dataclasses.asdict(noise),
+        "source": source,
+        "trajectories": len(trajectories),
+        "data": _fingerprint(trajectories),
+        "time_step": surrogate.time_step if isinstance(trajectories, Tensor) else time_step_of(trajectories.times),
+    }
+    own = surrogate.normalizer
+    normalizer = Normalizer(torch.zeros(channels), torch.ones(channels)) if own is None else own
+    return TripletHeader(spec, normalizer, surrogate_hash(surrogate), said)
+
+
+def _fingerprint(trajectories: TrajectorySet | Tensor) -> str:
+    """Hash of all initial conditions: which trajectories these are, wherever they lie."""
+    digest = hashlib.sha256()
+    for i in range(len(trajectories)):
+        first = trajectories[i, :1] if isinstance(trajectories, Tensor) else trajectories.read(i, 0, 1)
+        digest.update(first.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _checked(trajectories: TrajectorySet | Tensor, spec: StateSpec, steps: int) -> tuple[int, ...]:
+    """The shape of a state."""
+    if isinstance(trajectories, Tensor):
+        if trajectories.ndim != spec.ndim + 3 or not len(trajectories):
+            raise DataError(f"trajectories have shape {tuple(trajectories.shape)}; expected [N, T+1, C, *S] with {spec.ndim} space axes")
+        frames, shape = trajectories.shape[1], tuple(trajectories.shape[2:])
+    else:
+        frames, shape = len(trajectories.times), (trajectories.spec.num_channels, *trajectories.shape)
+    if shape[0] != spec.num_channels:
+        raise DataError(f"trajectories have {shape[0]} channels and the surrogate {spec.num_channels}; use TrajectorySet.converted")
+    if frames < steps + 1:
+        raise DataError(f"T_prm is {steps} and the trajectories have {frames} frames; give T_prm up to {frames - 1}")
+    return shape
+
+
+def _place(out: str | os.PathLike[str]) -> Path:
+    path = Path(out)
+    if path.suffix.lower() not in SUFFIXES:
+        if path.is_file():
+            raise ArgumentError(f"out is {path}, which is a file; give a folder, or the name of an .hdf5 file")
+        path = path / FILE_NAME
+    output_folder(path.parent)
+    return path

@@ -1,0 +1,1 @@
+"""How candidates are kept: the best, the best k of a beam, a resampled set, a combination."""

@@ -1,0 +1,205 @@
+"""From the candidates of a step to a state that is none of them: their mean weighted by score, or the best point of their span."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.spec import StateSpec
+from ttcfast.ttc.guardrails import finite_states
+from ttcfast.ttc.projection import positive, spec_of_problems
+
+from .argmax import Argmax, Choice, over
+
+SPAN_STEPS = 4  # along a reward that says where up is but not where the top
+RIDGE = 1e-6  # of the mean squared size of the candidates' deviations
+
+
+class SoftmaxMean(Argmax):
+    """The mean of the usable candidates, weighted by ``softmax(score / temperature)``; holds the running sum alone."""
+
+    def __init__(self, state: Tensor, width: int, temperature: float) -> None:
+        super().__init__(state, width)
+        self._temperature = temperature
+        self._sum = torch.zeros_like(state)
+        self._peak = self.scores.new_full((len(state),), -torch.inf)
+        self._mass = torch.zeros_like(self._peak)
+
+    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
+        super().add(rows, start, candidates, scores)
+        exponent = scores / self._temperature
+        peak = torch.maximum(self._peak[rows], exponent.amax(1))
+        kept = torch.where(peak.isfinite(), (self._peak[rows] - peak).exp(), 0.0)
+        usable = scores.isfinite()
+        weights = torch.where(usable, (exponent - peak.unsqueeze(1)).exp(), 0.0)
+        finite = torch.where(over(usable, candidates), candidates, 0.0)
+        fresh = (over(weights, finite).to(finite.dtype) * finite).sum(1)
+        self._sum[rows] = over(kept, fresh).to(fresh.dtype) * self._sum[rows] + fresh
+        self._mass[rows] = kept * self._mass[rows] + weights.sum(1)
+        self._peak[rows] = peak
+
+    def replace(self, rows: Tensor, other: Argmax) -> None:
+        assert isinstance(other, SoftmaxMean)
+        taken, better = self._bettered(rows, other)
+        super().replace(rows, other)
+        for mine, theirs in ((self._sum, other._sum), (self._peak, other._peak), (self._mass, other._mass)):
+            mine[taken] = theirs[better]
+
+    def choice(self, min_spread: float) -> Choice:
+        collapsed = self.flat(min_spread)
+        mean = self._sum / over(self._mass, self._sum).to(self._sum.dtype)
+        weights = torch.where(self.scores.isfinite(), (self.scores / self._temperature - self._peak.unsqueeze(1)).exp(), 0.0)
+        weights = weights / self._mass.unsqueeze(1)
+        weights[collapsed] = torch.eye(1, weights.shape[1], dtype=weights.dtype, device=weights.device)
+        state = torch.where(over(collapsed, mean), self.first, mean)
+        return Choice(state, torch.where(collapsed, 0, -1), collapsed, torch.where(weights.isfinite(), weights, 0.0))
+
+
+@dataclass(frozen=True)
+class Climb:
+    """What ``Span`` needs to know beside the candidates.
+
+    Args:
+        scorer: the differentiable reward, which scores a candidate by itself.
+        context: step and problems of the group.
+        trust: limit of the distance from candidate 0, over the size of its own step; None for no limit.
+        spec: layout of the states, by which density and pressure are found; None asks only for finite values.
+    """
+
+    scorer: Scorer
+    context: ScoreContext
+    trust: float | None
+    spec: StateSpec | None
+
+
+class Span(Argmax):
+    """The best point of ``c_0 + sum_i w_i (c_i - c_0)`` by a differentiable reward; holds all candidates.
+
+    Where a full step of the reward's ascent leads to what it takes for the best state (``Scorer.ascent_to_best``), ``w`` is the
+    least-squares approach to that, with a small ridge. Else ``SPAN_STEPS`` steps up the reward are made, each the better of two lengths.
+    Both stay in the trust region. The combination is taken where it scores higher than every candidate and keeps density and pressure
+    positive, else the best candidate.
+    c_0 is candidate 0, or the best one where that is not usable.
+
+    Source: DECISIONS, "Added after a prototype" (combining candidates).
+    """
+
+    def __init__(self, state: Tensor, width: int, climb: Climb) -> None:
+        super().__init__(state, width)
+        self._state, self._climb = state, climb
+        self._candidates = state.new_zeros((len(state), width, *state.shape[1:]))
+
+    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
+        super().add(rows, start, candidates, scores)
+        self._candidates[rows, start : start + candidates.shape[1]] = candidates
+
+    def replace(self, rows: Tensor, other: Argmax) -> None:
+        assert isinstance(other, Span)
+        taken, better = self._bettered(rows, other)
+        super().replace(rows, other)
+        self._candidates[taken] = other._candidates[better]
+
+    def choice(self, min_spread: float) -> Choice:
+        best = super().choice(min_spread)
+        free = (~self.flat(min_spread) & self.usable).nonzero().flatten()
+        weights = torch.zeros_like(self.scores)
+        weights[torch.arange(len(weights), device=weights.device), best.position.clamp(0, weights.shape[1] - 1)] = 1.0
+        if not len(free):
+            return best._replace(weights=weights)
+        combined, score, coefficients = self._combine(free)
+        taken = score > self.scores[free].amax(1)
+        rows = free[taken]
+        state, position = best.state.clone(), best.position.clone()
+        state[rows], position[rows], weights[rows] = combined[taken], -1, coefficients[taken]
+        return Choice(state, position, best.collapsed & (position >= 0), weights)
+
+    def _combine(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best combination of these problems: states ``[m, C, *S]``, scores ``[m]`` (-inf where unusable), coefficients ``[m, B]``."""
+        climb, x = self._climb, self._state[rows]
+        scorer, context = climb.scorer, ScoreContext(climb.context.step, climb.context.problem_ids[rows])
+        span = _Deviations(x, self._candidates[rows], self.scores[rows], scorer, context)
+        w = torch.zeros_like(self.scores[rows])
+        state, top, coefficients = span.at(w), torch.full_like(w[:, 0], -torch.inf), w
+        for _ in range(1 if scorer.ascent_to_best else SPAN_STEPS):
+            near = span.towards(scorer.ascent(x, span.at(w).unsqueeze(1), context))
+            moves = [near] if scorer.ascent_to_best else [near, span.lengthened(near)]
+            tried = [span.within(w + move, climb.trust) for move in moves]
+            reached = torch.stack([span.at(t) for t in tried], 1)
+            scores = scorer.score_group(x, reached, context).double()
+            scores = torch.where(self._sound(reached, span.base, context), scores, -torch.inf)
+            self.reward_evaluations += (1 + len(tried)) * len(rows)
+            best, at = scores.max(1)
+            every = torch.arange(len(rows), device=at.device)
+            w, better = torch.stack(tried, 1)[every, at], best > top
+            state = torch.where(over(better, state), reached[every, at], state)
+            top, coefficients = torch.where(better, best, top), torch.where(better.unsqueeze(1), w, coefficients)
+        return state, top, span.shares(coefficients)
+
+    def _sound(self, reached: Tensor, base: Tensor, context: ScoreContext) -> Tensor:
+        """Whether ``[m, b, C, *S]`` are finite and have lost no positive density or pressure, bool ``[m, b]``."""
+        finite, spec = finite_states(reached, 2), self._climb.spec
+        if spec is None:
+            return finite
+        was = positive(base, spec_of_problems(spec, context.problem_ids))
+        still = positive(reached.flatten(0, 1), spec_of_problems(spec, context.problem_ids, reached.shape[1]))
+        return finite & (still.view_as(finite) | ~was.unsqueeze(1))
+
+
+class _Deviations:
+    """``c_i - c_0`` of m problems, as the scorer sees them, in its units, with their Gram matrix in float64."""
+
+    def __init__(self, x: Tensor, candidates: Tensor, scores: Tensor, scorer: Scorer, context: ScoreContext) -> None:
+        usable = scores.isfinite()
+        self._base_at = torch.where(usable[:, 0], 0, scores.argmax(1))
+        every = torch.arange(len(x), device=x.device)
+        raw = candidates[every, self._base_at]
+        seen = scorer.seen(x, torch.where(over(usable, candidates), candidates, raw.unsqueeze(1)), context)
+        self.base = seen[every, self._base_at]
+        self._raw = seen - self.base.unsqueeze(1)  # [m, B, C, *S]
+        self._units = scorer.units(x)
+        self._reach = self._flat(self.base.unsqueeze(1) - x.unsqueeze(1)).square().sum(2).sqrt()[:, 0]
+        scaled = self._raw / self._units
+        self._scaled = scaled.flatten(2)
+        self._gram = torch.stack([d @ d.T for d in map(Tensor.double, self._scaled)])
+        size = self._gram.diagonal(dim1=1, dim2=2).mean(1)
+        ridge = torch.where(size > 0, RIDGE * size, 1.0)
+        self._regular = self._gram + ridge.reshape(-1, 1, 1) * torch.eye(scores.shape[1], dtype=ridge.dtype, device=ridge.device)
+
+    def at(self, w: Tensor) -> Tensor:
+        """``c_0 + sum_i w_i (c_i - c_0)``, ``[m, C, *S]``."""
+        return self.base + (over(w.to(self._raw.dtype), self._raw) * self._raw).sum(1)
+
+    def towards(self, move: Tensor) -> Tensor:
+        """Coefficients ``[m, B]`` of the point of the span that is nearest to ``move`` ``[m, 1, C, *S]``."""
+        self._wanted = self._flat(move)[:, 0]
+        moments = torch.stack([d.double() @ m for d, m in zip(self._scaled, self._wanted)])
+        return torch.linalg.solve(self._regular, moments)
+
+    def lengthened(self, w: Tensor) -> Tensor:
+        """``w`` as ``towards`` gave it, so long that it gains, to first order, what the move would have: only a part of the gradient lies
+        in the span. Too long where the maximum does not lie there."""
+        inside = self._size(w)
+        return w * torch.where(inside > 0, self._wanted.square().sum(1) / inside.square(), 0.0).unsqueeze(1)
+
+    def within(self, w: Tensor, trust: float | None) -> Tensor:
+        """``w``, shortened where it leads out of the trust region."""
+        if trust is None:
+            return w
+        size, reach = self._size(w), trust * self._reach
+        return w * torch.where(size > reach, reach / size, 1.0).unsqueeze(1)
+
+    def shares(self, w: Tensor) -> Tensor:
+        """Weights of the candidates themselves, which add up to 1."""
+        shares = w.clone()
+        shares[torch.arange(len(w), device=w.device), self._base_at] = 0.0
+        shares[torch.arange(len(w), device=w.device), self._base_at] = 1.0 - shares.sum(1)
+        return shares
+
+    def _size(self, w: Tensor) -> Tensor:
+        return torch.einsum("ni,nij,nj->n", w, self._gram, w).clamp_min(0.0).sqrt()
+
+    def _flat(self, change: Tensor) -> Tensor:
+        return (change / self._units).flatten(2).double()
