@@ -21,11 +21,23 @@ _NAMES = {  # short name -> where it lives
     "TTCConfig": "ttcfast.ttc.inference",
     "TTCGreedy": "ttcfast.ttc.inference",
     "TTCBeam": "ttcfast.ttc.beam",
+    "Budget": "ttcfast.ttc.budget",
+    "RolloutResult": "ttcfast.ttc.result",
+    "improve": "ttcfast.front_door",
+    "load": "ttcfast.front_door",
+    "evaluate": "ttcfast.front_door",
+    "Greedy": "ttcfast.searches",
+    "Beam": "ttcfast.searches",
+    "Particles": "ttcfast.searches",
+    "SoftmaxMean": "ttcfast.searches",
+    "Span": "ttcfast.searches",
+    "Refine": "ttcfast.searches",
     "esnr": "ttcfast.pwm.utils.metrics",
     "info": "ttcfast.ops",
     "integrate": "ttcfast.integrators",
 }
-_PACKAGES = ("core", "data", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "stochastic_sampling", "ttc")
+_PACKAGES = ("core", "data", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "ttc")
+_PACKAGES += ("stochastic_sampling",)
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]
 

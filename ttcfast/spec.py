@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ttcfast.checks import at_least, one_of, whole
+from ttcfast.searches import Refine, Search, as_refinement, as_search
 
 Momentum = Literal["sum", "components", "norm"]
 Scale = Literal["absolute", "relative"]
@@ -290,6 +291,11 @@ class TTCConfig:
         refine_lengths: lengths of each such step, each of which makes a copy of every candidate; 1 is a full step.
         trust: candidates are moved, and combined, no further than this times the size of their own step; None for no limit.
         approach, beam_width, score_aggregation, discount, lookahead, temperature: of a search over several beams, see ``TTCBeam``.
+        search, refine: The same settings as one object each, such as ``Beam(width=4)`` and ``Refine(steps=2)`` (``ttcfast.searches``).
+            They set the plain fields above and are not kept.
+
+    Raises:
+        ValueError: A value out of range, or a plain field that contradicts ``search`` or ``refine``.
     """
 
     branching_factor: int = 5
@@ -315,8 +321,14 @@ class TTCConfig:
     min_score_spread: float = 1e-6
     score_floor: float | None = None
     ndim: int = 2
+    search: InitVar[str | Search | None] = None
+    refine: InitVar[int | Refine | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, search: str | Search | None, refine: int | Refine | None) -> None:
+        if search is not None:
+            self._set("search", search, as_search(search).options())
+        if refine is not None:
+            self._set("refine", refine, as_refinement(refine).options())
         for name, least in (("branching_factor", 1), ("beam_width", 1), ("max_resample", 0), ("chunk_size", 1), ("memory_budget", 1)):
             if (value := getattr(self, name)) is not None:
                 whole(name, value, least)
@@ -341,3 +353,12 @@ class TTCConfig:
         one_of("ndim", self.ndim, (1, 2, 3))
         if self.stochastic is not None:
             object.__setattr__(self, "stochastic", StochasticConfig.of(self.stochastic))
+
+    def _set(self, name: str, given: object, options: Mapping[str, Any]) -> None:
+        """Set the plain fields that an object stands for, unless one of them was given another value."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for field, value in options.items():
+            plain = getattr(self, field)
+            if plain not in (defaults[field], value):
+                raise ValueError(f"{field} is {plain!r} and {name} is {given!r}, which sets it to {value!r}; give one of them")
+            object.__setattr__(self, field, value)

@@ -1,0 +1,204 @@
+"""The short way in: load a model or a reward, improve a rollout, evaluate on problems with known truth.
+
+Everything here is a few calls of the classes behind it (``Surrogate``, ``TTCGreedy``, ``TTCBeam``, ``evaluation.evaluate``), whose
+further settings ``**config`` reaches by the field names of ``TTCConfig``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.evaluation.evaluate import Evaluation, Problems
+from ttcfast.evaluation.evaluate import evaluate as evaluate_methods
+from ttcfast.evaluation.methods import ONE_BEAM, Variant, search_name, search_options, variants
+from ttcfast.evaluation.reading import read_problems
+from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.rewards.common import ARMScorer, Scorer, as_scorer
+from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.runtime.errors import ArgumentError
+from ttcfast.searches import Refine, Search
+from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
+from ttcfast.ttc.beam import TTCBeam
+from ttcfast.ttc.budget import Budget
+from ttcfast.ttc.inference import TTCGreedy
+from ttcfast.ttc.result import RolloutResult
+
+SHIPPED = {"surrogate": "surrogate.safetensors", "prm": "prm"}
+
+
+def improve(
+    model: Any,
+    x0: Tensor,
+    T: int,
+    *,
+    spec: StateSpec | None = None,
+    reward: Any = None,
+    branching_factor: int = 8,
+    search: str | Search = "greedy",
+    refine: int | Refine = 0,
+    project: str | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+    **config: Any,
+) -> RolloutResult:
+    """Roll a model out from ``x0``, spending compute at every step on a better next state.
+
+    Args:
+        model: A ``Surrogate``; any ``nn.Module`` from a state to the next one, together with ``spec``; or an object with the plan's
+            ``sample_next(x_t, seed=None, multi=False)``.
+        x0: Initial states ``[C, *S]`` or ``[N, C, *S]`` in physical units, with history ``[h, C, *S]`` or ``[N, h, C, *S]``.
+        T: Number of steps, at least 1.
+        spec: Layout of the states. Needed for a plain module; otherwise the model's own is used.
+        reward: A ``Scorer``, any callable ``score(x_t, candidates)`` that returns one number per candidate (higher is better), or a path
+            for ``load``. None scores by conservation, boundary and positivity (``ARMScorer``).
+        branching_factor: Candidates per step (and per beam), including the deterministic step.
+        search: ``"greedy"``, or an object such as ``Beam(width=4)``.
+        refine: Moves of every candidate along a differentiable reward: a number, or a ``Refine``.
+        project: ``"conservation"`` removes the mean residual of every conserved variable from the chosen states.
+        budget: Limit on model evaluations or seconds.
+        seed: Random seed of the candidates.
+        **config: Further fields of ``TTCConfig``, such as ``stochastic`` or ``memory_budget``.
+
+    Returns:
+        The trajectory, in the layout of ``x0`` with time as in ``TTCGreedy.rollout``, with scores, choices, interventions and cost.
+
+    Raises:
+        ValueError: An argument that is out of range or that the model or the search does not have.
+        TypeError: A model that cannot be rolled out.
+        DeterministicModelError: A model whose candidates are all alike.
+    """
+    model = _rollable(model, spec)
+    own = spec if spec is not None else getattr(model, "spec", None)
+    options = _options(branching_factor=branching_factor, search=search, refine=refine, project=project, seed=seed, **config)
+    controller = TTCGreedy if options.approach == "greedy" and not options.lookahead else TTCBeam
+    rollout = controller(model, _reward(reward, own), options).rollout
+    return rollout(x0, T, return_info=True, **({} if budget is None else {"budget": budget}))
+
+
+def load(what: str | os.PathLike[str]) -> Surrogate | PRMScorer:
+    """Load a surrogate or a learned reward.
+
+    Args:
+        what: ``"surrogate"`` or ``"prm"`` for those in ``examples/`` of a checkout; a ``.safetensors`` file that ``ttcfast train_fm``
+            wrote; or a reward model, a folder of ``ttcfast train_prm`` or a ``.pt`` file of the plan's sketch. Only tensors are read.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or holds another kind of model.
+        ArgumentError: A shipped model is asked for and there is no ``examples/`` folder.
+    """
+    path = Path(what) if str(what) not in SHIPPED else examples() / SHIPPED[str(what)]
+    return PRMScorer(path) if path.is_dir() or path.suffix == ".pt" else load_surrogate(path)
+
+
+def evaluate(
+    model: Surrogate,
+    problems: Problems | str | os.PathLike[str] | Sequence[str],
+    rewards: Mapping[str, Any] | None = None,
+    *,
+    steps: int = 20,
+    count: int | None = None,
+    split: str | None = None,
+    branching_factor: int = 8,
+    search: str | Search = "greedy",
+    refine: int | Refine = 0,
+    oracle: bool = True,
+    projection: bool | None = None,
+    methods: Sequence[str] | None = None,
+    seed: int = 0,
+    **config: Any,
+) -> Evaluation:
+    """Compare rewards, searches and every baseline on problems with known truth.
+
+    Args:
+        model: The surrogate, on the device to run on.
+        problems: ``Problems``, or trajectory files or folders to read them from.
+        rewards: Rewards by name, each as ``improve`` takes it. None evaluates ``{"arm": ARMScorer}``.
+        steps, count, split: Steps to roll out, number of trajectories (None for all) and split, where ``problems`` are read from files.
+        branching_factor, search, refine, seed, config: As in ``improve``. A beam search and a refinement get rows of their own beside the
+            plain ones.
+        oracle: Add the choice by true error, the ceiling of choosing.
+        projection: Run every method with conservation imposed, too. None does so where the domain conserves its totals.
+        methods: Only these rows; None for all.
+
+    Returns:
+        All rows; ``print(result.table())`` shows them.
+
+    Raises:
+        DataError: Files that cannot be read, or of another grid, time step or cell than the model's.
+        ValueError: As in ``improve``.
+    """
+    if not isinstance(model, Surrogate):
+        raise TypeError(f"model is a {type(model).__name__}; wrap it: ttcfast.Surrogate(model, spec)")
+    given = problems if isinstance(problems, Problems) else _read(model, problems, steps, count=count, split=split)
+    model = copy.copy(model)
+    model.spec = given.spec  # the data say which domain this is, and with it whether conservation may be imposed
+    options = _options(branching_factor=branching_factor, search=search, refine=refine, seed=seed, **config)
+    wanted = {"arm": None} if rewards is None else rewards
+    scorers = {name: as_scorer(_reward(reward, given.spec), ndim=given.spec.ndim) for name, reward in wanted.items()}
+    return evaluate_methods(model, given, _rows(scorers, options), options, oracle=oracle, projection=projection, methods=methods)
+
+
+def examples(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder given, or else ``examples/`` of the checkout that this code lies in or of the working directory.
+
+    Raises:
+        ArgumentError: There is no such folder.
+    """
+    places = [Path(given)] if given is not None else [Path(__file__).resolve().parents[1] / "examples", Path("examples")]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ArgumentError(f"no folder {' or '.join(map(str, places))}; run from a checkout of ttcfast or give examples=<folder>")
+
+
+def _options(**given: Any) -> TTCConfig:
+    known = [f.name for f in dataclasses.fields(TTCConfig)]
+    if unknown := sorted(set(given) - {*known, "search", "refine"}):
+        raise TypeError(f"unknown arguments {', '.join(unknown)}; there are also the fields of TTCConfig: {', '.join(known)}")
+    return TTCConfig(**given)
+
+
+def _rollable(model: Any, spec: StateSpec | None) -> Any:
+    """The model as a controller takes it: a plain module becomes a ``Surrogate``."""
+    complete = callable(getattr(model, "candidates", None)) or callable(getattr(model, "sample_next", None))
+    if complete or not isinstance(model, nn.Module):
+        return model  # whether it can be rolled out, the controller says
+    if spec is None:
+        raise ValueError(f"spec is None and model is a plain {type(model).__name__}; give spec=, the layout of its states, as a StateSpec")
+    return Surrogate(model, spec)
+
+
+def _reward(reward: Any, spec: StateSpec | None) -> Any:
+    if reward is None:
+        if spec is None:
+            raise ValueError("reward and spec are None; give a reward, or spec= so that the states can be scored by conservation")
+        return ARMScorer(ARMWeights(), None, spec=spec, momentum="components", scale="relative")
+    if isinstance(reward, (str, os.PathLike)):
+        reward = load(reward)
+    if isinstance(reward, Surrogate):
+        raise ValueError("reward is a surrogate; give a reward model, a Scorer or a callable")
+    return reward
+
+
+def _read(model: Surrogate, places: str | os.PathLike[str] | Sequence[str], steps: int, **options: Any) -> Problems:
+    places = str(places) if isinstance(places, os.PathLike) else places
+    return read_problems(model, places, steps, **options)[0]
+
+
+def _rows(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Scorer | Variant]:
+    """Every reward's plain choice, and in rows of their own what ``config`` adds to it: a refinement, a search, a combination."""
+    known = variants(rewards, config)
+    plain = {**ONE_BEAM, "refine_steps": 0, "select": "argmax", "temperature": 1.0}
+    added = ["refined"] if config.refine_steps else []
+    added += [] if search_options(config) is None else [search_name(config)]
+    added += {"argmax": [], "softmax_mean": ["softmax"], "span": ["span"]}[config.select]
+    rows: dict[str, Scorer | Variant] = {name: Variant(reward, plain) for name, reward in rewards.items()}
+    return rows | {f"{name}_{use}": known[f"{name}_{use}"] for use in added for name in rewards}
