@@ -1,4 +1,4 @@
-"""The dataclasses that every layer speaks: what a state is, how it is scored, how candidates differ, how the search runs."""
+"""Dataclasses that every layer uses: the layout of a state, the weights of its penalties, the noise of candidates, the search."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ Scale = Literal["absolute", "relative"]
 
 @dataclass(frozen=True, eq=False)
 class StateSpec:
-    """What the channels of a state mean, and on which grid they live.
+    """Layout of a state: the meaning of its channels and the grid they live on.
 
     Args:
-        density: channel of the density.
-        momentum: channels of the momentum (conserved) or of the velocity (primitive), one per velocity component.
-        energy: channel of the total energy density, or None where it is computed from the pressure.
-        pressure: channel of the pressure; needed when ``variables="primitive"``, optional otherwise.
+        density: Channel of the density.
+        momentum: Channels of the momentum (conserved variables) or velocity (primitive variables), one per component.
+        energy: Channel of the total energy density, or None if it is computed from the pressure.
+        pressure: Channel of the pressure. Required for ``variables="primitive"``, optional otherwise.
         variables: ``"conserved"`` (rho, rho u, E) or ``"primitive"`` (rho, u, p).
-        gamma: ratio of specific heats, a number above 1 or a tensor ``[N]``, one per problem.
-        cell_volume: volume of a cell, a positive number or a tensor ``[*S]``.
-        ndim: number of space dimensions, 1 to 3.
-        periodic: True, or one flag per dimension. Conservation can be imposed only where all are True or ``closed`` is.
-        closed: walls on every non-periodic side, so that mass and energy (not momentum) are kept.
-        boundary_mask: bool ``[*S]``, cells whose value is prescribed; None for no boundary term.
-        boundary_value: prescribed values, a number or a tensor that broadcasts to ``[C, *S]``; None means 0.
-        extra: channels that no physical term reads (tracers).
+        gamma: Ratio of specific heats: a number above 1, or a tensor ``[N]`` with one value per problem.
+        cell_volume: Volume of a cell: a positive number, or a tensor ``[*S]``.
+        ndim: Number of space dimensions, 1 to 3.
+        periodic: Whether the domain is periodic: True, or one flag per dimension. Conservation can be imposed only where every dimension
+            is periodic or the domain is ``closed``.
+        closed: Whether every non-periodic side is a wall, so that mass and energy (but not momentum) are conserved.
+        boundary_mask: Bool ``[*S]``, cells whose value is prescribed; None for no boundary penalty.
+        boundary_value: Prescribed values: a number, or a tensor that broadcasts to ``[C, *S]``; None means 0.
+        extra: Channels that no physical term reads, such as tracers.
 
     Raises:
-        ValueError: a channel twice, a channel below 0, a missing pressure, gamma <= 1, cell volume <= 0, ndim outside 1..3.
+        ValueError: A channel that is named twice or is negative, a missing pressure, gamma <= 1, a cell volume <= 0, ndim outside 1..3.
 
-    Source: seeds/ttc-integration-plan.md section 4; DECISIONS 5.
+    Source: TTC plan, "Analytical Reward Model (ARM)"; docs/design/decisions.md ("Declared layouts").
     """
 
     density: int = 0
@@ -93,14 +94,14 @@ class StateSpec:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """All channel indices that the spec names, in the order density, momentum, energy, pressure, extra."""
+        """All named channels, in the order density, momentum, energy, pressure, extra."""
         named = [self.density, *self.momentum]
         named += [c for c in (self.energy, self.pressure) if c is not None]
         return (*named, *self.extra)
 
     @property
     def num_channels(self) -> int:
-        """The least number of channels a state of this spec has."""
+        """The smallest number of channels that a state of this layout can have."""
         return max(self.channels) + 1
 
     @property
@@ -109,7 +110,7 @@ class StateSpec:
 
     @property
     def conserved_channels(self) -> tuple[int, ...]:
-        """Channels whose integral the flow keeps: everything when periodic, density and energy between walls, else none."""
+        """Channels whose integral is conserved: all on a periodic domain, density and energy between walls, otherwise none."""
         if self.variables != "conserved":
             return ()
         assert self.energy is not None
@@ -118,11 +119,11 @@ class StateSpec:
         return (self.density, self.energy) if self.closed else ()
 
     def replace(self, **changes: Any) -> StateSpec:
-        """A copy with some fields changed (and checked again)."""
+        """Return a copy with some fields changed and checked."""
         return dataclasses.replace(self, **changes)
 
     def check_state(self, name: str, x: Tensor, *, channel_axis: int) -> None:
-        """Raise ``ValueError`` unless ``x`` has this spec's channels at ``channel_axis`` followed by the space axes."""
+        """Raise ``ValueError`` unless ``x`` has this layout's channels at ``channel_axis``, followed by the space axes."""
         if not x.is_floating_point():
             raise ValueError(f"{name} is {x.dtype}; give a floating-point tensor")
         if x.ndim != channel_axis + 1 + self.ndim:
@@ -153,7 +154,7 @@ class StateSpec:
 
     @classmethod
     def pdegym(cls, **changes: Any) -> StateSpec:
-        """rho, u, v, p of PDEGym and Poseidon; a fifth channel (E, or the tracer of CE-RM) is left to ``energy`` or ``extra``."""
+        """rho, u, v, p, as in PDEGym and Poseidon; name a fifth channel (E, or the tracer of CE-RM) by ``energy`` or ``extra``."""
         return cls(**{"energy": None, "pressure": 3, "variables": "primitive", **changes})
 
     @classmethod
@@ -169,7 +170,7 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class ARMWeights:
-    """Weights of the analytical reward's penalties (seeds/ttc-integration-plan.md section 4)."""
+    """Weights of the penalties of the analytical reward (TTC plan, "Analytical Reward Model (ARM)")."""
 
     w_mass: float = 1.0
     w_momentum: float = 1.0
@@ -185,26 +186,29 @@ class ARMWeights:
 
 @dataclass(frozen=True)
 class StochasticConfig:
-    """What makes the candidates of one step differ (seeds/ttc-integration-plan.md section 3).
+    """Noise that makes the candidates of one step differ (TTC plan, "Stochasticity at Test Time").
 
     Args:
-        dropout: keep the model's dropout active (MC dropout).
-        dropout_p: rate to set on every dropout module; None keeps the model's own rates.
-        dropout_after: names of modules after which dropout is injected, for models that have none.
-        training_modules: names of modules held in training, with all that is in them but normalisation and the dropout modules that are
-            keyed, for dropout called by function (``F.dropout(x, p, self.training)``, ``dropout_p`` of attention), which nothing else
-            switches on; ``""`` is the model itself. Such noise cannot be keyed: another chunking draws others. None: with ``dropout``, the
-            modules in whose source such a call is found; (): none.
-        latent_sigma: standard deviation of Gaussian noise added to the output of ``latent_at``, in that output's units.
-        latent_at: name of the module whose output is the latent; None lets the model say (attribute ``latent_module``).
-        input_eps: standard deviation of Gaussian noise added to the normalised input.
-        antithetic: candidates come in pairs of opposite noise, (1, 2), (3, 4), ...: negated where it is Gaussian, by complemented
-            random bits where it is dropout. Both of a pair are distributed as without it, and the noise of their mean is smaller.
-        directions: a file of ``ttcfast fit_directions``: candidates are moved along the fields that it spans, besides any noise above. With
-            ``dropout=False`` and no other noise they are the deterministic step moved, and cost no call of the model.
-        directions_scale: factor on the learned standard deviations of the coefficients. directions_strength: on their mean, which is the
-            same correction for every candidate.
-        directions_grid: coefficients are smooth random fields over so many points per axis; 1 is one number for the whole domain.
+        dropout: Whether the model's dropout stays active (MC dropout).
+        dropout_p: Rate to set on every dropout module; None keeps the model's own rates.
+        dropout_after: Names of modules after which dropout is injected, for models without any.
+        training_modules: Names of modules to hold in training mode, for dropout that is called as a function
+            (``F.dropout(x, p, self.training)``, ``dropout_p`` of attention); ``""`` names the model itself. Normalisation and dropout
+            modules inside them are excepted. Such noise cannot be keyed, so that other chunks draw other candidates. None finds, with
+            ``dropout``, the modules whose source contains such a call; () names none.
+        latent_sigma: Standard deviation of Gaussian noise added to the output of ``latent_at``, in units of that output.
+        latent_at: Name of the module whose output is the latent; None uses the model's attribute ``latent_module``.
+        input_eps: Standard deviation of Gaussian noise added to the normalised input.
+        antithetic: Whether candidates (1, 2), (3, 4), ... are drawn with opposite noise: Gaussian noise is negated, the random bits of
+            dropout are complemented. Each candidate keeps its distribution, and the mean of a pair has less noise.
+        directions: File written by ``ttcfast fit_directions``; candidates are moved along the fields in it, in addition to any noise above.
+            With ``dropout=False`` and no other noise they are the deterministic step, moved, and need no call of the model.
+        directions_scale: Factor on the learned standard deviations of the coefficients.
+        directions_strength: Factor on the learned mean of the coefficients, a correction that all candidates share.
+        directions_grid: Points per axis of the smooth random fields that the coefficients are; 1 means one number for the whole domain.
+
+    Raises:
+        ValueError: A value out of range, or a string where a list of module names is expected.
     """
 
     dropout: bool = True
@@ -235,13 +239,13 @@ class StochasticConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything at all is asked for."""
+        """Whether any noise is asked for."""
         drawn = self.dropout or bool(self.training_modules) or self.latent_sigma > 0 or self.input_eps > 0
         return drawn or self.directions is not None
 
     @classmethod
     def of(cls, value: StochasticConfig | Mapping[str, Any] | None) -> StochasticConfig:
-        """Accept the seed's plain dict, None (the defaults) or the dataclass."""
+        """Convert the plan's plain dict, or None for the defaults, to a ``StochasticConfig``."""
         if isinstance(value, StochasticConfig):
             return value
         given: dict[str, Any] = dict(value) if value is not None else {}
@@ -253,7 +257,10 @@ class StochasticConfig:
 
 @dataclass(frozen=True)
 class Key:
-    """Names one stream of random numbers: a run, a step of its rollout, a place in the model (DECISIONS 7)."""
+    """Name of one stream of random numbers: a run's random seed, a step of its rollout, a site in the model.
+
+    Source: docs/design/decisions.md ("Keyed candidates").
+    """
 
     seed: int
     step: int = 0
@@ -268,34 +275,38 @@ class Key:
 
 @dataclass(frozen=True)
 class TTCConfig:
-    """How a rollout spends compute at test time. The names of seeds/ttc-integration-plan.md section 6, and DECISIONS' additions.
+    """How a rollout spends compute at test time.
 
     Args:
-        branching_factor: B, candidates per step (and per beam), the deterministic one counted in.
-        use_prm: the seed's switch; read by ``ttcfast run_ttc``, not by the controllers, which take any scorer.
-        stochastic: overrides the surrogate's own ``StochasticConfig`` when given.
-        project: ``"conservation"`` takes each conserved channel's mean residual out of the chosen state.
-        include_deterministic: candidate 0 is the deterministic step. None: True for a ``Surrogate``, False for a foreign model.
-        chunk_size: candidates generated at once (over all problems); None lets ``memory_budget`` decide, or takes all. A ``Surrogate``
-            draws the same candidates in any chunks, a foreign model others.
-        memory_budget: bytes that generating and scoring one chunk may take; what a candidate takes is measured once per controller.
-        shard: what several processes (torchrun) divide among them in ``TTCBeam``, ``"problems"`` or each step's ``"candidates"``. All of
-            them must set the same: those that divide would wait for one with None, which searches by itself.
-        max_resample: how often a step whose candidates are all bad is drawn again before it falls back.
-        min_score_spread: relative spread of the scores below which a step takes candidate 0.
-        score_floor: scores below it do not count as usable; None for no floor.
-        ndim: space dimensions of a foreign model's states.
-        select: ``"argmax"`` takes the best candidate, ``"softmax_mean"`` their mean weighted by softmax(score / temperature), ``"span"``
-            the best point of their span by a differentiable reward.
-        refine_steps: how often candidates are moved along the reward, which must be differentiable; 0 leaves them as they are.
-        refine_lengths: lengths of each such step, each of which makes a copy of every candidate; 1 is a full step.
-        trust: candidates are moved, and combined, no further than this times the size of their own step; None for no limit.
-        approach, beam_width, score_aggregation, discount, lookahead, temperature: of a search over several beams, see ``TTCBeam``.
+        branching_factor: B, candidates per step (and per beam), including the deterministic one.
+        use_prm: Switch of the plan, read by ``ttcfast run_ttc``; the controllers take any scorer.
+        stochastic: Noise of the candidates; None keeps the surrogate's own.
+        approach: ``"greedy"``, ``"beam"``, and the experimental ``"diverse_beam"`` and ``"particle"``; see ``TTCBeam``.
+        beam_width, score_aggregation, discount, lookahead, temperature: Settings of a search over several beams; see ``TTCBeam``.
+        select: ``"argmax"`` takes the best candidate. Experimental: ``"softmax_mean"`` takes the mean weighted by
+            softmax(score / temperature), ``"span"`` the best point in the span of the candidates by a differentiable reward.
+        project: ``"conservation"`` removes the mean residual of every conserved variable from the chosen state.
+        refine_steps: Number of moves of every candidate along the reward, which must be differentiable.
+        refine_lengths: Lengths of each move, relative to a full step; each length makes a copy of every candidate.
+        trust: Limit of a move or a combination, relative to the size of the candidate's own time step; None for no limit.
+        include_deterministic: Whether candidate 0 is the deterministic step. None means True for a ``Surrogate``, False for other models.
+        chunk_size: Candidates generated at once, over all problems. None derives it from ``memory_budget``, or generates all at once. A
+            ``Surrogate`` draws the same candidates whatever the chunks; other models may not.
+        memory_budget: Bytes that generating and scoring one chunk may take. The memory of a candidate is measured once per controller.
+        shard: What the processes of a ``torchrun`` divide among them: ``"problems"``, or the ``"candidates"`` of each step. All processes
+            must set the same.
+        max_resample: How often a step without a usable candidate is drawn again before it falls back to the deterministic step.
+        min_score_spread: Relative spread of the scores below which a step takes candidate 0.
+        score_floor: Scores below it are not usable; None for no floor.
+        seed: Random seed of the candidates.
+        ndim: Number of space axes, for models without a ``StateSpec``.
         search, refine: The same settings as one object each, such as ``Beam(width=4)`` and ``Refine(steps=2)`` (``ttcfast.searches``).
-            They set the plain fields above and are not kept.
+            They set the plain fields above and are not stored.
 
     Raises:
         ValueError: A value out of range, or a plain field that contradicts ``search`` or ``refine``.
+
+    Source: TTC plan, "TTC Greedy Inference Controller"; docs/design/decisions.md ("Candidate 0", "Refinement").
     """
 
     branching_factor: int = 5
