@@ -1,4 +1,4 @@
-"""Holds the arrows of ARCHITECTURE.md ("Who may import whom") by reading the imports of every source file."""
+"""Holds docs/design/architecture.md, "Who may import whom", by reading the imports of every source file."""
 
 import ast
 import functools
