@@ -32,11 +32,10 @@ _NAMES = {  # short name -> where it lives
     "SoftmaxMean": "ttcfast.searches",
     "Span": "ttcfast.searches",
     "Refine": "ttcfast.searches",
-    "esnr": "ttcfast.pwm.utils.metrics",
     "info": "ttcfast.ops",
     "integrate": "ttcfast.integrators",
 }
-_PACKAGES = ("core", "data", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "ttc")
+_PACKAGES = ("core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "ttc")
 _PACKAGES += ("stochastic_sampling",)
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]

@@ -1,1 +1,20 @@
-"""The signal-to-noise ratio of gradients: from stacked gradients, over microbatches of a training step, and from ghost norms."""
+"""Signal-to-noise ratio of gradients: ``ratio`` of stacked gradients, ``meter`` over microbatches, ``ghost`` norms from one backward.
+
+``ttcfast.esnr`` is this package and, called, the function ``ratio.esnr``: version 0.1 exported the function under that name.
+"""
+
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from .ratio import ESNR, esnr
+
+
+class _Callable(ModuleType):
+    def __call__(self, grads: Tensor | Sequence[Tensor | Sequence[Tensor]], *, microbatch_size: int = 1) -> ESNR:
+        return esnr(grads, microbatch_size=microbatch_size)
+
+
+sys.modules[__name__].__class__ = _Callable
