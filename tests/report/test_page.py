@@ -1,5 +1,6 @@
 """The page of ``ttcfast report``: what stands on it, and what a browser makes of it."""
 
+import base64
 import copy
 import json
 import re
@@ -8,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.report.browser import Browser, find_chromium
 from tests.report.small_run import arm, problems, surrogate, write_examples
@@ -15,8 +17,10 @@ from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.experiments.demo import run_demo
 from ttcfast.report.compare import CompareConfig, compare
 from ttcfast.report.fields import MOST_CELLS, MOST_FRAMES, read_fields, write_fields
-from ttcfast.report.page import png
+from ttcfast.report.figures import save
+from ttcfast.report.figures.lines import Line, line_figure
 from ttcfast.report.page.ablation import differing
+from ttcfast.report.page.pictures import palette_url, read_picture
 from ttcfast.report.page.runs import load, short_names
 from ttcfast.rewards.common import ScoreContext
 from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
@@ -93,18 +97,16 @@ def test_browser_shows_tables_charts_and_animation_without_complaint(run, tmp_pa
     shown = " ".join(captions(browser))
     for name in ("Methods on 4 problems", "B sweep on 2 problems", "ARM: scores in buckets", "guardrails", "Versions", "Configuration"):
         assert name in shown
-    charts = browser.evaluate("[...document.querySelectorAll('.chart figcaption')].map(c => c.textContent)")
-    for name in ("Error of each step", "Error / deterministic", "Drift of total energy", "Error against B", "ARM: true error by score"):
-        assert name in charts
-    assert sum("improved" in name for name in charts) == 9
-    # every chart has a line or bar of some size, every picture is decoded and has a text, every canvas has more than one colour
-    assert browser.evaluate("[...document.querySelectorAll('.chart svg')].every(s => s.getBoundingClientRect().height > 60)")
+    drawn = browser.evaluate("[...document.querySelectorAll('.still figcaption')].map(c => c.textContent)")
+    for name in ("Rollout error", "Conservation drift since step 0", "SampleGain", "Error against B", "Calibration", "density, problem 0"):
+        assert any(caption.startswith(name) for caption in drawn), (name, drawn)
+    # every picture is decoded, of some size, and has a text; every canvas has more than one colour
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt)")
-    assert browser.evaluate("[...document.querySelectorAll('svg[role=img]')].every(s => s.getAttribute('aria-label').length > 20)")
+    assert browser.evaluate("[...document.querySelectorAll('.still img')].every(i => i.getBoundingClientRect().height > 60)")
+    kinds = browser.evaluate("[...document.querySelectorAll('.still img')].map(i => i.src.slice(5, i.src.indexOf(';')))")
+    assert kinds.count("image/png") == sum(caption.startswith("density") for caption in drawn) and "image/svg+xml" in kinds
     colours = "new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"
     assert min(browser.evaluate(f"[...document.querySelectorAll('canvas')].map(c => {colours})")) > 5
-    sweep = browser.evaluate("[...document.querySelectorAll('.legend')][1].textContent")
-    assert "oracle" in sweep and "mean of B" in sweep and "deterministic" in sweep
 
 
 def test_the_compute_frontier_is_a_table_of_the_runs_section(run, tmp_path, browser):
@@ -125,7 +127,6 @@ def test_the_compute_frontier_is_a_table_of_the_runs_section(run, tmp_path, brow
     ]
     assert body[3][:2] == [HOSTILE, "mine"] and body[2][5:7] == body[3][5:7] == ["–", "–"] and browser.complaints == []
     assert browser.evaluate(f"[...{here}.querySelectorAll('.best')].map(c => c.textContent)") == ["0.6"]
-    assert "calibration" not in browser.evaluate("[...document.images].map(i => i.alt.toLowerCase()).join()")  # the page draws it itself
 
 
 def test_heads_sort_the_table_by_value_both_ways(run, tmp_path, browser):
@@ -175,7 +176,7 @@ def test_a_multirun_shows_the_keys_that_differ_and_a_training_its_table_and_log(
     text = browser.evaluate("document.body.textContent")
     assert "Error against ttc.branching_factor" in text and "no metrics.json yet" in text
     assert "table.csv" in " ".join(captions(browser)) and HOSTILE in text
-    assert "loss" in browser.evaluate("[...document.querySelectorAll('#run-4 .chart figcaption')].map(c => c.textContent)")
+    assert "loss" in browser.evaluate("[...document.querySelectorAll('#run-4 .still figcaption')].map(c => c.textContent)")
 
 
 def test_what_files_say_is_text_and_never_markup(run, tmp_path, browser):
@@ -188,11 +189,16 @@ def test_what_files_say_is_text_and_never_markup(run, tmp_path, browser):
     held["provenance"]["config"][HOSTILE] = {"</details></main>": HOSTILE}
     (folder / "metrics.json").write_text(json.dumps(held))
     (folder / "figures" / "<i>broken.png").write_bytes(b"\x89PNG\r\n\x1a\n<svg onload=alert(1)>")
+    (folder / "figures" / "<i>half.svg").write_text('<svg width="9pt" height="9pt"><script>')
+    hacked = '<svg xmlns="http://www.w3.org/2000/svg" width="90pt" height="90pt" onload="document.title=1">'
+    hacked += "<script>top.document.title=1</script></svg>"
+    (folder / "figures" / "own.svg").write_text(hacked)
     browser.open(page_of(tmp_path, folder))
     assert browser.complaints == [] and browser.evaluate("document.title") == "ttcfast report: <b>run"
     assert browser.evaluate("document.scripts.length") == 1 and browser.evaluate("document.querySelectorAll('b, i').length") == 4
     assert browser.evaluate("document.body.textContent").count(HOSTILE) >= 4
-    assert "<i>broken.png is no whole PNG" in browser.evaluate("document.body.textContent")
+    text = browser.evaluate("document.body.textContent")
+    assert "<i>broken.png is no whole PNG" in text and "<i>half.svg is no whole PNG or SVG" in text
 
 
 def test_wrong_folders_are_one_clear_error(run, tmp_path):
@@ -236,7 +242,7 @@ def test_page_stays_small_and_says_what_it_left_out(run, tmp_path):
     shutil.copytree(run, tmp_path / "fat")
     noise = np.random.default_rng(0).integers(0, 256, (1400, 1400), dtype=np.uint8)
     for i in range(4):
-        (tmp_path / "fat" / f"noise{i}.png").write_bytes(png.encode(noise, np.zeros((256, 3), np.uint8)))
+        Image.fromarray(noise).save(tmp_path / "fat" / f"noise{i}.png")
     page = page_of(tmp_path, tmp_path / "fat")
     text = page.read_text()
     assert page.stat().st_size < 8_000_000 and "noise0.png of fat" not in text
@@ -299,11 +305,21 @@ def test_calibration_takes_the_deterministic_step_in_as_a_rollout_does():
     assert not torch.allclose(errors(sampled)[:1], errors(alone), rtol=1e-3)
 
 
-def test_palette_pictures_are_png_that_matplotlib_reads(tmp_path):
-    from matplotlib.image import imread
-
+def test_palette_pictures_are_png_with_the_colours_given(tmp_path):
     indices = np.random.default_rng(1).integers(0, 256, (5, 7), dtype=np.uint8)
     palette = np.random.default_rng(2).integers(0, 256, (256, 3), dtype=np.uint8)
-    (tmp_path / "a.png").write_bytes(png.encode(indices, palette))
-    np.testing.assert_allclose(imread(tmp_path / "a.png")[..., :3] * 255, palette[indices], atol=0.01)
-    assert png.read_picture(tmp_path / "a.png")[1:] == (7, 5, None)
+    (tmp_path / "a.png").write_bytes(base64.b64decode(palette_url(indices, palette).partition(",")[2]))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png").convert("RGB")), palette[indices])
+    picture = read_picture(tmp_path / "a.png")
+    assert (picture.width, picture.height, picture.title) == (7, 5, "")
+
+
+def test_a_figure_is_saved_twice_with_its_title_and_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        figure = line_figure("Loss & <more>", [Line("loss", [1, 2, 3], [3.0, None, 1.0])], xlabel="step", ylabel="loss")
+        save(figure, tmp_path / f"{name}.png")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    for suffix in (".png", ".svg"):
+        assert read_picture(tmp_path / f"a{suffix}").title == "Loss & <more>"
+        (tmp_path / f"cut{suffix}").write_bytes((tmp_path / f"a{suffix}").read_bytes()[:-20])
+        assert read_picture(tmp_path / f"cut{suffix}") is None

@@ -10,6 +10,7 @@ from ttcfast.runtime.files import write_csv, write_json
 
 from .figures import calibration_figure, calibration_rows, save
 from .figures.calibration import comparable
+from .figures.style import remove
 
 FILE = "calibration.json"
 TABLE = "calibration.csv"
@@ -40,5 +41,6 @@ def write_calibration(out: Path, found: CandidateScores) -> list[Path]:
 
 def remove_calibration(out: Path) -> None:
     """Remove what an earlier run in this folder has left."""
-    for name in (FILE, TABLE, FIGURE):
+    for name in (FILE, TABLE):
         (out / name).unlink(missing_ok=True)
+    remove(out / FIGURE)

@@ -9,6 +9,7 @@ from ttcfast.runtime.files import write_csv
 
 from .figures import save
 from .figures.frontier import error_against_evaluations
+from .figures.style import remove
 
 FILE = "frontier.csv"
 FIGURE = "figures/frontier.png"
@@ -23,5 +24,5 @@ def write_frontier(out: Path, frontier: Frontier) -> Path:
 
 def remove_frontier(out: Path) -> None:
     """Remove what an earlier run in this folder has left."""
-    for name in (FILE, FIGURE):
-        (out / name).unlink(missing_ok=True)
+    (out / FILE).unlink(missing_ok=True)
+    remove(out / FIGURE)

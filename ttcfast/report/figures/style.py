@@ -6,8 +6,10 @@ import colorsys
 import io
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -102,7 +104,7 @@ def markers(points: int, order: int) -> dict[str, Any]:
     return {"markevery": (order % gap, gap)}
 
 
-def branching_axis(axes: Axes, factors: Sequence[int]) -> None:
+def branching_axis(axes: Axes, factors: Sequence[float]) -> None:
     """A logarithmic axis with a tick at every B that was run."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([float(b) for b in factors]))
@@ -150,12 +152,33 @@ def _blow_up_note(results: Sequence[MethodResult]) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Write the figure as PNG, whole or not at all; its title is kept in the file too, for pages that show it.
+    """Write a figure as PNG and, beside it, as SVG if it holds lines alone; each file is written whole or not at all.
+
+    The title is kept in the files, for pages that show it.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: The folder cannot be written or the disk is full.
     """
     picture = io.BytesIO()  # Pillow's own error on a full disk has neither number nor text
     figure.savefig(picture, format="png", dpi=dpi, metadata={"Title": figure.get_suptitle()})
     with atomic_write(path, "wb") as file:
         file.write(picture.getbuffer())
+    if any(axes.images for axes in figure.axes):
+        remove(Path(path).with_suffix(".svg"))
+        return
+    with atomic_write(Path(path).with_suffix(".svg"), "wb") as file:
+        file.write(svg_of(figure))
+
+
+def remove(path: Path) -> None:
+    """Remove the figure that an earlier run has left at ``path``, in both formats."""
+    for suffix in (path.suffix, ".svg"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def svg_of(figure: Figure) -> bytes:
+    """A figure as SVG: the same bytes for the same figure, with text as text."""
+    picture = io.BytesIO()
+    with rc_context({"svg.hashsalt": "ttcfast", "svg.fonttype": "none"}):
+        figure.savefig(picture, format="svg", metadata={"Title": figure.get_suptitle(), "Date": None})
+    return picture.getvalue()

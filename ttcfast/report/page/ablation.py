@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .chart import Series, legend, line_chart
+from ttcfast.report.figures.lines import Line, line_figure
+
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
-from .methods import Method, best_reward, ink, name_of
+from .methods import Method, best_reward, name_of
+from .pictures import drawn
 from .runs import Run
 
 MOST_KEYS = 8
@@ -81,8 +83,8 @@ def _curve(runs: Sequence[Run], keys: dict[str, list[Any]]) -> Markup | None:
         for m in runs[i].metrics["methods"]:
             if base and m["rollout_mse"] is not None:
                 lines.setdefault(name_of(m), (m, {}))[1][values[i]] = m["rollout_mse"] / base
-    series = [Series(name, list(held), list(held.values()), ink(m), m["projection"]) for name, (m, held) in lines.items()]
+    drawable = [Line(name, list(held), list(held.values()), m["method"], m["projection"]) for name, (m, held) in lines.items()]
     log = min(values) > 0 and max(values) >= 8 * min(values)
     ticks = sorted(values) if len(values) <= 8 else None
-    chart = line_chart(f"Error against {key}", series, x_label=key, y_label="MSE / deterministic", x_log=log, x_ticks=ticks)
-    return joined(legend([(s.name, s.colour, s.dashed) for s in series]), tag("div", chart, class_="charts"))
+    options: dict[str, Any] = {"xlabel": key, "ylabel": "MSE / deterministic", "log": log, "ticks": ticks}
+    return tag("div", drawn(line_figure(f"Error against {key}", drawable, **options)), class_="charts")

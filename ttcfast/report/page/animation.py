@@ -8,8 +8,8 @@ import numpy as np
 from ttcfast.report.fields import ShownFields
 from ttcfast.report.figures.panels import ERROR_MAP, FIELD_MAP
 
-from . import png
 from .html import Markup, short, tag
+from .pictures import palette_url
 
 _LEVELS, _NOT_FINITE = 127, 255  # colours of each of the two maps in one palette of 256
 
@@ -51,7 +51,7 @@ def animation(fields: ShownFields, position: int) -> Markup:
     return tag(
         "figure",
         tag("figcaption", caption),
-        tag("img", src=png.data_url(png.encode(sheet, _palette())), alt=f"{caption}; all frames below each other", class_="sheet"),
+        tag("img", src=palette_url(sheet, _palette()), alt=f"{caption}; all frames below each other", class_="sheet"),
         tag("div", panels, class_="panels"),
         controls,
         scales,
@@ -80,5 +80,5 @@ def _palette() -> np.ndarray:
 
 def _scale(name: str, low: float, high: float, what: str) -> Markup:
     colours = (matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
-    strip = tag("img", src=png.data_url(png.encode(np.arange(256, dtype=np.uint8)[None], colours)), alt=f"colours of {what}")
+    strip = tag("img", src=palette_url(np.arange(256, dtype=np.uint8)[None], colours), alt=f"colours of {what}")
     return tag("div", tag("span", short(low)), strip, tag("span", short(high)), tag("span", what, class_="what"), class_="scale")

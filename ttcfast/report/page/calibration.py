@@ -14,10 +14,8 @@ import torch
 from ttcfast.evaluation.results import LABELS
 from ttcfast.metrics.calibration import calibration
 from ttcfast.report.calibration import FILE
-from ttcfast.report.figures.style import colour
 from ttcfast.runtime.files import parse_json, require_regular
 
-from .chart import Series, line_chart
 from .html import Markup, joined, number, table, tag
 
 BUCKETS = 8
@@ -25,9 +23,9 @@ Group = list[tuple[float, float]]  # (score, error) of the usable candidates of 
 
 
 def calibration_section(folder: Path) -> Markup | None:
-    """For every reward: true error by bucket of score over all candidates, and by rank of score within each state's candidates.
+    """For every reward: true error by bucket of score over all candidates, and what choosing within each state is worth.
 
-    The first mixes easy states with hard ones, as the plan asks; the second is what choosing rests on. None where the run kept no scores.
+    None where the run kept no scores. The run's figure shows both.
     """
     path = folder / FILE
     if not path.exists():
@@ -43,7 +41,7 @@ def calibration_section(folder: Path) -> Markup | None:
 
 
 def _of_reward(name: str, errors: Sequence[Sequence[Any]], scores: Sequence[Sequence[Any]]) -> Markup:
-    label, ink = LABELS.get(name, name), colour(name)
+    label = LABELS.get(name, name)
     groups: list[Group] = [
         [(float(s), float(e)) for s, e in zip(line, true, strict=True) if s is not None and e is not None]
         for line, true in zip(scores, errors, strict=True)
@@ -58,23 +56,12 @@ def _of_reward(name: str, errors: Sequence[Sequence[Any]], scores: Sequence[Sequ
     buckets = [pairs[a:b] for a, b in pairwise(ends)]
     low, high = ([_quartiles([e for _, e in bucket])[i] for bucket in buckets] for i in (0, 2))
     means = found.error.tolist()
-    pooled = Series(label, found.score.tolist(), means, ink, band=(low, high))
-    ranks = _by_rank(groups)
-    ranked = Series(label, list(range(1, len(ranks) + 1)), ranks, ink)
-    even = Series("all alike", [1, max(len(ranks), 1)], [1.0, 1.0], "var(--faint)", dashed=True, muted=True)
-    charts = [
-        line_chart(f"{label}: true error by score", [pooled], x_label="score (mean of a bucket)", y_label="MSE"),
-        line_chart(
-            f"{label}: true error by rank of score", [even, ranked], x_label="rank of the score, 1 = best", y_label="MSE / mean of state"
-        ),
-    ]
     rows = [
         [i + 1, number(b[0][0]), number(b[-1][0]), number(len(b)), number(means[i]), number(low[i]), number(high[i])]
         for i, b in enumerate(buckets)
     ]
     heads = ("bucket", "lowest score", "highest score", "candidates", "mean MSE", "25 %", "75 %")
     return joined(
-        tag("div", charts, class_="charts"),
         tag("p", _verdict(label, groups, found.rank_correlation), class_="note"),
         table(f"{label}: scores in buckets of equal size and the true errors in them (band: 25 to 75 %)", heads, rows),
     )
@@ -103,17 +90,6 @@ def _kendall(group: Group) -> float:
     for i, (s, e) in enumerate(group):
         total += sum(int(math.copysign(1, (s - t) * (f - e))) for t, f in group[:i] if (s - t) * (f - e) != 0)
     return total / (len(group) * (len(group) - 1) / 2)
-
-
-def _by_rank(groups: Sequence[Group]) -> list[float | None]:
-    """Mean over states of error / the state's mean error, for the best scored candidate, the second, and so on."""
-    ratios: list[list[float]] = [[] for _ in range(max(map(len, groups)))]
-    for group in groups:
-        mean = fmean(e for _, e in group)
-        for rank, (_, e) in enumerate(sorted(group, key=lambda pair: -pair[0])):
-            if mean > 0:
-                ratios[rank].append(e / mean)
-    return [fmean(r) if r else None for r in ratios]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

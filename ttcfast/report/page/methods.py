@@ -1,32 +1,22 @@
-"""The section of a run of ``run_ttc`` or ``demo``: what the methods reached, in tables and charts."""
+"""The section of a run of ``run_ttc`` or ``demo``: what the methods reached, in tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 from ttcfast.evaluation.results import LABELS
-from ttcfast.report.figures.style import colour
 
-from .chart import Level, Series, histogram, legend, line_chart
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
 QUANTITIES = ("mass", "momentum", "energy")
 _REFERENCES = ("deterministic", "random", "mean", "oracle", "finetuned")  # rows that no user chooses by a reward
 Method = Mapping[str, Any]
-LOWEST = -100.0
-"""Percent, as in the PNG histogram: twice the error or worse stands in the first bin."""
 
 
 def name_of(method: Method) -> str:
     return LABELS.get(method["method"], str(method["method"])) + (" + projection" if method["projection"] else "")
-
-
-def ink(method: Method) -> str:
-    """The method's colour, of the PNG figures' palette; the deterministic step's black follows the page's text."""
-    return "var(--ink)" if method["method"] == "deterministic" else colour(str(method["method"]))
 
 
 def best_reward(methods: Sequence[Method]) -> Method | None:
@@ -108,109 +98,24 @@ def guardrail_table(metrics: Mapping[str, Any]) -> Markup:
     return table("How often the guardrails stepped in, over all problems and steps", heads, rows)
 
 
-def time_charts(metrics: Mapping[str, Any]) -> Markup:
-    """Error of every step, its ratio to the deterministic step's, and the drifts."""
-    methods, base = metrics["methods"], metrics["methods"][0]["mse_by_step"]
-    steps = list(range(1, metrics["scored_steps"] + 1))
-    still = metrics["persistence_mse_by_step"]
-    copies = Series("persistence", steps[: len(still) - 1], still[1:], "var(--faint)", muted=True)
-    errors = [_series(m, m["mse_by_step"]) for m in methods]
-    ratios = [_series(m, [_ratio(v, b) for v, b in zip(m["mse_by_step"], base)]) for m in methods]
-    charts = [
-        line_chart("Error of each step", [copies, *errors], x_label="rollout step", y_label="MSE"),
-        line_chart("Error / deterministic", ratios, x_label="rollout step", y_label="ratio of MSE"),
-    ]
-    for q in QUANTITIES:
-        drifts = [_series(m, m["drift_by_step"][q]) for m in methods if q in m["drift_by_step"]]
-        if drifts:
-            charts.append(line_chart(f"Drift of total {q}", drifts, x_label="rollout step", y_label="relative drift"))
-    return joined(
-        tag("h3", "Error and conservation against time"),
-        legend([*((name_of(m), ink(m), m["projection"]) for m in methods), ("persistence (copy of step 0)", "var(--faint)", False)]),
-        tag("div", charts, class_="charts"),
-    )
-
-
-def _series(m: Method, by_step: Sequence[float | None]) -> Series:
-    return Series(name_of(m), list(range(1, len(by_step))), by_step[1:], ink(m), dashed=m["projection"])
-
-
 def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def gain_histograms(metrics: Mapping[str, Any]) -> Markup:
-    """How SampleGain is spread over the problems, method by method; like against like, so those with projection over the projected step."""
-    shown = [(m, _gains(m)) for m in metrics["methods"] if m["method"] != "deterministic"]
-    shown = [(m, gains) for m, gains in shown if gains]
-    if not shown:
-        return joined(tag("h3", "SampleGain"), tag("p", "Only the deterministic rollout was evaluated.", class_="note"))
-    edges = _edges([v for _, gains in shown for v in gains])
-    figures = []
-    for m, gains in shown:
-        better = sum(v > 0 for v in gains)
-        text = f"{name_of(m)}: {better} of {len(gains)} improved ({100 * better / len(gains):.0f} %), median {short(median(gains))} %"
-        drawn = [min(v, -1e-9) if v <= 0 else v for v in gains]  # a gain of exactly 0 is none: left of the line
-        figures.append(histogram(text, drawn, edges, ink(m), label=f"SampleGain histogram, {text}", hollow=m["projection"]))
-    note = "Gain per problem in percent, right of the line is better. Filled: over the deterministic rollout. Pale: with projection, over "
-    note += "the deterministic rollout with projection." + (f" {LOWEST:g} and worse stand in the first bin." if edges[0] == LOWEST else "")
-    return joined(tag("h3", "SampleGain over the problems"), tag("p", note, class_="note"), tag("div", figures, class_="charts small"))
-
-
-def _gains(m: Method) -> list[float]:
-    """Per problem; a problem that blew up counts as the worst."""
-    over = m["per_problem"]["gain_over_projected_percent"] if m["projection"] else m["per_problem"]["gain_percent"]
-    return [LOWEST if v is None else max(v, LOWEST) for v in over or []]
-
-
-def _edges(values: Sequence[float]) -> list[float]:
-    """About 16 bins of a round width that cover 0 and all values, 0 on an edge."""
-    low, high = min(0.0, *values), max(0.0, *values)
-    raw = max(high - low, 1e-6) / 16
-    power = 10 ** math.floor(math.log10(raw))
-    width = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * 0.999)
-    first, last = math.floor(low / width + 1e-9), math.ceil(high / width - 1e-9)
-    return [max(k * width, LOWEST) for k in range(min(first, -1), max(last, 1) + 1)]
-
-
 def sweep_section(metrics: Mapping[str, Any]) -> Markup | None:
-    """The B sweep: error against B beside the oracle's and the mean's, and its table."""
+    """The table of the B sweep: error against B beside the oracle's and the mean's."""
     sweep = metrics.get("sweep")
     if not sweep:
         return None
     rows, n = sweep["rows"], sweep["problems"]
     plain, projected = (_first_problems(metrics["methods"], form, n) for form in (False, True))
     rows = [*rows, *_single_means(metrics, rows, n)]
-    charts, entries = [], []
-    for form in sorted({r["projection"] for r in rows}):
-        lines: dict[str, list[Method]] = {}
-        for row in sorted((r for r in rows if r["projection"] == form), key=lambda r: r["branching_factor"]):
-            lines.setdefault(str(row["method"]), []).append(row)
-        drawn = [
-            Series(
-                name_of(line[0]), [r["branching_factor"] for r in line], [_ratio(r["rollout_mse"], plain) for r in line], ink(line[0]), form
-            )
-            for line in lines.values()
-        ]
-        level = _ratio(projected if form else plain, plain)
-        name = "deterministic + projection" if form else "deterministic"
-        levels = [] if level is None else [Level(name, level, "var(--ink)", dashed=form)]
-        ticks = sorted({r["branching_factor"] for r in rows})
-        title = f"Error against B{', with projection' if form else ''}"
-        charts.append(
-            line_chart(
-                title, drawn, x_label="candidates per step B", y_label="MSE / deterministic", levels=levels, x_ticks=ticks, x_log=True
-            )
-        )
-        entries += [*((s.name, s.colour, s.dashed) for s in drawn), (name, "var(--ink)", form)]
     note = f"Mean over the first {n} problems, as a ratio to the deterministic rollout of the same problems."
     if projected is not None and not any(r["projection"] for r in rows):
         note += f" The deterministic rollout with projection stands at {short(projected / plain) if plain else MISSING}."
     return joined(
         tag("h3", "Error against the number of candidates"),
         tag("p", note, class_="note"),
-        legend(entries),
-        tag("div", charts, class_="charts"),
         _sweep_table(rows, plain, n),
     )
 

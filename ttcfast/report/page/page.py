@@ -15,19 +15,20 @@ from typing import Any
 from ttcfast.runtime.files import atomic_write, entries
 
 from .. import fields
-from . import png
 from .ablation import ablation
 from .animation import animation
 from .calibration import calibration_section
 from .frontier import frontier_section
 from .html import Markup, facts, joined, number, table, tag, trusted
-from .methods import explanation, gain, gain_histograms, guardrail_table, headline, method_table, sweep_section, time_charts
+from .methods import explanation, gain, guardrail_table, headline, method_table, sweep_section
+from .pictures import read_picture
 from .runs import Run, flat, guarded
 from .training import training_section
 
 MOST_BYTES = 7_500_000
 """Of the whole page: what mail and chat programs still take, and a phone opens at once."""
-_DRAWN = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching", "calibration")  # charts of the page's own
+_FIRST = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching", "frontier", "calibration")
+"""The order of figures; others follow by name."""
 _HERE = Path(__file__).parent
 
 
@@ -64,11 +65,11 @@ def write_page(path: str | os.PathLike[str], runs: Sequence[Run], comparison: Se
     anchors = {run.folder: f"run-{i + 1}" for i, run in enumerate(runs)}
     head = [room.take(part, name) for name, part in _overview(runs, anchors, comparison, notes)]
     # Numbers first, of every run; then pictures and animations, as long as there is room.
-    numbers = {run.folder: room.take(guarded(run.folder, _numbers, run), f"charts of {run.name}") for run in runs}
+    numbers = {run.folder: room.take(guarded(run.folder, _numbers, run), f"tables of {run.name}") for run in runs}
     provenance = {run.folder: room.take(guarded(run.folder, _provenance, run), f"provenance of {run.name}") for run in runs}
     moving = {run.folder: _animations(run, room) for run in runs}
     stills = {run.folder: _stills(run, room) for run in runs}
-    parts = {run.folder: [held[run.folder] for held in (moving, numbers, stills, provenance)] for run in runs}
+    parts = {run.folder: [held[run.folder] for held in (moving, stills, numbers, provenance)] for run in runs}
     sections = [_section(run, anchors[run.folder], parts[run.folder], folded=len(runs) > 3) for run in runs]
     left_out = (
         tag("p", f"Left out, since the page is full: {', '.join(room.refused)}. Make a page of fewer runs.") if room.refused else None
@@ -142,7 +143,7 @@ def _numbers(run: Run) -> Markup:
         return training_section(run)
     m = run.metrics
     told = (calibration_section(run.folder), frontier_section(run.folder))
-    return joined(time_charts(m), gain_histograms(m), sweep_section(m), *told, guardrail_table(m))
+    return joined(sweep_section(m), *told, guardrail_table(m))
 
 
 def _section(run: Run, anchor: str, parts: Sequence[Markup | None], *, folded: bool) -> Markup:
@@ -168,19 +169,19 @@ def _animations(run: Run, room: _Room) -> Markup | None:
 
 
 def _stills(run: Run, room: _Room) -> Markup | None:
-    """The PNG figures of the folder, but for those that the page draws itself."""
+    """The figures of the folder, each as SVG where there is one, else as PNG."""
+    found: dict[str, Path] = {}
+    for folder in (run.folder, run.folder / "figures"):
+        for suffix in (".png", ".svg"):
+            found |= {file.stem: file for file in entries(folder, suffix)}
+    place = {name: i for i, name in enumerate(_FIRST)}
     stills = []
-    for file in sorted([*entries(run.folder, ".png"), *entries(run.folder / "figures", ".png")]):
-        if run.compares_methods and file.stem in _DRAWN:
+    for file in sorted(found.values(), key=lambda file: (place.get(file.stem, len(place)), file.stem)):
+        picture = read_picture(file)
+        if picture is None:
+            stills.append(tag("p", f"{file.name} is no whole PNG or SVG picture and was left out.", class_="note"))
             continue
-        found = png.read_picture(file)
-        name = file.stem.replace("_", " ")
-        if found is None:
-            stills.append(tag("p", f"{file.name} is no whole PNG picture and was left out.", class_="note"))
-            continue
-        data, width, height, title = found
-        image = tag("img", src=png.data_url(data), alt=title or name, width=width, height=height)
-        kept = room.take(tag("figure", tag("figcaption", title or name), image, class_="still"), f"{file.name} of {run.name}")
+        kept = room.take(picture.still(file.stem.replace("_", " ")), f"{file.name} of {run.name}")
         stills += [kept] if kept is not None else []
     return joined(tag("h3", "Figures"), stills) if stills else None
 

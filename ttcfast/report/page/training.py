@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chart import Series, line_chart
+from ttcfast.report.figures.lines import Line, line_figure
+
 from .html import Cell, Markup, joined, number, table, tag
+from .pictures import drawn
 from .runs import Run
 
 MOST_ROWS, MOST_CURVES, MOST_POINTS = 200, 12, 200
@@ -18,7 +20,7 @@ def training_section(run: Run) -> Markup:
     tables = [_table(name, rows) for name, rows in run.tables.items() if rows]
     curves = _curves(run.log)
     charts = [
-        line_chart(name, [Series(name, *_thinned(points), "var(--accent)")], x_label="step", y_label=name)
+        drawn(line_figure(name, [Line(name, *_thinned(points))], xlabel="step", ylabel=name))
         for name, points in list(curves.items())[:MOST_CURVES]
     ]
     left = list(curves)[MOST_CURVES:]
