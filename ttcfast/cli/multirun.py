@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ttcfast.runtime.errors import ArgumentError, memory_errors
+from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
 
 from .configuration import CONFIGS, Values, overrides, quoted, refused, register, resolve, settle
 from .failures import as_user_error
@@ -89,6 +89,8 @@ def _job(config: DictConfig) -> None:
             folder, given = Path(settings.sweep.dir, settings.sweep.subdir), Path(values["out"])
             values["out"] = str(folder / given.name if given.suffix in _FILES else folder)
             importlib.import_module(f"ttcfast.cli.{settings.job.name}").run(values)
+    except UserError:
+        raise
     except Exception as error:
         raise as_user_error(error) from error  # here, since a traceback does not come back from another process
 

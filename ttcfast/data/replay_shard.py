@@ -7,7 +7,7 @@ dict of tensors, with how they were made as JSON in ``meta``; the published ones
 package nor trust here: ``weights_only=True`` and stand-ins of our own take the tensors out. Both are mapped into memory, so opening one
 reads its directory and a window its own pages, as it would in HDF5.
 
-Source: facts/pwm-and-flow.md section 2.
+Source: the data sets MT30 and MT80 of TD-MPC2 (Hansen, Su and Wang, 2024).
 """
 
 from __future__ import annotations
