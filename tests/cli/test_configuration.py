@@ -54,6 +54,7 @@ def test_an_alias_may_repeat_its_key_and_a_key_itself_takes_the_last():
         ("generate", "frmes=3", "unknown key 'frmes'; did you mean 'frames'"),
         ("run_ttc", "ttc.branching=3", "unknown key 'ttc.branching'; did you mean 'ttc.branching_factor'"),
         ("run_ttc", "out.folder=x", "unknown key 'out.folder'"),
+        ("generate", "hydra/launcher=joblib", "hydra/launcher is a key of Hydra's launchers and sweeps; add --multirun"),
         ("generate", "frames", "'frames' is not key=value"),
         ("generate", "+new=1", "is not key=value"),
         ("generate", "presets=[a", r"given: presets=\[a"),

@@ -101,7 +101,7 @@ def test_hydras_own_keys_say_where_the_runs_go(runs, tmp_path):
         (["use_prm=maybe,false", "fm.ckpt=a"], "use_prm is 'maybe,false'; it must be true or false"),
         (["out=a,b", "fm.ckpt=a"], "out is the folder of all runs"),
         (["ablation=branching", "ttc.branching_factor=1,2", "fm.ckpt=a"], "ablation=branching sets ttc.branching_factor itself"),
-        (["ttc.seed=1,2", "hydra/launcher=none_such", "fm.ckpt=a"], "Could not find 'hydra/launcher/none_such'"),
+        (["ttc.seed=1,2", "hydra/launcher=none_such", "fm.ckpt=a"], "no launcher 'none_such'; pip install"),
         (["ttc.seed=1,2", "hydra.sweep.dirr=x", "fm.ckpt=a"], "hydra.sweep.dirr"),
         (["ttc.seed=[a,1", "ablation=noise"], "ttc.seed=[a,1"),
     ],

@@ -197,6 +197,8 @@ def _parse(text: str) -> Any:
 
 
 def _check_key(command: str, key: str, defaults: Mapping[str, Any]) -> None:
+    if key.startswith(("hydra.", "hydra/")):
+        raise ArgumentError(f"{key} is a key of Hydra's launchers and sweeps; add --multirun, and a key=a,b to sweep")
     node: Any = defaults
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:

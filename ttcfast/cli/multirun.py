@@ -66,6 +66,12 @@ def multirun(command: str, arguments: Sequence[str]) -> None:
         with _process_of_hydra(written):
             hydra.main(config_path=str(CONFIGS), config_name=register(command), version_base="1.3")(_job)()
     except (HydraException, OmegaConfBaseException) as error:
+        launcher = re.search(r"hydra/launcher/(\w+)", str(error))
+        if launcher is not None:
+            told = (
+                f"there is no launcher {launcher[1]!r}; pip install 'ttcfast[launchers]' brings joblib, submitit_local and submitit_slurm"
+            )
+            raise ArgumentError(told) from error
         raise refused(error, arguments) from error
 
 
