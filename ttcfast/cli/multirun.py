@@ -93,6 +93,7 @@ def _job(config: DictConfig) -> None:
                 config = OmegaConf.merge(config, OmegaConf.from_dotlist(_ablation(name)[run]))  # type: ignore[assignment]
             values: Any = OmegaConf.to_container(config, resolve=True)
             folder, given = Path(settings.sweep.dir, settings.sweep.subdir), Path(values["out"])
+            folder = Path(settings.runtime.output_dir) if settings.job.chdir else folder
             values["out"] = str(folder / given.name if given.suffix in _FILES else folder)
             importlib.import_module(f"ttcfast.cli.{settings.job.name}").run(values)
     except UserError:
