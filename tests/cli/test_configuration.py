@@ -3,20 +3,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ttcfast.cli.configuration import CONFIGS, build, compose, fit
-from ttcfast.data.generate import GenerateConfig
+from ttcfast.cli.configuration import CONFIGS, compose, layout_of
+from ttcfast.cli.main import COMMANDS
+from ttcfast.cli.typed import build, fit
 from ttcfast.experiments.demo import run_demo
-from ttcfast.experiments.run_ttc import RunTTCConfig
-from ttcfast.models.train import TrainConfig
-from ttcfast.models.vit import ViTConfig
-from ttcfast.pwm.collect import CollectConfig
 from ttcfast.runtime.errors import ArgumentError
-from ttcfast.runtime.files import strict
-from ttcfast.spec import ARMWeights, StochasticConfig, TTCConfig
 
 
-def test_the_seeds_command_line_is_understood():
+def test_the_plans_command_line_is_understood():
     keys = ["fm.ckpt=a", "use_prm=false", "prm.ckpt=b", "ttc.branching_factor=5", "stochastic.dropout=true"]
     values = compose("run_ttc", [*keys, "stochastic.latent_sigma=0.01", "stochastic.antithetic=true", "eval.rollout_T=128"])
     assert values["fm"]["ckpt"] == "a" and values["eval"]["rollout_T"] == 128
@@ -26,7 +22,7 @@ def test_the_seeds_command_line_is_understood():
     assert values["ttc"]["stochastic"]["antithetic"] is True
 
 
-def test_the_seeds_snippet_of_section_9_is_understood():
+def test_the_plans_configuration_snippet_is_understood():
     keys = ["ttc.stochastic.input_eps=0.5", "reward.type=prm", "reward.prm_ckpt=/ckpts/prm.pt", "arm.w_bc=0.2"]
     values = compose("run_ttc", keys)
     assert values["reward"] == {"type": "prm", "prm_ckpt": "/ckpts/prm.pt"}
@@ -58,6 +54,7 @@ def test_an_alias_may_repeat_its_key_and_a_key_itself_takes_the_last():
         ("generate", "frmes=3", "unknown key 'frmes'; did you mean 'frames'"),
         ("run_ttc", "ttc.branching=3", "unknown key 'ttc.branching'; did you mean 'ttc.branching_factor'"),
         ("run_ttc", "out.folder=x", "unknown key 'out.folder'"),
+        ("generate", "hydra/launcher=joblib", "hydra/launcher is a key of Hydra's launchers and sweeps; add --multirun"),
         ("generate", "frames", "'frames' is not key=value"),
         ("generate", "+new=1", "is not key=value"),
         ("generate", "presets=[a", r"given: presets=\[a"),
@@ -146,40 +143,70 @@ def test_a_field_is_called_by_the_users_name():
         build(Outer, {"n": 0}, names={"n": "eval.count"})
 
 
-def defaults(kind) -> dict:
-    found = {}
-    for field in dataclasses.fields(kind):
-        value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        found[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-    return strict(found)  # with lists for tuples, as YAML has them
+CHANGED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+DATACLASSES = sorted(set(COMMANDS) - {"info", "bench"})  # bench has keys of its own
 
 
-def test_the_shipped_values_are_those_of_the_dataclasses():
-    assert compose("generate", []) == defaults(GenerateConfig)
-    assert compose("collect", []) == defaults(CollectConfig)
-    train = compose("train_fm", [])
-    sizes = train.pop("model")
-    assert train == {name: value for name, value in defaults(TrainConfig).items() if name != "model"}
-    assert sizes == {name: defaults(ViTConfig)[name] for name in sizes}
+def leaves(node: Mapping, prefix: str = "") -> dict[str, object]:
+    """Values by dotted key."""
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(set(CHANGED) - {"bench"}))
+def test_a_configuration_file_holds_what_the_command_changes_and_nothing_else(command):
+    """A key of a file stands in the dataclass, with another default there: a default is written once."""
+    written = yaml.safe_load((CONFIGS / f"{command}.yaml").read_text())
+    assert written.pop("defaults")[0] == f"{command}_defaults"
+    known = leaves(layout_of(command).defaults())
+    free = ("alg", *layout_of(command).free)  # a group of files, and keys of the user's own
+    for key, value in leaves(written).items():
+        if key.partition(".")[0] not in free:
+            assert key in known, f"{command}.yaml: {key} is no key"
+            assert known[key] != value, f"{command}.yaml: {key} repeats the default"
+
+
+def test_a_size_of_a_world_model_changes_what_all_share():
+    shared = leaves(yaml.safe_load((CONFIGS / "alg/parts/pwm.yaml").read_text()))
+    for path in (CONFIGS / "alg").glob("*.yaml"):
+        written = yaml.safe_load(path.read_text())
+        del written["defaults"]
+        assert not [key for key, value in leaves(written).items() if key in shared and shared[key] == value], path
+
+
+@pytest.mark.parametrize("command", sorted(set(DATACLASSES) - set(CHANGED)))
+def test_a_command_without_a_file_has_the_defaults_of_its_dataclass(command):
+    assert compose(command, []) == layout_of(command).defaults()
+
+
+def test_what_the_commands_change():
+    """The values of the command lines; where a library call has others, the file of the command says why."""
     run = compose("run_ttc", [])
-    given = {name: value for name, value in run["ttc"].items() if name != "stochastic"}
-    assert given == {name: defaults(TTCConfig)[name] for name in given}
-    assert run["ttc"]["stochastic"].keys() == defaults(StochasticConfig).keys()
-    arm = defaults(ARMWeights) | {"momentum": defaults(RunTTCConfig)["momentum"], "scale": defaults(RunTTCConfig)["scale"]}
-    assert run["arm"] == arm
+    assert run["ttc"]["stochastic"]["latent_sigma"] == 0.01 and run["data"]["split"] == "test" and run["out"] == "runs/run_ttc"
+    assert (run["arm"]["momentum"], run["arm"]["scale"]) == ("components", "relative")
+    assert compose("train_prm_on_policy", [])["model"] == {"width": [32, 48, 64, 64], "depth": 1, "levels": 4, "patch": 2, "residual": True}
+    assert compose("build_prm_data", [])["stochastic"]["latent_sigma"] == 0.01
 
 
-def test_every_configuration_fits_what_it_configures():
-    build(GenerateConfig, compose("generate", []))
-    build(CollectConfig, compose("collect", []))
-    build(TrainConfig, compose("train_fm", []))
+@pytest.mark.parametrize("command", sorted(set(DATACLASSES) - {"demo"}))
+def test_every_configuration_builds_its_dataclass(command):
+    given = {"run_ttc": ["fm.ckpt=x"], "train_prm_on_policy": ["fm=x"]}.get(command, [])
+    layout, values = layout_of(command), compose(command, given)
+    if command == "ceiling":
+        values["sources"] = {"a": {"dropout": True}}
+    assert isinstance(layout.build(values), layout.source)
+
+
+def test_the_demos_configuration_fits_its_function():
     fit(run_demo, compose("demo", []))
 
 
-def test_every_file_of_the_configuration_is_valid_for_its_command():
-    commands = {path.stem for path in CONFIGS.glob("*.yaml")} - {"ttc", "arm"}
-    for command in commands:
-        assert compose(command, [])
+def test_data_may_be_a_path_or_a_list_of_paths():
+    layout = layout_of("ceiling")
+    for text, wanted in (("a b", ("a b",)), ("[a,b]", ("a", "b"))):
+        assert layout.build(compose("ceiling", [f"data.root={text}"]) | {"sources": {"a": {}}}).data == wanted
 
 
 @pytest.mark.parametrize("name", ["20240101", "1e3", "true", "a b", "it's", "a,b", "x=1/y", "(a)", "back\\", "#1", "[x"[1:]])

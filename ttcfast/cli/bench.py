@@ -11,8 +11,10 @@ from typing import Any
 
 from ttcfast.runtime.errors import ArgumentError, UserError
 
+from .layout import Layout
 from .main import main
 
+LAYOUT = Layout()  # configs/bench.yaml holds its keys
 ROOT = Path(__file__).resolve().parents[2]
 
 

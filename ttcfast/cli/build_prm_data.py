@@ -7,31 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ttcfast.experiments.build_prm_data import BuildPRMDataConfig, build_prm_data
+from ttcfast.rewards.prm.triplets.file import SUFFIXES, TripletFile
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
 
-_NAMES = {"checkpoint": "fm.ckpt", "trajectories": "data.n", "split": "data.train_split", "reading": "data"}
+LAYOUT = Layout(
+    BuildPRMDataConfig,
+    keys={"checkpoint": "fm.ckpt", "data": "data.root", "trajectories": "data.n", "split": "data.train_split", "reading": "data"},
+    places=("data",),
+)
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.experiments.build_prm_data import BuildPRMDataConfig, build_prm_data
-    from ttcfast.rewards.prm.triplets.file import SUFFIXES, TripletFile
-
-    data = dict(values["data"])
-    config = build(
-        BuildPRMDataConfig,
-        {
-            "checkpoint": values["fm"]["ckpt"],
-            "data": [str(data.pop("root"))],
-            "trajectories": data.pop("n"),
-            "split": data.pop("train_split"),
-            "reading": data,
-            **{key: values[key] for key in ("builder", "stochastic", "out", "device")},
-        },
-        names=_NAMES,
-    )
+    config = LAYOUT.build(values)
     with run_lock(config.out, file=Path(config.out).suffix.lower() in SUFFIXES):
         path = build_prm_data(config)
         save(Path(path).parent, values, f"{path.stem}.build_prm_data")

@@ -6,31 +6,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.experiments.ceiling import CeilingConfig, ceiling, print_ceiling
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
 
-_NAMES = {"checkpoint": "fm.ckpt", "problems": "data.n", "split": "data.split", "reading": "data"}
+LAYOUT = Layout(
+    CeilingConfig,
+    keys={"checkpoint": "fm.ckpt", "data": "data.root", "problems": "data.n", "split": "data.split", "reading": "data"},
+    free=("sources",),
+    places=("data",),
+)
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.experiments.ceiling import CeilingConfig, ceiling, print_ceiling
-
-    data = dict(values["data"])
-    config = build(
-        CeilingConfig,
-        {
-            "checkpoint": values["fm"]["ckpt"],
-            "data": [str(data.pop("root"))],
-            "problems": data.pop("n"),
-            "split": data.pop("split"),
-            "reading": data,
-            "sources": {name: source for name, source in values["sources"].items() if source is not None},
-            **{key: values[key] for key in ("factors", "states", "steps", "seed", "out", "device")},
-        },
-        names=_NAMES,
-    )
+    sources = {name: source for name, source in values["sources"].items() if source is not None}
+    config = LAYOUT.build({**values, "sources": sources})
     with run_lock(config.out):
         save(config.out, values, "ceiling")
         print_ceiling(ceiling(config))

@@ -6,16 +6,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.pwm.collect import CollectConfig, collect
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout(CollectConfig)
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.pwm.collect import CollectConfig, collect
-
-    config = build(CollectConfig, values)
+    config = LAYOUT.build(values)
     with run_lock(config.out):
         result = collect(config)
         save(config.out, values, "collect")

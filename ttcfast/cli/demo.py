@@ -6,15 +6,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.experiments.demo import run_demo
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import fit, save
+from .configuration import save
+from .layout import Layout
 from .main import main
+from .typed import fit
+
+LAYOUT = Layout(run_demo, hidden=("scorers", "quiet"))
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.experiments.demo import run_demo
-
     arguments = fit(run_demo, values)
     with run_lock(values["out"]):
         save(values["out"], values, "demo")

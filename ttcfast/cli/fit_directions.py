@@ -6,16 +6,17 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directions
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout(FitDirectionsConfig)
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directions
-
-    config = build(FitDirectionsConfig, values)
+    config = LAYOUT.build(values)
     with run_lock(config.out, file=True):
         made = fit_directions(config)
     print(

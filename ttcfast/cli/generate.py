@@ -6,16 +6,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.data.generate import GenerateConfig, generate
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout(GenerateConfig, free=("ranges",))
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.data.generate import GenerateConfig, generate
-
-    config = build(GenerateConfig, values)
+    config = LAYOUT.build(values)
     with run_lock(config.out):
         files = generate(config)
         save(config.out, values, f"generate_{config.split}")

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout()
 
 
 def run(values: Mapping[str, Any]) -> None:

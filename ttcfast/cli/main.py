@@ -14,14 +14,15 @@ from pathlib import Path
 from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
 from ttcfast.runtime.terminal import any_stdout
 
+from .failures import as_user_error
+
 COMMANDS = (
     *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc", "ceiling"),
     *("collect", "train_wm", "report", "bench", "info"),
 )
 
 _USAGE = "usage: ttcfast <command> [key=value ...] [--multirun] [--debug] [--help]"
-_DONE, _FAILED, _BAD_ARGUMENTS, _INTERRUPTED = 0, 1, 2, 130
-_PACKAGE = Path(__file__).resolve().parents[1]
+_DONE, _BAD_ARGUMENTS, _INTERRUPTED = 0, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,23 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments)
     except KeyboardInterrupt:
         return _say(_INTERRUPTED, "interrupted")
-    except UserError as error:
-        return _say(error.status, str(error), debug)
-    except PermissionError as error:
-        return _say(_FAILED, f"{error.filename or 'a file'}: {error.strerror}; make it readable, or give another place", debug)
     except Exception as error:
-        if _is_our_check(error):
-            return _say(_BAD_ARGUMENTS, str(error), debug)
-        return _say(_FAILED, f"{type(error).__name__}: {error}; --debug shows where", debug)
-
-
-def _is_our_check(error: Exception) -> bool:
-    """Whether the library itself refused an argument: a ValueError that our code raised, and not what it called (numpy, a codec, JSON)."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "" if trace is None else trace.tb_frame.f_code.co_filename
-    return type(error) is ValueError and Path(place).is_relative_to(_PACKAGE)
+        told = as_user_error(error)
+        return _say(told.status, str(told), debug)
 
 
 def _run(arguments: list[str]) -> int:
@@ -85,14 +72,13 @@ def _run(arguments: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         print(f"ttcfast {name}: {_summary(name)}\n\nKeys and their defaults:\n{configuration.defaults_text(name)}")
         return _DONE
-    command = importlib.import_module(f"ttcfast.cli.{name}")
     several = {"--multirun", "-m"} & set(rest)
     if several:
         from .multirun import multirun
 
-        multirun(name, [argument for argument in rest if argument not in several], command.run)
+        multirun(name, [argument for argument in rest if argument not in several])
         return _DONE
-    command.run(configuration.compose(name, rest))
+    importlib.import_module(f"ttcfast.cli.{name}").run(configuration.compose(name, rest))
     return _DONE
 
 

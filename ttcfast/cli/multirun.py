@@ -1,105 +1,167 @@
-"""``ttcfast <command> --multirun``: one run for every combination of swept values, each in a folder of its own."""
+"""``ttcfast <command> --multirun``: Hydra's sweeper and launchers over runs of a command, each in a folder of its own.
+
+The ``out`` of a run is ``<hydra.sweep.dir>/<hydra.sweep.subdir>``: by default the ``out`` that was given, and the swept values
+(``branching_factor-3,scale-relative``). Hydra adds ``multirun.yaml`` to the former and ``.hydra/`` to the folder of every run.
+"""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import importlib
+import logging
+import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import hydra
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
 
-from .configuration import CONFIGS, compose, quoted
+from .configuration import CONFIGS, Values, overrides, quoted, refused, register, resolve, settle
+from .failures import as_user_error
 
-_ABLATION = "ablation="
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: its name, which is its folder below ``out``, and its configuration."""
-
-    name: str
-    values: Mapping[str, Any]
+_ABLATION, _VARIANT = "ablation=", "variant"
+_FILES = (".safetensors", ".hdf5", ".h5")  # an out of this kind names a file, which every run puts into its folder
 
 
-def multirun(command: str, arguments: Sequence[str], run: Callable[[Mapping[str, Any]], None]) -> None:
-    """Run a command once per job of ``jobs``, in turn; all are composed, and so checked, before the first starts."""
-    planned = jobs(command, arguments)
-    for number, job in enumerate(planned, 1):
-        print(f"[{number}/{len(planned)}] {job.name}: {job.values['out']}", flush=True)
-        run(job.values)
-    places = [str(job.values["out"]) for job in planned]
-    folders = ",".join(place if re.fullmatch(r"[\w./+-]+", place) else quoted(place) for place in places)
-    print(f"{len(planned)} runs; side by side: ttcfast report {shlex.quote(f'runs=[{folders}]')}")
+def multirun(command: str, arguments: Sequence[str]) -> None:
+    """Run a command once for every combination of swept values, by Hydra's sweeper and launcher.
 
-
-def jobs(command: str, arguments: Sequence[str]) -> list[Job]:
-    """The runs that the arguments ask for.
-
-    An argument in Hydra's notation of a sweep (``ttc.branching_factor=1,3,5``, ``seed=range(0,3)``) stands for its values, several for all
-    their combinations. ``ablation=<name>`` takes the named runs of ``configs/ablation/<name>.yaml``, each a list of ``key=value`` that the
-    other arguments come before; several, separated by commas, follow each other.
+    A sweep in Hydra's notation (``ttc.branching_factor=1,3,5``, ``seed=range(0,3)``) stands for its values. ``ablation=<name>`` takes the
+    named runs of ``configs/ablation/<name>.yaml``, each a list of ``key=value`` that is stronger than the other arguments; several are
+    separated by commas. Keys of Hydra (``hydra/launcher=joblib``, ``hydra.sweep.dir=...``) are handed on as they are.
 
     Raises:
-        ArgumentError: nothing to sweep, a command without an output folder, an unknown ablation, or what ``compose`` refuses.
+        ArgumentError: Nothing to sweep, a command without ``out``, an unknown ablation, a value swept twice, or what ``settle`` or Hydra
+            refuses.
+        UserError: A run failed; the runs that had started with it are complete.
     """
-    names = [name for a in arguments if a.startswith(_ABLATION) for name in a[len(_ABLATION) :].split(",")]
-    plain, swept = [], []
-    for argument in (a for a in arguments if not a.startswith(_ABLATION)):
-        values = _sweep(argument)
-        (plain.append(argument) if values is None else swept.append(values))
-    if not names and not swept:
-        known = ", ".join(sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml")))
-        raise ArgumentError(f"--multirun has nothing to sweep; give key=a,b,c or ablation=<name> ({known})")
-    base = compose(command, plain)
-    if "out" not in base:
-        raise ArgumentError(f"ttcfast {command} has no out, so that its runs would not have a folder each; run it without --multirun")
-    runs = [run for name in names for run in _ablation(name, several=len(names) > 1)] or [("", [])]
-    plain = [argument for argument in plain if not argument.startswith("out=")]
-    found = []
-    for label, settings in runs:
-        for combination in itertools.product(*swept):
-            name = "/".join(part for part in (label, ",".join(map(_short, combination))) if part)
-            given = _without(plain, [*settings, *combination])
-            found.append(Job(name, compose(command, [*given, *settings, *combination, f"out={quoted(str(base['out']) + '/' + name)}"])))
-    if len({job.name for job in found}) < len(found):
-        raise ArgumentError(f"--multirun makes two runs of one name ({', '.join(job.name for job in found)}); sweep every value once")
-    return found
-
-
-def _sweep(argument: str) -> list[str] | None:
-    """The ``key=value`` that a sweep stands for; None for an argument that is none."""
+    own = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    names = [name for argument in arguments if argument.startswith(_ABLATION) for name in argument[len(_ABLATION) :].split(",")]
+    values = settle(command, [a for a in arguments if a not in own and not a.startswith(_ABLATION)], sweeps=True)
+    variants = {f"{name}/{run}": settings for name in names for run, settings in _ablation(name).items()}
+    swept = [key for key, value in values.items() if isinstance(value, list)]
+    if not variants and not swept and not any("sweeper" in argument for argument in own):
+        raise ArgumentError(f"--multirun has nothing to sweep; give key=a,b,c or ablation=<name> ({_ablations()})")
+    _check(command, values, swept, variants)
+    written = [f"hydra.job.name={command}", f"hydra.sweep.dir={quoted(_folder(command, values))}"]
+    if not any("job_logging" in argument for argument in own):  # a run prints its result; what it logs goes into its folder
+        written.append("++hydra.job_logging.handlers.console.level=WARNING")
+    if variants or swept:  # with a sweeper's own search spaces, Hydra's number of the run is its folder
+        keys = ",".join([_VARIANT, *swept] if len(names) > 1 else swept)
+        written.append(f"hydra.sweep.subdir='${{ttcfast_run:${{hydra.overrides.task}},[{keys}]}}'")
+    written += [f"+hydra.callbacks.ttcfast._target_={__name__}.SideBySide", *own, *overrides(command, values)]
+    written += [f"+{_VARIANT}=choice({','.join(variants)})"] * bool(variants)
     try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return None  # compose says what is wrong with it
-    if not override.is_sweep_override():
-        return None
-    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+        with _process_of_hydra(written):
+            hydra.main(config_path=str(CONFIGS), config_name=register(command), version_base="1.3")(_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        launcher = re.search(r"hydra/launcher/(\w+)", str(error))
+        if launcher is not None:
+            told = (
+                f"there is no launcher {launcher[1]!r}; pip install 'ttcfast[launchers]' brings joblib, submitit_local and submitit_slurm"
+            )
+            raise ArgumentError(told) from error
+        raise refused(error, arguments) from error
 
 
-def _ablation(name: str, several: bool) -> list[tuple[str, list[str]]]:
+class SideBySide(Callback):
+    """Says, after all runs, how to see them on one page."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        print(f"Side by side: ttcfast report {shlex.quote(str(config.hydra.sweep.dir))}")
+
+
+def _job(config: DictConfig) -> None:
+    """One run, in this process or in one of the launcher's."""
+    settings = HydraConfig.get()
+    try:
+        with memory_errors():
+            if _VARIANT in config:
+                OmegaConf.set_struct(config, False)
+                name, _, run = config.pop(_VARIANT).partition("/")
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist(_ablation(name)[run]))  # type: ignore[assignment]
+            values: Any = OmegaConf.to_container(config, resolve=True)
+            folder, given = Path(settings.sweep.dir, settings.sweep.subdir), Path(values["out"])
+            folder = Path(settings.runtime.output_dir) if settings.job.chdir else folder
+            values["out"] = str(folder / given.name if given.suffix in _FILES else folder)
+            importlib.import_module(f"ttcfast.cli.{settings.job.name}").run(values)
+    except UserError:
+        raise
+    except Exception as error:
+        raise as_user_error(error) from error  # here, since a traceback does not come back from another process
+
+
+def _run_name(task: Sequence[str], swept: Sequence[str]) -> str:
+    """A name for the folder of a run: that in its ablation (behind the ablation's, where there are several), and the other swept values."""
+    held = dict(setting.lstrip("+").split("=", 1) for setting in task)
+    variant = held.get(_VARIANT, "")
+    short = ",".join(_short(key, held[key]) for key in swept if key != _VARIANT)
+    return "/".join(part for part in (variant if _VARIANT in swept else variant.rpartition("/")[2], short) if part)
+
+
+OmegaConf.register_new_resolver("ttcfast_run", _run_name, replace=True)
+
+
+def _short(key: str, value: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", f"{key.rpartition('.')[2]}-{value}").strip("_")
+
+
+def _check(command: str, values: Values, swept: Sequence[str], variants: dict[str, list[str]]) -> None:
+    if "out" in swept:
+        raise ArgumentError("out is the folder of all runs, each of which has its own in it; sweep something else")
+    for key in swept:
+        found = [_short(key, value) for value in values[key]]
+        if len(set(found)) < len(found):
+            raise ArgumentError(f"--multirun makes two runs of one name ({', '.join(found)}); sweep every value once")
+    for name, settings in variants.items():
+        if both := settle(command, settings).keys() & set(swept):
+            raise ArgumentError(f"ablation={name.partition('/')[0]} sets {', '.join(sorted(both))} itself; sweep something else")
+
+
+def _folder(command: str, values: Values) -> str:
+    """The folder of all runs."""
+    config = resolve(command, {key: value for key, value in values.items() if isinstance(value, str)})
+    if "out" not in config:
+        raise ArgumentError(f"ttcfast {command} has no out, so that its runs would not have a folder each; run it without --multirun")
+    out = Path(config["out"])
+    return str(out.parent if out.suffix in _FILES else out)
+
+
+def _ablation(name: str) -> dict[str, list[str]]:
     path = CONFIGS / "ablation" / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise ArgumentError(f"ablation is {name!r}; there are {known}")
+        raise ArgumentError(f"ablation is {name!r}; there are {_ablations()}")
     held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [(f"{name}/{run}" if several else str(run), [str(setting) for setting in settings]) for run, settings in held.items()]
+    return {str(run): [str(setting) for setting in settings] for run, settings in held.items()}
 
 
-def _without(plain: Sequence[str], stronger: Sequence[str]) -> list[str]:
-    """``plain`` less what a run sets itself."""
-    keys = {setting.partition("=")[0] for setting in stronger}
-    return [argument for argument in plain if argument.partition("=")[0] not in keys]
+def _ablations() -> str:
+    return ", ".join(sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml")))
 
 
-def _short(setting: str) -> str:
-    """A name for a folder: the last part of the key, and the value."""
-    key, _, value = setting.partition("=")
-    return re.sub(r"[^\w.+-]+", "_", f"{key.rpartition('.')[2]}-{value}").strip("_")
+@contextlib.contextmanager
+def _process_of_hydra(written: list[str]) -> Iterator[None]:
+    """Lend Hydra, which reads the process's arguments and reports errors itself unless told not to, what it looks at."""
+    root = logging.getLogger()
+    argv, full, handlers, level = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), list(root.handlers), root.level
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], "--multirun", *written], "1"
+    try:
+        yield
+    finally:
+        sys.argv, root.handlers = argv, handlers
+        root.setLevel(level)
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

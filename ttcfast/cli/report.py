@@ -6,16 +6,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.report.compare import PAGE, CompareConfig, compare
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout(CompareConfig, words="runs")
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.report.compare import PAGE, CompareConfig, compare
-
-    config = build(CompareConfig, values)
+    config = LAYOUT.build(values)
     with run_lock(config.out):
         save(config.out, values, "report")
         rows = compare(config)

@@ -6,16 +6,20 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.models.train import TrainConfig, train
+from ttcfast.models.vit import ViTConfig
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout, plain_defaults
 from .main import main
+
+_SIZES = ("patch", "width", "depth", "heads", "mlp_ratio", "dropout", "refine")  # channels, grid and periodicity are the data's
+LAYOUT = Layout(TrainConfig, groups={"model": plain_defaults(ViTConfig, *_SIZES)}, aliases={"data.": "reading."})
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.models.train import TrainConfig, train
-
-    config = build(TrainConfig, values, names={"reading": "data"})
+    config = LAYOUT.build(values)
     with run_lock(config.out):
         save(config.out, values, "train_fm")
         result = train(config)

@@ -6,17 +6,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.rewards.prm.train import TrainPRMConfig, train
+from ttcfast.runtime.distributed import launched_rank
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout(TrainPRMConfig)
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.rewards.prm.train import TrainPRMConfig, train
-    from ttcfast.runtime.distributed import launched_rank
-
-    config = build(TrainPRMConfig, values)
+    config = LAYOUT.build(values)
     first = launched_rank() == 0
     with run_lock(config.out):
         if first:

@@ -6,16 +6,21 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.rewards.prm.dense import DensePRM
+from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, train_on_policy
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout, plain_defaults
 from .main import main
+
+# residual: features of the Euler equations beside the states, which the training makes from the data's step and cell.
+_MODEL = {**plain_defaults(DensePRM, "width", "depth", "levels", "patch"), "residual": True}
+LAYOUT = Layout(OnPolicyConfig, groups={"fm": "???", "model": _MODEL}, aliases={"fm.ckpt": "fm", "data.": "reading."})
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, train_on_policy
-
-    config = build(OnPolicyConfig, values, names={"reading": "data"})
+    config = LAYOUT.build(values)
     with run_lock(config.out):
         save(config.out, values, "train_prm_on_policy")
         folder, validation = train_on_policy(config)

@@ -6,17 +6,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.experiments.world_models import run_train_wm
+from ttcfast.pwm.train_wm import TrainWMConfig
 from ttcfast.runtime.locks import run_lock
 
-from .configuration import build, save
+from .configuration import save
+from .layout import Layout
 from .main import main
+
+LAYOUT = Layout(TrainWMConfig)
 
 
 def run(values: Mapping[str, Any]) -> None:
-    from ttcfast.experiments.world_models import run_train_wm
-    from ttcfast.pwm.train_wm import TrainWMConfig
-
-    config = build(TrainWMConfig, values)
+    config = LAYOUT.build(values)
     with run_lock(config.out):
         save(config.out, values, "train_wm")
         run_train_wm(config)

@@ -1,4 +1,4 @@
-"""Whether two files tell of the same grid, times and physics: one relative tolerance for all that is compared."""
+"""Comparison of the grids, times and physics of data files, with one relative tolerance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SINGLE = 2.0**-23
 
 
 def agree(a: Any, b: Any, rounding: float = 0.0) -> bool:
-    """Whether numbers, or arrays of them, are the same up to ``RELATIVE`` of them and ``rounding``; NaN agrees with NaN."""
+    """Return whether numbers or arrays agree within the relative tolerance ``RELATIVE`` plus ``rounding``; NaN equals NaN."""
     return bool(np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=RELATIVE, atol=rounding, equal_nan=True))
 
 
@@ -28,7 +28,7 @@ Difference = tuple[str, str, str]  # what differs, and what it is in either, in 
 
 
 def times_difference(a: Tensor, b: Tensor) -> Difference | None:
-    """The first difference between the instants ``[T+1]`` of two files; None where there is none."""
+    """Return the first difference between the times ``[T+1]`` of two files, or None."""
     if torch.equal(a, b):
         return None
     if len(a) != len(b):
@@ -46,7 +46,7 @@ def times_difference(a: Tensor, b: Tensor) -> Difference | None:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference | None:
-    """The first entry in which two descriptions differ, measured numbers by ``agree``; None where there is none."""
+    """Return the first entry in which two descriptions differ, or None; floating-point numbers are compared by ``agree``."""
     for name in dict.fromkeys([*a, *b]):
         one, other = a.get(name), b.get(name)
         if one == other or (_is_measured(one) and _is_measured(other) and np.shape(one) == np.shape(other) and agree(one, other)):
@@ -56,14 +56,19 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference | None:
 
 
 def spec_difference(a: StateSpec, b: StateSpec) -> Difference | None:
-    """As ``difference``, of two layouts of states; a gamma per trajectory is not looked at."""
+    """Return the first difference between two state layouts, or None; a gamma per trajectory is ignored."""
     return difference(_described(a), _described(b))
 
 
 def require_alike(files: Sequence[TrajectoryReader], *, gamma: bool = True) -> None:
-    """Raise ``DataError`` unless all files have one grid, one set of times and one physics; the message names the first difference.
+    """Require all files to share grid, times and physics.
 
-    ``gamma``: whether it must be one number, too.
+    Args:
+        files: At least one.
+        gamma: Require one common gamma as well.
+
+    Raises:
+        DataError: Files differ; the message names the first difference.
     """
     first = files[0]
     for file in files if gamma else ():
@@ -92,7 +97,7 @@ def _described(spec: StateSpec) -> dict[str, Any]:
 
 
 def _is_measured(value: Any) -> TypeGuard[float | Sequence[float]]:
-    """Whether these are numbers that rounding touches; counts are compared exactly."""
+    """Whether the value is floating-point; counts are compared exactly."""
     return value is not None and np.asarray(value).dtype.kind == "f"
 
 

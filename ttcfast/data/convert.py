@@ -1,4 +1,4 @@
-"""From one layout of the state to another: primitive and conserved variables, in any channel order."""
+"""Conversion between state layouts: primitive and conserved variables in any channel order."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from ttcfast.spec import StateSpec
 
 
 def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
-    """States in the channels of ``target``, computed in float64 and rounded once.
+    """Convert states to the channels of ``target``, in float64 with one final rounding.
 
-    Velocity and momentum are converted by the density, pressure and energy by the ideal gas with the gamma of ``source`` (that of
-    ``target`` is not looked at). A quantity that ``source`` names is taken from its channel and not computed: with
-    ``source.energy`` named, the energy is the stored one even where it differs from the pressure's. Channels that ``target`` does not
-    name are dropped. Nothing is clamped: a density of 0 gives velocities that are not finite.
+    Velocity and momentum are related by the density, pressure and energy by the ideal-gas law with the gamma of ``source``; the gamma of
+    ``target`` is ignored. A quantity that ``source`` stores is copied, not recomputed: a stored energy is used even if it disagrees with
+    the pressure. Channels that ``target`` does not name are dropped. Nothing is clamped: zero density gives non-finite velocities.
 
     Args:
-        x: ``[..., C, *S]``, physical units. With a gamma per problem the first axis is that of the problems.
-        source: what the channels of ``x`` are.
-        target: what they shall be.
+        x: States ``[..., C, *S]`` in physical units. With a gamma per problem, the first axis runs over problems.
+        source: Layout of ``x``.
+        target: Layout of the result.
 
     Returns:
-        ``[..., C', *S]`` in the dtype of ``x``; ``x`` itself where both layouts have the same channels. Differentiable.
+        ``[..., C', *S]`` in the dtype of ``x``, differentiable; ``x`` itself if both layouts have the same channels.
 
     Raises:
-        ValueError: other numbers of dimensions or of velocity components, more extra channels than ``source`` has, a channel below the
-            last of ``target`` that it gives no meaning, axes or gammas that do not fit.
+        ValueError: The layouts differ in dimensions or velocity components, ``target`` has more extra channels than ``source`` or leaves
+            a channel unnamed, or axes or gammas do not match.
     """
     axis = x.ndim - source.ndim - 1
     source.check_state("x", x if axis == 1 else x.reshape(-1, *x.shape[max(axis, 0) :]), channel_axis=1)
@@ -51,7 +50,7 @@ def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
 
 
 def check_convertible(source: StateSpec, target: StateSpec) -> None:
-    """Raise ``ValueError`` unless states of ``source`` can be written in the channels of ``target``."""
+    """Raise ``ValueError`` unless states in layout ``source`` can be converted to ``target``."""
     if source.ndim != target.ndim or len(source.momentum) != len(target.momentum):
         raise ValueError(
             f"source has {source.ndim} dimensions and {len(source.momentum)} velocity components, target {target.ndim} and "
@@ -64,14 +63,15 @@ def check_convertible(source: StateSpec, target: StateSpec) -> None:
 
 
 def same_channels(a: StateSpec, b: StateSpec) -> bool:
-    """Whether both name the same quantities in the same channels of the same space."""
+    """Return whether both layouts store the same quantities in the same channels of the same space."""
     return all(getattr(a, name) == getattr(b, name) for name in ("ndim", "variables", "density", "momentum", "energy", "pressure", "extra"))
 
 
 def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
-    """The channels of ``layout`` with the gamma, cell volume and domain of ``grid``.
+    """Return the channels of ``layout`` with the gamma, cell volume and domain of ``grid``, including its boundary mask.
 
-    A boundary mask is kept, prescribed values are not (they belong to the channels of ``grid``): ``ValueError`` where there are some.
+    Raises:
+        ValueError: ``grid`` prescribes boundary values, which belong to its own channels.
     """
     if grid.boundary_value is not None:
         raise ValueError("grid prescribes boundary values in its own channels; convert them and set boundary_value afterwards")
@@ -80,7 +80,7 @@ def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
 
 
 def _gamma_over(gamma: float | Tensor, x: Tensor, axis: int) -> float | Tensor:
-    """Shaped to broadcast over ``x`` without its channel axis, ``axis``."""
+    """Gamma, shaped to broadcast over ``x`` without its channel axis ``axis``."""
     if not torch.is_tensor(gamma) or gamma.numel() == 1:
         return float(gamma)
     problems = x.shape[0] if axis else 1

@@ -1,4 +1,4 @@
-"""The door to trajectory files of any format that this project reads: which format, which files, which of their trajectories."""
+"""Opening trajectory files of any supported format: detection of the format, choice of files and of trajectories."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ _PLACES = {"pdegym": ("train", "valid", "test"), "pdebench": ("test", "valid", "
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How data files are read: their format, and what the format leaves open.
+    """Format of data files, and the options that a format leaves open.
 
     Args:
-        format: ``"well"`` (The Well's, and our own), ``"pdegym"``, ``"pdebench"``, or ``"auto"``, which looks into the first file.
-        chunk_order: PDEGym: in which order numbered chunks make up the set, ``"numeric"`` (the papers') or ``"lexicographic"`` (that of the
-            published script). It decides which trajectories are the test split.
-        split_counts: PDEGym and PDEBench: trajectories of train, valid and test; they add up to all there are. None takes the published
-            ones: 9640, 120 and 240, the test split last (CE-RM 1030, 100, 130); in PDEBench the first tenth tests, the rest trains.
-        periodic: PDEGym and PDEBench: the domain. None: CE-* is periodic, CE-RM open (its boundary is not documented), PDEBench as the
-            file's name says.
-        gamma: PDEGym and PDEBench, whose files do not say it. None: 1.4 and 5/3.
-        energy: PDEGym: ``"stored"`` takes the fifth channel of CE-* as the total energy, ``"pressure"`` computes it from the pressure.
+        format: ``"well"`` (The Well's layout, also ours), ``"pdegym"``, ``"pdebench"``, or ``"auto"``, which inspects the first file.
+        chunk_order: PDEGym only. Order in which numbered chunks form the set: ``"numeric"`` (as in the papers) or ``"lexicographic"`` (as
+            in the published script). It determines which trajectories are the test split.
+        split_counts: PDEGym and PDEBench. Numbers of train, valid and test trajectories, which sum to the size of the set. None takes the
+            published ones: 9640, 120 and 240 with the test split last (CE-RM: 1030, 100, 130); in PDEBench the first tenth is the test
+            split and the rest trains.
+        periodic: PDEGym and PDEBench. Whether the domain is periodic. None takes CE-* as periodic, CE-RM as open (its boundary is not
+            documented), and PDEBench as its file name states.
+        gamma: PDEGym and PDEBench, whose files do not store it. None takes 1.4 and 5/3.
+        energy: PDEGym only. ``"stored"`` takes the fifth channel of CE-* as the total energy, ``"pressure"`` computes it from the pressure.
     """
 
     format: Format = "auto"
@@ -83,16 +84,18 @@ def open_trajectories(
     """Open trajectory files lazily; only their headers are read.
 
     Args:
-        path: a file, a folder (of files, of ``data/<split>`` folders as ``ttcfast generate`` makes them, of PDEGym's chunks), or several.
-        format, chunk_order, split_counts, periodic, gamma, energy: see ``ReadOptions``.
-        split: The Well: the folder of that name (of a single file: all). PDEGym and PDEBench: those trajectories of the set. None: all.
+        path: A file, a folder (of files, of ``data/<split>`` folders as written by ``ttcfast generate``, or of PDEGym chunks), or a
+            sequence of them.
+        format, chunk_order, split_counts, periodic, gamma, energy: As in ``ReadOptions``.
+        split: For The Well's layout the folder of that name (a single file is read whole); for PDEGym and PDEBench that part of the set.
+            None reads everything.
 
     Returns:
-        The trajectories in the order of the files, physical units, in the files' own channels; ``.converted(spec)`` reads others.
+        The trajectories in the order of the files, in physical units and the files' own channels; ``.converted(spec)`` changes channels.
 
     Raises:
-        ArgumentError: an option that is not known or does not fit the format. DataError: no file, a chunk that is missing, a file that is
-            damaged or of another format, split counts that do not fit, files that differ.
+        ArgumentError: An option is unknown or does not apply to the format.
+        DataError: A file or chunk is missing, damaged or of another format, split counts do not match, or files differ.
     """
     try:
         options = ReadOptions(format, chunk_order, None if split_counts is None else tuple(split_counts), periodic, gamma, energy)
@@ -109,10 +112,10 @@ def open_trajectories(
 
 
 def kind_of(path: Path) -> str | None:
-    """The format that a file's entries tell of, or None.
+    """Return the format that the entries of a file indicate, or None.
 
     Raises:
-        DataError: it is missing or no HDF5 file.
+        DataError: The file is missing or not HDF5.
     """
     with open_file(path) as file:
         return next((kind for kind, marks in _MARKS.items() if any(mark in file for mark in marks)), None)

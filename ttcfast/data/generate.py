@@ -1,4 +1,4 @@
-"""Making data sets: our solver at a multiple of the resolution, block-averaged, in four splits."""
+"""Generation of data sets: the finite-volume solver on a refined grid, block-averaged, in four splits."""
 
 from __future__ import annotations
 
@@ -38,19 +38,28 @@ RANGES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """What ``ttcfast generate`` makes.
+    """Settings of ``ttcfast generate``.
 
     Args:
-        out: folder; files go to ``out/data/<split>/<preset>_<number>.hdf5``, statistics of train to ``out/stats.yaml``.
-        split: one of train, reward, valid, test, or all.
-        n: trajectories over all presets in ``train``; reward holds 12.5 % of it, valid and test hold 64. With a single split: in that split
-            (None: that split's share of the default 1008).
-        grid: cells per axis of the stored data, 2-D; factor: the solver's grid is so many times finer per axis.
-        frames: stored frames, the initial one included, evenly spaced up to t_end.
-        presets: names of ttcfast.physics.initial_conditions; n is shared out evenly.
-        ranges: per preset, arguments of its initial condition; the defaults are near the released statistics of CE-RP and CE-CRP
-            (facts/pde-ecosystem.md 2), slower flows than those of the Poseidon appendix, which are the presets' own defaults.
-        per_file: trajectories a file; a killed run goes on at the first missing file. batch: trajectories solved at once.
+        out: Output folder; files are ``out/data/<split>/<preset>_<number>.hdf5``, the statistics of train ``out/stats.yaml``.
+        split: One of train, reward, valid, test, or all.
+        n: Number of train trajectories over all presets; reward has 12.5 % of it, valid and test have 64 each. With a single split, the
+            number in that split; None takes that split's share of the default 1008.
+        grid: Cells per axis of the stored 2-D data.
+        factor: Refinement of the solver's grid per axis.
+        frames: Number of stored frames, including the initial one, evenly spaced up to ``t_end``.
+        presets: Names in ``ttcfast.physics.initial_conditions``; ``n`` is divided evenly among them.
+        ranges: Arguments of each preset's initial condition. The defaults are close to the statistics of the released CE-RP and CE-CRP
+            sets, whose flows are slower than those in the appendix of Poseidon (Herde et al., 2024), the presets' own defaults.
+        seed: Random seed of the initial conditions.
+        gamma: Ratio of specific heats.
+        cfl: CFL number of the solver: dt = cfl / max_cells sum_d (|u_d| + c) / dx_d.
+        boundary: ``"periodic"``, ``"outflow"`` or ``"reflecting"``.
+        per_file: Trajectories per file; an interrupted run resumes at the first missing file.
+        batch: Trajectories solved at once.
+        dtype: Precision of the solver, ``"float32"`` or ``"float64"``.
+        device: Device of the solver.
+        compression: HDF5 filter of the stored fields; None stores them uncompressed.
     """
 
     out: str = "data/euler64"
@@ -93,7 +102,7 @@ class GenerateConfig:
             at_least("n", self.n, len(self.presets))
 
     def count(self, split: str) -> int:
-        """Trajectories of ``split`` over all presets."""
+        """Return the number of trajectories in ``split``, over all presets."""
         train = 1008 if self.n is None or self.split in ("reward", "valid", "test") else self.n
         if self.n is not None and self.split == split:
             return self.n
@@ -102,15 +111,16 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig) -> list[Path]:
-    """Make the files that are missing and return all of them, in order.
+    """Generate the missing files and return the paths of all files, in order.
 
-    A file already there is kept if it was made with the same settings, and refused otherwise, so a killed run is resumed by running it
-    again. The content of a file depends on the settings alone, not on what was made before (bit for bit on one machine; between processors
-    the last digits may differ).
+    An existing file is kept if it was generated with the same settings and refused otherwise, so rerunning an interrupted run resumes it.
+    The content of a file depends only on the settings, not on earlier runs (bit for bit on one machine; the last digits may differ
+    between processors).
 
     Raises:
-        DataError: a file there was made with other settings or is damaged.
-        OutputError: the folder cannot be written. SolverError: an initial condition broke the solver.
+        DataError: An existing file was generated with other settings or is damaged.
+        OutputError: The folder cannot be written.
+        SolverError: The solver failed on an initial condition.
     """
     device_of(config.device)
     output_folder(config.out)
@@ -196,7 +206,7 @@ def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
 
 
 def block_average(u: Tensor, factor: int) -> Tensor:
-    """Means over blocks of ``factor x factor`` cells of ``[..., X, Y]``, summed in float64: keeps every integral."""
+    """Average blocks of ``factor x factor`` cells of ``[..., X, Y]`` in float64, which preserves every integral."""
     x, y = u.shape[-2] // factor, u.shape[-1] // factor
     return u.double().unflatten(-1, (y, factor)).unflatten(-3, (x, factor)).mean((-1, -3)).to(u.dtype)
 

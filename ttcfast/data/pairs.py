@@ -1,4 +1,4 @@
-"""Short windows of trajectories for training, picked by (seed, step) so that a resumed run sees what an unbroken one would."""
+"""Random windows of trajectories for training, drawn by (seed, step) so that a resumed run sees the same windows."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _MOST = 2**26
 
 
 class WindowSampler:
-    """Random windows of ``length`` neighbouring frames from many trajectories, read lazily.
+    """Draws random windows of ``length`` consecutive frames from many trajectories, read lazily.
 
     Args:
-        data: trajectories of one gamma, or files in The Well's layout.
-        length: frames a window, 2 for (x_t, x_t+1).
-        seed: of the order.
+        data: Trajectories with one common gamma, or paths of files in The Well's layout.
+        length: Frames per window; 2 gives (x_t, x_t+1).
+        seed: Random seed of the order.
 
     Raises:
-        ValueError: windows longer than the trajectories. DataError: no file, one that cannot be read, files that differ, more windows than
-            can be shuffled in memory.
+        ValueError: ``length`` exceeds the trajectories.
+        DataError: A file is missing or unreadable, files differ, or there are more windows than can be shuffled in memory.
     """
 
     def __init__(self, data: TrajectorySet | Sequence[str | os.PathLike[str]], *, length: int = 2, seed: int = 0) -> None:
@@ -43,11 +43,11 @@ class WindowSampler:
             raise DataError(f"the data files declare {len(self)} windows; at most {_MOST} can be shuffled: give fewer files or a split")
 
     def __len__(self) -> int:
-        """Windows in all."""
+        """Number of windows."""
         return len(self.data) * self._starts
 
     def batch(self, step: int, size: int) -> Tensor:
-        """Windows ``[size, length, C, *S]`` of training step ``step``; epochs are random permutations of all windows."""
+        """Return the windows ``[size, length, C, *S]`` of training step ``step``; each epoch is a random permutation of all windows."""
         first = step * size
         windows = []
         for position in range(first, first + size):

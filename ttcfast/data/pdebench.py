@@ -42,7 +42,7 @@ class PDEBenchFile(TrajectoryReader):
     Raises:
         DataError: missing, damaged, truncated or of another layout (PDEBench's other equations hold ``tensor``).
 
-    Source: pdebench/data_gen/data_gen_NLE/Data_Merge.py and CompressibleFluid of PDEBench (facts/pde-ecosystem.md 2).
+    Source: pdebench/data_gen/data_gen_NLE/Data_Merge.py and CompressibleFluid of PDEBench (Takamoto et al., 2022).
     """
 
     layout = "PDEBench's"

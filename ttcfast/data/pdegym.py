@@ -53,7 +53,8 @@ class PDEGymFile(TrajectoryReader):
     Raises:
         DataError: missing, damaged, truncated or of another layout; a fifth channel that cannot be the total energy.
 
-    Source: the data cards of huggingface.co/datasets/camlab-ethz/CE-* and arXiv:2405.19101 (facts/pde-ecosystem.md 2).
+    Source: the data cards of huggingface.co/datasets/camlab-ethz/CE-* and Herde et al., Poseidon, 2024
+    (arXiv:2405.19101).
     """
 
     layout = "PDEGym's"

@@ -1,4 +1,4 @@
-"""Which trajectories of which files, however many the files declare."""
+"""Compact indices of trajectories in files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class Picks(Sequence[tuple[int, int]]):
-    """(file, trajectory) of each trajectory picked, held as runs of neighbours: a billion in a row take the memory of one.
+    """Sequence of (file, trajectory) indices, stored as runs of consecutive trajectories so that memory grows with the runs alone.
 
     Args:
-        runs: (file, first trajectory, how many of them), in order.
+        runs: (file, first trajectory, count) of each run, in order.
     """
 
     def __init__(self, runs: Iterable[tuple[int, int, int]]) -> None:
@@ -23,7 +23,7 @@ class Picks(Sequence[tuple[int, int]]):
 
     @classmethod
     def of(cls, index: Iterable[tuple[int, int]]) -> Picks:
-        """The same as ``index``, neighbours joined."""
+        """Return ``index`` with consecutive trajectories joined into runs."""
         if isinstance(index, Picks):
             return index
         runs: list[tuple[int, int, int]] = []
@@ -56,9 +56,10 @@ class Picks(Sequence[tuple[int, int]]):
         return file, first + i - (self._ends[run] - count)
 
     def in_turn(self, wanted: Iterable[int]) -> list[int]:
-        """Positions of picks counted in turn: the first of each file, then the second of each, and so on until all have had theirs.
+        """Return the positions of picks in round-robin order: the first of each file, then the second of each, and so on.
 
-        ``wanted``: which of that order; neighbours are found fastest.
+        Args:
+            wanted: Ranks in that order; consecutive ranks are fastest.
         """
         ranges: dict[int, list[range]] = {}
         for (file, _, count), end in zip(self.runs, self._ends, strict=True):

@@ -1,4 +1,4 @@
-"""What every trajectory file offers, whatever its format: lazy pieces of trajectories, their layout, their times."""
+"""Base class of trajectory files of every format: lazy reads, state layout and times."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ _LISTED = 12  # entries of a foreign file that an error names
 
 
 class TrajectoryReader:
-    """One file of trajectories, read piece by piece; nothing but its header is held.
+    """One file of trajectories, read lazily; only the header is held in memory.
 
-    ``reader[i]`` is trajectory ``i`` as ``[T+1, C, *S]`` float32 in physical units, channels as ``spec`` names them;
-    ``read(i, start, stop)`` reads frames ``start:stop`` of it alone. The file is opened when it is read (and kept open as long as there is
-    room, see ``hdf5.held_open``), so an instance may be pickled and handed to data-loader workers, and any number of files be named. A
-    subclass writes ``_read_header`` and ``_read``.
+    ``reader[i]`` is trajectory ``i`` as ``[T+1, C, *S]`` float32 in physical units, with the channels of ``spec``;
+    ``read(i, start, stop)`` reads only frames ``start:stop``. Files are opened on demand and kept open within a limit (see
+    ``hdf5.held_open``), so instances can be pickled for data-loader workers and any number of them can exist. Subclasses implement
+    ``_read_header`` and ``_read``.
 
     Args:
-        path: the file.
+        path: The file.
 
     Attributes:
-        spec: the state's layout on this grid; ``gamma`` a number, or a tensor ``[N]`` where it differs between the file's trajectories.
-        path: absolute, so that a process that changes its folder still finds it.
+        spec: State layout on this grid; ``gamma`` is a number, or a tensor ``[N]`` if it differs between trajectories.
+        path: Absolute path, valid after a change of the working directory.
         times: ``[T+1]`` float64, at least two.
-        shape: space dimensions. spacing: distance between neighbouring cells along each.
-        parameters: what the file says about how it was made (empty for most).
+        shape: Cells per space dimension.
+        spacing: Cell size along each dimension.
+        parameters: Metadata on how the file was generated; empty for most files.
 
     Raises:
-        DataError: the file is missing, damaged, truncated, of another layout, or holds its values in other files; the message says what
-            was found and what was expected. So does reading values that no gas has: not finite, a density or total energy of 0 or below, a
-            pressure below 0.
+        DataError: The file is missing, damaged, truncated, of another layout, or stores its values in other files; the message says what
+            was found and what was expected. Reading raises it for unphysical values: not finite, a density or total energy that is not
+            positive, or a negative pressure.
     """
 
     layout: ClassVar[str]
-    """Whose layout it is, for messages: ``"The Well's"``."""
+    """Owner of the layout, for messages: ``"The Well's"``."""
     remedy: ClassVar[str] = "copy it again"
 
     spec: StateSpec
@@ -79,10 +80,11 @@ class TrajectoryReader:
         return self.read(i % len(self))
 
     def read(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Frames ``start:stop`` of trajectory ``i``: ``[stop - start, C, *S]`` float32.
+        """Read frames ``start:stop`` of trajectory ``i``: ``[stop - start, C, *S]`` float32.
 
         Raises:
-            IndexError: no such trajectory or frames. DataError: they cannot be read.
+            IndexError: There is no such trajectory or frame.
+            DataError: The frames cannot be read.
         """
         stop = len(self.times) if stop is None else stop
         if not 0 <= i < len(self) or not 0 <= start <= stop <= len(self.times):
@@ -97,11 +99,11 @@ class TrajectoryReader:
         return out
 
     def close(self) -> None:
-        """Close the file; the next read opens it again."""
+        """Close the file; the next read reopens it."""
         hdf5.close(self)
 
     def physics(self) -> dict[str, Any]:
-        """What files read together must share, by name, besides ``times`` and gamma."""
+        """Return what files read together must share besides ``times`` and gamma, by name."""
         spec = self.spec
         return {
             "grid": self.shape,
@@ -113,7 +115,7 @@ class TrajectoryReader:
         }
 
     def _require_gas(self, states: Tensor, i: int, start: int) -> None:
-        """One pass over what was read; the frame is looked for where something is wrong only."""
+        """Check all values in one pass; locate the frame only if a value is wrong."""
         spec = self.spec
         least = [("density", spec.density, False), ("total energy", spec.energy, False), ("pressure", spec.pressure, True)]
         if not states.numel() or (
@@ -147,12 +149,12 @@ def _above(values: Tensor, zero: bool) -> bool:
 
 
 def open_file(path: Path) -> h5py.File:
-    """``path`` opened for reading; see ``hdf5.open_hdf5``."""
+    """Open ``path`` for reading; see ``hdf5.open_hdf5``."""
     return hdf5.open_hdf5(path, "data file", "make it with `ttcfast generate` or give another path")
 
 
 def held(file: h5py.File) -> str:
-    """The data sets of a file with their shapes, for a message about what was found."""
+    """List the data sets of a file with their shapes, for error messages."""
     found: list[str] = []
 
     def note(name: str, item: object) -> None:
@@ -165,10 +167,15 @@ def held(file: h5py.File) -> str:
 
 
 def values(file: h5py.File, name: str, shape: Sequence[int | str]) -> h5py.Dataset:
-    """The data set ``name``, if it holds floating-point numbers on as many axes as ``shape`` names (numbers there are sizes it must have).
+    """Return the data set ``name`` after checking it.
+
+    Args:
+        file: An open file.
+        name: The data set, which must hold floating-point numbers.
+        shape: One entry per axis: a required size, or a name for the message.
 
     Raises:
-        ValueError: naming what was found and what was expected.
+        ValueError: The data set is missing or of another shape or kind; the message says what was found and what was expected.
     """
     data = file.get(name)
     wanted = f"{name} [{', '.join(map(str, shape))}]"
@@ -183,10 +190,10 @@ def values(file: h5py.File, name: str, shape: Sequence[int | str]) -> h5py.Datas
 
 
 def number(name: str, value: Any) -> float:
-    """The one number that an attribute holds: plain, in an array of length 1, or as text.
+    """Return the number stored in an attribute as a scalar, an array of length 1, or text.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: The attribute holds something else.
     """
     held = np.asarray(value).reshape(-1)
     try:
@@ -198,10 +205,10 @@ def number(name: str, value: Any) -> float:
 
 
 def spacing(file: h5py.File, name: str, cells: int) -> float:
-    """Distance between neighbouring entries of the coordinate ``name``, which must be ``cells`` evenly spaced numbers.
+    """Return the step of the coordinate ``name``, which must hold ``cells`` evenly spaced numbers.
 
     Raises:
-        ValueError: naming what was found and what was expected.
+        ValueError: It does not; the message says what was found and what was expected.
     """
     x = hdf5.array(values(file, name, ["cells"])).astype(np.float64)
     if len(x) != cells:
@@ -218,10 +225,10 @@ def spacing(file: h5py.File, name: str, cells: int) -> float:
 
 
 def instants(file: h5py.File, name: str, frames: int, *, published: int = 0) -> Tensor:
-    """The times of the frames, ``[frames]`` float64, in ``name``, which may have ``published`` more entries at its end.
+    """Return the times of the frames, ``[frames]`` float64, from ``name``, which may have ``published`` surplus entries at its end.
 
     Raises:
-        ValueError: naming what was found and what was expected.
+        ValueError: The number of times does not match or they do not increase.
     """
     times = hdf5.array(values(file, name, ["time"])).astype(np.float64)
     if len(times) not in (frames, frames + published):

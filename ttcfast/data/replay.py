@@ -1,4 +1,4 @@
-"""Many episodes from many shards: splits by episode, windows for training drawn by (seed, step), statistics."""
+"""Sets of episodes from replay shards: splits by episode, random windows for training drawn by (seed, step), statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .replay_shard import Episode, ReplayShard
 
 
 class Windows(NamedTuple):
-    """B windows of H steps, time first, as ``PWM.compute_wm_loss`` takes them: float32, ``task`` int64."""
+    """B windows of H steps, time first, as ``PWM.compute_wm_loss`` expects: float32, ``task`` int64."""
 
     obs: Tensor  # [H+1, B, O]
     act: Tensor  # [H, B, A]
@@ -31,14 +31,14 @@ class Windows(NamedTuple):
 
 
 class ReplaySet:
-    """Episodes of shards that have the same sizes of observations and actions. Read lazily; may be pickled.
+    """Episodes of shards with equal observation and action sizes, read lazily; instances can be pickled.
 
     Args:
-        shards: at least one.
-        episodes: ``[N, 2]`` int64, (shard, episode in it), in order; None takes all.
+        shards: At least one.
+        episodes: ``[N, 2]`` int64 pairs (shard, episode in the shard), in order; None takes all.
 
     Raises:
-        DataError: no shard, or shards of different sizes.
+        DataError: No shard, or shards of different sizes.
     """
 
     def __init__(self, shards: Sequence[ReplayShard], episodes: Tensor | None = None) -> None:
@@ -60,10 +60,10 @@ class ReplaySet:
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], *, verify: bool = True) -> ReplaySet:
-        """All shards ``*.pt`` of the folder ``root`` in the order of their names, or the file ``root``; ``verify`` as in ``ReplayShard``.
+        """Open the file ``root``, or all shards ``*.pt`` of the folder ``root`` in order of their names; ``verify`` as in ``ReplayShard``.
 
         Raises:
-            DataError: there is none, or one that cannot be read.
+            DataError: There is no shard, or one cannot be read.
         """
         place = Path(root)
         files = [place] if place.exists() and not place.is_dir() else entries(place, ".pt")
@@ -72,7 +72,7 @@ class ReplaySet:
         return cls([ReplayShard(file, verify=verify) for file in files])
 
     def __len__(self) -> int:
-        """Episodes."""
+        """Number of episodes."""
         return len(self.episodes)
 
     def __getitem__(self, i: int) -> Episode:
@@ -82,21 +82,21 @@ class ReplaySet:
         return self.shards[shard].episode(place)
 
     def tasks(self) -> Tensor:
-        """The number of each episode's task, ``[N]`` int64."""
+        """Return the task number of each episode, ``[N]`` int64."""
         held = [shard.tasks() for shard in self.shards]
         return torch.tensor([int(held[shard][place]) for shard, place in self.episodes.tolist()])
 
     def task_names(self) -> list[str]:
-        """Names of the tasks 0 to the largest number, from what our collector wrote; a task of other shards is called ``task-<number>``."""
+        """Return the names of tasks 0 to the largest number, as recorded by ``ttcfast collect``; others are called ``task-<number>``."""
         names = {int(n): f"task-{int(n)}" for n in range(int(self.tasks().max()) + 1)}
         names |= {s.parameters["number"]: s.parameters["task"] for s in self.shards if {"number", "task"} <= s.parameters.keys()}
         return [names[n] for n in sorted(names)]
 
     def of_task(self, task: int) -> ReplaySet:
-        """The episodes of one task.
+        """Return the episodes of one task.
 
         Raises:
-            DataError: there is none.
+            DataError: There are none.
         """
         chosen = self.tasks() == task
         if not chosen.any():
@@ -104,21 +104,23 @@ class ReplaySet:
         return ReplaySet(self.shards, self.episodes[chosen])
 
     def lengths(self) -> Tensor:
-        """Steps of each episode, ``[N]`` int64."""
+        """Return the number of steps of each episode, ``[N]`` int64."""
         return self._lengths[self.episodes[:, 0]]
 
     def returns(self) -> Tensor:
-        """The sum of each episode's rewards, ``[N]`` float64."""
+        """Return the sum of rewards of each episode, ``[N]`` float64."""
         return torch.stack([self[i].rew.double().sum() for i in range(len(self))])
 
     def split(self, held_out: float, seed: int = 0) -> tuple[ReplaySet, ReplaySet]:
-        """Training and held-out episodes: whole episodes, chosen at random by ``seed``, in their old order.
+        """Split into training and held-out episodes, drawn at random as whole episodes; both keep their order.
 
         Args:
-            held_out: share of the episodes, above 0 and below 1; both parts hold at least one.
+            held_out: Share of held-out episodes, in (0, 1); both parts have at least one.
+            seed: Random seed of the draw.
 
         Raises:
-            ValueError: a share outside (0, 1). DataError: fewer than two episodes.
+            ValueError: ``held_out`` lies outside (0, 1).
+            DataError: There are fewer than two episodes.
         """
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is {held_out}; give a share above 0 and below 1")
@@ -130,10 +132,11 @@ class ReplaySet:
         return ReplaySet(self.shards, self.episodes[~chosen]), ReplaySet(self.shards, self.episodes[chosen])
 
     def windows(self, episodes: Tensor, starts: Tensor, horizon: int) -> Windows:
-        """The windows of ``horizon`` steps that start at step ``starts [B]`` of ``episodes [B]``.
+        """Read windows of ``horizon`` steps that start at steps ``starts [B]`` of ``episodes [B]``.
 
         Raises:
-            IndexError: an episode or a window that is not there. DataError: damaged data.
+            IndexError: An episode or window does not exist.
+            DataError: The data are damaged.
         """
         batch = len(episodes)
         obs = torch.empty(batch, horizon + 1, self.observation_dim)
@@ -146,10 +149,10 @@ class ReplaySet:
         return Windows(obs.transpose(0, 1).contiguous(), act.transpose(0, 1).contiguous(), rew.t()[..., None].contiguous(), task)
 
     def grid(self, horizon: int, stride: int) -> tuple[Tensor, Tensor]:
-        """Windows every ``stride`` steps of every episode, for an evaluation: episodes ``[B]`` and starts ``[B]`` int64.
+        """Return a window every ``stride`` steps of every episode, for evaluation: episodes ``[B]`` and starts ``[B]``, int64.
 
         Raises:
-            ValueError: a stride below 1, or windows longer than every episode.
+            ValueError: ``stride`` is below 1, or ``horizon`` exceeds every episode.
         """
         whole("stride", stride, 1)
         _check_horizon(self, horizon)
@@ -158,7 +161,7 @@ class ReplaySet:
         return episodes, starts
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each entry of the observations, ``[O]`` each, float64."""
+        """Return mean and standard deviation of each observation entry, ``[O]`` float64 each."""
         count, total, squares = (
             0,
             torch.zeros(self.observation_dim, dtype=torch.float64),
@@ -173,15 +176,15 @@ class ReplaySet:
 
 
 class ReplaySampler:
-    """Random windows, each as likely as any other; those of a step depend on (seed, step) alone, so a resumed run sees an unbroken one's.
+    """Draws windows uniformly; those of a step depend on (seed, step) alone, so that a resumed run sees the same windows.
 
     Args:
-        data: episodes.
-        horizon: H, steps a window.
-        seed: of the draws.
+        data: Episodes.
+        horizon: H, steps per window.
+        seed: Random seed of the draws.
 
     Raises:
-        ValueError: a horizon below 1, or above every episode's length.
+        ValueError: ``horizon`` is below 1 or exceeds every episode.
     """
 
     def __init__(self, data: ReplaySet, horizon: int, *, seed: int = 0) -> None:
@@ -191,11 +194,11 @@ class ReplaySampler:
         self._ends = (data.lengths() - horizon + 1).clamp_min(0).cumsum(0).numpy()
 
     def __len__(self) -> int:
-        """Windows in all."""
+        """Number of windows."""
         return int(self._ends[-1])
 
     def batch(self, step: int, size: int) -> Windows:
-        """The ``size`` windows of training step ``step``."""
+        """Draw the ``size`` windows of training step ``step``."""
         drawn = np.random.default_rng([self.seed, step]).integers(len(self), size=size)
         episodes = np.searchsorted(self._ends, drawn, side="right")
         starts = drawn - np.concatenate([[0], self._ends])[episodes]

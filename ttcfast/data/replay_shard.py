@@ -7,7 +7,7 @@ dict of tensors, with how they were made as JSON in ``meta``; the published ones
 package nor trust here: ``weights_only=True`` and stand-ins of our own take the tensors out. Both are mapped into memory, so opening one
 reads its directory and a window its own pages, as it would in HDF5.
 
-Source: facts/pwm-and-flow.md section 2.
+Source: the data sets MT30 and MT80 of TD-MPC2 (Hansen, Su and Wang, 2024).
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Episode:
 
 
 def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], parameters: Mapping[str, Any]) -> None:
-    """Write episodes of equal sizes as one shard, beside and renamed.
+    """Write episodes of equal sizes as one shard, atomically.
 
     Args:
-        path: the file to make, ``*.pt``.
-        episodes: at least one.
-        parameters: how they were made (JSON values), kept in the file and read back as ``ReplayShard.parameters``.
+        path: The file to write, ``*.pt``.
+        episodes: At least one.
+        parameters: How the episodes were made (JSON values), stored in the file and read back as ``ReplayShard.parameters``.
 
     Raises:
-        ValueError: no episode, sizes that differ, or values that are not finite.
-        OutputError: the place cannot be written or the disk is full.
+        ValueError: No episode, episodes of different sizes, or values that are not finite.
+        OutputError: The file cannot be written or the disk is full.
     """
     if not episodes:
         raise ValueError("episodes is empty; a shard holds at least one")
@@ -73,18 +73,20 @@ def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], param
 
 
 class ReplayShard:
-    """One shard, ours or TD-MPC2's; see the module. Nothing but the header is held, so it may be pickled and handed to workers.
+    """One shard, ours or TD-MPC2's; see the module. Only the header is held, so instances can be pickled for workers.
 
     Args:
-        path: the ``.pt`` file.
-        verify: compare the checksums that the file holds, which reads it once (1 to 2 GB/s).
+        path: The ``.pt`` file.
+        verify: Verify the checksums stored in the file, which reads it once (1 to 2 GB/s).
 
     Attributes:
-        length: T, steps an episode. observation_dim, action_dim: O and A.
-        parameters: how our collector made it (empty for other files).
+        length: T, steps per episode.
+        observation_dim: O, size of an observation.
+        action_dim: A, size of an action.
+        parameters: How ``ttcfast collect`` made the shard; empty for other files.
 
     Raises:
-        DataError: the file is missing, damaged, cut off, of another layout, or holds something other than tensors.
+        DataError: The file is missing, damaged, truncated, of another layout, or holds something other than tensors.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
@@ -101,21 +103,22 @@ class ReplayShard:
         self.parameters: dict[str, Any] = meta
 
     def __len__(self) -> int:
-        """Episodes."""
+        """Number of episodes."""
         return self._count
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None, "_process": -1}
 
     def tasks(self) -> Tensor:
-        """The number of each episode's task, ``[E]`` int64."""
+        """Return the task number of each episode, ``[E]`` int64."""
         return self._tensors()["task"][:, 1].long()
 
     def episode(self, i: int) -> Episode:
-        """Episode ``i``.
+        """Return episode ``i``.
 
         Raises:
-            IndexError: no such episode. DataError: it holds values that are not finite.
+            IndexError: There is no such episode.
+            DataError: It holds values that are not finite.
         """
         if not 0 <= i < len(self):
             raise IndexError(f"episode {i} of {len(self)} in {self.path}")
@@ -123,17 +126,19 @@ class ReplayShard:
         return Episode(obs[0], act[0], rew[0], int(task[0]))
 
     def windows(self, episodes: Tensor, starts: Tensor, horizon: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``horizon`` steps of each of B episodes.
+        """Read ``horizon`` steps of each of B episodes.
 
         Args:
-            episodes: ``[B]`` int64. starts: ``[B]`` int64, the step at which each window starts.
-            horizon: H.
+            episodes: ``[B]`` int64.
+            starts: First step of each window, ``[B]`` int64.
+            horizon: H, steps per window.
 
         Returns:
             ``obs [B, H+1, O]``, ``act [B, H, A]``, ``rew [B, H]``, float32, and ``task [B]`` int64.
 
         Raises:
-            IndexError: a window beyond its episode. DataError: values that are not finite.
+            IndexError: A window extends beyond its episode.
+            DataError: Values are not finite.
         """
         if starts.numel() and not (int(starts.min()) >= 0 and int(starts.max()) + horizon <= self.length):
             raise IndexError(

@@ -1,4 +1,4 @@
-"""Means and deviations of a data set's fields and of their changes from frame to frame, in The Well's ``stats.yaml``."""
+"""Means and standard deviations of fields and of their changes between frames, written as The Well's ``stats.yaml``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .trajectory_set import TrajectorySet
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per channel ``[C]`` float64: of the states, and of the differences between neighbouring frames."""
+    """Mean and standard deviation per channel, ``[C]`` float64, of the states and of the differences between consecutive frames."""
 
     mean: Tensor
     std: Tensor
@@ -28,11 +28,14 @@ class Statistics:
     delta_std: Tensor
 
     def require_variation(self, spec: StateSpec, where: str) -> None:
-        """Raise ``DataError`` for a channel that nothing can be divided by: constant, or the same change in every frame and cell.
+        """Require every channel to vary in space and in time, so that it can be normalised.
 
         Args:
-            spec: names the channels.
-            where: the data, for the message.
+            spec: Layout that names the channels.
+            where: Description of the data for the message.
+
+        Raises:
+            DataError: A channel is constant, or changes by the same amount in every frame and cell.
         """
         for what, mean, std in (("is constant", self.mean, self.std), ("does not change in time", self.delta_mean, self.delta_std)):
             # The sums are float64 and the data float32: a deviation below 1e-7 of the size is rounding.
@@ -46,7 +49,11 @@ class Statistics:
 
 
 def field_statistics(data: TrajectorySet | Sequence[str | os.PathLike[str]]) -> Statistics:
-    """Population statistics over all trajectories (or files in The Well's layout), frames and cells, one trajectory in memory at a time."""
+    """Compute population statistics over all trajectories, frames and cells, with one trajectory in memory at a time.
+
+    Args:
+        data: Trajectories, or paths of files in The Well's layout.
+    """
     chosen = data if isinstance(data, TrajectorySet) else TrajectorySet([TrajectoryFile(path) for path in data])
     sums: list[Tensor] = []
     for i in range(len(chosen)):
@@ -59,7 +66,7 @@ def field_statistics(data: TrajectorySet | Sequence[str | os.PathLike[str]]) -> 
 
 
 def write_statistics(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Statistics:
-    """Compute them for ``paths`` and write ``stats.yaml``: mean, std, rms and their _delta forms per field."""
+    """Compute the statistics of ``paths`` and write mean, std, rms and their ``_delta`` forms per field to ``out``."""
     found = field_statistics(paths)
     entries: dict[str, dict[str, float | list[float]]] = {}
     for prefix, mean, std in (("", found.mean, found.std), ("_delta", found.delta_mean, found.delta_std)):

@@ -1,4 +1,4 @@
-"""Symmetries of the Euler equations on a periodic square, for training on more than was computed."""
+"""Data augmentation by the symmetries of the Euler equations on a periodic square."""
 
 from __future__ import annotations
 

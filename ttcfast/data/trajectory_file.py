@@ -1,4 +1,4 @@
-"""Lazy reading of trajectory files in The Well's layout (Euler sets: density, energy, momentum), and finding them."""
+"""Lazy reading of trajectory files in The Well's layout (Euler sets: density, energy, momentum), and search for such files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FIELDS = (("t0_fields", "density"), ("t1_fields", "momentum"), ("t0_fields", "en
 
 
 class TrajectoryFile(TrajectoryReader):
-    """One HDF5 file in The Well's layout; see ``TrajectoryReader``.
+    """Reads one HDF5 file in The Well's layout; see ``TrajectoryReader``.
 
     ``file[i]`` is trajectory ``i`` as ``[T+1, C, *S]`` float32: density, momentum components, energy. The pressure that The Well's Euler
-    sets hold beside them is not read, since these determine it.
+    sets also store is not read, since the other fields determine it.
 
     Args:
         path: the ``.hdf5`` file.
@@ -45,7 +45,7 @@ class TrajectoryFile(TrajectoryReader):
         parameters: how our generator made it (empty for other files).
 
     Raises:
-        DataError: the file is missing, damaged, truncated, or of another layout; the message says what was found.
+        DataError: The file is missing, damaged, truncated or of another layout; the message says what was found.
 
     Source: docs/data_format.md of The Well (PolymathicAI).
     """
@@ -94,13 +94,13 @@ class TrajectoryFile(TrajectoryReader):
 
 
 def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None = None) -> tuple[Tensor, TrajectoryFile]:
-    """``count`` trajectories ``[N, T+1, C, *S]`` of files in The Well's layout, and the first file (for its spec and times).
+    """Read ``count`` trajectories ``[N, T+1, C, *S]`` of files in The Well's layout; also return the first file, for its spec and times.
 
-    They are taken from the files in turn, the first of each, then the second of each: a few stand for all. ``open_trajectories`` reads
-    other formats too, lazily, and files of different gamma.
+    Trajectories are taken in round-robin order: the first of each file, then the second of each. ``open_trajectories`` reads other
+    formats lazily, and files of different gamma.
 
     Raises:
-        DataError: no path, a file that cannot be read, fewer than ``count`` trajectories, files on different grids or of different gamma.
+        DataError: No path, an unreadable file, fewer than ``count`` trajectories, or files on different grids or of different gamma.
     """
     if not paths:
         raise DataError("no data file given; name at least one .hdf5 file or a folder that holds some")
@@ -110,10 +110,10 @@ def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None
 
 
 def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[Path]:
-    """The ``.hdf5`` files of a split: ``root`` itself when it is a file, else ``root[/data][/split]/*.hdf5``, sorted.
+    """Return the ``.hdf5`` files of a split: ``root`` itself if it is a file, else ``root[/data][/split]/*.hdf5``, sorted.
 
     Raises:
-        DataError: there are none.
+        DataError: There are none.
     """
     root = Path(root)
     if root.exists() and not root.is_dir():

@@ -1,4 +1,4 @@
-"""Trajectories of one or more files as one sequence, read lazily, in the channels that the user of them wants."""
+"""Trajectories of one or more files as one lazily read sequence, in any channel layout."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ _MOST = 2**26  # trajectories told apart in memory
 
 
 class TrajectorySet:
-    """Trajectories picked from files that share grid, times and physics (gamma may differ from one to the next).
+    """Trajectories from files that share grid, times and physics; gamma may differ between trajectories.
 
     Args:
-        files: at least one.
-        index: which trajectories, as (file, trajectory); None takes all, file after file. Held as ``Picks``.
-        layout: channels to read them in; None keeps the files' own. Its grid, gamma and boundary are not looked at.
+        files: At least one.
+        index: Pairs (file, trajectory); None takes all, file after file. Stored as ``Picks``.
+        layout: Channels in which to read; None keeps those of the files. Its grid, gamma and boundary are ignored.
 
     Attributes:
-        spec: layout on the files' grid; ``gamma`` a number, or float64 ``[N]`` where it differs between the trajectories picked.
-        times: ``[T+1]`` float64. shape: space dimensions. files: as given.
+        spec: Layout on the grid of the files; ``gamma`` is a number, or float64 ``[N]`` if it differs between the trajectories.
+        times: ``[T+1]`` float64.
+        shape: Cells per space dimension.
+        files: The files, as given.
 
     Raises:
-        DataError: no file, files that differ, or a ``layout`` that the files cannot be converted to.
+        DataError: No file, files that differ, or a ``layout`` to which they cannot be converted.
     """
 
     def __init__(
@@ -52,11 +54,11 @@ class TrajectorySet:
         return len(self.index)
 
     def __getitem__(self, i: int) -> Tensor:
-        """Trajectory ``i``, ``[T+1, C, *S]`` float32."""
+        """Return trajectory ``i``, ``[T+1, C, *S]`` float32."""
         return self.read(i)
 
     def read(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Frames ``start:stop`` of trajectory ``i``: ``[stop - start, C, *S]`` float32, physical units, channels as ``spec`` says."""
+        """Read frames ``start:stop`` of trajectory ``i`` as ``[stop - start, C, *S]`` float32, physical units, channels of ``spec``."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"trajectory {i} of {len(self)}")
         f, trajectory = self.index[i]
@@ -66,18 +68,18 @@ class TrajectorySet:
         return to_spec(states, self.files[f].spec.replace(gamma=self._gamma_of(f, trajectory)), self.layout)
 
     def stack(self) -> Tensor:
-        """All of them, ``[N, T+1, C, *S]``, in memory."""
+        """Read all trajectories into memory, ``[N, T+1, C, *S]``."""
         return torch.stack([self[i] for i in range(len(self))])
 
     def subset(self, picks: Iterable[int]) -> TrajectorySet:
-        """Some of them, in the order of ``picks``."""
+        """Return the trajectories at positions ``picks``, in that order."""
         return TrajectorySet(self.files, (self.index[i] for i in picks), self.layout)
 
     def first(self, count: int | None = None) -> TrajectorySet:
-        """``count`` of them, the first of each file, then the second of each: a few stand for all. None reorders all.
+        """Return ``count`` trajectories in round-robin order over the files, so that few represent all; None reorders all.
 
         Raises:
-            DataError: there are fewer, or ``count`` is below 1.
+            DataError: There are fewer, or ``count`` is below 1.
         """
         wanted = len(self) if count is None else count
         if wanted > len(self) or wanted < 1:
@@ -91,14 +93,14 @@ class TrajectorySet:
         return self.subset(self.index.in_turn(range(wanted)))
 
     def spread(self, count: int) -> TrajectorySet:
-        """At most ``count`` of them, evenly spaced in the order of ``first()``, so that every file has its share."""
+        """Return at most ``count`` trajectories, evenly spaced in the order of ``first()``, so that every file is represented."""
         last = len(self) - 1
         # Single precision, as ever, up to where it no longer tells neighbours apart.
         places = torch.linspace(0, last, min(count, len(self)), dtype=torch.float32 if last < 2**24 else torch.float64)
         return self.subset(self.index.in_turn(places.round().long().tolist()))
 
     def converted(self, layout: StateSpec) -> TrajectorySet:
-        """The same read in the channels of ``layout``; exactly itself where the files have them already."""
+        """Return the set read in the channels of ``layout``; the set itself if it has them already."""
         return self if same_channels(self.spec, layout) else TrajectorySet(self.files, self.index, layout)
 
     def close(self) -> None:

@@ -36,20 +36,20 @@ def write_well(
     parameters: Mapping[str, Any],
     compression: str | None = None,
 ) -> None:
-    """Write trajectories as one HDF5 file, beside and renamed. Fields and axes carry HDF5's checksums, the rest has ``header_checksum``.
+    """Write trajectories as one HDF5 file, atomically. HDF5 checksums cover fields and axes, ``header_checksum`` the rest.
 
     Args:
-        path: the file to make.
-        trajectories: ``[B, T, C, *S]`` conserved states in the layout of ``spec``, on the unit square; stored as float32.
-        times: ``[T]`` instants.
-        spec: names the channels; ``gamma`` is stored as a constant scalar.
-        dataset_name: root attribute.
+        path: The file to write.
+        trajectories: Conserved states ``[B, T, C, *S]`` in the layout of ``spec``, on the unit square; stored as float32.
+        times: Times of the frames, ``[T]``.
+        spec: Layout of the channels; ``gamma`` is stored as a constant scalar.
+        dataset_name: Root attribute.
         boundary: ``"periodic"``, ``"outflow"`` or ``"reflecting"`` per axis.
-        parameters: how the data were made; kept as JSON in the root attribute ``simulation_parameters``.
+        parameters: How the data were made, stored as JSON in the root attribute ``simulation_parameters``.
         compression: HDF5 filter; None reads fastest.
 
     Raises:
-        OutputError: the place cannot be written or the disk is full.
+        OutputError: The file cannot be written or the disk is full.
     """
     spec.check_state("trajectories", trajectories, channel_axis=2)
     array = trajectories.detach().cpu().float().numpy()
@@ -82,10 +82,10 @@ def write_well(
 
 
 def header_checksum(file: h5py.File) -> np.uint32:
-    """CRC-32 of all that a file holds beside its fields: names, shapes, attributes (but its own), axes and scalars.
+    """Return the CRC-32 of everything in a file except its fields: names, shapes, attributes (except this one), axes and scalars.
 
-    HDF5's checksums do not cover these, or cover them where they lie and not what they are. One thing is out of reach: HDF5's heap of texts
-    has no checksum, and HDF5 may go round in circles in a damaged one before it hands out what it holds.
+    HDF5's checksums do not cover these, or only their place in the file. HDF5's heap of strings remains uncovered: it has no checksum, and
+    HDF5 may loop in a damaged one before it returns a value.
     """
     total = _crc({k: v for k, v in file.attrs.items() if k != CHECKSUM}, 0)
     names: list[str] = []

@@ -13,7 +13,7 @@ KINDS = ("periodic", "outflow", "reflecting")
 
 
 def per_axis(boundary: str | Sequence[str], ndim: int) -> tuple[str, ...]:
-    """One boundary kind per space axis, checked."""
+    """Return one boundary kind per space axis; ``ValueError`` for an unknown kind or a wrong number of them."""
     kinds = (boundary,) * ndim if isinstance(boundary, str) else tuple(boundary)
     if len(kinds) != ndim:
         raise ValueError(f"boundary names {len(kinds)} axes {kinds}; the state has {ndim}: give one kind or {ndim} of them")
@@ -25,7 +25,12 @@ def per_axis(boundary: str | Sequence[str], ndim: int) -> tuple[str, ...]:
 def pad(field: Tensor, axis: int, kind: str, *, odd: bool, width: int = 2) -> Tensor:
     """Extend one field by ``width`` ghost cells on both ends of ``axis``.
 
-    ``odd`` marks the velocity component normal to the wall, which changes sign in a reflecting wall's ghost cells.
+    Args:
+        field: Any field; ``axis`` is one of its space axes.
+        axis: The axis to extend.
+        kind: ``"periodic"``, ``"outflow"`` or ``"reflecting"``.
+        odd: Whether the field is the velocity normal to the wall, whose sign flips in the ghost cells of a reflecting wall.
+        width: Number of ghost cells per end.
     """
     n = field.shape[axis]
     if kind == "periodic":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def primitive_parts(u: Tensor, gamma: float | Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Density, velocity components and pressure of conserved states ``[N, d+2, *S]``; each ``[N, *S]``.
+    """Return density, velocity components and pressure, each ``[N, *S]``, of conserved states ``[N, d+2, *S]``.
 
     ``gamma`` broadcasts against ``[N, *S]``. Nothing is clamped: a negative density or pressure is returned as it is.
     """
@@ -18,24 +18,24 @@ def primitive_parts(u: Tensor, gamma: float | Tensor) -> tuple[Tensor, list[Tens
 
 
 def conserved(rho: Tensor, velocity: list[Tensor], pressure: Tensor, gamma: float | Tensor) -> Tensor:
-    """Conserved states ``[N, d+2, *S]`` from density, velocity components and pressure, each ``[N, *S]``."""
+    """Return conserved states ``[N, d+2, *S]`` from density, velocity components and pressure, each ``[N, *S]``."""
     energy = pressure / (gamma - 1.0) + 0.5 * rho * sum(v * v for v in velocity)
     return torch.stack([rho, *(rho * v for v in velocity), energy], dim=1)
 
 
 def to_primitive(u: Tensor, gamma: float | Tensor = 1.4) -> Tensor:
-    """Conserved ``[N, d+2, *S]`` -> primitive ``[N, d+2, *S]`` (rho, velocity, p); ``gamma`` a number or ``[N]``."""
+    """Convert conserved states ``[N, d+2, *S]`` to primitive ones (rho, velocity, p); ``gamma`` is a number or ``[N]``."""
     rho, velocity, pressure = primitive_parts(u, gamma_field(gamma, u))
     return torch.stack([rho, *velocity, pressure], dim=1)
 
 
 def to_conserved(w: Tensor, gamma: float | Tensor = 1.4) -> Tensor:
-    """Primitive ``[N, d+2, *S]`` -> conserved ``[N, d+2, *S]`` (rho, momentum, E); ``gamma`` a number or ``[N]``."""
+    """Convert primitive states ``[N, d+2, *S]`` to conserved ones (rho, momentum, E); ``gamma`` is a number or ``[N]``."""
     return conserved(w[:, 0], list(w[:, 1:-1].unbind(1)), w[:, -1], gamma_field(gamma, w))
 
 
 def gamma_field(gamma: float | Tensor, u: Tensor) -> float | Tensor:
-    """``gamma`` shaped to broadcast over ``[N, *S]`` for states ``u [N, C, *S]``."""
+    """Return ``gamma`` shaped to broadcast over ``[N, *S]``, for states ``u [N, C, *S]``."""
     if not torch.is_tensor(gamma) or gamma.ndim == 0:
         return gamma
     if gamma.shape[0] not in (1, u.shape[0]):

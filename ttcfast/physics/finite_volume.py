@@ -16,14 +16,14 @@ Gamma = float | Tensor
 
 
 def limited_slope(below: Tensor, above: Tensor) -> Tensor:
-    """Monotonised-central slope of two one-sided differences: face values stay between the neighbours, so positive stays positive."""
+    """Return the monotonised-central slope of two one-sided differences, which keeps face values between those of the neighbours."""
     central = 0.5 * (below + above)
     size = torch.minimum(central.abs(), 2.0 * torch.minimum(below.abs(), above.abs()))
     return torch.where(below * above > 0, torch.copysign(size, central), torch.zeros_like(central))
 
 
 def face_states(field: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Left and right values at the n+1 faces of a field with two ghost cells at both ends of ``axis``."""
+    """Reconstruct left and right values at the n+1 faces of a field with two ghost cells at both ends of ``axis``."""
     n = field.shape[axis] - 4
     difference = field.narrow(axis, 1, n + 3) - field.narrow(axis, 0, n + 3)
     half = 0.5 * limited_slope(difference.narrow(axis, 0, n + 2), difference.narrow(axis, 1, n + 2))
@@ -32,7 +32,7 @@ def face_states(field: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def hllc(left: list[Tensor], right: list[Tensor], normal: int, gamma: Gamma) -> list[Tensor]:
-    """Flux of (rho, momentum..., E) through faces with normal axis ``normal``, from primitives (rho, velocity..., p)."""
+    """Return the flux of (rho, momentum..., E) through faces normal to axis ``normal``, from primitives (rho, velocity..., p)."""
     rho_l, u_l, p_l = left[0], left[1 + normal], left[-1]
     rho_r, u_r, p_r = right[0], right[1 + normal], right[-1]
     c_l, c_r = torch.sqrt(gamma * p_l / rho_l), torch.sqrt(gamma * p_r / rho_r)
@@ -59,7 +59,7 @@ def hllc(left: list[Tensor], right: list[Tensor], normal: int, gamma: Gamma) -> 
 
 
 def rate_of_change(u: Tensor, gamma: Gamma, cells_per_length: tuple[float, ...], boundary: tuple[str, ...]) -> Tensor:
-    """dU/dt ``[N, d+2, *S]`` of conserved states by differences of face fluxes: sums to zero on a periodic domain."""
+    """Return dU/dt ``[N, d+2, *S]`` of conserved states from face fluxes; it sums to zero on a periodic domain."""
     rho, velocity, pressure = primitive_parts(u, gamma)
     fields = [rho, *velocity, pressure]
     total: list[Tensor] | None = None
@@ -75,7 +75,7 @@ def rate_of_change(u: Tensor, gamma: Gamma, cells_per_length: tuple[float, ...],
 
 
 def fastest_rate(u: Tensor, gamma: Gamma, cells_per_length: tuple[float, ...]) -> Tensor:
-    """max over cells of sum over axes (|u_d| + c) / dx_d, per problem ``[N]``: its inverse is the unsplit stability limit."""
+    """Return max over cells of sum_d (|u_d| + c) / dx_d per problem, ``[N]``; its inverse is the unsplit stability limit."""
     rho, velocity, pressure = primitive_parts(u, gamma)
     sound = torch.sqrt(gamma * pressure / rho)
     rate = sum((v.abs() + sound) * per for v, per in zip(velocity, cells_per_length, strict=True))
@@ -86,9 +86,9 @@ def fastest_rate(u: Tensor, gamma: Gamma, cells_per_length: tuple[float, ...]) -
 def ssp_rk2_step(
     u: Tensor, remaining: Tensor, cfl: float, gamma: Gamma, cells_per_length: tuple[float, ...], boundary: tuple[str, ...]
 ) -> tuple[Tensor, Tensor]:
-    """One strong-stability-preserving Runge-Kutta step, each problem with its own dt <= ``remaining [N]``; returns (u, dt).
+    """Take one strong-stability-preserving Runge-Kutta step with a separate dt <= ``remaining [N]`` per problem; return (u, dt).
 
-    A problem with nothing remaining takes dt = 0 and is returned bit for bit.
+    A problem with no time remaining takes dt = 0 and is returned bit for bit.
     """
     dt = torch.minimum(cfl / fastest_rate(u, gamma, cells_per_length), remaining)
     step = dt.reshape(-1, *[1] * (u.ndim - 1))

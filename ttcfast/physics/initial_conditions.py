@@ -1,8 +1,9 @@
-"""Named initial conditions for the compressible Euler equations, in the style of PDEGym (never its data: DECISIONS 15).
+"""Named initial conditions for the compressible Euler equations, in the style of PDEGym.
 
 Every function is ``f(n, grid, *, seed, first=0, gamma=1.4, **ranges) -> conserved [n, C, *S]`` in float64 on the unit square (or
 cube), sampled at cell centres. Problem ``i`` depends on ``(seed, first + i)`` and the ranges alone, so a set may be made in any pieces.
-The default ranges are those that summaries of the Poseidon appendix (arXiv:2405.19101) give, unless the docstring says otherwise.
+Default ranges follow the appendix of Poseidon (Herde et al., 2024, arXiv:2405.19101) unless a docstring states otherwise. Why the data are
+our own: ``docs/design/decisions.md ("Simulators and data")``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The finite-volume solver behind our data: batched compressible Euler, each problem with its own time step."""
+"""Batched finite-volume solver of the compressible Euler equations, with a separate time step per problem."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ Step = Callable[..., tuple[Tensor, Tensor]]
 
 
 class SolverError(UserError):
-    """The solution lost positivity or finiteness; the message says when and in which problem."""
+    """Raised when a solution is no longer positive and finite; the message gives the time and the problems."""
 
 
 class EulerSolver:
-    """Compressible Euler equations of an ideal gas: MUSCL (monotonised central), HLLC, SSP-RK2.
+    """Solves the compressible Euler equations of an ideal gas by MUSCL (monotonised central), HLLC and SSP-RK2.
+
+    The scheme conserves to round-off on periodic domains (face fluxes telescope). Extra channels are refused, as they are not advected.
+    The papers are cited in ``ttcfast/physics/finite_volume.py``.
 
     Args:
-        spec: layout, ``variables="conserved"``; its ``gamma`` may differ per problem. 1 to 3 space dimensions, as many
-            momentum components as dimensions.
-        boundary: ``"periodic"``, ``"outflow"``, ``"reflecting"``, or one of them per axis.
-        cfl: dt = cfl / max_cells sum_d (|u_d| + c) / dx_d; in (0, 1), positivity is safe up to 0.5.
-        dtype: float32 or float64; states are cast to it and returned in it.
-        extent: length of the domain, a number or one per axis.
-        compile: True or False, or None: compile where the work repays the compiler's 40 s and a C++ compiler is there.
-
-    Conservative to round-off on periodic domains (face fluxes telescope). Extra channels are not advected and refused.
+        spec: Layout with ``variables="conserved"``, 1 to 3 space dimensions and one momentum component per dimension; ``gamma`` may
+            differ per problem.
+        boundary: ``"periodic"``, ``"outflow"`` or ``"reflecting"``, or one of them per axis.
+        cfl: CFL number in (0, 1), dt = cfl / max_cells sum_d (|u_d| + c) / dx_d; positivity is safe up to 0.5.
+        dtype: float32 or float64, the precision of computation and result.
+        extent: Length of the domain, or one length per axis.
+        compile: Whether to compile the step; None compiles if the work repays the compiler's 40 s and a C++ compiler is available.
 
     Raises:
-        ValueError: primitive layout, wrong channel count, unknown boundary, cfl or dtype out of range.
-        SolverError: density or pressure stopped being positive or finite.
-
-    Source: ttcfast/physics/finite_volume.py names the papers.
+        ValueError: The layout is primitive or has other channels, or boundary, cfl or dtype are not supported.
+        SolverError: Density or pressure is no longer positive and finite.
     """
 
     def __init__(
@@ -80,14 +79,14 @@ class EulerSolver:
 
     @torch.no_grad()
     def rollout(self, u0: Tensor, times: Tensor | Sequence[float]) -> Tensor:
-        """Advance conserved states from time 0 and record them.
+        """Advance conserved states from time 0 and record them at ``times``.
 
         Args:
-            u0: ``[N, C, *S]`` conserved states at time 0, any device; every axis at least 4 cells.
-            times: ``[T]`` ascending times >= 0, in the unit of extent / velocity.
+            u0: Conserved states ``[N, C, *S]`` at time 0, on any device, with at least 4 cells per axis.
+            times: Ascending times ``[T]`` >= 0, in units of extent / velocity.
 
         Returns:
-            ``[N, T, C, *S]`` in ``dtype``, on the device of ``u0``. The result for a problem does not depend on the others in the batch.
+            ``[N, T, C, *S]`` in ``dtype``, on the device of ``u0``. The result of a problem does not depend on the rest of the batch.
         """
         self.spec.check_state("u0", u0, channel_axis=1)
         if u0.shape[1] != len(self._order):
@@ -144,7 +143,7 @@ class EulerSolver:
 
 
 def can_compile(device: str) -> bool:
-    """Whether torch.compile has what it needs: a C++ compiler on the CPU, Triton on a GPU."""
+    """Return whether torch.compile can run on a device: it needs a C++ compiler on the CPU and Triton on a GPU."""
     return shutil.which("g++") is not None if device == "cpu" else importlib.util.find_spec("triton") is not None
 
 
