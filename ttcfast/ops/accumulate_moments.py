@@ -13,7 +13,7 @@ from .registry import Backend, Reason, choose, register, triton_available, trito
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of GradDType in csrc/accumulate_moments.h
+DTYPES = native.DTYPES
 
 
 def accumulate_moments(
@@ -138,13 +138,13 @@ def accumulate_moments_ref(grads: Sequence[Tensor], totals: Sequence[Tensor], ze
 
 def _accumulate_moments_cpu(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, addresses: list[int]) -> Tensor:
     result = native.module().accumulate_moments(
-        DTYPES.index(grads[0].dtype),
-        DTYPES.index(totals[0].dtype if totals else grads[0].dtype),
+        native.code(grads[0].dtype),
+        native.code(totals[0].dtype if totals else grads[0].dtype),
         addresses[len(totals) :],
         addresses[: len(totals)],
         [grad.numel() for grad in grads],
         zero_grads,
-        torch.get_num_threads(),
+        *native.threads_and_level(),
     )
     return torch.tensor(result, dtype=torch.float64)
 

@@ -107,7 +107,7 @@ def _add_noise_cpu(call: Call) -> Tensor:
     rows, out = call.rows.contiguous(), call.empty()
     x, sizes, strides = keyed.grid(call.x)
     native.module().add_noise(
-        keyed.DTYPES.index(x.dtype),
+        native.code(x.dtype),
         out.data_ptr(),
         x.data_ptr(),
         [x.stride(0), *sizes, *strides],

@@ -231,10 +231,10 @@ def _strides(x: Tensor, lead: int) -> list[int]:
 def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
     out = _outputs(call)
     parameters = _parameters(call)
-    gammas, volumes, mask, values = (0 if t is None else t.data_ptr() for t in parameters)
+    gammas, volumes, mask, values = native.addresses(*parameters)
     n_stride, *state_strides = _strides(call.state, 2)
     native.module().arm(
-        DTYPES.index(call.state.dtype),
+        native.code(call.state.dtype),
         _sizes(call.candidates, 3),
         call.state.data_ptr(),
         [n_stride, 0, *state_strides],
@@ -254,9 +254,8 @@ def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
         call.primitive,
         MOMENTA.index(call.mode),
         call.weights,
-        torch.get_num_threads(),
-        native.cpu_level(),
-        [t.data_ptr() for t in out],
+        native.addresses(*out),
+        *native.threads_and_level(),
     )
     return out
 

@@ -130,16 +130,14 @@ def fill_reference(base: Tensor | None, first: Tensor, second: Tensor | None, st
 
 def fill_cpu(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, out: Tensor) -> None:
     native.module().heun(
-        first.dtype == torch.float64,
+        native.code(first.dtype),
         first.numel(),
-        0 if base is None else base.data_ptr(),
-        first.data_ptr(),
-        0 if second is None else second.data_ptr(),
+        *native.addresses(base, first, second),
         step,
         ratio,
         group,
         out.data_ptr(),
-        torch.get_num_threads(),
+        *native.threads_and_level(),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
+from . import native
 from .arguments import dense
 from .registry import Reason, triton_device
 
@@ -173,7 +174,7 @@ def triton_supports(call: Any) -> Reason:
 
 def native_rows(rows: Tensor, stream: Tensor, site: int, antithetic: bool, elements: int) -> tuple[Any, ...]:
     """The last arguments of the extension's functions. ``rows`` is contiguous and outlives the call."""
-    return rows.data_ptr(), [rows.shape[0], elements], stream.data_ptr(), site, antithetic, torch.get_num_threads(), ""
+    return rows.data_ptr(), [rows.shape[0], elements], stream.data_ptr(), site, antithetic, *native.threads_and_level()
 
 
 def grid(x: Tensor) -> tuple[Tensor, list[int], list[int]]:

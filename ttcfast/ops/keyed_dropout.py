@@ -109,7 +109,7 @@ def _keyed_dropout_cpu(call: Call) -> Tensor:
     rows, out = call.rows.contiguous(), call.empty()
     x, sizes, strides = keyed.grid(call.x)
     native.module().keyed_dropout(
-        keyed.DTYPES.index(x.dtype),
+        native.code(x.dtype),
         out.data_ptr(),
         x.data_ptr(),
         [x.stride(0), *sizes, *strides],

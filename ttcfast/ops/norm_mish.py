@@ -134,12 +134,11 @@ def fill_backward_reference(grad: Tensor, x: Tensor, rows: Tensor | None, layer:
         out.shift.copy_(inner.reshape(-1, x.shape[-1]).sum(0))
 
 
-def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[bool, int, int, list[int], float, int]:
+def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[Any, ...]:
     """The arguments that both native functions begin with."""
     width = x.shape[-1]
-    tensors = (x, rows, *layer[:3])
-    pointers = [0 if t is None else t.data_ptr() for t in tensors]
-    return x.dtype == torch.float64, x.numel() // width, width, pointers, layer.eps, torch.get_num_threads()
+    pointers = native.addresses(x, rows, *layer[:3])
+    return native.code(x.dtype), x.numel() // width, width, pointers, layer.eps, *native.threads_and_level()
 
 
 def fill_cpu(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:
@@ -147,8 +146,7 @@ def fill_cpu(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Ten
 
 
 def fill_backward_cpu(grad: Tensor, x: Tensor, rows: Tensor | None, layer: Layer, stats: Tensor, out: Gradients) -> None:
-    pointers = [0 if t is None else t.data_ptr() for t in out]
-    native.module().norm_mish_backward(*_native_call(x, rows, layer), grad.data_ptr(), stats.data_ptr(), pointers)
+    native.module().norm_mish_backward(*_native_call(x, rows, layer), grad.data_ptr(), stats.data_ptr(), native.addresses(*out))
 
 
 def fill_triton(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:

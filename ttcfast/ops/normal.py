@@ -97,7 +97,7 @@ def normal_ref(call: Call) -> Tensor:
 def _normal_cpu(call: Call) -> Tensor:
     rows, out = call.rows.contiguous(), call.empty()
     native.module().normal(
-        keyed.DTYPES.index(call.dtype), out.data_ptr(), *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements)
+        native.code(call.dtype), out.data_ptr(), *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements)
     )
     return out
 

@@ -13,7 +13,7 @@ from .registry import Backend, Reason, choose, register, yes
 
 _lib = torch.library.Library("ttcfast", "FRAGMENT")
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = native.DTYPES
 MOST_CUDA_K, MOST_CUDA_COLUMNS = 2048, 2**30  # kMostCudaK and kMostCudaColumns of csrc/topk.h
 
 
@@ -106,7 +106,7 @@ def best_positions(call: Call) -> Tensor:
 
 def _topk_cpu(call: Call) -> tuple[Tensor, Tensor]:
     out = call.empty()
-    native.module().topk(*_native_arguments(call, out), torch.get_num_threads(), native.cpu_level())
+    native.module().topk(*_native_arguments(call, out), *native.threads_and_level())
     return out
 
 
@@ -115,7 +115,7 @@ def _native_arguments(call: Call, out: tuple[Tensor, Tensor]) -> tuple[Any, ...]
     scores, k, ids = call
     named = (0, (0, 0)) if ids is None else (ids.data_ptr(), ids.stride())
     sizes = (*scores.shape, k)
-    return DTYPES.index(scores.dtype), sizes, scores.data_ptr(), scores.stride(), *named, tuple(t.data_ptr() for t in out)
+    return native.code(scores.dtype), sizes, scores.data_ptr(), scores.stride(), *named, native.addresses(*out)
 
 
 def _topk_cuda(call: Call) -> tuple[Tensor, Tensor]:
