@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.ops.arm_problems import DTYPES, KINDS, MODES, SCALES, WEIGHTS, on, problem, spec_of, with_parameters
 from tests.tolerances import GRADIENTS, assert_within
 from ttcfast.ops import arm_ref
-from ttcfast.ops.arm import arm
+from ttcfast.ops.arm import arm, flatten
 from ttcfast.spec import StateSpec
 
 
@@ -34,12 +34,7 @@ def test_gradient_is_that_of_the_reference(backend, device, dtype):
     for kind in KINDS:
         spec = with_parameters(spec_of(kind, 2, 2), (5, 6), spec_of(kind, 2, 2).num_channels + 1, 2)
         state, candidates = problem(spec, (5, 6), dtype)
-        call = arm_ref.Call(
-            *(state.double(), candidates.double().requires_grad_(), spec.gamma, 1.0, spec.cell_volume, 1.0, spec.boundary_mask),
-            *(spec.boundary_value, 0.0, spec.density, list(spec.momentum), -1 if spec.energy is None else spec.energy),
-            *(-1 if spec.pressure is None else spec.pressure, spec.variables == "primitive", "norm", "relative"),
-            [1.0, 0.5, 2.0, 0.3, 0.7],
-        )
+        call = flatten(state.double(), candidates.double().requires_grad_(), spec, WEIGHTS, "norm", "relative")
         (expected,) = torch.autograd.grad(arm_ref.arm_ref(call)[0].sum(), call.candidates)
         c = candidates.to(device).requires_grad_()
         arm(state.to(device), c, on(spec, device), WEIGHTS, momentum="norm", scale="relative", backend=backend).score.sum().backward()
@@ -61,17 +56,15 @@ def test_bad_candidate_has_no_gradient_and_leaves_the_others_theirs(backend, dev
 def test_opcheck(backend, device, kind, dtype):
     spec = on(with_parameters(spec_of(kind, 2, 2), (4, 5), spec_of(kind, 2, 2).num_channels + 1, 2), device)
     state, candidates = (x.to(device) for x in problem(spec, (4, 5), dtype))
-    full = (spec.gamma, 1.0, spec.cell_volume, 1.0, spec.boundary_mask, spec.boundary_value, 0.0)
-    plain = (None, 1.4, None, 0.1, None, None, 0.0)
-    energy, pressure = (-1 if c is None else c for c in (spec.energy, spec.pressure))
-    rest = (spec.density, list(spec.momentum), energy, pressure, spec.variables == "primitive", "norm", "relative", [1.0] * 5, backend)
+    plain = spec.replace(gamma=1.4, cell_volume=0.1, boundary_mask=None, boundary_value=None)
+    full, plain = ((*flatten(state, candidates, s, WEIGHTS, "norm", "relative"), backend) for s in (spec, plain))
     registered = ("test_schema", "test_autograd_registration", "test_faketensor")  # the fourth, tracing, is dear
     for parameters in (full, plain):
-        torch.library.opcheck(torch.ops.ttcfast.arm.default, (state, candidates, *parameters, *rest), test_utils=registered)
+        torch.library.opcheck(torch.ops.ttcfast.arm.default, parameters, test_utils=registered)
     # Traced with gradients, each kind on one backend: the backward pass is the same on all.
     if KINDS.index(kind) % 2 == (backend == "reference"):
         parameters = full if KINDS.index(kind) < 2 else plain
-        torch.library.opcheck(torch.ops.ttcfast.arm.default, (state, candidates.requires_grad_(), *parameters, *rest))
+        torch.library.opcheck(torch.ops.ttcfast.arm.default, (state, candidates.requires_grad_(), *parameters[2:]))
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])

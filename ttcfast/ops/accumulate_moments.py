@@ -9,9 +9,8 @@ from torch import Tensor
 
 from . import native, overlap, transforms
 from .arguments import of_type
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .define import LIBRARY, define
+from .registry import Backend, Reason, choose, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = native.DTYPES
 
@@ -64,7 +63,8 @@ def accumulate_moments(
     if not len(grads):
         raise ValueError("grads is empty; give at least one gradient")
     op = torch.ops.ttcfast.accumulate_moments
-    return (op.zero_grads if zero_grads else op.default)(grads, totals or [], backend)
+    result: Tensor = (op.zero_grads if zero_grads else op.default)(grads, totals or [], backend)
+    return result
 
 
 def check(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
@@ -152,7 +152,8 @@ def _accumulate_moments_cpu(grads: Sequence[Tensor], totals: Sequence[Tensor], z
 def _accumulate_moments_triton(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, addresses: list[int]) -> Tensor:
     from ttcfast.kernels import accumulate_moments as kernels
 
-    return kernels.launch(grads, totals, zero_grads, addresses)
+    result: Tensor = kernels.launch(grads, totals, zero_grads, addresses)
+    return result
 
 
 def _packed_alike(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
@@ -182,9 +183,7 @@ def _packed(tensor: Tensor) -> bool:
 
 
 def _cpu_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
-    if grads[0].device.type != "cpu":
-        return f"the tensors are on {grads[0].device}; the C++ path reads host memory"
-    return _packed_alike(grads, totals)
+    return cpu_device(grads[0]) or _packed_alike(grads, totals)
 
 
 def _triton_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
@@ -201,10 +200,6 @@ BACKENDS = register(
     ],
 )
 
-# Two overloads, so that the schema of each says exactly what is written.
-_lib.define("accumulate_moments(Tensor[] grads, Tensor(a!)[] totals, str backend) -> Tensor")
-_lib.define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] totals, str backend) -> Tensor")
-
 
 def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_grads: bool = False) -> Tensor:
     if transforms.has_tangent([grads, totals]):
@@ -218,7 +213,8 @@ def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_g
             raise RuntimeError("an inference tensor cannot be changed outside torch.inference_mode(); clone() it first")
         for tensor in written:  # older versions of torch take no list here
             torch.autograd.graph.increment_version(tensor)
-    return chosen.run(grads, totals, zero_grads, addresses)
+    result: Tensor = chosen.run(grads, totals, zero_grads, addresses)
+    return result
 
 
 def _run_and_zero(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Tensor:
@@ -230,8 +226,8 @@ def _fake(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Te
     return torch.empty((), dtype=torch.float64, device=grads[0].device)
 
 
-for _name, _function in (("accumulate_moments", _run), ("accumulate_moments.zero_grads", _run_and_zero)):
-    for _key in ("CPU", "CUDA"):
-        _lib.impl(_name, _function, _key)
-    torch.library.register_fake(f"ttcfast::{_name}", _fake, lib=_lib)
-    transforms.register(_lib, _name, transforms.refuse("accumulate_moments"))
+# Two overloads, so that the schema of each says exactly what is written.
+define("accumulate_moments(Tensor[] grads, Tensor(a!)[] totals, str backend) -> Tensor", _run, _fake)
+define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] totals, str backend) -> Tensor", _run_and_zero, _fake)
+for _name in ("accumulate_moments", "accumulate_moments.zero_grads"):
+    transforms.register(LIBRARY, _name, transforms.refuse("accumulate_moments"))

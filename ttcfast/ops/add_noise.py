@@ -10,11 +10,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native, transforms
+from . import define, keyed, native, transforms
 from .arguments import dense
-from .registry import Backend, choose, register, triton_available, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 
 def add_noise(
@@ -56,7 +53,8 @@ def add_noise(
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
     transforms.constant("sigma", sigma)
-    return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
+    result: Tensor = torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
+    return result
 
 
 class Call(NamedTuple):
@@ -127,47 +125,18 @@ def _add_noise_triton(call: Call) -> Tensor:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
-BACKENDS = register(
-    "add_noise",
-    [
-        Backend("cpu", native.available, keyed.cpu_supports, _add_noise_cpu),
-        Backend("triton", triton_available, keyed.triton_supports, _add_noise_triton),
-        Backend("reference", yes, yes, add_noise_ref),
-    ],
-)
-
-_lib.define("add_noise(Tensor x, Tensor rows, Tensor stream, SymInt site, SymInt B, float sigma, bool antithetic, str backend) -> Tensor")
-
-
-def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, B, sigma, antithetic)
-    check(call)
-    chosen = choose("add_noise", BACKENDS, backend, call)
-    if chosen.name != "cpu":
-        keyed.check_row_values(call.rows)
-    return chosen.run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("add_noise", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::add_noise", lib=_lib)
-def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, B, sigma, antithetic)
-    check(call)
-    return call.empty()
-
-
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad.sum(1), *[None] * 7)
 
 
-def _definition(*args: Any) -> Tensor:
-    call = Call(*args)
-    check(call)
-    return add_noise_ref(call)
-
-
-transforms.register(_lib, "add_noise", _definition, backward=_backward, policy=transforms.halves_as_floats)
+define.define_call(
+    "add_noise",
+    Call,
+    "Tensor",
+    check=check,
+    backends=keyed.backends("add_noise", _add_noise_cpu, _add_noise_triton, add_noise_ref),
+    empty=Call.empty,
+    definition=add_noise_ref,
+    backward=_backward,
+    policy=transforms.halves_as_floats,
+)

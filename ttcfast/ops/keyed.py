@@ -10,6 +10,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,13 +18,12 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import native
+from . import define, native
 from .arguments import dense
-from .registry import Reason, triton_device
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+Run = Callable[[Any], Tensor]
 MOST_ELEMENTS = 2**34  # of a row: the counter holds element // 4 in 32 bits
 LOW = 0xFFFFFFFF
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
@@ -46,7 +46,9 @@ def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tenso
         ValueError: seed or step is out of range.
     """
     if torch.compiler.is_compiling():
-        return torch.ops.ttcfast.stream(seed, step, torch.device(device))  # seed and step stay symbols: no graph is made anew for a step
+        # Seed and step stay symbols: a new step needs no new graph.
+        stream: Tensor = torch.ops.ttcfast.stream(seed, step, torch.device(device))
+        return stream
     return _stream(seed, step, torch.device(device))
 
 
@@ -83,7 +85,7 @@ def words_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic
     candidate = candidate - opposite.to(torch.int64)
     group = torch.arange((elements + 3) // 4, device=rows.device)
     counter = (group & LOW, candidate & LOW, _shifted(candidate, 32), problem & LOW)
-    words = torch.stack(torch.broadcast_tensors(*philox(counter, philox_key(stream, site))), -1)
+    words = torch.stack(philox(counter, philox_key(stream, site)), -1)
     return words.flatten(1), opposite
 
 
@@ -163,13 +165,24 @@ def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
         raise ValueError(f"a row has {elements} elements; at most 2**34 can be numbered, so split it over sites")
 
 
-def cpu_supports(call: Any) -> Reason:
-    device = call.rows.device
-    return None if device.type == "cpu" else f"the tensors are on {device}; the C++ path reads host memory"
+def backends(op: str, cpu: Run, triton: Run, reference: Run) -> tuple[Backend, ...]:
+    """Register the implementations of a keyed operation; the C++ one looks at the numbers in rows by itself."""
 
+    def checked(run: Run) -> Run:
+        def checking(call: Any) -> Tensor:
+            check_row_values(call.rows)
+            return run(call)
 
-def triton_supports(call: Any) -> Reason:
-    return triton_device(call.rows.device.type)
+        return checking
+
+    return register(
+        op,
+        [
+            Backend("cpu", native.available, lambda call: cpu_device(call.rows), cpu),
+            Backend("triton", triton_available, lambda call: triton_device(call.rows.device.type), checked(triton)),
+            Backend("reference", yes, yes, checked(reference)),
+        ],
+    )
 
 
 def native_rows(rows: Tensor, stream: Tensor, site: int, antithetic: bool, elements: int) -> tuple[Any, ...]:
@@ -222,18 +235,14 @@ def _in_range(name: str, value: int, end: int) -> None:
         raise ValueError(f"{name} is {value!r}; give a whole number from 0 to {end - 1}")
 
 
-_lib.define("stream(SymInt seed, SymInt step, Device device) -> Tensor")
-
-
 def _stream(seed: int, step: int, device: torch.device) -> Tensor:
     _in_range("seed", seed, 2**63)
     _in_range("step", step, 2**63)
     return torch.full((1,), mixed(seed, step), dtype=torch.int64, device=device)
 
 
-_lib.impl("stream", _stream, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("ttcfast::stream", lib=_lib)
 def _fake_stream(seed: int, step: int, device: torch.device) -> Tensor:
     return torch.empty((1,), dtype=torch.int64, device=device)
+
+
+define.define("stream(SymInt seed, SymInt step, Device device) -> Tensor", _stream, _fake_stream, keys=("CompositeExplicitAutograd",))

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native, transforms
+from . import define, keyed, native, transforms
 from .arguments import dense
-from .registry import Backend, choose, register, triton_available, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 
 def keyed_dropout(
@@ -55,7 +52,8 @@ def keyed_dropout(
     stream, site = keyed.stream_and_site(key, rows)
     if not isinstance(p, (int, float)):
         raise ValueError(f"p is {p!r}; a dropout rate lies in [0, 1)")
-    return torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
+    result: Tensor = torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
+    return result
 
 
 class Call(NamedTuple):
@@ -131,39 +129,6 @@ def _keyed_dropout_triton(call: Call) -> Tensor:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
-BACKENDS = register(
-    "keyed_dropout",
-    [
-        Backend("cpu", native.available, keyed.cpu_supports, _keyed_dropout_cpu),
-        Backend("triton", triton_available, keyed.triton_supports, _keyed_dropout_triton),
-        Backend("reference", yes, yes, keyed_dropout_ref),
-    ],
-)
-
-_lib.define("keyed_dropout(Tensor x, Tensor rows, Tensor stream, SymInt site, float p, bool antithetic, str backend) -> Tensor")
-
-
-def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, p, antithetic)
-    check(call)
-    chosen = choose("keyed_dropout", BACKENDS, backend, call)
-    if chosen.name != "cpu":
-        keyed.check_row_values(call.rows)
-    return chosen.run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("keyed_dropout", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::keyed_dropout", lib=_lib)
-def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, p, antithetic)
-    check(call)
-    return call.empty()
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, rows, stream, *ctx.rest = inputs
     ctx.save_for_backward(rows, stream)
@@ -174,10 +139,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (torch.ops.ttcfast.keyed_dropout(grad, rows, stream, *ctx.rest), *[None] * 6)
 
 
-def _definition(*args: Any) -> Tensor:
-    call = Call(*args)
-    check(call)
-    return keyed_dropout_ref(call)
-
-
-transforms.register(_lib, "keyed_dropout", _definition, backward=_backward, setup_context=_setup, policy=transforms.halves_as_floats)
+define.define_call(
+    "keyed_dropout",
+    Call,
+    "Tensor",
+    check=check,
+    backends=keyed.backends("keyed_dropout", _keyed_dropout_cpu, _keyed_dropout_triton, keyed_dropout_ref),
+    empty=Call.empty,
+    definition=keyed_dropout_ref,
+    backward=_backward,
+    setup_context=_setup,
+    policy=transforms.halves_as_floats,
+)

@@ -13,9 +13,8 @@ from ttcfast.checks import at_least
 
 from . import native, transforms
 from .arguments import dense
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .define import LIBRARY, define
+from .registry import Backend, Reason, choose, contiguous, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 EPS = 1e-5
@@ -68,7 +67,8 @@ def norm_mish(
     if rows is not None:
         dense(rows=rows)
     transforms.constant("eps", eps)
-    return torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
+    result: Tensor = torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
+    return result
 
 
 def check(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None:
@@ -164,24 +164,14 @@ def fill_backward_triton(grad: Tensor, x: Tensor, rows: Tensor | None, layer: La
 _BACKWARD = {"reference": fill_backward_reference, "cpu": fill_backward_cpu, "triton": fill_backward_triton}
 
 
-def _strided(tensors: tuple[Tensor | None, ...]) -> Reason:
-    strided = [t for t in tensors if t is not None and not t.is_contiguous()]
-    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
-
-
 def _cpu_supports(*tensors: Tensor | None) -> Reason:
-    for t in tensors:
-        if t is not None and t.device.type != "cpu":
-            return f"the tensors are on {t.device}; the C++ path reads host memory"
-        if t is not None and t.dtype == torch.bfloat16:
-            return "x is torch.bfloat16; the C++ path takes float32 or float64"
-    return _strided(tensors)
+    if any(t is not None and t.dtype == torch.bfloat16 for t in tensors):
+        return cpu_device(*tensors) or "x is torch.bfloat16; the C++ path takes float32 or float64"
+    return cpu_device(*tensors) or contiguous(*tensors)
 
 
-def _triton_supports(*tensors: Tensor | None) -> Reason:
-    first = tensors[0]
-    assert first is not None
-    return triton_device(first.device.type) or _strided(tensors)
+def _triton_supports(x: Tensor, *tensors: Tensor | None) -> Reason:
+    return triton_device(x.device.type) or contiguous(x, *tensors)
 
 
 BACKENDS = register(
@@ -192,10 +182,6 @@ BACKENDS = register(
         Backend("reference", yes, yes, fill_reference),
     ],
 )
-
-_PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
-_lib.define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)")
-_lib.define(f"norm_mish_backward(Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, str backend) -> (Tensor, Tensor, Tensor)")
 
 
 def _run(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
@@ -231,19 +217,12 @@ def _outputs(x: Tensor, scale: Tensor, parameters: bool) -> tuple[Tensor, Tensor
     return torch.empty_like(x), scale.new_empty(shape), scale.new_empty(shape)
 
 
-for _key in ("CPU", "CUDA"):
-    _lib.impl("norm_mish", _run, _key)
-    _lib.impl("norm_mish_backward", _run_backward, _key)
-
-
-@torch.library.register_fake("ttcfast::norm_mish", lib=_lib)
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     check(*args[:-1])
     x, scale = args[0], args[3]
     return torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
 
 
-@torch.library.register_fake("ttcfast::norm_mish_backward", lib=_lib)
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _outputs(args[0], args[3], args[7])
 
@@ -290,5 +269,11 @@ def _mixed(op: Callable[..., Any], x: Tensor, rows: Tensor | None, *rest: Any) -
     return y.to(x.dtype), stats
 
 
-transforms.register(_lib, "norm_mish", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
-transforms.register(_lib, "norm_mish_backward", transforms.refuse("norm_mish_backward"), backward=transforms.refuse("norm_mish_backward"))
+_PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
+_BACKWARD_PARAMETERS = f"Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, str backend"
+define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)", _run, _fake)
+define(f"norm_mish_backward({_BACKWARD_PARAMETERS}) -> (Tensor, Tensor, Tensor)", _run_backward, _fake_backward)
+transforms.register(LIBRARY, "norm_mish", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
+transforms.register(
+    LIBRARY, "norm_mish_backward", transforms.refuse("norm_mish_backward"), backward=transforms.refuse("norm_mish_backward")
+)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native, transforms
+from . import define, keyed, native
 from .arguments import of_type
-from .registry import Backend, choose, register, triton_available, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 
 def normal(
@@ -110,43 +107,12 @@ def _normal_triton(call: Call) -> Tensor:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
-BACKENDS = register(
+define.define_call(
     "normal",
-    [
-        Backend("cpu", native.available, keyed.cpu_supports, _normal_cpu),
-        Backend("triton", triton_available, keyed.triton_supports, _normal_triton),
-        Backend("reference", yes, yes, normal_ref),
-    ],
+    Call,
+    "Tensor",
+    check=check,
+    backends=keyed.backends("normal", _normal_cpu, _normal_triton, normal_ref),
+    empty=Call.empty,
+    definition=normal_ref,
 )
-
-_lib.define("normal(Tensor rows, Tensor stream, SymInt site, SymInt[] shape, ScalarType dtype, bool antithetic, str backend) -> Tensor")
-
-
-def _run(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
-    call = Call(rows, stream, site, shape, dtype, antithetic)
-    check(call)
-    chosen = choose("normal", BACKENDS, backend, call)
-    if chosen.name != "cpu":
-        keyed.check_row_values(call.rows)
-    return chosen.run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("normal", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::normal", lib=_lib)
-def _fake(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
-    call = Call(rows, stream, site, shape, dtype, antithetic)
-    check(call)
-    return call.empty()
-
-
-def _definition(*args: Any) -> Tensor:
-    call = Call(*args)
-    check(call)
-    return normal_ref(call)
-
-
-transforms.register(_lib, "normal", _definition)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttcfast.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Reason = str | None  # None: yes. A string: no, and why.
 
@@ -96,6 +99,18 @@ def triton_available() -> Reason:
         "there is no CUDA GPU and Triton's interpreter is off; use backend='auto', "
         "or set TRITON_INTERPRET=1 before Python starts to try the kernels on the CPU"
     )
+
+
+def cpu_device(*tensors: Tensor | None) -> Reason:
+    """Whether the C++ implementations can read these tensors: those in host memory."""
+    elsewhere = [t.device for t in tensors if t is not None and t.device.type != "cpu"]
+    return f"the tensors are on {elsewhere[0]}; the C++ path reads host memory" if elsewhere else None
+
+
+def contiguous(*tensors: Tensor | None) -> Reason:
+    """Whether these tensors are contiguous, for implementations that read no others."""
+    strided = [t for t in tensors if t is not None and not t.is_contiguous()]
+    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
 
 
 def triton_device(device_type: str) -> Reason:

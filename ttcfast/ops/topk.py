@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import native, transforms
+from . import define, native
 from .arguments import dense
-from .registry import Backend, Reason, choose, register, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .registry import Backend, Reason, cpu_device, register, yes
 
 DTYPES = native.DTYPES
 MOST_CUDA_K, MOST_CUDA_COLUMNS = 2048, 2**30  # kMostCudaK and kMostCudaColumns of csrc/topk.h
@@ -51,7 +49,8 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         raise TypeError(f"k is {k!r}; give an integer, 1 to n")
     if ids is not None:
         dense(ids=ids)
-    return torch.ops.ttcfast.topk(scores, k, ids, backend)
+    result: tuple[Tensor, Tensor] = torch.ops.ttcfast.topk(scores, k, ids, backend)
+    return result
 
 
 class Call(NamedTuple):
@@ -148,38 +147,15 @@ def _cuda_supports(call: Call) -> Reason:
     return None
 
 
-def _cpu_supports(call: Call) -> Reason:
-    return None if call.scores.device.type == "cpu" else f"scores are on {call.scores.device}; the C++ path reads host memory"
-
-
 # The reference is what there is without the extension, and on a GPU for k above MOST_CUDA_K.
 BACKENDS = register(
     "topk",
     [
-        Backend("cpu", native.available, _cpu_supports, _topk_cpu),
+        Backend("cpu", native.available, lambda call: cpu_device(call.scores), _topk_cpu),
         Backend("cuda", _cuda_available, _cuda_supports, _topk_cuda),
         Backend("reference", yes, yes, topk_ref),
     ],
 )
-
-_lib.define("topk(Tensor scores, SymInt k, Tensor? ids, str backend) -> (Tensor values, Tensor indices)")
-
-
-def _run(scores: Tensor, k: int, ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    call = Call(scores, k, ids)
-    check(call)
-    return choose("topk", BACKENDS, backend, call).run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("topk", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::topk", lib=_lib)
-def _fake(scores: Tensor, k: int, ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    call = Call(scores, k, ids)
-    check(call)
-    return call.empty()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -196,10 +172,14 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, No
     return grad.new_zeros(ctx.shape).scatter(1, positions, grad), None, None, None
 
 
-def _definition(scores: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    call = Call(scores, k, ids)
-    check(call)
-    return topk_ref(call)
-
-
-transforms.register(_lib, "topk", _definition, backward=_backward, setup_context=_setup)
+define.define_call(
+    "topk",
+    Call,
+    "(Tensor values, Tensor indices)",
+    check=check,
+    backends=BACKENDS,
+    empty=Call.empty,
+    definition=topk_ref,
+    backward=_backward,
+    setup_context=_setup,
+)

@@ -29,7 +29,9 @@ AUTOCAST_DEVICES = ("cpu", "cuda")  # where the operations have implementations
 
 # Where torch.compile leaves a caller eager it compiles what that calls, and such code loses tangents. (torch.compiler.disable is the same,
 # but imports the compiler with this package.)
-eagerly = torch._disable_dynamo
+_torch: Any = torch
+eagerly: Callable[[Callable[..., Any]], Callable[..., Any]] = _torch._disable_dynamo
+_unpack_dual: Any = forward_ad.unpack_dual  # has no annotations
 
 functorch = torch._C._functorch
 
@@ -52,7 +54,7 @@ def halves_as_floats(op: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
 
 
 def register(
-    library: torch.library.Library,
+    library: Any,
     op: str,
     definition: Callable[..., Any],
     *,
@@ -111,14 +113,14 @@ def register(
 
 def has_tangent(args: Sequence[Any]) -> bool:
     """Whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
-    return forward_ad._current_level >= 0 and _any_dual(args)
+    return forward_ad._current_level >= 0 and bool(_any_dual(args))
 
 
 @eagerly
 def _any_dual(args: Sequence[Any]) -> bool:
     for x in args:
         if isinstance(x, Tensor):
-            if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
+            if x.is_floating_point() and _unpack_dual(x).tangent is not None:
                 return True
         elif isinstance(x, (list, tuple)) and _any_dual(x):
             return True
