@@ -4,28 +4,28 @@
 namespace ttcfast {
 namespace {
 
-template <class T>
+template <bool has_second, class T>
 TTCFAST_INLINE T slope(const HeunRun<T>& r, int64_t i) {
-    return r.second ? r.first[i] + r.ratio * r.second[i] : r.first[i];
+    return has_second ? r.first[i] + r.ratio * r.second[i] : r.first[i];
 }
 
-template <class T>
+template <bool has_base, bool has_second, class T>
 void plain(const HeunRun<T>& r, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-        const T change = r.step * slope(r, i);
-        r.out[i] = r.base ? r.base[i] + change : change;
+        const T change = r.step * slope<has_second>(r, i);
+        r.out[i] = has_base ? r.base[i] + change : change;
     }
 }
 
-template <class T>
+template <bool has_base, bool has_second, class T>
 void centered(const HeunRun<T>& r, int64_t n, int64_t group) {
     for (int64_t start = 0; start < n; start += group) {
         T sum = 0;
-        for (int64_t i = start; i < start + group; ++i) sum += slope(r, i);
+        for (int64_t i = start; i < start + group; ++i) sum += slope<has_second>(r, i);
         const T mean = sum / static_cast<T>(group);
         for (int64_t i = start; i < start + group; ++i) {
-            const T change = r.step * (slope(r, i) - mean);
-            r.out[i] = r.base ? r.base[i] + change : change;
+            const T change = r.step * (slope<has_second>(r, i) - mean);
+            r.out[i] = has_base ? r.base[i] + change : change;
         }
     }
 }
@@ -47,14 +47,19 @@ void centered_by_eight(const HeunRun<T>& r, int64_t n) {
     }
 }
 
+template <bool has_base, bool has_second, class T>
+void update(const HeunRun<T>& r, int64_t n, int64_t group) {
+    if (group == 0) return plain<has_base, has_second>(r, n);
+    if (group == 8) return centered_by_eight<has_base, has_second>(r, n);
+    centered<has_base, has_second>(r, n, group);
+}
+
 }  // namespace
 
 template <class T, Level level>
 void heun_run(const HeunRun<T>& r, int64_t n, int64_t group) {
-    if (group == 0) return plain(r, n);
-    if (group != 8) return centered(r, n, group);
-    if (r.base) return r.second ? centered_by_eight<true, true>(r, n) : centered_by_eight<true, false>(r, n);
-    r.second ? centered_by_eight<false, true>(r, n) : centered_by_eight<false, false>(r, n);
+    if (r.base) return r.second ? update<true, true>(r, n, group) : update<true, false>(r, n, group);
+    r.second ? update<false, true>(r, n, group) : update<false, false>(r, n, group);
 }
 
 template void heun_run<float, kLevel>(const HeunRun<float>&, int64_t, int64_t);

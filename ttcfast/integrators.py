@@ -79,7 +79,7 @@ class Integrator(ABC):
 class Heun(Integrator):
     """Explicit trapezoidal rule, order 2, two evaluations per substep (torchdiffeq's ``heun2``).
 
-    Source: seeds/flow-world-model-plan.md section 4.
+    Source: Flow plan, "ODE Integrator Choice and Justification".
     """
 
     name = "heun"

@@ -197,7 +197,7 @@ def test_rolled_state_conserves_everything(backend, device):
 
 
 def test_tiny_residual_on_a_large_state_is_exact(backend, device):
-    """The difference of two float32 integrals is off by its own size here (facts/hotpaths.md 1)."""
+    """The difference of two float32 integrals is off by its own size here."""
     state = torch.full((1, 3, 4096), 1.5)
     state += 0.1 * torch.rand_like(state)
     candidates = (state + torch.finfo(torch.float32).eps).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Running sums and the squared norm of many gradients, in one pass over them."""
+"""Accumulates running sums and the squared norm of many gradients in one pass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def accumulate_moments(
         BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
             another order than their total's, are for the reference alone.
 
-    Source: seeds/flow-world-model-plan.md section 6 (the two sums of ESNR); facts/hotpaths.md section 3.
+    Source: The two sums of ESNR; docs/design/decisions.md ("ESNR").
     """
     of_type("grads", grads, Sequence)
     of_type("totals", totals, Sequence, type(None))

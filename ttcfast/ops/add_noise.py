@@ -24,7 +24,7 @@ def add_noise(
     antithetic: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """``x + sigma * normal`` for B candidates of each problem.
+    """Return ``x + sigma * normal`` for B candidates of each problem.
 
     Args:
         x: states, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
@@ -48,7 +48,7 @@ def add_noise(
             to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
+    Source: docs/design/decisions.md ("Keyed candidates").
     """
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)

@@ -76,7 +76,8 @@ def arm(
             differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: seeds/ttc-integration-plan.md section 4, with DECISIONS 1-6: terms are per candidate, not averaged over the batch.
+    Source: TTC plan, "Analytical Reward Model (ARM)". Terms are per candidate instead of batch means, see
+    docs/design/decisions.md ("Penalties per candidate"); differences are summed, see docs/design/decisions.md ("Sums of differences").
     """
     dense(state=state, candidates=candidates)
     of_type("spec", spec, StateSpec)

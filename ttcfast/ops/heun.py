@@ -40,7 +40,7 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
         ValueError: shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: seeds/flow-world-model-plan.md section 4; DECISIONS, world models 6.
+    Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
     dense(z=z, k1=k1)
     transforms.constant("dt", dt)
@@ -67,7 +67,7 @@ def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0
         ValueError: as for :func:`heun_predict`.
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: seeds/flow-world-model-plan.md section 4 (explicit trapezoidal rule).
+    Source: Flow plan, "ODE Integrator Choice and Justification" (explicit trapezoidal rule).
     """
     dense(z=z, k1=k1, k2=k2)
     transforms.constant("dt", dt)

@@ -4,7 +4,7 @@ Every number is a function of (seed, step, site) and of (problem, candidate, ele
 Philox 4x32-10, the last three its counter. There is no state, so neither order, nor chunks, nor devices change a draw.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox; the finaliser is that of SplitMix64
-(Steele, Lea, Flood, OOPSLA 2014); DECISIONS, Test-time computing 7.
+(Steele, Lea, Flood, OOPSLA 2014); docs/design/decisions.md ("Keyed candidates").
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def keyed_dropout(
         ValueError: rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: Srivastava et al. (2014), inverted; DECISIONS, Test-time computing 7 and 8.
+    Source: Srivastava et al. (2014), inverted; docs/design/decisions.md ("Keyed candidates"),
+    docs/design/decisions.md ("Dropout that acts").
     """
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)

@@ -77,7 +77,7 @@ def mlp_flow(
         ValueError: shapes, dtypes or devices do not fit, or an option is unknown.
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: seeds/flow-world-model-plan.md section 4; facts/hotpaths.md 2; DECISIONS, world models 6.
+    Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
     dense(z=z, rows=rows, times=times)
     of_type("network", network, VelocityMLP)

@@ -1,4 +1,4 @@
-"""The one file that imports the compiled extension ``ttcfast._C``: on first use, keeping the reason when it is absent."""
+"""Access to the compiled extension ``ttcfast._C``, imported here alone and on first use; the reason is kept where it is absent."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def _load() -> tuple[ModuleType | None, Reason]:
 
 
 def available() -> Reason:
-    """None when the extension can be used, else why not."""
+    """Return None if the extension can be used, else the reason why not."""
     return _load()[1]
 
 
 def module() -> ModuleType:
-    """The extension itself.
+    """Return the extension.
 
     Raises:
-        ImportError: it is not there, with the reason.
+        ImportError: It cannot be used; the message gives the reason.
     """
     loaded, reason = _load()
     if loaded is None:
@@ -67,5 +67,5 @@ def threads_and_level() -> tuple[int, int]:
 
 
 def device_info() -> dict[str, object]:
-    """What the extension says about CUDA: was it built with it, for which runtime, and which devices it sees."""
+    """Return what the extension knows of CUDA: whether it was built with it, for which runtime, and which devices it sees."""
     return dict(module().device_info())

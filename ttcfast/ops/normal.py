@@ -50,7 +50,8 @@ def normal(
         ValueError: rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
         BackendError: the backend asked for cannot run, with its reason.
 
-    Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958). DECISIONS, Test-time computing 7.
+    Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958);
+    docs/design/decisions.md ("Keyed candidates").
     """
     of_type("shape", shape, Sequence)
     if not isinstance(M, (numbers.Integral, torch.SymInt)):

@@ -16,7 +16,7 @@ MOST_CUDA_K, MOST_CUDA_COLUMNS = 2048, 2**30  # kMostCudaK and kMostCudaColumns 
 
 
 def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """The ``k`` best scores of every row and where they stand, best first.
+    """Return the ``k`` best scores of every row and their positions, best first.
 
     The order is total, so that every backend, device and number of threads gives the same answer: a larger score comes first; of equal
     scores (-0 equals +0) the one with the smaller index, or with the smaller id where ids are given; NaN comes after -inf. ``torch.topk``
@@ -41,8 +41,6 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         TypeError: scores or ids are not tensors, or k is not an integer.
         ValueError: k is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
         BackendError: the backend asked for cannot run, with its reason.
-
-    Source: facts/hotpaths.md section 4.
     """
     dense(scores=scores)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):

@@ -62,7 +62,7 @@ def register(
     setup_context: Callable[..., Any] | None = None,
     policy: Policy = plainly,
 ) -> None:
-    """Say how an operation behaves within what torch does to it.
+    """Register how an operation behaves under autocast, function transforms and differentiation.
 
     Args:
         library: which defined it.
