@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kBlock = 16;            // groups: 1 KiB per row, so that a block of state and candidate stays in the first cache
 constexpr int kAhead = 512;               // bytes; hardware prefetching stops at each page, of which every row has its own
-constexpr double kVelocityGuard = 1e-12;  // the seed's compute_pressure divides by rho + 1e-12
+constexpr double kVelocityGuard = 1e-12;  // the TTC plan's compute_pressure divides by rho + 1e-12
 
 template <class Acc>
 constexpr int kParts = kLanes<Acc> / kWidth<Acc>;

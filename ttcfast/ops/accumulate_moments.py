@@ -21,10 +21,10 @@ def accumulate_moments(
     """Add every gradient to its total and return the sum of all squares: ``totals[i] += grads[i]``, ``sum_i ||grads[i]||^2``.
 
     Args:
-        grads: gradients, each of any shape; all float32, float64, bfloat16 or float16, on one device.
-        totals: running sums, one per gradient and of its shape, changed in place; of the gradients' dtype, or float32 under 16-bit
+        grads: Gradients, each of any shape; all float32, float64, bfloat16 or float16, on one device.
+        totals: Running sums, one per gradient and of its shape, changed in place; of the gradients' dtype, or float32 under 16-bit
             gradients (the better choice: a 16-bit running sum loses small gradients). None: only the sum of squares is wanted.
-        zero_grads: also set every gradient to zero, in the same pass.
+        zero_grads: Also set every gradient to zero, in the same pass.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
@@ -39,10 +39,10 @@ def accumulate_moments(
         The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
 
     Raises:
-        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
+        ValueError: There is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
             memory, or one that is written to is expanded.
-        NotImplementedError: a tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
-        BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
+        NotImplementedError: A tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
+        BackendError: The backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
             another order than their total's, are for the reference alone.
 
     Source: The two sums of ESNR; docs/design/decisions.md ("ESNR").

@@ -27,12 +27,12 @@ def add_noise(
     """Return ``x + sigma * normal`` for B candidates of each problem.
 
     Args:
-        x: states, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
-        B: candidates per problem.
-        sigma: standard deviation of the noise, in the units of x; 0 or more.
-        key: names the stream; see ``normal``.
+        x: States, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
+        B: Candidates per problem.
+        sigma: Standard deviation of the noise, in the units of x; 0 or more.
+        key: Names the stream; see ``normal``.
         rows: (problem, candidate) of each result, int64 ``[N B, 2]``, problem-major: row n B + b belongs to ``[n, b]``.
-        antithetic: candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        antithetic: Candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
@@ -43,10 +43,10 @@ def add_noise(
         stay. Writes the result once; the copies of x and the noise are never stored.
 
     Raises:
-        TypeError: key is not a ``Key``.
-        ValueError: rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
+        TypeError: Key is not a ``Key``.
+        ValueError: Rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
             to be differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: docs/design/decisions.md ("Keyed candidates").
     """

@@ -50,14 +50,14 @@ def arm(
     differences of rho, rho u and E per cell first.
 
     Args:
-        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
-        candidates: possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
-        spec: which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
+        state: The state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
+        candidates: Possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
+        spec: Which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
             they are parameters, converted to the accumulation dtype and not differentiable.
-        weights: of the five penalties in the score; None takes the defaults.
-        momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (the seed);
+        weights: Weights of the five penalties in the score; None takes the defaults.
+        momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (TTC plan);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
-        scale: ``"absolute"``, in units of the integral (the seed), or ``"relative"``: mass over the integral of abs(rho), energy
+        scale: ``"absolute"``, in units of the integral (TTC plan), or ``"relative"``: mass over the integral of abs(rho), energy
             over that of abs(E), momentum over that of rho (abs(u) + c), all of the state.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
@@ -72,9 +72,9 @@ def arm(
         Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
 
     Raises:
-        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
+        ValueError: Shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
             differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: TTC plan, "Analytical Reward Model (ARM)". Terms are per candidate instead of batch means, see
     docs/design/decisions.md ("Penalties per candidate"); differences are summed, see docs/design/decisions.md ("Sums of differences").

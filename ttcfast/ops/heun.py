@@ -22,10 +22,10 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
     """Euler update ``z + dt k1``: the predictor of Heun's method, and the whole of Euler's.
 
     Args:
-        z: state at the start of the substep, ``[..., D]``, float32 or float64.
-        k1: velocity at ``(z, t)``, ``[..., D]`` like ``z``, in its dtype; bfloat16 as well where ``z`` is float32.
-        dt: substep, in the time unit of the velocity.
-        group: take out of ``k1`` the mean of every ``group`` consecutive entries first, so that the sums of those entries of ``z`` stay as
+        z: State at the start of the substep, ``[..., D]``, float32 or float64.
+        k1: Velocity at ``(z, t)``, ``[..., D]`` like ``z``, in its dtype; bfloat16 as well where ``z`` is float32.
+        dt: Substep, in the time unit of the velocity.
+        group: Take out of ``k1`` the mean of every ``group`` consecutive entries first, so that the sums of those entries of ``z`` stay as
             they are (latents on products of simplices); 0 leaves ``k1`` alone. It divides D.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
             and bfloat16 ones on the CPU, to the reference.
@@ -37,8 +37,8 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
         On the CPU a call costs some 35 us of host time: without groups, ``z + dt * k1`` is faster below about 10^6 entries.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
@@ -52,20 +52,20 @@ def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0
     """Trapezoidal update ``z + dt/2 (k1 + k2)`` of Heun's method.
 
     Args:
-        z: state at the start of the substep, ``[..., D]``, float32 or float64.
-        k1: velocity at ``(z, t)``, as for :func:`heun_predict`.
-        k2: velocity at ``(z + dt k1, t + dt)``, shape and dtype of ``k1``.
-        dt: substep, in the time unit of the velocity.
-        group: as for :func:`heun_predict`, for the sum of both velocities.
-        backend: as for :func:`heun_predict`.
+        z: State at the start of the substep, ``[..., D]``, float32 or float64.
+        k1: Velocity at ``(z, t)``, as for :func:`heun_predict`.
+        k2: Velocity at ``(z + dt k1, t + dt)``, shape and dtype of ``k1``.
+        dt: Substep, in the time unit of the velocity.
+        group: As for :func:`heun_predict`, for the sum of both velocities.
+        backend: As for :func:`heun_predict`.
 
     Returns:
         State at the end of the substep, shape and dtype of ``z``; as for :func:`heun_predict`. Moves 4 tensors through memory; the plain
         expression moves 9.
 
     Raises:
-        ValueError: as for :func:`heun_predict`.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: As for :func:`heun_predict`.
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: Flow plan, "ODE Integrator Choice and Justification" (explicit trapezoidal rule).
     """

@@ -38,12 +38,12 @@ def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tenso
     A step of a compiled model or of a captured CUDA graph gets its noise by another content of this tensor.
 
     Args:
-        seed: of the run, 0 to 2**63 - 1.
-        step: of the rollout, 0 to 2**63 - 1.
-        device: where the rows of the operation are.
+        seed: Of the run, 0 to 2**63 - 1.
+        step: Of the rollout, 0 to 2**63 - 1.
+        device: Where the rows of the operation are.
 
     Raises:
-        ValueError: seed or step is out of range.
+        ValueError: Seed or step is out of range.
     """
     if torch.compiler.is_compiling():
         # Seed and step stay symbols: a new step needs no new graph.
@@ -117,8 +117,8 @@ def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
     """A ``Key`` as the raw operations take it.
 
     Raises:
-        TypeError: key is something else, or rows are no tensor.
-        ValueError: a number of the key is not whole or out of range, or rows are sparse.
+        TypeError: Key is something else, or rows are no tensor.
+        ValueError: A number of the key is not whole or out of range, or rows are sparse.
     """
     if not isinstance(key, Key):
         raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")

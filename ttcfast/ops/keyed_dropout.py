@@ -27,10 +27,10 @@ def keyed_dropout(
 
     Args:
         x: ``[M, ...]``, float32, float64 or bfloat16, any strides; the elements of a row are numbered row-major.
-        p: probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
-        key: names the stream; see ``normal``.
+        p: Probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
+        key: Names the stream; see ``normal``.
         rows: (problem, candidate) of each row, int64 ``[M, 2]``; see ``normal``.
-        antithetic: candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
+        antithetic: Candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
             what that one dropped.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
@@ -42,9 +42,9 @@ def keyed_dropout(
         nothing changes but that float16 is taken.
 
     Raises:
-        TypeError: key is not a ``Key``.
-        ValueError: rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
-        BackendError: the backend asked for cannot run, with its reason.
+        TypeError: Key is not a ``Key``.
+        ValueError: Rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: Srivastava et al. (2014), inverted; docs/design/decisions.md ("Keyed candidates"),
     docs/design/decisions.md ("Dropout that acts").

@@ -53,14 +53,14 @@ def mlp_flow(
     ``a_i = mish(LN(W_i a_{i-1} + b_i))``.
 
     Args:
-        z: state at 0, ``[B, D]``, float32 or float64.
-        rows: what the first product adds for each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
-        times: what it adds at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
-        network: the other parameters, dtype of ``z``; those of the products may have any strides.
+        z: State at 0, ``[B, D]``, float32 or float64.
+        rows: What the first product adds for each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
+        times: What it adds at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
+        network: The other parameters, dtype of ``z``; those of the products may have any strides.
         method: ``"heun"`` (2 K evaluations) or ``"euler"`` (K).
         substeps: K.
-        group: see :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
-        eps: of LayerNorm.
+        group: See :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
+        eps: Of LayerNorm.
         matmul_dtype: None or the dtype of ``z``: products in it. ``torch.bfloat16`` with a float32 ``z``: inputs and results of the
             products are rounded to bfloat16; state, statistics and all sums stay float32.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
@@ -74,8 +74,8 @@ def mlp_flow(
         made in bfloat16 where that is autocast's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or an option is unknown.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices do not fit, or an option is unknown.
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """

@@ -44,12 +44,12 @@ def norm_mish(
     """``mish(LayerNorm(x + rows + bias) * scale + shift)``, normalised over the last axis.
 
     Args:
-        x: a matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
+        x: A matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
         bias: ``[D]``, like ``scale`` and ``shift`` in the dtype of ``x``; float32 where ``x`` is bfloat16.
         scale: ``[D]``, LayerNorm's weight.
         shift: ``[D]``, LayerNorm's bias.
-        rows: added to ``x`` row by row, ``[..., D]`` in the dtype of ``bias``: the part of the product that several calls share. None: 0.
-        eps: added to the variance.
+        rows: Added to ``x`` row by row, ``[..., D]`` in the dtype of ``bias``: the part of the product that several calls share. None: 0.
+        eps: Added to the variance.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
             and bfloat16 ones on the CPU, to the reference.
 
@@ -60,8 +60,8 @@ def norm_mish(
         converted to float32 (float64 with float64 ``x``). A row with NaN or infinity is NaN, the others are untouched.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
+        BackendError: The backend asked for cannot run, with its reason.
     """
     dense(x=x, bias=bias, scale=scale, shift=shift)
     if rows is not None:

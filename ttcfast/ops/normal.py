@@ -29,13 +29,13 @@ def normal(
     """Draw one row of standard normals for each (problem, candidate).
 
     Args:
-        M: number of rows.
-        shape: of one row; its elements are numbered row-major, and the number of an element names its draw.
-        key: names the stream. Two keys that differ in seed, step or site give unrelated numbers.
+        M: Number of rows.
+        shape: Of one row; its elements are numbered row-major, and the number of an element names its draw.
+        key: Names the stream. Two keys that differ in seed, step or site give unrelated numbers.
         rows: (problem, candidate) of each row, int64 ``[M, 2]``, both 0 or more, problems below 2**32. Negative numbers raise where the
             rows are in host memory; on a GPU they are not looked at, since that would make the host wait.
-        dtype: float32, float64 or bfloat16: the float32 draw, widened or rounded.
-        antithetic: candidates 2, 4, 6, ... take the negated draw of the candidate before them.
+        dtype: Float32, float64 or bfloat16: the float32 draw, widened or rounded.
+        antithetic: Candidates 2, 4, 6, ... take the negated draw of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
@@ -46,9 +46,9 @@ def normal(
         changes nothing.
 
     Raises:
-        TypeError: key is not a ``Key``, or M not a whole number.
-        ValueError: rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
-        BackendError: the backend asked for cannot run, with its reason.
+        TypeError: Key is not a ``Key``, or M not a whole number.
+        ValueError: Rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
+        BackendError: The backend asked for cannot run, with its reason.
 
     Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958);
     docs/design/decisions.md ("Keyed candidates").

@@ -24,8 +24,8 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
 
     Args:
         scores: ``[N, n]``, float32, float64, bfloat16 or float16, any strides.
-        k: how many of each row, 1 to n.
-        ids: names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
+        k: How many of each row, 1 to n.
+        ids: Names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
             That is how a running top k is merged with a new chunk. Where a row repeats an id, the smaller index decides.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"``.
 
@@ -38,9 +38,9 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
 
     Raises:
-        TypeError: scores or ids are not tensors, or k is not an integer.
-        ValueError: k is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
-        BackendError: the backend asked for cannot run, with its reason.
+        TypeError: Scores or ids are not tensors, or k is not an integer.
+        ValueError: K is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
+        BackendError: The backend asked for cannot run, with its reason.
     """
     dense(scores=scores)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):

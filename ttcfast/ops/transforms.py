@@ -65,12 +65,12 @@ def register(
     """Register how an operation behaves under autocast, function transforms and differentiation.
 
     Args:
-        library: which defined it.
-        op: its name, with ``.overload`` where it has several. Its last argument is the backend.
-        definition: of all arguments but the backend, in torch's own functions; or what raises, where no transform is possible.
-        backward: its gradient, as ``torch.library.register_autograd`` takes it; None: it has none.
-        setup_context: what that needs, likewise.
-        policy: under autocast.
+        library: Which defined it.
+        op: Its name, with ``.overload`` where it has several. Its last argument is the backend.
+        definition: Of all arguments but the backend, in torch's own functions; or what raises, where no transform is possible.
+        backward: Its gradient, as ``torch.library.register_autograd`` takes it; None: it has none.
+        setup_context: What that needs, likewise.
+        policy: Under autocast.
     """
     name, _, overload = op.partition(".")
     opaque = getattr(getattr(torch.ops.ttcfast, name), overload or "default")
@@ -137,9 +137,9 @@ def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], gr
     """The gradients of ``function(*tensors)`` in those tensors that require one, as torch's functions, to be differentiated once more.
 
     Args:
-        function: a definition, of the tensors alone.
-        tensors: its arguments.
-        grads: gradients of its first results; None where there is none.
+        function: A definition, of the tensors alone.
+        tensors: Its arguments.
+        grads: Gradients of its first results; None where there is none.
     """
     with torch.enable_grad():
         # Views, since one argument may have been computed from another: the gradient of each is by its own place alone.
