@@ -11,9 +11,7 @@ constexpr int64_t kSerialBelow = 1 << 17;  // numbers under which starting a thr
 
 template <class T>
 void typed(const HeunUpdate& u) {
-    // Groups below eight fill no wide vector, and what is left of the loops is slower with one (measured: a tenth, in float32).
-    const Level most = u.group != 0 && u.group < 8 ? std::min(u.level, Level::avx2) : u.level;
-    const auto run = at_level(most, [](auto level) { return &heun_run<T, level>; });
+    const auto run = at_level(u.level, [](auto level) { return &heun_run<T, level>; });
     const int64_t unit = std::max<int64_t>(u.group, 1);
     const int64_t chunk = std::max<int64_t>(kChunk / unit, 1) * unit;
     auto at = [](const void* base, int64_t offset) { return base ? static_cast<const T*>(base) + offset : nullptr; };

@@ -17,8 +17,8 @@ void plain(const HeunRun<T>& r, int64_t n) {
     }
 }
 
-template <bool has_base, bool has_second, class T>
-void centered(const HeunRun<T>& r, int64_t n, int64_t group) {
+template <bool has_base, bool has_second, class T, class Group>
+void centered(const HeunRun<T>& r, int64_t n, Group group) {
     for (int64_t start = 0; start < n; start += group) {
         T sum = 0;
         for (int64_t i = start; i < start + group; ++i) sum += slope<has_second>(r, i);
@@ -51,6 +51,7 @@ template <bool has_base, bool has_second, class T>
 void update(const HeunRun<T>& r, int64_t n, int64_t group) {
     if (group == 0) return plain<has_base, has_second>(r, n);
     if (group == 8) return centered_by_eight<has_base, has_second>(r, n);
+    if (group == 4) return centered<has_base, has_second>(r, n, std::integral_constant<int64_t, 4>());  // unrolled
     centered<has_base, has_second>(r, n, group);
 }
 
