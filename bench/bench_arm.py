@@ -3,11 +3,11 @@
 All peers compute the same scores with mask and finite check, which the gate holds against the reference in float64, on the inputs that are
 timed and again with NaN, infinities and negative densities put into some of the candidates. ``bytes_moved`` counts each candidate once.
 
-* ``seed, eager``: the seed's functions as they stand in its section 4, per candidate (DECISIONS 1), each integral for itself.
+* ``seed, eager``: the functions of the TTC plan, "Analytical Reward Model (ARM)", per candidate, each integral for itself.
 * ``tuned, eager``: the best we could write in eager torch.
 * ``natural, torch.compile``: the seed's functions compiled.
 * ``sliced, torch.compile``: the channels as slices and every statistic a reduction over the same [N, B] x cells, so that Inductor makes one
-  pass of it (facts/hotpaths.md 1). On CUDA tuned by ``max-autotune-no-cudagraphs``; the graph column is its best number.
+  pass of it. On CUDA tuned by ``max-autotune-no-cudagraphs``; the graph column is its best number.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CUDA_CASES = {
     "N1 B64 64^2": (1, 64, 64, False),
 }
 
-# facts/hotpaths.md 1; on the CPU the numbers of issue 3, measured against these peers.
+# On the CPU the numbers of issue 3, measured against these peers.
 _BIG = ("N1 B1024 256^2", "N4 B256 512^2", "N8 B128 128^2")  # 256 MB and more
 TARGETS = (
     Target("N1 B256 128^2", "seed, eager", "ratio", least=30),
@@ -148,7 +148,7 @@ class Problem:
             with trouble():
                 expected = self.expected()
                 for name, function in peers.items():
-                    # The seed subtracts two float32 integrals, which costs it digits (DECISIONS 4).
+                    # The seed subtracts two float32 integrals, which costs it digits (docs/design/decisions.md, "Sums of differences").
                     loose = 1e-5 if name.startswith(("ttcfast", "sliced")) else 1e-4
                     found = function(self).double()
                     torch.testing.assert_close(found, expected, rtol=loose, atol=loose, msg=partial("{}: {}".format, name))

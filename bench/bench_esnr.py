@@ -35,7 +35,7 @@ CASES = {
     "MLP 3x256 LayerNorm H16 M16": (256, True, 128, 16, 16),
 }
 
-TARGETS = (  # issue 6: at most 1.2 times a plain backward, so a ratio of at least 1 / 1.2; on a GPU 1.08 (facts/hotpaths.md 3)
+TARGETS = (  # issue 6: at most 1.2 times a plain backward, so a ratio of at least 1 / 1.2; on a GPU 1.08
     Target("MLP 3x512* per sample", "plain step", "ratio", least=0.83),
     Target("MLP 3x512* per sample", "plain step", "ratio", least=0.92, device="cuda"),
     Target("MLP 3x512* M16", "plain step", "ratio", least=0.83, device="cuda"),

@@ -45,7 +45,7 @@ CUDA_CASES = {
 MODES = ("forward", "frozen", "trained")
 GROUP = 8
 
-# The issue's numbers on the CPU; facts/hotpaths.md 2 on the GPU.
+# Issue 4 for the CPU.
 TARGETS = (
     *(Target(f"{name} forward", "eager", "ratio", least=1.2) for name in CPU_CASES),
     *(Target(f"{name} frozen", "eager, with weight gradients", "ratio", least=1.3) for name in CPU_CASES),

@@ -33,7 +33,7 @@ CASES = {
 }
 
 _BIG = "24M in 223 tensors"
-TARGETS = (  # issue 6; facts/hotpaths.md 3
+TARGETS = (  # issue 6
     Target(_BIG, "foreach pair", "ratio", least=1.4, stretch=1.6),
     Target(_BIG, "", "share_of_copy", least=0.85, device="cuda"),
     Target(_BIG, "foreach pair", "graph_ratio", least=1.3, device="cuda"),

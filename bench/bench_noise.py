@@ -42,7 +42,7 @@ CUDA_CASES = {
     "normal N1 B1024 256^2": (1, 1024, 256, torch.float32),
 }
 
-# Issue 3 for the CPU; facts/hotpaths.md 5 for CUDA: 0.5e12 normals a second are 2 of the 4.3 TB/s at which an H200 copies.
+# Issue 3 for the CPU; for CUDA 0.5e12 normals a second are 2 of the 4.3 TB/s at which an H200 copies.
 _BIG = ("add_noise N1 B1024 256^2", "add_noise N8 B128 128^2")
 TARGETS = (
     *(Target(name, "randn_like, eager", "ratio", least=2) for name in CPU_CASES if "N8" in name and "add" in name),

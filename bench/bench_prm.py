@@ -9,7 +9,7 @@ boundary does, where the seed's net stands with ``padding_mode="circular"``.
 
 ``shipped`` is the reward in ``examples/prm`` on 16 structured candidates of the shipped surrogate for each of 8 true states: float32 and
 bfloat16 (autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by
-bfloat16 lose by the float32 scores, relative to the group's spread (DECISIONS, "Precision").
+bfloat16 lose by the float32 scores, relative to the group's spread (docs/design/decisions.md, "Precision").
 
 ``sizes`` compares what sizes of reward models cost beside the surrogate; nothing there is to agree.
 """

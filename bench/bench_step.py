@@ -6,7 +6,8 @@
   which the formula 1 / (1 - f (1 - 1/B)) takes f, its share of the unshared time.
 * ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
 * ``arithmetic``: the whole step in float32 and bfloat16, called as it is and compiled. The gate compares their choices teacher-forced on
-  the same keys (DECISIONS, "Precision") and prints the regret. On a CPU without bfloat16 instructions bfloat16 is emulated and slow.
+  the same keys (docs/design/decisions.md, "Precision") and prints the regret. On a CPU without
+  bfloat16 instructions bfloat16 is emulated and slow.
 """
 
 from __future__ import annotations

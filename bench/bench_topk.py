@@ -5,12 +5,12 @@ peer returns the k best in order, values and indices:
 
 * ``torch.topk``: as it is.
 * ``numpy.argpartition``: the k best by ``argpartition``, then a sort of these. numpy's AVX-512 path is slow on Zen 4: on such a machine run
-  with ``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``, which is its best setting (facts/hotpaths.md 4).
+  with ``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``, which is its best setting.
 * ``FlashInfer``: ``flashinfer.top_k``, sorted and deterministic, where its wheel is installed (CUDA).
 * ``CUB DeviceTopK``: unordered pairs, which a torch sort of k puts in order; where the wheel ``nvidia-cuda-cccl`` and nvcc are at hand
   (CUDA, one row). Not deterministic among ties, unlike ours.
 
-facts/hotpaths.md 4 wants >= 1.0x of both, and >= 1.3x of FlashInfer at [256, 262144]; targets name only peers that every machine has.
+On CUDA the aim is >= 1.0x of both, and >= 1.3x of FlashInfer at [256, 262144]; targets name only peers that every machine has.
 """
 
 from __future__ import annotations

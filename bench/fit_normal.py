@@ -1,4 +1,4 @@
-"""The polynomials behind ``ops.normal``: ``python -m bench.fit_normal`` prints the constants of csrc/keyed_coefficients.h.
+"""The polynomials behind ``ops.normal``: ``python -m bench.fit_normal`` prints the constants of csrc/keyed_loop.cpp.
 
 Each is ``lead + t P(t)`` with P of least maximal relative error (Remez exchange), then rounded to float32; the error printed is that of
 the rounded one, evaluated exactly.

@@ -4,11 +4,11 @@
 
 #include <cstdint>
 
-#include "cpu_level.h"
+#include "dtype.h"
+#include "level.h"
 
 namespace ttcfast {
 
-enum class DType : int { float32 = 0, float64 = 1, bfloat16 = 2 };
 enum class Momentum : int { sum = 0, components = 1, norm = 2 };
 
 // A tensor [problem, candidate, channel, s0, s1, s2]; strides in elements, stride_b is 0 for the state.
@@ -39,7 +39,7 @@ struct ArmProblem {
     Momentum mode;
     double weights[5];  // mass, momentum, energy, boundary, positivity
     int threads;
-    CpuLevel level;  // the highest instruction set to use
+    Level level;
 };
 
 // All [problems, candidates], row-major, but residuals [problems, candidates, components + 2].

@@ -75,17 +75,12 @@ StateSums scale_of(const ArmProblem& p, const StateSums* tiles, int64_t count, d
 
 template <class T>
 CellLoop<T> loop_for(const ArmProblem& p) {
-    const Kind kind = kind_of(p);
-#ifdef TTCFAST_X86
-    const CpuLevel level = std::min(p.level, best_cpu_level());
-    if (level == CpuLevel::avx512) return avx512::cell_loop_of<T>(kind, p.components);
-    if (level == CpuLevel::avx2) return avx2::cell_loop_of<T>(kind, p.components);
-#endif
-    return generic::cell_loop_of<T>(kind, p.components);
+    return at_level(p.level, [&](auto level) { return cell_loop_of<T, level>(kind_of(p), p.components); });
 }
 
-template <class T, class Acc>
+template <class T>
 void arm_typed(const ArmProblem& p, const ArmOutput& out) {
+    using Acc = AccumulatorOf<T>;
     const int64_t cells = p.extent[0] * p.extent[1] * p.extent[2];
     const int64_t tiles = (cells + kTile - 1) / kTile, columns = p.problems * tiles;
     const int wanted = p.problems * p.candidates * p.channels * cells < kSerialBelow ? 1 : std::max(p.threads, 1);
@@ -127,14 +122,7 @@ void arm_typed(const ArmProblem& p, const ArmOutput& out) {
 }  // namespace
 
 void arm_cpu(const ArmProblem& problem, const ArmOutput& output) {
-    switch (problem.dtype) {
-        case DType::float32:
-            return arm_typed<float, float>(problem, output);
-        case DType::float64:
-            return arm_typed<double, double>(problem, output);
-        case DType::bfloat16:
-            return arm_typed<bfloat16, float>(problem, output);
-    }
+    with_type<float, double, bfloat16>(problem.dtype, [&](auto zero) { arm_typed<decltype(zero)>(problem, output); });
 }
 
 }  // namespace ttcfast

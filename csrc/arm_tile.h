@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "arm.h"
-#include "arm_cells.h"
+#include "arm_loop.h"
 #include "field.h"
 
 namespace ttcfast {

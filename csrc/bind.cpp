@@ -2,10 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "accumulate_moments.h"
@@ -16,7 +14,7 @@
 #include "norm_mish.h"
 #include "topk.h"
 
-#define TTCFAST_ABI 3  // the same as ABI in ttcfast/ops/native.py
+#define TTCFAST_ABI 4  // the same as ABI in ttcfast/ops/native.py
 
 namespace py = pybind11;
 using namespace ttcfast;
@@ -34,7 +32,7 @@ ArmField field(uintptr_t data, const std::array<int64_t, 6>& s) { return {pointe
 void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const std::array<int64_t, 6>& state_strides, uintptr_t cand,
          const std::array<int64_t, 6>& cand_strides, uintptr_t gamma, uintptr_t volumes, double volume, uintptr_t mask, uintptr_t values,
          double value, bool relative, int density, const std::vector<int>& momentum, int energy, int pressure, bool primitive, int mode,
-         const std::array<double, 5>& weights, int threads, int level, const std::array<uintptr_t, 8>& out) {
+         const std::array<double, 5>& weights, const std::array<uintptr_t, 8>& out, int threads, int level) {
     ArmProblem problem{};
     problem.dtype = static_cast<DType>(dtype);
     problem.problems = sizes[0];
@@ -59,7 +57,7 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
     problem.mode = static_cast<Momentum>(mode);
     for (int k = 0; k < 5; ++k) problem.weights[k] = weights[k];
     problem.threads = threads;
-    problem.level = static_cast<CpuLevel>(level);
+    problem.level = static_cast<Level>(level);
     const ArmOutput output{pointer<void>(out[0]), pointer<void>(out[1]), pointer<void>(out[2]),    pointer<void>(out[3]),
                            pointer<void>(out[4]), pointer<void>(out[5]), pointer<uint8_t>(out[6]), pointer<double>(out[7])};
     py::gil_scoped_release release;
@@ -68,9 +66,9 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
 
 // sizes: rows, elements of a row. What every keyed operation takes, in the order in which ttcfast/ops/keyed.py gives it.
 KeyedRows keyed_rows(uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
-                     const std::string& instructions) {
+                     int level) {
     return {pointer<const int64_t>(rows), sizes[0], sizes[1], pointer<const int64_t>(stream), site, antithetic, threads,
-            instructions.c_str()};
+            static_cast<Level>(level)};
 }
 
 // x: row stride, three sizes, three strides.
@@ -79,63 +77,60 @@ KeyedInput keyed_input(uintptr_t data, const std::array<int64_t, 7>& x) {
 }
 
 void normal(int dtype, uintptr_t out, uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic,
-            int threads, const std::string& instructions) {
-    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, instructions);
+            int threads, int level) {
+    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, level);
     py::gil_scoped_release release;
-    normal_cpu(keyed, static_cast<KeyedType>(dtype), pointer<void>(out));
+    normal_cpu(keyed, static_cast<DType>(dtype), pointer<void>(out));
 }
 
 void add_noise(int dtype, uintptr_t out, uintptr_t x, const std::array<int64_t, 7>& layout, int64_t copies, double sigma, uintptr_t rows,
-               const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
-               const std::string& instructions) {
-    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, instructions);
+               const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads, int level) {
+    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, level);
     py::gil_scoped_release release;
-    add_noise_cpu(keyed, static_cast<KeyedType>(dtype), keyed_input(x, layout), copies, sigma, pointer<void>(out));
+    add_noise_cpu(keyed, static_cast<DType>(dtype), keyed_input(x, layout), copies, sigma, pointer<void>(out));
 }
 
 void keyed_dropout(int dtype, uintptr_t out, uintptr_t x, const std::array<int64_t, 7>& layout, uint64_t threshold, double scale,
                    uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
-                   const std::string& instructions) {
-    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, instructions);
+                   int level) {
+    const KeyedRows keyed = keyed_rows(rows, sizes, stream, site, antithetic, threads, level);
     py::gil_scoped_release release;
-    keyed_dropout_cpu(keyed, static_cast<KeyedType>(dtype), keyed_input(x, layout), threshold, scale, pointer<void>(out));
+    keyed_dropout_cpu(keyed, static_cast<DType>(dtype), keyed_input(x, layout), threshold, scale, pointer<void>(out));
 }
 
-std::vector<uint32_t> keyed_words(uint64_t key, uint32_t problem, uint64_t candidate, int64_t first, int64_t n,
-                                  const std::string& instructions) {
+std::vector<uint32_t> keyed_words(uint64_t key, uint32_t problem, uint64_t candidate, int64_t first, int64_t n, int level) {
     std::vector<uint32_t> words(n);
-    keyed_words_cpu(key, problem, candidate, first, n, instructions.c_str(), words.data());
+    keyed_words_cpu(key, problem, candidate, first, n, static_cast<Level>(level), words.data());
     return words;
 }
 
 // Names of the instruction sets that can run here, each including those before it.
 py::tuple cpu_levels() {
     py::list names;
-    for (int level = 0; level <= static_cast<int>(best_cpu_level()); ++level) names.append(kCpuLevelNames[level]);
+    for (int level = 0; level <= static_cast<int>(best_level()); ++level) names.append(kLevelNames[level]);
     return py::tuple(names);
 }
 
 double accumulate_moments(int grad_dtype, int total_dtype, const std::vector<uintptr_t>& grads, const std::vector<uintptr_t>& totals,
-                          const std::vector<int64_t>& counts, bool zero_grads, int threads, int simd) {
-    const int best = static_cast<int>(best_moments_simd());
+                          const std::vector<int64_t>& counts, bool zero_grads, int threads, int level) {
     std::vector<MomentsTensor> tensors(grads.size());
     for (size_t k = 0; k < grads.size(); ++k) {
         tensors[k] = {pointer<void>(grads[k]), totals.empty() ? nullptr : pointer<void>(totals[k]), counts[k]};
     }
-    const MomentsProblem problem{static_cast<GradDType>(grad_dtype),
-                                 static_cast<GradDType>(total_dtype),
+    const MomentsProblem problem{static_cast<DType>(grad_dtype),
+                                 static_cast<DType>(total_dtype),
                                  zero_grads,
                                  tensors.data(),
                                  static_cast<int64_t>(tensors.size()),
                                  threads,
-                                 static_cast<MomentsSimd>(simd < 0 ? best : std::min(simd, best))};
+                                 static_cast<Level>(level)};
     py::gil_scoped_release release;
     return accumulate_moments_cpu(problem);
 }
 
-void heun(bool wide, int64_t count, uintptr_t base, uintptr_t first, uintptr_t second, double step, double ratio, int64_t group,
-          uintptr_t out, int threads) {
-    const HeunUpdate update{wide,
+void heun(int dtype, int64_t count, uintptr_t base, uintptr_t first, uintptr_t second, double step, double ratio, int64_t group,
+          uintptr_t out, int threads, int level) {
+    const HeunUpdate update{static_cast<DType>(dtype),
                             count,
                             pointer<const void>(base),
                             pointer<const void>(first),
@@ -144,14 +139,16 @@ void heun(bool wide, int64_t count, uintptr_t base, uintptr_t first, uintptr_t s
                             ratio,
                             group,
                             pointer<void>(out),
-                            threads};
+                            threads,
+                            static_cast<Level>(level)};
     py::gil_scoped_release release;
     heun_cpu(update);
 }
 
 // in: x, rows, bias, scale, shift.
-NormMish norm_mish_problem(bool wide, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads) {
-    return {wide,
+NormMish norm_mish_problem(int dtype, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads,
+                           int level) {
+    return {static_cast<DType>(dtype),
             count,
             width,
             pointer<const void>(in[0]),
@@ -160,20 +157,21 @@ NormMish norm_mish_problem(bool wide, int64_t count, int64_t width, const std::a
             pointer<const void>(in[3]),
             pointer<const void>(in[4]),
             eps,
-            threads};
+            threads,
+            static_cast<Level>(level)};
 }
 
-void norm_mish(bool wide, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads, uintptr_t y,
+void norm_mish(int dtype, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads, int level, uintptr_t y,
                uintptr_t stats) {
-    const NormMish problem = norm_mish_problem(wide, count, width, in, eps, threads);
+    const NormMish problem = norm_mish_problem(dtype, count, width, in, eps, threads, level);
     py::gil_scoped_release release;
     norm_mish_cpu(problem, pointer<void>(y), pointer<void>(stats));
 }
 
 // out: gradient of x, y, gradients of scale and shift.
-void norm_mish_backward(bool wide, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads,
+void norm_mish_backward(int dtype, int64_t count, int64_t width, const std::array<uintptr_t, 5>& in, double eps, int threads, int level,
                         uintptr_t grad, uintptr_t stats, const std::array<uintptr_t, 4>& out) {
-    const NormMish problem = norm_mish_problem(wide, count, width, in, eps, threads);
+    const NormMish problem = norm_mish_problem(dtype, count, width, in, eps, threads, level);
     py::gil_scoped_release release;
     norm_mish_backward_cpu(problem, pointer<const void>(grad), pointer<const void>(stats), pointer<void>(out[0]), pointer<void>(out[1]),
                            pointer<void>(out[2]), pointer<void>(out[3]));
@@ -182,7 +180,7 @@ void norm_mish_backward(bool wide, int64_t count, int64_t width, const std::arra
 // sizes: rows, columns, k. Strides of the scores and of the ids: row, column. out: values, indices.
 TopkProblem topk_problem(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, const std::array<int64_t, 2>& strides,
                          uintptr_t ids, const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out) {
-    return {static_cast<TopkType>(dtype),
+    return {static_cast<DType>(dtype),
             sizes[0],
             sizes[1],
             sizes[2],
@@ -200,7 +198,7 @@ void topk(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, cons
           const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out, int threads, int level) {
     const TopkProblem problem = topk_problem(dtype, sizes, scores, strides, ids, id_strides, out);
     py::gil_scoped_release release;
-    topk_cpu(problem, threads, static_cast<CpuLevel>(level));
+    topk_cpu(problem, threads, static_cast<Level>(level));
 }
 
 #ifdef TTCFAST_HAS_CUDA
@@ -239,13 +237,10 @@ PYBIND11_MODULE(_C, m) {
     m.attr("compiler") = TTCFAST_COMPILER;
     m.def("add_noise", &add_noise);
     m.attr("cpu_levels") = cpu_levels();
-    m.def("accumulate_moments", &accumulate_moments, py::arg("grad_dtype"), py::arg("total_dtype"), py::arg("grads"), py::arg("totals"),
-          py::arg("counts"), py::arg("zero_grads"), py::arg("threads"), py::arg("simd") = -1);
-    m.def("best_moments_simd", [] { return static_cast<int>(best_moments_simd()); });
+    m.def("accumulate_moments", &accumulate_moments);
     m.def("arm", &arm);
     m.def("device_info", &info);
     m.def("keyed_dropout", &keyed_dropout);
-    m.def("keyed_instructions", &keyed_instructions);
     m.def("keyed_words", &keyed_words);
     m.def("normal", &normal);
     m.def("heun", &heun);

@@ -1,22 +1,12 @@
-// Rows of a strided tensor as contiguous numbers of the accumulator's type, read in place wherever that is possible.
+// Rows of a strided tensor as contiguous numbers of their own or the accumulator's type, read in place wherever that is possible.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
-#include "bfloat16.h"
+#include "dtype.h"
 
 namespace ttcfast {
-
-inline float widen(bfloat16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
 
 struct Grid {
     int64_t extent[3];
@@ -36,11 +26,17 @@ struct Grid {
 // Cells [start, start + n) of the row-major grid at `base`: in place, or gathered and widened into `buffer`.
 template <class T, class Acc>
 const Acc* read_cells(const T* base, const Grid& grid, const int64_t (&stride)[3], bool contiguous, int64_t start, int64_t n, Acc* buffer) {
-    if constexpr (sizeof(T) == sizeof(Acc)) {
+    const auto converted = [](T x) {
+        if constexpr (std::is_same_v<T, Acc>)
+            return x;
+        else
+            return widen(x);
+    };
+    if constexpr (std::is_same_v<T, Acc>) {
         if (contiguous) return base + start;
     }
     if (contiguous) {
-        for (int64_t i = 0; i < n; ++i) buffer[i] = widen(base[start + i]);
+        for (int64_t i = 0; i < n; ++i) buffer[i] = converted(base[start + i]);
         return buffer;
     }
     int64_t done = 0;
@@ -51,7 +47,7 @@ const Acc* read_cells(const T* base, const Grid& grid, const int64_t (&stride)[3
         const int64_t plane = cell / grid.extent[2] / grid.extent[1];
         const int64_t run = std::min(n - done, grid.extent[2] - column);
         const T* from = base + plane * stride[0] + row * stride[1] + column * stride[2];
-        for (int64_t i = 0; i < run; ++i) buffer[done + i] = widen(from[i * stride[2]]);
+        for (int64_t i = 0; i < run; ++i) buffer[done + i] = converted(from[i * stride[2]]);
         done += run;
     }
     return buffer;

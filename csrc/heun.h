@@ -4,12 +4,15 @@
 
 #include <cstdint>
 
+#include "dtype.h"
+#include "level.h"
+
 namespace ttcfast {
 
 // out = base + step * center(first + ratio * second), where center takes the mean of each `group` consecutive numbers out of them.
-// All are contiguous runs of `count` floats, or doubles where `wide`.
+// All are contiguous runs of `count` numbers, float32 or float64.
 struct HeunUpdate {
-    bool wide;
+    DType dtype;
     int64_t count;
     const void* base;  // null: 0
     const void* first;
@@ -18,8 +21,20 @@ struct HeunUpdate {
     int64_t group;  // divides `count`; 0: nothing is taken out
     void* out;      // may be `base`
     int threads;
+    Level level;
 };
 
 void heun_cpu(const HeunUpdate& update);
+
+// The same of a stretch of n numbers, compiled once per level.
+template <class T>
+struct HeunRun {
+    const T *base, *first, *second;
+    T step, ratio;
+    T* out;
+};
+
+template <class T, Level level>
+void heun_run(const HeunRun<T>& r, int64_t n, int64_t group);
 
 }  // namespace ttcfast

@@ -3,12 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
+
+#include "dtype.h"
+#include "level.h"
 
 namespace ttcfast {
-
-enum class KeyedType : int { float32 = 0, float64 = 1, bfloat16 = 2 };
 
 // Row m of a result belongs to (problem, candidate) = rows[m].
 struct KeyedRows {
@@ -19,7 +18,7 @@ struct KeyedRows {
     int64_t site;
     bool antithetic;
     int threads;
-    const char* instructions;  // "" takes the widest that the processor has
+    Level level;
 };
 
 // A tensor [row, s0, s1, s2]; strides in elements.
@@ -30,19 +29,16 @@ struct KeyedInput {
 };
 
 // All throw std::invalid_argument where a row holds a negative number or a problem of 2**32 or more.
-// Results do not depend on `threads`, nor on `instructions`, nor on which other rows stand in the call. Output rows are contiguous.
-void normal_cpu(const KeyedRows& rows, KeyedType type, void* out);
+// Results do not depend on `threads`, nor on `level`, nor on which other rows stand in the call. Output rows are contiguous.
+void normal_cpu(const KeyedRows& rows, DType dtype, void* out);
 
 // Row m of the result is row m / copies of x, plus sigma times normals.
-void add_noise_cpu(const KeyedRows& rows, KeyedType type, const KeyedInput& x, int64_t copies, double sigma, void* out);
+void add_noise_cpu(const KeyedRows& rows, DType dtype, const KeyedInput& x, int64_t copies, double sigma, void* out);
 
 // Keeps an entry, times `scale`, where its draw is at least `threshold`; 2**32 keeps none.
-void keyed_dropout_cpu(const KeyedRows& rows, KeyedType type, const KeyedInput& x, uint64_t threshold, double scale, void* out);
+void keyed_dropout_cpu(const KeyedRows& rows, DType dtype, const KeyedInput& x, uint64_t threshold, double scale, void* out);
 
 // The integers themselves, for elements [first, first + n) of one row; `key` is Philox's own.
-void keyed_words_cpu(uint64_t key, uint32_t problem, uint64_t candidate, int64_t first, int64_t n, const char* instructions, uint32_t* out);
-
-// Names of the instruction sets that this processor runs, widest first.
-std::vector<std::string> keyed_instructions();
+void keyed_words_cpu(uint64_t key, uint32_t problem, uint64_t candidate, int64_t first, int64_t n, Level level, uint32_t* out);
 
 }  // namespace ttcfast

@@ -1,36 +1,30 @@
-// Numbers side by side in native vectors, for loops that are compiled once per instruction set. The including file defines
-// TTCFAST_LEVEL, the namespace of its instruction set; everything here has internal linkage, so that code of one set never
-// stands in for that of another. All operations are those of IEEE arithmetic, lane by lane: every set gives the same bits.
+// Numbers side by side in native vectors, for the loops that are compiled once per instruction set (level.h). Everything here has
+// internal linkage. All operations are those of IEEE arithmetic, lane by lane: every set gives the same bits.
 #pragma once
 
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-#include <cmath>
+#include <math.h>
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
-#include "bfloat16.h"
+#include "dtype.h"
+#include "level.h"
 
 #ifndef TTCFAST_LEVEL
-#error "define TTCFAST_LEVEL before including simd.h"
+#error "simd.h is for <op>_loop.cpp, which CMakeLists.txt compiles with TTCFAST_LEVEL"
 #endif
 
 #if defined(__GNUC__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && !defined(TTCFAST_SCALAR)
 #define TTCFAST_VECTORS
 #endif
 
-#ifdef __GNUC__
-#define TTCFAST_INLINE inline __attribute__((always_inline))
-#else
-#define TTCFAST_INLINE inline
-#endif
-
 namespace ttcfast {
-namespace TTCFAST_LEVEL {
 namespace {
 
 #ifdef TTCFAST_VECTORS
@@ -90,6 +84,32 @@ TTCFAST_INLINE Floats load(const bfloat16* at) {
 #endif
     return reinterpret_cast<Floats>(bits << 16);
 }
+TTCFAST_INLINE Floats load(const float16* at) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+#elif defined(__AVX2__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+#else
+    Floats x;
+    for (size_t i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = widen(at[i]);
+    return x;
+#endif
+}
+
+// Lanes 0, 1, ... (half 0) or the upper lanes (half 1) of x in double.
+template <int half>
+TTCFAST_INLINE Doubles widened(Floats x) {
+#if defined(__AVX512F__)
+    const __m512d bits = reinterpret_cast<__m512d>(x);
+    return _mm512_maskz_cvtps_pd(0xff, reinterpret_cast<__m256>(_mm512_maskz_extractf64x4_pd(0xf, bits, half)));
+#elif defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm256_extractf128_ps(x, half));
+#else
+    Doubles wide;
+    for (int i = 0; i < kVectorBytes / 8; ++i) wide[i] = x[half * (kVectorBytes / 8) + i];
+    return wide;
+#endif
+}
 
 template <class V>
 TTCFAST_INLINE Words bits_of(V x) {
@@ -109,7 +129,7 @@ TTCFAST_INLINE Doubles square_root(Doubles x) { return _mm256_sqrt_pd(x); }
 #else
 template <class V>
 TTCFAST_INLINE V square_root(V x) {
-    for (size_t i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = std::sqrt(x[i]);
+    for (size_t i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = sizeof x[i] == 4 ? sqrtf(x[i]) : sqrt(x[i]);
     return x;
 }
 #endif
@@ -172,10 +192,15 @@ TTCFAST_INLINE Acc from_bits(Bits<Acc> bits) {
 
 TTCFAST_INLINE float load(const float* at) { return *at; }
 TTCFAST_INLINE double load(const double* at) { return *at; }
-TTCFAST_INLINE float load(const bfloat16* at) { return from_bits<float>(static_cast<uint32_t>(at->bits) << 16); }
+TTCFAST_INLINE float load(const bfloat16* at) { return widen(*at); }
+TTCFAST_INLINE float load(const float16* at) { return widen(*at); }
+template <int>
+TTCFAST_INLINE double widened(float x) {
+    return x;
+}
 
-TTCFAST_INLINE float square_root(float x) { return std::sqrt(x); }
-TTCFAST_INLINE double square_root(double x) { return std::sqrt(x); }
+TTCFAST_INLINE float square_root(float x) { return sqrtf(x); }
+TTCFAST_INLINE double square_root(double x) { return sqrt(x); }
 
 template <class B>
 TTCFAST_INLINE B maximum(B a, B b) {
@@ -219,6 +244,16 @@ TTCFAST_INLINE Vector<Acc> below_zero(Vector<Acc> x) {
     return above_zero<Acc>(-x);
 }
 
+// Asks for the memory `ahead` bytes further on.
+template <int ahead, class T>
+TTCFAST_INLINE void fetch(const T* at) {
+#ifdef __GNUC__
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead);
+#else
+    (void)at;
+#endif
+}
+
 template <class Work, int... I>
 TTCFAST_INLINE void unroll(const Work& work, std::integer_sequence<int, I...>) {
     (work(std::integral_constant<int, I>{}), ...);
@@ -230,5 +265,4 @@ TTCFAST_INLINE void unroll(const Work& work) {
 }
 
 }  // namespace
-}  // namespace TTCFAST_LEVEL
 }  // namespace ttcfast

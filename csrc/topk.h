@@ -4,15 +4,14 @@
 
 #include <cstdint>
 
-#include "cpu_level.h"
+#include "dtype.h"
+#include "level.h"
 
 namespace ttcfast {
 
-enum class TopkType : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
-
 // Strides in elements. Scores and ids are [rows, columns], any strides; values and indices [rows, k], row-major.
 struct TopkProblem {
-    TopkType dtype;
+    DType dtype;
     int64_t rows, columns, k;  // 1 <= k <= columns
     const void* scores;
     int64_t row_stride, column_stride;
@@ -23,7 +22,7 @@ struct TopkProblem {
 };
 
 // The result depends on neither `threads` nor `level`.
-void topk_cpu(const TopkProblem& problem, int threads, CpuLevel level);
+void topk_cpu(const TopkProblem& problem, int threads, Level level);
 
 // On the current CUDA device; only where the extension is built with CUDA. Queues its work on `stream` and waits for nothing, so that a
 // CUDA graph can capture it. k <= kMostCudaK, columns < kMostCudaColumns; rows times blocks per row < 2^31. `workspace` is of the device,

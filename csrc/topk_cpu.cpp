@@ -9,8 +9,8 @@
 
 #include "parallel.h"
 #include "topk.h"
+#include "topk_loop.h"
 #include "topk_select.h"
-#include "topk_tile.h"
 
 namespace ttcfast {
 namespace {
@@ -23,16 +23,6 @@ constexpr int64_t kSerialBelow = 1 << 17;  // scores under which starting a thre
 constexpr int64_t kPart = 1 << 21;         // scores of a single row that are worth a thread of their own
 constexpr int64_t kRoom = 2048;            // candidates, at least, before they are cut to k
 constexpr int64_t kTakenWhole = 256;       // scores that are all taken as candidates where histograms would cost more
-
-template <class T>
-TopkLoops<T> loops_for(CpuLevel level) {
-#ifdef TTCFAST_X86
-    if (level == CpuLevel::avx512) return avx512::topk_loops<T>();
-    if (level == CpuLevel::avx2) return avx2::topk_loops<T>();
-#endif
-    (void)level;
-    return generic::topk_loops<T>();
-}
 
 // Scores per maximum for n scores: a power of two; below kLeastReach where k is too large for that.
 int64_t reach_for(int64_t n, int64_t k) {
@@ -238,8 +228,8 @@ class Selector {
 };
 
 template <class T>
-void topk_typed(const TopkProblem& p, int threads, CpuLevel level) {
-    const TopkLoops<T> loops = loops_for<T>(level);
+void topk_typed(const TopkProblem& p, int threads, Level asked) {
+    const TopkLoops<T> loops = at_level(asked, [](auto level) { return topk_loops<T, level>(); });
     const int wanted = p.rows * p.columns < kSerialBelow ? 1 : std::max(threads, 1);
     // A row is cut into parts only where there are too few rows; the result is the same.
     const bool apart = p.rows < wanted && p.columns / wanted >= kPart && reach_for(p.columns / wanted, p.k) >= kLeastReach;
@@ -269,18 +259,9 @@ void topk_typed(const TopkProblem& p, int threads, CpuLevel level) {
 
 }  // namespace
 
-void topk_cpu(const TopkProblem& problem, int threads, CpuLevel level) {
+void topk_cpu(const TopkProblem& problem, int threads, Level level) {
     if (problem.rows == 0) return;
-    switch (problem.dtype) {
-        case TopkType::float32:
-            return topk_typed<float>(problem, threads, level);
-        case TopkType::float64:
-            return topk_typed<double>(problem, threads, level);
-        case TopkType::bfloat16:
-            return topk_typed<bfloat16>(problem, threads, level);
-        case TopkType::float16:
-            return topk_typed<float16>(problem, threads, level);
-    }
+    with_type<float, double, bfloat16, float16>(problem.dtype, [&](auto zero) { topk_typed<decltype(zero)>(problem, threads, level); });
 }
 
 }  // namespace ttcfast

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "bfloat16.h"
+#include "dtype.h"
 
 #ifdef __CUDACC__
 #define TTCFAST_BOTH __host__ __device__ __forceinline__
@@ -12,10 +12,6 @@
 #endif
 
 namespace ttcfast {
-
-struct float16 {
-    uint16_t bits;
-};
 
 // Key: a signed integer of the score's size. kInfinity: the bits of infinity, which those of every NaN's magnitude exceed.
 template <class T>

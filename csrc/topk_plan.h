@@ -81,16 +81,7 @@ void run_topk(const TopkProblem& p, const Plan& plan, void* workspace, const Lau
         run_plan<decltype(score), decltype(named)::value>(rows, plan, workspace, launch, zero);
     };
     const auto typed = [&](auto score) { p.ids ? run(score, std::true_type()) : run(score, std::false_type()); };
-    switch (p.dtype) {
-        case TopkType::float32:
-            return typed(float{});
-        case TopkType::float64:
-            return typed(double{});
-        case TopkType::bfloat16:
-            return typed(bfloat16{});
-        case TopkType::float16:
-            return typed(float16{});
-    }
+    with_type<float, double, bfloat16, float16>(p.dtype, typed);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "topk_tile.h"
+#include "topk_loop.h"
 
 namespace ttcfast {
 

@@ -65,28 +65,13 @@ def _grid(x, lead):
     return sizes, strides, contiguous
 
 
-def launch(
-    state,  # [N, C, *S]
-    candidates,  # [N, B, C, *S]
-    out,  # score, five penalties [N, B], finite [N, B], residuals [N, B, components + 2]
-    *,
-    gammas,  # [N], [1], [], or None
-    gamma,
-    volumes,  # [*S] contiguous, in the accumulation dtype, or None
-    volume,
-    mask,  # bool [*S] contiguous, or None
-    values,  # [C, *S] contiguous, in the accumulation dtype, or None
-    value,
-    density,
-    velocity,
-    energy,
-    pressure,
-    primitive,
-    mode,
-    relative,
-    weights,
-):
-    """Fill ``out``. The arguments are those that ttcfast/ops/arm.py has checked. Two launches, and nothing that waits for the device."""
+def launch(call, out, volumes, mask, values, *, mode, relative):
+    """Fill ``out``: score, five penalties ``[N, B]``, finite ``[N, B]``, residuals ``[N, B, components + 2]``.
+
+    ``call`` is the record of arguments that ttcfast/ops/arm.py has checked; ``volumes`` ``[*S]``, ``mask`` (bool) ``[*S]`` and ``values``
+    ``[C, *S]`` are its fields, contiguous and in the accumulation dtype, or None. Two launches, and nothing that waits for the device.
+    """
+    state, candidates, gammas = call.state, call.candidates, call.gammas
     n, b, channels = candidates.shape[:3]
     if n == 0:
         return
@@ -100,7 +85,7 @@ def launch(
     like = {"dtype": torch.float64 if wide else torch.float32, "device": state.device}
     partials = torch.empty((n, b, tiles, SLOTS.value), **like)
     sizes = torch.empty((n, tiles, 4), **like) if relative else None
-    m0, m1, m2 = [*velocity, -1, -1][:3]
+    m0, m1, m2 = [*call.velocity, -1, -1][:3]
     submit(
         arm_partial_kernel,
         n * groups * tiles,
@@ -124,16 +109,16 @@ def launch(
         *candidates.stride()[:3],
         *cand_strides,
         gammas.stride(0) if gammas is not None and gammas.numel() > 1 else 0,
-        gamma,
-        value,
+        call.gamma,
+        call.value,
         C=channels,
-        RHO=density,
+        RHO=call.density,
         M0=m0,
         M1=m1,
         M2=m2,
-        E=energy,
-        P=pressure,
-        PRIMITIVE=primitive,
+        E=call.energy,
+        P=call.pressure,
+        PRIMITIVE=call.primitive,
         STATE_CONTIGUOUS=state_contiguous,
         CAND_CONTIGUOUS=cand_contiguous,
         WHOLE=cells % config.tile == 0,
@@ -155,9 +140,9 @@ def launch(
         channels,
         cells,
         tiles,
-        1.0 if volumes is not None else volume,
-        *weights,
-        COMPONENTS=len(velocity),
+        1.0 if volumes is not None else call.volume,
+        *call.weights,
+        COMPONENTS=len(call.velocity),
         MASKED=mask is not None,
         MODE=mode,
         STEP=config.step,

@@ -7,7 +7,7 @@ from .fold import fold, totals
 
 SLOTS = tl.constexpr(8)  # of a partial: mass, momentum x 2, energy, momentum 3, boundary, negative density and pressure, masked cells
 BROKEN = tl.constexpr(float("-inf"))  # in place of the masked cells: a value of the tile is not finite
-VELOCITY_GUARD = tl.constexpr(1e-12)  # the seed's compute_pressure divides by rho + 1e-12
+VELOCITY_GUARD = tl.constexpr(1e-12)  # the TTC plan's compute_pressure divides by rho + 1e-12
 SCALE_GUARD = tl.constexpr(1e-12)  # least denominator of a relative residual, times the domain's volume
 
 

@@ -1,6 +1,6 @@
 """Keyed random operations: normals, noise on states, dropout, each element a function of its row's key and its own number.
 
-The definitions are in ttcfast/ops/keyed.py. The integers are the same bit for bit; the normals take the steps of csrc/keyed_body.h one by
+The definitions are in ttcfast/ops/keyed.py. The integers are the same bit for bit; the normals take the steps of csrc/keyed_loop.cpp one by
 one, with explicit fma and correctly rounded square roots, so on a GPU they are the same bits as there. One Philox call gives the four
 elements of a group. Keys and rows are read on the device: a captured CUDA graph replays with whatever stands there by then.
 """
@@ -70,7 +70,7 @@ def draw(rows, row, group, k0, k1, ANTITHETIC: tl.constexpr):
 
 @triton.jit
 def box_muller(a, b):
-    """Two normals of two words. The polynomials are those of csrc/keyed_coefficients.h, from ``python -m bench.fit_normal``."""
+    """Two normals of two words. The polynomials are those of csrc/keyed_loop.cpp, from ``python -m bench.fit_normal``."""
     large = a >= 0x80000000
     t = tl.minimum(a, a ^ 0xFFFFFFFF).to(tl.int32).to(tl.float32) + 0.5
     bits = t.to(tl.uint32, bitcast=True)

@@ -27,7 +27,7 @@ class Integrator(ABC):
         substeps: K, at least 1.
 
     Raises:
-        ValueError: substeps below 1.
+        ValueError: Substeps below 1.
     """
 
     substeps: int = 2
@@ -50,17 +50,17 @@ class Integrator(ABC):
         """Integrate ``dz/dtau = velocity(z, tau)``.
 
         Args:
-            velocity: gives the slope of a state ``[..., D]`` at a time, in its shape and dtype; time is a Python number.
-            z: state at ``start``, ``[..., D]``, float32 or float64.
-            start: time of ``z``.
-            end: time of the result; before ``start`` it integrates backwards.
+            velocity: Gives the slope of a state ``[..., D]`` at a time, in its shape and dtype; time is a Python number.
+            z: State at ``start``, ``[..., D]``, float32 or float64.
+            start: Time of ``z``.
+            end: Time of the result; before ``start`` it integrates backwards.
 
         Returns:
             State at ``end``, like ``z``. Differentiable in ``z`` and in whatever the velocity depends on. Nothing waits for the device, so
             that the whole loop can be captured as one CUDA graph.
 
         Raises:
-            ValueError: the velocity's shape, dtype or device is not that of the state; or a time is a tensor to be differentiated.
+            ValueError: The velocity's shape, dtype or device is not that of the state; or a time is a tensor to be differentiated.
         """
         transforms.constant("start", start)
         transforms.constant("end", end)
@@ -79,7 +79,7 @@ class Integrator(ABC):
 class Heun(Integrator):
     """Explicit trapezoidal rule, order 2, two evaluations per substep (torchdiffeq's ``heun2``).
 
-    Source: seeds/flow-world-model-plan.md section 4.
+    Source: Flow plan, "ODE Integrator Choice and Justification".
     """
 
     name = "heun"
@@ -117,7 +117,7 @@ def make(method: str, substeps: int) -> Integrator:
     """The integrator of that name, ``"heun"`` (also ``"heun2"``, torchdiffeq's name) or ``"euler"``.
 
     Raises:
-        ValueError: the name is unknown, or substeps is below 1.
+        ValueError: The name is unknown, or substeps is below 1.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
@@ -129,13 +129,13 @@ def integrate(velocity: Velocity, z: Tensor, *, method: str = "heun", substeps: 
 
     Args:
         velocity: ``velocity(z, tau)``; torchdiffeq's functions take the time first.
-        z: state at ``start``, ``[..., D]``, float32 or float64.
+        z: State at ``start``, ``[..., D]``, float32 or float64.
         method: ``"heun"`` or ``"euler"``.
         substeps: K.
-        start: time of ``z``.
-        end: time of the result.
+        start: Time of ``z``.
+        end: Time of the result.
 
     Raises:
-        ValueError: an unknown method, substeps below 1, or as :class:`Integrator`.
+        ValueError: An unknown method, substeps below 1, or as :class:`Integrator`.
     """
     return make(method, substeps)(velocity, z, start=start, end=end)

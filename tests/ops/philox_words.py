@@ -15,7 +15,7 @@ Counters = tuple[int, int, int, int]
 def philox_words(backend: str, device: str, counters: Sequence[Counters], key: tuple[int, int]) -> list[list[int]]:
     """The four words of each counter."""
     if backend == "cpu":
-        return [_native(*counter, key, "") for counter in counters]
+        return [_native(*counter, key, native.threads_and_level()[1]) for counter in counters]
     columns = torch.tensor(counters, dtype=torch.int64, device=device).T.contiguous()  # [4, n]
     if backend == "triton":
         return _triton(columns, key).T.tolist()
@@ -28,8 +28,8 @@ def interpreted(backend: str, device: str) -> bool:
     return backend == "triton" and device == "cpu"
 
 
-def _native(c0: int, c1: int, c2: int, c3: int, key: tuple[int, int], instructions: str) -> list[int]:
-    return list(native.module().keyed_words(key[0] | key[1] << 32, c3, c1 | c2 << 32, 4 * c0, 4, instructions))
+def _native(c0: int, c1: int, c2: int, c3: int, key: tuple[int, int], level: int) -> list[int]:
+    return list(native.module().keyed_words(key[0] | key[1] << 32, c3, c1 | c2 << 32, 4 * c0, 4, level))
 
 
 def _triton(columns: Tensor, key: tuple[int, int]) -> Tensor:

@@ -8,69 +8,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests import cases
-from tests.tolerances import GRADIENTS, SUMS, assert_within
+from tests.ops.arm_problems import (
+    DTYPES,
+    KINDS,
+    MODES,
+    PENALTIES,
+    SCALES,
+    WEIGHTS,
+    check_against_reference,
+    on,
+    problem,
+    reference,
+    spec_of,
+    with_parameters,
+)
 from ttcfast.ops import native
 from ttcfast.ops.arm import ArmScores, arm
-from ttcfast.spec import ARMWeights, StateSpec
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-MODES, SCALES = ("sum", "components", "norm"), ("absolute", "relative")
-WEIGHTS = ARMWeights(1.0, 0.5, 2.0, 0.3, 0.7)
-PENALTIES = ("mass", "momentum", "energy", "boundary", "positivity")
-
-
-def spec_of(kind: str, ndim: int, components: int, **changes) -> StateSpec:
-    """The four kinds of state, with channels in an order that no default would hit."""
-    velocity = tuple(range(2, 2 + components))
-    last = 2 + components
-    layout = {
-        "conserved": {"density": 1, "momentum": velocity, "energy": 0},
-        "conserved with pressure": {"density": 1, "momentum": velocity, "energy": 0, "pressure": last},
-        "primitive": {"density": 0, "momentum": velocity, "energy": None, "pressure": 1, "variables": "primitive"},
-        "primitive with energy": {"density": 0, "momentum": velocity, "energy": last, "pressure": 1, "variables": "primitive"},
-    }[kind]
-    return StateSpec(**{**layout, "ndim": ndim, **changes})
-
-
-KINDS = ("conserved", "conserved with pressure", "primitive", "primitive with energy")
-
-
-def problem(spec: StateSpec, space: tuple[int, ...], dtype: torch.dtype, n: int = 2, b: int = 3) -> tuple[Tensor, Tensor]:
-    """States of order 1 and candidates near and far from them, some with negative density and pressure."""
-    channels = spec.num_channels + 1  # one that nobody reads
-    state = (0.5 + torch.rand(n, channels, *space)).to(dtype)
-    far = torch.tensor([1e-3, 0.1, 0.8] * b)[:b].reshape(b, 1, *[1] * len(space))
-    return state, (state.unsqueeze(1).float() + far * torch.randn(n, b, channels, *space)).to(dtype)
-
-
-def with_parameters(spec: StateSpec, space: tuple[int, ...], channels: int, n: int) -> StateSpec:
-    """The same spec with everything that can be a tensor being one."""
-    mask = torch.rand(space) < 0.3
-    value = torch.randn(channels, *[1] * len(space))
-    return spec.replace(gamma=1.2 + 0.5 * torch.rand(n), cell_volume=0.5 + torch.rand(space), boundary_mask=mask, boundary_value=value)
-
-
-def reference(state: Tensor, candidates: Tensor, spec: StateSpec, **options) -> ArmScores:
-    return arm(state.double(), candidates.double(), spec, WEIGHTS, backend="reference", **options)
-
-
-def check_against_reference(state, candidates, spec, backend, device, dtype, **options) -> None:
-    expected = reference(state, candidates, spec, **options)
-    found = arm(state.to(device), candidates.to(device), on(spec, device), WEIGHTS, backend=backend, **options)
-    volume = float(torch.as_tensor(spec.cell_volume).expand(state.shape[2:]).sum())
-    top = float(candidates.double().abs().amax())
-    size = max(1.0, volume) * max(top, 1.0) ** 3  # rho u^2 is the largest thing summed
-    assert torch.equal(found.finite.cpu(), expected.finite)
-    for name in ArmScores._fields[:6]:
-        assert_within(getattr(found, name), getattr(expected, name), SUMS[dtype], size, f"{name} {options}")
-
-
-def on(spec: StateSpec, device: str) -> StateSpec:
-    tensors = {k: getattr(spec, k) for k in ("gamma", "cell_volume", "boundary_mask", "boundary_value")}
-    return spec.replace(**{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+from ttcfast.spec import StateSpec
 
 
 @pytest.mark.parametrize("space", [(1,), (17,), (1025,), (5, 7), (33, 32), (3, 1, 4)], ids=str)
@@ -241,7 +197,7 @@ def test_rolled_state_conserves_everything(backend, device):
 
 
 def test_tiny_residual_on_a_large_state_is_exact(backend, device):
-    """The difference of two float32 integrals is off by its own size here (facts/hotpaths.md 1)."""
+    """The difference of two float32 integrals is off by its own size here."""
     state = torch.full((1, 3, 4096), 1.5)
     state += 0.1 * torch.rand_like(state)
     candidates = (state + torch.finfo(torch.float32).eps).unsqueeze(1)
@@ -292,125 +248,3 @@ def test_relative_momentum_is_scaled_by_mass_times_speed():
     candidates = state.unsqueeze(1).clone()
     candidates[:, :, 1] += 1
     assert arm(state, candidates, StateSpec.euler1d(), scale="relative").momentum.item() == pytest.approx(1 / 8)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
-def test_gradients_of_every_output(kind, mode):
-    space = (2, 3)
-    for scale, tensors in itertools.product(SCALES, (False, True)):
-        spec = spec_of(kind, 2, 2)
-        state, candidates = problem(spec, space, torch.float64, n=2, b=3)
-        spec = with_parameters(spec, space, state.shape[1], 2) if tensors else spec
-
-        def penalties(c, state=state, spec=spec, scale=scale):
-            return tuple(arm(state, c, spec, WEIGHTS, momentum=mode, scale=scale))[:6]
-
-        assert torch.autograd.gradcheck(penalties, (candidates.requires_grad_(),))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradient_is_that_of_the_reference(backend, device, dtype):
-    from ttcfast.ops import arm_ref
-
-    for kind in KINDS:
-        spec = with_parameters(spec_of(kind, 2, 2), (5, 6), spec_of(kind, 2, 2).num_channels + 1, 2)
-        state, candidates = problem(spec, (5, 6), dtype)
-        call = arm_ref.Call(
-            *(state.double(), candidates.double().requires_grad_(), spec.gamma, 1.0, spec.cell_volume, 1.0, spec.boundary_mask),
-            *(spec.boundary_value, 0.0, spec.density, list(spec.momentum), -1 if spec.energy is None else spec.energy),
-            *(-1 if spec.pressure is None else spec.pressure, spec.variables == "primitive", "norm", "relative"),
-            [1.0, 0.5, 2.0, 0.3, 0.7],
-        )
-        (expected,) = torch.autograd.grad(arm_ref.arm_ref(call)[0].sum(), call.candidates)
-        c = candidates.to(device).requires_grad_()
-        arm(state.to(device), c, on(spec, device), WEIGHTS, momentum="norm", scale="relative", backend=backend).score.sum().backward()
-        assert c.grad is not None and c.grad.dtype == dtype
-        assert_within(c.grad, expected, GRADIENTS[dtype], float(expected.abs().max()), kind)
-
-
-def test_bad_candidate_has_no_gradient_and_leaves_the_others_theirs(backend, device):
-    spec = spec_of("primitive", 1, 1)
-    state, candidates = (x.to(device) for x in problem(spec, (9,), torch.float32))
-    candidates[0, 1, 0, 4] = float("nan")
-    candidates.requires_grad_()
-    arm(state, candidates, spec, backend=backend).score[0].nan_to_num(neginf=0).sum().backward()
-    assert candidates.grad is not None and bool(candidates.grad.isfinite().all())
-    assert bool((candidates.grad[0, 1] == 0).all()) and bool((candidates.grad[0, 2] != 0).any())
-
-
-@pytest.mark.parametrize(("kind", "dtype"), list(zip(KINDS, (*DTYPES, torch.float32))), ids=str)
-def test_opcheck(backend, device, kind, dtype):
-    spec = on(with_parameters(spec_of(kind, 2, 2), (4, 5), spec_of(kind, 2, 2).num_channels + 1, 2), device)
-    state, candidates = (x.to(device) for x in problem(spec, (4, 5), dtype))
-    full = (spec.gamma, 1.0, spec.cell_volume, 1.0, spec.boundary_mask, spec.boundary_value, 0.0)
-    plain = (None, 1.4, None, 0.1, None, None, 0.0)
-    energy, pressure = (-1 if c is None else c for c in (spec.energy, spec.pressure))
-    rest = (spec.density, list(spec.momentum), energy, pressure, spec.variables == "primitive", "norm", "relative", [1.0] * 5, backend)
-    registered = ("test_schema", "test_autograd_registration", "test_faketensor")  # the fourth, tracing, is dear: with gradients alone
-    for parameters in (full, plain):
-        torch.library.opcheck(torch.ops.ttcfast.arm.default, (state, candidates, *parameters, *rest), test_utils=registered)
-        torch.library.opcheck(torch.ops.ttcfast.arm.default, (state, candidates.clone().requires_grad_(), *parameters, *rest))
-
-
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_compiles_as_one_graph(backend, device, compiler):
-    spec = on(StateSpec.euler2d(gamma=torch.tensor([1.4, 1.3]), boundary_mask=torch.rand(6, 5) < 0.5), device)
-    state, candidates = (x.to(device) for x in problem(spec, (6, 5), torch.float32))
-
-    def best(s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        found = arm(s, c, spec, WEIGHTS, momentum="components", backend=backend)
-        return found.score.argmax(1), found.score
-
-    torch._dynamo.reset()  # the other backends' graphs of `best` count against its recompile limit
-    compiled = torch.compile(best, fullgraph=True, backend=compiler)
-    assert all(torch.equal(x, y) for x, y in zip(compiled(state, candidates), best(state, candidates)))
-    grads = []
-    for f in (best, compiled):
-        c = candidates.clone().requires_grad_()
-        f(state, c)[1].sum().backward()
-        grads.append(c.grad)
-    torch.testing.assert_close(grads[0], grads[1])
-
-
-STATE, CANDIDATES, SPEC = torch.ones(2, 4, 5, 6), torch.ones(2, 3, 4, 5, 6), StateSpec.euler2d()
-
-
-@pytest.mark.parametrize(
-    ("message", "call"),
-    [
-        ("3 channels .*at least 4 are needed", lambda: arm(STATE[:, :3], CANDIDATES[:, :, :3], SPEC)),
-        ("candidates has 3 channels", lambda: arm(STATE, CANDIDATES[:, :, :3], SPEC)),
-        (r"state has shape \(4, 5, 6\) \(3 axes\); expected \[N, C, \*S\]", lambda: arm(STATE[0], CANDIDATES[0], SPEC)),
-        ("2 space axes", lambda: arm(STATE, CANDIDATES[:, 0], SPEC)),
-        ("same N, C and", lambda: arm(STATE, CANDIDATES[:1], SPEC)),
-        ("same N, C and", lambda: arm(STATE, CANDIDATES[..., :5], SPEC)),
-        ("candidates are torch.float64 on cpu and state is torch.float32", lambda: arm(STATE, CANDIDATES.double(), SPEC)),
-        ("candidates are torch.float32 on meta", lambda: arm(STATE, CANDIDATES.to("meta"), SPEC)),
-        ("state is torch.float16; give float32", lambda: arm(STATE.half(), CANDIDATES.half(), SPEC)),
-        ("state is torch.int64; give a floating-point", lambda: arm(STATE.long(), CANDIDATES.long(), SPEC)),
-        ("B = 0; give at least one candidate", lambda: arm(STATE, CANDIDATES[:, :0], SPEC)),
-        ("at least one channel and one cell", lambda: arm(STATE[..., :0], CANDIDATES[..., :0], SPEC)),
-        ("cell_volume is -1", lambda: arm(STATE, CANDIDATES, SPEC.replace(cell_volume=-1.0))),
-        ("cell_volume is -1", lambda: arm(STATE, CANDIDATES, SPEC.replace(cell_volume=-torch.ones(5, 6)))),
-        (r"cell_volume has shape \(6, 5\)", lambda: arm(STATE, CANDIDATES, SPEC.replace(cell_volume=torch.ones(6, 5)))),
-        (r"boundary_mask is torch.bool \(6, 5\)", lambda: arm(STATE, CANDIDATES, SPEC.replace(boundary_mask=torch.ones(6, 5) > 0))),
-        ("boundary_mask is on meta", lambda: arm(STATE, CANDIDATES, SPEC.replace(boundary_mask=(torch.ones(5, 6) > 0).to("meta")))),
-        (r"boundary_value has shape \(3, 1, 1\)", lambda: arm(STATE, CANDIDATES, SPEC.replace(boundary_value=torch.ones(3, 1, 1)))),
-        (r"gamma has shape \(3,\); state has N = 2", lambda: arm(STATE, CANDIDATES, SPEC.replace(gamma=torch.full((3,), 1.4)))),
-        ("momentum names 4 channels", lambda: arm(torch.ones(2, 6, 5, 6), torch.ones(2, 3, 6, 5, 6), StateSpec(0, (1, 2, 3, 4), 5))),
-        ("momentum is 'total'; it must be one of 'sum'", lambda: arm(STATE, CANDIDATES, SPEC, momentum="total")),
-        ("scale is 'log'; it must be one of 'absolute'", lambda: arm(STATE, CANDIDATES, SPEC, scale="log")),
-    ],
-)
-def test_wrong_input_gives_one_clear_line(message, call):
-    with pytest.raises(ValueError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-
-
-def test_raw_operation_refuses_channels_that_are_not_there():
-    with pytest.raises(ValueError, match="density is channel 9"):
-        torch.ops.ttcfast.arm(
-            STATE, CANDIDATES, None, 1.4, None, 1.0, None, None, 0.0, 9, [1, 2], 3, -1, False, "sum", "absolute", [1.0] * 5, "auto"
-        )

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from tests.ops.test_arm import WEIGHTS, on, problem, reference
+from tests.ops.arm_problems import WEIGHTS, on, problem, reference
 from ttcfast.ops import registry
 from ttcfast.ops.arm import ArmScores, arm
 from ttcfast.spec import StateSpec

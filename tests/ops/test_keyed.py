@@ -32,8 +32,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 needs_extension = pytest.mark.skipif(native.available() is not None, reason="the extension is not built")
 
 
-def instruction_sets() -> list[str]:
-    return native.module().keyed_instructions() if native.available() is None else []
+def levels() -> range:
+    return range(len(native.module().cpu_levels)) if native.available() is None else range(0)
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
@@ -47,17 +47,17 @@ def test_many_counters_at_once(backend, device):
 
 
 @needs_extension
-@pytest.mark.parametrize("instructions", instruction_sets())
-def test_every_instruction_set_gives_the_published_answers_and_the_reference_integers(instructions):
+@pytest.mark.parametrize("level", levels())
+def test_every_instruction_set_gives_the_published_answers_and_the_reference_integers(level):
     words = native.module().keyed_words
     for (c0, c1, c2, c3), (k0, k1), answer in KNOWN_ANSWERS:
-        assert words(k0 | k1 << 32, c3, c1 | c2 << 32, 4 * c0, 4, instructions) == list(answer)
+        assert words(k0 | k1 << 32, c3, c1 | c2 << 32, 4 * c0, 4, level) == list(answer)
     for n in (*cases.SMALL_SIZES, *cases.TILE_EDGES):
         for first in (0, 4096, 4 * (2**32 - 4096)):
             group = first // 4 + torch.arange((n + 3) // 4)
             counter = (group, torch.tensor([3]), torch.tensor([1]), torch.tensor([ALL]))
             expected = torch.stack(torch.broadcast_tensors(*keyed.philox(counter, (torch.tensor([5]), torch.tensor([ALL])))), 1)
-            assert words(5 | ALL << 32, ALL, 3 | 1 << 32, first, n, instructions) == expected.flatten()[:n].tolist()
+            assert words(5 | ALL << 32, ALL, 3 | 1 << 32, first, n, level) == expected.flatten()[:n].tolist()
 
 
 @needs_extension
@@ -73,16 +73,10 @@ def test_every_instruction_set_gives_the_same_bits(dtype):
             (native.module().add_noise, (*layout, 1, 0.3)),
             (native.module().keyed_dropout, (*layout, 2**30, 1.5)),
         ):
-            found = [torch.empty_like(x) for _ in instruction_sets()]
-            for out, instructions in zip(found, instruction_sets()):
-                run(keyed.DTYPES.index(dtype), out.data_ptr(), *given, *drawn, instructions)
+            found = [torch.empty_like(x) for _ in levels()]
+            for out, level in zip(found, levels()):
+                run(keyed.DTYPES.index(dtype), out.data_ptr(), *given, *drawn, level)
             assert all(torch.equal(out, found[0]) for out in found) and bool(found[0].isfinite().all())
-
-
-@needs_extension
-def test_unknown_instruction_set_is_refused():
-    with pytest.raises(ValueError, match="no instructions called avx1024"):
-        native.module().keyed_words(0, 0, 0, 0, 4, "avx1024")
 
 
 def test_keys_follow_splitmix64():

@@ -11,7 +11,7 @@ using namespace ttcfast;
 // sizes: rows, columns, k. strides: of the scores and of the ids, row and column. Returns the blocks per row.
 extern "C" int64_t topk_emulated(int dtype, const int64_t* sizes, const void* scores, const int64_t* strides, const int64_t* ids,
                                  void* values, int64_t* indices, int64_t multiprocessors, unsigned seed) {
-    const TopkProblem problem{static_cast<TopkType>(dtype),
+    const TopkProblem problem{static_cast<DType>(dtype),
                               sizes[0],
                               sizes[1],
                               sizes[2],

@@ -17,7 +17,7 @@ int main() {
             for (float& x : scores) x = std::normal_distribution<float>()(random);
             std::iota(ids.begin(), ids.end(), -n / 2);
             ttcfast::TopkProblem problem{};
-            problem.dtype = ttcfast::TopkType::float32;
+            problem.dtype = ttcfast::DType::float32;
             problem.rows = problem.row_stride = problem.id_row_stride = 1;
             problem.columns = n;
             problem.k = k;
@@ -26,7 +26,7 @@ int main() {
             problem.ids = ids.data();
             problem.values = values.data();
             problem.indices = indices.data();
-            ttcfast::topk_cpu(problem, 1, ttcfast::CpuLevel::generic);
+            ttcfast::topk_cpu(problem, 1, ttcfast::Level::generic);
             for (int64_t i = 0; i < k; ++i) {
                 if (scores[indices[i] + n / 2] != values[i] || (i > 0 && values[i] > values[i - 1])) {
                     std::printf("n %lld, k %lld: place %lld is wrong\n", (long long)n, (long long)k, (long long)i);

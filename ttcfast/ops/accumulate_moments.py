@@ -1,4 +1,4 @@
-"""Running sums and the squared norm of many gradients, in one pass over them."""
+"""Accumulates running sums and the squared norm of many gradients in one pass."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from torch import Tensor
 
 from . import native, overlap, transforms
 from .arguments import of_type
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+from .define import LIBRARY, define
+from .registry import Backend, Reason, choose, cpu_device, register, triton_available, triton_device, yes
 
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # in the order of GradDType in csrc/accumulate_moments.h
+DTYPES = native.DTYPES
 
 
 def accumulate_moments(
@@ -22,10 +21,10 @@ def accumulate_moments(
     """Add every gradient to its total and return the sum of all squares: ``totals[i] += grads[i]``, ``sum_i ||grads[i]||^2``.
 
     Args:
-        grads: gradients, each of any shape; all float32, float64, bfloat16 or float16, on one device.
-        totals: running sums, one per gradient and of its shape, changed in place; of the gradients' dtype, or float32 under 16-bit
+        grads: Gradients, each of any shape; all float32, float64, bfloat16 or float16, on one device.
+        totals: Running sums, one per gradient and of its shape, changed in place; of the gradients' dtype, or float32 under 16-bit
             gradients (the better choice: a 16-bit running sum loses small gradients). None: only the sum of squares is wanted.
-        zero_grads: also set every gradient to zero, in the same pass.
+        zero_grads: Also set every gradient to zero, in the same pass.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
@@ -40,13 +39,13 @@ def accumulate_moments(
         The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
 
     Raises:
-        ValueError: there is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
+        ValueError: There is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
             memory, or one that is written to is expanded.
-        NotImplementedError: a tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
-        BackendError: the backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
+        NotImplementedError: A tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
+        BackendError: The backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
             another order than their total's, are for the reference alone.
 
-    Source: seeds/flow-world-model-plan.md section 6 (the two sums of ESNR); facts/hotpaths.md section 3.
+    Source: The two sums of ESNR; docs/design/decisions.md ("ESNR").
     """
     of_type("grads", grads, Sequence)
     of_type("totals", totals, Sequence, type(None))
@@ -64,7 +63,8 @@ def accumulate_moments(
     if not len(grads):
         raise ValueError("grads is empty; give at least one gradient")
     op = torch.ops.ttcfast.accumulate_moments
-    return (op.zero_grads if zero_grads else op.default)(grads, totals or [], backend)
+    result: Tensor = (op.zero_grads if zero_grads else op.default)(grads, totals or [], backend)
+    return result
 
 
 def check(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
@@ -138,13 +138,13 @@ def accumulate_moments_ref(grads: Sequence[Tensor], totals: Sequence[Tensor], ze
 
 def _accumulate_moments_cpu(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, addresses: list[int]) -> Tensor:
     result = native.module().accumulate_moments(
-        DTYPES.index(grads[0].dtype),
-        DTYPES.index(totals[0].dtype if totals else grads[0].dtype),
+        native.code(grads[0].dtype),
+        native.code(totals[0].dtype if totals else grads[0].dtype),
         addresses[len(totals) :],
         addresses[: len(totals)],
         [grad.numel() for grad in grads],
         zero_grads,
-        torch.get_num_threads(),
+        *native.threads_and_level(),
     )
     return torch.tensor(result, dtype=torch.float64)
 
@@ -152,7 +152,8 @@ def _accumulate_moments_cpu(grads: Sequence[Tensor], totals: Sequence[Tensor], z
 def _accumulate_moments_triton(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, addresses: list[int]) -> Tensor:
     from ttcfast.kernels import accumulate_moments as kernels
 
-    return kernels.launch(grads, totals, zero_grads, addresses)
+    result: Tensor = kernels.launch(grads, totals, zero_grads, addresses)
+    return result
 
 
 def _packed_alike(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
@@ -182,9 +183,7 @@ def _packed(tensor: Tensor) -> bool:
 
 
 def _cpu_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
-    if grads[0].device.type != "cpu":
-        return f"the tensors are on {grads[0].device}; the C++ path reads host memory"
-    return _packed_alike(grads, totals)
+    return cpu_device(grads[0]) or _packed_alike(grads, totals)
 
 
 def _triton_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
@@ -201,10 +200,6 @@ BACKENDS = register(
     ],
 )
 
-# Two overloads, so that the schema of each says exactly what is written.
-_lib.define("accumulate_moments(Tensor[] grads, Tensor(a!)[] totals, str backend) -> Tensor")
-_lib.define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] totals, str backend) -> Tensor")
-
 
 def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_grads: bool = False) -> Tensor:
     if transforms.has_tangent([grads, totals]):
@@ -218,7 +213,8 @@ def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_g
             raise RuntimeError("an inference tensor cannot be changed outside torch.inference_mode(); clone() it first")
         for tensor in written:  # older versions of torch take no list here
             torch.autograd.graph.increment_version(tensor)
-    return chosen.run(grads, totals, zero_grads, addresses)
+    result: Tensor = chosen.run(grads, totals, zero_grads, addresses)
+    return result
 
 
 def _run_and_zero(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Tensor:
@@ -230,8 +226,8 @@ def _fake(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Te
     return torch.empty((), dtype=torch.float64, device=grads[0].device)
 
 
-for _name, _function in (("accumulate_moments", _run), ("accumulate_moments.zero_grads", _run_and_zero)):
-    for _key in ("CPU", "CUDA"):
-        _lib.impl(_name, _function, _key)
-    torch.library.register_fake(f"ttcfast::{_name}", _fake, lib=_lib)
-    transforms.register(_lib, _name, transforms.refuse("accumulate_moments"))
+# Two overloads, so that the schema of each says exactly what is written.
+define("accumulate_moments(Tensor[] grads, Tensor(a!)[] totals, str backend) -> Tensor", _run, _fake)
+define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] totals, str backend) -> Tensor", _run_and_zero, _fake)
+for _name in ("accumulate_moments", "accumulate_moments.zero_grads"):
+    transforms.register(LIBRARY, _name, transforms.refuse("accumulate_moments"))

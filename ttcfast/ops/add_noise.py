@@ -10,11 +10,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native, transforms
+from . import define, keyed, native, transforms
 from .arguments import dense
-from .registry import Backend, choose, register, triton_available, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 
 def add_noise(
@@ -27,15 +24,15 @@ def add_noise(
     antithetic: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """``x + sigma * normal`` for B candidates of each problem.
+    """Return ``x + sigma * normal`` for B candidates of each problem.
 
     Args:
-        x: states, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
-        B: candidates per problem.
-        sigma: standard deviation of the noise, in the units of x; 0 or more.
-        key: names the stream; see ``normal``.
+        x: States, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
+        B: Candidates per problem.
+        sigma: Standard deviation of the noise, in the units of x; 0 or more.
+        key: Names the stream; see ``normal``.
         rows: (problem, candidate) of each result, int64 ``[N B, 2]``, problem-major: row n B + b belongs to ``[n, b]``.
-        antithetic: candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        antithetic: Candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
@@ -46,17 +43,18 @@ def add_noise(
         stay. Writes the result once; the copies of x and the noise are never stored.
 
     Raises:
-        TypeError: key is not a ``Key``.
-        ValueError: rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
+        TypeError: Key is not a ``Key``.
+        ValueError: Rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
             to be differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: DECISIONS, Test-time computing 7; facts/hotpaths.md 5.
+    Source: docs/design/decisions.md ("Keyed candidates").
     """
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
     transforms.constant("sigma", sigma)
-    return torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
+    result: Tensor = torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
+    return result
 
 
 class Call(NamedTuple):
@@ -107,7 +105,7 @@ def _add_noise_cpu(call: Call) -> Tensor:
     rows, out = call.rows.contiguous(), call.empty()
     x, sizes, strides = keyed.grid(call.x)
     native.module().add_noise(
-        keyed.DTYPES.index(x.dtype),
+        native.code(x.dtype),
         out.data_ptr(),
         x.data_ptr(),
         [x.stride(0), *sizes, *strides],
@@ -127,47 +125,18 @@ def _add_noise_triton(call: Call) -> Tensor:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
-BACKENDS = register(
-    "add_noise",
-    [
-        Backend("cpu", native.available, keyed.cpu_supports, _add_noise_cpu),
-        Backend("triton", triton_available, keyed.triton_supports, _add_noise_triton),
-        Backend("reference", yes, yes, add_noise_ref),
-    ],
-)
-
-_lib.define("add_noise(Tensor x, Tensor rows, Tensor stream, SymInt site, SymInt B, float sigma, bool antithetic, str backend) -> Tensor")
-
-
-def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, B, sigma, antithetic)
-    check(call)
-    chosen = choose("add_noise", BACKENDS, backend, call)
-    if chosen.name != "cpu":
-        keyed.check_row_values(call.rows)
-    return chosen.run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("add_noise", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::add_noise", lib=_lib)
-def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, B: int, sigma: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, B, sigma, antithetic)
-    check(call)
-    return call.empty()
-
-
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (grad.sum(1), *[None] * 7)
 
 
-def _definition(*args: Any) -> Tensor:
-    call = Call(*args)
-    check(call)
-    return add_noise_ref(call)
-
-
-transforms.register(_lib, "add_noise", _definition, backward=_backward, policy=transforms.halves_as_floats)
+define.define_call(
+    "add_noise",
+    Call,
+    "Tensor",
+    check=check,
+    backends=keyed.backends("add_noise", _add_noise_cpu, _add_noise_triton, add_noise_ref),
+    empty=Call.empty,
+    definition=add_noise_ref,
+    backward=_backward,
+    policy=transforms.halves_as_floats,
+)

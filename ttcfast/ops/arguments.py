@@ -1,4 +1,4 @@
-"""Checks of arguments that all operations share, made before torch's dispatcher, which would say what it misses and not what was given."""
+"""Argument checks shared by all operations, made before torch's dispatcher, whose messages say what it misses and not what was given."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def dense(**given: object) -> None:
-    """Every argument, by its name, is a dense tensor.
+    """Require dense tensors, given by the names of the arguments.
 
     Raises:
-        TypeError: one is no tensor.
-        ValueError: one is sparse or of another layout than a dense tensor's.
+        TypeError: An argument is not a tensor.
+        ValueError: A tensor is sparse or has another layout that is not dense.
     """
     for name, value in given.items():
         if not isinstance(value, Tensor):
@@ -21,10 +21,10 @@ def dense(**given: object) -> None:
 
 
 def of_type(name: str, value: object, *types: type) -> None:
-    """The argument is an instance of one of these classes.
+    """Require an argument to be an instance of one of these classes.
 
     Raises:
-        TypeError: it is not.
+        TypeError: It is not.
     """
     if not isinstance(value, types):
         wanted = " or ".join("None" if t is type(None) else t.__name__ for t in types)

@@ -14,9 +14,8 @@ from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec
 from . import native, transforms
 from .arguments import dense, of_type
 from .arm_ref import Call, arm_backward, arm_ref
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .define import define_call
+from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
 
 MOMENTA, SCALES = get_args(Momentum), get_args(Scale)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -51,14 +50,14 @@ def arm(
     differences of rho, rho u and E per cell first.
 
     Args:
-        state: the state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
-        candidates: possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
-        spec: which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
+        state: The state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
+        candidates: Possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
+        spec: Which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
             they are parameters, converted to the accumulation dtype and not differentiable.
-        weights: of the five penalties in the score; None takes the defaults.
-        momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (the seed);
+        weights: Weights of the five penalties in the score; None takes the defaults.
+        momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (TTC plan);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
-        scale: ``"absolute"``, in units of the integral (the seed), or ``"relative"``: mass over the integral of abs(rho), energy
+        scale: ``"absolute"``, in units of the integral (TTC plan), or ``"relative"``: mass over the integral of abs(rho), energy
             over that of abs(E), momentum over that of rho (abs(u) + c), all of the state.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
@@ -73,11 +72,12 @@ def arm(
         Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
 
     Raises:
-        ValueError: shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
+        ValueError: Shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
             differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: seeds/ttc-integration-plan.md section 4, with DECISIONS 1-6: terms are per candidate, not averaged over the batch.
+    Source: TTC plan, "Analytical Reward Model (ARM)". Terms are per candidate instead of batch means, see
+    docs/design/decisions.md ("Penalties per candidate"); differences are summed, see docs/design/decisions.md ("Sums of differences").
     """
     dense(state=state, candidates=candidates)
     of_type("spec", spec, StateSpec)
@@ -86,36 +86,30 @@ def arm(
     one_of("scale", scale, SCALES)
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
-    w = weights or ARMWeights()
-    penalties = [w.w_mass, w.w_momentum, w.w_energy, w.w_bc, w.w_positivity]
-    for name, value in vars(w).items():
+    for name, value in vars(weights or ARMWeights()).items():
         transforms.constant(name, value)
-    gammas, gamma = _split(spec.gamma, 1.0)
-    volumes, volume = _split(spec.cell_volume, 1.0)
-    values, value = _split(spec.boundary_value, 0.0)
-    energy = -1 if spec.energy is None else spec.energy
-    pressure = -1 if spec.pressure is None else spec.pressure
-    outputs = torch.ops.ttcfast.arm(
+    call = flatten(state, candidates, spec, weights or ARMWeights(), momentum, scale)
+    return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
+
+
+def flatten(state: Tensor, candidates: Tensor, spec: StateSpec, weights: ARMWeights, momentum: str, scale: str) -> Call:
+    """Return the arguments of ``torch.ops.ttcfast.arm`` but the backend: torch's schemas hold no dataclasses."""
+    return Call(
         state,
         candidates,
-        gammas,
-        gamma,
-        volumes,
-        volume,
+        *_split(spec.gamma, 1.0),
+        *_split(spec.cell_volume, 1.0),
         spec.boundary_mask,
-        values,
-        value,
+        *_split(spec.boundary_value, 0.0),
         spec.density,
         list(spec.momentum),
-        energy,
-        pressure,
+        -1 if spec.energy is None else spec.energy,
+        -1 if spec.pressure is None else spec.pressure,
         spec.variables == "primitive",
         momentum,
         scale,
-        penalties,
-        backend,
+        [weights.w_mass, weights.w_momentum, weights.w_energy, weights.w_bc, weights.w_positivity],
     )
-    return ArmScores(*outputs[:7])
 
 
 def _split(given: float | Tensor | None, default: float) -> tuple[Tensor | None, float]:
@@ -231,10 +225,10 @@ def _strides(x: Tensor, lead: int) -> list[int]:
 def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
     out = _outputs(call)
     parameters = _parameters(call)
-    gammas, volumes, mask, values = (0 if t is None else t.data_ptr() for t in parameters)
+    gammas, volumes, mask, values = native.addresses(*parameters)
     n_stride, *state_strides = _strides(call.state, 2)
     native.module().arm(
-        DTYPES.index(call.state.dtype),
+        native.code(call.state.dtype),
         _sizes(call.candidates, 3),
         call.state.data_ptr(),
         [n_stride, 0, *state_strides],
@@ -254,9 +248,8 @@ def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
         call.primitive,
         MOMENTA.index(call.mode),
         call.weights,
-        torch.get_num_threads(),
-        native.cpu_level(),
-        [t.data_ptr() for t in out],
+        native.addresses(*out),
+        *native.threads_and_level(),
     )
     return out
 
@@ -265,72 +258,19 @@ def _arm_triton(call: Call) -> tuple[Tensor, ...]:
     from ttcfast.kernels import arm as kernels
 
     out = _outputs(call)
-    volumes, mask, values = _fields(call)
-    kernels.launch(
-        call.state,
-        call.candidates,
-        out,
-        gammas=call.gammas,
-        gamma=call.gamma,
-        volumes=volumes,
-        volume=call.volume,
-        mask=mask,
-        values=values,
-        value=call.value,
-        density=call.density,
-        velocity=call.velocity,
-        energy=call.energy,
-        pressure=call.pressure,
-        primitive=call.primitive,
-        mode=MOMENTA.index(call.mode),
-        relative=call.scale == "relative",
-        weights=call.weights,
-    )
+    kernels.launch(call, out, *_fields(call), mode=MOMENTA.index(call.mode), relative=call.scale == "relative")
     return out
-
-
-def _cpu_supports(call: Call) -> Reason:
-    return None if call.state.device.type == "cpu" else f"the tensors are on {call.state.device}; the C++ path reads host memory"
-
-
-def _triton_supports(call: Call) -> Reason:
-    return triton_device(call.state.device.type)
 
 
 # On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
 BACKENDS = register(
     "arm",
     [
-        Backend("cpu", native.available, _cpu_supports, _arm_cpu),
-        Backend("triton", triton_available, _triton_supports, _arm_triton),
+        Backend("cpu", native.available, lambda call: cpu_device(call.state), _arm_cpu),
+        Backend("triton", triton_available, lambda call: triton_device(call.state.device.type), _arm_triton),
         Backend("reference", yes, yes, arm_ref),
     ],
 )
-
-_lib.define(
-    "arm(Tensor state, Tensor candidates, Tensor? gammas, float gamma, Tensor? volumes, float volume, Tensor? mask, Tensor? values, "
-    "float value, int density, int[] velocity, int energy, int pressure, bool primitive, str mode, str scale, float[] weights, "
-    "str backend) -> (Tensor score, Tensor mass, Tensor momentum, Tensor energy_, Tensor boundary, Tensor positivity, Tensor finite, "
-    "Tensor residuals)"
-)
-
-
-def _run(*args: Any) -> tuple[Tensor, ...]:
-    *flat, backend = args
-    call = Call(*flat)
-    check(call)
-    return choose("arm", BACKENDS, backend, call).run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("arm", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::arm", lib=_lib)
-def _fake(*args: Any) -> tuple[Tensor, ...]:
-    call = Call(*args[:-1])
-    check(call)
-    return _outputs(call)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -349,7 +289,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         flat[i] = x
     call = Call(*flat)
     if transforms.watched(grads):
-        grad = transforms.gradients(lambda candidates: _definition(*call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
+        grad = transforms.gradients(lambda candidates: _definition(call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
     else:
         grad = arm_backward(call, score, residuals, grads[:6])
     return (None, grad, *[None] * 16)
@@ -360,20 +300,19 @@ def _check_constants(call: Call) -> None:
         transforms.constant(name, value)
 
 
-def _definition(*args: Any) -> tuple[Tensor, ...]:
+def _definition(given: Call) -> tuple[Tensor, ...]:
     """:func:`arm_ref` with derivatives in the candidates alone, 0 where the score is -inf."""
-    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in args]
+    _check_constants(given)
+    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in given]
     call = Call(*constants)
-    check(call)
-    _check_constants(Call(*args))
     fixed = arm_ref(call)
     alive = fixed[0].isfinite()
-    shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), args[1], call.candidates)
+    shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), given.candidates, call.candidates)
     found = arm_ref(call._replace(candidates=shown))
     return (*(torch.where(alive, x, constant) for x, constant in zip(found[:6], fixed[:6])), *fixed[6:])
 
 
-def _in_float32(op: Callable[..., Any], state: Tensor, candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _in_float32(op: Callable[..., tuple[Tensor, ...]], state: Tensor, candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Both as they are where they are of one dtype that the operation knows, else widened."""
     if state.dtype == candidates.dtype and state.dtype in DTYPES:
         return op(state, candidates, *rest)
@@ -381,4 +320,17 @@ def _in_float32(op: Callable[..., Any], state: Tensor, candidates: Tensor, *rest
     return op(state.to(dtype), candidates.to(dtype), *rest)
 
 
-transforms.register(_lib, "arm", _definition, backward=_backward, setup_context=_setup, policy=_in_float32)
+_PENALTIES = "Tensor mass, Tensor momentum, Tensor energy_, Tensor boundary, Tensor positivity"
+define_call(
+    "arm",
+    Call,
+    f"(Tensor score, {_PENALTIES}, Tensor finite, Tensor residuals)",
+    check=check,
+    backends=BACKENDS,
+    empty=_outputs,
+    definition=_definition,
+    whole="int",
+    backward=_backward,
+    setup_context=_setup,
+    policy=_in_float32,
+)

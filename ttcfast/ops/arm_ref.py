@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-VELOCITY_GUARD = 1e-12  # the seed's compute_pressure divides by rho + 1e-12
+VELOCITY_GUARD = 1e-12  # the TTC plan's compute_pressure divides by rho + 1e-12
 SCALE_GUARD = 1e-12  # least denominator of a relative residual, times the domain's volume
 
 
@@ -79,7 +79,7 @@ def _gamma(call: Call) -> Tensor | float:
 
 
 def _pressure(call: Call, u: Tensor) -> Tensor:
-    """The stored pressure, or the seed's compute_pressure, ``[N, B, L]``."""
+    """The stored pressure, or the TTC plan's compute_pressure, ``[N, B, L]``."""
     if call.pressure >= 0:
         return u[:, :, call.pressure]
     rho, v = u[:, :, call.density], u[:, :, call.velocity] / (u[:, :, call.density, None] + VELOCITY_GUARD)
@@ -152,10 +152,10 @@ def arm_backward(call: Call, score: Tensor, residuals: Tensor, grads: Sequence[T
     """Gradient with respect to the candidates, ``[N, B, C, *S]``.
 
     Args:
-        call: the arguments of the forward pass.
-        score: its first output, ``[N, B]``; where it is -inf the gradient is 0.
-        residuals: its last output, ``[N, B, components + 2]``.
-        grads: gradients of score, mass, momentum, energy, boundary and positivity, ``[N, B]`` each or None.
+        call: The arguments of the forward pass.
+        score: Its first output, ``[N, B]``; where it is -inf the gradient is 0.
+        residuals: Its last output, ``[N, B, components + 2]``.
+        grads: Gradients of score, mass, momentum, energy, boundary and positivity, ``[N, B]`` each or None.
     """
     by_mass, by_momentum, by_energy, by_boundary, by_positivity = _penalty_gradients(call, score, grads)
     new = call.candidates.flatten(3).to(call.accumulator)  # [N, B, C, L]

@@ -12,9 +12,8 @@ from ttcfast.checks import whole
 
 from . import native, transforms
 from .arguments import dense
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .define import LIBRARY, define
+from .registry import Backend, Reason, choose, contiguous, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -23,10 +22,10 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
     """Euler update ``z + dt k1``: the predictor of Heun's method, and the whole of Euler's.
 
     Args:
-        z: state at the start of the substep, ``[..., D]``, float32 or float64.
-        k1: velocity at ``(z, t)``, ``[..., D]`` like ``z``, in its dtype; bfloat16 as well where ``z`` is float32.
-        dt: substep, in the time unit of the velocity.
-        group: take out of ``k1`` the mean of every ``group`` consecutive entries first, so that the sums of those entries of ``z`` stay as
+        z: State at the start of the substep, ``[..., D]``, float32 or float64.
+        k1: Velocity at ``(z, t)``, ``[..., D]`` like ``z``, in its dtype; bfloat16 as well where ``z`` is float32.
+        dt: Substep, in the time unit of the velocity.
+        group: Take out of ``k1`` the mean of every ``group`` consecutive entries first, so that the sums of those entries of ``z`` stay as
             they are (latents on products of simplices); 0 leaves ``k1`` alone. It divides D.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
             and bfloat16 ones on the CPU, to the reference.
@@ -38,40 +37,42 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
         On the CPU a call costs some 35 us of host time: without groups, ``z + dt * k1`` is faster below about 10^6 entries.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: seeds/flow-world-model-plan.md section 4; DECISIONS, world models 6.
+    Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
     dense(z=z, k1=k1)
     transforms.constant("dt", dt)
-    return torch.ops.ttcfast.heun_predict(z, k1, dt, group, backend)
+    result: Tensor = torch.ops.ttcfast.heun_predict(z, k1, dt, group, backend)
+    return result
 
 
 def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0, backend: str = "auto") -> Tensor:
     """Trapezoidal update ``z + dt/2 (k1 + k2)`` of Heun's method.
 
     Args:
-        z: state at the start of the substep, ``[..., D]``, float32 or float64.
-        k1: velocity at ``(z, t)``, as for :func:`heun_predict`.
-        k2: velocity at ``(z + dt k1, t + dt)``, shape and dtype of ``k1``.
-        dt: substep, in the time unit of the velocity.
-        group: as for :func:`heun_predict`, for the sum of both velocities.
-        backend: as for :func:`heun_predict`.
+        z: State at the start of the substep, ``[..., D]``, float32 or float64.
+        k1: Velocity at ``(z, t)``, as for :func:`heun_predict`.
+        k2: Velocity at ``(z + dt k1, t + dt)``, shape and dtype of ``k1``.
+        dt: Substep, in the time unit of the velocity.
+        group: As for :func:`heun_predict`, for the sum of both velocities.
+        backend: As for :func:`heun_predict`.
 
     Returns:
         State at the end of the substep, shape and dtype of ``z``; as for :func:`heun_predict`. Moves 4 tensors through memory; the plain
         expression moves 9.
 
     Raises:
-        ValueError: as for :func:`heun_predict`.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: As for :func:`heun_predict`.
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: seeds/flow-world-model-plan.md section 4 (explicit trapezoidal rule).
+    Source: Flow plan, "ODE Integrator Choice and Justification" (explicit trapezoidal rule).
     """
     dense(z=z, k1=k1, k2=k2)
     transforms.constant("dt", dt)
-    return torch.ops.ttcfast.heun_correct(z, k1, k2, dt, group, backend)
+    result: Tensor = torch.ops.ttcfast.heun_correct(z, k1, k2, dt, group, backend)
+    return result
 
 
 def check(z: Tensor, slopes: dict[str, Tensor], group: int) -> None:
@@ -130,16 +131,14 @@ def fill_reference(base: Tensor | None, first: Tensor, second: Tensor | None, st
 
 def fill_cpu(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, out: Tensor) -> None:
     native.module().heun(
-        first.dtype == torch.float64,
+        native.code(first.dtype),
         first.numel(),
-        0 if base is None else base.data_ptr(),
-        first.data_ptr(),
-        0 if second is None else second.data_ptr(),
+        *native.addresses(base, first, second),
         step,
         ratio,
         group,
         out.data_ptr(),
-        torch.get_num_threads(),
+        *native.threads_and_level(),
     )
 
 
@@ -149,23 +148,15 @@ def fill_triton(base: Tensor | None, first: Tensor, second: Tensor | None, step:
     kernels.launch(base, first, second, step, ratio, group, out)
 
 
-def _cpu_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:
-    given = [t for t in (base, first, second) if t is not None]
-    for t in given:
-        if t.device.type != "cpu":
-            return f"the tensors are on {t.device}; the C++ path reads host memory"
-        if t.dtype not in DTYPES or t.dtype != first.dtype:
-            return f"the tensors are {', '.join(str(t.dtype) for t in given)}; the C++ path takes float32 or float64"
-    return _contiguous(given)
+def _cpu_supports(*tensors: Tensor | None) -> Reason:
+    dtypes = [t.dtype for t in tensors if t is not None]
+    if len({*dtypes}) > 1 or dtypes[0] not in DTYPES:
+        return cpu_device(*tensors) or f"the tensors are {', '.join(map(str, dtypes))}; the C++ path takes float32 or float64"
+    return cpu_device(*tensors) or contiguous(*tensors)
 
 
 def _triton_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:
-    return triton_device(first.device.type) or _contiguous([t for t in (base, first, second) if t is not None])
-
-
-def _contiguous(given: list[Tensor]) -> Reason:
-    strided = [t for t in given if not t.is_contiguous()]
-    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
+    return triton_device(first.device.type) or contiguous(base, first, second)
 
 
 BACKENDS = register(
@@ -176,9 +167,6 @@ BACKENDS = register(
         Backend("reference", yes, yes, fill_reference),
     ],
 )
-
-_lib.define("heun_predict(Tensor z, Tensor k1, float dt, int group, str backend) -> Tensor")
-_lib.define("heun_correct(Tensor z, Tensor k1, Tensor k2, float dt, int group, str backend) -> Tensor")
 
 
 def _predict(z: Tensor, k1: Tensor, dt: float, group: int, backend: str) -> Tensor:
@@ -191,18 +179,11 @@ def _correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int, backend: 
     return update(z, k1, k2, 0.5 * dt, 1.0, group, backend)
 
 
-for _key in ("CPU", "CUDA"):
-    _lib.impl("heun_predict", _predict, _key)
-    _lib.impl("heun_correct", _correct, _key)
-
-
-@torch.library.register_fake("ttcfast::heun_predict", lib=_lib)
 def _fake_predict(z: Tensor, k1: Tensor, dt: float, group: int, backend: str) -> Tensor:
     check(z, {"k1": k1}, group)
     return torch.empty_like(z)
 
 
-@torch.library.register_fake("ttcfast::heun_correct", lib=_lib)
 def _fake_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int, backend: str) -> Tensor:
     check(z, {"k1": k1, "k2": k2}, group)
     return torch.empty_like(z)
@@ -238,5 +219,7 @@ def _in_float32(op: Callable[..., Tensor], *args: Any) -> Tensor:
     return op(*(t.to(dtype) for t in tensors), *args[len(tensors) :])
 
 
-transforms.register(_lib, "heun_predict", _predict_ref, backward=_backward_predict, setup_context=_setup, policy=_in_float32)
-transforms.register(_lib, "heun_correct", _correct_ref, backward=_backward_correct, setup_context=_setup, policy=_in_float32)
+define("heun_predict(Tensor z, Tensor k1, float dt, int group, str backend) -> Tensor", _predict, _fake_predict)
+define("heun_correct(Tensor z, Tensor k1, Tensor k2, float dt, int group, str backend) -> Tensor", _correct, _fake_correct)
+transforms.register(LIBRARY, "heun_predict", _predict_ref, backward=_backward_predict, setup_context=_setup, policy=_in_float32)
+transforms.register(LIBRARY, "heun_correct", _correct_ref, backward=_backward_correct, setup_context=_setup, policy=_in_float32)

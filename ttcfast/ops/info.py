@@ -1,4 +1,4 @@
-"""What this installation can run, what it cannot, and why."""
+"""Reports what this installation can run, what it cannot, and why."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Info(dict[str, Any]):
 
 
 def info() -> Info:
-    """The backends of every operation, how the extension was built, and the devices; each absence with its reason.
+    """Report the backends of every operation, how the extension was built, and the devices, with a reason for each absence.
 
     Returns:
         A dict that prints as a report. ``version``, ``python``, ``torch``, ``machine``: strings. ``threads``: of torch, which the

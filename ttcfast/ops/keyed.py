@@ -4,12 +4,13 @@ Every number is a function of (seed, step, site) and of (problem, candidate, ele
 Philox 4x32-10, the last three its counter. There is no state, so neither order, nor chunks, nor devices change a draw.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox; the finaliser is that of SplitMix64
-(Steele, Lea, Flood, OOPSLA 2014); DECISIONS, Test-time computing 7.
+(Steele, Lea, Flood, OOPSLA 2014); docs/design/decisions.md ("Keyed candidates").
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
+from . import define, native
 from .arguments import dense
-from .registry import Reason, triton_device
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+Run = Callable[[Any], Tensor]
 MOST_ELEMENTS = 2**34  # of a row: the counter holds element // 4 in 32 bits
 LOW = 0xFFFFFFFF
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
@@ -37,15 +38,17 @@ def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tenso
     A step of a compiled model or of a captured CUDA graph gets its noise by another content of this tensor.
 
     Args:
-        seed: of the run, 0 to 2**63 - 1.
-        step: of the rollout, 0 to 2**63 - 1.
-        device: where the rows of the operation are.
+        seed: Of the run, 0 to 2**63 - 1.
+        step: Of the rollout, 0 to 2**63 - 1.
+        device: Where the rows of the operation are.
 
     Raises:
-        ValueError: seed or step is out of range.
+        ValueError: Seed or step is out of range.
     """
     if torch.compiler.is_compiling():
-        return torch.ops.ttcfast.stream(seed, step, torch.device(device))  # seed and step stay symbols: no graph is made anew for a step
+        # Seed and step stay symbols: a new step needs no new graph.
+        stream: Tensor = torch.ops.ttcfast.stream(seed, step, torch.device(device))
+        return stream
     return _stream(seed, step, torch.device(device))
 
 
@@ -82,7 +85,7 @@ def words_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic
     candidate = candidate - opposite.to(torch.int64)
     group = torch.arange((elements + 3) // 4, device=rows.device)
     counter = (group & LOW, candidate & LOW, _shifted(candidate, 32), problem & LOW)
-    words = torch.stack(torch.broadcast_tensors(*philox(counter, philox_key(stream, site))), -1)
+    words = torch.stack(philox(counter, philox_key(stream, site)), -1)
     return words.flatten(1), opposite
 
 
@@ -114,8 +117,8 @@ def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
     """A ``Key`` as the raw operations take it.
 
     Raises:
-        TypeError: key is something else, or rows are no tensor.
-        ValueError: a number of the key is not whole or out of range, or rows are sparse.
+        TypeError: Key is something else, or rows are no tensor.
+        ValueError: A number of the key is not whole or out of range, or rows are sparse.
     """
     if not isinstance(key, Key):
         raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")
@@ -162,18 +165,29 @@ def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
         raise ValueError(f"a row has {elements} elements; at most 2**34 can be numbered, so split it over sites")
 
 
-def cpu_supports(call: Any) -> Reason:
-    device = call.rows.device
-    return None if device.type == "cpu" else f"the tensors are on {device}; the C++ path reads host memory"
+def backends(op: str, cpu: Run, triton: Run, reference: Run) -> tuple[Backend, ...]:
+    """Register the implementations of a keyed operation; the C++ one looks at the numbers in rows by itself."""
 
+    def checked(run: Run) -> Run:
+        def checking(call: Any) -> Tensor:
+            check_row_values(call.rows)
+            return run(call)
 
-def triton_supports(call: Any) -> Reason:
-    return triton_device(call.rows.device.type)
+        return checking
+
+    return register(
+        op,
+        [
+            Backend("cpu", native.available, lambda call: cpu_device(call.rows), cpu),
+            Backend("triton", triton_available, lambda call: triton_device(call.rows.device.type), checked(triton)),
+            Backend("reference", yes, yes, checked(reference)),
+        ],
+    )
 
 
 def native_rows(rows: Tensor, stream: Tensor, site: int, antithetic: bool, elements: int) -> tuple[Any, ...]:
     """The last arguments of the extension's functions. ``rows`` is contiguous and outlives the call."""
-    return rows.data_ptr(), [rows.shape[0], elements], stream.data_ptr(), site, antithetic, torch.get_num_threads(), ""
+    return rows.data_ptr(), [rows.shape[0], elements], stream.data_ptr(), site, antithetic, *native.threads_and_level()
 
 
 def grid(x: Tensor) -> tuple[Tensor, list[int], list[int]]:
@@ -221,18 +235,14 @@ def _in_range(name: str, value: int, end: int) -> None:
         raise ValueError(f"{name} is {value!r}; give a whole number from 0 to {end - 1}")
 
 
-_lib.define("stream(SymInt seed, SymInt step, Device device) -> Tensor")
-
-
 def _stream(seed: int, step: int, device: torch.device) -> Tensor:
     _in_range("seed", seed, 2**63)
     _in_range("step", step, 2**63)
     return torch.full((1,), mixed(seed, step), dtype=torch.int64, device=device)
 
 
-_lib.impl("stream", _stream, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("ttcfast::stream", lib=_lib)
 def _fake_stream(seed: int, step: int, device: torch.device) -> Tensor:
     return torch.empty((1,), dtype=torch.int64, device=device)
+
+
+define.define("stream(SymInt seed, SymInt step, Device device) -> Tensor", _stream, _fake_stream, keys=("CompositeExplicitAutograd",))

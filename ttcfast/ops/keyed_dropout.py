@@ -10,11 +10,8 @@ from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native, transforms
+from . import define, keyed, native, transforms
 from .arguments import dense
-from .registry import Backend, choose, register, triton_available, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 
 def keyed_dropout(
@@ -30,10 +27,10 @@ def keyed_dropout(
 
     Args:
         x: ``[M, ...]``, float32, float64 or bfloat16, any strides; the elements of a row are numbered row-major.
-        p: probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
-        key: names the stream; see ``normal``.
+        p: Probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
+        key: Names the stream; see ``normal``.
         rows: (problem, candidate) of each row, int64 ``[M, 2]``; see ``normal``.
-        antithetic: candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
+        antithetic: Candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
             what that one dropped.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
@@ -45,17 +42,19 @@ def keyed_dropout(
         nothing changes but that float16 is taken.
 
     Raises:
-        TypeError: key is not a ``Key``.
-        ValueError: rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
-        BackendError: the backend asked for cannot run, with its reason.
+        TypeError: Key is not a ``Key``.
+        ValueError: Rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: Srivastava et al. (2014), inverted; DECISIONS, Test-time computing 7 and 8.
+    Source: Srivastava et al. (2014), inverted; docs/design/decisions.md ("Keyed candidates"),
+    docs/design/decisions.md ("Dropout that acts").
     """
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
     if not isinstance(p, (int, float)):
         raise ValueError(f"p is {p!r}; a dropout rate lies in [0, 1)")
-    return torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
+    result: Tensor = torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
+    return result
 
 
 class Call(NamedTuple):
@@ -109,7 +108,7 @@ def _keyed_dropout_cpu(call: Call) -> Tensor:
     rows, out = call.rows.contiguous(), call.empty()
     x, sizes, strides = keyed.grid(call.x)
     native.module().keyed_dropout(
-        keyed.DTYPES.index(x.dtype),
+        native.code(x.dtype),
         out.data_ptr(),
         x.data_ptr(),
         [x.stride(0), *sizes, *strides],
@@ -131,39 +130,6 @@ def _keyed_dropout_triton(call: Call) -> Tensor:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
-BACKENDS = register(
-    "keyed_dropout",
-    [
-        Backend("cpu", native.available, keyed.cpu_supports, _keyed_dropout_cpu),
-        Backend("triton", triton_available, keyed.triton_supports, _keyed_dropout_triton),
-        Backend("reference", yes, yes, keyed_dropout_ref),
-    ],
-)
-
-_lib.define("keyed_dropout(Tensor x, Tensor rows, Tensor stream, SymInt site, float p, bool antithetic, str backend) -> Tensor")
-
-
-def _run(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, p, antithetic)
-    check(call)
-    chosen = choose("keyed_dropout", BACKENDS, backend, call)
-    if chosen.name != "cpu":
-        keyed.check_row_values(call.rows)
-    return chosen.run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("keyed_dropout", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::keyed_dropout", lib=_lib)
-def _fake(x: Tensor, rows: Tensor, stream: Tensor, site: int, p: float, antithetic: bool, backend: str) -> Tensor:
-    call = Call(x, rows, stream, site, p, antithetic)
-    check(call)
-    return call.empty()
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, rows, stream, *ctx.rest = inputs
     ctx.save_for_backward(rows, stream)
@@ -174,10 +140,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (torch.ops.ttcfast.keyed_dropout(grad, rows, stream, *ctx.rest), *[None] * 6)
 
 
-def _definition(*args: Any) -> Tensor:
-    call = Call(*args)
-    check(call)
-    return keyed_dropout_ref(call)
-
-
-transforms.register(_lib, "keyed_dropout", _definition, backward=_backward, setup_context=_setup, policy=transforms.halves_as_floats)
+define.define_call(
+    "keyed_dropout",
+    Call,
+    "Tensor",
+    check=check,
+    backends=keyed.backends("keyed_dropout", _keyed_dropout_cpu, _keyed_dropout_triton, keyed_dropout_ref),
+    empty=Call.empty,
+    definition=keyed_dropout_ref,
+    backward=_backward,
+    setup_context=_setup,
+    policy=transforms.halves_as_floats,
+)

@@ -12,12 +12,11 @@ from ttcfast.checks import at_least, one_of, whole
 
 from . import native, transforms
 from .arguments import dense, of_type
+from .define import LIBRARY, define
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
 from .norm_mish import EPS, Layer, norm_mish_ref
 from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 METHODS = ("heun", "euler")
 
@@ -54,14 +53,14 @@ def mlp_flow(
     ``a_i = mish(LN(W_i a_{i-1} + b_i))``.
 
     Args:
-        z: state at 0, ``[B, D]``, float32 or float64.
-        rows: what the first product adds for each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
-        times: what it adds at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
-        network: the other parameters, dtype of ``z``; those of the products may have any strides.
+        z: State at 0, ``[B, D]``, float32 or float64.
+        rows: What the first product adds for each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
+        times: What it adds at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
+        network: The other parameters, dtype of ``z``; those of the products may have any strides.
         method: ``"heun"`` (2 K evaluations) or ``"euler"`` (K).
         substeps: K.
-        group: see :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
-        eps: of LayerNorm.
+        group: See :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
+        eps: Of LayerNorm.
         matmul_dtype: None or the dtype of ``z``: products in it. ``torch.bfloat16`` with a float32 ``z``: inputs and results of the
             products are rounded to bfloat16; state, statistics and all sums stay float32.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
@@ -75,10 +74,10 @@ def mlp_flow(
         made in bfloat16 where that is autocast's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or an option is unknown.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices do not fit, or an option is unknown.
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: seeds/flow-world-model-plan.md section 4; facts/hotpaths.md 2; DECISIONS, world models 6.
+    Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
     dense(z=z, rows=rows, times=times)
     of_type("network", network, VelocityMLP)
@@ -95,7 +94,8 @@ def mlp_flow(
             keep = TRAINED
         elif z.requires_grad or rows.requires_grad:
             keep = FROZEN
-    return torch.ops.ttcfast.mlp_flow(z, rows, times, *map(list, network), method, substeps, group, eps, half, keep, backend)[0]
+    result: Tensor = torch.ops.ttcfast.mlp_flow(z, rows, times, *map(list, network), method, substeps, group, eps, half, keep, backend)[0]
+    return result
 
 
 def mlp_flow_ref(
@@ -199,21 +199,12 @@ BACKENDS = register(
 )
 _PIECES = {"cpu": CPU, "triton": TRITON, "reference": REFERENCE}
 
-_ARGUMENTS = (
-    "Tensor z, Tensor rows, Tensor times, Tensor[] weights, Tensor[] biases, Tensor[] scales, Tensor[] shifts, "
-    "str method, int substeps, int group, float eps, bool half, int keep"
-)
-_lib.define(f"mlp_flow({_ARGUMENTS}, str backend) -> (Tensor, Tensor[])")
-_lib.define(
-    f"mlp_flow_backward(Tensor grad, {_ARGUMENTS}, Tensor[] kept, str backend) -> "
-    "(Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor[], Tensor[])"
-)
-
 
 def _run(*args: Any) -> tuple[Tensor, list[Tensor]]:
     call = Call(*args[:-1])
     check(call)
-    return choose("mlp_flow", BACKENDS, args[-1], call).run(call)
+    result: tuple[Tensor, list[Tensor]] = choose("mlp_flow", BACKENDS, args[-1], call).run(call)
+    return result
 
 
 def _run_backward(grad: Tensor, *args: Any) -> Result:
@@ -223,19 +214,12 @@ def _run_backward(grad: Tensor, *args: Any) -> Result:
     return Backward(call, Kept.of(kept, len(call.scales)), pieces).run(grad.contiguous())
 
 
-for _key in ("CPU", "CUDA"):
-    _lib.impl("mlp_flow", _run, _key)
-    _lib.impl("mlp_flow_backward", _run_backward, _key)
-
-
-@torch.library.register_fake("ttcfast::mlp_flow", lib=_lib)
 def _fake(*args: Any) -> tuple[Tensor, list[Tensor]]:
     call = Call(*args[:-1])
     check(call)
     return torch.empty_like(call.z), buffers(call).flat() if call.keep != NOTHING else []
 
 
-@torch.library.register_fake("ttcfast::mlp_flow_backward", lib=_lib)
 def _fake_backward(grad: Tensor, *args: Any) -> Result:
     call = Call(*args[:-2])
     if call.keep != TRAINED:
@@ -290,7 +274,7 @@ def _definition(*args: Any) -> tuple[Tensor, list[Tensor]]:
     return mlp_flow_ref(call.z, call.rows, call.times, network, *options), []
 
 
-def _mixed(op: Callable[..., Any], *args: Any) -> tuple[Tensor, list[Tensor]]:
+def _mixed(op: Callable[..., tuple[Tensor, list[Tensor]]], *args: Any) -> tuple[Tensor, list[Tensor]]:
     """State and parameters in float32; products in bfloat16 where that is what autocast makes products in."""
     call = Call(*args[:-1])
     dtype = transforms.wider(call.z, *call.weights)
@@ -300,5 +284,13 @@ def _mixed(op: Callable[..., Any], *args: Any) -> tuple[Tensor, list[Tensor]]:
     return op(z, rows, times, *parts, call.method, call.substeps, call.group, call.eps, half, call.keep, args[-1])
 
 
-transforms.register(_lib, "mlp_flow", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
-transforms.register(_lib, "mlp_flow_backward", transforms.refuse("mlp_flow_backward"), backward=transforms.refuse("mlp_flow_backward"))
+_ARGUMENTS = (
+    "Tensor z, Tensor rows, Tensor times, Tensor[] weights, Tensor[] biases, Tensor[] scales, Tensor[] shifts, "
+    "str method, int substeps, int group, float eps, bool half, int keep"
+)
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor[], Tensor[])"
+define(f"mlp_flow({_ARGUMENTS}, str backend) -> (Tensor, Tensor[])", _run, _fake)
+define(f"mlp_flow_backward(Tensor grad, {_ARGUMENTS}, Tensor[] kept, str backend) -> {_GRADIENTS}", _run_backward, _fake_backward)
+transforms.register(LIBRARY, "mlp_flow", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
+_refused = transforms.refuse("mlp_flow_backward")
+transforms.register(LIBRARY, "mlp_flow_backward", _refused, backward=_refused)

@@ -1,13 +1,18 @@
-"""The one file that imports the compiled extension ``ttcfast._C``: on first use, keeping the reason when it is absent."""
+"""Access to the compiled extension ``ttcfast._C``, imported here alone and on first use; the reason is kept where it is absent."""
 
 from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 from .registry import Reason, one_line
 
-ABI = 3  # raised together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
+ABI = 4  # raised together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # a place here is the code of DType in csrc/dtype.h
 
 highest_level: int | None = None  # None: the best that the processor has
 
@@ -27,15 +32,15 @@ def _load() -> tuple[ModuleType | None, Reason]:
 
 
 def available() -> Reason:
-    """None when the extension can be used, else why not."""
+    """Return None if the extension can be used, else the reason why not."""
     return _load()[1]
 
 
 def module() -> ModuleType:
-    """The extension itself.
+    """Return the extension.
 
     Raises:
-        ImportError: it is not there, with the reason.
+        ImportError: It cannot be used; the message gives the reason.
     """
     loaded, reason = _load()
     if loaded is None:
@@ -43,11 +48,24 @@ def module() -> ModuleType:
     return loaded
 
 
-def cpu_level() -> int:
-    """The instruction set that hot loops use, an index of ``module().cpu_levels``; a test may set ``highest_level``."""
-    return len(module().cpu_levels) - 1 if highest_level is None else highest_level
+def code(dtype: torch.dtype) -> int:
+    """Return the number by which the extension knows a dtype."""
+    return DTYPES.index(dtype)
+
+
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """Return the address of each tensor, 0 for None."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def threads_and_level() -> tuple[int, int]:
+    """Return what every function of the extension ends with: how many threads it may use, and the highest instruction set.
+
+    The latter is an index of ``module().cpu_levels``; a test may set ``highest_level``.
+    """
+    return torch.get_num_threads(), len(module().cpu_levels) - 1 if highest_level is None else highest_level
 
 
 def device_info() -> dict[str, object]:
-    """What the extension says about CUDA: was it built with it, for which runtime, and which devices it sees."""
+    """Return what the extension knows of CUDA: whether it was built with it, for which runtime, and which devices it sees."""
     return dict(module().device_info())

@@ -13,9 +13,8 @@ from ttcfast.checks import at_least
 
 from . import native, transforms
 from .arguments import dense
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
+from .define import LIBRARY, define
+from .registry import Backend, Reason, choose, contiguous, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 EPS = 1e-5
@@ -45,12 +44,12 @@ def norm_mish(
     """``mish(LayerNorm(x + rows + bias) * scale + shift)``, normalised over the last axis.
 
     Args:
-        x: a matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
+        x: A matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
         bias: ``[D]``, like ``scale`` and ``shift`` in the dtype of ``x``; float32 where ``x`` is bfloat16.
         scale: ``[D]``, LayerNorm's weight.
         shift: ``[D]``, LayerNorm's bias.
-        rows: added to ``x`` row by row, ``[..., D]`` in the dtype of ``bias``: the part of the product that several calls share. None: 0.
-        eps: added to the variance.
+        rows: Added to ``x`` row by row, ``[..., D]`` in the dtype of ``bias``: the part of the product that several calls share. None: 0.
+        eps: Added to the variance.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
             and bfloat16 ones on the CPU, to the reference.
 
@@ -61,14 +60,15 @@ def norm_mish(
         converted to float32 (float64 with float64 ``x``). A row with NaN or infinity is NaN, the others are untouched.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
-        BackendError: the backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
+        BackendError: The backend asked for cannot run, with its reason.
     """
     dense(x=x, bias=bias, scale=scale, shift=shift)
     if rows is not None:
         dense(rows=rows)
     transforms.constant("eps", eps)
-    return torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
+    result: Tensor = torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
+    return result
 
 
 def check(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None:
@@ -134,12 +134,11 @@ def fill_backward_reference(grad: Tensor, x: Tensor, rows: Tensor | None, layer:
         out.shift.copy_(inner.reshape(-1, x.shape[-1]).sum(0))
 
 
-def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[bool, int, int, list[int], float, int]:
+def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[Any, ...]:
     """The arguments that both native functions begin with."""
     width = x.shape[-1]
-    tensors = (x, rows, *layer[:3])
-    pointers = [0 if t is None else t.data_ptr() for t in tensors]
-    return x.dtype == torch.float64, x.numel() // width, width, pointers, layer.eps, torch.get_num_threads()
+    pointers = native.addresses(x, rows, *layer[:3])
+    return native.code(x.dtype), x.numel() // width, width, pointers, layer.eps, *native.threads_and_level()
 
 
 def fill_cpu(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:
@@ -147,8 +146,7 @@ def fill_cpu(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Ten
 
 
 def fill_backward_cpu(grad: Tensor, x: Tensor, rows: Tensor | None, layer: Layer, stats: Tensor, out: Gradients) -> None:
-    pointers = [0 if t is None else t.data_ptr() for t in out]
-    native.module().norm_mish_backward(*_native_call(x, rows, layer), grad.data_ptr(), stats.data_ptr(), pointers)
+    native.module().norm_mish_backward(*_native_call(x, rows, layer), grad.data_ptr(), stats.data_ptr(), native.addresses(*out))
 
 
 def fill_triton(x: Tensor, rows: Tensor | None, layer: Layer, y: Tensor, stats: Tensor) -> None:
@@ -166,24 +164,14 @@ def fill_backward_triton(grad: Tensor, x: Tensor, rows: Tensor | None, layer: La
 _BACKWARD = {"reference": fill_backward_reference, "cpu": fill_backward_cpu, "triton": fill_backward_triton}
 
 
-def _strided(tensors: tuple[Tensor | None, ...]) -> Reason:
-    strided = [t for t in tensors if t is not None and not t.is_contiguous()]
-    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
-
-
 def _cpu_supports(*tensors: Tensor | None) -> Reason:
-    for t in tensors:
-        if t is not None and t.device.type != "cpu":
-            return f"the tensors are on {t.device}; the C++ path reads host memory"
-        if t is not None and t.dtype == torch.bfloat16:
-            return "x is torch.bfloat16; the C++ path takes float32 or float64"
-    return _strided(tensors)
+    if any(t is not None and t.dtype == torch.bfloat16 for t in tensors):
+        return cpu_device(*tensors) or "x is torch.bfloat16; the C++ path takes float32 or float64"
+    return cpu_device(*tensors) or contiguous(*tensors)
 
 
-def _triton_supports(*tensors: Tensor | None) -> Reason:
-    first = tensors[0]
-    assert first is not None
-    return triton_device(first.device.type) or _strided(tensors)
+def _triton_supports(x: Tensor, *tensors: Tensor | None) -> Reason:
+    return triton_device(x.device.type) or contiguous(x, *tensors)
 
 
 BACKENDS = register(
@@ -194,10 +182,6 @@ BACKENDS = register(
         Backend("reference", yes, yes, fill_reference),
     ],
 )
-
-_PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
-_lib.define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)")
-_lib.define(f"norm_mish_backward(Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, str backend) -> (Tensor, Tensor, Tensor)")
 
 
 def _run(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
@@ -233,19 +217,12 @@ def _outputs(x: Tensor, scale: Tensor, parameters: bool) -> tuple[Tensor, Tensor
     return torch.empty_like(x), scale.new_empty(shape), scale.new_empty(shape)
 
 
-for _key in ("CPU", "CUDA"):
-    _lib.impl("norm_mish", _run, _key)
-    _lib.impl("norm_mish_backward", _run_backward, _key)
-
-
-@torch.library.register_fake("ttcfast::norm_mish", lib=_lib)
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     check(*args[:-1])
     x, scale = args[0], args[3]
     return torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
 
 
-@torch.library.register_fake("ttcfast::norm_mish_backward", lib=_lib)
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _outputs(args[0], args[3], args[7])
 
@@ -292,5 +269,11 @@ def _mixed(op: Callable[..., Any], x: Tensor, rows: Tensor | None, *rest: Any) -
     return y.to(x.dtype), stats
 
 
-transforms.register(_lib, "norm_mish", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
-transforms.register(_lib, "norm_mish_backward", transforms.refuse("norm_mish_backward"), backward=transforms.refuse("norm_mish_backward"))
+_PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
+_BACKWARD_PARAMETERS = f"Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, str backend"
+define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)", _run, _fake)
+define(f"norm_mish_backward({_BACKWARD_PARAMETERS}) -> (Tensor, Tensor, Tensor)", _run_backward, _fake_backward)
+transforms.register(LIBRARY, "norm_mish", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
+transforms.register(
+    LIBRARY, "norm_mish_backward", transforms.refuse("norm_mish_backward"), backward=transforms.refuse("norm_mish_backward")
+)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttcfast.spec import Key
 
-from . import keyed, native, transforms
+from . import define, keyed, native
 from .arguments import of_type
-from .registry import Backend, choose, register, triton_available, yes
-
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
 
 
 def normal(
@@ -32,13 +29,13 @@ def normal(
     """Draw one row of standard normals for each (problem, candidate).
 
     Args:
-        M: number of rows.
-        shape: of one row; its elements are numbered row-major, and the number of an element names its draw.
-        key: names the stream. Two keys that differ in seed, step or site give unrelated numbers.
+        M: Number of rows.
+        shape: Of one row; its elements are numbered row-major, and the number of an element names its draw.
+        key: Names the stream. Two keys that differ in seed, step or site give unrelated numbers.
         rows: (problem, candidate) of each row, int64 ``[M, 2]``, both 0 or more, problems below 2**32. Negative numbers raise where the
             rows are in host memory; on a GPU they are not looked at, since that would make the host wait.
-        dtype: float32, float64 or bfloat16: the float32 draw, widened or rounded.
-        antithetic: candidates 2, 4, 6, ... take the negated draw of the candidate before them.
+        dtype: Float32, float64 or bfloat16: the float32 draw, widened or rounded.
+        antithetic: Candidates 2, 4, 6, ... take the negated draw of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
@@ -49,11 +46,12 @@ def normal(
         changes nothing.
 
     Raises:
-        TypeError: key is not a ``Key``, or M not a whole number.
-        ValueError: rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
-        BackendError: the backend asked for cannot run, with its reason.
+        TypeError: Key is not a ``Key``, or M not a whole number.
+        ValueError: Rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
+        BackendError: The backend asked for cannot run, with its reason.
 
-    Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958). DECISIONS, Test-time computing 7.
+    Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958);
+    docs/design/decisions.md ("Keyed candidates").
     """
     of_type("shape", shape, Sequence)
     if not isinstance(M, (numbers.Integral, torch.SymInt)):
@@ -97,7 +95,7 @@ def normal_ref(call: Call) -> Tensor:
 def _normal_cpu(call: Call) -> Tensor:
     rows, out = call.rows.contiguous(), call.empty()
     native.module().normal(
-        keyed.DTYPES.index(call.dtype), out.data_ptr(), *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements)
+        native.code(call.dtype), out.data_ptr(), *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements)
     )
     return out
 
@@ -110,43 +108,12 @@ def _normal_triton(call: Call) -> Tensor:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
-BACKENDS = register(
+define.define_call(
     "normal",
-    [
-        Backend("cpu", native.available, keyed.cpu_supports, _normal_cpu),
-        Backend("triton", triton_available, keyed.triton_supports, _normal_triton),
-        Backend("reference", yes, yes, normal_ref),
-    ],
+    Call,
+    "Tensor",
+    check=check,
+    backends=keyed.backends("normal", _normal_cpu, _normal_triton, normal_ref),
+    empty=Call.empty,
+    definition=normal_ref,
 )
-
-_lib.define("normal(Tensor rows, Tensor stream, SymInt site, SymInt[] shape, ScalarType dtype, bool antithetic, str backend) -> Tensor")
-
-
-def _run(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
-    call = Call(rows, stream, site, shape, dtype, antithetic)
-    check(call)
-    chosen = choose("normal", BACKENDS, backend, call)
-    if chosen.name != "cpu":
-        keyed.check_row_values(call.rows)
-    return chosen.run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("normal", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::normal", lib=_lib)
-def _fake(rows: Tensor, stream: Tensor, site: int, shape: list[int], dtype: torch.dtype, antithetic: bool, backend: str) -> Tensor:
-    call = Call(rows, stream, site, shape, dtype, antithetic)
-    check(call)
-    return call.empty()
-
-
-def _definition(*args: Any) -> Tensor:
-    call = Call(*args)
-    check(call)
-    return normal_ref(call)
-
-
-transforms.register(_lib, "normal", _definition)

@@ -33,8 +33,8 @@ def shared_pair(tensors: Sequence[Tensor], addresses: Sequence[int]) -> tuple[in
     """The first two tensors that have an element in common, or None; nothing is read of their memory.
 
     Args:
-        tensors: of any strides, of one device.
-        addresses: of their first elements.
+        tensors: Of any strides, of one device.
+        addresses: Of their first elements.
     """
     packed = all(map(Tensor.is_contiguous, tensors))
     extents = tuple(map(_bytes if packed else _extent, tensors))

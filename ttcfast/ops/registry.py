@@ -1,13 +1,16 @@
-"""Which implementations of an operation exist here, which of them fit the arguments, and why the others do not."""
+"""Registers the implementations of each operation and chooses one that can run the arguments, or says why none can."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttcfast.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Reason = str | None  # None: yes. A string: no, and why.
 
@@ -20,10 +23,10 @@ class Backend:
     """One implementation of one operation.
 
     Args:
-        name: one of ``NAMES``.
-        available: whether it can run on this machine at all.
-        supports: whether it can run these arguments; called with the operation's own arguments.
-        run: the implementation.
+        name: One of ``NAMES``.
+        available: Tells whether it can run on this machine at all.
+        supports: Tells whether it can run the arguments that it is called with.
+        run: The implementation.
     """
 
     name: str
@@ -39,25 +42,25 @@ class BackendError(UserError, RuntimeError):
 
 
 def register(op: str, backends: Iterable[Backend]) -> tuple[Backend, ...]:
-    """Make an operation's backends known, in order of preference, and return them."""
+    """Register an operation's backends in order of preference, and return them."""
     OPS[op] = tuple(backends)
     return OPS[op]
 
 
 def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Backend:
-    """The first backend that can run ``args``, or exactly the one asked for.
+    """Return the first backend that can run ``args``, or exactly the one asked for.
 
     The order of ``backends`` is the order of preference. Nothing is tried and swallowed, so "auto" depends on the
     machine and on the arguments' device, shape and dtype alone.
 
     Args:
-        op: name of the operation, for the message and for ``TTCFAST_BACKEND``.
-        backends: what the operation has.
+        op: Name of the operation, for messages and for ``TTCFAST_BACKEND``.
+        backends: Implementations of the operation.
         asked: ``"auto"`` or the name of a backend; a name wins over the environment.
-        args: what ``supports`` is asked about.
+        args: Arguments that ``supports`` is called with.
 
     Raises:
-        BackendError: the backend asked for is unknown, absent or does not support the arguments.
+        BackendError: The backend asked for is unknown, absent or does not support the arguments.
     """
     source = ""
     if asked == "auto":
@@ -76,12 +79,12 @@ def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Back
 
 
 def yes(*_: Any) -> Reason:
-    """The answer of a backend that runs everywhere and takes every argument."""
+    """Accept everything: for a backend that runs everywhere and takes every argument."""
     return None
 
 
 def triton_available() -> Reason:
-    """Whether Triton kernels can run here: on a CUDA device, or in Triton's interpreter."""
+    """Tell whether Triton kernels can run here: on a CUDA device, or in Triton's interpreter."""
     try:
         import triton  # noqa: F401  (optional, and slow to import)
     except ImportError as error:
@@ -98,20 +101,32 @@ def triton_available() -> Reason:
     )
 
 
+def cpu_device(*tensors: Tensor | None) -> Reason:
+    """Tell whether the C++ implementations can read these tensors, which must be in host memory."""
+    elsewhere = [t.device for t in tensors if t is not None and t.device.type != "cpu"]
+    return f"the tensors are on {elsewhere[0]}; the C++ path reads host memory" if elsewhere else None
+
+
+def contiguous(*tensors: Tensor | None) -> Reason:
+    """Tell whether these tensors are contiguous, for implementations that read no others."""
+    strided = [t for t in tensors if t is not None and not t.is_contiguous()]
+    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
+
+
 def triton_device(device_type: str) -> Reason:
-    """Whether Triton kernels can read tensors of this device: CUDA tensors, or any that the interpreter can copy."""
+    """Tell whether Triton kernels can read tensors of this device: CUDA, or any that the interpreter can copy."""
     if device_type == "cuda" or interpreting():
         return None
     return f"the tensors are on {device_type}; Triton needs them on a CUDA device (or TRITON_INTERPRET=1 before Python starts)"
 
 
 def interpreting() -> bool:
-    """Whether Triton's kernels are interpreted on the CPU; read by Triton itself when a kernel is defined."""
+    """Tell whether Triton interprets kernels on the CPU; Triton reads the variable when a kernel is defined."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, or its type where it has none."""
+    """Return an exception's message without line breaks, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -7,18 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import native, transforms
+from . import define, native
 from .arguments import dense
-from .registry import Backend, Reason, choose, register, yes
+from .registry import Backend, Reason, cpu_device, register, yes
 
-_lib = torch.library.Library("ttcfast", "FRAGMENT")
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = native.DTYPES
 MOST_CUDA_K, MOST_CUDA_COLUMNS = 2048, 2**30  # kMostCudaK and kMostCudaColumns of csrc/topk.h
 
 
 def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """The ``k`` best scores of every row and where they stand, best first.
+    """Return the ``k`` best scores of every row and their positions, best first.
 
     The order is total, so that every backend, device and number of threads gives the same answer: a larger score comes first; of equal
     scores (-0 equals +0) the one with the smaller index, or with the smaller id where ids are given; NaN comes after -inf. ``torch.topk``
@@ -26,8 +24,8 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
 
     Args:
         scores: ``[N, n]``, float32, float64, bfloat16 or float16, any strides.
-        k: how many of each row, 1 to n.
-        ids: names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
+        k: How many of each row, 1 to n.
+        ids: Names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
             That is how a running top k is merged with a new chunk. Where a row repeats an id, the smaller index decides.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"``.
 
@@ -40,18 +38,17 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
 
     Raises:
-        TypeError: scores or ids are not tensors, or k is not an integer.
-        ValueError: k is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
-        BackendError: the backend asked for cannot run, with its reason.
-
-    Source: facts/hotpaths.md section 4.
+        TypeError: Scores or ids are not tensors, or k is not an integer.
+        ValueError: K is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
+        BackendError: The backend asked for cannot run, with its reason.
     """
     dense(scores=scores)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k is {k!r}; give an integer, 1 to n")
     if ids is not None:
         dense(ids=ids)
-    return torch.ops.ttcfast.topk(scores, k, ids, backend)
+    result: tuple[Tensor, Tensor] = torch.ops.ttcfast.topk(scores, k, ids, backend)
+    return result
 
 
 class Call(NamedTuple):
@@ -106,7 +103,7 @@ def best_positions(call: Call) -> Tensor:
 
 def _topk_cpu(call: Call) -> tuple[Tensor, Tensor]:
     out = call.empty()
-    native.module().topk(*_native_arguments(call, out), torch.get_num_threads(), native.cpu_level())
+    native.module().topk(*_native_arguments(call, out), *native.threads_and_level())
     return out
 
 
@@ -115,7 +112,7 @@ def _native_arguments(call: Call, out: tuple[Tensor, Tensor]) -> tuple[Any, ...]
     scores, k, ids = call
     named = (0, (0, 0)) if ids is None else (ids.data_ptr(), ids.stride())
     sizes = (*scores.shape, k)
-    return DTYPES.index(scores.dtype), sizes, scores.data_ptr(), scores.stride(), *named, tuple(t.data_ptr() for t in out)
+    return native.code(scores.dtype), sizes, scores.data_ptr(), scores.stride(), *named, native.addresses(*out)
 
 
 def _topk_cuda(call: Call) -> tuple[Tensor, Tensor]:
@@ -148,38 +145,15 @@ def _cuda_supports(call: Call) -> Reason:
     return None
 
 
-def _cpu_supports(call: Call) -> Reason:
-    return None if call.scores.device.type == "cpu" else f"scores are on {call.scores.device}; the C++ path reads host memory"
-
-
 # The reference is what there is without the extension, and on a GPU for k above MOST_CUDA_K.
 BACKENDS = register(
     "topk",
     [
-        Backend("cpu", native.available, _cpu_supports, _topk_cpu),
+        Backend("cpu", native.available, lambda call: cpu_device(call.scores), _topk_cpu),
         Backend("cuda", _cuda_available, _cuda_supports, _topk_cuda),
         Backend("reference", yes, yes, topk_ref),
     ],
 )
-
-_lib.define("topk(Tensor scores, SymInt k, Tensor? ids, str backend) -> (Tensor values, Tensor indices)")
-
-
-def _run(scores: Tensor, k: int, ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    call = Call(scores, k, ids)
-    check(call)
-    return choose("topk", BACKENDS, backend, call).run(call)
-
-
-for _key in ("CPU", "CUDA"):
-    _lib.impl("topk", _run, _key)
-
-
-@torch.library.register_fake("ttcfast::topk", lib=_lib)
-def _fake(scores: Tensor, k: int, ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    call = Call(scores, k, ids)
-    check(call)
-    return call.empty()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -196,10 +170,14 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, No
     return grad.new_zeros(ctx.shape).scatter(1, positions, grad), None, None, None
 
 
-def _definition(scores: Tensor, k: int, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    call = Call(scores, k, ids)
-    check(call)
-    return topk_ref(call)
-
-
-transforms.register(_lib, "topk", _definition, backward=_backward, setup_context=_setup)
+define.define_call(
+    "topk",
+    Call,
+    "(Tensor values, Tensor indices)",
+    check=check,
+    backends=BACKENDS,
+    empty=Call.empty,
+    definition=topk_ref,
+    backward=_backward,
+    setup_context=_setup,
+)

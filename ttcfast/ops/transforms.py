@@ -29,7 +29,9 @@ AUTOCAST_DEVICES = ("cpu", "cuda")  # where the operations have implementations
 
 # Where torch.compile leaves a caller eager it compiles what that calls, and such code loses tangents. (torch.compiler.disable is the same,
 # but imports the compiler with this package.)
-eagerly = torch._disable_dynamo
+_torch: Any = torch
+eagerly: Callable[[Callable[..., Any]], Callable[..., Any]] = _torch._disable_dynamo
+_unpack_dual: Any = forward_ad.unpack_dual  # has no annotations
 
 functorch = torch._C._functorch
 
@@ -52,7 +54,7 @@ def halves_as_floats(op: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
 
 
 def register(
-    library: torch.library.Library,
+    library: Any,
     op: str,
     definition: Callable[..., Any],
     *,
@@ -60,15 +62,15 @@ def register(
     setup_context: Callable[..., Any] | None = None,
     policy: Policy = plainly,
 ) -> None:
-    """Say how an operation behaves within what torch does to it.
+    """Register how an operation behaves under autocast, function transforms and differentiation.
 
     Args:
-        library: which defined it.
-        op: its name, with ``.overload`` where it has several. Its last argument is the backend.
-        definition: of all arguments but the backend, in torch's own functions; or what raises, where no transform is possible.
-        backward: its gradient, as ``torch.library.register_autograd`` takes it; None: it has none.
-        setup_context: what that needs, likewise.
-        policy: under autocast.
+        library: Which defined it.
+        op: Its name, with ``.overload`` where it has several. Its last argument is the backend.
+        definition: Of all arguments but the backend, in torch's own functions; or what raises, where no transform is possible.
+        backward: Its gradient, as ``torch.library.register_autograd`` takes it; None: it has none.
+        setup_context: What that needs, likewise.
+        policy: Under autocast.
     """
     name, _, overload = op.partition(".")
     opaque = getattr(getattr(torch.ops.ttcfast, name), overload or "default")
@@ -111,14 +113,14 @@ def register(
 
 def has_tangent(args: Sequence[Any]) -> bool:
     """Whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
-    return forward_ad._current_level >= 0 and _any_dual(args)
+    return forward_ad._current_level >= 0 and bool(_any_dual(args))
 
 
 @eagerly
 def _any_dual(args: Sequence[Any]) -> bool:
     for x in args:
         if isinstance(x, Tensor):
-            if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
+            if x.is_floating_point() and _unpack_dual(x).tangent is not None:
                 return True
         elif isinstance(x, (list, tuple)) and _any_dual(x):
             return True
@@ -135,9 +137,9 @@ def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], gr
     """The gradients of ``function(*tensors)`` in those tensors that require one, as torch's functions, to be differentiated once more.
 
     Args:
-        function: a definition, of the tensors alone.
-        tensors: its arguments.
-        grads: gradients of its first results; None where there is none.
+        function: A definition, of the tensors alone.
+        tensors: Its arguments.
+        grads: Gradients of its first results; None where there is none.
     """
     with torch.enable_grad():
         # Views, since one argument may have been computed from another: the gradient of each is by its own place alone.

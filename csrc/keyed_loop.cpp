@@ -1,12 +1,26 @@
-// Philox 4x32-10, Box-Muller and what is done with them, over the `Lanes` that the including file defines in its own namespace. No guard:
-// it is included once per instruction set. Every operation is an IEEE one with explicit fma, so that all sets give the same bits.
-//
-// Lanes holds kCounters counters, each in a 64-bit lane, in the order in which `interleave` and `join` put their results back in line.
+// Philox 4x32-10, Box-Muller and what is done with them, compiled once per instruction set (level.h). Every operation is an IEEE one with
+// explicit fma, so that all sets give the same bits.
+#include "keyed_loop.h"
+
+#include "keyed_lanes.h"
+
+namespace ttcfast {
+namespace {
+
+// The same constants stand in kernels/keyed.py; the polynomials are printed by `python -m bench.fit_normal`.
+// -2 ln(1 + f) / f on [-1/2, 0], by rising powers of f; relative error 2.7e-8.
+constexpr float kLog[9] = {-2.0f,         0.999990463f, -0.667264223f, 0.487365156f, -0.527382374f,
+                           -0.361906648f, -2.41743279f, -3.2791853f,   -2.82909846f};
+constexpr float kMinusTwoLn2 = -1.38629436f;
+// x + x^3 (.. x^2 ..) and 1 + x^2 (.. x^2 ..) up to an eighth of a turn; relative errors 8.3e-9 and 4.6e-8.
+constexpr float kSin[3] = {-0.166666552f, 0.0083321603f, -0.000195152825f};
+constexpr float kCos[3] = {-0.499998838f, 0.0416557789f, -0.00135918532f};
+constexpr float kTurn = 3.657295198e-10f;  // 2 pi / 2^34
 
 constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 constexpr int64_t kStretch = 1024;  // elements kept in the first-level cache between drawing and using them
 
-struct Words {
+struct Draws {
     Lanes::Wide w[4];  // in the low halves of the lanes; the high ones hold anything
 };
 
@@ -31,7 +45,7 @@ struct Schedule {
 
 // The words of `sets` times kCounters counters, the first of which is `group`. More than one set hides the latency of the multiplications.
 template <int sets>
-inline void philox(const Schedule& s, uint32_t group, Words (&out)[sets]) {
+inline void philox(const Schedule& s, uint32_t group, Draws (&out)[sets]) {
     const Lanes::Wide m0 = Lanes::wide(kMultiplier0), m1 = Lanes::wide(kMultiplier1);
     Lanes::Wide c[sets][4];
     for (int i = 0; i < sets; ++i) {
@@ -93,7 +107,7 @@ inline void draw(const RowKey& row, int64_t first, int64_t n, T* out, const Use&
     constexpr int kSet = 4 * Lanes::kCounters, kBlock = sets * kSet;
     const Schedule schedule(row);
     for (int64_t start = 0; start < n; start += kBlock) {
-        Words words[sets];
+        Draws words[sets];
         philox(schedule, static_cast<uint32_t>((first + start) / 4), words);
         if (n - start >= kBlock) {
             for (int i = 0; i < sets; ++i) use(words[i], out + start + i * kSet);
@@ -107,89 +121,82 @@ inline void draw(const RowKey& row, int64_t first, int64_t n, T* out, const Use&
 
 inline void draw_words(const RowKey& row, int64_t first, int64_t n, uint32_t* out) {
     const Lanes::Int flip = Lanes::all(row.flip);
-    draw<4>(row, first, n, out, [&](const Words& words, uint32_t* to) {
+    draw<4>(row, first, n, out, [&](const Draws& words, uint32_t* to) {
         Lanes::store_joined(Lanes::pair(words.w[0], words.w[1]) ^ flip, Lanes::pair(words.w[2], words.w[3]) ^ flip, to);
     });
 }
 
 inline void draw_normals(const RowKey& row, int64_t first, int64_t n, float* out) {
     const Lanes::Int sign = Lanes::all(row.flip & 0x80000000u);
-    draw<2>(row, first, n, out, [&](const Words& words, float* to) {
+    draw<2>(row, first, n, out, [&](const Draws& words, float* to) {
         Lanes::Float even, odd;
         box_muller(Lanes::pair(words.w[0], words.w[2]), Lanes::pair(words.w[1], words.w[3]), sign, even, odd);
         Lanes::store_interleaved(even, odd, to);
     });
 }
 
-// Rounded to nearest even, as torch does it.
-inline void narrow(float x, bfloat16& out) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-inline void narrow(float x, float& out) { out = x; }
-inline void narrow(double x, double& out) { out = x; }
-
 // `x`, or 0 where `keep` is not; by bits, so that neither is a branch.
 inline bfloat16 kept(bool keep, bfloat16 x) { return {static_cast<uint16_t>(x.bits & -static_cast<int>(keep))}; }
 inline float kept(bool keep, float x) { return keep ? x : 0.0f; }
 inline double kept(bool keep, double x) { return keep ? x : 0.0; }
-inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
-inline double fused(double a, double b, double c) { return std::fma(a, b, c); }
+inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return fma(a, b, c); }
 
-template <class T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
-void normal_tile(const RowKey& row, int64_t first, int64_t n, void* result) {
-    T* out = static_cast<T*>(result);
-    if constexpr (std::is_same_v<T, float>) {
-        draw_normals(row, first, n, out);
-    } else {
-        float draws[kStretch];
-        for (int64_t start = 0; start < n; start += kStretch) {
-            const int64_t length = n - start < kStretch ? n - start : kStretch;
-            draw_normals(row, first + start, length, draws);
-            for (int64_t i = 0; i < length; ++i) narrow(Wide<T>(draws[i]), out[start + i]);
-        }
-    }
+// Calls use(start, length) for stretches of n elements that the first-level cache holds.
+template <class Use>
+inline void for_stretches(int64_t n, const Use& use) {
+    for (int64_t start = 0; start < n; start += kStretch) use(start, n - start < kStretch ? n - start : kStretch);
 }
 
-template <class T>
-void add_noise_tile(const RowKey& row, int64_t first, int64_t n, const void* input, double sigma, void* result) {
-    const T* x = static_cast<const T*>(input);
-    T* out = static_cast<T*>(result);
-    const Wide<T> scale = static_cast<Wide<T>>(sigma);
+}  // namespace
+
+template <Level level>
+void keyed_words(const RowKey& row, int64_t first, int64_t n, uint32_t* out) {
+    draw_words(row, first, n, out);
+}
+
+template <class T, Level level>
+void normal_tile(const RowKey& row, int64_t first, int64_t n, T* out) {
+    if constexpr (std::is_same_v<T, float>) return draw_normals(row, first, n, out);
     float draws[kStretch];
-    for (int64_t start = 0; start < n; start += kStretch) {
-        const int64_t length = n - start < kStretch ? n - start : kStretch;
+    for_stretches(n, [&](int64_t start, int64_t length) {
         draw_normals(row, first + start, length, draws);
-        for (int64_t i = 0; i < length; ++i) narrow(fused(scale, Wide<T>(draws[i]), widen(x[start + i])), out[start + i]);
-    }
+        for (int64_t i = 0; i < length; ++i) narrow(AccumulatorOf<T>(draws[i]), out[start + i]);
+    });
 }
 
-template <class T>
-void dropout_tile(const RowKey& row, int64_t first, int64_t n, const void* input, uint32_t threshold, double scale, void* result) {
-    const T* x = static_cast<const T*>(input);
-    T* out = static_cast<T*>(result);
-    const Wide<T> factor = static_cast<Wide<T>>(scale);
+template <class T, Level level>
+void add_noise_tile(const RowKey& row, int64_t first, int64_t n, const T* x, double sigma, T* out) {
+    using Acc = AccumulatorOf<T>;
+    const Acc scale = static_cast<Acc>(sigma);
+    float draws[kStretch];
+    for_stretches(n, [&](int64_t start, int64_t length) {
+        draw_normals(row, first + start, length, draws);
+        for (int64_t i = 0; i < length; ++i) narrow(fused(scale, Acc(draws[i]), widen(x[start + i])), out[start + i]);
+    });
+}
+
+template <class T, Level level>
+void dropout_tile(const RowKey& row, int64_t first, int64_t n, const T* x, uint32_t threshold, double scale, T* out) {
+    const AccumulatorOf<T> factor = static_cast<AccumulatorOf<T>>(scale);
     uint32_t draws[kStretch];
-    for (int64_t start = 0; start < n; start += kStretch) {
-        const int64_t length = n - start < kStretch ? n - start : kStretch;
+    for_stretches(n, [&](int64_t start, int64_t length) {
         draw_words(row, first + start, length, draws);
         for (int64_t i = 0; i < length; ++i) {
             T scaled;
             narrow(widen(x[start + i]) * factor, scaled);
             out[start + i] = kept(draws[i] >= threshold, scaled);
         }
-    }
+    });
 }
 
-constexpr KeyedTiles kTiles = {
-    Lanes::kName,
-    draw_words,
-    {normal_tile<float>, normal_tile<double>, normal_tile<bfloat16>},
-    {add_noise_tile<float>, add_noise_tile<double>, add_noise_tile<bfloat16>},
-    {dropout_tile<float>, dropout_tile<double>, dropout_tile<bfloat16>},
-};
+template void keyed_words<kLevel>(const RowKey&, int64_t, int64_t, uint32_t*);
+#define TTCFAST_TILES(T)                                                                            \
+    template void normal_tile<T, kLevel>(const RowKey&, int64_t, int64_t, T*);                      \
+    template void add_noise_tile<T, kLevel>(const RowKey&, int64_t, int64_t, const T*, double, T*); \
+    template void dropout_tile<T, kLevel>(const RowKey&, int64_t, int64_t, const T*, uint32_t, double, T*);
+TTCFAST_TILES(float)
+TTCFAST_TILES(double)
+TTCFAST_TILES(bfloat16)
+
+}  // namespace ttcfast

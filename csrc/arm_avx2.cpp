@@ -1,2 +1,0 @@
-#define TTCFAST_LEVEL avx2
-#include "arm_loop.h"

@@ -1,2 +1,0 @@
-#define TTCFAST_LEVEL generic
-#include "arm_loop.h"

@@ -1,2 +1,0 @@
-#define TTCFAST_LEVEL avx2
-#include "topk_loop.h"

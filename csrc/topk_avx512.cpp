@@ -1,2 +1,0 @@
-#define TTCFAST_LEVEL avx512
-#include "topk_loop.h"

@@ -1,2 +1,0 @@
-#define TTCFAST_LEVEL generic
-#include "topk_loop.h"

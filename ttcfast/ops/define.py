@@ -1,0 +1,82 @@
+"""How an operation becomes ``torch.ops.ttcfast.<name>``: its schema, its implementation, and what it returns for fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+from . import transforms
+from .registry import Backend, choose
+
+_library: Any = torch.library  # has no annotations
+LIBRARY = _library.Library("ttcfast", "FRAGMENT")
+
+TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    float: "float",
+    bool: "bool",
+    str: "str",
+    list[float]: "float[]",
+    torch.dtype: "ScalarType",
+}
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys: Sequence[str] = ("CPU", "CUDA")) -> None:
+    """Define an operation.
+
+    Args:
+        schema: Name, with ``.overload`` where it has several, arguments and results, as ``torch.library`` reads them.
+        run: Called with the arguments.
+        fake: Called with the arguments when their tensors hold no data; returns tensors like those of ``run``.
+        keys: Dispatch keys of ``run``.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    for key in keys:
+        LIBRARY.impl(name, run, key)
+    torch.library.register_fake(f"ttcfast::{name}", fake, lib=LIBRARY)
+
+
+def define_call(
+    name: str,
+    call: type[Any],
+    returns: str,
+    *,
+    check: Callable[[Any], None],
+    backends: Sequence[Backend],
+    empty: Callable[[Any], Any],
+    definition: Callable[[Any], Any],
+    whole: str = "SymInt",
+    **autograd: Any,
+) -> None:
+    """Define an operation whose arguments are the fields of a record, in their order, and then the backend.
+
+    Args:
+        name: The operation's name.
+        call: Class of the record, a NamedTuple. ``check``, ``empty``, ``definition`` and the backends are called with one.
+        returns: Results, as in a schema.
+        check: Raises ``ValueError`` where arguments do not fit.
+        backends: Implementations, in order of preference.
+        empty: Returns the results, not filled in.
+        definition: Computes the results in torch's own functions.
+        whole: Schema type of whole numbers: ``SymInt``, or ``int`` where each value deserves a graph of its own.
+        autograd: ``backward``, ``setup_context`` and ``policy`` of :func:`transforms.register`.
+    """
+    types: dict[Any, str] = {**TYPES, int: whole, list[int]: f"{whole}[]"}
+    arguments = ", ".join(f"{types[hint]} {field}" for field, hint in get_type_hints(call).items())
+
+    def checked(*args: Any) -> Any:
+        given = call(*args)
+        check(given)
+        return given
+
+    def run(*args: Any) -> Any:
+        given = checked(*args[:-1])
+        return choose(name, backends, args[-1], given).run(given)
+
+    define(f"{name}({arguments}, str backend) -> {returns}", run, lambda *args: empty(checked(*args[:-1])))
+    transforms.register(LIBRARY, name, lambda *args: definition(checked(*args)), **autograd)
