@@ -43,11 +43,7 @@ def line_figure(
     for line in lines:
         c = "#0060A8" if line.method is None else colour(line.method)
         y = np.array([np.nan if v is None else v for v in line.y], dtype=float)
-        style: dict[str, Any] = {
-            "linestyle": (0, (4, 2)) if line.projected else "-",
-            "marker": "o" if len(y) <= 24 else None,
-            "markersize": 3.5,
-        }
+        style: dict[str, Any] = {"linestyle": (0, (4, 2)) if line.projected else "-", "marker": "o" if len(y) <= 24 else None}
         axes.plot(line.x, np.where(np.isfinite(y), y, np.nan), color=c, linewidth=1.6, markersize=3.5, label=line.name, **style)
     value_axis(axes, [v for line in lines for v in line.y if v is not None])
     if log and ticks is not None:
