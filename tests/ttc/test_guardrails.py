@@ -14,7 +14,7 @@ from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.guardrails import spread_collapsed
 from ttcfast.ttc.inference import TTCGreedy
 
-ARM = ARMScorer(ARMWeights(), 1.0, scale="relative")
+ARM = ARMScorer(ARMWeights(), 1.0, momentum="sum", scale="relative")
 
 
 class Blind(Scorer):

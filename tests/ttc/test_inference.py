@@ -243,7 +243,7 @@ def test_a_model_that_stays_deterministic_raises(b, chunk):
 def test_gamma_per_problem_follows_the_problem_ids():
     spec = StateSpec.euler2d(gamma=torch.tensor([1.2, 1.3, 1.4]))
     fm = Surrogate(Shift(), spec, stochastic=StochasticConfig(dropout=False, input_eps=1e-3))
-    scorer = ARMScorer(ARMWeights(), None, spec=spec, scale="relative")
+    scorer = ARMScorer(spec=spec, momentum="sum")
     cfg = TTCConfig(branching_factor=3, project="conservation", chunk_size=2)
     out = TTCGreedy(fm, scorer, cfg).rollout(euler_state(2), 2, problem_ids=torch.tensor([2, 0]))
     assert out.isfinite().all()

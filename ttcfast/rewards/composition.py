@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common import Project, ScoreContext, Scorer, as_scorer
+from .scorer import Project, ScoreContext, Scorer, as_scorer
 
 
 class ScorerList(Scorer):

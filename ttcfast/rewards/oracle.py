@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common import ScoreContext, Scorer
+from .scorer import ScoreContext, Scorer
 
 
 class OracleScorer(Scorer):
