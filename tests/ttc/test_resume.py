@@ -83,8 +83,8 @@ def test_a_folder_of_another_rollout_is_refused_with_the_keys_that_differ(tmp_pa
         TTCBeam(drop_surrogate(), last_cell, TTCConfig(**cfg)).rollout(x0, 2, resume=tmp_path)
 
 
-def arm(w_mass=1.0, momentum="sum", scale="absolute"):
-    return ARMScorer(ARMWeights(w_mass=w_mass), 1.0, momentum=momentum, scale=scale)
+def arm(w_mass=1.0, **options):
+    return ARMScorer(ARMWeights(w_mass=w_mass), 1.0, **{"momentum": "sum", "scale": "absolute", **options})
 
 
 def scaled(factor):

@@ -109,8 +109,8 @@ class Scorer(nn.Module):
         name = type(self).__name__
         if self.maximum is None:
             raise ValueError(
-                f"{name}.maximum is None, so that the length of a refinement step is undefined; set it to the largest possible score (0.0 "
-                "for a negated error), or implement ascent"
+                f"{name} does not say how large its score can get, so that a step along it has no length; set its maximum (0.0 for a "
+                "negated error), or implement ascent"
             )
         state = state.detach()
         return polyak_move(lambda c: self.score_group(state, c, context), candidates, self.units(state), self.maximum, name)

@@ -157,7 +157,7 @@ class PairNetwork(nn.Module):
         own = self.candidate_features(state, candidates) if own is None else own
         share = self.state_share(state) if share is None else share
         each = convolve(self.first_layer, own.flatten(0, 1), self.first_layer.weight[:, self.state_width :], None)
-        return (each.unflatten(0, own.shape[:2]) + share.unsqueeze(1)).flatten(0, 1)
+        return (each.view(*own.shape[:2], *each.shape[1:]) + share.unsqueeze(1)).flatten(0, 1)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``config.json`` (kind, sizes, normalizer, layout, ``info``) and ``model.safetensors`` into ``folder``.

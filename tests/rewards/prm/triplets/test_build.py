@@ -278,7 +278,7 @@ def test_triplet_files_and_the_sketchs_may_be_read_as_one_set(made, tmp_path):
 def test_a_file_without_a_usable_sample_is_refused(tmp_path):
     fm = Surrogate(Brittle(0.0), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.02))
     path = build_triplets(fm, shifted(euler_state(3), 1), tmp_path, K=4, T_prm=1, units="physical")
-    with pytest.raises(DataError, match=r"holds no usable sample \(3 left out, whose candidates are not finite\); make it again with"):
+    with pytest.raises(DataError, match=r"holds no usable sample \(3 skipped, whose candidates are not finite\); make it again with"):
         PRMTripletSet(path)
 
 
@@ -307,7 +307,7 @@ def test_missing_empty_and_foreign_files_are_named(made, tmp_path):
         PRMTripletSet([tmp_path / "empty.hdf5"])
     with h5py.File(tmp_path / "foreign.hdf5", "w") as file:
         file["density"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"foreign.hdf5 holds density and is no triplet file"):
+    with pytest.raises(DataError, match=r"foreign.hdf5 holds density and is not a triplet file"):
         PRMTripletSet([tmp_path / "foreign.hdf5"])
     short = shutil.copy(made, tmp_path / "short.hdf5")
     os.truncate(short, os.path.getsize(short) // 2)
@@ -372,7 +372,7 @@ def test_frames_are_compared_where_a_tool_has_chunked_them(made, tmp_path):
         other.create_dataset("frames", data=values, chunks=(1, *values.shape[1:]))
     held = TripletFile(tmp_path / "chunked.hdf5")
     assert held.frames([0, 1, 2]).isfinite().all() and held.frames([3], first=2).isfinite().all()
-    with pytest.raises(DataError, match=r"chunked.hdf5 is damaged \(the checksums of sample 3 do not fit its frames\)"):
+    with pytest.raises(DataError, match=r"chunked.hdf5 is damaged \(the checksums of sample 3 do not match its frames\)"):
         held.frames([2, 3], first=4)
 
 
