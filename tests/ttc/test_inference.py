@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from tests.scorers import last_cell
 from tests.surrogates import DropNet, Foreign, Shift, drop_surrogate, euler_state, shift_surrogate, shifted
 from ttcfast.core.base_fm import BaseFM, Surrogate
 from ttcfast.rewards.common import ARMScorer, OracleScorer, Scorer, ScorerList
@@ -14,11 +14,6 @@ from ttcfast.stochastic_sampling import DeterministicModelError
 from ttcfast.ttc.inference import TTCGreedy
 
 ARM = ARMScorer(ARMWeights(), 1.0, scale="relative", momentum="components")
-
-
-def last_cell(x_t: Tensor, cand_tp1: Tensor) -> Tensor:
-    """A score that no two candidates share."""
-    return cand_tp1[:, 0, -1, -1]
 
 
 def test_the_oracle_finds_the_exact_solution():

@@ -17,15 +17,13 @@ from torch.utils.data import DataLoader
 
 from tests.flips import unnoticed
 from tests.report.small_run import write_surrogate
-from tests.surrogates import Brittle, drop_surrogate, euler_state, shifted
+from tests.surrogates import brittle, drop_surrogate, euler_state, shifted
 from ttcfast.cli.main import main
-from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.prm.dataset import PRMTripletSet
 from ttcfast.rewards.prm.triplets import build
 from ttcfast.rewards.prm.triplets.build import build_triplets, pick
 from ttcfast.rewards.prm.triplets.file import TripletFile
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec, StochasticConfig
 
 STEPS, K = 3, 9
 
@@ -132,7 +130,7 @@ def test_surrogates_and_data_are_not_mixed(made, truth):
 def test_bad_candidates_are_skipped_and_counted(tmp_path, caplog):
     x = euler_state(3)
     limit = float(x[:, 0, 0, 0].sort().values[1]) + 0.01  # of the three problems one lies below by far, one near, one above
-    fm = Surrogate(Brittle(limit), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.02))
+    fm = brittle(limit, 0.02)
     with caplog.at_level("WARNING"):
         path = build_triplets(fm, shifted(x, 1), tmp_path, K=20, T_prm=1, units="physical")
     file = TripletFile(path)
@@ -276,7 +274,7 @@ def test_triplet_files_and_the_sketchs_may_be_read_as_one_set(made, tmp_path):
 
 
 def test_a_file_without_a_usable_sample_is_refused(tmp_path):
-    fm = Surrogate(Brittle(0.0), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.02))
+    fm = brittle(0.0, 0.02)
     path = build_triplets(fm, shifted(euler_state(3), 1), tmp_path, K=4, T_prm=1, units="physical")
     with pytest.raises(DataError, match=r"holds no usable sample \(3 skipped, whose candidates are not finite\); make it again with"):
         PRMTripletSet(path)
