@@ -31,7 +31,6 @@ from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.prm.sizes import make_prm
-from ttcfast.rewards.prm.sketch_files import from_pretrained
 from ttcfast.spec import StochasticConfig
 
 from .groups import compiled
@@ -105,7 +104,7 @@ class Sizes:
     def runs(self) -> dict[str, Callable[[], Tensor]]:
         group = self.states.unsqueeze(1) + 0.02 * torch.randn(4, 16, 4, *self.states.shape[2:], device=self.device)
         made = {name: make_prm(*_SIZE[name]) for name in self.names if name in _SIZE}
-        made["shipped DensePRM"] = make_prm("dense", 8, "small") if self.tiny else from_pretrained(EXAMPLES / "prm")
+        made["shipped DensePRM"] = make_prm("dense", 8, "small") if self.tiny else PairNetwork.from_pretrained(EXAMPLES / "prm")
         scorers = {name: PRMScorer(network).to(self.device) for name, network in made.items()}
         found = {name: partial(scorer.score_group, self.states, group, None) for name, scorer in scorers.items()}
         fm = None if self.tiny else load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device)
@@ -182,7 +181,7 @@ class Shipped:
 
     def _network(self) -> PairNetwork:
         if not self.tiny:
-            return from_pretrained(EXAMPLES / "prm")
+            return PairNetwork.from_pretrained(EXAMPLES / "prm")
         torch.manual_seed(0)
         network = DensePRM(8, width=4, levels=2)
         nn.init.normal_(network.out.weight, std=0.05)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.models import load_surrogate
-from ttcfast.rewards.common import ARMScorer
+from ttcfast.rewards.arm import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.memory import peak_bytes

@@ -27,7 +27,7 @@ from ttcfast.core.shared_prefix import SharedPrefix
 from ttcfast.data import read_trajectories
 from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
-from ttcfast.rewards.common import ARMScorer
+from ttcfast.rewards.arm import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.stochastic_sampling import Draw, Site, keyed_noise, mc_dropout, noise_sites
 from ttcfast.ttc.inference import TTCGreedy

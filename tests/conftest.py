@@ -70,3 +70,12 @@ def seeded_and_filled() -> Iterator[None]:
 
 def _required(config: pytest.Config) -> list[str]:
     return [name.strip() for name in config.getoption("--require-backends").split(",") if name.strip()]
+
+
+@pytest.fixture
+def in_time():
+    """Fails a test that waits for a named pipe."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for a named pipe"))
+    signal.alarm(10)
+    yield
+    signal.alarm(0)

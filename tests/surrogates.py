@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.spec import StateSpec, StochasticConfig
 
 
@@ -60,6 +61,14 @@ def shift_surrogate(input_eps: float = 0.01, **options: object) -> Surrogate:
     return Surrogate(Shift(), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=input_eps), **options)  # type: ignore[arg-type]
 
 
+def vit_surrogate() -> Surrogate:
+    """A small vision transformer with dropout."""
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(grid=(8, 8), patch=4, width=32, depth=2, heads=2, refine=4, dropout=0.2))
+    nn.init.normal_(model.out.weight, std=0.01)
+    return Surrogate(model, StateSpec.euler2d(), predicts="delta")
+
+
 def shifted(x0: Tensor, steps: int) -> Tensor:
     """Truth of ``Shift``: [N, steps+1, C, *S]."""
     return torch.stack([x0.roll(t, -1) for t in range(steps + 1)], 1)
@@ -90,3 +99,8 @@ class Brittle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bad = x[:, 0, 0, 0] > self.limit
         return torch.where(bad.reshape(-1, 1, 1, 1), torch.nan, x.roll(1, -1))
+
+
+def brittle(limit: float = 1.15, input_eps: float = 0.015) -> Surrogate:
+    """``Brittle`` with noise on its input."""
+    return Surrogate(Brittle(limit), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=input_eps))

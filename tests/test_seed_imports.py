@@ -143,7 +143,7 @@ def test_the_sketchs_code_runs_as_printed():
     x0 = torch.rand(4, 8, 8) * 0.1 + torch.tensor([1.0, 0.0, 0.0, 2.5]).reshape(4, 1, 1)
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[0] = True
-    scorer = ARMScorer(ARMWeights(), 1 / 64, mask)
+    scorer = ARMScorer(ARMWeights(), 1 / 64, mask, momentum="sum", scale="absolute")
     cands = fm.sample_next(x0.expand(5, 4, 8, 8), seed=0, multi=True)
     torch.testing.assert_close(scorer(x0.expand_as(cands), cands), arm_score(x0.expand_as(cands), cands, 1 / 64, mask, ARMWeights()))
     trajectory = TTCGreedy(fm, scorer, TTCConfig(branching_factor=3)).rollout(x0, 2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.dropouts import DropPath
 from tests.surrogates import DropNet, euler_state
 from ttcfast.core import candidate_forward, row_trace
 from ttcfast.core.base_fm import Surrogate
@@ -61,14 +62,7 @@ LAYOUTS = {
         lambda z, m: z.unflatten(1, (m, -1, 8, 8)).permute(1, 2, 0, 3, 4),
     ),
 }
-DROPS = {"entries": lambda: nn.Dropout(0.3), "alpha": lambda: nn.AlphaDropout(0.3), "latent": nn.Identity, "path": lambda: Path()}
-
-
-class Path(nn.Module):
-    drop_prob = 0.4
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+DROPS = {"entries": lambda: nn.Dropout(0.3), "alpha": lambda: nn.AlphaDropout(0.3), "latent": nn.Identity, "path": lambda: DropPath(0.4)}
 
 
 def window(history: int, n: int = 2) -> Tensor:

@@ -120,15 +120,6 @@ def test_a_folder_of_upper_case_names_is_not_empty(tmp_path, write, name):
     assert len(open_trajectories(tmp_path)) == 2
 
 
-@pytest.fixture
-def in_time():
-    """What waits for a pipe is stopped."""
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for a named pipe"))
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-
-
 def test_pipes_devices_and_folders_among_the_files_are_named(tmp_path, in_time):
     write_the_well(tmp_path / "a.hdf5", 1)
     os.mkfifo(tmp_path / "b.hdf5")

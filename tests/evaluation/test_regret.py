@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from tests.scorers import last_cell
 from tests.surrogates import drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, ChoiceRegret, choice_regret
@@ -10,10 +11,6 @@ from ttcfast.spec import TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
 
 CFG = TTCConfig(branching_factor=6, seed=4)
-
-
-def last_cell(x_t, cand_tp1):
-    return cand_tp1[:, 0, -1, -1].double()
 
 
 def states(n=2, steps=4):

@@ -173,7 +173,7 @@ def test_bad_candidate_scores_minus_infinity():
         (r"boundary_mask is torch.bool \(9, 12\)", lambda s, c: arm_score(s[0], c, 0.1, torch.ones(9, 12) > 0, WEIGHTS)),
         ("boundary_mask is torch.float32", lambda s, c: arm_score(s[0], c, 0.1, torch.ones(12, 9), WEIGHTS)),
         (r"bc_mask is torch.bool \(3, 12, 9\)", lambda s, c: arm.bc_violation_reward(c, torch.ones(3, 12, 9) > 0)),
-        ("candidates are torch.float64", lambda s, c: arm_score(s[0], c.double(), 0.1, None, WEIGHTS)),
+        ("cand_tp1 is torch.float64 on cpu and x_t torch.float32", lambda s, c: arm_score(s[0], c.double(), 0.1, None, WEIGHTS)),
         ("cand_tp1 has shape", lambda s, c: arm_score(s[0], c[0, 0], 0.1, None, WEIGHTS)),
     ],
 )

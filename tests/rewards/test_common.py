@@ -118,7 +118,7 @@ def test_the_arm_scorer_prefers_what_conserves_and_scores_nan_lowest():
     state, cands = candidates(1)
     cands[0, 2] = state[0].roll(1, -1)
     cands[0, 3, 0, 0, 0] = torch.nan
-    scores = ARMScorer(ARMWeights(), 1.0)(state, cands)
+    scores = ARMScorer()(state, cands)
     assert scores.argmax().item() == 2 and scores[0, 2].abs() < 1e-5
     assert scores[0, 3] == -torch.inf
 
@@ -127,12 +127,23 @@ def test_the_arm_scorer_keeps_its_specs_constants_and_picks_gamma_by_problem():
     state, cands = candidates()
     gamma = torch.tensor([1.2, 1.3, 1.4, 1.5, 1.6])
     spec = StateSpec.euler2d(gamma=gamma, cell_volume=0.25)
-    scorer = ARMScorer(ARMWeights(), None, spec=spec, scale="relative")
+    scorer = ARMScorer(spec=spec)
     ids = torch.tensor([4, 0, 2])
-    expected = arm(state, cands, spec.replace(gamma=gamma[ids]), ARMWeights(), scale="relative").score
+    expected = arm(state, cands, spec.replace(gamma=gamma[ids]), momentum="components", scale="relative").score
     torch.testing.assert_close(scorer(state, cands, context=ScoreContext(0, ids)), expected)
     with pytest.raises(ValueError, match="gamma"):
         scorer(state, cands)
+
+
+def test_the_arm_scorers_defaults_are_relative_and_do_not_let_components_cancel():
+    state, cands = candidates()
+    cands[:, 0, 1] = state[:, 1] + 0.01
+    cands[:, 0, 2] = state[:, 2] - 0.01
+    spec = StateSpec.euler2d(cell_volume=0.25)
+    terms = ARMScorer(spec=spec).terms(state, cands)
+    assert torch.equal(terms.score, arm(state, cands, spec, ARMWeights(), momentum="components", scale="relative").score)
+    assert (terms.momentum[:, 0] > 100 * ARMScorer(spec=spec, momentum="sum").terms(state, cands).momentum[:, 0]).all()
+    assert torch.equal(ARMScorer(ARMWeights(), 3.0)(state, cands), ARMScorer()(state, cands))  # relative penalties have no units
 
 
 def test_wrong_arm_arguments():

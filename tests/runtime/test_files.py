@@ -2,7 +2,6 @@ import errno
 import importlib
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -104,15 +103,6 @@ def test_csv_has_the_union_of_the_columns(tmp_path):
     assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1,"x,y",\n,,2.5\n'
 
 
-@pytest.fixture
-def in_time():
-    """What waits for a pipe is stopped."""
-    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for a named pipe"))
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-
-
 def test_only_a_regular_file_is_given_to_a_reader(tmp_path, monkeypatch, in_time):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
@@ -146,7 +136,7 @@ def _opened(module: str, name: str):
         ("a.safetensors", _opened("runtime.checkpoints", "load")),
         ("a.safetensors", _opened("models", "load_surrogate")),
         ("a.safetensors", _opened("stochastic_sampling.directions", "load_directions")),
-        ("model.pt", _opened("rewards.prm.pretrained", "load_state_dict_file")),
+        ("model.pt", _opened("rewards.prm.sketch_files", "load_state_dict_file")),
         ("sample.pt", _opened("rewards.prm.dataset", "PRMTripletSet")),
         ("triplets.hdf5", _opened("rewards.prm.dataset", "PRMTripletSet")),
         ("list.txt", _opened("rewards.prm.dataset", "PRMTripletSet")),

@@ -6,21 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.dropouts import DropPath
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.spec import Key, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling import Draw, enable_mc_dropout, inject_latent_noise, keyed_noise, noise_sites, perturb_state
 
 M = 6
 ROWS = torch.stack([torch.zeros(M, dtype=torch.int64), torch.arange(M)], 1)
-
-
-class DropPath(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop_prob = 0.4
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 class DropBlock1d(nn.Module):
@@ -54,7 +46,7 @@ def coefficients(dtype: torch.dtype = torch.complex64, size: int = 3000) -> Tens
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
-@pytest.mark.parametrize("module", [nn.Dropout(0.3), nn.Dropout1d(0.3), DropPath(), DropBlock1d()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("module", [nn.Dropout(0.3), nn.Dropout1d(0.3), DropPath(0.4), DropBlock1d()], ids=lambda m: type(m).__name__)
 def test_dropout_drops_and_scales_both_parts_alike(module, dtype):
     x = coefficients(dtype)
     factor = run(nn.Sequential(module), x) / x

@@ -136,7 +136,7 @@ def test_files_and_states_that_do_not_fit_are_refused(path, tmp_path):
     with pytest.raises(CheckpointError, match="has architecture 'vit'; expected 'directions'"):
         surrogate().candidates(x, torch.arange(3), **options, stochastic={"directions": str(tmp_path / "other.safetensors")})
     save_directions(tmp_path / "three.safetensors", LocalFields(3, (True, True)), {})
-    with pytest.raises(ValueError, match=r"the directions are of 3 channels on 2 space axes; states are \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"the directions have 3 channels on 2 space axes; the states are \(4, 8, 8\)"):
         surrogate().candidates(x, torch.arange(3), **options, stochastic={"directions": str(tmp_path / "three.safetensors")})
     with pytest.raises(ValueError, match="directions_grid is 0"):
         StochasticConfig(directions=path, directions_grid=0)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.dropouts import DropPath
 from tests.surrogates import DropNet, Foreign, euler_state
 from ttcfast import TTCBeam, TTCConfig, TTCGreedy
 from ttcfast.core.base_fm import Surrogate
@@ -66,15 +67,6 @@ class Path(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.lift(x))
-
-
-class DropPath(nn.Module):
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.drop_prob = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 @pytest.mark.parametrize("chunk", [None, 2, 6])

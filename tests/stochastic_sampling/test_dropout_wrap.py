@@ -2,22 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.dropouts import DropPath, switches_of
 from ttcfast.stochastic_sampling import enable_mc_dropout, mc_dropout
 from ttcfast.stochastic_sampling.dropout_wrap import active_rates
-
-
-class DropPath(nn.Module):
-    """As timm and transformers have it: a rate in ``drop_prob``, whole samples dropped, in training only."""
-
-    def __init__(self, drop_prob: float = 0.0) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop_prob == 0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1)) >= self.drop_prob
-        return x * keep / (1 - self.drop_prob)
 
 
 class Swinv2DropPath(DropPath):
@@ -108,23 +95,16 @@ def test_injection_reaches_the_first_entry_of_a_tuple():
     assert kept == "kept" and 300 < int((out == 0).sum()) < 700
 
 
-def state_of(model: nn.Module) -> list:
-    return [
-        (m.training, getattr(m, "p", None), getattr(m, "drop_prob", None), getattr(m, "dropout", None), len(m._forward_hooks))
-        for m in model.modules()
-    ]
-
-
 def test_the_context_restores_everything_exactly():
     model = net(nn.Dropout(0.0), DropPath(0.2), nn.Identity())
     model[2].train()  # a state that is neither all on nor all off
     enable_mc_dropout(model, p=0.3, after=["4"])
-    before = state_of(model)
+    before = switches_of(model)
     with pytest.raises(RuntimeError, match="stop"), mc_dropout(model, 0.7, after=["0", "4"]):
         assert differs(model)
         assert model[2].p == 0.7 and model[3].drop_prob == 0.7 and len(model[0]._forward_hooks) == 1
         raise RuntimeError("stop")
-    assert state_of(model) == before
+    assert switches_of(model) == before
     assert next(iter(model[4]._forward_hooks.values())).p == 0.3
 
 
@@ -156,7 +136,7 @@ def encoder(dropout: float) -> nn.TransformerEncoder:
 @pytest.mark.parametrize("own, p", [(0.3, None), (0.0, 0.3)])
 def test_dropout_reaches_transformer_layers_past_the_fused_path(own, p):
     model, x = encoder(own), torch.randn(4, 5, 8)
-    fused, before = torch.backends.mha.get_fastpath_enabled(), state_of(model)
+    fused, before = torch.backends.mha.get_fastpath_enabled(), switches_of(model)
     with torch.no_grad():
         clean = model(x)
         with mc_dropout(model, p):
@@ -164,7 +144,7 @@ def test_dropout_reaches_transformer_layers_past_the_fused_path(own, p):
             assert len(active_rates(model)) == 8 and not torch.equal(model(x), model(x))
             assert [type(m).__name__ for m in model.modules() if m.training] == ["MultiheadAttention", *["Dropout"] * 3] * 2
         assert torch.equal(model(x), clean)
-    assert torch.backends.mha.get_fastpath_enabled() == fused and state_of(model) == before
+    assert torch.backends.mha.get_fastpath_enabled() == fused and switches_of(model) == before
 
 
 @pytest.mark.parametrize("own, p", [(0.5, None), (0.0, 0.5)])

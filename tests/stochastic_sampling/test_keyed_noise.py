@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.dropouts import switches_of
 from ttcfast import ops
 from ttcfast.ops.keyed import stream_of
 from ttcfast.spec import Key, StochasticConfig
@@ -303,18 +304,13 @@ def test_dropout_in_place_changes_what_it_is_given():
     assert out.unique().tolist() == [0, 2]
 
 
-def state_of(model: nn.Module) -> list:
-    names = ("training", "p", "drop_prob", "dropout")
-    return [([getattr(m, n, None) for n in names], len(m._forward_hooks), "forward" in vars(m)) for m in model.modules()]
-
-
 def test_the_model_is_restored_exactly_on_exceptions_too():
     model = nn.Sequential(Everything(), OwnDropout(0.1)).train()
     model[0].encoder.eval()
     fused = torch.backends.mha.get_fastpath_enabled()
     enable_mc_dropout(model, p=0.25, after=["0.mix"])  # switches it off
     try:
-        before = state_of(model)
+        before = switches_of(model)
         torch.backends.mha.set_fastpath_enabled(True)
         sites = noise_sites(model, StochasticConfig(dropout_p=0.4, dropout_after=("0.drops.path",)))
         assert {s.amount for s in sites} == {0.4, 0.25}  # what was injected for good keeps its rate
@@ -322,7 +318,7 @@ def test_the_model_is_restored_exactly_on_exceptions_too():
             assert [m for m in model.modules() if m.training] == [model[1]] and model[1].p == 0.4
             assert not torch.backends.mha.get_fastpath_enabled()
             raise RuntimeError("stop")
-        assert state_of(model) == before and torch.backends.mha.get_fastpath_enabled()
+        assert switches_of(model) == before and torch.backends.mha.get_fastpath_enabled()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 

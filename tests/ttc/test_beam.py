@@ -4,21 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.surrogates import Brittle, Foreign, drop_surrogate, euler_state, shift_surrogate, shifted
-from tests.ttc.test_candidates import vit_surrogate
-from ttcfast.core.base_fm import Surrogate
+from tests.scorers import last_cell
+from tests.surrogates import Foreign, brittle, drop_surrogate, euler_state, shift_surrogate, shifted, vit_surrogate
 from ttcfast.rewards.common import ARMScorer, OracleScorer, ScorerList
-from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
+from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 from ttcfast.ttc.inference import TTCGreedy
 
 ARM = ARMScorer(ARMWeights(), 1.0, scale="relative", momentum="components")
-
-
-def last_cell(x_t: Tensor, cand_tp1: Tensor) -> Tensor:
-    """A score that no two candidates share."""
-    return cand_tp1[:, 0, -1, -1]
 
 
 class Walk:
@@ -120,7 +114,7 @@ def test_one_beam_is_the_greedy_search_to_the_last_bit(case):
 @pytest.mark.filterwarnings("ignore:step")
 @pytest.mark.parametrize("options", [{}, {"max_resample": 0}, {"include_deterministic": False, "score_floor": 0.0}])
 def test_one_beam_meets_bad_candidates_as_the_greedy_search_does(options):
-    fm = Surrogate(Brittle(1.19), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.03))
+    fm = brittle(1.19, 0.03)
     x0, cfg = euler_state(6), {"branching_factor": 3, **options}
     greedy = TTCGreedy(fm, last_cell, TTCConfig(**cfg)).rollout(x0, 8, return_info=True)
     beam = TTCBeam(fm, last_cell, TTCConfig(**cfg, approach="beam")).rollout(x0, 8, return_info=True)
@@ -133,7 +127,7 @@ def test_one_beam_meets_bad_candidates_as_the_greedy_search_does(options):
 @pytest.mark.filterwarnings("ignore:step")
 @pytest.mark.parametrize("approach", ["beam", "diverse_beam", "particle"])
 def test_what_happens_to_a_problem_is_its_own_affair(approach):
-    fm = Surrogate(Brittle(1.15), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.015))
+    fm = brittle()
     x0, ids = euler_state(6), torch.arange(6)
     cfg = TTCConfig(branching_factor=3, beam_width=3, approach=approach, max_resample=1, temperature=0.1 if approach == "particle" else 1.0)
     together = TTCBeam(fm, last_cell, cfg).rollout(x0, 5, return_info=True)

@@ -1,10 +1,9 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.surrogates import DropNet, Foreign, drop_surrogate, euler_state
+from tests.surrogates import DropNet, Foreign, drop_surrogate, euler_state, vit_surrogate
 from ttcfast.core.base_fm import Surrogate
-from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.candidates import Chunks
 from ttcfast.ttc.inference import TTCGreedy
@@ -14,13 +13,6 @@ from ttcfast.ttc.models import as_source
 def mean_density(x_t, cand_tp1):
     """A score in which every cell has a say."""
     return cand_tp1[:, 0].double().square().flatten(1).sum(1)
-
-
-def vit_surrogate() -> Surrogate:
-    torch.manual_seed(0)
-    model = ViT(ViTConfig(grid=(8, 8), patch=4, width=32, depth=2, heads=2, refine=4, dropout=0.2))
-    nn.init.normal_(model.out.weight, std=0.01)
-    return Surrogate(model, StateSpec.euler2d(), predicts="delta")
 
 
 def scores(n=3, problems=None, **options):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.surrogates import Brittle, Foreign, Shift, drop_surrogate, euler_state, shift_surrogate
+from tests.surrogates import Foreign, Shift, brittle, drop_surrogate, euler_state, shift_surrogate
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
@@ -14,7 +14,7 @@ from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.guardrails import spread_collapsed
 from ttcfast.ttc.inference import TTCGreedy
 
-ARM = ARMScorer(ARMWeights(), 1.0, scale="relative")
+ARM = ARMScorer(ARMWeights(), 1.0, momentum="sum", scale="relative")
 
 
 class Blind(Scorer):
@@ -25,16 +25,12 @@ class Blind(Scorer):
         return torch.arange(candidates.shape[1]).expand(candidates.shape[:2]) + 1000.0 * self.count
 
 
-def brittle(limit: float, eps: float = 0.1) -> Surrogate:
-    return Surrogate(Brittle(limit), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=eps))
-
-
 @pytest.mark.parametrize("scorer", [ARM, Blind()])
 def test_candidates_that_are_not_finite_never_win(scorer):
     x0 = euler_state(4)
     limit = float(x0[:, 0, 0, 0].max()) + 0.02
     cfg = TTCConfig(branching_factor=8, include_deterministic=False)
-    r = TTCGreedy(brittle(limit), scorer, cfg).rollout(x0, 1, return_info=True)
+    r = TTCGreedy(brittle(limit, 0.1), scorer, cfg).rollout(x0, 1, return_info=True)
     assert r.nonfinite.sum() > 0 and r.trajectory.isfinite().all()
     assert torch.equal(r.scores.isinf().sum(2), r.nonfinite)
     assert bool(r.scores.gather(2, r.chosen.unsqueeze(2)).isfinite().all())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from tests.scorers import last_cell
 from tests.surrogates import DropNet, Foreign, Shift, drop_surrogate, euler_state, shift_surrogate, shifted
 from ttcfast.core.base_fm import BaseFM, Surrogate
 from ttcfast.rewards.common import ARMScorer, OracleScorer, Scorer, ScorerList
@@ -14,11 +14,6 @@ from ttcfast.stochastic_sampling import DeterministicModelError
 from ttcfast.ttc.inference import TTCGreedy
 
 ARM = ARMScorer(ARMWeights(), 1.0, scale="relative", momentum="components")
-
-
-def last_cell(x_t: Tensor, cand_tp1: Tensor) -> Tensor:
-    """A score that no two candidates share."""
-    return cand_tp1[:, 0, -1, -1]
 
 
 def test_the_oracle_finds_the_exact_solution():
@@ -243,7 +238,7 @@ def test_a_model_that_stays_deterministic_raises(b, chunk):
 def test_gamma_per_problem_follows_the_problem_ids():
     spec = StateSpec.euler2d(gamma=torch.tensor([1.2, 1.3, 1.4]))
     fm = Surrogate(Shift(), spec, stochastic=StochasticConfig(dropout=False, input_eps=1e-3))
-    scorer = ARMScorer(ARMWeights(), None, spec=spec, scale="relative")
+    scorer = ARMScorer(spec=spec, momentum="sum")
     cfg = TTCConfig(branching_factor=3, project="conservation", chunk_size=2)
     out = TTCGreedy(fm, scorer, cfg).rollout(euler_state(2), 2, problem_ids=torch.tensor([2, 0]))
     assert out.isfinite().all()

@@ -12,7 +12,7 @@ from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.projection import positive, project_conservation
 
 SPEC = StateSpec.euler2d()
-ARM = ARMScorer(ARMWeights(), 1.0, scale="relative")
+ARM = ARMScorer(ARMWeights(), 1.0, momentum="sum", scale="relative")
 REFUSED = [
     (StateSpec.pdegym(), "the states are primitive"),
     (StateSpec.euler2d(periodic=False), r"the domain is open \(periodic=False, closed=False\)"),

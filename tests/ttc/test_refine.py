@@ -1,36 +1,18 @@
 import pytest
 import torch
 
+from tests.scorers import Towards, arm
 from tests.surrogates import drop_surrogate, euler_state, shift_surrogate, shifted
-from ttcfast.rewards.common import ARMScorer, OracleScorer, ScoreContext, Scorer, ScorerList
+from ttcfast.rewards.common import ARMScorer, OracleScorer, ScoreContext, ScorerList
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.scorer import PRMScorer
-from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
+from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.refine import refine, refine_and_score
 
 SPEC = StateSpec.euler2d()
 ONLY = dict.fromkeys(("w_mass", "w_momentum", "w_energy", "w_bc", "w_positivity"), 0.0)
-
-
-def arm(spec=SPEC, scale="relative", **weights):
-    return ARMScorer(ARMWeights(**(weights or {})), None, spec=spec, momentum="components", scale=scale)
-
-
-class Towards(Scorer):
-    """Minus the mean squared distance to a field; notes how far what it is given is from conserving."""
-
-    marks_nonfinite, maximum = True, 0.0
-
-    def __init__(self, field, scores_projected=False):
-        super().__init__()
-        self.field, self.scores_projected, self.residuals = field, scores_projected, []
-
-    def score_group(self, state, candidates, context):
-        self.residuals.append(float((candidates.detach() - state.unsqueeze(1)).double().mean((-2, -1)).abs().max()))
-        field = self.field if context is None else self.field[context.problem_ids]
-        return -(candidates - field.unsqueeze(1)).square().mean((2, 3, 4))
 
 
 @pytest.mark.parametrize("term", ["w_mass", "w_energy", "w_bc", "w_positivity"])
@@ -174,7 +156,9 @@ def test_refined_group_does_not_depend_on_chunks():
     x0 = euler_state()
     results = [
         TTCGreedy(
-            drop_surrogate(), arm(scale="absolute"), TTCConfig(branching_factor=5, chunk_size=c, refine_steps=2, refine_lengths=(0.5, 1.0))
+            drop_surrogate(),
+            ARMScorer(scale="absolute"),
+            TTCConfig(branching_factor=5, chunk_size=c, refine_steps=2, refine_lengths=(0.5, 1.0)),
         ).rollout(x0, 2, return_info=True)
         for c in (None, 2)
     ]

@@ -7,21 +7,17 @@ import sys
 import pytest
 import torch
 
-from tests.surrogates import Brittle, drop_surrogate, euler_state
-from ttcfast.core.base_fm import Surrogate
+from tests.scorers import last_cell
+from tests.surrogates import brittle, drop_surrogate, euler_state
 from ttcfast.rewards.common import ARMScorer, OracleScorer, ScorerList
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
+from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 from ttcfast.ttc.memory import bytes_per_candidate
 from ttcfast.ttc.models import as_source
 from ttcfast.ttc.settings import settings_of
-
-
-def last_cell(x_t, cand_tp1):
-    return cand_tp1[:, 0, -1, -1]
 
 
 class Killed(Exception):
@@ -44,8 +40,7 @@ class Dies:
 @pytest.mark.filterwarnings("ignore:step")
 @pytest.mark.parametrize("case", ["beam", "particle", "budget", "deaths"])
 def test_a_killed_rollout_goes_on_to_the_same_trajectory(case, tmp_path):
-    brittle = Surrogate(Brittle(1.15), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.015))
-    fm, x0 = brittle if case == "deaths" else drop_surrogate(history=2), euler_state(6)
+    fm, x0 = brittle() if case == "deaths" else drop_surrogate(history=2), euler_state(6)
     x0 = x0 if case == "deaths" else x0.view(3, 2, 4, 8, 8)
     budget = Budget(70) if case == "budget" else None
     cfg = TTCConfig(branching_factor=4, beam_width=2, approach="particle" if case == "particle" else "beam", max_resample=0)
@@ -84,7 +79,7 @@ def test_a_folder_of_another_rollout_is_refused_with_the_keys_that_differ(tmp_pa
 
 
 def arm(w_mass=1.0, **options):
-    return ARMScorer(ARMWeights(w_mass=w_mass), 1.0, **options)
+    return ARMScorer(ARMWeights(w_mass=w_mass), 1.0, **{"momentum": "sum", "scale": "absolute", **options})
 
 
 def scaled(factor):

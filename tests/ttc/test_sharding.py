@@ -9,23 +9,15 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from tests.surrogates import Brittle, drop_surrogate, euler_state
-from ttcfast.core.base_fm import Surrogate
+from tests.scorers import last_cell
+from tests.surrogates import brittle, drop_surrogate, euler_state
 from ttcfast.rewards.common import ScorerList
 from ttcfast.runtime import distributed
-from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
+from ttcfast.spec import TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 
 FIELDS = ("trajectory", "scores", "chosen", "fallbacks", "resamples", "nonfinite", "collapsed", "frozen")
-
-
-def last_cell(x_t, cand_tp1):
-    return cand_tp1[:, 0, -1, -1]
-
-
-def brittle():
-    return Surrogate(Brittle(1.15), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.015))
 
 
 CASES = {  # name: (surrogate, config, further arguments of rollout)

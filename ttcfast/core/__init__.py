@@ -1,4 +1,4 @@
-"""Surrogates as the controllers see them, seeds, normalisation."""
+"""Surrogates as the search uses them, random seeds, normalisation."""
 
 from .base_fm import BaseFM, Surrogate
 from .normalizer import Normalizer

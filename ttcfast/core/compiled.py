@@ -1,4 +1,4 @@
-"""A model's call as one compiled graph of fixed shapes, in which the noise's key and rows are inputs."""
+"""Compiles a model's call into one graph of fixed shapes, of which the noise's key and rows are inputs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ttcfast.runtime.errors import UserError
 from ttcfast.runtime.turns import interruptible
 
+from .row_outputs import first_line
+
 logger = logging.getLogger(__name__)
 
-MODES = ("default", "max-autotune-no-cudagraphs")  # CUDA-graph modes hand out memory that the next call writes over
+MODES = ("default", "max-autotune-no-cudagraphs")  # CUDA-graph modes return memory that the next call overwrites
 
 
 class CompileError(UserError):
-    """A model that cannot be compiled, with what stopped it."""
+    """Raised for a model that cannot be compiled, with the reason."""
 
 
 class CompiledCall:
-    """A compiled function of tensors, and what it takes for given of the model, as its maker saw it."""
+    """A compiled function of tensors, with the state of the model that it relies on."""
 
     def __init__(self, graph: Callable[..., Any], structure: Any, held: tuple[Any, ...]) -> None:
         self._graph, self._structure, self.held = graph, structure, held
@@ -38,22 +40,22 @@ class CompiledCall:
 def compiled_call(
     run: Callable[..., Any], inputs: tuple[Tensor, ...], *, model: nn.Module, mode: str, held: tuple[Any, ...] = ()
 ) -> CompiledCall:
-    """``run(*inputs)``, recorded operation by operation and compiled for these shapes.
+    """Records ``run(*inputs)`` operation by operation and compiles it for these shapes.
 
-    Recorded by ``make_fx`` below Python: hooks, replaced forwards and contexts act while it records and leave operations only, so the
-    noise of a surrogate costs no guards, and a new step, seed or set of candidates, being contents of input tensors, no recompilation.
-    Weights are held by reference: their values may change, the tensors themselves may not be replaced. Numbers and flags that are no
-    tensors are those of the recording.
+    ``make_fx`` records below Python: hooks, replaced forwards and contexts act during the recording and leave only operations. Noise
+    therefore costs no guards, and a new step, seed or set of candidates changes the contents of input tensors but needs no recompilation.
+    Weights are held by reference: their values may change, but the tensors may not be replaced. Numbers and flags other than tensors are
+    those of the recording.
 
     Args:
-        run: a function of tensors that returns tensors in any nesting. It is run twice on ``inputs``.
-        inputs: of the shapes, dtypes and device that the call will always get.
-        model: named in errors.
-        mode: of torch.compile, one of ``MODES``.
-        held: kept beside the call, for the caller to tell whether it is still valid.
+        run: Function of tensors that returns tensors in any nesting. It is run twice on ``inputs``.
+        inputs: Tensors with the shapes, dtypes and device that every call will have.
+        model: Model, named in errors.
+        mode: Mode of torch.compile, one of ``MODES``.
+        held: Stored with the call, for the caller to check whether it is still valid.
 
     Raises:
-        CompileError: the model branches on values, returns something else than tensors, or Inductor fails (no C++ compiler, no Triton).
+        CompileError: The model branches on values or returns something other than tensors, or Inductor fails (no C++ compiler or Triton).
     """
     name = type(model).__name__
     structure: list[Any] = []
@@ -65,7 +67,7 @@ def compiled_call(
 
     began = time.perf_counter()
     with torch.no_grad():
-        run(*inputs)  # what is wrong with the model itself is raised as it is
+        run(*inputs)  # errors of the model itself are raised unchanged
     try:
         with torch.no_grad():
             recorded = make_fx(flat)(*inputs)
@@ -75,12 +77,8 @@ def compiled_call(
                 call(*inputs)
     except Exception as error:
         raise CompileError(
-            f"{name} cannot be compiled: {type(error).__name__}: {_first_line(error)}; use compile=False, or a model whose path does not "
+            f"{name} cannot be compiled: {type(error).__name__}: {first_line(error)}; use compile=False, or a model whose path does not "
             "depend on values"
         ) from error
     logger.info("%s compiled for %s in %.1f s", name, [tuple(t.shape) for t in inputs], time.perf_counter() - began)
     return call
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

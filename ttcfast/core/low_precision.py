@@ -1,4 +1,4 @@
-"""A copy of a model whose matrix products run in bfloat16 or float16, everything else staying as it is."""
+"""Copies a model so that its matrix products run in bfloat16 or float16 while everything else keeps its precision."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 
 class LowPrecision:
-    """Keeps a low-precision copy of a model in step with it.
+    """Low-precision copy of a model that follows the model's weights.
 
-    Linear layers, convolutions and attention multiply in ``dtype``; what a linear layer or convolution returns is widened at once, so that
-    sums of blocks, norms and activations keep their precision. The weights of these layers are cast once; others' are cast by autocast.
-    The last linear layer or convolution, or the modules named by the model's attribute ``full_precision`` (a tuple of names), stay as they
-    are: rounding there would be rounding of the result.
+    Linear layers, convolutions and attention multiply in ``dtype``. Outputs of linear layers and convolutions are widened at once, so that
+    residual sums, norms and activations keep their precision. The weights of these layers are cast once; others are cast by autocast. The
+    last linear layer or convolution, or the modules named by the model's attribute ``full_precision`` (a tuple of names), are unchanged,
+    because rounding there would round the result.
 
     Args:
-        model: copied at first use, and again when its tensors are replaced (another device, another dtype). Values that change in place
-            are taken over, unless they are changed through ``.data``, which leaves no trace.
-        dtype: one of ``DTYPES``.
+        model: Copied at first use, and again when its tensors are replaced (another device or dtype). In-place changes of values are
+            followed, except those through ``.data``, which leave no trace.
+        dtype: One of ``DTYPES``.
 
     Raises:
-        ValueError: another dtype, or ``full_precision`` names modules that the model does not have.
+        ValueError: The dtype is another, or ``full_precision`` names modules that the model does not have.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -46,7 +46,7 @@ class LowPrecision:
 
     @property
     def current(self) -> nn.Module:
-        """The copy, with the weights that the model has now. To be called within ``products``."""
+        """The copy, with the model's current weights. Call it within ``products``."""
         storage, versions = storage_of(self.model), versions_of(self.model)
         if self._copy is None or storage != self._storage:
             self._copy = _lowered(self.model, self.dtype)
@@ -59,28 +59,32 @@ class LowPrecision:
 
     @contextmanager
     def products(self, device: torch.device) -> Iterator[None]:
-        """The block in which the copy is called."""
+        """Enters the autocast context in which the copy must be called."""
         with torch.autocast(device.type, dtype=self.dtype):
             yield
 
     def sites(self, sites: Sequence[Site]) -> list[Site]:
-        """The model's sites of noise in the copy."""
+        """Returns the model's sites of noise with the modules of the copy."""
         modules = dict(self.current.named_modules())
         return [site if site.module is None else replace(site, module=modules[site.name]) for site in sites]
 
 
 def storage_of(model: nn.Module) -> tuple[Any, ...]:
-    """Which tensors a model holds and where; another one when tensors are put in the place of others."""
+    """Identifies the tensors that a model holds; the result changes when tensors are replaced."""
     return tuple((id(t), t.data_ptr(), t.dtype, t.device) for t in _tensors(model))
 
 
 def versions_of(model: nn.Module) -> tuple[int, ...]:
-    """How often each tensor of a model was changed in place; changes through ``.data`` do not count."""
+    """Returns how often each tensor of a model was changed in place; changes through ``.data`` do not count."""
     return tuple(0 if t.is_inference() else t._version for t in _tensors(model))
 
 
 def kept_modules(model: nn.Module) -> list[str]:
-    """Names of the linear layers and convolutions that stay in full precision."""
+    """Returns the names of the linear layers and convolutions that stay in full precision.
+
+    Raises:
+        ValueError: ``full_precision`` names modules that the model does not have.
+    """
     named = [name for name, module in model.named_modules() if _multiplies(module)]
     asked = getattr(model, "full_precision", None)
     if asked is None:
@@ -96,7 +100,7 @@ def kept_modules(model: nn.Module) -> list[str]:
 
 def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     low, kept = copy.deepcopy(model).requires_grad_(False), kept_modules(model)
-    # nn.MultiheadAttention reads the weights of its linear layer itself; autocast casts those.
+    # nn.MultiheadAttention reads the weights of its linear layer directly; autocast casts those.
     inside = {m for outer in low.modules() if isinstance(outer, nn.MultiheadAttention) for m in outer.modules()}
     for name, module in low.named_modules():
         if not _multiplies(module) or module in inside:
@@ -118,7 +122,7 @@ def _narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Widen:
-    """Forward hook that returns what a layer computed in low precision in the model's own dtype."""
+    """Forward hook that casts a layer's output to the model's own dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -133,7 +137,7 @@ def _autocast_off(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
 
 
 def _autocast_on(module: nn.Module, inputs: Any, output: Any) -> None:
-    # Not after an error: the block of ``products`` puts it back then.
+    # Not called after an error; leaving ``products`` restores it then.
     torch.set_autocast_enabled(next(module.parameters()).device.type, True)
 
 

@@ -1,4 +1,4 @@
-"""Between physical units and what a model was trained on."""
+"""Converts between physical units and the units a model was trained in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 class Normalizer(nn.Module):
-    """Per-channel affine normalisation ``(x - mean) / std``, and the scale of one step's change.
+    """Per-channel affine normalisation ``(x - mean) / std``, with a scale for the change over one step.
 
     The statistics are buffers: they move with ``.to(device)`` and are saved with the module.
 
     Args:
-        mean: mean of each channel, ``[C]``, physical units.
-        std: standard deviation of each channel, ``[C]``, positive.
-        delta_std: standard deviation of the change over one step, ``[C]``, positive; None takes ``std``.
+        mean: Mean of each channel, ``[C]``, physical units.
+        std: Standard deviation of each channel, ``[C]``, positive.
+        delta_std: Standard deviation of the change over one step, ``[C]``, positive; None means ``std``.
 
     Raises:
-        ValueError: shapes that differ, or a standard deviation that is not positive and finite.
+        ValueError: Shapes differ, or a standard deviation is not positive and finite.
     """
 
     mean: Tensor
@@ -43,19 +43,19 @@ class Normalizer(nn.Module):
         return self.mean.numel()
 
     def encode(self, x: Tensor, *, channel_axis: int = 1) -> Tensor:
-        """Physical ``[N, C, *S]`` to normalised; ``channel_axis`` says where the channels are."""
+        """Converts physical ``[N, C, *S]`` to normalised units; channels are on ``channel_axis``."""
         return (x - self._at(self.mean, x, channel_axis)) / self._at(self.std, x, channel_axis)
 
     def decode(self, z: Tensor, *, channel_axis: int = 1) -> Tensor:
-        """Normalised ``[N, C, *S]`` to physical."""
+        """Converts normalised ``[N, C, *S]`` to physical units."""
         return torch.addcmul(self._at(self.mean, z, channel_axis), z, self._at(self.std, z, channel_axis))
 
     def encode_delta(self, delta: Tensor, *, channel_axis: int = 1) -> Tensor:
-        """A physical change ``[N, C, *S]`` to the units a delta model predicts."""
+        """Converts a physical change ``[N, C, *S]`` to the units that a delta model predicts."""
         return delta / self._at(self.delta_std, delta, channel_axis)
 
     def decode_delta(self, z: Tensor, *, channel_axis: int = 1) -> Tensor:
-        """A predicted change ``[N, C, *S]`` to physical units."""
+        """Converts a predicted change ``[N, C, *S]`` to physical units."""
         return z * self._at(self.delta_std, z, channel_axis)
 
     def _at(self, value: Tensor, x: Tensor, channel_axis: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Where the states of a batch stand at every place of noise, found by running the model on two and on four states."""
+"""Finds the axis of the states at every place of noise, by running the model on two and on four states.
+
+Source: docs/design/decisions.md ("Row axes").
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ from ttcfast.stochastic_sampling.sites import Site
 from .row_outputs import close, first_line
 from .seeds import temp_seed
 
-_TWO, _FOUR, _BACK = [0, 1], [2, 1, 3, 0], [3, 1]  # states of the two batches; where the first batch's are in the second
+_TWO, _FOUR, _BACK = [0, 1], [2, 1, 3, 0], [3, 1]  # states of the two batches; positions of the first batch's states in the second
 _ROWS = ((0, 1), (1, 2), (0, 4), (2, 7))  # (problem, candidate) of the four states
-_STRONG = 0.5  # rate of dropout in the checks: at a low one two masks may be alike by chance
-_BY_ITSELF = ("own", "training")  # kinds of sites that draw by themselves, which their warnings say
-_COMPARED = 2**18  # entries of a tensor that are compared, for each state
-_LIKE_ROUNDING = 0.01  # of the noise's own effect: a difference so small is rounding, also where a device rounds more than usual
+_STRONG = 0.5  # dropout rate in the checks; at low rates two masks may agree by chance
+_UNKEYED = ("own", "training")  # kinds of sites that draw from the global streams, which their own warnings report
+_COMPARED = 2**18  # entries of a tensor that are compared, per state
+_LIKE_ROUNDING = 0.01  # relative to the effect of the noise; smaller differences are rounding, even on devices that round more
 
 
 @dataclass
 class Found:
-    """What a trace says.
+    """Result of a trace.
 
     Args:
-        modules: of the sites that were traced.
-        axes: where the states are at each call of a site; None where the model could not be traced.
-        warning: what is to be said once; None if nothing.
+        modules: Modules of the traced sites.
+        axes: Axis of the states at each call of a site; None if the model could not be traced.
+        warning: Warning to issue once; None for none.
     """
 
     modules: tuple[nn.Module | None, ...]
@@ -46,45 +49,47 @@ class Found:
 def row_trace(
     model: nn.Module, sites: Sequence[Site], state: Tensor, unpack: Callable[[Any], Tensor], precision: torch.dtype | None = None
 ) -> Found:
-    """Find the axis of the states at each site, and whether a candidate is the same in another batch. Costs 12 rows of a forward,
-    18 where states are folded, more where that leaves something open.
+    """Finds the axis of the states at each site, and whether a candidate is the same in another batch.
 
-    Noise-free forwards of states (A, B) and (C, B, D, A) show each site's tensor for two numbers of states: the axis that grows with
-    their number holds them. Where it has several entries for each, the order of folding is that in which A's and B's entries are the same
-    in both batches. A tensor that does not grow is the same for all states; one is made for each, if the model goes on with that.
-    Then the two batches are run with noise: A and B must come out the same. What still admits several readings (the entries of all
-    states are equal there, as behind weights of 0) takes the first with which they do.
+    Noise-free forwards of states (A, B) and (C, B, D, A) show each site's tensor for two numbers of states: the axis that grows holds them.
+    If it has several entries per state, the folding order is the one in which A's and B's entries are equal in both batches. A tensor that
+    does not grow is shared by all states; it gets one copy per state if the model accepts that. Then both batches run with noise: A and B
+    must give the same results. If several readings remain (entries of all states are equal, as behind zero weights), the first one that
+    passes is taken.
 
-    The forwards run on a copy of the model that shares its tensors, so that what a forward leaves on a module is left there; where a
-    model cannot be copied, on the model itself.
+    It costs 12 rows of a forward, 18 if states are folded, and more if readings remain. The forwards run on a copy of the model that shares
+    its tensors, so that attributes set by a forward stay there; a model that cannot be copied is run itself.
 
     Args:
-        model: as it will be called, under the caller's autocast.
-        sites: of noise; what a site draws of its own, or where no axis can be found, is left out of the check.
-        state: one input of the model, without the axis of states.
-        unpack: takes the tensor out of what the model returns.
-        precision: in which the model computes, where that is not the dtype of its outputs.
+        model: Model as it will be called, under the caller's autocast.
+        sites: Sites of noise; those that cannot be keyed or have no axis are excluded from the check.
+        state: One model input, without the axis of states.
+        unpack: Extracts the tensor from what the model returns.
+        precision: Precision of the model's arithmetic, if it differs from the dtype of its outputs.
+
+    Returns:
+        Axes of the sites, and a warning if candidates depend on each other.
     """
     modules, name = tuple(site.module for site in sites), type(model).__name__
     with torch.inference_mode(False), torch.no_grad():
         try:
             tracing = _Tracing(*_copied(model, sites), _four_of(state.clone()), unpack, precision)
             axes, reason = tracing.run()
-        except Exception as error:  # one that is the model's own comes up again in the call itself, and the warning is not given
+        except Exception as error:  # the model's own errors recur in the call itself, before the warning
             what = f"{name} could not be run on {len(_TWO)} and {len(_FOUR)} states ({type(error).__name__}: {first_line(error)})"
             return Found(modules, None, f"{what}, so which entries belong to which state is told by the sizes of axes alone")
-    said = [f"the candidates of {name} depend on the others in their batch, and so on chunks and order: {reason}"] if reason else []
+    reports = [f"the candidates of {name} depend on the others in their batch, and so on chunks and order: {reason}"] if reason else []
     common = [site.name for site in sites if any(a and a.rows == "common" for (n, _), a in axes.items() if n == site.number)]
     if common:
-        said.append(
+        reports.append(
             f"all candidates of a step have the same noise at {', '.join(map(repr, common))} of {name}: the tensors there are the same for "
             "all states, and the model takes none with an entry for each"
         )
-    return Found(modules, axes, "; ".join(said) or None)
+    return Found(modules, axes, "; ".join(reports) or None)
 
 
 class _Tracing:
-    """One model, its sites and four states."""
+    """Traces one model with its sites on four states."""
 
     def __init__(
         self, model: nn.Module, sites: Sequence[Site], states: Tensor, unpack: Callable[[Any], Tensor], precision: torch.dtype | None
@@ -94,7 +99,7 @@ class _Tracing:
         self.axes: dict[Call, RowAxis | None] = {}
 
     def run(self) -> tuple[dict[Call, RowAxis | None], str | None]:
-        """The axes, and the reason why candidates depend on one another if they do."""
+        """Returns the axes, and the reason if candidates depend on each other."""
         small, large = _Shapes(), _Shapes()
         two, four = self._forward(_TWO, trace=small), self._forward(_FOUR, trace=large)
         readings = {call: self._readings(call, shapes, large.get(call)) for call, shapes in small.items()}
@@ -104,7 +109,7 @@ class _Tracing:
         if self._differ(four[_BACK], two, two[0] - two[1]):
             return self.axes, self._mixing(four)
         unkeyed = {number for (number, _), each in readings.items() if not each}
-        keyed = [s for s in self.sites if s.kind not in _BY_ITSELF and s.number not in unkeyed]
+        keyed = [s for s in self.sites if s.kind not in _UNKEYED and s.number not in unkeyed]
         if not keyed or self._agree(keyed, two):
             return self.axes, None
         for call, each in readings.items():
@@ -119,42 +124,41 @@ class _Tracing:
         return self.axes, f"the noise at {', '.join(map(repr, guilty)) or 'its sites'} gets from one state to others"
 
     def _forward(self, order: list[int], sites: Sequence[Site] = (), *, trace: Trace | None = None, seed: int | None = None) -> Tensor:
-        """The model's answer with the noise of ``sites``, or without noise, ``trace`` being told what every site is given."""
+        """The model's output with the noise of ``sites``, or without noise if ``trace`` receives what every site is given."""
         draw = Draw.of(0, 0, torch.tensor([_ROWS[i] for i in order], device=self.states.device))
         draw.axes, draw.trace = self.axes, trace
         batch = self.states[order]
-        # another seed for another batch: what follows torch's own streams is thereby seen to differ
+        # Another seed for another batch, so that draws from torch's own streams show as differences.
         seed, acting = len(order) if seed is None else seed, sites if trace is None else self.sites
         with temp_seed(seed), keyed_noise(self.model, acting, draw), interruptible():
             return self.unpack(self.model(batch)).clone()
 
     def _agree(self, sites: Sequence[Site], still: Tensor) -> bool:
-        """Whether two states' candidates are the same in both batches, with the noise of these sites."""
+        """Whether two states' candidates are equal in both batches, with the noise of these sites."""
         try:
             two, four = (self._forward(each, sites) for each in (_TWO, _FOUR))
-        except (RuntimeError, ValueError, TypeError, IndexError):  # a reading that the model does not go on with
+        except (RuntimeError, ValueError, TypeError, IndexError):  # the model does not accept this reading
             return False
         return two.shape == still.shape and four.shape[1:] == still.shape[1:] and not self._differ(four[_BACK], two, two - still)
 
     def _differ(self, a: Tensor, b: Tensor, effect: Tensor) -> bool:
-        """Whether more than rounding lies between outcomes, next to what makes rows differ at all."""
+        """Whether results differ by more than rounding, relative to the effect of the noise."""
         if close(a, b, self.precision):
             return False
         if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
             return True
-        apart, most = (
-            torch.where(x.isfinite(), x.abs(), 0.0).max() for x in (a - b, effect)
-        )  # a model may leave holes where there is land
+        # Entries that are not finite are ignored: models of the ocean mask land.
+        apart, most = (torch.where(x.isfinite(), x.abs(), 0.0).max() for x in (a - b, effect))
         return not bool(apart <= _LIKE_ROUNDING * most)
 
     def _readings(self, call: Call, two: list[torch.Size], four: list[torch.Size] | None) -> list[RowAxis]:
-        """What may be done at a call of a site, the likeliest first; nothing where states are in no one axis."""
+        """Possible readings of a call of a site, the likeliest first; none if no single axis holds the states."""
         if not two or not four or len(two[0]) != len(four[0]):
             return []
         small, large = two[0], four[0]
         grown = [d for d in range(len(small)) if small[d] != large[d]]
         (module,) = {s.module for s in self.sites if s.number == call[0]}
-        if isinstance(module, nn.MultiheadAttention) and len(two) > 1:  # its batch is where it says, which may hold something else
+        if isinstance(module, nn.MultiheadAttention) and len(two) > 1:  # its batch axis is declared, but may hold something else
             batch = 0 if module.batch_first else 1
             if grown and grown != [batch]:
                 return []
@@ -169,10 +173,10 @@ class _Tracing:
             return []
         each = small[axis] // n
         ways = [RowAxis(axis, outer, each // outer) for outer in range(1, each + 1) if each % outer == 0]
-        return [ways[0], *reversed(ways[1:])]  # states outermost, states innermost, and what is between
+        return [ways[0], *reversed(ways[1:])]  # states outermost, then innermost, then in between
 
     def _unfold(self, readings: dict[Call, list[RowAxis]]) -> None:
-        """Of several ways to fold the states into an axis keep those in which the states that both batches have are the same."""
+        """Keeps the folding orders in which the states that both batches share have equal entries."""
         folded = {call: each[0].axis for call, each in readings.items() if len(each) > 1 and each[0].rows == "held"}
         if not folded:
             return
@@ -183,7 +187,7 @@ class _Tracing:
             readings[call] = _same_in_both(readings[call], small[call], large[call], self.precision)
 
     def _mixing(self, four: Tensor) -> str:
-        """Why a state's outcome without noise depends on the others."""
+        """The reason why a state's result without noise depends on the others."""
         if not torch.allclose(self._forward(_FOUR, seed=0), four, rtol=0.0, atol=0.0, equal_nan=True):
             return "it draws noise of its own, which no key reaches (functional dropout, or random numbers in a forward)"
         named = self.model.named_modules()
@@ -194,15 +198,17 @@ class _Tracing:
 
 
 class _Shapes(dict[Call, list[torch.Size]]):
-    """A trace that keeps shapes; none of calls that cannot be keyed."""
+    """A trace that keeps the shapes of each call; none for calls that cannot be keyed."""
 
     def __call__(self, call: Call, given: Sequence[Tensor] | None) -> None:
         self[call] = [t.shape for t in given or ()]
 
 
 class _Values(dict[Call, list[Tensor]]):
-    """A trace that keeps some entries of the tensors at some calls, ``[n, entries]``, n along the axis that is named for the call. They are
-    the same entries whatever the number of states."""
+    """A trace that keeps some entries of the tensors at some calls, ``[n, entries]``, with n along the axis given for the call.
+
+    They are the same entries whatever the number of states.
+    """
 
     def __init__(self, axes: dict[Call, int], states: int) -> None:
         super().__init__()
@@ -220,7 +226,7 @@ class _Values(dict[Call, list[Tensor]]):
 
 
 def _same_in_both(ways: list[RowAxis], two: list[Tensor], four: list[Tensor], precision: torch.dtype | None) -> list[RowAxis]:
-    """The ways in which two states' entries are the same in both batches; where rounding leaves none, the nearest."""
+    """The folding orders in which two states' entries are equal in both batches; the closest if rounding leaves none."""
 
     def both(way: RowAxis) -> Iterator[tuple[Tensor, Tensor]]:
         for a, b in zip(two, four):
@@ -235,7 +241,7 @@ def _same_in_both(ways: list[RowAxis], two: list[Tensor], four: list[Tensor], pr
 
 
 def _four_of(state: Tensor) -> Tensor:
-    """Four different states of the same kind as one, also where that is uniform or not finite."""
+    """Four different states similar to one, even if that is uniform or not finite."""
     state = state.nan_to_num(0.0, 0.0, 0.0)
     count = torch.arange(state.numel(), device=state.device)
     waves = [(k * count).sin().view_as(state).to(state.dtype) for k in range(len(_FOUR))]
@@ -243,11 +249,11 @@ def _four_of(state: Tensor) -> Tensor:
 
 
 def _copied(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, Sequence[Site]]:
-    """A copy of the model around the same tensors, and the sites in it; the model itself where it cannot be copied."""
+    """A copy of the model around the same tensors, and its sites; the model itself if it cannot be copied."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     try:
         other = copy.deepcopy(model, shared)
         modules = dict(other.named_modules())
         return other, [s if s.module is None else replace(s, module=modules[s.name]) for s in sites]
-    except Exception:  # locks, files, or tensors with a history on a module
+    except Exception:  # locks, files, or tensors with autograd history on a module
         return model, sites

@@ -1,4 +1,4 @@
-"""Random streams for the length of a block, and integers that name them."""
+"""Seeds random streams within a block, and derives integers that name them."""
 
 # ruff: noqa: NPY002  (numpy's legacy global stream is the one that published models draw from)
 
@@ -17,17 +17,17 @@ from ttcfast.runtime.turns import turn
 
 @contextmanager
 def temp_seed(seed: int | None) -> Iterator[None]:
-    """Seed torch (CPU and every CUDA device), numpy and ``random`` for the length of a block, then put their states back.
+    """Seeds torch (CPU and every CUDA device), numpy and ``random`` within a block, and restores their states afterwards.
 
-    Restored on exceptions too. ``None`` does nothing. Covers more than the sketch's CPU and CUDA: published surrogates draw from
-    numpy and ``random`` as well (DECISIONS 7). A CUDA that nobody has used yet is not started; it is seeded for the block, and
-    afterwards as ``torch.manual_seed`` last left it. The streams belong to the process: threads take turns at such blocks
-    (``ttcfast.runtime.turns``), and one that draws without taking its turn draws from the seeded streams.
+    States are restored on exceptions too; ``None`` does nothing. It covers more than the plan's CPU and CUDA, since published surrogates
+    draw from numpy and ``random`` as well. CUDA is not initialised by this: if unused so far, it is seeded for the block, and afterwards as
+    ``torch.manual_seed`` last left it. The streams belong to the process: threads take turns at such blocks (``ttcfast.runtime.turns``),
+    and a thread that draws without taking its turn draws from the seeded streams.
 
     Args:
-        seed: an integer of any size; numpy gets it modulo 2^32, torch modulo 2^63.
+        seed: Integer of any size; numpy uses it modulo 2^32, torch modulo 2^63.
 
-    Source: seeds/ttc-integration-plan.md section 15.
+    Source: TTC plan, "Minimal Interfaces (Copy-Paste Stubs)"; docs/design/decisions.md ("Keyed candidates").
     """
     if seed is None:
         yield
@@ -41,7 +41,7 @@ def temp_seed(seed: int | None) -> Iterator[None]:
         try:
             if cuda:
                 torch.manual_seed(seed % 2**63)
-            else:  # torch.manual_seed notes its call stack for a device that might come, which takes longer than all the rest
+            else:  # torch.manual_seed records its call stack for lazily initialised devices, which takes longer than all the rest
                 torch.default_generator.manual_seed(seed % 2**63)
             np.random.seed(seed % 2**32)
             random.seed(seed)
@@ -58,9 +58,9 @@ def temp_seed(seed: int | None) -> Iterator[None]:
 
 
 def hash_seed(*parts: int) -> int:
-    """A stable integer in [0, 2^63) for a tuple of integers such as (seed, step, candidate), the same on every machine.
+    """Maps integers such as (seed, step, candidate) to an integer in [0, 2^63), the same on every machine.
 
-    Different tuples give independent seeds for all practical purposes (64 bits of BLAKE2b, one dropped).
+    Different arguments give independent seeds for all practical purposes (64 bits of BLAKE2b, one dropped).
     """
     text = ",".join(str(int(p)) for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""Work that the candidates of a problem have in common, done once per problem: everything before the first place of noise."""
+"""Runs work that the candidates of a problem have in common once per problem: everything before the first noise."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .row_outputs import Uses, close, first_line, map_tensors, repeat_rows, same
 from .seeds import temp_seed
 
 Forward = Callable[..., Any]
-Axes = tuple[int | None, ...]  # of each tensor in an output, the axis that holds the rows; None in a tensor without rows
+Axes = tuple[int | None, ...]  # for each tensor of an output, the axis of the rows; None without rows
 
-_PAIR = 2  # problems, and candidates of each, that the check runs
+_PAIR = 2  # problems, and candidates per problem, in the check
 CHECKED_ROWS = _PAIR * _PAIR
 
 
 class OtherPathError(RuntimeError):
-    """A model that did not call its modules as it did when it was checked."""
+    """Raised if a model does not call its modules as it did when it was checked."""
 
     def __init__(self, model: nn.Module, what: str) -> None:
         super().__init__(
@@ -35,39 +35,37 @@ class OtherPathError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where candidates may begin to differ: at a module's call or, with ``after``, at what forward hooks do to its output."""
+    """Place where candidates may begin to differ: a module's call or, with ``after``, the forward hooks on its output."""
 
     module: nn.Module
     after: bool = False
 
 
 class SharedPrefix:
-    """A forward of ``N*B`` rows, B candidates of N problems, in which what precedes the first noise runs on N rows.
+    """Forward of ``N*B`` rows, B candidates of N problems, in which everything before the first noise runs on N rows.
 
-    The model is called twice. The first call has N rows and is stopped where the first noise is about to act; the outputs of the modules
-    that were complete by then are kept, the largest modules standing for all that they contain. The second call has ``N*B`` rows; these
-    modules do not run again but return what they returned, each row B times. What lies between them (residual additions, reshapes) is
-    done again, so a computation written out in the forward of the very module that the noise is in is not shared: put it into a
-    module of its own.
+    The model is called twice. The first call has N rows and stops at the first noise; the outputs of modules that are complete by then are
+    kept, the largest modules standing for all they contain. The second call has ``N*B`` rows; these modules are not run again but return
+    their outputs with each row repeated B times. What lies between them (residual additions, reshapes) is computed again, so that work in
+    the forward of the very module that contains the noise is not shared: put it into a module of its own.
 
-    Valid for a model that treats every row by itself, takes the same path through its modules whatever the number of rows, and hands
-    activations on by returning them. ``check`` finds out whether it does, on two problems of two candidates, before anything is
-    shared, and module by module: one whose output cannot be told apart into rows, that draws noise of its own, or that changes its
-    input in place, runs again like the functions around it. Where the outcome would not be the unshared one, nothing is shared and
-    ``reason`` says why. A path that depends on values may pass the check and be left later; ``__call__`` then raises.
+    This is valid for a model that treats rows independently, takes the same path through its modules for any number of rows, and passes
+    activations on by returning them. ``check`` verifies this on two problems of two candidates, module by module: one whose output cannot
+    be divided into rows, that draws noise, or that modifies its input runs again like the functions around it. If the result would differ,
+    nothing is shared and ``reason`` says why. A path that depends on values may pass the check and change later; ``__call__`` then raises.
+
+    With a fraction f of the work before the first noise, the speed-up is 1 / (1 - f (1 - 1/B)).
 
     Args:
-        model: any module, in the mode in which it will be called. It is as before after every call.
-        starts: all places where rows may begin to differ. A module without effect (rate 0) is none; where the model's input already has
-            noise, nothing can be shared.
-        precision: in which the model computes, where that is not the dtype of its outputs; it tells rounding from difference.
-
-    Source: facts/hotpaths.md 5, "delay the first stochastic site". The gain is 1 / (1 - f (1 - 1/B)), f the share of the work before it.
+        model: Any module, in the mode in which it will be called; unchanged after every call.
+        starts: All places where rows may begin to differ. Omit modules without effect (rate 0). If the model's input is noisy, nothing can
+            be shared.
+        precision: Precision of the model's arithmetic, if it differs from the dtype of its outputs; it defines rounding.
     """
 
     def __init__(self, model: nn.Module, starts: Sequence[Start], *, precision: torch.dtype | None = None) -> None:
         self.model, self.precision = model, precision
-        # A module that torch has compiled runs as a whole, so noise within it starts at its door.
+        # A compiled module runs as a whole, so that noise within it starts at the module.
         doors = {m: outer for outer in model.modules() if _opaque(outer) for m in outer.modules()}
         self._starts: dict[nn.Module, bool] = {}  # whether after the module
         for start in starts:
@@ -80,34 +78,34 @@ class SharedPrefix:
 
     @in_turn
     def check(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str | None:
-        """Find what can be shared, and that sharing it changes nothing but rounding. Costs about 15 rows of a forward.
+        """Finds what can be shared, and verifies that sharing changes results by rounding at most. Costs about 15 rows of a forward.
 
         Args:
-            pair: two different problems ``[2, ...]`` as the model takes them.
-            noise: a fresh context for one forward of ``[4, ...]`` in which row ``2 n + b`` is candidate b of problem n, with the same
-                noise every time. Also entered for two rows, stopped before any noise.
+            pair: Two different problems ``[2, ...]`` as the model takes them.
+            noise: Returns a context for one forward of ``[4, ...]`` in which row ``2 n + b`` is candidate b of problem n, with the same
+                noise every time. Also entered for two rows, which stop before any noise.
 
         Returns:
             ``reason``: None, or why nothing is shared.
         """
-        with torch.inference_mode(False), torch.no_grad():  # inference tensors do not count the changes made to them
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors have no version counters
             try:
                 self.reason = self._find(pair.clone(), noise)
             except BaseException as error:
                 self.reason = f"the check ended with {type(error).__name__}: {first_line(error)}"
-                if not isinstance(error, Exception):  # one that is the model's own comes up again in the call that is not shared
+                if not isinstance(error, Exception):  # the model's own errors recur in the unshared call
                     raise
         return self.reason
 
     @property
     def shared(self) -> list[str]:
-        """Names of the modules that run once per problem, in the order of their calls, without those inside them."""
+        """Names of the modules that run once per problem, in call order, without the modules inside them."""
         names = {m: name for name, m in self.model.named_modules()}
         return [names.get(step.module, type(step.module).__name__) for step in self._steps if step.axes is not None]
 
     @property
     def outdated(self) -> bool:
-        """Whether modules got hooks since, which may use outputs that nothing used when it was checked."""
+        """Whether hooks were added or removed since the check; new ones may use outputs that were unused then."""
         return self._hooks != self._count_hooks()
 
     def _count_hooks(self) -> list[int]:
@@ -115,14 +113,14 @@ class SharedPrefix:
 
     @in_turn
     def __call__(self, x: Tensor, count: int) -> Any:
-        """What the model says to ``x.repeat_interleave(count, 0)``, to rounding; nothing is shared where ``reason`` is not None.
+        """Returns the model's output for ``x.repeat_interleave(count, 0)``, up to rounding; shares nothing if ``reason`` is not None.
 
         Args:
-            x: one row per problem, ``[N, ...]``.
-            count: B, candidates per problem. Noise is that of the caller's context, for ``N*B`` rows, problem-major.
+            x: One row per problem, ``[N, ...]``.
+            count: B, candidates per problem. The caller's context provides the noise, for ``N*B`` rows, problem-major.
 
         Raises:
-            OtherPathError: the model took another path through its modules than when it was checked.
+            OtherPathError: The model took another path through its modules than when it was checked.
         """
         if self.reason is not None or count == 1:
             with interruptible():
@@ -131,7 +129,7 @@ class SharedPrefix:
 
     @in_turn
     def run_prefix(self, x: Tensor) -> list[Any]:
-        """The first of the two calls alone, on ``[N, ...]``: the outputs that are kept. Its time is what a bench takes f from."""
+        """Runs only the first call, on ``[N, ...]``, and returns the kept outputs. Benches derive f from its time."""
         path, kept = _Path(self.model, self._steps), []
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
@@ -143,7 +141,7 @@ class SharedPrefix:
                 with path.step(module) as step:
                     out = forward(*args, **kwargs)
                 if step is not None and step.axes is not None:
-                    # a clone, since the model may go on to change it in place
+                    # cloned, since the model may change it in place later
                     kept.append(with_each(step.used, out, lambda t, used: t.clone() if used else stand_in(t, t.shape)))
                 if after:
                     raise _Stop(path)
@@ -155,14 +153,14 @@ class SharedPrefix:
             with _wrapped({*path.modules, *self._starts}, wrap), interruptible():
                 self.model(x)
         except _Stop as stop:
-            if stop.of is not path:  # of a call around this one, whose noise lies within this model
+            if stop.of is not path:  # from an enclosing call, whose noise is within this model
                 raise
             path.require_end(len(kept))
             return kept
         raise OtherPathError(self.model, "it reached no noise")
 
     def _resume(self, outputs: list[Any], x: Tensor, count: int, given: list[Any]) -> Any:
-        """The second call: all rows, with the kept outputs in the place of the modules that they came from, also added to ``given``."""
+        """The second call: all rows, with kept outputs replacing their modules; the repeated outputs are appended to ``given``."""
         path = _Path(self.model, self._steps)
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
@@ -184,10 +182,10 @@ class SharedPrefix:
         return out
 
     def _find(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]]) -> str | None:
-        """Make the plan, and say why nothing can be shared where that is so."""
+        """Makes the plan; returns the reason if nothing can be shared."""
         with temp_seed(1), noise():
             single = self._traced(pair, stop=True)
-        with temp_seed(0), noise():  # another seed: what follows torch's own streams is thereby seen to differ
+        with temp_seed(0), noise():  # another seed, so that draws from torch's own streams show as differences
             double = self._traced(pair.repeat_interleave(_PAIR, 0), stop=False)
         if not (single.started and double.started):
             return "no noise was reached, so all candidates are the same"
@@ -203,9 +201,9 @@ class SharedPrefix:
             uses.note(out)
             self._steps = [_Step(s.module, s.axes, uses.of(next(each))) if s.axes else s for each in [iter(given)] for s in handed_on]
             with temp_seed(0), noise():
-                if not self._same(self(pair, _PAIR), double.output):  # a use that does not show: all is stored then
+                if not self._same(self(pair, _PAIR), double.output):  # an output is used undetected: store all of them
                     self._steps = handed_on
-        except RuntimeError as error:  # shapes that do not fit, where a model keeps activations on itself
+        except RuntimeError as error:  # shapes differ if a model keeps activations on itself
             return f"the model cannot be run in two parts: {first_line(error)}"
         return None
 
@@ -214,7 +212,7 @@ class SharedPrefix:
         return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in pairs)
 
     def _traced(self, x: Tensor, *, stop: bool) -> _Trace:
-        """Call the model, noting the calls of its modules until the first noise; ``stop`` there or go on without notes."""
+        """Calls the model and records the calls of its modules up to the first noise, then stops or goes on without recording."""
         trace = _Trace(stop)
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
@@ -246,18 +244,18 @@ class SharedPrefix:
 
 
 class _Stop(BaseException):
-    """Ends the first call at the first noise; no ``Exception``, so that no handler within a model holds it up."""
+    """Ends the first call at the first noise; no ``Exception``, so that no handler within a model catches it."""
 
     def __init__(self, of: object) -> None:
         self.of = of
 
 
 @dataclass
-class _Note:
-    """One call of a module, and the calls within."""
+class _CallRecord:
+    """One call of a module, with the calls inside it."""
 
     module: nn.Module | None = None
-    within: list[_Note] = field(default_factory=list)
+    within: list[_CallRecord] = field(default_factory=list)
     complete: bool = False
     changes_input: bool = False
     output: Any = None
@@ -267,15 +265,15 @@ class _Note:
 
 
 class _Trace:
-    """The calls of one forward up to the first noise."""
+    """Records the calls of one forward up to the first noise."""
 
     def __init__(self, stop: bool) -> None:
-        self.root, self.started, self.output = _Note(), False, None
+        self.root, self.started, self.output = _CallRecord(), False, None
         self._stop, self._open = stop, [self.root]
 
     @contextmanager
-    def call(self, module: nn.Module) -> Iterator[_Note]:
-        note = _Note(module)
+    def call(self, module: nn.Module) -> Iterator[_CallRecord]:
+        note = _CallRecord(module)
         self._open[-1].within.append(note)
         self._open.append(note)
         try:
@@ -291,12 +289,12 @@ class _Trace:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One call of a module on the way to the first noise.
+    """One module call before the first noise.
 
     Args:
-        axes: None where the call is not shared.
-        used: which tensors of its output are used by anything but modules that are shared themselves; the others need not be stored for
-            all rows, and stand-ins take their place.
+        module: The module.
+        axes: Axis of the rows in each output; None if the call is not shared.
+        used: Which tensors of its output are used by anything but shared modules; the others are replaced by stand-ins.
     """
 
     module: nn.Module
@@ -305,7 +303,7 @@ class _Step:
 
 
 class _Path:
-    """Follows the calls of the planned modules in their order."""
+    """Follows the calls of the planned modules in order."""
 
     def __init__(self, model: nn.Module, steps: list[_Step]) -> None:
         self._model, self._steps, self._at, self._inside = model, steps, 0, False
@@ -317,7 +315,7 @@ class _Path:
 
     @contextmanager
     def step(self, module: nn.Module) -> Iterator[_Step | None]:
-        """The step that a call of ``module`` is; None for calls inside a shared one, and for a module of no step."""
+        """Yields the step that a call of ``module`` is; None inside a shared call, and for modules without a step."""
         if self._inside or module not in self.modules:
             yield None
             return
@@ -332,18 +330,18 @@ class _Path:
             self._inside = False
 
     def require_end(self, outputs: int) -> None:
-        """Raise unless all steps were taken, with so many shared outputs."""
+        """Raises unless all steps were taken, with this many shared outputs."""
         if not self.ended:
             raise OtherPathError(self._model, f"{type(self._steps[self._at].module).__name__} was not called")
         if outputs != sum(step.axes is not None for step in self._steps):
             raise OtherPathError(self._model, f"noise within {type(self._steps[-1].module).__name__}")
 
 
-def _plan(single: _Note, double: _Note, precision: torch.dtype | None) -> list[_Step]:
-    """The largest calls that can be shared, found by comparing calls on two rows with the same calls on four; none if the calls differ."""
+def _plan(single: _CallRecord, double: _CallRecord, precision: torch.dtype | None) -> list[_Step]:
+    """The largest calls that can be shared, by comparing calls on two rows with those on four; none if the calls differ."""
     chosen: list[_Step] = []
 
-    def visit(one: _Note, two: _Note) -> bool:
+    def visit(one: _CallRecord, two: _CallRecord) -> bool:
         if [n.module for n in one.within] != [n.module for n in two.within]:
             return False
         for a, b in zip(one.within, two.within):
@@ -359,8 +357,8 @@ def _plan(single: _Note, double: _Note, precision: torch.dtype | None) -> list[_
     return [step for step in chosen if step.module in planned] if same else []
 
 
-def _shareable(one: _Note, two: _Note, precision: torch.dtype | None) -> Axes | None:
-    """Where the rows are in the output of a call, if four rows are two rows repeated."""
+def _shareable(one: _CallRecord, two: _CallRecord, precision: torch.dtype | None) -> Axes | None:
+    """Axes of the rows in the output of a call, if the four rows are the two rows repeated; else None."""
     if not (one.complete and two.complete) or one.changes_input or two.changes_input or not same_structure(one.output, two.output):
         return None
     axes: list[int | None] = []
@@ -376,17 +374,17 @@ def _shareable(one: _Note, two: _Note, precision: torch.dtype | None) -> Axes | 
 
 @contextmanager
 def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
-    """``module.forward`` is ``wrap(module, module.forward)`` for this thread within a block, which is part of a turn; restored exactly."""
+    """Replaces each ``module.forward`` by ``wrap(module, module.forward)`` for this thread within a block of a turn; restored exactly."""
     saved: list[tuple[nn.Module, dict[str, Any]]] = []
     thread = threading.get_ident()
 
-    def here_alone(wrapped: Forward, own: Forward) -> Forward:
+    def in_this_thread(wrapped: Forward, own: Forward) -> Forward:
         return lambda *args, **kwargs: (wrapped if threading.get_ident() == thread else own)(*args, **kwargs)
 
     try:
         for module in modules:
             saved.append((module, {k: v for k, v in vars(module).items() if k == "forward"}))
-            vars(module)["forward"] = here_alone(wrap(module, module.forward), module.forward)
+            vars(module)["forward"] = in_this_thread(wrap(module, module.forward), module.forward)
         yield
     finally:
         for module, own in saved:
@@ -395,5 +393,5 @@ def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], 
 
 
 def _opaque(module: nn.Module) -> bool:
-    """Whether calls of the modules inside cannot be seen from Python."""
+    """Whether calls of the modules inside are invisible from Python."""
     return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import one_of
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.models import as_source

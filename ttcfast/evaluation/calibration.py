@@ -13,8 +13,8 @@ from ttcfast.checks import at_least
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.evaluation.evaluate import Problems
 from ttcfast.evaluation.methods import starts_deterministic
-from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.rewards.oracle import OracleScorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.guardrails import spread_collapsed
 

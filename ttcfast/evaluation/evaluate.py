@@ -13,7 +13,7 @@ from torch import Tensor
 from ttcfast.checks import at_least
 from ttcfast.core.base_fm import BaseFM
 from ttcfast.metrics import conservation_drift, rollout_mse
-from ttcfast.rewards.common import Scorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import StateSpec, TTCConfig
 
 from .baselines import BASELINES

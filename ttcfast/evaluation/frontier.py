@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttcfast.core.base_fm import BaseFM
-from ttcfast.rewards.common import Scorer
 from ttcfast.rewards.oracle import OracleScorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import TTCConfig
 
 from .evaluate import Problems, Report, evaluate_method

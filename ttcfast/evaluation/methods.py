@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.base_fm import BaseFM
-from ttcfast.rewards.common import ScoreContext, Scorer
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.oracle import OracleScorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.inference import TTCGreedy

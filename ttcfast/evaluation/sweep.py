@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ttcfast.core.base_fm import BaseFM
-from ttcfast.rewards.common import Scorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import TTCConfig
 
 from .evaluate import Evaluation, Problems, Report, evaluate_method

@@ -10,7 +10,7 @@ from ttcfast.evaluation.baselines import BASELINES
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_fit
 from ttcfast.report.recorded import write_recorded
-from ttcfast.rewards.common import Scorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import entries
 from ttcfast.spec import StochasticConfig, TTCConfig

@@ -28,9 +28,10 @@ from ttcfast.report.frontier import remove_frontier, write_frontier
 from ttcfast.report.outputs import log_outputs, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.report.table import print_table
-from ttcfast.rewards.common import ARMScorer, Scorer
+from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.runtime import provenance
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError

@@ -1,4 +1,4 @@
-"""Whether a higher score means a smaller error."""
+"""Measures whether higher scores mean smaller errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ttcfast.checks import at_least
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores against realised errors, in bins of equal count from the lowest score to the highest.
+    """Scores against true errors, in bins of equal count, from the lowest scores to the highest.
 
     Attributes:
-        count: pairs in each bin, int64 ``[bins]``.
-        score: mean score of each bin, float64 ``[bins]``, ascending.
-        error: mean error of each bin, float64 ``[bins]``; falls from left to right where the score is any good.
-        rank_correlation: Spearman's rank correlation of score and error; -1: a perfect reward, 0: a useless one, NaN if either is constant.
-        dropped: pairs left out because the score or the error was not finite.
+        count: Pairs in each bin, int64 ``[bins]``.
+        score: Mean score of each bin, float64 ``[bins]``, ascending.
+        error: Mean error of each bin, float64 ``[bins]``; decreases for a useful score.
+        rank_correlation: Spearman's rank correlation of score and error: -1 is perfect, 0 is useless, NaN if either is constant.
+        dropped: Pairs left out because the score or the error is not finite.
     """
 
     count: Tensor
@@ -30,17 +30,17 @@ class Calibration:
 
 
 def calibration(scores: Tensor, errors: Tensor, bins: int = 10) -> Calibration:
-    """Bucket scores (higher is better) against the errors that the scored states turned out to have.
+    """Bins scores (higher is better) against the errors of the scored states.
 
     Args:
-        scores: any shape, for instance ``[N, T, B]``.
-        errors: same shape, for instance the MSE of each candidate.
-        bins: number of bins; fewer pairs than bins give one bin each.
+        scores: Scores of any shape, such as ``[N, T, B]``.
+        errors: Errors of the same shape, such as the MSE of each candidate.
+        bins: Number of bins; fewer pairs than bins give one bin each.
 
     Raises:
-        ValueError: shapes that differ, ``bins`` below 1, or no finite pair.
+        ValueError: Shapes differ, ``bins`` is below 1, or no pair is finite.
 
-    Source: seeds/ttc-integration-plan.md section 13 ("bucket PRM scores vs realized MSE").
+    Source: TTC plan, "Logging (e.g., W&B)".
     """
     at_least("bins", bins, 1)
     s, e = torch.as_tensor(scores, dtype=torch.float64).flatten(), torch.as_tensor(errors, dtype=torch.float64).flatten()
@@ -63,7 +63,7 @@ def calibration(scores: Tensor, errors: Tensor, bins: int = 10) -> Calibration:
 
 
 def _spearman(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of the ranks, tied values sharing their mean rank."""
+    """Pearson's correlation of the ranks; tied values share their mean rank."""
     a, b = _ranks(x), _ranks(y)
     a, b = a - a.mean(), b - b.mean()
     size = (a.square().sum() * b.square().sum()).sqrt()
@@ -71,6 +71,6 @@ def _spearman(x: Tensor, y: Tensor) -> float:
 
 
 def _ranks(x: Tensor) -> Tensor:
-    _, group, count = x.unique(return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double()
-    return (last - (count.double() - 1) / 2)[group]
+    _, group, count = torch.unique(x, return_inverse=True, return_counts=True)
+    ranks: Tensor = count.cumsum(0).double() - (count.double() - 1) / 2
+    return ranks[group]

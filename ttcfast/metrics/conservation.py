@@ -1,4 +1,4 @@
-"""How far a trajectory drifts from the mass, momentum and energy it started with."""
+"""Measures how far a trajectory drifts from its initial mass, momentum and energy."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from .layout import batched
 
 
 def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentum = "components") -> dict[str, Tensor]:
-    """Relative change of total mass, momentum and energy since the first frame.
+    """Returns the relative change of total mass, momentum and energy since the first frame.
 
-    With ``d_q(t) = sum_cells volume * (q(t) - q(0))``, a sum of per-cell differences in float64 (DECISIONS 4):
-    mass ``|d_rho| / sum volume |rho(0)|``, energy ``|d_E| / sum volume |E(0)|``, momentum the combined components of ``d_(rho u)`` over
-    ``sum volume |rho| (|u| + c)`` at the first frame, which cannot vanish where the total momentum does (DECISIONS 3).
+    With ``d_q(t) = sum_cells volume * (q(t) - q(0))``, summed over per-cell differences in float64, the drift of mass is
+    ``|d_rho| / sum volume |rho(0)|`` and that of energy ``|d_E| / sum volume |E(0)|``. That of momentum combines the components of
+    ``d_(rho u)`` and divides by ``sum volume |rho| (|u| + c)`` at the first frame, which is positive even if the total momentum is 0.
 
     Args:
-        trajectory: ``[N, T+1, C, *S]`` or ``[C, T+1, *S]`` in physical units, conserved or primitive as ``spec`` says.
-        spec: names the channels, gamma (a number or ``[N]``) and the cell volume. An open domain is accepted: what crosses its
-            boundary counts as drift.
+        trajectory: ``[N, T+1, C, *S]`` or ``[C, T+1, *S]`` in physical units, in the variables of ``spec``.
+        spec: Channels, gamma (a number or ``[N]``) and cell volume. On open domains, fluxes through the boundary count as drift.
         momentum: ``"components"`` adds the components' absolute values, ``"norm"`` takes their Euclidean norm, ``"sum"`` adds them
-            before the absolute value, so that errors can cancel (DECISIONS 2).
+            before the absolute value, so that errors can cancel.
 
     Returns:
-        ``{"mass", "momentum", "energy"}``, each float64 ``[N, T+1]`` (``[T+1]`` for one trajectory), >= 0, 0 at the first frame.
-        NaN from the frame on where the trajectory has NaN.
+        ``{"mass", "momentum", "energy"}``, each float64 ``[N, T+1]`` (``[T+1]`` for one trajectory), non-negative, 0 at the first frame,
+        and NaN at frames that hold NaN.
 
     Raises:
-        ValueError: axes that fit neither layout, or channels that ``spec`` names and the trajectory lacks.
+        ValueError: The axes match neither layout, or the trajectory lacks channels that ``spec`` names.
+
+    Source: docs/design/decisions.md ("Sums of differences"), ("Absolute and relative penalties"), ("Momentum penalty").
     """
     one_of("momentum", momentum, ("sum", "components", "norm"))
     frames, single = batched("trajectory", trajectory, spec.ndim)
@@ -49,15 +50,15 @@ def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentu
 
 
 def conserved_fields(x: Tensor, spec: StateSpec) -> Tensor:
-    """States ``[N, C, *S]`` as float64 density, momentum components, energy ``[N, d+2, *S]``, whatever the layout of ``spec``."""
+    """Converts states ``[N, C, *S]`` to float64 density, momentum and energy, ``[N, d+2, *S]``."""
     last = spec.energy if spec.variables == "conserved" else spec.pressure
-    assert last is not None  # StateSpec demands the one that its variables need
+    assert last is not None  # StateSpec requires the one that its variables need
     fields = x[:, [spec.density, *spec.momentum, last]].double()
     return fields if spec.variables == "conserved" else to_conserved(fields, spec.gamma)
 
 
 def _sizes(first: Tensor, spec: StateSpec, volume: Tensor) -> Tensor:
-    """What the drifts are relative to: ``[N, 3]`` of sum |rho|, sum |rho| (|u| + c), sum |E|, each weighted by the cell volume."""
+    """Denominators ``[N, 3]`` of the drifts: volume integrals of |rho|, |rho| (|u| + c) and |E|."""
     gamma = gamma_field(spec.gamma, first)
     rho, velocity, pressure = primitive_parts(first, gamma)
     speed = torch.stack(velocity, 1).square().sum(1).sqrt()

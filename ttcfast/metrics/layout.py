@@ -1,4 +1,7 @@
-"""How the metrics read a trajectory: batched [N, T+1, C, *S], or one problem as [C, T+1, *S] (DECISIONS 10)."""
+"""Normalises the two layouts of trajectories that metrics accept: ``[N, T+1, C, *S]``, or ``[C, T+1, *S]`` for one problem.
+
+Source: docs/design/decisions.md ("Shapes of rollouts").
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ from torch import Tensor
 
 
 def batched(name: str, trajectory: Tensor, ndim: int) -> tuple[Tensor, bool]:
-    """The trajectory as ``[N, T+1, C, *S]``, and whether it was a single one.
+    """Returns the trajectory as ``[N, T+1, C, *S]``, and whether it was a single one.
 
     Raises:
-        ValueError: the axes fit neither layout.
+        ValueError: The axes match neither layout.
     """
     if trajectory.ndim == ndim + 3:
         return trajectory, False
@@ -17,15 +20,15 @@ def batched(name: str, trajectory: Tensor, ndim: int) -> tuple[Tensor, bool]:
         return trajectory.transpose(0, 1).unsqueeze(0), True
     raise ValueError(
         f"{name} has shape {tuple(trajectory.shape)}; with {ndim} space axes a trajectory is [N, T+1, C, *S] or [C, T+1, *S] "
-        "(give ndim= for data of another number of dimensions)"
+        "(pass ndim= for data with another number of dimensions)"
     )
 
 
 def matched(pred: Tensor, truth: Tensor, ndim: int) -> tuple[Tensor, Tensor, bool]:
-    """Both as ``[N, T+1, C, *S]``, ``pred`` cut to the frames that the truth has.
+    """Returns both as ``[N, T+1, C, *S]``, with ``pred`` cut to the length of the truth, and whether they were single trajectories.
 
     Raises:
-        ValueError: axes, problems, channels or grid differ, or the truth is longer than the prediction.
+        ValueError: Axes, problems, channels or grids differ, or the truth is longer than the prediction.
     """
     p, single = batched("pred", pred, ndim)
     t, truth_single = batched("truth", truth, ndim)

@@ -1,4 +1,4 @@
-"""The seed's module path for the rollout errors; they live in ``ttcfast.metrics.rollout_errors``."""
+"""Keeps the plan's module path for the rollout errors; they live in ``ttcfast.metrics.rollout_errors``."""
 
 from .rollout_errors import nrmse, relative_l1, rollout_mse, vrmse
 

@@ -1,4 +1,4 @@
-"""The seed's module path for the conservation metrics; they live in ``ttcfast.metrics.conservation``."""
+"""Keeps the plan's module path for the conservation metrics; they live in ``ttcfast.metrics.conservation``."""
 
 from .conservation import conservation_drift, conserved_fields
 

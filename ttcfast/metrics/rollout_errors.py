@@ -1,4 +1,4 @@
-"""Errors of a rollout against the truth, per time step, under the names the field knows. Everything is summed in float64."""
+"""Errors of a rollout against the truth, per time step, under the names used in the field. All sums are float64."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from .layout import matched
 
-_EPS = 1e-7  # The Well's, added to a mean square or a variance in the field's own units
+_EPS = 1e-7  # The Well's, added to a mean square or variance in physical units
 
 
 def rollout_mse(pred: Tensor, truth: Tensor, *, scale: float | Tensor | None = None, per_channel: bool = False, ndim: int = 2) -> Tensor:
-    """Mean squared error of every frame, ``mean(((pred - truth) / scale)^2)`` over channels and cells.
+    """Returns the mean squared error of every frame, ``mean(((pred - truth) / scale)^2)`` over channels and cells.
 
     Args:
-        pred: trajectory ``[N, T+1, C, *S]`` or ``[C, T+1, *S]``, physical units. Frames beyond the truth's last are left out.
-        truth: trajectory of the same layout, at most as long.
-        scale: a number or one per channel ``[C]``, in the channels' units (for instance their standard deviations); None means 1.
-        per_channel: keep the channels apart.
-        ndim: number of space axes, which tells the two layouts apart.
+        pred: Trajectory ``[N, T+1, C, *S]`` or ``[C, T+1, *S]`` in physical units; frames beyond the truth's last are ignored.
+        truth: Trajectory of the same layout, at most as long.
+        scale: A number or one per channel ``[C]``, in the channels' units, such as standard deviations; None means 1.
+        per_channel: Whether to keep channels separate.
+        ndim: Number of space axes, which distinguishes the two layouts.
 
     Returns:
-        float64 ``[N, T+1]`` (``[T+1]`` for one trajectory), with a last axis ``[C]`` if ``per_channel``. NaN where ``pred`` has NaN.
+        float64 ``[N, T+1]`` (``[T+1]`` for one trajectory), with a last axis ``[C]`` if ``per_channel``; NaN where ``pred`` has NaN.
 
     Raises:
-        ValueError: shapes that do not agree, a truth longer than the prediction, a scale of another length or not positive.
+        ValueError: Shapes differ, the truth is longer than the prediction, or the scale has another length or is not positive.
 
-    Source: seeds/ttc-integration-plan.md section 7.
+    Source: TTC plan, "Metrics & Evaluation".
     """
 
     def frame(p: Tensor, t: Tensor) -> Tensor:
@@ -41,11 +41,11 @@ def rollout_mse(pred: Tensor, truth: Tensor, *, scale: float | Tensor | None = N
 
 
 def nrmse(pred: Tensor, truth: Tensor, *, per_channel: bool = False, ndim: int = 2) -> Tensor:
-    """Normalised root mean squared error ``sqrt(mean(err^2) / (mean(truth^2) + 1e-7))`` of each field, over the cells of a frame.
+    """Returns the normalised root mean squared error of each field, ``sqrt(mean(err^2) / (mean(truth^2) + 1e-7))`` over cells.
 
-    Arguments, shapes and errors as ``rollout_mse``; without ``per_channel`` the mean over the fields.
+    Arguments, shapes and errors are those of ``rollout_mse``; without ``per_channel``, the mean over fields.
 
-    Source: The Well, ``benchmark/metrics/spatial.py`` (NRMSE with norm_mode "norm").
+    Source: Ohana et al., The Well, 2024; its NRMSE with norm_mode "norm".
     """
 
     def frame(p: Tensor, t: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ def nrmse(pred: Tensor, truth: Tensor, *, per_channel: bool = False, ndim: int =
 
 
 def vrmse(pred: Tensor, truth: Tensor, *, per_channel: bool = False, ndim: int = 2) -> Tensor:
-    """Variance-scaled root mean squared error ``sqrt(mean(err^2) / (var(truth) + 1e-7))`` of each field, over the cells of a frame.
+    """Returns the variance-scaled root mean squared error of each field, ``sqrt(mean(err^2) / (var(truth) + 1e-7))`` over cells.
 
-    1 is the error of predicting the field's mean. Arguments, shapes and errors as ``rollout_mse``; without ``per_channel`` the mean
-    over the fields. The variance is the unbiased one, as in The Well's code.
+    Predicting the field's mean gives 1. The variance is the unbiased one, as in The Well. Arguments, shapes and errors are those of
+    ``rollout_mse``; without ``per_channel``, the mean over fields.
 
-    Source: The Well, ``benchmark/metrics/spatial.py`` (VRMSE, the norm_mode "std").
+    Source: Ohana et al., The Well, 2024; its VRMSE (norm_mode "std").
     """
 
     def frame(p: Tensor, t: Tensor) -> Tensor:
@@ -80,13 +80,13 @@ def relative_l1(
     per_channel: bool = False,
     ndim: int = 2,
 ) -> Tensor:
-    """Relative L1 error ``sum |pred - truth| / sum |truth|`` over channels and cells of a frame, as a fraction.
+    """Returns the relative L1 error ``sum |pred - truth| / sum |truth|`` over channels and cells of a frame, as a fraction.
 
-    Poseidon reports 100 times this, on normalised fields: pass the training ``mean`` and ``scale`` (numbers or ``[C]``) to have
-    ``(x - mean) / scale`` on both sides. A truth that is zero everywhere is divided by 1e-10, as there. Other arguments, shapes and
-    errors as ``rollout_mse``; with ``per_channel`` each field is divided by its own sum.
+    Poseidon reports 100 times this on normalised fields: pass the training ``mean`` and ``scale`` (numbers or ``[C]``) to apply
+    ``(x - mean) / scale`` to both sides. A zero truth is divided by 1e-10, as there. With ``per_channel`` each field is divided by its own
+    sum. Other arguments, shapes and errors are those of ``rollout_mse``.
 
-    Source: Poseidon, ``scOT/metrics.py`` (relative_lp_error, p = 1).
+    Source: Herde et al., Poseidon: Efficient Foundation Models for PDEs, 2024; its relative_lp_error with p = 1.
     """
 
     def frame(p: Tensor, t: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def relative_l1(
 
 
 def _over_frames(pred: Tensor, truth: Tensor, ndim: int, frame: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply ``frame`` to float64 frames ``[N, C, *S]``: one at a time, so that float64 costs one frame of memory."""
+    """Applies ``frame`` to float64 frames ``[N, C, *S]``, one at a time, so that float64 costs one frame of memory."""
     p, t, single = matched(pred, truth, ndim)
     out = torch.stack([frame(p[:, i].double(), t[:, i].double()) for i in range(t.shape[1])], 1)
     return out[0] if single else out

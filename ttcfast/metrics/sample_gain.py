@@ -1,4 +1,4 @@
-"""How much better each problem became, and how many did."""
+"""Measures how much each problem improved, and how many did."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from torch import Tensor
 
 
 def sample_gain(mse_baseline: Tensor, mse_ttc: Tensor) -> Tensor:
-    """Improvement of each problem in percent, ``100 (baseline - ttc) / (baseline + 1e-12)``; negative where it got worse.
+    """Returns the improvement of each problem in percent, ``100 (baseline - ttc) / (baseline + 1e-12)``; negative where it got worse.
 
     Args:
-        mse_baseline: errors of the baseline, ``[N]`` (any shape).
-        mse_ttc: errors of the method, same shape.
+        mse_baseline: Errors of the baseline, ``[N]`` or any shape.
+        mse_ttc: Errors of the method, same shape.
 
     Returns:
-        Percent, same shape, float64. NaN where either error is NaN.
+        Percentages, same shape, float64; NaN where either error is NaN.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: Shapes differ.
 
-    Source: seeds/ttc-integration-plan.md section 7.
+    Source: TTC plan, "Metrics & Evaluation".
     """
     baseline, ttc = _pair(mse_baseline, mse_ttc)
     return 100.0 * (baseline - ttc) / (baseline + 1e-12)
 
 
 def fraction_improved(mse_baseline: Tensor, mse_ttc: Tensor) -> float:
-    """Percentage of problems whose error became strictly smaller, 0 to 100.
+    """Returns the percentage of problems whose error became strictly smaller, 0 to 100.
 
-    A NaN counts as the largest error: against a finite baseline it is no improvement, and a finite error improves on a NaN one.
+    NaN counts as the largest error: it never improves on a finite baseline, and a finite error improves on NaN.
 
     Raises:
-        ValueError: the shapes differ, or there is no problem.
+        ValueError: Shapes differ, or there is no problem.
 
-    Source: seeds/ttc-integration-plan.md section 7.
+    Source: TTC plan, "Metrics & Evaluation".
     """
     baseline, ttc = (x.nan_to_num(nan=float("inf"), posinf=float("inf")) for x in _pair(mse_baseline, mse_ttc))
     if baseline.numel() == 0:

@@ -1,1 +1,1 @@
-"""Rewards: what candidates are chosen by."""
+"""Rewards: scorers by which a search chooses among candidates."""

@@ -1,15 +1,22 @@
-"""The seed's analytical reward, function by function, on ``ttcfast.ops.arm``."""
+"""Scores candidates by physics: ``ARMScorer`` for controllers, and the plan's reward functions one by one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttcfast import ops
-from ttcfast.ops.arm import ArmScores
+from ttcfast.checks import one_of
+from ttcfast.ops.arm import MOMENTA, SCALES, ArmScores
 from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec
 
+from .rounding import arm_spread_floor
+from .scorer import ScoreContext, Scorer, grouped
+
 __all__ = [
+    "ARMScorer",
     "ARMWeights",
     "arm_score",
     "bc_violation_reward",
@@ -20,6 +27,77 @@ __all__ = [
     "momentum_conservation_reward",
     "positivity_reward",
 ]
+
+
+class ARMScorer(Scorer):
+    """Analytical reward: minus the weighted conservation, boundary and positivity penalties of ``ttcfast.ops.arm``.
+
+    Departs from the plan in its defaults, under which momentum errors cannot cancel and penalties have no units; pass
+    ``momentum="sum", scale="absolute"`` for the plan's reward.
+
+    Args:
+        weights: Weight of each penalty; None means ``ARMWeights()``.
+        dxdy: Cell volume, a number or ``[*S]``; None means that of ``spec``.
+        bc_mask: Cells with a prescribed value, bool ``[*S]``; None means those of ``spec``.
+        spec: Layout of the states, in physical units; None means ``StateSpec.euler2d()``. A gamma per problem is selected by the
+            context's problem ids; without a context it belongs to the states in order.
+        momentum: How momentum components combine; see ``ttcfast.ops.arm``.
+        scale: Whether penalties are absolute or relative; see ``ttcfast.ops.arm``.
+
+    Raises:
+        ValueError: The cell volume is not positive, the mask is not bool over the space axes (its size is checked when scoring), or
+            ``momentum`` or ``scale`` is unknown.
+
+    Source: TTC plan, "Analytical Reward Model (ARM)"; docs/design/decisions.md ("Momentum penalty"), ("Absolute and relative penalties").
+    """
+
+    marks_nonfinite = True
+    maximum = 0.0  # penalties are non-negative
+
+    def __init__(
+        self,
+        weights: ARMWeights | None = None,
+        dxdy: float | Tensor | None = None,
+        bc_mask: Tensor | None = None,
+        *,
+        spec: StateSpec | None = None,
+        momentum: Momentum = "components",
+        scale: Scale = "relative",
+    ) -> None:
+        super().__init__()
+        one_of("momentum", momentum, MOMENTA)
+        one_of("scale", scale, SCALES)
+        self.momentum, self.scale = momentum, scale
+        self.weights = ARMWeights() if weights is None else weights
+        self.spec = _with(StateSpec.euler2d() if spec is None else spec, dxdy, bc_mask)
+        self.ndim = self.spec.ndim
+        self._specs: dict[torch.device, StateSpec] = {}
+
+    def terms(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> ArmScores:
+        """Returns all penalties of candidates ``[N, B, C, *S]``, each ``[N, B]``, as ``ttcfast.ops.arm`` does."""
+        spec = self._spec_for(state, context)
+        return ops.arm(state, candidates, spec, self.weights, momentum=self.momentum, scale=self.scale)
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.terms(state, candidates, context).score
+
+    def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
+        """See ``arm_spread_floor``; None for a subclass that overrides the score."""
+        if type(self).score_group is not ARMScorer.score_group:
+            return None
+        needs_gamma = self.spec.variables == "primitive" and self.scale == "absolute"
+        return arm_spread_floor(state, self._spec_for(state, context if needs_gamma else None), self.weights, self.scale)
+
+    def _spec_for(self, state: Tensor, context: ScoreContext | None) -> StateSpec:
+        """The spec on the state's device, with the gamma of the context's problems."""
+        if state.device not in self._specs:  # the spec's tensors are small and move once
+            names = ("gamma", "cell_volume", "boundary_mask", "boundary_value")
+            moved = {name: v.to(state.device) for name in names if torch.is_tensor(v := getattr(self.spec, name))}
+            self._specs[state.device] = self.spec.replace(**moved) if moved else self.spec
+        spec = self._specs[state.device]
+        if torch.is_tensor(spec.gamma) and spec.gamma.numel() > 1 and context is not None:
+            return spec.replace(gamma=spec.gamma[context.problem_ids.to(state.device)])
+        return spec
 
 
 def arm_score(
@@ -33,60 +111,62 @@ def arm_score(
     momentum: Momentum = "sum",
     scale: Scale = "absolute",
 ) -> Tensor:
-    """Weighted sum of the penalties, negated: higher is better.
+    """Returns the negated weighted sum of the penalties, ``[B]``; higher is better.
 
-    Departs from the sketch in that every term is per candidate (DECISIONS, Test-time computing 1); at B = 1 it is the sketch.
+    Departs from the plan in that every term is per candidate (docs/design/decisions.md ("Penalties per candidate")); for B = 1 both agree.
 
     Args:
-        state_t: the state being left, ``[C, *S]``, or ``[B, C, *S]`` with one row per candidate.
-        cand_tp1: candidates, ``[B, C, *S]``.
-        dxdy: cell volume, a number or ``[*S]``; None keeps that of ``spec``.
-        bc_mask: bool, cells with a prescribed value, ``[*S]``; also ``[C, *S]`` or ``[B, C, *S]``, as the sketch indexes.
-            None takes that of ``spec``.
-        w: weights of the penalties.
-        spec: channels, gamma and boundary values; None takes rho, rho u, E in as many dimensions as ``cand_tp1`` has.
-        momentum: see ``ttcfast.ops.arm``.
-        scale: see ``ttcfast.ops.arm``.
+        state_t: Current state ``[C, *S]``, or one per candidate ``[B, C, *S]``.
+        cand_tp1: Candidates, ``[B, C, *S]``.
+        dxdy: Cell volume, a number or ``[*S]``; None means that of ``spec``.
+        bc_mask: Cells with a prescribed value, bool ``[*S]``, ``[C, *S]`` or ``[B, C, *S]``; None means those of ``spec``.
+        w: Weight of each penalty.
+        spec: Channels, gamma and boundary values; None means density, momentum and energy in the dimensions of ``cand_tp1``.
+        momentum: How momentum components combine; see ``ttcfast.ops.arm``.
+        scale: Whether penalties are absolute or relative; see ``ttcfast.ops.arm``.
 
     Returns:
-        ``[B]``; -inf for a candidate that is not finite. Differentiable in ``cand_tp1``.
+        Scores ``[B]``, differentiable in ``cand_tp1``; -inf for a candidate that is not finite.
 
     Raises:
-        ValueError: shapes, channels, dtypes or devices do not fit.
+        ValueError: Shapes, channels, dtypes or devices do not match.
 
-    Source: seeds/ttc-integration-plan.md section 4.
+    Source: TTC plan, "Analytical Reward Model (ARM)".
     """
     spec = _spec(cand_tp1, spec, dxdy)
     if bc_mask is None or bc_mask.ndim == spec.ndim:
-        mask = spec.boundary_mask if bc_mask is None else bc_mask
-        return _scores(state_t, cand_tp1, spec.replace(boundary_mask=mask), w, momentum, scale).score
-    # A mask with its own channels or candidates is beyond a StateSpec: that one term is computed here.
+        return _scores(state_t, cand_tp1, _with(spec, None, bc_mask), w, momentum, scale).score
+    # A StateSpec cannot hold a mask per channel or candidate, so that the boundary term is computed here.
     score = _scores(state_t, cand_tp1, spec.replace(boundary_mask=None), w, momentum, scale).score
-    violation = _masked_mean((cand_tp1 - _boundary_value(spec)).abs(), bc_mask)
+    value = 0.0 if spec.boundary_value is None else spec.boundary_value
+    violation = _masked_mean((cand_tp1 - value).abs(), bc_mask)
     return torch.where(score.isfinite(), score - w.w_bc * violation.to(score.dtype), score)
 
 
 def mass_conservation_reward(state_t: Tensor, cand_tp1: Tensor, dxdy: float | Tensor) -> Tensor:
-    """Absolute change of the total mass, ``[B]``; arguments as in ``arm_score``. A penalty: lower is better."""
+    """Returns the absolute change of total mass, ``[B]``; lower is better. Arguments as in ``arm_score``."""
     return _scores(state_t, cand_tp1, _spec(cand_tp1, None, dxdy)).mass
 
 
 def momentum_conservation_reward(state_t: Tensor, cand_tp1: Tensor, dxdy: float | Tensor, *, momentum: Momentum = "sum") -> Tensor:
-    """Absolute change of the total momentum, ``[B]``, its components added first unless ``momentum`` says otherwise. A penalty."""
+    """Returns the absolute change of total momentum, ``[B]``; lower is better. Components are added first by default, as in the plan."""
     return _scores(state_t, cand_tp1, _spec(cand_tp1, None, dxdy), momentum=momentum).momentum
 
 
 def energy_conservation_reward(state_t: Tensor, cand_tp1: Tensor, dxdy: float | Tensor) -> Tensor:
-    """Absolute change of the total energy, ``[B]``; arguments as in ``arm_score``. A penalty: lower is better."""
+    """Returns the absolute change of total energy, ``[B]``; lower is better. Arguments as in ``arm_score``."""
     return _scores(state_t, cand_tp1, _spec(cand_tp1, None, dxdy)).energy
 
 
 def bc_violation_reward(cand_tp1: Tensor, bc_mask: Tensor | None) -> Tensor:
-    """Mean absolute value over masked cells and channels, ``[B]``, 0 where nothing is masked. A penalty: lower is better.
+    """Returns the mean absolute value over masked cells and channels, ``[B]``, 0 if nothing is masked; lower is better.
 
     Args:
-        cand_tp1: candidates, ``[B, C, *S]``.
-        bc_mask: bool ``[*S]``, ``[C, *S]`` or ``[B, C, *S]``; None masks nothing.
+        cand_tp1: Candidates, ``[B, C, *S]``.
+        bc_mask: Bool ``[*S]``, ``[C, *S]`` or ``[B, C, *S]``; None masks nothing.
+
+    Raises:
+        ValueError: The mask is not bool or does not broadcast to the candidates.
     """
     if bc_mask is None:
         return cand_tp1.new_zeros(cand_tp1.shape[0])
@@ -94,17 +174,20 @@ def bc_violation_reward(cand_tp1: Tensor, bc_mask: Tensor | None) -> Tensor:
 
 
 def positivity_reward(cand_tp1: Tensor) -> Tensor:
-    """Mean of the negative part of the density plus that of the pressure, ``[B]``. A penalty: lower is better.
+    """Returns the mean negative part of the density plus that of the pressure, ``[B]``; lower is better.
 
-    ``cand_tp1`` is ``[B, C, *S]`` of rho, rho u, E with gamma 1.4.
+    Args:
+        cand_tp1: Density, momentum and energy, ``[B, C, *S]``; gamma is 1.4.
     """
     return _scores(cand_tp1, cand_tp1, _spec(cand_tp1, None, 1.0)).positivity
 
 
 def compute_pressure(state: Tensor, gamma: float = 1.4) -> Tensor:
-    """Pressure of an ideal gas, ``(gamma - 1) (E - rho abs(u)^2 / 2)``, ``[B, *S]``, in the units of E.
+    """Returns the ideal-gas pressure ``(gamma - 1) (E - rho |u|^2 / 2)``, ``[B, *S]``, in the units of the energy.
 
-    ``state`` is ``[B, C, *S]`` of rho, one momentum per dimension, E. Divides by ``rho + 1e-12`` as the sketch does.
+    Args:
+        state: Density, one momentum per dimension and energy, ``[B, C, *S]``. Divides by ``rho + 1e-12``, as the plan does.
+        gamma: Ratio of specific heats.
     """
     spec = _spec(state, None, 1.0)
     rho, energy = state[:, spec.density], state[:, spec.energy]
@@ -113,18 +196,25 @@ def compute_pressure(state: Tensor, gamma: float = 1.4) -> Tensor:
 
 
 def integral(field: Tensor, dxdy: float | Tensor) -> Tensor:
-    """``sum of field * dxdy`` over the last two axes, as the sketch has it; ``field`` is ``[..., H, W]``."""
+    """Returns the sum of ``field * dxdy`` over the last two axes of ``[..., H, W]``, as the plan does."""
     return (field * dxdy).sum(dim=(-2, -1))
 
 
 def _spec(cand: Tensor, spec: StateSpec | None, dxdy: float | Tensor | None) -> StateSpec:
-    """The caller's spec, or the sketch's channels, with this cell volume."""
+    """The caller's spec or the plan's channels, with this cell volume."""
     if spec is None:
         ndim = cand.ndim - 2
         if not 1 <= ndim <= 3:
             raise ValueError(f"cand_tp1 has shape {tuple(cand.shape)}; expected [B, C, *S] with 1 to 3 space axes")
         spec = StateSpec(0, tuple(range(1, ndim + 1)), ndim + 1, ndim=ndim)
-    return spec if dxdy is None else spec.replace(cell_volume=dxdy)
+    return _with(spec, dxdy, None)
+
+
+def _with(spec: StateSpec, cell_volume: float | Tensor | None, boundary_mask: Tensor | None) -> StateSpec:
+    """The spec with those of the given values that are not None."""
+    given: dict[str, Any] = {"cell_volume": cell_volume, "boundary_mask": boundary_mask}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return spec.replace(**changes) if changes else spec
 
 
 def _scores(
@@ -135,31 +225,18 @@ def _scores(
     momentum: Momentum = "sum",
     scale: Scale = "absolute",
 ) -> ArmScores:
-    """One state for all candidates is one problem with B of them; a state per candidate is B problems with one each. ``[B]`` fields."""
-    if state.ndim == cand.ndim - 1:
-        found = ops.arm(state.unsqueeze(0), cand.unsqueeze(0), spec, w, momentum=momentum, scale=scale)
-        return ArmScores(*(x.squeeze(0) for x in found))
-    if state.ndim == cand.ndim and state.shape[0] == 1 != cand.shape[0]:
-        return _scores(state[0], cand, spec, w, momentum, scale)
-    if state.shape != cand.shape:
-        raise ValueError(
-            f"state_t has shape {tuple(state.shape)} and cand_tp1 {tuple(cand.shape)}; give [C, *S] or [B, C, *S] with [B, C, *S]"
-        )
-    if not state.shape[0]:
+    """All penalties ``[B]`` of candidates ``[B, C, *S]``; by default with the plan's settings."""
+    if not cand.shape[0]:
         raise ValueError(f"cand_tp1 has shape {tuple(cand.shape)}, so B = 0; give at least one candidate")
-    found = ops.arm(state, cand.unsqueeze(1), spec, w, momentum=momentum, scale=scale)
-    return ArmScores(*(x.squeeze(1) for x in found))
+    states, candidates, pick = grouped(state, cand, spec.ndim)
+    return ArmScores(*map(pick, ops.arm(states, candidates, spec, w, momentum=momentum, scale=scale)))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` ``[B, C, *S]`` where the mask, which broadcasts to them, is True; ``[B]``, 0 where it never is."""
+    """Mean of ``values [B, C, *S]`` where the mask, which broadcasts to them, is True; ``[B]``, 0 if nothing is masked."""
     lead = values.ndim - mask.ndim
     if mask.dtype != torch.bool or lead < 0 or any(m not in (1, v) for m, v in zip(mask.shape, values.shape[lead:])):
         raise ValueError(f"bc_mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool that broadcasts to {tuple(values.shape)}")
     mask = mask.expand(values.shape)
     total = torch.where(mask, values, 0.0).flatten(1).sum(1)
     return total / mask.flatten(1).sum(1).clamp_min(1)
-
-
-def _boundary_value(spec: StateSpec) -> float | Tensor:
-    return 0.0 if spec.boundary_value is None else spec.boundary_value

@@ -1,4 +1,4 @@
-"""The step that raises a differentiable reward by what it lacks to its maximum."""
+"""Computes the step up a differentiable reward that closes the gap to its known maximum."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from torch import Tensor
 
 
 def polyak_move(score: Callable[[Tensor], Tensor], candidates: Tensor, scale: Tensor, maximum: float, name: str) -> Tensor:
-    """The smallest move of each candidate that reaches the reward's maximum to first order (Polyak's step for a known optimum).
+    """Returns the smallest displacement of each candidate that reaches the reward's maximum to first order.
 
-    With ``g = scale * gradient`` the move is ``scale * (maximum - score) g / |g|^2``, smallest in units of ``scale``. A candidate whose
-    score or gradient is not finite, or whose gradient is 0, is not moved.
+    With ``g = scale * gradient`` it is ``scale * (maximum - score) g / |g|^2``, smallest in units of ``scale``. It is 0 for a candidate
+    whose score or gradient is not finite, or whose gradient is 0.
 
     Args:
-        score: candidates ``[N, B, C, *S]`` -> scores ``[N, B]``, each of its own candidate alone.
-        candidates: where to start.
-        scale: units of a channel, broadcasts to the candidates.
-        maximum: the largest value that a score can take.
-        name: of the reward, for the error.
+        score: Function from candidates ``[N, B, C, *S]`` to scores ``[N, B]``, each of which depends on its own candidate only.
+        candidates: Candidates to start from.
+        scale: Unit of each channel; broadcasts to the candidates.
+        maximum: Upper bound of the score.
+        name: Name of the reward in errors.
 
     Returns:
-        ``[N, B, C, *S]`` in the candidates' dtype.
+        Displacements ``[N, B, C, *S]`` in the candidates' dtype.
 
     Raises:
-        ValueError: the reward is not differentiable.
+        ValueError: The reward is not differentiable.
+
+    Source: Polyak, Introduction to Optimization, 1987 (the step for a known optimum).
     """
     with torch.enable_grad():
         moved = candidates.detach().requires_grad_()
@@ -43,9 +45,9 @@ def polyak_move(score: Callable[[Tensor], Tensor], candidates: Tensor, scale: Te
 
 
 def channel_spread(state: Tensor) -> Tensor:
-    """Standard deviation over cells of each channel, ``[N, C, 1, ...]`` of ``[N, C, *S]``: units in which channels can be compared.
+    """Returns each channel's standard deviation over cells, ``[N, C, 1, ...]`` for states ``[N, C, *S]``.
 
-    A channel that hardly varies gets a thousandth of the state's largest channel, so that dividing by it is safe.
+    It is at least a thousandth of the largest channel's root mean square, so that dividing by it is safe.
     """
     cells = state.flatten(2)
     floor = 1e-3 * cells.square().mean(2).sqrt().amax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Several scorers as one."""
+"""Combines several scorers into one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common import Project, ScoreContext, Scorer, as_scorer
+from .scorer import Project, ScoreContext, Scorer, as_scorer
 
 
 class ScorerList(Scorer):
     """Weighted sum of scorers.
 
     Args:
-        scorers: scorers or callables (see ``as_scorer``), as a sequence, or as a mapping that names them.
-        weights: one per scorer, as a sequence or a mapping of the same names; None means 1 each.
-        zscore: subtract from each scorer's scores their mean over a problem's candidates and divide by their standard deviation, so
-            that units do not matter. A scorer that gives all candidates the same, but for rounding (``Scorer.spread_floor``),
-            contributes 0. Needs a step's candidates together: a controller then chunks over problems only.
-        ndim: number of space axes of the states.
+        scorers: Scorers or callables (see ``as_scorer``), as a sequence or as a mapping from names.
+        weights: One weight per scorer, as a sequence or a mapping with the same names; None means 1 each.
+        zscore: Whether to standardise each scorer's scores over a problem's candidates, so that units do not matter. Scores that are equal
+            up to rounding (``Scorer.spread_floor``) contribute 0. All candidates of a step must then be scored together.
+        ndim: Number of space axes of the states.
 
     Raises:
-        ValueError: no scorer, or weights that do not match.
+        ValueError: There is no scorer, or the weights do not match.
+
+    Source: docs/design/decisions.md ("Candidates for ARM").
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class ScorerList(Scorer):
         return total
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        """One step along each reward in turn, each from where the one before led, at its weight over the largest weight.
+        """Takes one step along each reward in turn, each from where the previous one led, scaled by its weight over the largest weight.
 
-        The step of a sum would need one length for rewards of different units; steps in turn need none, and what two rewards ask for
-        alike is not done twice.
+        A single step along the sum would need one length for rewards of different units. Steps in turn do not, and what two rewards have in
+        common is not applied twice.
         """
         moved, largest = candidates, max(self.weights.values())
         for name, scorer in self._terms().items():
@@ -66,7 +67,7 @@ class ScorerList(Scorer):
         return moved - candidates
 
     def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
-        """The sum of those of the terms that know theirs; of z-scores there is none, since a term without spread is 0 there already."""
+        """Returns the weighted sum of the known floors; None for z-scores, in which terms without spread are 0 already."""
         total = None
         for name, scorer in self._terms().items():
             floor = None if self.zscore else scorer.spread_floor(state, context)
@@ -79,7 +80,7 @@ class ScorerList(Scorer):
         return ScorerList(scorers, self.weights, zscore=self.zscore, ndim=self.ndim)
 
     def breakdown(self, x_t: Tensor, cand_tp1: Tensor, *, context: ScoreContext | None = None) -> dict[str, Tensor]:
-        """Each scorer's own scores, unweighted, in the layout of ``score``."""
+        """Returns each scorer's own unweighted scores, in the layout of ``score``."""
         return {name: scorer.score(x_t, cand_tp1, context=context) for name, scorer in self._terms().items()}
 
     def _terms(self) -> dict[str, Scorer]:
@@ -87,7 +88,7 @@ class ScorerList(Scorer):
 
 
 def _named(scorers: Sequence[Any]) -> dict[str, Any]:
-    """Names by type, numbered where a type comes twice."""
+    """Names scorers by type, numbered if a type occurs more than once."""
     named: dict[str, Any] = {}
     for scorer in scorers:
         base = getattr(scorer, "__name__", type(scorer).__name__).replace(".", "_")
@@ -111,8 +112,7 @@ def _weights(weights: Sequence[float] | Mapping[str, float] | None, names: list[
 
 
 def _zscore(scores: Tensor, floor: Tensor | None = None) -> Tensor:
-    """Standardised over the finite candidates of each problem ``[N, B]``, 0 where they span no more than ``floor [N]``; the others keep
-    what they have."""
+    """Standardises over each problem's finite candidates ``[N, B]``; 0 if they span at most ``floor [N]``. Other scores are kept."""
     finite = scores.isfinite()
     count = finite.sum(1, keepdim=True).clamp_min(1)
     kept = torch.where(finite, scores, 0.0)
@@ -124,6 +124,6 @@ def _zscore(scores: Tensor, floor: Tensor | None = None) -> Tensor:
 
 
 def _range(scores: Tensor, finite: Tensor) -> Tensor:
-    """Largest less smallest finite score, float64 ``[N, 1]``; -inf where there is none."""
+    """Largest minus smallest finite score, float64 ``[N, 1]``; -inf if there is none."""
     highest = torch.where(finite, scores, -torch.inf).double().amax(1, keepdim=True)
     return highest - torch.where(finite, scores, torch.inf).double().amin(1, keepdim=True)

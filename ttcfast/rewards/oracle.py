@@ -1,26 +1,26 @@
-"""The score that knows the truth: the ceiling of every choice among given candidates."""
+"""Scores candidates by their true error: the upper bound of any choice among given candidates."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .common import ScoreContext, Scorer
+from .scorer import ScoreContext, Scorer
 
 
 class OracleScorer(Scorer):
     """Minus the mean squared error to the true next state, ``-mean(((cand - truth) / scale)^2)`` over channels and cells.
 
-    Greedy on the truth of each step, so a ceiling for choosing step by step, not for the whole rollout.
+    It is greedy on the truth of each step, so that it bounds step-by-step choices, not the whole rollout.
 
     Args:
-        truth: true trajectories ``[N_all, T+1, C, *S]``, picked by the context's problem ids and step.
-        scale: a number or one per channel ``[C]``; None means 1.
+        truth: True trajectories ``[N_all, T+1, C, *S]``, indexed by the context's problem ids and step.
+        scale: A number, or one per channel ``[C]``; None means 1.
 
     Raises:
-        ValueError: a truth without the axes of a trajectory, a scale of another length or not positive.
+        ValueError: The truth has other axes than a trajectory, or the scale has another length or is not positive.
 
-    Source: DECISIONS 13.
+    Source: docs/design/decisions.md ("Honest baselines").
     """
 
     marks_nonfinite = True
@@ -46,7 +46,7 @@ class OracleScorer(Scorer):
         return -error.square().flatten(2).mean(2)
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        """All the way to the truth."""
+        """Returns the displacement to the truth."""
         return self._target(state, candidates, context) - candidates
 
     def units(self, state: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far apart scores may lie by the rounding of the states alone."""
+"""Bounds the spread of scores that rounding of the states alone can cause."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from ttcfast.spec import ARMWeights, Scale, StateSpec
 
 
 def arm_spread_floor(state: Tensor, spec: StateSpec, weights: ARMWeights, scale: Scale) -> Tensor:
-    """The spread of the analytical reward, float64 ``[N]``, up to which rounding explains it: an upper estimate from the states being left.
+    """Returns an upper estimate of the spread of analytical scores that rounding alone can cause, float64 ``[N]``.
 
-    A cell of a candidate is a number x rounded to half a unit in the last place, by at most eps |x| / 2. Its total sum(volume x) is known
-    to eps / 2 sum(volume |x|) and no better, and so are the residual and its absolute value: two candidates of one true total may differ by
-    eps sum(volume |x|). Penalties add up with their weights. With ``relative`` residuals that sum is the unit of mass and energy, which
-    leaves eps; abs(rho u_k) added over d components is at most sqrt(d) rho |u|, which leaves sqrt(d) eps. Of primitive states rho u is
-    rounded in two factors and rho u^2 in three. The boundary penalty, a mean of abs(x - value), is known to eps mean |x|. Positivity has
-    no floor: it is 0, not small, wherever density and pressure are positive. |x| is taken of the state that a candidate follows.
+    A cell of a candidate is a number x rounded to half a unit in the last place, by at most eps |x| / 2. Its total sum(volume x) is
+    therefore known to eps / 2 sum(volume |x|), and so are the residual and its absolute value: two candidates with one true total may
+    differ by eps sum(volume |x|). Penalties add up with their weights. For ``"relative"`` residuals that sum is the unit of mass and
+    energy, which leaves eps; |rho u_k| summed over d components is at most sqrt(d) rho |u|, which leaves sqrt(d) eps. In primitive
+    variables rho u contains two rounded factors and rho u^2 three. The boundary penalty, a mean of |x - value|, is known to eps mean |x|.
+    Positivity has no floor: it is exactly 0 wherever density and pressure are positive. |x| is taken from the current state.
 
-    Signs are taken as they fall worst. Random ones would give sqrt(cells) times less, enough for the last rounding alone; but what is
-    rounded once and added to every cell, like the mean that is taken out of a move so that it conserves, errs everywhere alike. Along the
-    shipped directions the largest spread of 100 candidates was 0.1 of this floor; with dropout, or noise on the input or the latent
-    state, the smallest of 16 was 150 times it (64x64 cells).
+    The estimate assumes that all errors have the same sign. Random signs would give sqrt(cells) times less, but a correction that is
+    rounded once and added to every cell, such as a removed mean, errs everywhere alike. Along the shipped directions the largest spread of
+    100 candidates was 0.1 of this floor; with dropout, or input or latent noise, the smallest of 16 was 150 times the floor (64x64 cells).
 
     Args:
-        state: the states being left, ``[N, C, *S]``.
-        spec, weights, scale: of the reward, the spec's tensors on the state's device; see ``ttcfast.ops.arm``.
+        state: Current states, ``[N, C, *S]``.
+        spec: Layout of the states, with its tensors on their device.
+        weights: Weight of each penalty.
+        scale: Whether penalties are absolute or relative; see ``ttcfast.ops.arm``.
     """
     eps, channels = torch.finfo(state.dtype).eps, [spec.density, *spec.momentum]
     rounded = (1.0, 2.0, 3.0) if spec.variables == "primitive" else (1.0, 1.0, 1.0)
@@ -48,7 +49,7 @@ def arm_spread_floor(state: Tensor, spec: StateSpec, weights: ARMWeights, scale:
 
 
 def _energy(state: Tensor, spec: StateSpec) -> Tensor:
-    """Size of the energy of a cell, ``[N, *S]`` float64."""
+    """Absolute energy of each cell, ``[N, *S]`` float64."""
     if spec.energy is not None:
         return state[:, spec.energy].double().abs()
     assert spec.pressure is not None  # primitive variables have one

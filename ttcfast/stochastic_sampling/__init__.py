@@ -1,8 +1,7 @@
-"""What makes the candidates of a step differ: dropout, latent noise, input noise.
+"""Sources of difference between the candidates of a step: dropout, latent noise, input noise, learned directions.
 
-A ``Surrogate`` draws all of it by key: ``noise_sites`` lists the places, ``keyed_noise`` makes them act. ``enable_mc_dropout``,
-``inject_latent_noise`` and ``perturb_state`` are for direct use and draw in sequence from torch's streams; the latter two take a ``key``
-as well. ``enable_mc_dropout`` logs rates and their number; a rollout (``ttcfast.ttc``) logs rates, scales and seed, once, at INFO.
+A ``Surrogate`` draws all of them by key: ``noise_sites`` lists the places and ``keyed_noise`` activates them. ``enable_mc_dropout``,
+``inject_latent_noise`` and ``perturb_state`` are for direct use and draw from torch's global streams; the latter two also accept a ``key``.
 """
 
 from .distinct import DeterministicModelError, require_distinct

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention in plain steps, so that something can be done to the attention weights."""
+"""Computes nn.MultiheadAttention step by step, so that the attention weights can be edited."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def attend(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """``module(query, key, ...)`` in evaluation, with ``edit`` applied to the attention weights ``[M, heads, L, S]``.
+    """Computes ``module(query, key, ...)`` in evaluation mode with ``edit`` applied to the attention weights ``[M, heads, L, S]``.
 
-    Arguments and results are those of ``nn.MultiheadAttention.forward`` on batches, ``[M, L, E]`` or ``[L, M, E]`` as ``batch_first``
-    says; equal to it to rounding where ``edit`` changes nothing. The weights that are returned are those after ``edit``, as torch returns
-    them after dropout. ``is_causal`` is torch's hint that ``attn_mask`` is causal; the mask itself is what is used. Holds all the weights
-    at once: no fused attention drops by a key.
+    Arguments and results are those of ``nn.MultiheadAttention.forward`` on batches, ``[M, L, E]``, or ``[L, M, E]`` without
+    ``batch_first``; equal to it up to rounding if ``edit`` changes nothing. Returned weights are those after ``edit``, as torch returns
+    them after dropout. ``is_causal`` is torch's hint about ``attn_mask``; the mask itself is used. All weights are in memory at once, since
+    no fused attention supports keyed dropout.
 
-    Source: arXiv:1706.03762 section 3.2, and the documentation of ``torch.nn.MultiheadAttention``.
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.2.
     """
     if not module.batch_first:
         query, key, value = (t.transpose(0, 1) for t in (query, key, value))
@@ -62,10 +62,10 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: T
 
 
 def _per_head(mask: Tensor | None, heads: int) -> Tensor | None:
-    """``[L, S]`` as it is, ``[M * heads, L, S]`` as ``[M, heads, L, S]``."""
+    """Returns ``[L, S]`` unchanged, and ``[M * heads, L, S]`` as ``[M, heads, L, S]``."""
     return mask if mask is None or mask.ndim == 2 else mask.unflatten(0, (-1, heads))
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask (True: not attended to) as 0 and -inf; one of numbers is added as it is."""
+    """Converts a bool mask (True is not attended to) to 0 and -inf; a mask of numbers is added unchanged."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf) if mask.dtype == torch.bool else mask.to(dtype)

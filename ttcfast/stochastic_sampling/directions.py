@@ -1,11 +1,11 @@
-"""Structured candidates: the deterministic step moved along a few fields that belong to the state, by keyed coefficients.
+"""Structured candidates: the deterministic step plus keyed combinations of a few fields computed from the state.
 
-Dropout spreads candidates over thousands of dimensions, hardly one of which is where the error lies, so that the best of 16 is barely
-better than the deterministic step. Errors of a one-step surrogate are better described relative to the state: a step too short or too long,
-fronts a fraction of a cell ahead or behind, edges too smooth. ``LocalFields`` spans those, ``HeadFields`` what a small network has learned.
-How much of which is likely, and what goes with what, is learned from the surrogate's errors on the reward split: a Gaussian over
-coefficients, of low rank (``ttcfast.experiments.fit_directions``). All of it commutes with shifts of a periodic domain, unlike principal
-components of the error fields themselves.
+Dropout spreads candidates over thousands of dimensions, few of which contain the error, so that the best of 16 hardly improves on the
+deterministic step. The errors of a one-step surrogate are better described relative to the state: a step too short or too long, fronts a
+fraction of a cell ahead or behind, edges too smooth. ``LocalFields`` spans these; ``HeadFields`` spans what a small network has learned. A
+low-rank Gaussian over the coefficients, fitted to the surrogate's errors on the reward split (``ttcfast.experiments.fit_directions``),
+describes their sizes and correlations. Unlike principal components of the error fields, all of this commutes with shifts of a periodic
+domain.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ from .keyed import Draw
 from .sites import Site
 
 ARCHITECTURE = "directions"
-SITE = Site("", "directions", 1.0)  # names the stream
+SITE = Site("", "directions", 1.0)  # names the random stream
 
 
 class Directions(nn.Module):
-    """``J`` fields of a state and its deterministic step, and a Gaussian over their coefficients.
+    """``J`` fields of a state and its deterministic step, with a Gaussian over their coefficients.
 
-    A candidate is ``c_0 + delta_std * (strength * sum_j mean_j d_j + scale * sum_r xi_r sum_j spread_jr d_j)``, the ``xi`` standard normals
-    keyed by problem and candidate: one number for the whole domain each, or smooth random fields over ``grid`` points per axis. The
-    mean over the domain is taken out of channels whose totals the flow keeps, so that such candidates conserve what ``c_0`` does.
+    A candidate is ``c_0 + delta_std * (strength * sum_j mean_j d_j + scale * sum_r xi_r sum_j spread_jr d_j)``, where the ``xi`` are
+    standard normals keyed by problem and candidate: one number for the whole domain each, or smooth random fields over ``grid`` points per
+    axis. The domain mean is removed from channels whose totals the flow conserves, so that candidates conserve what ``c_0`` does.
 
     Args:
-        channels: C. periodic: per axis. conserved: channels that keep their mean.
-        fields: J. rank: of the spread.
+        channels: C.
+        periodic: One flag per axis.
+        conserved: Channels that keep their mean.
+        fields: J.
+        rank: Rank of the spread.
 
     Attributes:
-        units: time step and cells that a file says they were learned at.
+        units: Time step and cell volume at which they were fitted, if loaded from a file.
     """
 
     kind: ClassVar[str]
@@ -64,18 +67,28 @@ class Directions(nn.Module):
         return int(self.spread.shape[1])
 
     def config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor, as JSON values."""
         return {"channels": self.channels, "periodic": list(self.periodic), "conserved": list(self.conserved), "rank": self.rank}
 
     def fields(self, state: Tensor, step: Tensor) -> Tensor:
-        """``[N, J, C, *S]`` in units of ``delta_std``, of normalised states and steps ``(c_0 - state) / delta_std``, ``[N, C, *S]``."""
+        """Returns fields ``[N, J, C, *S]`` in units of ``delta_std``.
+
+        Args:
+            state: Normalised states, ``[N, C, *S]``.
+            step: Deterministic steps ``(c_0 - state) / delta_std``, ``[N, C, *S]``.
+        """
         raise NotImplementedError
 
     def moves(self, state: Tensor, step: Tensor, draw: Draw, *, scale: float = 1.0, strength: float = 1.0, grid: int = 1) -> Tensor:
-        """What is added to ``c_0``, ``[N, B, C, *S]`` in units of ``delta_std``, for the ``N * B`` rows of ``draw``."""
+        """Returns what is added to ``c_0`` for the ``N * B`` rows of ``draw``, ``[N, B, C, *S]`` in units of ``delta_std``.
+
+        Raises:
+            ValueError: The states have other channels or space axes.
+        """
         n, space = len(state), state.shape[2:]
         if state.shape[1] != self.channels or len(space) != len(self.periodic):
             raise ValueError(
-                f"the directions are of {self.channels} channels on {len(self.periodic)} space axes; states are {tuple(state.shape[1:])}"
+                f"the directions have {self.channels} channels on {len(self.periodic)} space axes; the states are {tuple(state.shape[1:])}"
             )
         fields = self.fields(state, step).float()
         modes = torch.einsum("njc...,jr->nrc...", fields, self.spread).mul_(scale)
@@ -83,7 +96,7 @@ class Directions(nn.Module):
         zeros = torch.zeros(len(draw.rows), self.rank, *[grid] * len(space), device=state.device)
         xi = _spread_out(draw.noise(zeros, 1.0, draw.next_number(SITE)), space, self.periodic).unflatten(0, (n, count))  # [N, B, r, *S]
         out = torch.einsum("njc...,j->nc...", fields, self.mean * strength).unsqueeze(1).repeat(1, count, *[1] * (state.ndim - 1))
-        for r in range(self.rank):  # one after the other: a candidate is the same to the last bit in any chunk
+        for r in range(self.rank):  # one by one, so that a candidate has the same bits in any chunk
             out.addcmul_(xi[:, :, r].unsqueeze(2), modes[:, r].unsqueeze(1))
         for channel in self.conserved:
             out[:, :, channel] -= out[:, :, channel].mean(tuple(range(2, 2 + len(space))), keepdim=True)
@@ -91,8 +104,8 @@ class Directions(nn.Module):
 
 
 class LocalFields(Directions):
-    """For each channel: the step and its low-passed part, their slopes along each axis, the Laplacians of step and state, the slopes of the
-    state: a step of another length, a shift of the whole or of what moved, more or less diffusion. Nothing is trained but the coefficients.
+    """Fields that need no training: per channel, the step and its low-passed part, their slopes along each axis, the Laplacians of step and
+    state, and the slopes of the state. They describe steps of another length, shifts, and more or less diffusion.
     """
 
     kind = "local"
@@ -112,11 +125,17 @@ class LocalFields(Directions):
 class HeadFields(Directions):
     """Fields of a small convolutional network with several heads, in two space dimensions.
 
-    Heads are trained so that the nearest of them to the true error, state by state, is near (``fit_directions``): they part the errors
-    among themselves, where heads trained one by one would all predict the mean.
+    Heads are trained so that, state by state, the nearest one is close to the true error (``fit_directions``). They thereby divide the
+    errors among themselves, whereas heads trained separately would all predict the mean.
 
     Args:
-        heads: J. width: channels at half resolution; twice as many at a quarter. blocks: residual blocks at each.
+        channels, periodic, conserved, rank: See ``Directions``.
+        heads: J.
+        width: Channels at half resolution; twice as many at a quarter.
+        blocks: Residual blocks at each resolution.
+
+    Raises:
+        ValueError: There are not two space dimensions.
     """
 
     kind = "heads"
@@ -167,22 +186,22 @@ KINDS: dict[str, type[Directions]] = {"local": LocalFields, "heads": HeadFields}
 
 
 def save_directions(path: str | os.PathLike[str], directions: Directions, info: Mapping[str, Any]) -> None:
-    """Write directions and how they were made into one safetensors file.
+    """Writes directions and how they were made into one safetensors file.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: The file cannot be written.
     """
     meta = {"architecture": ARCHITECTURE, "kind": directions.kind, "config": directions.config(), **info}
-    from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+    from ttcfast.runtime import checkpoints  # imported here, since the search works without safetensors
 
     checkpoints.save(path, directions.state_dict(), meta)
 
 
 def load_directions(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Directions:
-    """Directions of a file, in evaluation; the same object again while the file is unchanged.
+    """Loads directions in evaluation mode; returns the same object while the file is unchanged.
 
     Raises:
-        CheckpointError: missing, damaged, or not of directions.
+        CheckpointError: The file is missing or damaged, or does not hold directions.
     """
     place = Path(path).absolute()  # the same name means another file after a chdir
     changed = place.stat().st_mtime_ns if place.is_file() else -1
@@ -191,7 +210,7 @@ def load_directions(path: str | os.PathLike[str], device: torch.device | str = "
 
 @functools.lru_cache(maxsize=8)
 def _load(path: str, changed: int, device: str) -> Directions:
-    from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+    from ttcfast.runtime import checkpoints  # imported here, since the search works without safetensors
 
     tensors, meta = checkpoints.load(path, {"architecture": ARCHITECTURE})
     if meta.get("kind") not in KINDS:
@@ -206,7 +225,7 @@ def _load(path: str, changed: int, device: str) -> Directions:
 
 
 def _spread_out(nodes: Tensor, space: Sequence[int], periodic: Sequence[bool]) -> Tensor:
-    """Standard normals ``[M, r, *grid]`` as smooth fields ``[M, r, *S]``, standard normal in each cell."""
+    """Interpolates standard normals ``[M, r, *grid]`` to smooth fields ``[M, r, *S]`` that are standard normal in each cell."""
     for axis, (cells, wraps) in enumerate(zip(space, periodic)):
         count = nodes.shape[2 + axis]
         if count == 1:
@@ -217,18 +236,18 @@ def _spread_out(nodes: Tensor, space: Sequence[int], periodic: Sequence[bool]) -
 
 
 def _weights(cells: int, nodes: int, periodic: bool) -> Tensor:
-    """``[cells, nodes]``: quarter waves between neighbours, whose squares add up to 1, so that the variance is the same everywhere."""
+    """Weights ``[cells, nodes]``: quarter waves between neighbours, whose squares sum to 1, so that the variance is uniform."""
     place = torch.arange(cells, dtype=torch.float64) * (nodes / cells if periodic else (nodes - 1) / max(1, cells - 1))
     distance = (place[:, None] - torch.arange(nodes, dtype=torch.float64)).abs()
     if periodic:
         distance = torch.minimum(distance, nodes - distance)
-        if nodes == 2:  # the same two nodes on both sides
+        if nodes == 2:  # both neighbours are the same node
             return torch.cos(distance * math.pi / 2)
     return torch.where(distance < 1, torch.cos(distance * math.pi / 2), 0.0)
 
 
 def _padded(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:
-    """Ghost cells around ``[N, C, *S]``: wrapped on periodic axes, edge values elsewhere."""
+    """Adds ghost cells around ``[N, C, *S]``: wrapped on periodic axes, edge values elsewhere."""
     for axis, wraps in enumerate(periodic, 2):
         cells = x.shape[axis]
         low, high = (x.narrow(axis, cells - margin, margin), x.narrow(axis, 0, margin)) if wraps else _edges(x, axis, margin)
@@ -242,7 +261,7 @@ def _edges(x: Tensor, axis: int, margin: int) -> tuple[Tensor, Tensor]:
 
 
 def _neighbours(x: Tensor, axis: int, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """The cells before and behind along space axis ``axis``."""
+    """The previous and next cell along space axis ``axis``."""
     at, cells = axis + 2, x.shape[axis + 2]
     if periodic[axis]:
         return x.roll(1, at), x.roll(-1, at)
@@ -260,7 +279,7 @@ def _laplacian(x: Tensor, periodic: Sequence[bool]) -> Tensor:
 
 
 def _smooth(x: Tensor, periodic: Sequence[bool], times: int) -> Tensor:
-    """Binomial averages (1, 2, 1) / 4 along every axis, ``times`` times."""
+    """Applies the binomial average (1, 2, 1) / 4 along every axis, ``times`` times."""
     for _ in range(times):
         for axis in range(len(periodic)):
             x = (sum(_neighbours(x, axis, periodic)) + 2 * x) / 4

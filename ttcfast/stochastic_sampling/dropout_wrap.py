@@ -1,4 +1,4 @@
-"""MC dropout: dropout that stays on in evaluation, with everything else of the model (BatchNorm above all) left in evaluation."""
+"""MC dropout: dropout that stays on in evaluation, while the rest of the model (BatchNorm above all) stays in evaluation mode."""
 
 from __future__ import annotations
 
@@ -25,29 +25,28 @@ _PATH_NAMES = ("droppath", "stochasticdepth", "dropblock")  # timm, transformers
 
 
 def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = ()) -> nn.Module:
-    """Turn dropout on for good, the rest of the model staying as it is; ``mc_dropout`` does it for the length of a block.
+    """Switches dropout on permanently and leaves the rest of the model as it is; ``mc_dropout`` does so within a block.
 
-    Recognised: every dropout of torch.nn (Dropout, 1d to 3d, Alpha, FeatureAlpha), and the DropPath, StochasticDepth and DropBlock
-    modules of timm, transformers and torchvision, by class name or by a ``drop_prob`` on a module without parameters, and the dropout
-    of attention weights inside nn.MultiheadAttention. Only these are switched; ``model.train()`` is never called, so BatchNorm keeps
-    its running statistics. Departs from the sketch in that it can set rates and inject dropout, and in that a call without effect
-    raises (DECISIONS 8). For a model with nn.MultiheadAttention, torch's fused path for transformer layers, which drops nothing, is
-    switched off, for the whole process.
+    It recognises every dropout of torch.nn (Dropout, 1d to 3d, Alpha, FeatureAlpha); the DropPath, StochasticDepth and DropBlock modules
+    of timm, transformers and torchvision, by class name or by a ``drop_prob`` on a module without parameters; and the dropout of attention
+    weights in nn.MultiheadAttention. It never calls ``model.train()``, so that BatchNorm keeps its running statistics. Departs from the
+    plan in that it can set rates and inject dropout, and that a call without effect raises. For a model with nn.MultiheadAttention,
+    torch's fused path for transformer layers, which applies no dropout, is disabled for the whole process.
 
     Args:
-        model: any module; changed in place.
-        p: rate to set on every dropout, drop-path and attention module, and on injected dropout; None keeps the rates they have.
-        after: names of modules (as in ``model.named_modules()``) behind which dropout of rate ``p`` is injected by a forward hook.
-            For models that have no dropout, or an ``nn.Identity`` where their rate was 0; such placeholders are left as they are.
+        model: Any module; modified in place.
+        p: Rate to set on every dropout, drop-path and attention module and on injected dropout; None keeps their rates.
+        after: Names of modules (as in ``model.named_modules()``) behind which a forward hook injects dropout of rate ``p``, for models that
+            have no dropout, or an ``nn.Identity`` in its place.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: ``p`` outside [0, 1), an unknown name in ``after``, ``after`` without ``p``, or a model in which no dropout of a
-            rate above 0 is left to act, so that its candidates would all be the same.
+        ValueError: ``p`` is outside [0, 1), ``after`` names an unknown module or lacks ``p``, or no dropout has a rate above 0, so that all
+            candidates would be equal.
 
-    Source: seeds/ttc-integration-plan.md section 3A.
+    Source: TTC plan, "Stochasticity at Test Time"; docs/design/decisions.md ("Dropout that acts").
     """
     with turn("enable_mc_dropout"):
         _switch_on(model, p, after)
@@ -66,10 +65,10 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
 
 @contextmanager
 def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = ()) -> Iterator[nn.Module]:
-    """``enable_mc_dropout`` for the length of a block; flags, rates, hooks and torch's fused path are restored exactly, on exceptions too.
+    """Applies ``enable_mc_dropout`` within a block; flags, rates, hooks and torch's fused path are restored exactly, on exceptions too.
 
-    Having nothing to switch is no error here: the candidates may differ by other noise. Whether they do is the caller's check
-    (``require_distinct``). Threads take turns at such blocks and at calls of surrogates (``ttcfast.runtime.turns``).
+    A model without dropout is no error here, since candidates may differ by other noise; ``require_distinct`` checks whether they do.
+    Threads take turns at such blocks and at calls of surrogates (``ttcfast.runtime.turns``).
     """
     with turn("mc_dropout") as this:
         saved = [_Saved.of(m) for m in dropout_modules(model)]
@@ -94,12 +93,12 @@ def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = 
 
 @contextmanager
 def switched_on(module: nn.Module, rate: float) -> Iterator[None]:
-    """One dropout module in training at ``rate`` for the length of a block, which no interrupt ends."""
+    """Holds one dropout module in training mode at ``rate`` within a block that no interrupt ends."""
     with turn("dropout"):
         saved = _Saved.of(module)
         try:
             module.training = True
-            setattr(module, _rate_name(module) or "", rate)
+            _set_rate(module, rate)
             yield
         finally:
             saved.restore()
@@ -107,9 +106,12 @@ def switched_on(module: nn.Module, rate: float) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Module] | None = None) -> Iterator[nn.Module]:
-    """The model in evaluation for the length of a block within a ``turn``; ``quiet`` also silences injected dropout. Restored exactly.
+    """Holds the model in evaluation mode within a block that is part of a ``turn``, and restores it exactly.
 
-    ``modules`` are those of the model where the caller has listed them already.
+    Args:
+        model: The model.
+        quiet: Whether to silence injected dropout too.
+        modules: The model's modules if the caller has listed them already.
     """
     modules = list(model.modules()) if modules is None else modules
     training = [m for m in modules if m.training]
@@ -128,29 +130,33 @@ def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Mod
 
 
 def learns_when_called(module: nn.Module) -> bool:
-    """Whether a call in training changes the module's buffers: normalisation by running statistics, spectral normalisation."""
+    """Returns whether a call in training mode updates the module's buffers: running statistics or spectral normalisation."""
     spectral = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     return spectral or isinstance(module, (_NormBase, _SpectralNorm))
 
 
 def dropout_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The dropout, drop-path and attention modules of a model, each once."""
+    """Iterates over the dropout, drop-path and attention modules of a model, each once."""
     return (m for m in model.modules() if is_dropout(m))
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Whether ``dropout_modules`` counts it."""
+    """Returns whether a module is a dropout, drop-path or attention module."""
     return _rate_name(module) is not None
 
 
 def active_rates(model: nn.Module) -> list[float]:
-    """Rates above 0 of all dropout modules that are switched on and of all injected dropout."""
+    """Returns the positive rates of all dropout modules in training mode and of all injected dropout."""
     rates = [rate_of(m) for m in dropout_modules(model) if m.training] + [h.p for h in _hooks(model)]
     return [r for r in rates if r > 0]
 
 
 def edit_output(output: Any, edit: Callable[[Tensor], Tensor], where: str) -> Any:
-    """``edit`` applied to a module's output: a tensor, or the first entry of a tuple or list."""
+    """Applies ``edit`` to a module's output: a tensor, or the first entry of a tuple or list.
+
+    Raises:
+        ValueError: The output is anything else.
+    """
     if isinstance(output, Tensor):
         return edit(output)
     if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
@@ -159,12 +165,12 @@ def edit_output(output: Any, edit: Callable[[Tensor], Tensor], where: str) -> An
 
 
 def drop_entries(x: Tensor, p: float) -> Tensor:
-    """Inverted dropout from the global streams; of complex entries, which torch's own dropout refuses, both parts together."""
+    """Applies inverted dropout from the global streams; both parts of a complex entry, which torch's dropout refuses, drop together."""
     return x * F.dropout(x.real.new_ones(x.shape), p) if x.is_complex() else F.dropout(x, p)
 
 
 class InjectedDropout:
-    """Forward hook that drops entries of a module's output, in training and evaluation alike; silent at rate 0."""
+    """Forward hook that drops entries of a module's output, in training and evaluation mode alike; inactive at rate 0."""
 
     def __init__(self, p: float, name: str) -> None:
         self.p, self.name = p, name
@@ -177,7 +183,7 @@ class InjectedDropout:
 
 @dataclass
 class _Saved:
-    """What ``mc_dropout`` changes on a module, to be put back."""
+    """State of a module that ``mc_dropout`` changes."""
 
     module: nn.Module
     rate: Any
@@ -188,12 +194,12 @@ class _Saved:
         return cls(module, getattr(module, _rate_name(module) or ""), module.training)
 
     def restore(self) -> None:
-        setattr(self.module, _rate_name(self.module) or "", self.rate)
+        _set_rate(self.module, self.rate)
         self.module.training = self.training
 
 
 def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that ``after`` names, by name; ``ValueError`` for arguments that ``enable_mc_dropout`` refuses."""
+    """Returns all modules by name if ``after`` names any; raises ``ValueError`` for arguments that ``enable_mc_dropout`` refuses."""
     if p is not None and not 0 <= p < 1:
         raise ValueError(f"p is {p}; a dropout rate lies in [0, 1)")
     if isinstance(after, str):
@@ -207,26 +213,26 @@ def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dic
 
 
 def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], removers: list[Callable[[], None]] | None = None) -> None:
-    """Activate, set rates, inject; what removes the hooks that are new is added to ``removers`` one by one."""
+    """Activates dropout, sets rates and injects; functions that remove the new hooks are appended to ``removers``."""
     named = check_switch(model, p, after)
     for m in dropout_modules(model):
         m.training = True
         if p is not None:
-            setattr(m, _rate_name(m) or "", p)
+            _set_rate(m, p)
     for name in after:
         if (remove := _inject(named[name], p or 0.0, name)) is not None and removers is not None:
             removers.append(remove)
 
 
 def _inject(module: nn.Module, p: float, name: str) -> Callable[[], None] | None:
-    if hook := injected_dropout(module):  # a second call sets the rate anew instead of dropping twice
+    if hook := injected_dropout(module):  # a second call changes the rate instead of dropping twice
         hook.p = p
         return None
     return module.register_forward_hook(InjectedDropout(p, name)).remove
 
 
 def injected_dropout(module: nn.Module) -> InjectedDropout | None:
-    """The dropout that was injected behind a module, if any; there is at most one."""
+    """Returns the dropout that was injected behind a module, if any; there is at most one."""
     return next((h for h in module._forward_hooks.values() if isinstance(h, InjectedDropout)), None)
 
 
@@ -235,11 +241,12 @@ def _hooks(model: nn.Module) -> list[InjectedDropout]:
 
 
 def has_attention(model: nn.Module) -> bool:
+    """Returns whether the model contains nn.MultiheadAttention."""
     return any(isinstance(m, nn.MultiheadAttention) for m in model.modules())
 
 
 def _rate_name(module: nn.Module) -> str | None:
-    """The attribute that holds a dropout module's rate, or None if the module is no dropout."""
+    """The attribute that holds a dropout module's rate; None if the module is no dropout."""
     family = _family(type(module))  # type: ignore[arg-type]
     if family == "path":
         return next((a for a in ("drop_prob", "p") if hasattr(module, a)), None)
@@ -251,7 +258,7 @@ def _rate_name(module: nn.Module) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _family(kind: type) -> str | None:
-    """What the class alone says: the attribute with the rate, or that it goes by the name of a drop path."""
+    """What the class alone determines: the attribute with the rate, or ``"path"`` for the name of a drop path."""
     if issubclass(kind, _DropoutNd):
         return "p"
     if issubclass(kind, nn.MultiheadAttention):
@@ -260,8 +267,12 @@ def _family(kind: type) -> str | None:
 
 
 def rate_of(module: nn.Module) -> float:
-    """The rate of a dropout, drop-path or attention module."""
+    """Returns the rate of a dropout, drop-path or attention module."""
     return float(getattr(module, _rate_name(module) or "") or 0.0)
+
+
+def _set_rate(module: nn.Module, rate: Any) -> None:
+    setattr(module, _rate_name(module) or "", rate)
 
 
 def _some(named: dict[str, nn.Module], most: int = 12) -> str:

@@ -1,4 +1,4 @@
-"""Dropout that a model calls by function, which no module shows: found in the source of the model's classes."""
+"""Finds dropout that a model calls as a function, which no module reveals, in the source of the model's classes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from torch import nn
 
 from .dropout_wrap import is_dropout
 
-Given = float | tuple[str, ...]  # what a call is given: a number, or where the module has it: ("drop", "p") of self.drop.p
+Argument = float | tuple[str, ...]  # of a call: a number, or the path of an attribute, ("drop", "p") for self.drop.p
 
 
 def functional_dropout(modules: Mapping[str, nn.Module]) -> dict[str, float | None]:
-    """Names of the modules whose own code calls dropout by function where ``self.training`` is set, with the largest rate it may have.
+    """Finds modules whose own code calls dropout as a function if ``self.training`` is set, with the largest rate it may have.
 
-    Seen are calls such as ``F.dropout(x, 0.1, self.training)`` and ``F.scaled_dot_product_attention(..., dropout_p=self.p if self.training
-    else 0)`` in any method of the module's class, its own or inherited. A rate is told where it is a number or an attribute of the module;
-    it is None where it is something else, and the module is left out where it is 0. Classes without source (TorchScript, C++) show nothing.
+    It detects calls such as ``F.dropout(x, 0.1, self.training)`` and ``F.scaled_dot_product_attention(..., dropout_p=self.p if
+    self.training else 0)`` in any method of the module's class or its bases. Classes without source (TorchScript, C++) reveal nothing.
 
     Args:
-        modules: those of a model, by name, as ``model.named_modules()`` lists them.
+        modules: Modules of a model by name, as in ``model.named_modules()``.
+
+    Returns:
+        The rate by module name; None if it is neither a number nor an attribute of the module. Modules with rate 0 are omitted.
     """
     found: dict[str, float | None] = {}
     for name, module in modules.items():
@@ -38,12 +40,12 @@ def functional_dropout(modules: Mapping[str, nn.Module]) -> dict[str, float | No
     return found
 
 
-def _rate(module: nn.Module, call: tuple[Given, ...]) -> float | None:
-    """The largest number in [0, 1) that a call is given; None where there is none."""
+def _rate(module: nn.Module, call: tuple[Argument, ...]) -> float | None:
+    """The largest argument of a call in [0, 1); None if there is none."""
     return max((value for given in call if (value := _value(module, given)) is not None and 0 <= value < 1), default=None)
 
 
-def _value(module: nn.Module, given: Given) -> float | None:
+def _value(module: nn.Module, given: Argument) -> float | None:
     value: Any = given
     if isinstance(given, tuple):
         value = module
@@ -53,21 +55,21 @@ def _value(module: nn.Module, given: Given) -> float | None:
 
 
 @lru_cache(maxsize=4096)
-def _calls(kind: type) -> tuple[tuple[Given, ...], ...]:
-    """The calls in a class's methods that read ``self.training`` and speak of dropout, each as the numbers that may be its rate."""
-    trees = [tree for name in dict.fromkeys(name for c in _own(kind) for name in vars(c)) for tree in _sources(kind, name)]
+def _calls(kind: type) -> tuple[tuple[Argument, ...], ...]:
+    """The dropout calls in a class's methods that read ``self.training``, each as the arguments that may be its rate."""
+    trees = [tree for name in dict.fromkeys(name for c in _user_classes(kind) for name in vars(c)) for tree in _sources(kind, name)]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call) and _drops(node)]
-    return tuple(tuple(given for node in _arguments(call) if (given := _given_as(node)) is not None) for call in calls)
+    return tuple(tuple(given for node in _arguments(call) if (given := _as_argument(node)) is not None) for call in calls)
 
 
-def _own(kind: type) -> list[type]:
-    """A class and its bases but torch's, whose layers drop in modules, and Python's."""
+def _user_classes(kind: type) -> list[type]:
+    """A class and its bases, except torch's, whose dropout is in modules, and Python's."""
     return [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
 
 
 def _sources(kind: type, method: str) -> Iterator[ast.AST]:
-    """The code of a method, and of those of the bases that it may call by ``super()``."""
-    for c in _own(kind):
+    """Yields the syntax trees of a method and of the base methods that it may call by ``super()``."""
+    for c in _user_classes(kind):
         found = vars(c).get(method)
         if found is None:
             continue
@@ -84,6 +86,7 @@ def _sources(kind: type, method: str) -> Iterator[ast.AST]:
 
 
 def _drops(call: ast.Call) -> bool:
+    """Whether a call names dropout and reads ``.training``."""
     named = [ast.unparse(call.func), *(keyword.arg or "" for keyword in call.keywords)]
     if not any("drop" in name.lower() for name in named):
         return False
@@ -95,13 +98,13 @@ def _passed(call: ast.Call) -> list[ast.expr]:
 
 
 def _arguments(call: ast.Call) -> Iterator[ast.expr]:
-    """What a call is given, a conditional counting as its two branches."""
+    """Yields the arguments of a call; a conditional yields both branches."""
     for node in _passed(call):
         yield from (node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,)
 
 
-def _given_as(node: ast.expr) -> Given | None:
-    """A number, or the path of an attribute of ``self``."""
+def _as_argument(node: ast.expr) -> Argument | None:
+    """A number, or the path of an attribute of ``self``; None for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return float(node.value)
     first, *path = ast.unparse(node).split(".") if isinstance(node, ast.Attribute) else [""]

@@ -1,6 +1,8 @@
-"""Keyed noise in a model: for the length of a block every site draws by (seed, step, site) and (problem, candidate), not in sequence.
+"""Keyed noise in a model: within a block, every site draws by (seed, step, site) and (problem, candidate) rather than in sequence.
 
-A candidate is then the same whatever stands beside it in the batch, in whichever order, chunk or process it is made (DECISIONS 7).
+A candidate is then the same whichever others are in the batch, and in whichever order, chunk or process it is made.
+
+Source: docs/design/decisions.md ("Keyed candidates"), ("Row axes").
 """
 
 from __future__ import annotations
@@ -28,19 +30,19 @@ from .sites import Site
 
 Drop = Callable[[Tensor, float], Tensor]  # keyed dropout of a tensor whose first axis holds the states, at a rate
 Call = tuple[int, int]  # the number of a site, and which call of its module within a forward, from 0
-Axes = Mapping[Call, RowAxis | None]  # where the states are in what each call is given; None: in no axis
-Trace = Callable[[Call, Sequence[Tensor] | None], None]  # is told what each call is given; None where it cannot be keyed
+Axes = Mapping[Call, RowAxis | None]  # axis of the states in the tensor of each call; None for no axis
+Trace = Callable[[Call, Sequence[Tensor] | None], None]  # receives the tensors of each call; None if it cannot be keyed
 
 
 class Draw:
-    """Which candidates a forward makes, and the stream they draw from.
+    """Candidates of one forward, and the random stream they draw from.
 
     Args:
         rows: (problem, candidate) of each state of the batch, int64 ``[M, 2]``, on the states' device.
-        stream: the 64 bits of (seed, step), int64 ``[1]``, as ``ttcfast.ops.keyed.stream_of`` makes them.
-        antithetic: candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
-        axes: where the states are at each site, as ``ttcfast.core.row_trace`` finds it; None goes by sizes (``RowAxis.by_size``).
-        trace: is told what every site is given, and no noise acts.
+        stream: The 64 bits of (seed, step), int64 ``[1]``, from ``ttcfast.ops.keyed.stream_of``.
+        antithetic: Whether candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        axes: Axis of the states at each site, as ``ttcfast.core.row_trace`` finds it; None guesses by sizes (``RowAxis.by_size``).
+        trace: Receives what every site is given; no noise is added then.
     """
 
     def __init__(
@@ -51,25 +53,30 @@ class Draw:
 
     @classmethod
     def of(cls, seed: int, step: int, rows: Tensor, antithetic: bool = False) -> Draw:
+        """Builds a draw from a seed and a step."""
         return cls(rows, stream_of(seed, step, rows.device), antithetic)
 
     def start(self, rows: Tensor, stream: Tensor) -> None:
-        """Begin another forward in the same block. Under torch.compile, where the block is around the compiled function and this call
-        within it, another step is other contents of the same graph's inputs."""
+        """Begins another forward in the same block.
+
+        Under torch.compile the block surrounds the compiled function, which calls this; another step is then only other contents of the
+        graph's inputs.
+        """
         self.rows, self.stream = rows, stream
         self.calls: dict[int, int] = {}  # by site: how often its module was called in this forward
 
     def next_number(self, site: Site) -> int:
-        """The stream of this call of the site's module, the first, second, ... of the forward."""
+        """Returns the stream of this call of the site's module and counts the call."""
         return site.number_of(self.next_call(site)[1])
 
     def next_call(self, site: Site) -> Call:
+        """Returns the site's number and which call of its module this is, and counts the call."""
         call = self.calls.get(site.number, 0)
         self.calls[site.number] = call + 1
         return site.number, call
 
     def axis_of(self, site: Site, call: Call, x: Tensor) -> RowAxis | None:
-        """Where in ``x`` the states are; None if nowhere."""
+        """Returns the axis of ``x`` that holds the states; None if there is none. Warns if ``x`` is not as traced."""
         m = len(self.rows)
         if self.axes is None:
             return RowAxis.by_size(x, m, site.sequence_first)
@@ -84,31 +91,31 @@ class Draw:
         return RowAxis.by_size(x, m, site.sequence_first)
 
     def of_all(self) -> Draw:
-        """What all states draw alike."""
+        """Returns a draw that is the same for all states."""
         return Draw(torch.zeros_like(self.rows[:1]), self.stream)
 
     def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
-        """Inverted dropout of ``[k M, ...]``, the first k entries belonging to the first row, and so on.
+        """Applies inverted dropout to ``[k M, ...]``, whose first k entries belong to the first row, and so on.
 
-        Real and imaginary part of a complex entry are dropped together.
+        Both parts of a complex entry drop together.
         """
         if x.is_complex():
             kept = self.dropout(x.real.new_ones(x.shape), p, number)
-            return torch.where(kept != 0, x * kept, 0)  # what is dropped may be infinite
+            return torch.where(kept != 0, x * kept, 0)  # a dropped entry may be infinite
         out = self._by_row(x if x.dtype in DTYPES else x.float())
         return torch.ops.ttcfast.keyed_dropout(out, self.rows, self.stream, number, p, self.antithetic, "auto").to(x.dtype).view(x.shape)
 
     def noise(self, x: Tensor, sigma: float, number: int) -> Tensor:
-        """``x + sigma * normal`` of ``[k M, ...]``, the entries as in ``dropout``.
+        """Returns ``x + sigma * normal`` for ``[k M, ...]``, with rows as in ``dropout``.
 
-        The normal of a complex entry is complex and of variance 1, as torch.randn draws it: half of it in either part.
+        The normal of a complex entry is complex with variance 1, as in torch.randn.
         """
         if x.is_complex():
             return torch.view_as_complex(self.noise(torch.view_as_real(x.resolve_conj()), sigma / math.sqrt(2), number))
         return self.copies(self._by_row(x), 1, sigma, number).view(x.shape)
 
     def copies(self, x: Tensor, count: int, sigma: float, number: int) -> Tensor:
-        """``[N, ...] -> [N, count, ...]``, noisy copies of each entry, for ``N * count`` rows."""
+        """Returns ``count`` noisy copies of each entry, ``[N, ...] -> [N, count, ...]``, for ``N * count`` rows."""
         wide = x if x.dtype in DTYPES else x.float()
         return torch.ops.ttcfast.add_noise(wide, self.rows, self.stream, number, count, sigma, self.antithetic, "auto").to(x.dtype)
 
@@ -119,25 +126,22 @@ class Draw:
 
 @contextmanager
 def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator[nn.Module]:
-    """The model in evaluation, with noise at ``sites`` (as ``noise_sites`` lists them) keyed by ``draw``, for the length of a block.
+    """Holds the model in evaluation mode within a block, with noise at ``sites`` (from ``noise_sites``) keyed by ``draw``.
 
-    Dropout modules are the identity in evaluation; hooks on them do the keyed dropping. Attention whose weights are dropped is computed in
-    plain steps. Flags, rates, hooks and forwards are restored exactly, on exceptions and interrupts too. A module's second call within a
+    In evaluation mode dropout modules are the identity; hooks on them do the keyed dropping. Attention with dropped weights is computed
+    step by step. Flags, rates, hooks and forwards are restored exactly, on exceptions and interrupts too. A module's second call within a
     forward counts as another site; ``draw.start`` begins another forward. The site of the input is left to the caller.
 
-    A site looks for the M states of the batch where ``draw.axes`` says, as a ``Surrogate`` has found it. Without, it goes by sizes: the
-    first axis, alone or each with k entries behind one another (windows); a first axis of size 1, the same for all states so far, becomes
-    one entry for each. In the second axis it looks where the first is no multiple of M, and in blocks whose nn.MultiheadAttention has
-    ``batch_first=False``. Sizes mislead where ``(t b)`` are folded, or where the number of tokens ``[L, M, D]`` is a multiple of M.
+    Each site finds the M states of the batch by ``draw.axes``, as a ``Surrogate`` does, or by ``RowAxis.by_size``. Sizes are ambiguous
+    where ``(t b)`` are folded, or where the number of tokens in ``[L, M, D]`` is a multiple of M.
 
-    Such blocks take turns (``ttcfast.runtime.turns``): another thread that enters one, around this model or any other, waits for the end
-    of this. A thread that calls the model itself meanwhile gets its output without noise and in evaluation, whatever its flags were.
+    Such blocks take turns (``ttcfast.runtime.turns``): another thread that enters one, for this model or another, waits until this one
+    ends. A thread that merely calls the model meanwhile gets its output without noise, in evaluation mode. Code that torch.compile has
+    already made of the model ignores hooks, so that such a model runs uncompiled in the block.
 
-    Code that torch.compile has made of the model already knows nothing of hooks, so such a model runs uncompiled in the block.
-
-    What cannot be keyed draws from the global streams, with a warning: sites of kind ``"own"`` and ``"training"``, modules called like a
-    drop path that are not the identity in evaluation, and sites whose tensors have no axis for the states. Other noise that no module
-    shows (``torch.rand`` in a forward) is not seen here.
+    Noise that cannot be keyed is drawn from the global streams, with a warning: sites of kind ``"own"`` and ``"training"``, modules named
+    like a drop path that are not the identity in evaluation mode, and sites whose tensors have no axis for the states. Other noise that no
+    module reveals (``torch.rand`` in a forward) is not detected here.
     """
     with turn("keyed_noise") as this, ExitStack() as stack:
         inside, modules = [site for site in sites if site.module is not None], list(model.modules())
@@ -158,7 +162,7 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
 def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
     module, thread = site.module, threading.get_ident()
     assert module is not None
-    if site.kind in ("own", "training") and draw.trace is not None:  # which goes without noise
+    if site.kind in ("own", "training") and draw.trace is not None:  # a trace adds no noise
         return
     if site.kind == "training":
         module.training = True
@@ -170,7 +174,7 @@ def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
         stack.callback(_put_forward, module, vars(module).get("forward"))
         vars(module)["forward"] = partial(_attend, site, draw, thread)
     else:
-        # the hook of a dropout module stands for its forward, so it runs before the hooks that others put there
+        # The hook of a dropout module replaces its forward, so that it runs before other hooks.
         first = site.kind not in ("after", "latent")
         handle = module.register_forward_hook(partial(_hook, site, draw, thread), prepend=first, with_kwargs=True)
         stack.callback(handle.remove)
@@ -182,28 +186,28 @@ def _put_forward(module: nn.Module, own: Any) -> None:
         vars(module)["forward"] = own
 
 
-def _elsewhere(thread: int) -> bool:
-    """Whether this is a call of another thread's, which is none of the candidates'."""
+def _other_thread(thread: int) -> bool:
+    """Whether another thread is calling, which does not compute candidates."""
     return not torch.compiler.is_compiling() and threading.get_ident() != thread
 
 
 def _hook(site: Site, draw: Draw, thread: int, module: nn.Module, inputs: Any, options: dict[str, Any], output: Any) -> Any:
-    if _elsewhere(thread):
+    if _other_thread(thread):
         return output
     if site.kind in ("after", "latent"):
         return edit_output(output, partial(noisy, site, draw), f"module {site.name!r}")
-    unknown = site.kind in ("path", "block") and not torch.compiler.is_compiling()  # recognised by a name or an attribute alone
+    unknown = site.kind in ("path", "block") and not torch.compiler.is_compiling()  # recognised by name or attribute only
     if unknown and all(output is not given for given in (*inputs, *options.values())):
         if draw.trace is not None:
             draw.trace(draw.next_call(site), None)
             return output
-        return _own(site, "is not the identity in evaluation", inputs, options)
+        return _own_forward(site, "is not the identity in evaluation", inputs, options)
     out = noisy(site, draw, output)
     return output.copy_(out) if getattr(module, "inplace", False) else out
 
 
 def noisy(site: Site, draw: Draw, x: Tensor) -> Tensor:
-    """The site's noise on a tensor that holds the M states somewhere; the call is counted whether or not it can be keyed."""
+    """Applies the site's noise to a tensor that holds the M states; counts the call whether or not it can be keyed."""
     call, m = draw.next_call(site), len(draw.rows)
     if draw.trace is not None:
         draw.trace(call, [x])
@@ -223,7 +227,7 @@ def _attend(site: Site, draw: Draw, thread: int, query: Tensor, key: Tensor, val
     module = site.module
     assert isinstance(module, nn.MultiheadAttention)
     given = (query, key, value)
-    if _elsewhere(thread):
+    if _other_thread(thread):
         return type(module).forward(module, *given, *args, **options)
     call, m = draw.next_call(site), len(draw.rows)
     if draw.trace is not None:
@@ -237,7 +241,7 @@ def _attend(site: Site, draw: Draw, thread: int, query: Tensor, key: Tensor, val
     else:
         where = draw.axis_of(site, call, query)
     if where is None or where.rows == "new" or (where.rows != "common" and where.axis != axis):
-        return _own(site, f"is given a query of shape {tuple(query.shape)} for {m} states", (*given, *args), options)
+        return _own_forward(site, f"is given a query of shape {tuple(query.shape)} for {m} states", (*given, *args), options)
     if where.rows == "widened":
         given = tuple(t.expand(*t.shape[:axis], m, *t.shape[axis + 1 :]) for t in given)  # type: ignore[assignment]
     number, source = site.number_of(call[1]), draw.of_all() if where.rows == "common" else draw
@@ -260,7 +264,10 @@ def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
-    """Dropped entries take the negative saturation value of SELU, then all are scaled to keep mean and variance (arXiv:1706.02515)."""
+    """Sets dropped entries to the negative saturation value of SELU, then rescales to keep mean and variance.
+
+    Source: Klambauer et al., Self-Normalizing Neural Networks, 2017.
+    """
     if x.is_complex():
         raise ValueError(
             f"module {site.name!r} is an alpha dropout, which is not defined for {x.dtype}; use nn.Dropout or latent noise there"
@@ -279,7 +286,10 @@ def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    """Blocks of cells around keyed centres, rescaled state by state (arXiv:1810.12890), with the options of timm and torchvision."""
+    """Drops blocks of cells around keyed centres and rescales state by state, with the options of timm and torchvision.
+
+    Source: Ghiasi, Lin, Le, DropBlock, 2018.
+    """
     space, module = x.shape[2:], site.module
     if not 1 <= len(space) <= 3:
         raise ValueError(
@@ -311,12 +321,12 @@ _DROP: dict[str, Callable[[Tensor, Site, Drop], Tensor]] = {
 
 
 def _over(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` with axes of size 1 added, to broadcast over ``like``."""
+    """Appends axes of size 1 to ``values``, so that they broadcast over ``like``."""
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
 def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
-    """Noise from the global streams on a tensor that has no axis for the states."""
+    """Adds noise from the global streams to a tensor that has no axis for the states."""
     _warn(_at(site), f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
     if site.kind == "latent":
         return torch.add(x, torch.randn_like(x), alpha=site.amount)
@@ -327,8 +337,8 @@ def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
         return type(site.module).forward(site.module, x)
 
 
-def _own(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Any:
-    """What the module does by itself when it is in training."""
+def _own_forward(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Any:
+    """Runs the module's own forward in training mode."""
     _warn(_at(site), why)
     assert site.module is not None
     with switched_on(site.module, site.amount):

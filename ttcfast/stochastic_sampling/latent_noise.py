@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 
 from ttcfast.checks import at_least
@@ -14,10 +13,9 @@ from ttcfast.runtime.turns import turn
 from ttcfast.spec import Key
 
 from .dropout_wrap import edit_output
-from .gaussian import add_gaussian
+from .input_perturb import perturb_state
 
 
-@torch.no_grad()
 def inject_latent_noise(
     latent: Tensor,
     sigma: float,
@@ -27,32 +25,31 @@ def inject_latent_noise(
     rows: Tensor | None = None,
     antithetic: bool = False,
 ) -> Tensor:
-    """``latent + sigma * N(0, 1)``, drawn in the latent's dtype on its device; a new tensor, without gradient.
+    """Returns ``latent + sigma * N(0, 1)``: a new, detached tensor.
 
     Args:
-        latent: any shape, floating point.
-        sigma: standard deviation in the latent's units, at least 0.
-        generator: source of randomness on the latent's device; None takes torch's own.
-        key, rows, antithetic: noise that depends on (seed, step, site) and on the (problem, candidate) of each entry of the first axis
-            alone, as in ``ttcfast.ops.add_noise``; ``rows`` of None counts candidates from 0 in problem 0.
+        latent: Floating-point or complex tensor of any shape.
+        sigma: Standard deviation in the units of the latent, non-negative.
+        generator, key, rows, antithetic: See ``perturb_state``.
 
     Raises:
         TypeError: ``key`` is not a ``Key``.
-        ValueError: ``sigma`` is negative, a generator beside a key, rows without a key, or rows that do not fit.
+        ValueError: ``sigma`` is negative; otherwise as in ``perturb_state``.
 
-    Source: seeds/ttc-integration-plan.md section 3B.
+    Source: TTC plan, "Stochasticity at Test Time".
     """
     at_least("sigma", sigma, 0)
-    return add_gaussian(latent, sigma, generator, key, rows, antithetic)
+    return perturb_state(latent, sigma, generator=generator, key=key, rows=rows, antithetic=antithetic)
 
 
 @contextmanager
 def latent_noise(model: nn.Module, name: str, sigma: float) -> Iterator[nn.Module]:
-    """Noise of standard deviation ``sigma`` on the output of module ``name`` for the length of a block, drawn in sequence from the
-    global streams; ``keyed_noise`` draws it by key. Threads take turns (``ttcfast.runtime.turns``).
+    """Adds noise of standard deviation ``sigma`` to the output of module ``name`` within the block, drawn from the global streams.
+
+    ``keyed_noise`` draws it by key. Threads take turns (``ttcfast.runtime.turns``).
 
     Raises:
-        ValueError: the model has no module of that name, or it returns no tensor.
+        ValueError: The model has no such module, or the module returns no tensor.
     """
     modules = dict(model.named_modules())
     if name not in modules:

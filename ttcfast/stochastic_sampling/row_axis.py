@@ -1,4 +1,4 @@
-"""Where in a tensor the states of a batch stand."""
+"""Locates the states of a batch within a tensor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowAxis:
-    """The axis of a tensor that belongs to the M states of a batch, or what is done about there being none.
+    """Axis of a tensor that holds the M states of a batch, or how to treat a tensor that has none.
 
     Args:
-        axis: the axis.
-        outer: entries of the axis that stand outside the states,
-        inner: and inside them: it has ``outer * M * inner`` entries, ``(outer M inner)``. ``(M 4)`` are four windows of each state beside
-            one another, ``(4 M)`` four times, each with all states.
-        rows: ``"held"``: as said. A tensor that is the same for all states gets an entry for each, so that each has its own noise:
-            ``"widened"`` along ``axis``, which is of size 1, or as a ``"new"`` first axis; or its noise is the same for all states,
-            ``"common"``, and depends on seed, step and site alone.
-        ndim: axes that the tensor has; None for any number.
+        axis: The axis; it has ``outer * M * inner`` entries, in the order ``(outer M inner)``.
+        outer: Entries outside the states: ``(4 M)`` is four blocks, each with all states.
+        inner: Entries inside the states: ``(M 4)`` is four adjacent windows of each state.
+        rows: ``"held"`` if the axis holds the states. Otherwise all states share the tensor, and each gets its own noise on a copy, along
+            ``axis`` of size 1 (``"widened"``) or a ``"new"`` first axis; or all get the same noise (``"common"``), which depends on seed,
+            step and site only.
+        ndim: Number of axes of the tensor; None for any.
+
+    Source: docs/design/decisions.md ("Row axes").
     """
 
     axis: int = 0
@@ -31,10 +32,10 @@ class RowAxis:
 
     @classmethod
     def by_size(cls, x: Tensor, m: int, sequence_first: bool) -> RowAxis | None:
-        """Which axis may hold ``m`` states as far as sizes tell; None if no axis may.
+        """Guesses from sizes alone which axis holds ``m`` states; None if no axis can.
 
-        The first, alone or with a multiple of them behind one another; of size 1 it is widened. The second where the first is no multiple
-        of ``m``, or in modules of ``sequence_first`` layout. A first axis that is a multiple by chance is taken for the states'.
+        It is the first if its size is a multiple of ``m``, or 1, which is then widened. It is the second if the first is no multiple of
+        ``m``, or in modules with ``sequence_first`` layout. A first axis that is a multiple by chance is mistaken for the states.
         """
         second = x.ndim > 1 and x.shape[1] == m
         first = x.ndim > 0 and x.shape[0] > 0 and (x.shape[0] % m == 0 or x.shape[0] == 1)
@@ -45,7 +46,7 @@ class RowAxis:
         return cls(0, 1, x.shape[0] // m) if x.shape[0] % m == 0 else cls(0, rows="widened")
 
     def fits(self, x: Tensor, m: int) -> bool:
-        """Whether a tensor may be so for ``m`` states."""
+        """Returns whether the shape of ``x`` is consistent with ``m`` states."""
         if self.ndim not in (None, x.ndim):
             return False
         if self.rows in ("new", "common"):
@@ -53,7 +54,7 @@ class RowAxis:
         return self.axis < x.ndim and x.shape[self.axis] == (1 if self.rows == "widened" else self.outer * m * self.inner)
 
     def in_front(self, x: Tensor, m: int) -> Tensor:
-        """``[m * outer * inner, ...]``, state by state, of which ``put_back`` is the inverse; ``[1, ...]`` of what is common."""
+        """Returns ``[m * outer * inner, ...]``, state by state, or ``[1, ...]`` if noise is common; ``put_back`` is the inverse."""
         if self.rows in ("new", "common"):
             return x.expand(m if self.rows == "new" else 1, *x.shape)
         if self.rows == "widened":
@@ -62,6 +63,7 @@ class RowAxis:
         return x if self.outer == 1 else x.unflatten(0, (self.outer, m, self.inner)).movedim(1, 0).flatten(0, 2)
 
     def put_back(self, x: Tensor, m: int) -> Tensor:
+        """Returns the result of ``in_front`` to the original layout."""
         if self.rows in ("new", "common"):
             return x if self.rows == "new" else x.squeeze(0)
         if self.outer > 1:

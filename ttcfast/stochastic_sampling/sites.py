@@ -1,4 +1,4 @@
-"""The places where noise enters a model, as data: which module, what is drawn there, how much, and the number that names its stream."""
+"""Lists the places where noise enters a model: which module, what is drawn there, how much, and the number of its random stream."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ from .dropout_wrap import check_switch, injected_dropout, is_dropout, learns_whe
 from .functional_dropout import functional_dropout
 
 INPUT = "input"
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # which call the model that they hold "module"
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # what torch's other wrappers call it, and nobody else
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # they hold the model as "module"
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # its name in torch's other wrappers, used by nothing else
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
-DROPOUTS = ("entries", "channels", "alpha", "channels alpha", "path", "block", "attention", "own")  # kinds that a model's modules have
+DROPOUTS = (
+    "entries",
+    "channels",
+    "alpha",
+    "channels alpha",
+    "path",
+    "block",
+    "attention",
+    "own",
+)  # kinds of the model's own dropout modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,20 +38,22 @@ class Site:
     """One place where noise enters a model.
 
     Args:
-        name: of the module, as in ``model.named_modules()``; ``""`` for the model's input.
-        kind: what is drawn. Of dropout modules ``"entries"``, ``"channels"``, ``"alpha"``, ``"channels alpha"``, ``"path"`` (whole
-            states), ``"block"`` (DropBlock), ``"attention"`` (weights of nn.MultiheadAttention), or ``"own"``: a dropout that cannot be
-            keyed and draws from the global streams. Besides ``"after"`` (dropout injected behind the module), ``"latent"`` (Gaussian
-            noise on its output), ``"input"`` (Gaussian noise on what the model is given) and ``"training"``: the module, without those
-            inside it, is held in training for what it drops by function, which cannot be keyed.
-        amount: rate of a dropout, standard deviation of Gaussian noise; above 0. NaN for a module held in training whose rate is not known.
-        module: the module itself; None for the input.
-        sequence_first: where sizes allow both readings, states stand in the second axis of three (torch's ``batch_first=False``).
-        plain_name: the name without those that wrappers around models put into it (``_plain_names``); None where there are none.
+        name: Name of the module in ``model.named_modules()``; ``""`` for the model's input.
+        kind: What is drawn. Dropout modules have ``"entries"``, ``"channels"``, ``"alpha"``, ``"channels alpha"``, ``"path"`` (whole
+            states), ``"block"`` (DropBlock), ``"attention"`` (weights of nn.MultiheadAttention), or ``"own"``, a dropout that cannot be
+            keyed and draws from the global streams. Others are ``"after"`` (dropout injected behind the module), ``"latent"`` (Gaussian
+            noise on its output), ``"input"`` (Gaussian noise on the model's input), and ``"training"``: the module, but not its children,
+            is held in training mode because it calls dropout as a function, which cannot be keyed.
+        amount: Rate of a dropout or standard deviation of Gaussian noise, positive; NaN for kind ``"training"`` if the rate is unknown.
+        module: The module; None for the input.
+        sequence_first: Whether states are in the second of three axes where sizes are ambiguous (torch's ``batch_first=False``).
+        plain_name: Name without the parts added by wrappers around models (``_plain_names``); None if there are none.
 
     Attributes:
-        number: names the stream, in 32 bits of ``kind`` and the plain name: the same in every process, for every batch, and in a model
-            that is wrapped. ``kind`` counts, so that two noises at one module are independent.
+        number: Names the random stream: 32 bits derived from ``kind`` and the plain name, the same in every process, for every batch, and
+            for a wrapped model. Two noises at one module are independent, because ``kind`` counts.
+
+    Source: docs/design/decisions.md ("Keyed candidates").
     """
 
     name: str
@@ -55,6 +66,7 @@ class Site:
 
     @property
     def is_dropout(self) -> bool:
+        """Whether the site drops entries rather than adding noise."""
         return self.kind in ("after", "training") or self.kind in DROPOUTS
 
     def __post_init__(self) -> None:
@@ -62,19 +74,21 @@ class Site:
         object.__setattr__(self, "number", int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little"))
 
     def number_of(self, call: int) -> int:
-        """The stream of the module's call number ``call`` (from 0) within a forward; no hashing, so that torch.compile can trace it."""
+        """Returns the stream of the module's call number ``call`` (from 0) within a forward, by arithmetic that torch.compile can trace."""
         return (self.number + call * _CALL) % 2**32
 
 
 def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
-    """Every place where ``config`` puts noise into ``model``, found anew at each call, since rates and modules may change between calls.
+    """Lists every place where ``config`` puts noise into ``model``. Nothing is cached, since rates and modules may change between calls.
 
-    The input comes first, then dropout modules in the model's own order, injected dropout, the latent. A module under several names
-    counts under its first. Names may be those of the model within its wrappers (DataParallel, DDP, torch.compile).
+    The order is: the input, modules held in training, dropout modules in the model's order, injected dropout, the latent. A module with
+    several names counts under the first. Names in ``config`` may be those of the model inside its wrappers (DataParallel, DDP,
+    torch.compile).
 
     Raises:
-        ValueError: names in ``dropout_after``, ``training_modules`` or ``latent_at`` that the model does not have, ``dropout_after``
-            without ``dropout_p``, ``latent_sigma`` for a model that does not say where its latent is, DataParallel over several devices.
+        ValueError: ``dropout_after``, ``training_modules`` or ``latent_at`` names a module that the model does not have, ``dropout_after``
+            lacks ``dropout_p``, ``latent_sigma`` is set for a model that does not declare its latent, or the model is a DataParallel over
+            several devices.
     """
     sites = [Site("", INPUT, config.input_eps)] if config.input_eps > 0 else []
     modules = dict(model.named_modules())
@@ -98,7 +112,7 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
 
 
 def _plain_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Of the modules within wrappers, the names that they have in the model that is wrapped."""
+    """The names of wrapped modules within the model that is wrapped."""
     hidden = {f"{name}.module".lstrip(".") for name, m in modules.items() if isinstance(m, _WRAPPERS)}
     hidden |= {name for name in modules if name.rpartition(".")[2] in _WRAPPED}
     if not hidden:
@@ -118,7 +132,7 @@ def _plain_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def _as_wrapped(names: Sequence[str], modules: Mapping[str, nn.Module], plain: Mapping[str, str]) -> Sequence[str]:
-    """The names that modules have in the wrapped model, for names in the model itself."""
+    """Converts names within the model itself to names within its wrappers."""
     if not plain or isinstance(names, str):
         return names
     full = {short: name for name, short in reversed(list(plain.items()))}  # of several the outermost
@@ -126,7 +140,7 @@ def _as_wrapped(names: Sequence[str], modules: Mapping[str, nn.Module], plain: M
 
 
 def _injected(modules: Mapping[str, nn.Module], p: float | None, after: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Names and rates of dropout behind the modules of ``after``, and of that which ``enable_mc_dropout`` injected for good."""
+    """Yields names and rates of dropout behind the modules of ``after``, and of dropout that ``enable_mc_dropout`` injected."""
     for name, module in modules.items():
         hook = injected_dropout(module) if module._forward_hooks else None
         rate = p if name in after else None if hook is None else hook.p
@@ -137,7 +151,7 @@ def _injected(modules: Mapping[str, nn.Module], p: float | None, after: Sequence
 def _held(
     model: nn.Module, modules: Mapping[str, nn.Module], asked: Sequence[str] | None, dropout: bool
 ) -> Iterator[tuple[str, float | None]]:
-    """Names of the modules to be held in training, and the rates of what they drop by function."""
+    """Yields the names of modules to hold in training, with the rates of their functional dropout."""
     found = functional_dropout(modules) if dropout or asked else {}
     if asked is None:
         yield from found.items()
@@ -152,7 +166,7 @@ def _held(
 
 def _latent_name(model: nn.Module, modules: Mapping[str, nn.Module], plain: Mapping[str, str], config: StochasticConfig) -> str:
     name = config.latent_at
-    for outer, module in modules.items():  # the model, and what is within its wrappers
+    for outer, module in modules.items():  # the model, and the one inside its wrappers
         if name is None and (outer == "" or plain.get(outer) == ""):
             name = getattr(module, "latent_module", None)
     if not isinstance(name, str):
@@ -178,7 +192,7 @@ _KINDS: dict[type[nn.Module], str] = {
 
 
 def _kind(module: nn.Module) -> str:
-    """What a dropout module draws; ``"own"`` where its forward is not the one that we know."""
+    """What a dropout module draws; ``"own"`` if its forward is not the known one."""
     for known, kind in _KINDS.items():
         if isinstance(module, known):
             return kind if type(module).forward is known.forward and "forward" not in vars(module) else "own"
@@ -190,7 +204,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _sequence_first(modules: Collection[nn.Module]) -> set[nn.Module]:
-    """The modules inside a block whose attention takes ``[L, M, D]``: its dropouts see tensors of that layout too."""
+    """The modules inside blocks whose attention takes ``[L, M, D]``: their dropouts see that layout too."""
     attention = {m for m in modules if isinstance(m, nn.MultiheadAttention) and not m.batch_first}
     blocks = [m for m in modules if attention.intersection(m.children())] if attention else []
     return {inner for block in blocks for inner in block.modules()}

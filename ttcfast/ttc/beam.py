@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.common import Scorer, as_scorer
+from ttcfast.rewards.scorer import Scorer, as_scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 

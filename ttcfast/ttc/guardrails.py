@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.common import Scorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.stochastic_sampling.distinct import distinct_count, projected
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import at_least
-from ttcfast.rewards.common import ScoreContext, as_scorer
+from ttcfast.rewards.scorer import ScoreContext, as_scorer
 from ttcfast.spec import StochasticConfig, TTCConfig
 
 from . import guardrails

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 
 from .models import Source

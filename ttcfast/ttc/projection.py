@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ttcfast.metrics.conservation import conserved_fields
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts
-from ttcfast.rewards.common import Project, ScoreContext
+from ttcfast.rewards.scorer import Project, ScoreContext
 from ttcfast.spec import StateSpec
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.rewards.ascent import channel_spread
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec, TTCConfig
 
 from .projection import positive, spec_of_problems

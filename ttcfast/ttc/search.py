@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.runtime import distributed
 
 from . import guardrails, sharding

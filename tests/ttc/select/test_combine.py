@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from tests.scorers import Towards
 from tests.surrogates import drop_surrogate, euler_state, shifted
-from tests.ttc.test_refine import Towards, arm
 from ttcfast.evaluation.methods import roll_method
 from ttcfast.evaluation.regret import choice_regret
 from ttcfast.metrics import conservation_drift
-from ttcfast.rewards.common import OracleScorer, Scorer, ScorerList
+from ttcfast.rewards.common import ARMScorer, OracleScorer, Scorer, ScorerList
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
 
@@ -84,7 +84,7 @@ def test_span_of_the_oracle_with_projection_is_a_ceiling_of_what_is_taken():
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_span_of_another_reward_climbs_and_is_never_worse_than_the_best_candidate(chunk):
-    for scorer in (Towards(euler_state().roll(1, -1)), arm(scale="absolute")):
+    for scorer in (Towards(euler_state().roll(1, -1)), ARMScorer(scale="absolute")):
         chosen = roll(scorer, branching_factor=5, chunk_size=chunk)
         r = roll(scorer, branching_factor=5, chunk_size=chunk, select="span", trust=None)
         reached = scorer.score_group(euler_state(), r.trajectory[:, 1:2], None)[:, 0].double()

@@ -1,1 +1,6 @@
-"""The process reward model: triplets of candidates, networks that score them, and their training."""
+"""Process reward model: networks that score candidates, the triplets they learn from, and their training."""
+
+from .dense import DensePRM
+from .model import PRM
+
+__all__ = ["PRM", "DensePRM"]  # imported, so that files of both kinds can be loaded

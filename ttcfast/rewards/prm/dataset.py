@@ -1,4 +1,4 @@
-"""Triplets as a map-style data set: our HDF5 files, and the sketch's one ``.pt`` file per sample."""
+"""Presents triplets as a map-style data set: our HDF5 files, or the plan's ``.pt`` files of one sample each."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries, require_regular
 from ttcfast.runtime.units import require_units
 
+from .sketch_files import TRIPLET_KEYS, load_triplet_file
 from .triplets.build import build_triplets
 from .triplets.file import FILE_NAME, SUFFIXES, Place, TripletFile
 
 __all__ = ["PRMTripletSet", "build_triplets"]
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
-KEYS = ("state_t", "best", "med", "worst")  # of a .pt file
 
 
 class PRMTripletSet(Dataset[Sample]):
-    """``(state, best, median, worst)``, each ``[C, *S]`` float32 in physical units.
+    """Data set of ``(state, best, median, worst)``, each ``[C, *S]`` float32 in physical units.
 
-    Read lazily: frames when asked for (where there are only ``.pt`` files the first at once, for the shape); each process (data-loader
-    worker) opens the files by itself. A loop over one file reads fastest by ``TripletFile.frames(indices, first=4, out=...)``, without the
-    copies of a ``DataLoader``'s collation and its workers' queue.
+    Frames are read on access, except that the first ``.pt`` file is opened at once for the shape if there are no triplet files. Each
+    process (data-loader worker) opens the files itself. Loops over one file read fastest with ``TripletFile.frames(indices, first=4,
+    out=...)``, which avoids the copies of a ``DataLoader``.
 
     Args:
-        manifest_paths: a path or several, in this order: triplet files, ``.pt`` files of the sketch (a dict of the tensors ``state_t``,
-            ``best``, ``med``, ``worst``), folders of either, or text files (``.txt``) that name one of these per line, relative to
-            themselves. Triplet files and ``.pt`` files may be mixed here; ``train_prm`` wants one kind.
+        manifest_paths: One or several of: triplet files, ``.pt`` files of the plan (a dict of the tensors ``state_t``, ``best``, ``med``,
+            ``worst``), folders of either, or ``.txt`` files that name one of these per line, relative to themselves. Samples keep this
+            order. Triplet and ``.pt`` files may be mixed here; ``train_prm`` requires one kind.
 
     Attributes:
-        paths: the sample files, parts: their readers. shape: ``(C, *S)`` of every state.
+        paths: Sample files.
+        parts: Reader of each file.
+        shape: ``(C, *S)`` of every state.
 
     Raises:
-        DataError: nothing given, a path that is missing, empty, damaged or holds something else, files whose states differ in shape, or
-            triplets of different surrogates or layouts of the state (channels, gamma, cell, domain).
+        DataError: No path is given; one is missing, empty, damaged or holds something else; or files differ in shape, surrogate or layout
+            (channels, gamma, cell, domain).
 
-    Source: seeds/ttc-integration-plan.md section 5; DECISIONS, Test-time computing 11.
+    Source: TTC plan, "Process Reward Model (PRM)"; docs/design/decisions.md ("Triplets").
     """
 
     def __init__(self, manifest_paths: Place | Iterable[Place]) -> None:
@@ -74,21 +76,21 @@ class PRMTripletSet(Dataset[Sample]):
         return _four(part.frames([inner], first=4)[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """A batch for ``DataLoader``, read at once: neighbours in ``indices`` that are of one file share their memory."""
+        """Returns a batch for ``DataLoader``, read at once; consecutive samples of one file share memory."""
         samples: list[Sample] = []
         for part, picks in itertools.groupby((self._find(i) for i in indices), lambda found: found[0]):
             samples += map(_four, part.frames([inner for _, inner in picks], first=4))
         return samples
 
     def errors(self, i: int) -> Tensor:
-        """Errors ``[K]`` of all candidates of sample ``i``.
+        """Returns the errors ``[K]`` of all candidates of sample ``i``.
 
         Raises:
-            DataError: it is of a ``.pt`` file, which keeps none.
+            DataError: The sample is from a ``.pt`` file, which stores none.
         """
         part, inner = self._find(i)
         if isinstance(part, _TensorFile):
-            raise DataError(f"{part.path} holds three candidates and no errors; errors are kept by files of `ttcfast build_prm_data`")
+            raise DataError(f"{part.path} holds three candidates and no errors; errors are stored by `ttcfast build_prm_data`")
         return torch.from_numpy(part.errors[inner])
 
     def _find(self, i: int) -> tuple[TripletFile | _TensorFile, int]:
@@ -114,7 +116,7 @@ class PRMTripletSet(Dataset[Sample]):
 
 
 class _TensorFile:
-    """One sample as the sketch saves it; read, and checked, when asked for, since there may be many."""
+    """One sample in the plan's format; read and checked on access, since there may be many files."""
 
     def __init__(self, path: Path) -> None:
         self.path = require_regular(path, "triplet file", "make it again, or leave it out of manifest_paths")
@@ -125,16 +127,16 @@ class _TensorFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(_load(self.path)["best"].shape)
+        return tuple(load_triplet_file(self.path)["best"].shape)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def frames(self, indices: Sequence[int], *, first: int = 4) -> Tensor:
-        held = _load(self.path)
+        held = load_triplet_file(self.path)
         if self.expected is not None:
             _require_shape(self.path, tuple(held["best"].shape), *self.expected)
-        return torch.stack([held[key].float() for key in KEYS[:first]]).expand(len(indices), first, *held["best"].shape)
+        return torch.stack([held[key].float() for key in TRIPLET_KEYS[:first]]).expand(len(indices), first, *held["best"].shape)
 
 
 def _require_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...], other: Path) -> None:
@@ -144,32 +146,10 @@ def _require_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]
         )
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch all have errors of their own for a file that is not theirs
-        raise DataError(
-            f"triplet file {path} is damaged, or holds something other than tensors, which is not opened ({type(error).__name__}); "
-            f"expected a dict of the tensors {', '.join(KEYS)}"
-        ) from error
-    if not isinstance(held, dict) or any(not isinstance(held.get(key), Tensor) for key in KEYS):
-        found = ", ".join(f"{k}: {type(v).__name__}" for k, v in held.items()) if isinstance(held, dict) else type(held).__name__
-        raise DataError(f"triplet file {path} holds {found or 'nothing'}; expected a dict of the tensors {', '.join(KEYS)}")
-    if foreign := sorted(str(key) for key, value in held.items() if not isinstance(value, Tensor)):
-        raise DataError(f"triplet file {path} holds {', '.join(foreign)}, which are no tensors; expected {', '.join(KEYS)} alone")
-    for key in KEYS:
-        if held[key].is_complex() or held[key].nbytes > held[key].untyped_storage().nbytes():
-            raise DataError(f"triplet file {path} holds {key} {list(held[key].shape)} of {held[key].dtype}, complex or without its values")
-    shapes = {tuple(held[key].shape) for key in KEYS}
-    if len(shapes) != 1:
-        raise DataError(f"triplet file {path} holds states of shapes {', '.join(map(str, sorted(shapes)))}; expected one shape [C, *S]")
-    return held
-
-
 def _sample_files(place: Path, named_by: Path | None = None) -> list[Path]:
-    """The files of samples that a path stands for."""
+    """The sample files that a path stands for."""
     told = "" if named_by is None else f" (named by {named_by})"
-    if os.path.isdir(place):  # Path.is_dir raises for a name too long
+    if os.path.isdir(place):  # Path.is_dir raises for names that are too long
         if (place / FILE_NAME).is_file():
             return [place / FILE_NAME]
         files = entries(place, *SUFFIXES, ".pt")

@@ -1,4 +1,4 @@
-"""The dense reward model: it predicts where a candidate is wrong, and by how much; the score is minus the mean square of that."""
+"""The dense reward model: it predicts the error of a candidate at every cell; the score is the negated mean square."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from ttcfast.spec import StateSpec
 from .network import Padding, PairNetwork, outside_autocast
 from .residual import EulerResidual
 
-_GROWTH = (1.0, 2.0, 3.0, 4.0)  # width of a level over that of the finest; shocks are local, vortices are few numbers
+_GROWTH = (1.0, 2.0, 3.0, 4.0)  # width of each level relative to the finest
 
 
 class DensePRM(PairNetwork):
-    """A small U-Net from (state, candidate) to the field ``(truth - candidate) / delta_std``.
+    """Small U-Net that predicts the field ``(truth - candidate) / delta_std`` from a state and a candidate.
 
-    ``error(state [B, C, X, Y], cand [B, C, X, Y]) -> [B, C, X, Y]``, float32, and ``forward`` = minus its mean square ``[B]``. Its last
-    convolution starts at zero: untrained, it finds no fault anywhere. The whole commutes with shifts by ``stride`` cells on periodic axes.
+    ``error(state [B, C, X, Y], cand [B, C, X, Y])`` returns that field, float32, and ``forward`` minus its mean square ``[B]``. The last
+    convolution is initialised to zero, so that an untrained model predicts no error. The network commutes with shifts by ``stride`` cells
+    along periodic axes.
 
     Args:
-        in_ch: 2C.
-        width: channels of the finest level (coarser ones have twice, three and four times as many), or one number per level.
-        depth: residual blocks of a level, on the way down and again on the way up (the coarsest has one way), or one number per level.
-        levels: resolutions; each has half the cells per axis of the one before.
-        patch: cells per axis that the first convolution strides over: 1, or 2 for a network that is three to four times cheaper, with one
-            convolution at full resolution before the last.
-        Others as ``PairNetwork``.
+        in_ch: Channels of state and candidate together, 2C.
+        width: Channels of the finest level (coarser ones have two, three and four times as many), or one number per level.
+        depth: Residual blocks per level and direction (the coarsest level has one direction), or one number per level.
+        levels: Number of resolutions; each halves the cells per axis.
+        patch: Stride of the first convolution in cells: 1, or 2 for a network three to four times cheaper, with one convolution at full
+            resolution before the last.
+        periodic, padding, normalizer, spec, residual, info: See ``PairNetwork``.
 
-    Source: DECISIONS, "Added after a prototype"; facts/prototype-ttc.md.
+    Source: docs/design/decisions.md ("Refinement"), ("Process reward model").
     """
 
     kind = "dense"
@@ -81,19 +82,22 @@ class DensePRM(PairNetwork):
 
     @property
     def stride(self) -> int:
-        """Cells per axis of one cell of the coarsest level; the grid must be a multiple of it."""
-        return self.patch * 2 ** (self.levels - 1)
+        """Cells per axis of one cell of the coarsest level; each grid size must be a multiple of it."""
+        return self.patch << (self.levels - 1)
 
     def config(self) -> dict[str, Any]:
         sizes = {"width": list(self.width), "depth": list(self.depth), "levels": self.levels, "patch": self.patch}
         return {**super().config(), **sizes}
 
     def error(self, state: Tensor, cand: Tensor) -> Tensor:
-        """The predicted ``(truth - cand) / delta_std``, ``[B, C, X, Y]``, float32."""
+        """Returns the predicted ``(truth - cand) / delta_std``, ``[B, C, X, Y]``, float32."""
         return self.error_group(state, cand.unsqueeze(1))[:, 0]
 
     def error_group(self, state: Tensor, candidates: Tensor, share: Tensor | None = None) -> Tensor:
-        """The same for many candidates of each state: ``[N, C, X, Y]`` with ``[N, B, C, X, Y]`` -> ``[N, B, C, X, Y]``."""
+        """Returns the same for several candidates per state: ``[N, C, X, Y]`` with ``[N, B, C, X, Y]`` -> ``[N, B, C, X, Y]``.
+
+        ``share`` is ``state_share(state)`` if the caller has it already.
+        """
         if any(n % self.stride for n in state.shape[2:]):
             raise ValueError(
                 f"state has the grid {tuple(state.shape[2:])}; with {self.levels} levels and patch {self.patch} this reward model needs "
@@ -107,15 +111,15 @@ class DensePRM(PairNetwork):
             coarse = self.mix(torch.cat([fine, once.flatten(0, 1).to(fine.dtype), own.flatten(0, 1).to(fine.dtype)], 1))
         h = F.gelu(coarse)
         with outside_autocast(h):
-            field = self.out(h.to(self.out.weight.dtype)).float()
-        return field.unflatten(0, candidates.shape[:2])
+            field: Tensor = self.out(h.to(self.out.weight.dtype)).float()
+        return field.view(candidates.shape)
 
     def score_group(self, state: Tensor, candidates: Tensor, share: Tensor | None = None) -> Tensor:
         return self.score_of(self.error_group(state, candidates, share))
 
     @staticmethod
     def score_of(field: Tensor) -> Tensor:
-        """Scores ``[N, B]`` of predicted errors ``[N, B, C, X, Y]``."""
+        """Returns scores ``[N, B]`` of predicted errors ``[N, B, C, X, Y]``."""
         return -field.square().mean((2, 3, 4))
 
     def _u_net(self, h: Tensor) -> Tensor:
@@ -147,11 +151,12 @@ class _Residual(nn.Module):
             second.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.gelu(self.first(F.gelu(x))))
+        change: Tensor = self.second(F.gelu(self.first(F.gelu(x))))
+        return x + change
 
 
 def _per_level(name: str, value: int | Sequence[int], levels: int, growth: Sequence[float]) -> tuple[int, ...]:
-    """One number per level; a single one grows as ``growth`` says, whose last entry holds for all further levels."""
+    """One number per level; a single number is multiplied by ``growth``, whose last entry applies to all further levels."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = [round(value * growth[min(i, len(growth) - 1)]) for i in range(levels)]
     if not isinstance(value, Sequence) or len(value) != levels:

@@ -1,4 +1,4 @@
-"""The scalar reward model: the seed's convolutional trunk with the padding of the data's boundary."""
+"""The scalar reward model: the plan's convolutional trunk, padded as the data's boundary requires."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from .residual import EulerResidual
 
 
 class PRM(PairNetwork):
-    """Convolutions and GELU, the mean over all cells, one number: ``forward(state [B, C, X, Y], cand [B, C, X, Y]) -> [B]``.
+    """Scores a pair by convolutions, GELU and a mean over all cells: ``forward(state [B, C, X, Y], cand [B, C, X, Y]) -> [B]``.
 
-    Departs from the sketch in the padding, which is that of the data's boundary (``padding="zeros"`` is the sketch's), and in the
-    normaliser, without which the features are the sketch's. Parameters have the sketch's names, so that its state dicts load. The head is
-    float32 under autocast.
+    Departs from the plan in the padding (``padding="zeros"`` is the plan's) and in the normalizer (None gives the plan's features).
+    Parameter names are the plan's, so that its state dicts load. The head runs in float32 under autocast.
 
     Args:
-        in_ch, width, depth: the sketch's; ``in_ch`` is 2C.
-        Others as ``PairNetwork``.
+        in_ch: Channels of state and candidate together, 2C.
+        width: Channels of each convolution.
+        depth: Number of convolutions.
+        periodic, padding, normalizer, spec, residual, info: See ``PairNetwork``.
 
-    Source: seeds/ttc-integration-plan.md section 5; DECISIONS 12.
+    Source: TTC plan, "Process Reward Model (PRM)"; docs/design/decisions.md ("Process reward model").
     """
 
     kind = "scalar"
@@ -72,11 +73,12 @@ class PRM(PairNetwork):
         h = self.first(state, candidates, share)
         for layer in list(self.trunk.children())[1:]:
             h = layer(h)
-        return self.scores_of(h).unflatten(0, candidates.shape[:2])
+        return self.scores_of(h).view(candidates.shape[:2])
 
     def scores_of(self, trunk: Tensor) -> Tensor:
-        """Scores ``[M]`` of the trunk's output ``[M, width, X, Y]``; the head of the sketch, in float32."""
+        """Returns scores ``[M]`` for outputs of the trunk ``[M, width, X, Y]``: the plan's head, in float32."""
         linear = self.head[-1]
         assert isinstance(linear, nn.Linear)
         with outside_autocast(trunk):
-            return linear(trunk.mean((2, 3), dtype=linear.weight.dtype)).squeeze(-1)
+            scores: Tensor = linear(trunk.mean((2, 3), dtype=linear.weight.dtype))
+        return scores.squeeze(-1)

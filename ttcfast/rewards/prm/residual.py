@@ -1,4 +1,4 @@
-"""How far a candidate is from solving the Euler equations over one step: features that a reward model reads beside the states."""
+"""Computes how far a candidate is from solving the Euler equations over one step, as features of a reward model."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.periodic import pad_grid
 from ttcfast.spec import StateSpec
 
-_LEAST = 1e-3  # density and pressure are raised to it before they are divided by or their logarithm is taken
+_LEAST = 1e-3  # lower bound of density and pressure in divisions and logarithms
 
 
 @dataclass(frozen=True)
 class EulerResidual:
-    """Features of a pair of states ``dt`` apart, from the equations alone; nothing in them is fitted.
+    """Features of two states ``dt`` apart, computed from the equations alone; nothing in them is fitted.
 
     With R(u) = -div F(u) by fourth-order central differences, the residual of a candidate c for the state x is that of Simpson's rule,
-    c - x - dt/6 (R(x) + 4 R(m) + R(c)), with the middle state m = (x + c)/2 + dt/8 (R(x) - R(c)) of the cubic that has these values and
-    rates. It vanishes to fourth order in dt where the solution is smooth; at shocks it is large for the truth as well, which is left to
-    the network to know. Whatever is not bounded passes through asinh, in units of ``delta_std``.
+    c - x - dt/6 (R(x) + 4 R(m) + R(c)), where m = (x + c)/2 + dt/8 (R(x) - R(c)) is the midpoint of the cubic with these values and
+    rates. It vanishes to fourth order in dt where the solution is smooth; at shocks it is large for the truth too, which the network has
+    to learn. Unbounded features pass through asinh, in units of ``delta_std``.
 
     Args:
-        dt: time between two states. cell: width of a cell along x and y, in the same units.
+        dt: Time between the two states.
+        cell: Width of a cell along x and y.
 
     Raises:
-        ValueError: a time or a width that is not positive.
+        ValueError: The time or a width is not positive.
 
-    Source: collocation at the Lobatto points (Simpson), e.g. Hairer, Norsett, Wanner, Solving ODEs I, section II.7; the use of it is ours.
+    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, section II.7 (Lobatto collocation).
     """
 
     dt: float
@@ -52,7 +53,7 @@ class EulerResidual:
 
     @staticmethod
     def check(spec: StateSpec | None, normalizer: Normalizer | None) -> None:
-        """Raise ``ValueError`` unless the features can be computed: conserved variables of 2-D Euler, one gamma, a normaliser."""
+        """Raises ``ValueError`` unless the features can be computed: conserved variables of 2-D Euler, one gamma, a normalizer."""
         ok = spec is not None and spec.variables == "conserved" and spec.ndim == 2 and len(spec.momentum) == 2
         if not ok or spec is None or torch.is_tensor(spec.gamma):
             raise ValueError(
@@ -62,17 +63,17 @@ class EulerResidual:
             raise ValueError("residual is given without a normalizer, whose delta_std is its unit; give one, or residual=None")
 
     state_channels = 8
-    """Primitive variables and dt R(x)."""
+    """Number of features of a state: primitive variables and dt R(x)."""
     candidate_channels = 16
-    """Change of the primitive variables, dt R(c), and the residual at two scales."""
+    """Number of features of a candidate: change of the primitive variables, dt R(c), and the residual at two scales."""
 
     def of_state(self, x: Tensor, spec: StateSpec, normalizer: Normalizer, periodic: Sequence[bool]) -> Tensor:
-        """``[N, C, X, Y]`` -> ``[N, 8, X, Y]``."""
+        """Returns features ``[N, 8, X, Y]`` of states ``[N, C, X, Y]``."""
         rate, primitive = self.rate(x, spec, periodic)
         return torch.cat([primitive, torch.asinh(self.dt * rate / _units(normalizer, spec, x))], 1)
 
     def of_candidates(self, x: Tensor, candidates: Tensor, spec: StateSpec, normalizer: Normalizer, periodic: Sequence[bool]) -> Tensor:
-        """``[N, C, X, Y]``, ``[N, B, C, X, Y]`` -> ``[N, B, 16, X, Y]``."""
+        """Returns features ``[N, B, 16, X, Y]`` of candidates ``[N, B, C, X, Y]`` for states ``[N, C, X, Y]``."""
         n, b = candidates.shape[:2]
         at = [spec.density, *spec.momentum, _energy(spec)]
         unit = _units(normalizer, spec, x)
@@ -84,10 +85,10 @@ class EulerResidual:
         between, _ = self._rate(middle, float(spec.gamma), periodic)
         residual = (c[:, at] - x4 - self.dt / 6 * (start + 4 * between + end)) / unit
         parts = [after - before, torch.asinh(self.dt * end / unit), torch.asinh(residual), torch.asinh(4 * residual)]
-        return torch.cat(parts, 1).unflatten(0, (n, b))
+        return torch.cat(parts, 1).view(n, b, self.candidate_channels, *c.shape[2:])
 
     def rate(self, u: Tensor, spec: StateSpec, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """R(u) ``[N, 4, X, Y]`` in the order density, momentum, energy; and u, v, log p, log rho ``[N, 4, X, Y]``."""
+        """Returns R(u) of density, momentum and energy, ``[N, 4, X, Y]``, and the velocity, log p and log rho, ``[N, 4, X, Y]``."""
         return self._rate(u[:, [spec.density, *spec.momentum, _energy(spec)]], float(spec.gamma), periodic)
 
     def _rate(self, u: Tensor, gamma: float, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:

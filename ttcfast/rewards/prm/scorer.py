@@ -1,4 +1,4 @@
-"""A reward model as a scorer: chunks, precision, compilation, and the direction in which a candidate would score higher."""
+"""Turns a reward model into a scorer: chunking, precision, compilation, and the direction in which the score increases."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import one_of, whole
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.units import Units, require_units
 from ttcfast.spec import StateSpec
 
 from .dense import DensePRM
 from .network import PairNetwork
-from .sketch_files import from_pretrained, load_state_dict_file
+from .sketch_files import load_state_dict_file
 
 REMEDY = "give the reward model that was trained for such data (ttcfast train_prm_on_policy), or leave it out"
-MARGIN = 0.2  # of the seed; a network that was trained with another says so in its info
-_CHUNK_BYTES = {"cpu": 2 << 20}  # of one activation: more is fetched from the system anew for each layer, at half the speed (bench_prm)
+MARGIN = 0.2  # the plan's; a network that was trained with another one records it in its info
+_CHUNK_BYTES = {"cpu": 2 << 20}  # of one activation; larger ones are allocated anew by each layer, at half the speed (bench/bench_prm.py)
 _CHUNK_BYTES_ELSEWHERE = 1 << 30
 
 
 class PRMScorer(Scorer):
-    """The learned reward. Candidates that are not finite score -inf.
+    """Learned reward. Candidates that are not finite score -inf.
 
     Args:
-        prm_ckpt: a ``PRM`` or ``DensePRM``; a folder that ``save_pretrained`` or ``ttcfast train_prm`` wrote; or the sketch's ``.pt`` with
-            a state dict (nothing but tensors is opened).
-        in_ch: 2C, checked against the model; None takes the model's.
-        spec: layout of the states that will be scored; None takes the model's. Channels are checked against the model's, and so are gamma
-            and cell volume where it has features that are computed from them: it is not used on what it was not trained for.
-        compile: score by torch.compile. Each shape of chunk is compiled once, for half a minute or more on a CPU.
-        dtype: torch.bfloat16 or torch.float16: convolutions under autocast, the head in float32. Candidates differ by little, so look at
-            what it costs in choices (``bench/bench_prm.py``). None computes in float32.
-        channels_last: store weights and activations channels last.
-        chunk: candidates scored at once; None takes 2 MB of activations on a CPU, 1 GB on a GPU.
+        prm_ckpt: A ``PRM`` or ``DensePRM``, a folder that ``save_pretrained`` or ``ttcfast train_prm`` wrote, or the plan's ``.pt`` with a
+            state dict (only tensors are unpickled).
+        in_ch: 2C, checked against the model; None skips the check.
+        spec: Layout of the states to score; None means the model's. Its channels must match the model's, and so must gamma and cell volume
+            if the model has features that depend on them.
+        compile: Whether to score with torch.compile. Each chunk shape compiles once, which takes half a minute or more on a CPU.
+        dtype: torch.bfloat16 or torch.float16 runs convolutions under autocast and the head in float32; check how many choices this changes
+            with ``bench/bench_prm.py``. None means float32.
+        channels_last: Whether to store weights and activations channels last.
+        chunk: Candidates scored at once; None bounds one activation by 2 MB on a CPU and 1 GB elsewhere.
 
     Raises:
-        CheckpointError: missing, damaged, of another ``in_ch``, or a spec of other channels. DataError: a spec of another gamma or cell.
-        ValueError: an unknown dtype, a chunk below 1.
+        CheckpointError: The model is missing or damaged, or has another ``in_ch`` or other channels than ``spec``.
+        DataError: ``spec`` has another gamma or cell volume.
+        ValueError: The dtype is unknown, or ``chunk`` is below 1.
 
-    Source: seeds/ttc-integration-plan.md section 15; DECISIONS 12, Precision.
+    Source: TTC plan, "Minimal Interfaces (Copy-Paste Stubs)"; docs/design/decisions.md ("Process reward model"), ("Precision").
     """
 
     marks_nonfinite = True
-    scores_projected = True  # it is trained on states as a rollout takes them
+    scores_projected = True  # it is trained on states as rollouts keep them
 
     def __init__(
         self,
@@ -96,11 +97,11 @@ class PRMScorer(Scorer):
         return _marked(candidates, scores)
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> Tensor:
-        """The move that is one full step upwards in the score, ``[N, B, C, X, Y]`` in physical units.
+        """Returns the displacement that is one full step up the score, ``[N, B, C, X, Y]`` in physical units, detached.
 
-        Of a dense model the error it predicts: after that step it would find no fault. Of a scalar one the shortest move (in units of
-        ``delta_std``) that raises its linearised score by the margin of its training, the distance it was taught between good and better.
-        Without gradient; 0 where the candidate or the move is not finite.
+        For a dense model it is the predicted error, after which the model would predict none. For a scalar model it is the shortest
+        displacement, in units of ``delta_std``, that raises the linearised score by the margin of its training. 0 where the candidate or
+        the displacement is not finite.
         """
         return self.ascent_and_scores(state, candidates, context)[0]
 
@@ -129,14 +130,14 @@ class PRMScorer(Scorer):
             at = candidates.clone().requires_grad_()
             with self._autocast(state):
                 scores = network.score_group(state, at, share)
-            (slope,) = torch.autograd.grad(scores.sum(), at)  # a score depends on its own candidate alone
+            (slope,) = torch.autograd.grad(scores.sum(), at)  # each score depends on its own candidate only
         slope = slope * scale
         square = slope.square().sum((2, 3, 4), keepdim=True)
         margin = float(network.info.get("margin", MARGIN))
         return torch.where(square > 0, margin * slope / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0) * scale, scores
 
     def _chunks(self, state: Tensor, candidates: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows and columns of the candidates to be computed at once, and the first layer's share of their states."""
+        """Yields rows and columns of the candidates to compute at once, and the first layer's response to their states."""
         n, b = candidates.shape[:2]
         most = self.chunk
         if most is None:
@@ -166,7 +167,7 @@ def _opened(prm: Any) -> PairNetwork:
         return prm
     if not isinstance(prm, (str, os.PathLike)):
         raise ValueError(f"prm_ckpt is a {type(prm).__name__}; give a PRM or DensePRM, a folder of save_pretrained, or a .pt")
-    return from_pretrained(prm) if Path(prm).is_dir() else load_state_dict_file(prm)
+    return PairNetwork.from_pretrained(prm) if Path(prm).is_dir() else load_state_dict_file(prm)
 
 
 def _name(prm: Any) -> str:

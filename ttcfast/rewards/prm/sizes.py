@@ -1,4 +1,4 @@
-"""Reward models by name: one as large as the shipped surrogate, which is the paper's choice, and one for where every second counts."""
+"""Names sizes of reward models: one as large as the shipped surrogate, which is the paper's choice, and a smaller one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from ttcfast.checks import one_of
 
 from .network import PairNetwork
-from .sketch_files import KINDS
 
 # The shipped surrogate has 0.62M parameters.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -25,22 +24,23 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def make_prm(kind: str, in_ch: int, size: str | None = None, sizes: Mapping[str, Any] | None = None, **common: Any) -> PairNetwork:
-    """An untrained reward model.
+    """Builds an untrained reward model.
 
     Args:
         kind: ``"scalar"`` (``PRM``) or ``"dense"`` (``DensePRM``).
-        in_ch: 2C.
-        size: a name of ``SIZES[kind]``; None takes the class's own defaults.
-        sizes: arguments of the class that replace those of ``size``; entries that are None are left out.
-        common: normalizer, spec, periodic, padding, info.
+        in_ch: Channels of state and candidate together, 2C.
+        size: Name in ``SIZES[kind]``; None means the defaults of the class.
+        sizes: Arguments of the class that override those of ``size``; entries that are None are ignored.
+        common: ``normalizer``, ``spec``, ``periodic``, ``padding``, ``residual``, ``info``.
 
     Raises:
-        ValueError: an unknown kind, size or argument.
+        ValueError: The kind, size or an argument is unknown.
     """
-    one_of("kind", kind, tuple(KINDS))
+    one_of("kind", kind, tuple(SIZES))
     one_of("size", size, (None, *SIZES[kind]))
+    network = PairNetwork.kinds[kind]
     chosen = {**({} if size is None else SIZES[kind][size]), **{k: v for k, v in (sizes or {}).items() if v is not None}}
     try:
-        return KINDS[kind](in_ch, **chosen, **common)
+        return network(in_ch, **chosen, **common)
     except TypeError as error:
-        raise ValueError(f"model has a size that a {kind} reward model has not ({error}); see {KINDS[kind].__name__}") from error
+        raise ValueError(f"model has a size that a {kind} reward model has not ({error}); see {network.__name__}") from error

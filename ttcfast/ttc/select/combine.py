@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec
 from ttcfast.ttc.guardrails import finite_states
 from ttcfast.ttc.projection import positive, spec_of_problems

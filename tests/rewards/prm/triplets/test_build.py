@@ -17,15 +17,13 @@ from torch.utils.data import DataLoader
 
 from tests.flips import unnoticed
 from tests.report.small_run import write_surrogate
-from tests.surrogates import Brittle, drop_surrogate, euler_state, shifted
+from tests.surrogates import brittle, drop_surrogate, euler_state, shifted
 from ttcfast.cli.main import main
-from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.prm.dataset import PRMTripletSet
 from ttcfast.rewards.prm.triplets import build
 from ttcfast.rewards.prm.triplets.build import build_triplets, pick
 from ttcfast.rewards.prm.triplets.file import TripletFile
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec, StochasticConfig
 
 STEPS, K = 3, 9
 
@@ -132,7 +130,7 @@ def test_surrogates_and_data_are_not_mixed(made, truth):
 def test_bad_candidates_are_skipped_and_counted(tmp_path, caplog):
     x = euler_state(3)
     limit = float(x[:, 0, 0, 0].sort().values[1]) + 0.01  # of the three problems one lies below by far, one near, one above
-    fm = Surrogate(Brittle(limit), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.02))
+    fm = brittle(limit, 0.02)
     with caplog.at_level("WARNING"):
         path = build_triplets(fm, shifted(x, 1), tmp_path, K=20, T_prm=1, units="physical")
     file = TripletFile(path)
@@ -276,9 +274,9 @@ def test_triplet_files_and_the_sketchs_may_be_read_as_one_set(made, tmp_path):
 
 
 def test_a_file_without_a_usable_sample_is_refused(tmp_path):
-    fm = Surrogate(Brittle(0.0), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.02))
+    fm = brittle(0.0, 0.02)
     path = build_triplets(fm, shifted(euler_state(3), 1), tmp_path, K=4, T_prm=1, units="physical")
-    with pytest.raises(DataError, match=r"holds no usable sample \(3 left out, whose candidates are not finite\); make it again with"):
+    with pytest.raises(DataError, match=r"holds no usable sample \(3 skipped, whose candidates are not finite\); make it again with"):
         PRMTripletSet(path)
 
 
@@ -307,7 +305,7 @@ def test_missing_empty_and_foreign_files_are_named(made, tmp_path):
         PRMTripletSet([tmp_path / "empty.hdf5"])
     with h5py.File(tmp_path / "foreign.hdf5", "w") as file:
         file["density"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"foreign.hdf5 holds density and is no triplet file"):
+    with pytest.raises(DataError, match=r"foreign.hdf5 holds density and is not a triplet file"):
         PRMTripletSet([tmp_path / "foreign.hdf5"])
     short = shutil.copy(made, tmp_path / "short.hdf5")
     os.truncate(short, os.path.getsize(short) // 2)
@@ -372,7 +370,7 @@ def test_frames_are_compared_where_a_tool_has_chunked_them(made, tmp_path):
         other.create_dataset("frames", data=values, chunks=(1, *values.shape[1:]))
     held = TripletFile(tmp_path / "chunked.hdf5")
     assert held.frames([0, 1, 2]).isfinite().all() and held.frames([3], first=2).isfinite().all()
-    with pytest.raises(DataError, match=r"chunked.hdf5 is damaged \(the checksums of sample 3 do not fit its frames\)"):
+    with pytest.raises(DataError, match=r"chunked.hdf5 is damaged \(the checksums of sample 3 do not match its frames\)"):
         held.frames([2, 3], first=4)
 
 

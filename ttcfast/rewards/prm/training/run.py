@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate, units_of
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.sizes import make_prm
-from ttcfast.rewards.prm.sketch_files import from_pretrained
 from ttcfast.rewards.prm.train import TrainPRMConfig, TrainPRMResult
 from ttcfast.rewards.prm.triplets.batches import Batches, Triplets
 from ttcfast.runtime import checkpoints
@@ -200,7 +199,7 @@ class _Run:
         if rank() == 0:
             self._export(step)
         gathered(None)  # so that no process reads the folder before it is written
-        return TrainPRMResult(from_pretrained(self.out), Path(self.out), step, dict(self.metrics))
+        return TrainPRMResult(PairNetwork.from_pretrained(self.out), Path(self.out), step, dict(self.metrics))
 
     def out_of_time(self) -> bool:
         """Process 0's clock decides for all."""
@@ -230,7 +229,7 @@ class _Run:
         if in_ch is not None and in_ch != channels:
             raise ArgumentError(f"in_ch is {in_ch} and the triplets' states have {channels // 2} channels; give in_ch={channels}")
         if options.init is not None:
-            network = from_pretrained(options.init)
+            network = PairNetwork.from_pretrained(options.init)
             if network.in_ch != channels:
                 raise CheckpointError(f"model.init {options.init} has in_ch {network.in_ch}; the triplets need {channels}")
             if triplets.files:

@@ -1,1 +1,1 @@
-"""Triplets (best, median and worst of K candidates): building, the file, reading batches."""
+"""Triplets (best, median and worst of K candidates): making them, storing them, reading them in batches."""

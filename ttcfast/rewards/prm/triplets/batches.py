@@ -1,4 +1,4 @@
-"""Training batches of triplets: every draw is a function of the seed, the step and the place in the batch, whoever makes it."""
+"""Draws training batches of triplets, each a function of the seed, the step and the place in the batch only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ from .file import FRAMES, Place, TripletFile
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """What makes more of the triplets than there are.
+    """Augmentation of triplets.
 
     Args:
-        symmetry: random shifts, mirrors and transposes (``data.symmetry``), for triplet files in two dimensions.
-        input_noise: deviation of Gaussian noise on the state, in its standard deviations; candidates and truth stay.
-        blend: each candidate is moved towards the truth by a random share up to this, so that a dense model also sees what its own
+        symmetry: Whether to apply random shifts, mirrors and transposes (``ttcfast.data.symmetry``), for triplet files in two dimensions.
+        input_noise: Standard deviation of Gaussian noise on the state, relative to that of the state; candidates and truth are unchanged.
+        blend: Each candidate moves towards the truth by a random fraction up to this one, so that a dense model also sees what its own
             corrections leave; 0 for none.
+
+    Raises:
+        ValueError: ``input_noise`` is negative, or ``blend`` is outside [0, 1).
     """
 
     symmetry: bool = True
@@ -40,19 +43,24 @@ class AugmentOptions:
     def __post_init__(self) -> None:
         at_least("input_noise", self.input_noise, 0)
         if not 0 <= self.blend < 1:
-            raise ValueError(f"blend is {self.blend}; give a share in [0, 1)")
+            raise ValueError(f"blend is {self.blend}; give a fraction in [0, 1)")
 
 
 class Triplets:
-    """All samples of one or several files as one list.
+    """All samples of one or several files as one sequence.
 
     Args:
-        paths: as ``PRMTripletSet`` takes them.
+        paths: As in ``PRMTripletSet``.
 
     Attributes:
-        trajectory: int64 ``[M]``, what validation is split by; a ``.pt`` file, which does not say, counts as one.
-        frames_each: 6, or 4 where a file of the sketch keeps no truth.
-        spec, normalizer, surrogate: of the triplet files; None where there are only files of the sketch.
+        trajectory: Trajectory of each sample, int64 ``[M]``, by which validation is split; each ``.pt`` file counts as one.
+        frames_each: Frames per sample: 6, or 4 for the plan's files, which store no truth.
+        spec: Layout of the states; None for the plan's files.
+        normalizer: Normalizer of the surrogate; None for the plan's files.
+        surrogate: Hash of the surrogate; None for the plan's files.
+
+    Raises:
+        DataError: The paths mix triplet files and ``.pt`` files, or cannot be read.
     """
 
     def __init__(self, paths: Place | Iterable[Place]) -> None:
@@ -74,17 +82,17 @@ class Triplets:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The same for the same samples in the same order, wherever their files lie and whatever those are called."""
+        """Hash of the samples and their order, independent of the files' names and places."""
         digest = hashlib.sha256("".join(part.fingerprint() for part in self.set.parts).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
     def place(self, i: int) -> tuple[int, int]:
-        """File and sample within it."""
+        """Returns the file of sample ``i`` and its index within that file."""
         file = int(np.searchsorted(self._ends, i, side="right"))
         return file, int(i - (self._ends[file - 1] if file else 0))
 
     def frames(self, indices: Sequence[int]) -> Tensor:
-        """``[m, frames_each, C, X, Y]``, physical units; new memory."""
+        """Reads samples ``[m, frames_each, C, X, Y]`` in physical units into new memory."""
         places = [self.place(int(i)) for i in indices]
         out = torch.empty((len(places), self.frames_each, *self.set.parts[0].frames([0], first=1).shape[2:]))
         for file in {f for f, _ in places}:
@@ -93,10 +101,10 @@ class Triplets:
         return out
 
     def split(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation samples (indices), split by trajectory.
+        """Splits sample indices into training and validation by trajectory.
 
         Raises:
-            DataError: too few trajectories for both sides.
+            DataError: There are too few trajectories for both.
         """
         numbers = np.unique(self.trajectory)
         count = max(1, round(share * len(numbers))) if share else 0
@@ -108,11 +116,17 @@ class Triplets:
 
 
 class Batches:
-    """Batch number ``step``: the next ``batch`` samples of an endless series of shuffled epochs, augmented.
+    """Batches of an endless series of shuffled, augmented epochs.
 
     Args:
-        triplets: the samples. pool: indices of those to train on. batch: of all processes together.
-        options: augmentation. seed: of the run.
+        triplets: Samples.
+        pool: Indices of the samples to train on.
+        batch: Batch size over all processes.
+        options: Augmentation.
+        seed: Seed of the run.
+
+    Raises:
+        DataError: ``options.blend`` is set and the files store no truth.
     """
 
     def __init__(self, triplets: Triplets, pool: np.ndarray, batch: int, options: AugmentOptions, seed: int) -> None:
@@ -120,10 +134,10 @@ class Batches:
         spec = triplets.spec
         self._symmetric = options.symmetry and spec is not None and spec.ndim == 2 and len(spec.momentum) == 2
         if options.blend and triplets.frames_each != len(FRAMES):
-            raise DataError("augment.blend needs the truth, which the sketch's .pt files do not keep; use augment.blend=0")
+            raise DataError("augment.blend needs the truth, which the plan's .pt files do not store; use augment.blend=0")
 
     def of_step(self, step: int, slots: range) -> Tensor:
-        """The samples at ``slots`` of the batch, ``[len(slots), F, C, X, Y]``."""
+        """Returns the samples at ``slots`` of batch number ``step``, ``[len(slots), F, C, X, Y]``."""
         places = step * self.batch + np.arange(slots.start, slots.stop)
         epochs = {int(e): np.random.default_rng([self.seed, 2, int(e)]).permutation(self.pool) for e in np.unique(places // len(self.pool))}
         frames = self.triplets.frames([int(epochs[int(p // len(self.pool))][p % len(self.pool)]) for p in places])

@@ -1,4 +1,4 @@
-"""Making triplets: K candidates for each state of the reward split, ranked by their distance to the truth."""
+"""Makes triplets: K candidates for each state of the reward split, ranked by their distance to the truth."""
 
 from __future__ import annotations
 
@@ -34,21 +34,24 @@ from .writer import TripletWriter, finished
 logger = logging.getLogger(__name__)
 
 Units = Literal["normalized", "physical"]
-MEMORY_BUDGET = 4 << 20  # 64 candidates of 64x64 with four channels, beside which the surrogate's own activations stand
+MEMORY_BUDGET = 4 << 20  # 64 candidates of four channels on 64x64 cells; the surrogate's activations come on top
 MOST_TRAJECTORIES = 8
 
 
 @dataclass(frozen=True)
 class TripletConfig:
-    """What triplets are made of.
+    """Settings of ``build_triplets``.
 
     Args:
-        K: candidates per state, the deterministic step counted in as number 0; at least 3.
-        T_prm: states of each trajectory, at t = 0 to T_prm - 1.
-        seed: of the candidates' keys.
-        on_policy: also from the states that the surrogate's own deterministic rollout reaches at t = 1 to T_prm - 1.
-        units: what the mean squared error is measured in, the surrogate's normalised units or physical ones.
-        memory_budget: bytes of candidates held at once.
+        K: Candidates per state, at least 3; number 0 is the deterministic step.
+        T_prm: States per trajectory, at t = 0 to T_prm - 1.
+        seed: Seed of the candidates.
+        on_policy: Whether to add the states that the surrogate's own deterministic rollout reaches at t = 1 to T_prm - 1.
+        units: Whether errors are mean squares in the surrogate's normalised units or in physical ones.
+        memory_budget: Bytes of candidates held at once.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     K: int = 100
@@ -68,7 +71,7 @@ class TripletConfig:
 
     @property
     def states(self) -> list[tuple[int, bool]]:
-        """Of one trajectory, in the order of the file: (step, whether it is of the surrogate's own rollout)."""
+        """States of one trajectory in file order, as (step, whether it is from the surrogate's own rollout)."""
         own = [(t, True) for t in range(1, self.T_prm)] if self.on_policy else []  # at t = 0 both are the initial condition
         return [(t, False) for t in range(self.T_prm)] + own
 
@@ -87,30 +90,32 @@ def build_triplets(
     memory_budget: int = MEMORY_BUDGET,
     source: str | None = None,
 ) -> Path:
-    """Write the triplets of ``trajectories`` into one file (``ttcfast.rewards.prm.triplets.file``).
+    """Writes the triplets of ``trajectories`` into one file (see ``ttcfast.rewards.prm.triplets.file``).
 
-    Candidate 0 is the deterministic step, candidate k is ``surrogate.candidates(state, [k], problem_ids=[trajectory], seed=seed, step=t)``.
-    Of the finite ones in ascending order of error, the first is the best, number ``finite // 2`` the median, the last the worst (the
-    sketch's ``K // 2``; its gather does not run). Candidates are made twice: once for their errors, in chunks of ``memory_budget``, and the
-    three that are stored again by their keys, so that memory does not grow with K. A run that was killed goes on at the first
-    trajectory that is missing and ends with the same file; a finished file of the same settings is left as it is.
+    Candidate 0 is the deterministic step and candidate k is ``surrogate.candidates(state, [k], problem_ids=[trajectory], seed=seed,
+    step=t)``. Of the finite candidates in ascending order of error, the first is the best, number ``finite // 2`` the median and the last
+    the worst, as in the plan. Candidates are made twice, once for their errors in chunks of ``memory_budget``, and the three stored ones
+    again from their keys, so that memory does not grow with K. An interrupted run resumes at the first missing trajectory and ends with
+    the same file; a finished file with the same settings is kept.
 
     Args:
-        surrogate: without history, on the device to run on.
-        trajectories: a set, in the surrogate's channels, or ``[N, T+1, C, *S]`` in physical units. Never those it was trained on: its
-            errors there are smaller and of another kind.
-        out: the file (``*.hdf5``, ``*.h5``), or a folder for ``triplets.hdf5``. Provenance is written beside it.
-        K, T_prm, seed, on_policy, units, memory_budget: see ``TripletConfig``.
-        stochastic: what makes the candidates differ; None is the surrogate's own.
-        source: where the trajectories are from, kept in the file.
+        surrogate: Surrogate with history 1, on the device to run on.
+        trajectories: A set in the surrogate's channels, or ``[N, T+1, C, *S]`` in physical units. They must not be those of its training,
+            on which its errors are smaller and of another kind.
+        out: File (``*.hdf5``, ``*.h5``), or folder for ``triplets.hdf5``. Provenance is written next to it.
+        K, T_prm, seed, on_policy, units, memory_budget: See ``TripletConfig``.
+        stochastic: Noise that makes the candidates differ; None means the surrogate's own.
+        source: Origin of the trajectories, stored in the file.
 
     Returns:
-        The path of the file.
+        Path of the file.
 
     Raises:
-        ValueError: K below 3, an argument out of range, a surrogate with history, normalised units without a normaliser.
-        DataError: trajectories of fewer than T_prm + 1 frames or other channels; triplets of other settings at ``out``.
-        OutputError: the place cannot be written.
+        ValueError: An argument is out of range, the surrogate has a history, or normalised units lack a normalizer.
+        DataError: Trajectories have fewer than T_prm + 1 frames or other channels, or ``out`` holds triplets with other settings.
+        OutputError: The file cannot be written.
+
+    Source: TTC plan, "Process Reward Model (PRM)"; docs/design/decisions.md ("Triplets").
     """
     config = TripletConfig(K, T_prm, seed, on_policy, units, memory_budget)
     noise = surrogate.stochastic if stochastic is None else StochasticConfig.of(stochastic)
@@ -153,13 +158,13 @@ def _tell_nonfinite(path: Path, writer: TripletWriter) -> None:
     bad, unusable = int((~np.isfinite(writer.read("errors"))).sum()), int((writer.read("picked") < 0).any(1).sum())
     if bad:
         logger.warning(
-            "%s: %d candidates are not finite and were skipped; %d of %d states have no triplet and are left out by readers",
+            "%s: %d candidates are not finite and were skipped; %d of %d states have no triplet and are skipped by readers",
             *(path, bad, unusable, writer.done),
         )
 
 
 class _Maker:
-    """Candidates, errors and picks of blocks of trajectories."""
+    """Makes the candidates, errors and picks of blocks of trajectories."""
 
     def __init__(self, surrogate: Surrogate, config: TripletConfig, noise: StochasticConfig) -> None:
         self.surrogate, self.config, self.noise = surrogate, config, noise
@@ -186,12 +191,13 @@ class _Maker:
 
     def _samples(self, state: Tensor, target: Tensor, numbers: Tensor, step: int) -> dict[str, Tensor]:
         still = self.surrogate.deterministic(state)
-        # one memory for all: small tensors that are kept lie between the freed candidates, which the allocator then cannot use again
+        # One tensor for all: small tensors kept between the freed candidates would fragment the allocator's memory.
         errors = torch.empty(len(state), self.config.K, dtype=torch.float32, device=still.device)
         errors[:, :1] = self._error(still.unsqueeze(1), target)
         at_once = max(1, self._states_in_budget(state.shape[1:]) // len(state))
-        for ids in torch.arange(1, self.config.K).split(at_once):
-            errors[:, int(ids[0]) : int(ids[-1]) + 1] = self._error(self._candidates(state, ids, numbers, step), target)
+        for first in range(1, self.config.K, at_once):
+            ids = torch.arange(first, min(first + at_once, self.config.K))
+            errors[:, first : first + len(ids)] = self._error(self._candidates(state, ids, numbers, step), target)
         found = errors.cpu()
         picked = torch.stack([pick(row) for row in found])
         frames = torch.stack([state, *self._again(state, still, picked, numbers, step), still, target], 1)
@@ -204,7 +210,7 @@ class _Maker:
         }
 
     def _again(self, state: Tensor, still: Tensor, picked: Tensor, numbers: Tensor, step: int) -> list[Tensor]:
-        """Best, median and worst, ``[n, C, *S]`` each, made once more; NaN where there is no triplet."""
+        """Best, median and worst, ``[n, C, *S]`` each, made again; NaN where there is no triplet."""
         out = still.unsqueeze(1).expand(-1, 3, *still.shape[1:]).clone()
         for row, ids in enumerate(picked):
             if bool((ids < 0).any()):
@@ -230,9 +236,9 @@ class _Maker:
 
 
 def pick(errors: Tensor) -> Tensor:
-    """Ids ``[3]`` of the best, median and worst of ``errors [K]``, those that are not finite left out; of equal errors the lower id first.
+    """Returns candidate ids ``[3]`` of the best, median and worst of ``errors [K]``, non-finite ones excluded; ties go to the lower id.
 
-    -1 where fewer than three are finite, or candidate 0 is not: where the deterministic step itself fails there is nothing to choose.
+    All are -1 if fewer than three candidates are finite or candidate 0 is not: if the deterministic step fails there is nothing to choose.
     """
     finite = int(errors.isfinite().sum())
     if finite < 3 or not bool(errors[0].isfinite()):
@@ -242,7 +248,7 @@ def pick(errors: Tensor) -> Tensor:
 
 
 def _blocks(trajectories: TrajectorySet | Tensor, start: int, at_once: int, steps: int) -> Iterator[tuple[int, Tensor]]:
-    """Frames ``[n, steps + 1, C, *S]`` of the trajectories from number ``start`` on; blocks begin at multiples of ``at_once``."""
+    """Yields frames ``[n, steps + 1, C, *S]`` of the trajectories from ``start`` on, in blocks aligned to multiples of ``at_once``."""
     while start < len(trajectories):
         stop = min(len(trajectories), (start // at_once + 1) * at_once)
         if isinstance(trajectories, Tensor):
@@ -271,7 +277,7 @@ def _header(
 
 
 def _fingerprint(trajectories: TrajectorySet | Tensor) -> str:
-    """Hash of all initial conditions: which trajectories these are, wherever they lie."""
+    """Hash of all initial conditions, which identifies the trajectories independently of their place."""
     digest = hashlib.sha256()
     for i in range(len(trajectories)):
         first = trajectories[i, :1] if isinstance(trajectories, Tensor) else trajectories.read(i, 0, 1)
@@ -280,7 +286,7 @@ def _fingerprint(trajectories: TrajectorySet | Tensor) -> str:
 
 
 def _checked(trajectories: TrajectorySet | Tensor, spec: StateSpec, steps: int) -> tuple[int, ...]:
-    """The shape of a state."""
+    """Checks the trajectories and returns the shape of a state."""
     if isinstance(trajectories, Tensor):
         if trajectories.ndim != spec.ndim + 3 or not len(trajectories):
             raise DataError(f"trajectories have shape {tuple(trajectories.shape)}; expected [N, T+1, C, *S] with {spec.ndim} space axes")

@@ -1,18 +1,18 @@
-"""Triplet files: for each state the best, median and worst of K candidates, beside all K errors, in one HDF5 file.
+"""Reads triplet files: for each state the best, median and worst of K candidates and all K errors, in one HDF5 file.
 
-The layout (``M`` samples, ``C`` channels, ``*S`` cells), with root attributes ``format``, ``version``, ``complete``, ``surrogate`` (hex),
-``spec`` and ``config`` (JSON)::
+The root attributes are ``format``, ``version``, ``complete``, ``surrogate`` (hex), ``spec`` and ``config`` (JSON). The data sets, for ``M``
+samples, ``C`` channels and ``*S`` cells, are::
 
     frames      float32 [M, 6, C, *S]   physical units: state, best, median, worst, deterministic, truth
-    errors      float32 [M, K]          MSE of each candidate to the truth; not finite where the candidate is not
-    picked      int64   [M, 3]          candidate ids of best, median, worst; -1 where fewer than 3 candidates were finite
+    errors      float32 [M, K]          MSE of each candidate to the truth; not finite if the candidate is not
+    picked      int64   [M, 3]          candidate ids of best, median, worst; -1 if fewer than 3 candidates are finite
     step, trajectory   int64 [M];   on_policy   bool [M]
     normalizer/mean, std, delta_std     float32 [C]
     done        int64   [1]             samples written so far
-    sums        uint64  [M, 6]          of each frame (``frame_sums``), compared whenever it is read
+    sums        uint64  [M, 6]          checksum of each frame (``frame_sums``), verified on every read
 
-Every data set is contiguous and its place fixed when the file is made, so that a killed writer leaves a sound file, and data are
-written and frames read without HDF5. Its own checksums want chunks and take longer than the reading; ``sums`` stand for them, and the
+Every data set is contiguous and allocated when the file is created, so that an interrupted writer leaves a valid file, and samples are
+written and read without HDF5. HDF5's own checksums require chunks and take longer than the reading; ``sums`` replace them, and the
 attribute ``checksum`` covers everything else. Files of older versions have neither.
 """
 
@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
+from ttcfast.models.checkpoint import spec_meta
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import parse_json, strict
@@ -49,7 +50,6 @@ FRAMES = ("state", "best", "median", "worst", "deterministic", "truth")
 FILE_NAME = "triplets.hdf5"  # in an output folder
 SUFFIXES = (".hdf5", ".h5")
 CHECKSUM = "checksum"
-_SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
 _TENSORS = ("boundary_mask", "boundary_value")
 HEADER_ERRORS = (KeyError, OSError, ValueError, RuntimeError, TypeError, AttributeError, IndexError)
 
@@ -58,13 +58,13 @@ Place = str | os.PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class TripletHeader:
-    """What a triplet file says about its samples.
+    """Metadata of a triplet file.
 
     Args:
-        spec: layout of the states; ``gamma`` a number, or one per trajectory.
-        normalizer: of the surrogate.
-        surrogate: hash of the surrogate's weights, hex (``ttcfast.models.surrogate_hash``).
-        config: how the samples were made (JSON values); holds ``"K"``.
+        spec: Layout of the states; ``gamma`` is a number, or one per trajectory.
+        normalizer: Normalizer of the surrogate.
+        surrogate: Hash of the surrogate, hex (``ttcfast.models.surrogate_hash``).
+        config: Settings that made the samples (JSON values), with ``"K"``.
     """
 
     spec: StateSpec
@@ -73,24 +73,31 @@ class TripletHeader:
     config: Mapping[str, Any]
 
     def attributes(self) -> dict[str, str]:
+        """Returns the attributes that the file stores."""
         return {"surrogate": self.surrogate, "spec": _dumped(_spec_values(self.spec)), "config": _dumped(self.config)}
 
 
 class TripletFile:
-    """One triplet file, read lazily: its small arrays are held, frames are read when asked for.
+    """One triplet file, read lazily: small arrays are held in memory, frames are read on access.
 
-    May be pickled and handed to data-loader workers: the file is opened when it is read, see ``hdf5.held_open``. Samples with fewer than
-    three finite candidates are not counted: ``len``, the arrays and the indices are those of the usable samples.
+    It can be pickled and passed to data-loader workers, each of which opens the file when it reads. Samples with fewer than three finite
+    candidates are skipped: ``len``, arrays and indices refer to the usable samples.
 
     Args:
-        path: the file, or the output folder that holds it as ``triplets.hdf5``.
+        path: The file, or the output folder that holds it as ``triplets.hdf5``.
 
     Attributes:
-        spec, normalizer, surrogate, config: see ``TripletHeader``. K: candidates per state. shape: ``(C, *S)``. skipped: samples left out.
-        errors ``[M, K]`` float32; picked ``[M, 3]``, step ``[M]``, trajectory ``[M]`` int64; on_policy ``[M]`` bool: numpy arrays.
+        spec, normalizer, surrogate, config: See ``TripletHeader``.
+        shape: ``(C, *S)`` of each state.
+        skipped: Number of samples skipped.
+        errors: Errors of all candidates, float32 ``[M, K]``, a numpy array like the following.
+        picked: Candidate ids of best, median and worst, int64 ``[M, 3]``.
+        step: Time index of each sample, int64 ``[M]``.
+        trajectory: Trajectory of each sample, int64 ``[M]``.
+        on_policy: Whether the state is from the surrogate's own rollout, bool ``[M]``.
 
     Raises:
-        DataError: the file is missing, unfinished, empty, damaged, no triplet file, or holds its values in other files.
+        DataError: The file is missing, unfinished, empty or damaged, is not a triplet file, or stores its values in other files.
     """
 
     spec: StateSpec
@@ -111,24 +118,30 @@ class TripletFile:
                 raise DataError(f"triplet file {self.path} is damaged: {said}; make or copy it again") from error
         if not len(self):
             raise DataError(
-                f"triplet file {self.path} holds no usable sample ({self.skipped} left out, whose candidates are not finite); make "
+                f"triplet file {self.path} holds no usable sample ({self.skipped} skipped, whose candidates are not finite); make "
                 "it again with a surrogate whose step stays finite"
             )
 
     @property
     def K(self) -> int:
+        """Candidates per state."""
         return int(self.errors.shape[1])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def frames(self, indices: Sequence[int] | Tensor, *, first: int = len(FRAMES), out: Tensor | None = None) -> Tensor:
-        """Samples ``[m, first, C, *S]`` float32, of each the first frames of ``FRAMES``.
+        """Reads samples ``[m, first, C, *S]`` float32: the first frames of ``FRAMES``, in that order.
 
-        ``out``: contiguous memory of that shape to read into, which spares a loop the pages of a new tensor each time; None makes one.
+        Args:
+            indices: Samples, in any order.
+            first: Frames of each sample to read.
+            out: Contiguous tensor of that shape to read into, which saves a loop the allocation; None allocates one.
 
         Raises:
-            IndexError: no such sample. ValueError: an ``out`` that does not fit. DataError: they cannot be read.
+            IndexError: There is no such sample.
+            ValueError: ``out`` does not match.
+            DataError: The frames cannot be read.
         """
         picks = np.atleast_1d(np.asarray(indices, dtype=np.int64))
         if picks.size and not (picks.min() >= 0 and picks.max() < len(self)):
@@ -150,23 +163,23 @@ class TripletFile:
             data = source["frames"] if isinstance(source, h5py.File) else source
             for place, row in enumerate(rows):
                 self._read_sample(data, into[place], row)
-                if self._sums is not None:  # at once, while it lies in the processor's cache
+                if self._sums is not None:  # while the sample is in the processor's cache
                     np.add.reduce(words[place], axis=1, dtype=np.uint64, out=sums[place])
         if self._sums is not None and (wrong := (sums != self._sums[rows, : out.shape[1]]).any(1)).any():
-            raise OSError(f"the checksums of sample {rows[int(wrong.argmax())]} do not fit its frames")
+            raise OSError(f"the checksums of sample {rows[int(wrong.argmax())]} do not match its frames")
 
     @staticmethod
     def _read_sample(source: h5py.Dataset | _Frames, into: np.ndarray, row: int) -> None:
         if isinstance(source, h5py.Dataset):
             into[:] = source[row, : len(into)]
             return
-        # positioned reads, since a mapping's page faults cost several times the copy
+        # Positioned reads: the page faults of a memory map cost several times the copy.
         stride = into.nbytes // len(into) * len(FRAMES)
         if os.preadv(source.fileno(), [into.data], source.offset + row * stride) != into.nbytes:
             raise OSError(f"it ends before sample {row}")
 
     def _open(self) -> h5py.File | _Frames:
-        """The bytes of the frames, or the HDF5 file where a tool has rewritten them in chunks or another type."""
+        """The bytes of the frames, or the HDF5 file if a tool has rewritten them in chunks or another type."""
         file = opened(self.path)
         data = file["frames"]
         offset = data.id.get_offset()
@@ -176,23 +189,23 @@ class TripletFile:
         return _Frames(self.path, offset)
 
     def units(self) -> Units:
-        """What the samples are of, for ``require_units``."""
+        """Returns the time step, cell and gamma of the samples, for ``require_units``."""
         return Units(f"triplet file {self.path}", self.config.get("time_step"), self.spec.cell_volume, self.spec.gamma)
 
     def fingerprint(self) -> str:
-        """Hash of what the samples are: how they were made, and all errors. The errors stand for the frames, which would take long."""
-        made = {name: value for name, value in self.config.items() if name != "source"}  # a place, not what lies there
+        """Returns a hash of the samples' settings and errors; the errors stand for the frames, which take longer to read."""
+        made = {name: value for name, value in self.config.items() if name != "source"}  # a path, not its contents
         digest = hashlib.sha256(_dumped([self.surrogate, made, len(self)]).encode())
         for array in (self.errors, self.trajectory, self.step):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def trajectory_of(self, index: int) -> int:
-        """Which trajectory of the data set the sample is from."""
+        """Returns the trajectory of the data set that the sample is from."""
         return int(self.trajectory[index])
 
     def spec_of(self, indices: Sequence[int] | Tensor) -> StateSpec:
-        """The layout with the gamma of these samples, where it differs between trajectories."""
+        """Returns the layout with the gamma of these samples, if it differs between trajectories."""
         if not torch.is_tensor(self.spec.gamma) or self.spec.gamma.ndim == 0:
             return self.spec
         return self.spec.replace(gamma=self.spec.gamma[torch.as_tensor(self.trajectory[np.asarray(indices)])])
@@ -200,10 +213,10 @@ class TripletFile:
     def _read_header(self, file: h5py.File) -> None:
         if file.attrs.get("format") != FORMAT:
             raise DataError(
-                f"{self.path} holds {', '.join(sorted(file)) or 'nothing'} and is no triplet file; make one with `ttcfast build_prm_data`"
+                f"{self.path} holds {', '.join(sorted(file)) or 'nothing'} and is not a triplet file; make it with `ttcfast build_prm_data`"
             )
         if int(file.attrs["version"]) != VERSION:
-            raise DataError(f"triplet file {self.path} is of version {file.attrs['version']}; this ttcfast reads {VERSION}: make it again")
+            raise DataError(f"triplet file {self.path} has version {file.attrs['version']}; this ttcfast reads {VERSION}: make it again")
         if not bool(file.attrs["complete"]):
             raise DataError(f"triplet file {self.path} is unfinished ({_progress(file)}); run the command that makes it once more")
         self.surrogate, self.config = str(file.attrs["surrogate"]), parse_json(file.attrs["config"])
@@ -224,8 +237,8 @@ class TripletFile:
         self.errors, self.step, self.trajectory, self.on_policy = (held[usable] for held in others)
         if CHECKSUM not in file.attrs:
             logger.info("%s was written by an older ttcfast without checksums: bits that flip in it go unnoticed", self.path)
-        elif int(file.attrs[CHECKSUM]) != int(checksum(file)):
-            raise ValueError("its checksum does not fit what it says of its samples")
+        elif int(file.attrs[CHECKSUM]) != checksum(file):
+            raise ValueError("its checksum does not match its contents")
         else:
             self._sums = hdf5.array(file["sums"])
 
@@ -239,34 +252,28 @@ class _Frames(FileIO):
 
 
 def frame_words(frames: np.ndarray) -> np.ndarray:
-    """Contiguous frames ``[m, n, C, *S]`` float32 as integers ``[m, n, words]`` in the same memory: of eight bytes, or of four where a
-    frame is no multiple of eight."""
+    """Views contiguous frames ``[m, n, C, *S]`` float32 as integers ``[m, n, words]`` of eight bytes, or of four if a frame has an odd
+    number of values."""
     cells = math.prod(frames.shape[2:])
     return frames.reshape(*frames.shape[:2], cells).view(np.uint32 if cells % 2 else np.uint64)
 
 
 def frame_sums(frames: np.ndarray) -> np.ndarray:
-    """Sums of ``frame_words`` modulo 2^64, uint64 ``[m, n]``: any flipped bit changes one, and they cost a tenth of a CRC."""
-    return frame_words(np.ascontiguousarray(frames, np.float32)).sum(2, dtype=np.uint64)
+    """Returns sums of ``frame_words`` modulo 2^64, uint64 ``[m, n]``: any flipped bit changes one, at a tenth of the cost of a CRC."""
+    sums: np.ndarray = frame_words(np.ascontiguousarray(frames, np.float32)).sum(2, dtype=np.uint64)
+    return sums
 
 
-def checksum(file: h5py.File) -> np.uint32:
-    """CRC-32 of a file's attributes and of its data sets but the frames, for which their sums stand."""
+def checksum(file: h5py.File) -> int:
+    """Returns the CRC-32 of a file's attributes and data sets, with the sums in place of the frames."""
     attributes = [(name, str(file.attrs[name])) for name in ("format", "version", "surrogate", "spec", "config")]
     total = zlib.crc32(repr(attributes).encode())
-    arrays = (
-        "errors",
-        "picked",
-        "step",
-        "trajectory",
-        "on_policy",
-        "sums",
-        *(f"normalizer/{name}" for name in ("mean", "std", "delta_std")),
-    )
+    normalizer = (f"normalizer/{name}" for name in ("mean", "std", "delta_std"))
+    arrays = ("errors", "picked", "step", "trajectory", "on_policy", "sums", *normalizer)
     for name in arrays:
         held = file[name][:]
         total = zlib.crc32(np.ascontiguousarray(held).tobytes(), zlib.crc32(f"{name}{held.dtype}{held.shape}".encode(), total))
-    return np.uint32(total)
+    return total
 
 
 def opened(path: Path) -> h5py.File:
@@ -282,8 +289,7 @@ def _dumped(value: Any) -> str:
 
 
 def _spec_values(spec: StateSpec) -> dict[str, Any]:
-    values = {name: getattr(spec, name) for name in _SPEC_FIELDS}
-    return values | {name: getattr(spec, name) for name in _TENSORS if getattr(spec, name) is not None}
+    return spec_meta(spec) | {name: value for name in _TENSORS if (value := getattr(spec, name)) is not None}
 
 
 def _spec_from(values: Mapping[str, Any]) -> StateSpec:

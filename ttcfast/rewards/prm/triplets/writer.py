@@ -1,4 +1,4 @@
-"""Writing triplet files, so that a writer that is killed, or whose disk is full, leaves one that the next writer goes on with."""
+"""Writes triplet files so that an interrupted writer, or one whose disk is full, leaves a file that the next writer continues."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from .file import CHECKSUM, FORMAT, FRAMES, HEADER_ERRORS, VERSION, TripletHeade
 
 
 class TripletWriter:
-    """Fills ``path`` in order, beginning where an earlier writer of the same samples was killed.
+    """Fills ``path`` in order, continuing where an interrupted writer of the same samples stopped.
 
     Args:
-        path: of the unfinished file.
-        header: what it says about its samples.
-        count: M. shape: of a state, ``(C, *S)``.
+        path: Unfinished file.
+        header: Metadata of the samples.
+        count: Number of samples, M.
+        shape: Shape of a state, ``(C, *S)``.
 
     Attributes:
-        done: samples that are there already.
+        done: Samples written so far.
 
     Raises:
-        DataError: an unfinished file is there and of other samples, or damaged. OutputError: the disk is full, or another process writes.
+        DataError: An unfinished file exists that is damaged or of other samples.
+        OutputError: The disk is full, or another process is writing.
     """
 
     def __init__(self, path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> None:
@@ -46,17 +48,19 @@ class TripletWriter:
                 if isinstance(held[name], h5py.Dataset):
                     offset = held[name].id.get_offset()
                     if offset is None:
-                        raise DataError(f"{path} is no longer in the layout that it was begun in ({name} has no fixed place); remove it")
+                        raise DataError(
+                            f"{path} is no longer in the layout that it was created with ({name} has no fixed place); remove it"
+                        )
                     self._places[name] = (offset, held[name].dtype, held[name].shape[1:])
             self.done = int(held["done"][0])
         self._file = FileIO(path, "r+")
 
     def append(self, **values: np.ndarray) -> None:
-        """Add samples; a keyword per data set, its first axis the samples."""
+        """Adds samples: one keyword per data set, whose first axis is the samples."""
         stop = self.done + len(values["errors"])
         with disk_errors(self.path):
             for name, value in {**values, "sums": frame_sums(values["frames"])}.items():
-                if name in self._places:  # an older version began without sums
+                if name in self._places:  # files that an older version created have no sums
                     self._put(name, self.done, value)
             os.fsync(self._file)
             self._put("done", 0, np.array([stop]))  # after the samples that it counts
@@ -64,17 +68,17 @@ class TripletWriter:
         self.done = stop
 
     def read(self, name: str) -> np.ndarray:
-        """What has been written of a data set."""
+        """Returns the samples of a data set that have been written."""
         offset, dtype, shape = self._places[name]
         flat = np.fromfile(self.path, dtype, self.done * math.prod(shape), offset=offset)
         return flat.reshape(self.done, *shape)
 
     def complete(self) -> None:
-        """Say that all samples are there."""
+        """Marks the file as complete."""
         with disk_errors(self.path):
             with edit_hdf5(self.path, "r+") as file:
                 if CHECKSUM in file.attrs:
-                    file.attrs.modify(CHECKSUM, checksum(file))
+                    file.attrs.modify(CHECKSUM, np.uint32(checksum(file)))
                 file.attrs.modify("complete", np.bool_(True))
             os.fsync(self._file)
 
@@ -85,7 +89,7 @@ class TripletWriter:
         offset, dtype, shape = self._places[name]
         left = np.ascontiguousarray(value, dtype).reshape(-1).view(np.uint8).data
         place = offset + row * dtype.itemsize * math.prod(shape)
-        while len(left):  # a write may end early, where the disk does
+        while len(left):  # a write may end early when the disk is full
             written = os.pwrite(self._file.fileno(), left, place)
             left, place = left[written:], place + written
 
@@ -104,20 +108,20 @@ class TripletWriter:
         with atomic_path(self.path) as fresh:
             with edit_hdf5(fresh, "w") as file:
                 file.attrs.update({"format": FORMAT, "version": VERSION, "complete": np.bool_(False), **header.attributes()})
-                file.attrs[CHECKSUM] = np.uint32(0)  # its place; see complete
+                file.attrs[CHECKSUM] = np.uint32(0)  # a placeholder; see complete
                 for name in ("mean", "std", "delta_std"):
                     file[f"normalizer/{name}"] = getattr(header.normalizer, name).detach().cpu().float().numpy()
                 for name, (size, dtype) in layout.items():
                     data = file.create_dataset(name, size, dtype)
-                    data[(-1,) * len(size)] = 0  # HDF5 gives a data set its place at the first write
+                    data[(-1,) * len(size)] = 0  # HDF5 allocates a data set at the first write
             reserve(fresh)
 
 
 def finished(path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> bool:
-    """Whether the whole file is there.
+    """Returns whether the complete file exists.
 
     Raises:
-        DataError: a file of other samples, or of another kind, is.
+        DataError: The file holds other samples or is not a triplet file.
     """
     if not path.exists():
         return False
@@ -130,13 +134,13 @@ def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[in
     with opened(path) as file:
         try:
             if file.attrs.get("format") != FORMAT:
-                raise DataError(f"{path} is there and no triplet file; {remedy}")
+                raise DataError(f"{path} exists and is not a triplet file; {remedy}")
             found = {name: str(file.attrs[name]) for name in ("surrogate", "spec", "config")}
             sizes = (file["frames"].shape[0], tuple(file["frames"].shape[2:]))
             done = int(file["done"][0])
             before = dict(parse_json(found["config"]))
         except HEADER_ERRORS as error:
-            raise DataError(f"{path} is there and damaged ({error}); {remedy}") from error
+            raise DataError(f"{path} exists and is damaged ({error}); {remedy}") from error
     expected = header.attributes()
     if found["surrogate"] != expected["surrogate"]:
         raise DataError(
@@ -144,7 +148,7 @@ def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[in
             f"surrogates are not mixed; {remedy}"
         )
     now = parse_json(expected["config"])
-    before.setdefault("time_step", now.get("time_step"))  # older files do not say
+    before.setdefault("time_step", now.get("time_step"))  # older files do not store it
     different = [f"{k} {before.get(k)!r} instead of {now.get(k)!r}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if different or found["spec"] != expected["spec"] or sizes != (count, shape) or done > count:
         said = (
