@@ -204,8 +204,9 @@ def test_diverse_subtrees_do_not_meet_and_particles_follow_their_weights():
 def test_states_without_descendants_are_dropped():
     fm, x0 = drop_surrogate(), euler_state(2)
     controller = TTCBeam(fm, last_cell, TTCConfig(branching_factor=6, beam_width=5, approach="beam"))
-    run = controller._begin(x0, 30, torch.arange(2), None, 2)
-    most = max(run.history.held for _ in controller._iterate_run(run, None))
+    ids = torch.arange(2)
+    run = controller._begin(x0, ids, 30, None, controller._chunks(x0, ids))
+    most = max(run.history.held for _ in controller._steps(run, None))
     assert most < 2 * (30 + 6 * 5) < 2 * 30 * 5
     states = run.best_paths(x0)["states"]
     assert torch.equal(states, controller.rollout(x0, 30)) and states.isfinite().all()

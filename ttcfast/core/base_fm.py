@@ -12,9 +12,9 @@ from ttcfast.checks import at_least, one_of
 from ttcfast.runtime.turns import in_turn, interruptible, turn
 from ttcfast.spec import Key, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
-from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
+from ttcfast.stochastic_sampling.distinct import PROBES, all_same, require_stochastic
 from ttcfast.stochastic_sampling.keyed import Draw
-from ttcfast.stochastic_sampling.sites import noise_sites
+from ttcfast.stochastic_sampling.sites import Site, noise_sites
 
 from .candidate_forward import CandidateForward
 from .compiled import MODES
@@ -22,8 +22,6 @@ from .normalizer import Normalizer
 from .seeds import hash_seed, temp_seed
 
 __all__ = ["BaseFM", "Surrogate", "temp_seed"]
-
-PROBES = 16  # samples drawn before a model whose candidates coincide is called deterministic
 
 
 class BaseFM(nn.Module):
@@ -198,17 +196,22 @@ class Surrogate(BaseFM):
         with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
             out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config)
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
-                # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
-                self._require_distinct(x[:1], torch.arange(PROBES) + int(ids.max()) + 1, first, config, seed)
+                self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed)
         return out
 
-    def _require_distinct(self, x: Tensor, ids: Tensor, problem: int, config: StochasticConfig, seed: int) -> None:
-        """Raise ``DeterministicModelError`` if candidates ``ids`` of a state ``[1, C, *S]`` are all the same at step 0."""
-        draw = Draw.of(seed, 0, candidate_rows(ids, torch.tensor([problem]), 1, x.device), config.antithetic)
-        probes, sites = self._sample(x, draw, config, compile=False), noise_sites(self.model, config)
-        unseen = ("own", "training")  # draw by themselves
-        acting = [site for site in sites if site.number in draw.calls or site.kind in unseen]
-        require_distinct(probes, self.model, what="probes", sites=sites, acting=acting)
+    def _require_stochastic(self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int) -> None:
+        """Raise ``DeterministicModelError`` if candidates of a state ``[1, C, *S]`` with ids from ``after`` are all the same at step 0."""
+        draws: list[Draw] = []
+
+        def draw(ids: Tensor) -> Tensor:
+            draws.append(Draw.of(seed, 0, candidate_rows(ids, torch.tensor([problem]), 1, x.device), config.antithetic))
+            return self._sample(x, draws[-1], config, compile=False)
+
+        def sites() -> dict[str, list[Site]]:
+            found, unseen = noise_sites(self.model, config), ("own", "training")  # these draw by themselves
+            return {"sites": found, "acting": [site for site in found if site.number in draws[-1].calls or site.kind in unseen]}
+
+        require_stochastic(draw, after, PROBES, self.model, sites)
 
     def variant(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -14,6 +14,7 @@ from ttcfast.runtime.errors import ArgumentError
 
 from .sites import Site
 
+PROBES = 16  # candidates drawn before a model whose candidates coincide is called deterministic
 _ROUNDING = 8  # units of the dtype's eps, relative to a channel's largest value: what batching a matrix product differently may change
 
 
@@ -90,6 +91,34 @@ def require_distinct(
         rounding = f" but for rounding (they differ by {apart:.2g} at most)" if apart else ""
         same = f"{candidates.shape[1]} {what} are all the same{rounding}"
         raise deterministic_error(model, same, sites=sites, acting=acting)
+
+
+def require_stochastic(
+    draw: Callable[[Tensor], Tensor], after: int, at_once: int, model: object, sites: Callable[[], Mapping[str, Sequence[Site]]] = dict
+) -> int:
+    """Look at more candidates of a state whose candidates are all the same: a few entries and a low rate may leave them so by chance.
+
+    Args:
+        draw: Gives the candidates ``[1, B, C, *S]`` of ids ``[B]``.
+        after: The first id to draw.
+        at_once: Number of candidates that are drawn, and compared, together. Noise drawn once per call, which leaves a group without
+            choice, thus counts as none unless they are drawn one by one.
+        model: Model to name in the message.
+        sites: Gives the arguments ``sites`` and ``acting`` of ``deterministic_error``, asked when all are drawn.
+
+    Returns:
+        The number of candidates drawn, at least ``PROBES``.
+
+    Raises:
+        DeterministicModelError: They are the same still.
+    """
+    ids = torch.arange(after, after + max(PROBES, at_once)).split(at_once)
+    count, drawn = sum(map(len, ids)), [draw(part) for part in ids]
+    if at_once == 1 or len(drawn) == 1:
+        require_distinct(torch.cat(drawn, 1), model, what="probes", **sites())
+    elif all(all_same(d[:, 0], d[:, 1:]) for d in drawn):
+        raise deterministic_error(model, f"{count} probes, drawn {at_once} at once, are the same within a draw", **sites())
+    return count
 
 
 def deterministic_error(
