@@ -1,3 +1,4 @@
+import re
 import weakref
 
 import pytest
@@ -273,3 +274,11 @@ def test_a_rollout_without_noise_of_ours_says_so(caplog):
         foreign = TTCGreedy(Foreign(), ARM, TTCConfig(branching_factor=2)).rollout(euler_state(), 1, return_info=True)
     assert alone.stochastic is foreign.stochastic is None
     assert "noise: none" in caplog.text and "noise: that of Foreign.sample_next" in caplog.text
+
+
+def test_results_print_in_one_line():
+    controller = TTCGreedy(drop_surrogate(), ARM, TTCConfig(branching_factor=4))
+    r, step = controller.rollout(euler_state(), 2, return_info=True), controller.step_from(euler_state(), step=1)
+    assert re.fullmatch(r"RolloutResult\(3 problems, 2 steps, 24 evaluations, 0 fallbacks, [\d.e-]+ s\)", repr(r))
+    assert repr(step) == "StepOutput(3 problems, step 1, 12 evaluations, 0 fallbacks)"
+    assert (r.nfe, step.nfe) == (r.evaluations, step.evaluations) and step.fallback is step.fallbacks

@@ -15,6 +15,7 @@ from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
+from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.memory import bytes_per_candidate
 from ttcfast.ttc.models import as_source
 from ttcfast.ttc.resume import settings_of
@@ -270,3 +271,25 @@ def test_a_state_made_by_hand_is_one_error(tmp_path, change, told):
     checkpoints.save(path, tensors, meta)
     with pytest.raises(CheckpointError, match=rf"rollout.safetensors .*{told}"):
         TTCBeam(drop_surrogate(), Dies(10**6), cfg).rollout(x0, 3, resume=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("select", ["argmax", "softmax_mean"])
+def test_a_killed_greedy_rollout_goes_on_too(select, tmp_path):
+    fm = Surrogate(Brittle(1.15), StateSpec.euler2d(), stochastic=StochasticConfig(dropout=False, input_eps=0.015))
+    cfg = TTCConfig(branching_factor=4, max_resample=0, select=select)
+
+    def roll(calls, folder):
+        return TTCGreedy(fm, Dies(calls), cfg).rollout(euler_state(6), 4, return_info=True, resume=folder)
+
+    whole = roll(10**6, None)
+    assert whole.frozen.any() and not whole.frozen.all()
+    with pytest.raises(Killed):
+        roll(5, tmp_path)
+    resumed = roll(10**6, tmp_path)
+    for name in ("trajectory", "scores", "chosen", "weights", "fallbacks", "frozen", "nonfinite"):
+        ours, theirs = getattr(resumed, name), getattr(whole, name)
+        assert (ours is None and theirs is None) or torch.equal(ours.nan_to_num(9.0), theirs.nan_to_num(9.0)), name
+    assert (resumed.nfe, resumed.searched) == (whole.nfe, whole.searched)
+    with pytest.raises(CheckpointError, match="another configuration: approach is 'beam', there 'greedy'"):
+        TTCBeam(fm, Dies(0), TTCConfig(branching_factor=4, max_resample=0, approach="beam")).rollout(euler_state(6), 4, resume=tmp_path)

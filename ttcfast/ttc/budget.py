@@ -39,8 +39,12 @@ class Budget:
             raise ValueError(f"seconds is {self.seconds}; it must be positive and finite")
         one_of("then", self.then, ("deterministic", "end"))
 
-    def check(self, problems: int, steps: int) -> None:
-        """Raise ``ValueError`` if not even the deterministic rollout fits."""
+    def check(self, problems: int, steps: int, first: int) -> None:
+        """Raise ``ValueError`` if not even the deterministic rollout fits, or before an end the first step of ``first`` evaluations."""
+        if self.evaluations is not None and self.then == "end" and self.evaluations < first:
+            raise ValueError(
+                f"evaluations is {self.evaluations} and the first step takes {first}; give at least that, or then='deterministic'"
+            )
         if self.evaluations is not None and self.then == "deterministic" and self.evaluations < problems * steps:
             raise ValueError(
                 f"evaluations is {self.evaluations} and the deterministic rollout of {problems} problems over {steps} steps takes "

@@ -5,29 +5,32 @@ from __future__ import annotations
 import operator
 import sys
 import warnings
+from collections.abc import Callable
 from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from ttcfast.rewards.common import Scorer
-from ttcfast.spec import StateSpec
-from ttcfast.stochastic_sampling.distinct import distinct_count, projected
+from ttcfast.stochastic_sampling.distinct import distinct_count, projected, require_stochastic
+
+from .models import Source
 
 
-def check_steps(T: int) -> None:
-    """Raise ``ValueError`` unless ``T`` is a whole number of at least 1."""
-    if isinstance(T, bool) or not isinstance(T, SupportsIndex) or operator.index(T) < 1:
-        raise ValueError(f"T is {T!r}; give a whole number of steps, at least 1")
+def check_start(x0: Tensor, T: int, problem_ids: Tensor | None, source: Source) -> tuple[Tensor, bool, Tensor]:
+    """Check the start of a rollout.
 
-
-def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> tuple[Tensor, bool]:
-    """Return ``x0`` as ``[N, C, *S]`` (``[N, h, C, *S]`` with history), and whether it is a single problem.
+    Returns:
+        ``x0`` as ``[N, C, *S]`` (``[N, h, C, *S]`` with history), whether it is a single problem, and the problem ids ``[N]``.
 
     Raises:
-        ValueError: The axes, frames or channels do not fit, there is no problem, or values are not finite.
+        ValueError: ``T`` is no whole number of at least 1, the axes, frames or channels do not fit the model, there is no problem, values
+            are not finite, or there is not one id for each problem.
     """
-    frames = ["h"] if history > 1 else []
+    if isinstance(T, bool) or not isinstance(T, SupportsIndex) or operator.index(T) < 1:
+        raise ValueError(f"T is {T!r}; give a whole number of steps, at least 1")
+    ndim, spec = source.ndim, source.spec
+    frames = ["h"] if source.history > 1 else []
     own = len(frames) + 1 + ndim
     if x0.ndim not in (own, own + 1) or not x0.is_floating_point():
         layout = ", ".join([*frames, "C", *["S"] * ndim])
@@ -36,10 +39,11 @@ def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> 
             "(StateSpec.ndim, or TTCConfig.ndim for a foreign model)"
         )
     x, single = (x0.detach().unsqueeze(0), True) if x0.ndim == own else (x0.detach(), False)
-    if x.shape[0] == 0:
+    n = len(x)
+    if n == 0:
         raise ValueError(f"x0 has shape {tuple(x0.shape)}, so no problem; give at least one")
-    if frames and x.shape[1] != history:
-        raise ValueError(f"x0 has {x.shape[1]} frames of history (shape {tuple(x0.shape)}); the surrogate sees {history}")
+    if frames and x.shape[1] != source.history:
+        raise ValueError(f"x0 has {x.shape[1]} frames of history (shape {tuple(x0.shape)}); the surrogate sees {source.history}")
     if spec is not None and x.shape[-ndim - 1] != spec.num_channels:
         raise ValueError(
             f"x0 has {x.shape[-ndim - 1]} channels (shape {tuple(x0.shape)}); the surrogate's StateSpec has {spec.num_channels}"
@@ -47,7 +51,10 @@ def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> 
     finite = finite_states(x)
     if not bool(finite.all()):
         raise ValueError(f"x0 is not finite in problems {(~finite).nonzero().flatten().tolist()[:8]}; a rollout starts from finite states")
-    return x, single
+    ids = torch.arange(n, device=x.device) if problem_ids is None else torch.as_tensor(problem_ids, device=x.device)
+    if ids.shape != (n,) or ids.is_floating_point():
+        raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {n} problems")
+    return x, single, ids
 
 
 def finite_states(x: Tensor, axes: int = 1) -> Tensor:
@@ -185,8 +192,22 @@ class DistinctWatch:
         """Number of distinct candidates of each state, int64 ``[n]``, once all have been seen."""
         return distinct_count(self.projections, self._state)
 
-    def warn_of_few(self, count: Tensor, model: object) -> None:
-        """Warn where more than half of the candidates repeat others."""
+    def require_stochastic(self, count: Tensor, draw: Callable[[Tensor], Tensor], after: int, model: object) -> int:
+        """Warn where more than half of a first step's candidates repeat others, and raise where the model gives no others.
+
+        Args:
+            count: As returned by ``count``.
+            draw: Draws candidates ``[1, B, C, *S]`` of the first problem by ids ``[B]``, which begin at ``after``.
+            model: Model to name in the message.
+
+        Returns:
+            The number of candidates drawn to find that out, 0 where some differ.
+
+        Raises:
+            DeterministicModelError: All candidates of all problems are the same, and so are those drawn here.
+        """
+        if not bool((count > 1).any()):
+            return require_stochastic(draw, after, self.at_once, model)
         width, mean = self.projections.shape[1], float(count.double().mean())
         if mean < width / 2:
             warnings.warn(
@@ -195,3 +216,4 @@ class DistinctWatch:
                 RuntimeWarning,
                 stacklevel=_levels_to_caller(),
             )
+        return 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.rewards.common import ScoreContext, Scorer
+from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
 from .models import Source
@@ -23,26 +24,37 @@ _MOST = 256  # candidates that a probe draws at most
 _RESET_PEAK = "5"  # what Linux wants written into /proc/self/clear_refs
 
 
-def chunk_limit(cfg: TTCConfig, bytes_each: int | None) -> int | None:
-    """Number of candidates that one chunk may hold; None for no limit.
+class ChunkLimit:
+    """The number of candidates that one chunk may hold; the memory of a candidate is measured once.
 
     Args:
+        source, scorer: Source of the candidates, and their scorer.
         cfg: Configuration; ``chunk_size`` and ``memory_budget`` are used.
-        bytes_each: Bytes that one candidate takes, where there is a memory budget.
-
-    Raises:
-        ValueError: The memory budget is below one candidate.
     """
-    limits = [] if cfg.chunk_size is None else [cfg.chunk_size]
-    if cfg.memory_budget is not None and bytes_each is not None:
-        count = cfg.memory_budget // bytes_each
+
+    def __init__(self, source: Source, scorer: Scorer, cfg: TTCConfig) -> None:
+        self._source, self._scorer, self._cfg = source, scorer, cfg
+        self._each: int | None = None
+
+    def of(self, window: Tensor, problem_ids: Tensor) -> int | None:
+        """The limit, None for none, measured where there is a memory budget; see ``bytes_per_candidate``.
+
+        Raises:
+            ValueError: The memory budget is below one candidate.
+        """
+        cfg = self._cfg
+        if cfg.memory_budget is None:
+            return cfg.chunk_size
+        if self._each is None:
+            measured = bytes_per_candidate(self._source, self._scorer, cfg, window, problem_ids)
+            self._each = measured if cfg.shard is None else int(distributed.total(measured, "max"))
+        count = cfg.memory_budget // self._each
         if count < 1:
             raise ValueError(
-                f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {bytes_each}; give at least "
-                "that"
+                f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {self._each}; give at least that"
             )
-        limits.append(1 << (count.bit_length() - 1))  # the measurement varies by a page or two; the chunks should not
-    return min(limits) if limits else None
+        count = 1 << (count.bit_length() - 1)  # the measurement varies by a page or two; the chunks should not
+        return count if cfg.chunk_size is None else min(count, cfg.chunk_size)
 
 
 def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: Tensor, problem_ids: Tensor) -> int:

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttcfast.runtime import distributed
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.files import output_folder, strict
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import StochasticConfig
 
 from .budget import Budget
 from .paths import History, Layer, Rollout
-from .result import BeamStepOutput, StepOutput
+from .result import BeamStepOutput, RolloutResult, StepOutput
 
 FILE = "rollout.safetensors"
 _TENSORS = ("window", "problem", "beam", "path", "rows")
@@ -40,27 +41,23 @@ class SavedRollout:
 
     Args:
         folder: Folder of the file; made when missing.
-        settings: Settings of the rollout, as JSON values by name.
+        run: The rollout at its start. Of processes that all have the same state, one writes and the others read.
+        x0: States that it starts from.
         describe: Returns the settings of the objects that take part. A setting that changes with use, such as a count of calls, is not
             compared.
-        writes: Whether this process writes; one that does not reads what another has written.
 
     Raises:
         CheckpointError: The folder holds another rollout, or a damaged file.
         OutputError: The folder cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        settings: Mapping[str, Any],
-        *,
-        describe: Callable[[], Mapping[str, Any]],
-        writes: bool = True,
-    ) -> None:
-        self.path, self._writes = output_folder(folder) / FILE, writes
-        self._describe, self._objects, self._changing = describe, describe(), set[str]()
-        self._settings, self._used = {**settings, **self._objects}, False
+    def __init__(self, folder: str | os.PathLike[str], run: Rollout, x0: Tensor, *, describe: Callable[[], Mapping[str, Any]]) -> None:
+        self.path, self._writes = output_folder(folder) / FILE, run.cfg.shard != "candidates" or distributed.rank() == 0
+        self._describe, self._objects, self._changing, self._used = describe, describe(), set[str](), False
+        cfg = {f.name: getattr(run.cfg, f.name) for f in dataclasses.fields(run.cfg) if f.name not in ("use_prm", "shard")}
+        given = {**cfg, "T": run.T, "x0": checksum_of(x0), "problem_ids": run.problem_ids.tolist(), "budget": run.budget}
+        plain = {name: dataclasses.asdict(v) if isinstance(v, StochasticConfig | Budget) else v for name, v in given.items()}
+        self._settings = {**json.loads(json.dumps(strict(plain))), **self._objects}
 
     def restore(self, run: Rollout) -> bool:
         """Put ``run`` where the rollout was left; return False where there is none yet."""
@@ -75,11 +72,11 @@ class SavedRollout:
             _require_fitting(run, state)
             device, kind = run.window.device, BeamStepOutput if run.reports_beams else StepOutput
             for name in (*_TENSORS, *_NUMBERS):
-                setattr(run, name, _moved(state[name], device))
+                setattr(run, name, moved(state[name], device))
             run.history = History()
-            run.history.layers = [Layer(**_moved(layer, device)) for layer in state["layers"]]
-            run.outputs = [kind(**_moved(output, device)) for output in state["outputs"]]
-            run.ended = _moved(state["ended"], device)
+            run.history.layers = [Layer(**moved(layer, device)) for layer in state["layers"]]
+            run.outputs = [kind(**moved(output, device)) for output in state["outputs"]]
+            run.ended = moved(state["ended"], device)
         return True
 
     def keep(self, run: Rollout) -> None:
@@ -148,14 +145,6 @@ def _require_range(name: str, values: Tensor, least: int, end: int) -> None:
         raise ValueError(f"{name} goes from {int(values.min())} to {int(values.max())}; it lies from {least} to {end - 1}")
 
 
-def rollout_settings(cfg: TTCConfig, T: int, x0: Tensor, problem_ids: Tensor, budget: Budget | None) -> dict[str, Any]:
-    """The settings of a rollout as JSON values, so that those of a file and of this process can be compared."""
-    settings = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in ("use_prm", "shard")}
-    settings |= {"T": T, "x0": checksum_of(x0), "problem_ids": problem_ids.tolist(), "budget": budget}
-    plain = {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v for name, v in settings.items()}
-    return json.loads(json.dumps(strict(plain)))  # type: ignore[no-any-return]
-
-
 def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str, Any]:
     """Fingerprint a model or scorer so that a resume, or a search in several processes, detects a mismatch.
 
@@ -217,7 +206,11 @@ def _attributes(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         held |= {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     caches = (Tensor, Mapping, list, tuple, set, frozenset, types.NoneType)
-    return {n: v for n, v in sorted(held.items()) if n != "training" and not (n.startswith("_") and isinstance(v, caches))}
+    return {
+        n: v
+        for n, v in sorted(held.items(), key=lambda item: (item[0].startswith("_"), item[0]))
+        if n != "training" and not (n.startswith("_") and isinstance(v, caches))
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -262,9 +255,14 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """``value`` with all tensors in it on ``device``."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {name: _moved(item, device) for name, item in value.items()}
+        return {name: moved(item, device) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(moved(item, device) for item in value)
+    if isinstance(value, StepOutput | RolloutResult):
+        return type(value)(**moved(vars(value), device))
     return value

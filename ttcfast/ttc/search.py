@@ -26,18 +26,17 @@ from ttcfast.checks import at_least
 from ttcfast.rewards.common import ScoreContext, Scorer, as_scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
-from ttcfast.stochastic_sampling.distinct import require_stochastic
 
 from . import guardrails, sharding
 from .budget import Budget
 from .candidates import Chunks
-from .memory import bytes_per_candidate, chunk_limit, reset_peak
+from .memory import ChunkLimit, reset_peak
 from .models import as_source, log_noise
-from .paths import Beams, Rollout, Survivors
+from .paths import Beams, History, Rollout, Survivors
 from .projection import check_projectable, project_conservation, projector, spec_of_problems
 from .refine import copies, refine, refine_and_score, scored
 from .result import RolloutResult, StepOutput
-from .resume import SavedRollout, rollout_settings, settings_of
+from .resume import SavedRollout, settings_of
 from .select.argmax import Argmax
 from .select.beams import BestOfBeams
 from .select.combine import Climb, SoftmaxMean, Span
@@ -73,7 +72,7 @@ class Search:
             self.scorer = self.scorer.of_projected(projector(spec))
         self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
         self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # a candidate is more than the deterministic step
-        self._candidate_bytes: int | None = None  # measured once, where there is a memory budget
+        self._limit = ChunkLimit(self._source, self.scorer, cfg)
 
     @overload
     def rollout(
@@ -130,11 +129,10 @@ class Search:
             DeterministicModelError: B > 1 and the model returns the same candidate every time.
             CheckpointError: The folder holds another rollout; the error names the settings that differ.
         """
-        x, single, ids = self._start(x0, T, problem_ids)
+        x, single, ids = guardrails.check_start(x0, T, problem_ids, self._source)
         sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         reset_peak(x.device)
-        chunks = self._chunks(x, ids)
-        roll = partial(self._rolled, T=T, budget=budget, chunks=chunks)
+        roll = partial(self._rolled, T=T, budget=budget, chunks=self._chunks(x, ids))
         result = sharding.in_parts(roll, x, ids, self.cfg, budget, resume)
         if single:
             result = dataclasses.replace(result, trajectory=result.trajectory[0].transpose(0, 1).contiguous())
@@ -148,7 +146,7 @@ class Search:
         ``state`` is that of the best beam at each step, so that the states are one path only where one beam stays the best. Arguments and
         errors as ``rollout``.
         """
-        x, single, ids = self._start(x0, T, problem_ids)
+        x, single, ids = guardrails.check_start(x0, T, problem_ids, self._source)
         if self.cfg.shard == "problems" and distributed.ranks() > 1:
             raise ValueError("shard is 'problems' and no rank has all states of a step; use rollout, or shard='candidates'")
         sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
@@ -166,31 +164,17 @@ class Search:
             problem_ids: As in ``rollout``.
         """
         at_least("step", step, 0)
-        x, _, ids = self._start(x, 1, problem_ids)
+        x, _, ids = guardrails.check_start(x, 1, problem_ids, self._source)
         out = self._step(self._begin(x, ids, step + 1, None, self._chunks(x, ids), history=False, step=step))
         assert out is not None  # there is no budget
         return out
 
-    def _start(self, x0: Tensor, T: int, problem_ids: Tensor | None) -> tuple[Tensor, bool, Tensor]:
-        guardrails.check_steps(T)
-        x, single = guardrails.check_start(x0, self._source.ndim, self._source.history, self._source.spec)
-        ids = torch.arange(len(x), device=x.device) if problem_ids is None else torch.as_tensor(problem_ids, device=x.device)
-        if ids.shape != (len(x),) or ids.is_floating_point():
-            raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {len(x)} problems")
-        return x, single, ids
-
     def _chunks(self, x: Tensor, ids: Tensor) -> tuple[Chunks, Chunks]:
         """The chunks of the first step, and of later ones, which may leave more beams; this measures the memory that a candidate takes."""
-        cfg = self.cfg
-        if cfg.memory_budget is not None and self._candidate_bytes is None:
-            measured = bytes_per_candidate(self._source, self.scorer, cfg, x, ids)
-            self._candidate_bytes = measured if cfg.shard is None else int(distributed.total(measured, "max"))
-        make = partial(
-            Chunks, self._source, cfg, limit=chunk_limit(cfg, self._candidate_bytes), include_deterministic=self.include_deterministic
-        )
-        first = cfg.beam_width if cfg.approach == "particle" else 1
-        group, share = self.scorer.needs_group, sharding.share(cfg)
-        return tuple(make(len(x) * beams, whole_groups=group, share=share) for beams in (first, cfg.beam_width))  # type: ignore[return-value]
+        cfg, first = self.cfg, self.cfg.beam_width if self.cfg.approach == "particle" else 1
+        options: Any = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
+        options |= {"limit": self._limit.of(x, ids), "share": sharding.share(cfg)}
+        return Chunks(self._source, cfg, len(x) * first, **options), Chunks(self._source, cfg, len(x) * cfg.beam_width, **options)
 
     def _begin(
         self, x: Tensor, ids: Tensor, T: int, budget: Budget | None, chunks: tuple[Chunks, Chunks], *, history: bool = True, step: int = 0
@@ -198,33 +182,25 @@ class Search:
         cfg, n = self.cfg, len(x)
         logger.info("%s: %d problems, T=%d, %s", type(self).__name__, n, T, cfg)
         log_noise(self._source, self._stochastic, cfg.seed)
-        if budget is not None:
-            budget.check(n, T)
         beam = torch.arange(cfg.beam_width if cfg.approach == "particle" else 1, device=x.device)
         problem = torch.arange(n, device=x.device).repeat_interleave(len(beam))
-        window = x if len(beam) == 1 else x[problem]
-        shape = (self._source.history, cfg.branching_factor * self._copies, self.reports_beams)
-        run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, *shape, budget, step)
+        window, frames = x if len(beam) == 1 else x[problem], self._source.history
+        width, past = cfg.branching_factor * self._copies, History() if history else None
+        run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, frames, width, self.reports_beams, budget, step, history=past)
         run.sizes, run.watch = chunks, guardrails.ScoreWatch(self.scorer)
-        if not history:
-            run.history = None
+        if budget is not None:
+            budget.check(n, T, self._cost(run, len(problem)))
         return run
 
     def _rolled(
         self, x: Tensor, ids: Tensor, resume: str | os.PathLike[str] | None, *, T: int, budget: Budget | None, chunks: tuple[Chunks, Chunks]
     ) -> RolloutResult:
-        run, saved = self._begin(x, ids, T, budget, chunks), None
-        if resume is not None:
-            settings = rollout_settings(self.cfg, T, x, ids, budget)
-            writes = self.cfg.shard != "candidates" or distributed.rank() == 0  # of processes with the same state, one keeps it
-            saved = SavedRollout(resume, settings, describe=self._settings, writes=writes)
+        run = self._begin(x, ids, T, budget, chunks)
+        saved = None if resume is None else SavedRollout(resume, run, x, describe=self._settings)
+        if saved is not None:
             saved.restore(run)
         for _ in self._steps(run, saved):
             pass
-        began = time.perf_counter()
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        run.seconds += time.perf_counter() - began
         return run.result(x[:, -1] if self._source.history > 1 else x, self._source.stochastic if self._stochastic else None)
 
     def _settings(self) -> dict[str, Any]:
@@ -237,11 +213,12 @@ class Search:
         while run.step < run.T:
             began = time.perf_counter()
             out = self._step(run)
-            if out is None:
-                return
-            if run.window.is_cuda and run.budget is not None and run.budget.seconds is not None:
+            ends, timed = out is None or run.step == run.T, run.budget is not None and run.budget.seconds is not None
+            if run.window.is_cuda and (ends or timed):
                 torch.cuda.synchronize(run.window.device)
             run.seconds += time.perf_counter() - began
+            if out is None:
+                return
             if run.history is not None:
                 run.outputs.append(dataclasses.replace(out, state=out.state.new_empty(0)))
             if saved is not None:
@@ -349,18 +326,10 @@ class Search:
         if watch is not None:
             keep.distinct = watch.count()
             if step == 0:
-                evaluations += self._require_stochastic(watch, keep.distinct, run, beams)
+                one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group draws
+                more = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=cfg.seed, step=0)
+                evaluations += watch.require_stochastic(keep.distinct, more, after, self._source.model)
         return keep, evaluations
-
-    def _require_stochastic(self, watch: guardrails.DistinctWatch, distinct: Tensor, run: Rollout, beams: Beams) -> int:
-        """Draw more candidates where those of the first step are all alike, and raise if these are too; the number drawn."""
-        if bool((distinct > 1).any()):
-            watch.warn_of_few(distinct, self._source.model)
-            return 0
-        more = run.chunks.id_of(0, self.cfg.max_resample + 2)  # ids that no group draws
-        one = beams.rows(slice(0, 1))
-        draw = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=self.cfg.seed, step=0)
-        return require_stochastic(draw, more, watch.at_once, self._source.model)
 
     def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None) -> int:
         """Refine, score and hand over a chunk ``[m, b, C, *S]``; the number of reward evaluations for each of its candidates."""

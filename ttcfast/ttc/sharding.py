@@ -22,7 +22,7 @@ from ttcfast.spec import TTCConfig
 
 from .budget import Budget
 from .result import RolloutResult
-from .resume import checksum_of
+from .resume import checksum_of, moved
 from .select.beams import BestOfBeams
 from .select.topk import Keys, TopPool, best
 
@@ -79,8 +79,9 @@ def in_parts(
         )
     part = slice(n * rank // ranks, n * (rank + 1) // ranks)
     own = roll(x[part], ids[part], None if resume is None else Path(resume) / f"rank{rank}") if part.stop > part.start else None
-    found = [p for p in distributed.gathered(None if own is None else _on(own, torch.device("cpu"))) if p is not None]
-    return _on(_joined(found), x.device)
+    found = [p for p in distributed.gathered(None if own is None else moved(own, torch.device("cpu"))) if p is not None]
+    result: RolloutResult = moved(_joined(found), x.device)
+    return result
 
 
 def merge(keep: BestOfBeams, min_spread: float) -> None:
@@ -114,15 +115,6 @@ def _merge_pool(pool: TopPool) -> None:
     own = pool.states_of(group, at % pool.k)
     pool.fill(found, group, place, distributed.shared_rows(own, owner))
     pool.copies = int(distributed.total(pool.copies))
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    """A result, or a step of one, with its tensors on ``device``."""
-    moved = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()}
-    if "beams" in moved:
-        moved["beams"] = tuple(_on(step, device) for step in moved["beams"])
-    return type(value)(**moved)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -178,7 +178,8 @@ class _Deviations:
         """Coefficients ``[m, B]`` of the point of the span nearest to ``move [m, 1, C, *S]``."""
         self._wanted = self._flat(move)[:, 0]
         moments = torch.stack([d.double() @ m for d, m in zip(self._scaled, self._wanted)])
-        return torch.linalg.solve(self._regular, moments)
+        coefficients: Tensor = torch.linalg.solve(self._regular, moments)
+        return coefficients
 
     def lengthened(self, w: Tensor) -> Tensor:
         """``w`` from ``towards``, lengthened so that to first order it gains what the move would have gained.
