@@ -117,15 +117,14 @@ class Chunks:
 
     def again(self, beams: Beams, positions: Tensor, step: int, again: int) -> Tensor:
         """Draw candidates ``[m, C, *S]`` once more, one of each beam at ``positions [m]``. Only a keyed source draws the same ones."""
-        size = self.size or len(beams)
+        size, fill = self.size or len(beams), self.size or 0
         ids = self.id_of(0, again) + beams.beam * self._cfg.branching_factor + positions
         made = []
-        for part in torch.arange(len(beams), device=ids.device).split(size):
-            own, filled = ids[part], beams.rows(_filled(part, self.size or 0))
-            drawn = self._source.candidates(
-                filled.window, _filled(own, self.size or 0).cpu().unsqueeze(1), filled.problem_ids, seed=self._cfg.seed, step=step
-            )
-            made.append(drawn[: len(part), 0])
+        for start in range(0, len(beams), size):
+            part = slice(start, start + size)
+            given = [_filled(values[part], fill) for values in (beams.window, ids, beams.problem_ids)]
+            drawn = self._source.candidates(given[0], given[1].cpu().unsqueeze(1), given[2], seed=self._cfg.seed, step=step)
+            made.append(drawn[: len(ids[part]), 0])
         first = (positions == 0).nonzero().flatten() if self._deterministic and again == 0 else positions[:0]
         out = torch.cat(made)
         if len(first):

@@ -146,13 +146,13 @@ class ScoreWatch:
     def __init__(self, scorer: Scorer) -> None:
         self._name, self._said = str(getattr(scorer, "_name", type(scorer).__name__)), False
 
-    def say(self, step: int, problem_ids: Tensor, taken: str) -> None:
-        """Warn at the first step with such problems, ``problem_ids [m]``; ``taken`` names the state that they continue from."""
-        if self._said or not len(problem_ids):
+    def say(self, step: int, problem_ids: list[int], taken: str) -> None:
+        """Warn at the first step with such problems, an id for each beam; ``taken`` names the state that they continue from."""
+        if self._said or not problem_ids:
             return
-        self._said = True
+        self._said, named = True, list(dict.fromkeys(problem_ids))[:8]
         warnings.warn(
-            f"step {step}: scorer {self._name} returned no finite score for problems {problem_ids.tolist()[:8]}, though there are finite "
+            f"step {step}: scorer {self._name} returned no finite score for problems {named}, though there are finite "
             f"candidates; {taken} is taken instead. This is said once per rollout, RolloutResult.fallbacks has all such steps; see what "
             "the scorer returns for these states (NaN?)",
             RuntimeWarning,

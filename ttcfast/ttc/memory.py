@@ -51,7 +51,8 @@ class ChunkLimit:
         count = cfg.memory_budget // self._each
         if count < 1:
             raise ValueError(
-                f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {self._each}; give at least that"
+                f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {self._each}; give at least "
+                "that"
             )
         count = 1 << (count.bit_length() - 1)  # the measurement varies by a page or two; the chunks should not
         return count if cfg.chunk_size is None else min(count, cfg.chunk_size)

@@ -106,7 +106,7 @@ class _SurrogateSource:
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         if ids.ndim == 2 and not self.keyed:  # a foreign class, which takes ids [B] only
-            parts = zip(x.split(1), ids, problem_ids.split(1))
+            parts = zip(x.unsqueeze(1), ids, problem_ids.unsqueeze(1))
             return torch.cat([self.candidates(one, own, problem, seed=seed, step=step) for one, own, problem in parts])
         with self._lent("candidates", state=x, ids=ids, problem_ids=problem_ids):
             return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)

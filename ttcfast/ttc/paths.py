@@ -147,7 +147,7 @@ class History:
             self._needed.append(len(layer.parent))
         needed = torch.arange(len(self._parents[-1]))
         for i in range(len(self.layers) - 2, -1, -1):
-            needed = self._parents[i + 1][needed].unique()
+            needed = torch.unique(self._parents[i + 1][needed])
             if len(needed) == self._needed[i]:
                 return  # fewer rows are needed with every step, so this layer and all before it are as they were
             self._needed[i] = len(needed)
@@ -233,7 +233,8 @@ class Rollout:
     @property
     def live(self) -> Tensor:
         """The problems that have a beam, ascending."""
-        return self.problem if self.k == 1 else self.problem.unique_consecutive()
+        live: Tensor = self.problem if self.k == 1 else torch.unique_consecutive(self.problem)
+        return live
 
     def allowance(self, cost: int) -> float | None:
         """Evaluations that this step may take; None where the budget does not allow another step of ``cost`` evaluations."""
@@ -278,7 +279,7 @@ class Rollout:
         dead = ~torch.isin(self.live, alive)
         problems, rows = self.live[dead], self.best_rows()[dead]
         if self.history is not None and self.history.layers:
-            for problem, row in zip(problems.tolist(), self.rows[rows].split(1)):
+            for problem, row in zip(problems.tolist(), self.rows[rows].unsqueeze(1)):
                 record = self._blank(1, len(self.history.layers), self.history.layers[0].states)
                 self.history.fill(record, torch.zeros_like(row), row)
                 self.ended[problem] = {name: value[0, int(name == "states") :] for name, value in record.items()}
@@ -292,6 +293,8 @@ class Rollout:
 
     def summed(self, values: Tensor) -> Tensor:
         """Sums over the beams of each problem, int64 ``[n]``, of values ``[M]``."""
+        if self.k == 1 and len(values) == self.n:
+            return values
         return values.new_zeros(self.n).scatter_add_(0, self.problem, values)
 
     def take(self, kept: Survivors, unprojected: Tensor, counts: dict[str, Any], scores: Tensor | None) -> StepOutput:
@@ -306,8 +309,8 @@ class Rollout:
         before = self.beam
         each = self.path.new_full((len(before), self.width), -torch.inf) if scores is None else scores
         of_candidates = None if self.reports_beams else self._of_problems(each, -torch.inf)
-        scored, path = kept.score > -torch.inf, self.path[kept.parent]
-        self.path = torch.where(scored, self.prolonged(path, kept.score), path)
+        path = self.path[kept.parent]
+        self.path = torch.where(kept.score > -torch.inf, self.prolonged(path, kept.score), path)
         notes = {"chosen": kept.position, "collapsed": kept.collapsed, "unprojected": unprojected}
         if self.history is not None and len(kept):
             self.history.add(kept.state, self.rows[kept.parent], **notes)

@@ -151,8 +151,8 @@ class Search:
             raise ValueError("shard is 'problems' and no rank has all states of a step; use rollout, or shard='candidates'")
         sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         run = self._begin(x, ids, T, budget, self._chunks(x, ids), history=False)
-        own = (dataclasses.replace(out, state=out.state.clone()) for out in self._steps(run, None))  # the caller's to change
-        return (dataclasses.replace(out, state=out.state[0]) for out in own) if single else own
+        steps = self._steps(run, None)
+        return (dataclasses.replace(out, state=(out.state[0] if single else out.state).clone()) for out in steps)  # the caller's own
 
     @torch.no_grad()
     def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> StepOutput:
@@ -254,23 +254,16 @@ class Search:
         if len(missed):
             fallbacks[beams.problem[missed]] = True
             logger.info("step %d: fallback for problems %s", run.step, run.problem_ids[fallbacks].tolist())
-            unscored, fresh = beams.problem_ids[keep.without_score()].unique_consecutive(), not self._source.has_deterministic
-            run.watch.say(run.step, unscored, "one fresh sample" if fresh else "the deterministic step")
+            known = "the deterministic step" if self._source.has_deterministic else "one fresh sample"
+            run.watch.say(run.step, beams.problem_ids[keep.without_score()].tolist(), known)
             if self.include_deterministic:
                 taken = keep.first[missed]
             else:
                 taken, evaluations = self._plain_step(run, beams.rows(missed)), evaluations + len(missed)
             kept = self._with_fallback(kept, below, taken, missed, beams)
-        counts = run.counts(
-            fallbacks=fallbacks,
-            resamples=resamples,
-            nonfinite=run.summed(keep.nonfinite),
-            distinct=run.summed(keep.distinct),
-            evaluations=evaluations,
-            reward_evaluations=keep.reward_evaluations,
-            copies=keep.copies + len(kept),
-            searched=True,
-        )
+        found = {"nonfinite": run.summed(keep.nonfinite), "distinct": run.summed(keep.distinct), "copies": keep.copies + len(kept)}
+        spent = {"evaluations": evaluations, "reward_evaluations": keep.reward_evaluations, "searched": True}
+        counts = run.counts(fallbacks=fallbacks, resamples=resamples, **found, **spent)
         return self._move_on(run, beams, kept, counts, keep.scores, at_risk=len(missed) > 0)
 
     def _with_fallback(self, kept: Survivors, below: Survivors | None, taken: Tensor, rows: Tensor, beams: Beams) -> Survivors:
@@ -318,11 +311,7 @@ class Search:
             keep.reward_evaluations += drawn * self._take_in(run, keep, rows, start, candidates, finite)
             del candidates  # or the next chunk would be made while this one is still held
         if cfg.shard == "candidates" and isinstance(keep, BestOfBeams):
-            sharding.merge(keep, cfg.min_score_spread)
-            evaluations = int(distributed.total(evaluations))
-            if watch is not None:
-                watch.projections = distributed.reduced(watch.projections, "sum")  # each was seen by one rank
-                watch.at_once = int(distributed.total(watch.at_once, "max"))
+            evaluations = sharding.merge(keep, watch, evaluations, cfg.min_score_spread)
         if watch is not None:
             keep.distinct = watch.count()
             if step == 0:
@@ -366,13 +355,12 @@ class Search:
                 return Span(group, Climb(self.scorer, run.step, cfg.trust, self._source.spec))
             return self._selection(group)
         if cfg.approach == "particle":
-            uniforms = uniforms_of(cfg.seed, run.step, beams.problem_ids.unique_consecutive())
+            uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])
             # in one chunk all states are at hand; otherwise those drawn are made again
             make = None if run.chunks.size is None else partial(self._made_again, run, beams, again)
             return Particles(group, cfg.beam_width, temperature=cfg.temperature, uniforms=uniforms, make=make)
-        subtrees = cfg.approach == "diverse_beam" and run.step > 0
-        options = {"subtrees": subtrees, "ties": self.tie_breaker is not None, "marks": self.drop_duplicates}
-        return BestOfBeams(group, 1 if subtrees else cfg.beam_width, **options)
+        subtrees, ties = cfg.approach == "diverse_beam" and run.step > 0, self.tie_breaker is not None
+        return BestOfBeams(group, 1 if subtrees else cfg.beam_width, subtrees=subtrees, ties=ties, marks=self.drop_duplicates)
 
     def _made_again(self, run: Rollout, beams: Beams, again: int, rows: Tensor, positions: Tensor) -> Tensor:
         """The states ``[R, C, *S]`` of candidates that have been scored and dropped."""

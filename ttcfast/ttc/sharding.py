@@ -21,6 +21,7 @@ from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
 from .budget import Budget
+from .guardrails import DistinctWatch
 from .result import RolloutResult
 from .resume import checksum_of, moved
 from .select.beams import BestOfBeams
@@ -84,10 +85,10 @@ def in_parts(
     return result
 
 
-def merge(keep: BestOfBeams, min_spread: float) -> None:
-    """Turn the selections of all ranks, each of its own chunks, into the selection from all chunks."""
+def merge(keep: BestOfBeams, watch: DistinctWatch | None, evaluations: int, min_spread: float) -> int:
+    """Turn the selections of all ranks, each of its own chunks, into the selection from all chunks; and sum their evaluations."""
     if distributed.ranks() == 1:
-        return
+        return evaluations
     keep.nonfinite = distributed.reduced(keep.nonfinite, "sum")
     keep.unscored = distributed.reduced(keep.unscored, "sum")
     keep.reward_evaluations = int(distributed.total(keep.reward_evaluations))
@@ -104,6 +105,10 @@ def merge(keep: BestOfBeams, min_spread: float) -> None:
         held = holders.amax(0) > 0
         owner = holders.argmax(0)
         keep.first[rows[held]] = distributed.shared_rows(keep.first[rows[held]], owner[held])
+    if watch is not None:
+        watch.projections = distributed.reduced(watch.projections, "sum")  # each was seen by one rank
+        watch.at_once = int(distributed.total(watch.at_once, "max"))
+    return int(distributed.total(evaluations))
 
 
 def _merge_pool(pool: TopPool) -> None:

@@ -27,7 +27,7 @@ class BestOfBeams(Keep):
     def __init__(self, group: Group, k: int, *, subtrees: bool = False, ties: bool = False, marks: bool = False) -> None:
         super().__init__(group)
         beams = self.beams
-        self._problems, self._owner = beams.problem.unique_consecutive(return_inverse=True)
+        self._problems, self._owner = torch.unique_consecutive(beams.problem, return_inverse=True)
         rows = torch.arange(len(beams), device=beams.problem.device)
         self._group: Tensor = rows if subtrees else self._owner
         self._place: Tensor = torch.zeros_like(rows) if subtrees else beams.beam
@@ -122,12 +122,12 @@ class BestOfBeams(Keep):
 
     def _bettered(self, rows: Tensor, other: Keep) -> Tensor:
         assert isinstance(other, BestOfBeams)
-        problems = self._owner[rows].unique_consecutive()
+        problems = torch.unique_consecutive(self._owner[rows])
         return other._rows_of(other._best() > self._best()[problems])
 
     def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, BestOfBeams)
-        groups, from_groups = self._group[ours].unique_consecutive(), other._group[theirs].unique_consecutive()
+        groups, from_groups = torch.unique_consecutive(self._group[ours]), torch.unique_consecutive(other._group[theirs])
         for pool, drawn in zip(self.pools, other.pools):
             pool.replace(groups, drawn, from_groups)
         self.spread.replace(ours, other.spread, theirs)
