@@ -11,8 +11,8 @@ from ttcfast.rewards.common import Project, ScoreContext
 from ttcfast.spec import StateSpec
 
 
-def check_projectable(spec: StateSpec | None) -> None:
-    """Raise ``ValueError`` where conservation cannot be imposed: without a layout, in primitive variables, on an open domain."""
+def check_projectable(spec: StateSpec | None) -> StateSpec:
+    """Return ``spec``; raise ``ValueError`` without a layout, in primitive variables or on an open domain."""
     if spec is None:
         raise ValueError("project is 'conservation' but the model has no StateSpec; wrap it in a Surrogate, or use project=None")
     if spec.variables != "conserved":
@@ -25,6 +25,7 @@ def check_projectable(spec: StateSpec | None) -> None:
             f"project is 'conservation' but the domain is open (periodic={spec.periodic}, closed={spec.closed}); what crosses its boundary "
             "is not conserved, so use project=None, or StateSpec(closed=True) where all sides are walls"
         )
+    return spec
 
 
 def project_conservation(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,12 @@
 """The search engine: generate -> (refine) -> score -> keep, over the beams of each problem, of which a greedy search has one.
 
-``TTCGreedy`` and ``TTCBeam`` are its doors. A state passes from ``Search.rollout`` through ``_step``, ``_draw`` and ``_take_in`` in this
-file; from there
+``TTCGreedy`` and ``TTCBeam`` are its doors. In this file a state passes from ``Search.rollout`` through ``_steps``, ``_step``, ``_search``,
+``_draw`` and ``_take_in``. From there it goes
 
-* to the reward: ``refine.py`` (moved copies, one score for each) -> the scorer (``rewards/arm.py``) -> ``ops/arm.py``;
-* to the selection: ``select/argmax.py`` (one beam), or ``select/beams.py`` -> ``select/topk.py`` -> ``ops/topk.py`` (several).
+* to the reward by ``refine.py`` (moved copies, a score for each), the scorer (as ``rewards/arm.py``) and ``ops/arm.py``;
+* to the selection by ``select/argmax.py`` (one beam), or by ``select/beams.py``, ``select/topk.py`` and ``ops/topk.py`` (several).
 
-Candidates come from ``candidates.py`` (chunks) and ``models.py`` (the model); ``paths.py`` holds the beams between two steps.
+``_draw`` has its candidates from ``candidates.py`` (chunks) and ``models.py`` (the model), and ``paths.py`` holds the beams between steps.
 """
 
 from __future__ import annotations
@@ -65,11 +65,8 @@ class Search:
                 f"include_deterministic is True but {type(fm).__name__} has only sample_next and no deterministic step; wrap it in a "
                 "Surrogate, or use include_deterministic=False"
             )
-        spec = self._source.spec
         if cfg.project is not None:
-            check_projectable(spec)
-            assert spec is not None  # or it could not be projected
-            self.scorer = self.scorer.of_projected(projector(spec))
+            self.scorer = self.scorer.of_projected(projector(check_projectable(self._source.spec)))
         self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
         self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # a candidate is more than the deterministic step
         self._limit = ChunkLimit(self._source, self.scorer, cfg)
