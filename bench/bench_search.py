@@ -27,7 +27,9 @@ from ttcfast.rewards.arm import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.memory import peak_bytes
-from ttcfast.ttc.select.beams import Beams, StepSearch
+from ttcfast.ttc.paths import Beams
+from ttcfast.ttc.select.beams import BestOfBeams
+from ttcfast.ttc.select.keep import Chunk, Group
 
 from . import environment
 from .rows import OK, PEER_FAILED, Row
@@ -148,18 +150,18 @@ class Search:
     def _drawn(self) -> tuple[Beams, list[tuple[slice, int, Tensor, Tensor]]]:
         """What a step draws, chunk by chunk, with its scores."""
         controller, ids = self._chunked, torch.zeros(1, dtype=torch.int64, device=self.device)
-        beams = Beams(self.x, ids, ids.clone(), torch.zeros(1, dtype=torch.float64, device=self.device))
-        chunks = controller._chunks(self.x, ids)
+        beams = Beams(self.x, ids, ids.clone(), ids.clone(), torch.zeros(1, dtype=torch.float64, device=self.device))
+        chunks, _ = controller._chunks(self.x, ids)
         with torch.no_grad():
-            parts = [(rows, start, c) for rows, start, c in chunks.of_step(self.x, ids, 1, 0)]
+            parts = [(rows, start, c) for rows, start, c in chunks.of_step(beams, 1, 0)]
             return beams, [(rows, start, c, controller.scorer.score_group(self.x, c, None).double()) for rows, start, c in parts]
 
     def select(self) -> Any:
         beams, parts = self._drawn
-        search = StepSearch(beams, min(K, self.b), self.b, floor=None, subtrees=False, history=1)
+        keep = BestOfBeams(Group(beams, self.b, torch.full_like(beams.offset, -torch.inf), None), min(K, self.b))
         for rows, start, candidates, scores in parts:
-            search.add(rows, start, candidates, scores, scores, None, None)
-        return search.survivors(1e-6)
+            keep.add(rows, start, Chunk(candidates, scores, scores))
+        return keep.survivors(1e-6, beams.problem[:0])[0]
 
     def check_step(self) -> None:
         out = self.step()

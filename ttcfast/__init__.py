@@ -16,8 +16,8 @@ _NAMES = {  # short name -> where it lives
     "ARMWeights": "ttcfast.spec",
     "StochasticConfig": "ttcfast.spec",
     "Surrogate": "ttcfast.core.base_fm",
-    "ARMScorer": "ttcfast.rewards.common",
-    "PRMScorer": "ttcfast.rewards.common",
+    "ARMScorer": "ttcfast.rewards.arm",
+    "PRMScorer": "ttcfast.rewards.prm.scorer",
     "TTCConfig": "ttcfast.ttc.inference",
     "TTCGreedy": "ttcfast.ttc.inference",
     "TTCBeam": "ttcfast.ttc.beam",
@@ -35,7 +35,7 @@ _NAMES = {  # short name -> where it lives
     "info": "ttcfast.ops",
     "integrate": "ttcfast.integrators",
 }
-_PACKAGES = ("core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "ttc")
+_PACKAGES: tuple[str, ...] = ("core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "ttc")
 _PACKAGES += ("stochastic_sampling",)
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]

@@ -21,11 +21,12 @@ from ttcfast.evaluation.evaluate import evaluate as evaluate_methods
 from ttcfast.evaluation.methods import ONE_BEAM, Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.models.checkpoint import load_surrogate
-from ttcfast.rewards.common import ARMScorer, Scorer, as_scorer
+from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.rewards.scorer import Scorer, as_scorer
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.searches import Refine, Search
-from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
+from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 from ttcfast.ttc.inference import TTCGreedy
@@ -80,7 +81,7 @@ def improve(
     options = _options(branching_factor=branching_factor, search=search, refine=refine, project=project, seed=seed, **config)
     controller = TTCGreedy if options.approach == "greedy" and not options.lookahead else TTCBeam
     rollout = controller(model, _reward(reward, own), options).rollout
-    return rollout(x0, T, return_info=True, **({} if budget is None else {"budget": budget}))
+    return rollout(x0, T, return_info=True, budget=budget)
 
 
 def load(what: str | os.PathLike[str]) -> Surrogate | PRMScorer:
@@ -180,7 +181,7 @@ def _reward(reward: Any, spec: StateSpec | None) -> Any:
     if reward is None:
         if spec is None:
             raise ValueError("reward and spec are None; give a reward, or spec= so that the states can be scored by conservation")
-        return ARMScorer(ARMWeights(), None, spec=spec, momentum="components", scale="relative")
+        return ARMScorer(spec=spec)
     if isinstance(reward, (str, os.PathLike)):
         reward = load(reward)
     if isinstance(reward, Surrogate):

@@ -198,8 +198,9 @@ def test_diverse_subtrees_do_not_meet_and_particles_follow_their_weights():
 def test_states_without_descendants_are_dropped():
     fm, x0 = drop_surrogate(), euler_state(2)
     controller = TTCBeam(fm, last_cell, TTCConfig(branching_factor=6, beam_width=5, approach="beam"))
-    run = controller._begin(x0, 30, torch.arange(2), None, 2)
-    most = max(run.history.held for _ in controller._iterate_run(run, None))
+    ids = torch.arange(2)
+    run = controller._begin(x0, ids, 30, None, controller._chunks(x0, ids))
+    most = max(run.history.held for _ in controller._steps(run, None))
     assert most < 2 * (30 + 6 * 5) < 2 * 30 * 5
     states = run.best_paths(x0)["states"]
     assert torch.equal(states, controller.rollout(x0, 30)) and states.isfinite().all()
@@ -224,6 +225,28 @@ def test_a_foreign_model_can_be_searched():
         euler_state(2), 3, return_info=True
     )
     assert r.trajectory.isfinite().all() and r.nfe == 2 * 4 + 2 * 2 * 8 and r.beams[-1].paths.isfinite().all()
+
+
+@pytest.mark.parametrize("then", ["deterministic", "end"])
+@pytest.mark.parametrize("options", [{}, {"select": "softmax_mean"}, {"include_deterministic": False, "score_floor": 1.2}])
+def test_a_greedy_search_has_budgets_too(options, then):
+    cfg, x0 = TTCConfig(branching_factor=5, **options), euler_state(2)
+    free = TTCGreedy(drop_surrogate(), last_cell, cfg).rollout(x0, 6, return_info=True)
+    r = TTCGreedy(drop_surrogate(), last_cell, cfg).rollout(x0, 6, return_info=True, budget=Budget(40, then=then))
+    assert 0 < r.searched < 6 == free.searched and r.evaluations <= 40 and r.scores.shape == (2, r.chosen.shape[1], 5)
+    assert r.chosen.shape[1] == (r.searched if then == "end" else 6)
+    if "score_floor" not in options:  # where nothing is drawn again the budget changes nothing before its end
+        assert torch.equal(r.trajectory[:, : r.searched + 1], free.trajectory[:, : r.searched + 1])
+        assert torch.equal(r.chosen[:, : r.searched], free.chosen[:, : r.searched])
+    if not options:
+        beam = TTCBeam(drop_surrogate(), last_cell, cfg).rollout(x0, 6, return_info=True, budget=Budget(40, then=then))
+        assert torch.equal(beam.trajectory, r.trajectory) and torch.equal(beam.chosen, r.chosen) and beam.nfe == r.nfe
+    steps = list(TTCGreedy(drop_surrogate(), last_cell, cfg).rollout_iter(x0, 6, budget=Budget(40, then=then)))
+    assert torch.equal(steps[-1].state, r.trajectory[:, -1]) and sum(s.searched for s in steps) == r.searched
+    with pytest.raises(
+        ValueError, match=r"evaluations is 3 and the (first step takes 1\d|deterministic rollout .* takes 12); give at least that"
+    ):
+        TTCGreedy(drop_surrogate(), last_cell, cfg).rollout(x0, 6, budget=Budget(3, then=then))
 
 
 def test_evaluations_stay_within_the_budget_and_the_rest_is_deterministic():

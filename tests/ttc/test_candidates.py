@@ -8,6 +8,7 @@ from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.candidates import Chunks
 from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.models import as_source
+from ttcfast.ttc.paths import Beams
 
 
 def mean_density(x_t, cand_tp1):
@@ -78,8 +79,9 @@ def test_the_chunks_of_all_ranks_are_those_of_one(whole_groups, ranks):
     fm = drop_surrogate()
     found = torch.zeros(3, 7, dtype=torch.int64)
     for rank in range(ranks):
-        options = {"include_deterministic": True, "whole_groups": whole_groups, "measure": lambda: 0}
-        for rows, start, drawn in Chunks(as_source(fm, cfg), cfg, x0, share=(rank, ranks), **options).of_step(x0, ids, 0, 0):
+        beams = Beams(x0, ids, torch.zeros_like(ids), ids, torch.zeros(3).double())
+        chunks = Chunks(as_source(fm, cfg), cfg, 3, include_deterministic=True, whole_groups=whole_groups, share=(rank, ranks))
+        for rows, start, drawn in chunks.of_step(beams, 0, 0):
             assert not whole_groups or drawn.shape[1] == 7
             found[rows, start : start + drawn.shape[1]] += 1
     assert (found == 1).all()

@@ -11,7 +11,7 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
-from ttcfast.ttc.guardrails import spread_collapsed
+from ttcfast.ttc.guardrails import Spread
 from ttcfast.ttc.inference import TTCGreedy
 
 ARM = ARMScorer(ARMWeights(), 1.0, momentum="sum", scale="relative")
@@ -204,9 +204,9 @@ def test_a_collapse_without_a_usable_candidate_0_takes_the_first_usable():
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6), st.floats(0, 1e-2))
 def test_the_spread_is_relative(values, least):
     s = torch.tensor([values], dtype=torch.float64)
-    got = spread_collapsed(s, least).item()
+    got = Spread.of(s).flat(least).item()
     assert got == (len(values) > 1 and max(values) - min(values) <= least * max(map(abs, values)))
-    assert spread_collapsed(torch.cat([s, torch.full((1, 1), -torch.inf)], 1), least).item() == got
+    assert Spread.of(torch.cat([s, torch.full((1, 1), -torch.inf).double()], 1)).flat(least).item() == got
 
 
 def test_a_score_floor_sends_a_penalised_step_to_the_deterministic_one():

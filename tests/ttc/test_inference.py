@@ -1,9 +1,11 @@
+import re
 import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.scorers import last_cell
 from tests.surrogates import DropNet, Foreign, Shift, drop_surrogate, euler_state, shift_surrogate, shifted
@@ -268,3 +270,49 @@ def test_a_rollout_without_noise_of_ours_says_so(caplog):
         foreign = TTCGreedy(Foreign(), ARM, TTCConfig(branching_factor=2)).rollout(euler_state(), 1, return_info=True)
     assert alone.stochastic is foreign.stochastic is None
     assert "noise: none" in caplog.text and "noise: that of Foreign.sample_next" in caplog.text
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result's size or value the host needs: on a GPU it waits for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "nonzero", "unique_consecutive", "_unique2", "masked_select")
+        if name in ("index", "index_put_"):
+            self.count += any(i is not None and i.dtype == torch.bool for i in args[1])
+        return function(*args, **(kwargs or {}))
+
+
+class Unwatched:
+    """A model that asks for no values itself."""
+
+    spec = StateSpec.euler2d()
+
+    def deterministic(self, x):
+        return x.roll(1, -1)
+
+    def candidates(self, x, ids, *, problem_ids, seed, step, stochastic=None):
+        return x.roll(1, -1).unsqueeze(1) * (1 + 0.01 * torch.rand(len(x), ids.shape[-1], 1, 1, 1))
+
+
+@pytest.mark.parametrize("scorer", [ARM, last_cell])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 6}, {"select": "softmax_mean"}, {"branching_factor": 1}])
+def test_a_step_without_incident_waits_for_the_device_once(scorer, options):
+    cfg = TTCConfig(**{"branching_factor": 4, **options})
+    steps = TTCGreedy(Unwatched(), scorer, cfg).rollout_iter(euler_state(), 4)
+    next(steps)
+    with Waits() as waits:
+        next(steps)
+    assert waits.count == 1
+
+
+def test_results_print_in_one_line():
+    controller = TTCGreedy(drop_surrogate(), ARM, TTCConfig(branching_factor=4))
+    r, step = controller.rollout(euler_state(), 2, return_info=True), controller.step_from(euler_state(), step=1)
+    assert re.fullmatch(r"RolloutResult\(3 problems, 2 steps, 24 evaluations, 0 fallbacks, [\d.e-]+ s\)", repr(r))
+    assert repr(step) == "StepOutput(3 problems, step 1, 12 evaluations, 0 fallbacks)"
+    assert (r.nfe, step.nfe) == (r.evaluations, step.evaluations) and step.fallback is step.fallbacks

@@ -15,9 +15,10 @@ from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
+from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.memory import bytes_per_candidate
 from ttcfast.ttc.models import as_source
-from ttcfast.ttc.settings import settings_of
+from ttcfast.ttc.resume import settings_of
 
 
 class Killed(Exception):
@@ -71,7 +72,7 @@ def test_a_folder_of_another_rollout_is_refused_with_the_keys_that_differ(tmp_pa
         changed.rollout(x0, 2, resume=tmp_path)
     other = drop_surrogate()
     other.model.head.bias.data += 1
-    with pytest.raises(CheckpointError, match=r": T is 3, there 2; x0 is .*; model.model.head.weights is '"):
+    with pytest.raises(CheckpointError, match=r": T is 3, there 2; x0 is .*; model.weights is '"):
         TTCBeam(other, last_cell, TTCConfig(**cfg)).rollout(x0 + 1, 3, resume=tmp_path)
     (tmp_path / "rollout.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -209,9 +210,9 @@ class Hungry:
 def test_a_memory_budget_decides_by_what_is_measured(each):
     controller = TTCBeam(drop_surrogate(), Hungry(each), TTCConfig(branching_factor=300, memory_budget=16 * each, approach="beam"))
     x0, ids = euler_state(1), torch.tensor([0])
-    measured = bytes_per_candidate(as_source(controller.fm, controller.cfg), controller.scorer, controller.cfg, x0, ids, first_id=1000)
+    measured = bytes_per_candidate(as_source(controller.fm, controller.cfg), controller.scorer, controller.cfg, x0, ids)
     assert 0.95 * each < measured < 1.2 * each + 50_000
-    size = controller._chunks(x0, ids).size
+    size = controller._chunks(x0, ids)[0].size
     assert size in (8, 16)
     with pytest.raises(
         ValueError, match=r"memory_budget is 65536 bytes and generating and scoring one candidate takes \d{6,7}; give at least"
@@ -265,3 +266,25 @@ def test_a_state_made_by_hand_is_one_error(tmp_path, change, told):
     checkpoints.save(path, tensors, meta)
     with pytest.raises(CheckpointError, match=rf"rollout.safetensors .*{told}"):
         TTCBeam(drop_surrogate(), Dies(10**6), cfg).rollout(x0, 3, resume=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("select", ["argmax", "softmax_mean"])
+def test_a_killed_greedy_rollout_goes_on_too(select, tmp_path):
+    fm = brittle()
+    cfg = TTCConfig(branching_factor=4, max_resample=0, select=select)
+
+    def roll(calls, folder):
+        return TTCGreedy(fm, Dies(calls), cfg).rollout(euler_state(6), 4, return_info=True, resume=folder)
+
+    whole = roll(10**6, None)
+    assert whole.frozen.any() and not whole.frozen.all()
+    with pytest.raises(Killed):
+        roll(5, tmp_path)
+    resumed = roll(10**6, tmp_path)
+    for name in ("trajectory", "scores", "chosen", "weights", "fallbacks", "frozen", "nonfinite"):
+        ours, theirs = getattr(resumed, name), getattr(whole, name)
+        assert (ours is None and theirs is None) or torch.equal(ours.nan_to_num(9.0), theirs.nan_to_num(9.0)), name
+    assert (resumed.nfe, resumed.searched) == (whole.nfe, whole.searched)
+    with pytest.raises(CheckpointError, match="another configuration: approach is 'beam', there 'greedy'"):
+        TTCBeam(fm, Dies(0), TTCConfig(branching_factor=4, max_resample=0, approach="beam")).rollout(euler_state(6), 4, resume=tmp_path)

@@ -113,7 +113,7 @@ def test_every_rank_has_the_result_of_one_process(ranks, tmp_path, one_thread):
         assert re.search(r"x0 is 'torch.float32 \(3, 4, 8, 8\) \w+', 'torch", found[rank]["x0", "error"])
         assert ": scorer.weights.last_cell is 1.0, 2.0" in found[rank]["scorer", "error"]
         assert ": drop_duplicates is True, False" in found[rank]["duplicates", "error"]
-        assert re.search(r": model.model.head.weights is '\w+', '\w+'", found[rank]["surrogate", "error"])
+        assert re.search(r": model.weights is '\w+', '\w+'", found[rank]["surrogate", "error"])
 
 
 def test_one_process_needs_no_group():

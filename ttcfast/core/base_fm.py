@@ -1,4 +1,4 @@
-"""One-step surrogates as the controllers see them: a state in physical units in, several next states out."""
+"""One-step surrogates: a state in physical units goes in, several next states come out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ttcfast.checks import at_least, one_of
 from ttcfast.runtime.turns import in_turn, interruptible, turn
 from ttcfast.spec import Key, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
-from ttcfast.stochastic_sampling.distinct import all_same, require_distinct
+from ttcfast.stochastic_sampling.distinct import PROBES, all_same, require_stochastic
 from ttcfast.stochastic_sampling.keyed import Draw
-from ttcfast.stochastic_sampling.sites import noise_sites
+from ttcfast.stochastic_sampling.sites import Site, noise_sites
 
 from .candidate_forward import CandidateForward
 from .compiled import MODES
@@ -23,24 +23,22 @@ from .seeds import hash_seed, temp_seed
 
 __all__ = ["BaseFM", "Surrogate", "temp_seed"]
 
-PROBES = 16  # samples drawn before a model whose candidates coincide is called deterministic
-
 
 class BaseFM(nn.Module):
-    """The seed's contract: subclass it, write ``forward``, and the controllers can roll it out.
+    """Base class of models: subclass it, write ``forward``, and the searches can roll it out.
 
-    Source: seeds/ttc-integration-plan.md section 15.
+    Source: TTC plan, "Minimal Interfaces (Copy-Paste Stubs)".
     """
 
     def forward(self, x_t: Tensor) -> Tensor:
-        """Next state of ``[C, *S]`` or, for a batch, of ``[B, C, *S]``."""
+        """Next state of ``x_t``, ``[C, *S]`` or for a batch ``[B, C, *S]``."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(x_t); write one that returns the next state")
 
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
         """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``.
 
-        The same ``seed`` gives the same sample; None draws from the global streams. Threads take turns at calls with a seed.
+        The same random ``seed`` gives the same sample; None draws from the global streams. Threads take turns at calls with a seed.
         """
         with temp_seed(seed):
             return self.forward(x_t)
@@ -49,44 +47,45 @@ class BaseFM(nn.Module):
 class Surrogate(BaseFM):
     """Any ``nn.Module`` as a stochastic one-step surrogate: normalise, stack the history, call, un-normalise.
 
-    The model is put in evaluation and is never changed by a call: dropout, hooks and flags are as before afterwards, also when a call ends
-    with an exception or with Ctrl-C, which acts while the model runs and waits while something is put back.
+    The model is put in evaluation mode and no call changes it: dropout, hooks and flags are restored, also after an exception or Ctrl-C,
+    which takes effect while the model runs and waits while something is restored.
 
-    Several threads may use one surrogate, or several around one model or parts of it: they take turns (``ttcfast.runtime.turns``), a call
-    at a time, and get what they would get alone. It costs them the overlap of their calls, so threads are no way to more throughput; on
-    a CPU give torch the cores, or use processes. Another thread that calls the model itself meanwhile gets its output without noise,
-    in evaluation.
+    Several threads may use one surrogate, or several around one model or parts of it. They take turns call by call
+    (``ttcfast.runtime.turns``) and get the results they would get alone, but no more throughput; on a CPU give torch the cores, or use
+    processes. Another thread that calls the model itself meanwhile gets its output without noise, in evaluation mode.
 
-    The first candidates of each kind of noise and state are preceded by a trace of the model on two and on four states: it finds in
-    which axis of each noisy tensor the states stand, however they are folded, and that candidates do not depend on the others in their
-    batch (``ttcfast.core.row_trace``). Where they do, a ``RuntimeWarning`` says so, with the likely reason.
+    The first candidates of each kind of noise and state are preceded by a trace of the model on two and on four states. It finds the axis
+    of the states in each noisy tensor, however they are folded, and verifies that candidates do not depend on the others in their batch
+    (``ttcfast.core.row_trace``); if they do, a ``RuntimeWarning`` names the likely reason.
 
     Args:
-        model: maps normalised ``[M, h*C, *S]`` (oldest frame first) to ``[M, C, *S]``. It is called in its own dtype, on its own
-            device; results come back in the state's dtype. An attribute ``latent_module: str`` names where latent noise goes.
-        spec: layout of the physical state.
-        normalizer: between physical units and the model's; None passes states as they are.
-        history: frames that the model sees, h >= 1.
-        predicts: ``"state"``: the model returns the normalised next state; ``"delta"``: the change, in units of ``delta_std``.
-        stochastic: what makes candidates differ; a dict with the seed's keys is accepted; None is MC dropout at the model's rates.
-        unpack: takes the next state out of what the model returns, for models that return tuples or output objects.
-        share_prefix: what precedes the first noise runs once per problem and not once per candidate, where that changes nothing but
-            rounding (``ttcfast.core.shared_prefix`` says when it does not; a check of the model on four rows finds out). Nothing is shared
-            with noise on the input.
-        compile: call the model compiled, for candidates and the deterministic step, by torch.compile in its default mode or in the one
-            named (``ttcfast.core.compiled.MODES``). Each number of problems and candidates is compiled by itself, once, for half a minute
-            or more on a CPU; ``TTCConfig.chunk_size`` keeps them few. What a model draws without a key then follows the compiler.
-        dtype: torch.bfloat16 or torch.float16: the matrix products of candidates are computed so, in a copy of the model, and the
-            candidates corrected by the deterministic step, which stays in the model's own precision (``CandidateForward`` says how
-            and why). On a CPU without bfloat16 instructions that is several times slower than float32. None leaves all as it is.
+        model: Maps normalised ``[M, h*C, *S]`` (oldest frame first) to ``[M, C, *S]``. It is called in its own dtype on its own device;
+            results have the state's dtype. An attribute ``latent_module: str`` names the module that takes latent noise.
+        spec: Layout of the physical state.
+        normalizer: Converts between physical and model units; None passes states as they are.
+        history: Number of frames that the model sees, h >= 1.
+        predicts: ``"state"`` if the model returns the normalised next state; ``"delta"`` if it returns the change in units of
+            ``delta_std``.
+        stochastic: What makes candidates differ, also as a dict with the plan's keys; None is MC dropout at the model's rates.
+        unpack: Takes the next state out of a tuple or output object that the model returns.
+        share_prefix: Run the part of the model before the first noise once per problem instead of once per candidate, where that changes
+            nothing but rounding (``ttcfast.core.shared_prefix``; verified on four rows). Nothing is shared with noise on the input.
+        compile: Compile the model for candidates and the deterministic step, by torch.compile in its default mode or in the one named
+            (``ttcfast.core.compiled.MODES``). Each number of problems and candidates is compiled once, for half a minute or more on a CPU;
+            ``TTCConfig.chunk_size`` keeps them few. Draws of the model without a key then depend on the compiler.
+        dtype: torch.bfloat16 or torch.float16 computes the matrix products of candidates in that precision, in a copy of the model, and
+            corrects the candidates by the deterministic step in the model's own precision (see ``CandidateForward``). Several times slower
+            than float32 on a CPU without bfloat16 instructions. None keeps the model's precision.
 
     Attributes:
-        time_step: between a state and the next, as a checkpoint records it; None where that is not known.
+        time_step: Time between a state and the next, as a checkpoint records it; None where it is not known.
 
     Raises:
-        ValueError: an unknown ``predicts``, ``compile`` or ``dtype``, ``history`` below 1, or a normalizer of another number of channels.
+        ValueError: ``predicts``, ``compile`` or ``dtype`` is unknown, ``history`` is below 1, or the normalizer has another number of
+            channels.
 
-    Source: seeds/ttc-integration-plan.md sections 10 and 15; DECISIONS 5, 8.
+    Source: TTC plan, "Integration Notes for Common Bases"; TTC plan, "Minimal Interfaces (Copy-Paste Stubs)";
+    docs/design/decisions.md ("Declared layouts"), docs/design/decisions.md ("Dropout that acts").
     """
 
     time_step: float | None = None
@@ -122,17 +121,17 @@ class Surrogate(BaseFM):
         self.eval()
 
     def forward(self, x_t: Tensor) -> Tensor:
-        """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the mode the model is in; differentiable."""
+        """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the model's current mode; differentiable."""
         self._check("x_t", x_t)
         encoded = self._encode(x_t)
-        if self.normalizer is None:  # then it may be x_t itself, into which a model that works in place would write
+        if self.normalizer is None:  # it may be x_t itself, and the model may work in place
             encoded = encoded.clone()
         return self._decoded(self._unpacked(self._plain_call(encoded)), self._latest(x_t))
 
     @in_turn
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
-        """The step with every noise off, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
+        """The step without any noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         self._check("x", x)
         return self._decoded(self._calls().deterministic(self._encode(x), self._unpacked), self._latest(x))
 
@@ -141,7 +140,8 @@ class Surrogate(BaseFM):
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
         """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``; [h, C, *S] with history.
 
-        The states of a batch are candidates 0 to B - 1 of problem 0 at step 0 of the run ``seed``; None takes a seed from torch's stream.
+        The states of a batch are candidates 0 to B - 1 of problem 0 at step 0 under the random ``seed``; None draws one from torch's
+        stream.
         """
         x = x_t if multi else x_t.unsqueeze(0)
         self._check("x_t", x)
@@ -163,32 +163,32 @@ class Surrogate(BaseFM):
         step: int,
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """Stochastic next states, all of them in one forward of ``N*B`` states.
+        """Stochastic next states from one forward pass of ``N*B`` states.
 
-        Each is a function of its state, its problem and candidate id, the seed and the step: which others are in the call, in what order,
-        chunk, batch or process, changes it by no more than the rounding of the model's own arithmetic. Noise is keyed site by site
-        (``ttcfast.stochastic_sampling.keyed_noise``). What cannot be keyed (dropout called by function, a forward that draws from
-        torch, numpy or ``random``) runs under streams seeded by seed, step, first problem and first id: it repeats for the same call, but
-        another chunking draws others.
+        Each is a function of its state, problem, candidate id, random seed and step: the other states of the call, and their order, chunk,
+        batch or process, change it by no more than the rounding of the model's arithmetic. Noise is keyed site by site
+        (``ttcfast.stochastic_sampling.keyed_noise``). What cannot be keyed (dropout called by function, a forward that draws from torch,
+        numpy or ``random``) draws from streams set by seed, step, first problem and first id: it repeats for the same call, but another
+        chunking draws other candidates.
 
         Args:
-            x: states ``[N, C, *S]`` (``[N, h, C, *S]`` with history), physical units, on the model's device.
-            ids: int64 ``[B]``, which candidates, 0 or more; or ``[N, B]``, those of each state, for the beams of one problem.
-            problem_ids: int64 ``[N]``, which problems, 0 or more and below 2^32; None counts from 0.
-            seed: of the run, 0 to 2^63 - 1.
-            step: of the rollout, 0 or more.
-            stochastic: replaces the surrogate's own for this call.
+            x: States ``[N, C, *S]`` (``[N, h, C, *S]`` with history) in physical units on the model's device.
+            ids: int64 ``[B]``, candidate ids, at least 0; or ``[N, B]``, ids for each state, for the beams of one problem.
+            problem_ids: int64 ``[N]``, problem ids, at least 0 and below 2^32; None counts from 0.
+            seed: Random seed, 0 to 2^63 - 1.
+            step: Step of the rollout, at least 0.
+            stochastic: Replaces the surrogate's own for this call.
 
         Returns:
             ``[N, B, C, *S]`` in the dtype of ``x``.
 
         Raises:
-            ValueError: axes, channels, device, ids or problems that do not fit, a seed out of range, latent noise without a module that
-                takes it.
-            DeterministicModelError: at step 0, more than one candidate, and all the same. Later on states may have grown so large that
-                rounding swallows the noise, which is no reason to end a rollout.
+            ValueError: Axes, channels, device, ids or problems do not fit, the random seed is out of range, or no module takes latent
+                noise.
+            DeterministicModelError: At step 0 there is more than one candidate and all are the same. At later steps rounding may swallow
+                the noise of states that have grown large, which is no reason to end a rollout.
 
-        Source: DECISIONS, Test-time computing 7.
+        Source: docs/design/decisions.md ("Keyed candidates").
         """
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         self._check("x", x)
@@ -198,17 +198,22 @@ class Surrogate(BaseFM):
         with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
             out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config)
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
-                # a few entries and a low rate may leave candidates alike by chance: look at more of them before saying so
-                self._require_distinct(x[:1], torch.arange(PROBES) + int(ids.max()) + 1, first, config, seed)
+                self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed)
         return out
 
-    def _require_distinct(self, x: Tensor, ids: Tensor, problem: int, config: StochasticConfig, seed: int) -> None:
-        """Raise ``DeterministicModelError`` if candidates ``ids`` of a state ``[1, C, *S]`` are all the same at step 0."""
-        draw = Draw.of(seed, 0, candidate_rows(ids, torch.tensor([problem]), 1, x.device), config.antithetic)
-        probes, sites = self._sample(x, draw, config, compile=False), noise_sites(self.model, config)
-        unseen = ("own", "training")  # draw by themselves
-        acting = [site for site in sites if site.number in draw.calls or site.kind in unseen]
-        require_distinct(probes, self.model, what="probes", sites=sites, acting=acting)
+    def _require_stochastic(self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int) -> None:
+        """Raise ``DeterministicModelError`` if candidates of a state ``[1, C, *S]`` with ids from ``after`` are all the same at step 0."""
+        draws: list[Draw] = []
+
+        def draw(ids: Tensor) -> Tensor:
+            draws.append(Draw.of(seed, 0, candidate_rows(ids, torch.tensor([problem]), 1, x.device), config.antithetic))
+            return self._sample(x, draws[-1], config, compile=False)
+
+        def sites() -> dict[str, list[Site]]:
+            found, unseen = noise_sites(self.model, config), ("own", "training")  # these draw by themselves
+            return {"sites": found, "acting": [site for site in found if site.number in draws[-1].calls or site.kind in unseen]}
+
+        require_stochastic(draw, after, PROBES, self.model, sites)
 
     def variant(
         self,
@@ -218,9 +223,9 @@ class Surrogate(BaseFM):
         compile: bool | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Surrogate:
-        """Another surrogate around the same model; None keeps what this one has.
+        """Another surrogate around the same model; None keeps this one's option.
 
-        For checkpoints (``load_surrogate(path).variant(compile=True)``) and to compare ways of computing the same candidates.
+        For checkpoints (``load_surrogate(path).variant(compile=True)``), and for comparing ways to compute the same candidates.
         """
         other = Surrogate(
             self.model,
@@ -239,16 +244,16 @@ class Surrogate(BaseFM):
 
     @property
     def compiled(self) -> bool:
-        """Whether the model is called compiled, so that another number of problems or candidates costs a compilation."""
+        """Whether the model is compiled, so that a new number of problems or candidates costs a compilation."""
         return bool(self._candidates.compile)
 
     def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
-        """Rates above 0, one per site, of the dropout that ``candidates`` pass through. ``stochastic`` and errors as there."""
+        """Rates above 0, one per site, of the dropout that acts in ``candidates``; ``stochastic`` and errors as there."""
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         return [site.amount for site in noise_sites(self.model, config) if site.is_dropout and site.amount > 0]
 
     def _sample(self, x: Tensor, draw: Draw, config: StochasticConfig, *, compile: bool = True) -> Tensor:
-        """Next states ``[N, B, C, *S]`` for a fresh ``draw`` of ``N * B`` rows, problem-major: row n * B + b is candidate b of state n."""
+        """Next states ``[N, B, C, *S]`` for a new ``draw`` of ``N * B`` rows; row n * B + b is candidate b of state n."""
         n, count = x.shape[0], draw.rows.shape[0] // x.shape[0]
         sites, latest = noise_sites(self.model, config), self._latest(x)
         wide = latest.unsqueeze(1).expand(n, count, *latest.shape[1:])
@@ -263,7 +268,7 @@ class Surrogate(BaseFM):
         return still.unsqueeze(1) + moves
 
     def _moves(self, encoded: Tensor, change: Tensor, draw: Draw, config: StochasticConfig) -> Tensor:
-        """What ``config.directions`` adds to the deterministic step (``change [N, C, *S]``): ``[N, B, C, *S]`` in physical units."""
+        """Moves ``[N, B, C, *S]`` along ``config.directions`` in physical units; ``change [N, C, *S]`` is the deterministic step."""
         assert config.directions is not None
         directions = load_directions(config.directions, encoded.device)
         state = encoded[:, -self.spec.num_channels :]  # the latest frame, where the model sees several
@@ -279,20 +284,20 @@ class Surrogate(BaseFM):
         return (moves if self.normalizer is None else self.normalizer.decode_delta(moves, channel_axis=2)).to(change.dtype)
 
     def _plain_call(self, encoded: Tensor) -> Any:
-        """The model as it stands, in a turn, lest another thread's candidates stand in it."""
+        """Call the model in a turn, so that no other thread has its noise installed."""
         if torch.compiler.is_compiling():
             return self.model(encoded)
         with turn("Surrogate.forward"), interruptible():
             return self.model(encoded)
 
     def _calls(self) -> CandidateForward:
-        """Of the model that the surrogate has now: what is known of one that has been replaced is forgotten."""
+        """The calls of the current model; what is known of one that has been replaced is forgotten."""
         if self._candidates.model is not self.model:
             self._candidates = self._candidates.of(self.model)
         return self._candidates
 
     def _decoded(self, out: Tensor, latest: Tensor) -> Tensor:
-        """What the model says of ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""
+        """The model's output for ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""
         expected = (latest.shape[: -self.spec.ndim - 1].numel(), *latest.shape[-self.spec.ndim - 1 :])
         if out.shape != expected:
             raise ValueError(
@@ -345,13 +350,13 @@ def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torc
     """(problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
 
     Args:
-        ids: whole numbers ``[B]``, which candidates; or ``[n, B]``, which of each state.
-        problem_ids: whole numbers ``[n]``, which problems; None counts from 0.
-        n: problems in the batch.
-        device: of the batch.
+        ids: Candidate ids ``[B]``, or ``[n, B]`` for each state, whole numbers.
+        problem_ids: Problem ids ``[n]``, whole numbers; None counts from 0.
+        n: Number of problems in the batch.
+        device: Device of the batch.
 
     Raises:
-        ValueError: another shape or dtype; on the CPU also a number below 0, or a problem of 2^32 or more.
+        ValueError: A shape or dtype does not fit; on the CPU also for a number below 0, or a problem of 2^32 or more.
     """
     if ids.ndim not in (1, 2) or ids.numel() == 0 or not _whole(ids) or (ids.ndim == 2 and len(ids) != n):
         raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B], or as many for each of {n} states")

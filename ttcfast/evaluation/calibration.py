@@ -16,7 +16,7 @@ from ttcfast.evaluation.methods import starts_deterministic
 from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
-from ttcfast.ttc.guardrails import spread_collapsed
+from ttcfast.ttc.guardrails import Spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def candidate_scores(
         errors.append(true.nan_to_num(nan=torch.inf, posinf=torch.inf))
         for name, scorer in scorers.items():
             given = scorer.score_group(state, candidates, context)[0].double()
-            flat = spread_collapsed(given.unsqueeze(0), config.min_score_spread, scorer.spread_floor(state, context))
+            flat = Spread.of(given.unsqueeze(0), scorer.spread_floor(state, context)).flat(config.min_score_spread)
             given = torch.where(flat & given.isfinite(), given[given.isfinite()].sum() / given.isfinite().sum(), given).cpu()
             scores[name].append(given.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf))
     stacked = {name: torch.stack(values) for name, values in scores.items()}

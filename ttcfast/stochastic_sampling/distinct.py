@@ -1,9 +1,9 @@
-"""Whether candidates differ at all, and what to say where they do not."""
+"""Whether candidates differ, and the error where they do not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -14,30 +14,30 @@ from ttcfast.runtime.errors import ArgumentError
 
 from .sites import Site
 
+PROBES = 16  # candidates drawn before a model whose candidates coincide is called deterministic
 _ROUNDING = 8  # units of the dtype's eps, relative to a channel's largest value: what batching a matrix product differently may change
 
 
 class DeterministicModelError(ArgumentError):
-    """A model that gives the same next state every time, where several candidates were asked for."""
+    """A model returns the same next state every time although several candidates are asked for."""
 
 
 def all_same(first: Tensor, others: Tensor) -> bool:
-    """Whether ``others [N, B, C, *S]`` equal ``first [N, C, *S]`` up to rounding in every candidate; NaN counts as different.
+    """Whether every candidate in ``others [N, B, C, *S]`` equals ``first [N, C, *S]`` up to rounding; NaN counts as different.
 
-    Rounding is measured problem by problem and channel by channel: next to an energy of 1e5, or to a problem that blows up, a density
-    of 1 keeps its own.
+    Rounding is measured for each problem and channel: beside an energy of 1e5, or a problem that blows up, a density of 1 keeps its own.
     """
     limit = _ROUNDING * torch.finfo(first.dtype).eps * _largest(first)  # [N, C, 1...]
-    # one candidate at a time: models that are stochastic leave at the first
+    # one candidate at a time: stochastic models leave at the first
     return all(bool(((others[:, b] - first).abs() <= limit).all()) for b in range(others.shape[1]))
 
 
 def distinct_count(projections: Tensor, state: Tensor) -> Tensor:
-    """How many of each problem's candidates differ by more than rounding, int64 ``[N]``; one that is not finite differs from all others.
+    """Number of each problem's candidates that differ by more than rounding, int64 ``[N]``; a non-finite one differs from all others.
 
     Args:
-        projections: of candidates, ``[N, B, C]``, as ``projected`` makes them.
-        state: that is left, ``[N, C, *S]``, in the candidates' dtype; the largest value of a channel is the unit of its rounding.
+        projections: Projections ``[N, B, C]`` of the candidates, from ``projected``.
+        state: State being left, ``[N, C, *S]``, in the candidates' dtype; rounding is relative to the largest value of each channel.
     """
     largest = _largest(state).flatten(1).to(projections.dtype)
     largest = largest.maximum(1e-6 * largest.amax(1, keepdim=True)).clamp_min(torch.finfo(state.dtype).tiny)  # of channels that are 0
@@ -50,8 +50,10 @@ def distinct_count(projections: Tensor, state: Tensor) -> Tensor:
 
 
 def projected(candidates: Tensor) -> Tensor:
-    """One number for each channel of candidates ``[N, B, C, *S]``: the sum of its cells under random signs, ``[N, B, C]``. Candidates that
-    differ have the same by a rare chance alone. Of 16-bit candidates it is float32."""
+    """Project each channel of candidates ``[N, B, C, *S]`` to the sum of its cells under random signs, ``[N, B, C]``.
+
+    Candidates that differ have equal projections by rare chance only. Those of 16-bit candidates are float32.
+    """
     flat = candidates.flatten(3).to(torch.promote_types(candidates.dtype, torch.float32))
     with torch.autocast(flat.device.type, enabled=False):
         return flat @ _signs(flat.shape[3], flat.dtype, flat.device)
@@ -69,7 +71,7 @@ def _signs(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _largest(state: Tensor) -> Tensor:
-    """The largest size of a value in each channel of ``[N, C, *S]``, ``[N, C, 1...]``."""
+    """The largest absolute value in each channel of ``[N, C, *S]``, ``[N, C, 1...]``."""
     return state.abs().flatten(2).amax(2).reshape(*state.shape[:2], *[1] * (state.ndim - 2))
 
 
@@ -81,9 +83,11 @@ def require_distinct(
     sites: Sequence[Site] | None = None,
     acting: Sequence[Site] | None = None,
 ) -> None:
-    """Raise ``DeterministicModelError`` if the candidates ``[N, B, C, *S]`` (``what`` they are called) are all the same for every problem.
+    """Raise ``DeterministicModelError`` if the candidates ``[N, B, C, *S]`` are all the same for every problem.
 
-    ``sites`` and ``acting`` are those of ``deterministic_error``. Source: DECISIONS 8.
+    The message calls them ``what``; ``sites`` and ``acting`` are those of ``deterministic_error``.
+
+    Source: docs/design/decisions.md ("Dropout that acts").
     """
     if candidates.shape[1] > 1 and all_same(candidates[:, 0], candidates[:, 1:]):
         apart = float((candidates - candidates[:, :1]).abs().amax((0, 1)).flatten(1).amax())
@@ -92,14 +96,46 @@ def require_distinct(
         raise deterministic_error(model, same, sites=sites, acting=acting)
 
 
+def require_stochastic(
+    draw: Callable[[Tensor], Tensor], after: int, at_once: int, model: object, sites: Callable[[], Mapping[str, Sequence[Site]]] = dict
+) -> int:
+    """Draw more candidates of a state whose candidates are all the same, as a low dropout rate may leave a few of them by chance.
+
+    This is the only check of its kind: ``Surrogate`` makes it for the candidates of one call, a search for those of its first step.
+
+    Args:
+        draw: Returns the candidates ``[1, B, C, *S]`` of ids ``[B]``.
+        after: The first id to draw.
+        at_once: Number of candidates that are drawn, and compared, together. Noise drawn once per call, which leaves a group without
+            choice, thus counts as none unless they are drawn one by one.
+        model: Model to name in the message.
+        sites: Returns the arguments ``sites`` and ``acting`` of ``deterministic_error``; called when all are drawn.
+
+    Returns:
+        The number of candidates drawn, at least ``PROBES``.
+
+    Raises:
+        DeterministicModelError: These are the same, too.
+    """
+    ids = torch.arange(after, after + max(PROBES, at_once)).split(at_once)
+    count, drawn = sum(map(len, ids)), [draw(part) for part in ids]
+    if at_once == 1 or len(drawn) == 1:
+        require_distinct(torch.cat(drawn, 1), model, what="probes", **sites())
+    elif all(all_same(d[:, 0], d[:, 1:]) for d in drawn):
+        raise deterministic_error(model, f"{count} probes, drawn {at_once} at once, are the same within a draw", **sites())
+    return count
+
+
 def deterministic_error(
     model: object, why: str, *, sites: Sequence[Site] | None = None, acting: Sequence[Site] | None = None
 ) -> DeterministicModelError:
-    """The error for a model whose candidates are the same, with what can be done about it.
+    """The error for a model whose candidates are the same, with remedies.
 
     Args:
-        model: named in the message. why: what was seen of its candidates.
-        sites: where noise enters a surrogate's model, where that is known; acting: those of them that the model passed through.
+        model: Model to name in the message.
+        why: What was seen of its candidates.
+        sites: Places where noise enters a surrogate's model, where they are known.
+        acting: Those of ``sites`` that the model passed through.
     """
     last = "set chunk_size=1 for a model that draws its noise once per call, or use branching_factor=1"
     text = f"{type(model).__name__} stays deterministic: {why}; "
@@ -119,13 +155,13 @@ def deterministic_error(
 
 
 def _told(site: Site) -> str:
-    """What acts at a site, how much of it if that is known, and where."""
+    """The noise that acts at a site, its amount if known, and its place."""
     where = "the input" if site.module is None else repr(site.name) if site.name else "the model itself"
     return f"{site.kind} {'of unknown rate' if math.isnan(site.amount) else format(site.amount, 'g')} at {where}"
 
 
 def _could_take_noise(model: nn.Module, most: int = 4) -> str:
-    """Names of layers behind which noise would act on more than the result: placeholders, linear layers and convolutions but the last."""
+    """Names of layers after which noise acts on more than the result: placeholders, linear layers and convolutions but the last."""
     names = [name for name, m in model.named_modules() if name and isinstance(m, (nn.Identity, nn.Linear, _ConvNd))][:-1]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f", for which there are modules {', '.join(map(repr, names[:most]))}{more}" if names else ""

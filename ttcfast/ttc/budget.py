@@ -1,4 +1,4 @@
-"""How much a rollout may spend."""
+"""Limits on what a rollout may spend."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ttcfast.checks import one_of, whole
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit of a search, checked before every step.
+    """A limit on a rollout, checked before every step.
 
     Args:
-        evaluations: model evaluations of all problems together: a search step, or a group drawn again, is left out if it, the fallback of
-            its beams where that costs any (``include_deterministic=False``), and the deterministic rest behind it would not fit. Exceeded
-            only where all candidates of the first step are alike, by the 16 candidates of its first problem (or as many as a chunk draws of
-            one, if that is more) that are then looked at before the model is called deterministic.
-        seconds: no search step begins later than this after the rollout has. The step under way and the deterministic rest come on top.
-        then: ``"deterministic"``: each problem's best beam is rolled on by the deterministic step, one evaluation a step; ``"end"``: the
-            rollout ends, and its trajectory with it.
+        evaluations: Model evaluations of all problems together. A search step, or a group drawn again, is left out if it, the fallback of
+            its beams (which costs evaluations with ``include_deterministic=False``) and the deterministic rest would not fit. Exceeded only
+            where all candidates of the first step are alike, by the 16 candidates of its first problem (or a chunk's, if that is more) that
+            are drawn before the model is called deterministic.
+        seconds: No search step begins later than this. The step under way and the deterministic rest come on top.
+        then: ``"deterministic"`` continues each problem's best beam by the deterministic step, one evaluation per step; ``"end"`` ends the
+            rollout and its trajectory.
 
     Raises:
-        ValueError: neither limit, one that is not positive, an unknown ``then``.
+        ValueError: Neither limit is given, one is not positive, or ``then`` is unknown.
     """
 
     evaluations: int | None = None
@@ -39,8 +39,12 @@ class Budget:
             raise ValueError(f"seconds is {self.seconds}; it must be positive and finite")
         one_of("then", self.then, ("deterministic", "end"))
 
-    def check(self, problems: int, steps: int) -> None:
-        """Raise ``ValueError`` where not even the deterministic rollout fits."""
+    def check(self, problems: int, steps: int, first: int) -> None:
+        """Raise ``ValueError`` if not even the deterministic rollout fits, or before an end the first step of ``first`` evaluations."""
+        if self.evaluations is not None and self.then == "end" and self.evaluations < first:
+            raise ValueError(
+                f"evaluations is {self.evaluations} and the first step takes {first}; give at least that, or then='deterministic'"
+            )
         if self.evaluations is not None and self.then == "deterministic" and self.evaluations < problems * steps:
             raise ValueError(
                 f"evaluations is {self.evaluations} and the deterministic rollout of {problems} problems over {steps} steps takes "
@@ -48,8 +52,9 @@ class Budget:
             )
 
     def left(self, spent: int, rest: int) -> float:
-        """Evaluations that a search step may take, with ``spent`` gone and ``rest`` needed to roll on deterministically behind it."""
+        """Evaluations that a step may take when ``spent`` are gone and ``rest`` are needed to continue deterministically."""
         return math.inf if self.evaluations is None else self.evaluations - spent - (rest if self.then == "deterministic" else 0)
 
     def late(self, seconds: float) -> bool:
+        """Whether the time is up after ``seconds``."""
         return self.seconds is not None and seconds >= self.seconds

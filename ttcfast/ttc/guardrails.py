@@ -1,52 +1,36 @@
-"""The checks around a rollout: options that do not exist, states that do not fit, scores that say nothing."""
+"""The checks around a rollout: states that do not fit, candidates that are alike, scores that carry no information."""
 
 from __future__ import annotations
 
 import operator
 import sys
 import warnings
-from typing import Any, SupportsIndex
+from collections.abc import Callable
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from ttcfast.rewards.scorer import Scorer
-from ttcfast.spec import StateSpec, TTCConfig
-from ttcfast.stochastic_sampling.distinct import distinct_count, projected
+from ttcfast.stochastic_sampling.distinct import distinct_count, projected, require_stochastic
 
-_GREEDY: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy search knows, what the others are)
-    "approach": ("greedy", "another search"),
-    "beam_width": (1, "a search over several beams"),
-    "score_aggregation": ("sum", "the aggregation of a path's scores, of which a greedy search has one"),
-    "lookahead": (0, "looking ahead"),
-    "temperature": (1.0, "sampling by score"),
-    "shard": (None, "a search in several processes"),
-}
+from .models import Source
 
 
-def check_greedy(cfg: TTCConfig) -> None:
-    """Raise ``ValueError`` for an option that greedy search does not have, rather than ignore it."""
-    if not isinstance(cfg, TTCConfig):
-        raise ValueError(f"cfg is a {type(cfg).__name__}; give a TTCConfig")
-    for name, (known, what) in _GREEDY.items():
-        value = getattr(cfg, name)
-        if value != known and not (name == "temperature" and cfg.select == "softmax_mean"):
-            raise ValueError(f"{name} is {value!r}, {what}, which TTCGreedy does not do; use {name}={known!r}")
+def check_start(x0: Tensor, T: int, problem_ids: Tensor | None, source: Source) -> tuple[Tensor, bool, Tensor]:
+    """Check the start of a rollout.
 
-
-def check_steps(T: int) -> None:
-    """Raise ``ValueError`` unless ``T`` is a whole number of at least 1."""
-    if isinstance(T, bool) or not isinstance(T, SupportsIndex) or operator.index(T) < 1:
-        raise ValueError(f"T is {T!r}; give a whole number of steps, at least 1")
-
-
-def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> tuple[Tensor, bool]:
-    """``x0`` as ``[N, C, *S]`` (``[N, h, C, *S]`` with history), and whether it was a single problem.
+    Returns:
+        ``x0`` as ``[N, C, *S]`` (``[N, h, C, *S]`` with history), whether it is a single problem, and the problem ids ``[N]``.
 
     Raises:
-        ValueError: axes, history or channels that do not fit, no problem, or values that are not finite.
+        ValueError: ``T`` is no whole number of at least 1, the axes, frames or channels do not fit the model, there is no problem, values
+            are not finite, or there is not one id for each problem.
     """
-    frames = ["h"] if history > 1 else []
+    if isinstance(T, bool) or not isinstance(T, SupportsIndex) or operator.index(T) < 1:
+        raise ValueError(f"T is {T!r}; give a whole number of steps, at least 1")
+    ndim, spec = source.ndim, source.spec
+    frames = ["h"] if source.history > 1 else []
     own = len(frames) + 1 + ndim
     if x0.ndim not in (own, own + 1) or not x0.is_floating_point():
         layout = ", ".join([*frames, "C", *["S"] * ndim])
@@ -55,10 +39,11 @@ def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> 
             "(StateSpec.ndim, or TTCConfig.ndim for a foreign model)"
         )
     x, single = (x0.detach().unsqueeze(0), True) if x0.ndim == own else (x0.detach(), False)
-    if x.shape[0] == 0:
+    n = len(x)
+    if n == 0:
         raise ValueError(f"x0 has shape {tuple(x0.shape)}, so no problem; give at least one")
-    if frames and x.shape[1] != history:
-        raise ValueError(f"x0 has {x.shape[1]} frames of history (shape {tuple(x0.shape)}); the surrogate sees {history}")
+    if frames and x.shape[1] != source.history:
+        raise ValueError(f"x0 has {x.shape[1]} frames of history (shape {tuple(x0.shape)}); the surrogate sees {source.history}")
     if spec is not None and x.shape[-ndim - 1] != spec.num_channels:
         raise ValueError(
             f"x0 has {x.shape[-ndim - 1]} channels (shape {tuple(x0.shape)}); the surrogate's StateSpec has {spec.num_channels}"
@@ -66,58 +51,108 @@ def check_start(x0: Tensor, ndim: int, history: int, spec: StateSpec | None) -> 
     finite = finite_states(x)
     if not bool(finite.all()):
         raise ValueError(f"x0 is not finite in problems {(~finite).nonzero().flatten().tolist()[:8]}; a rollout starts from finite states")
-    return x, single
+    ids = torch.arange(n, device=x.device) if problem_ids is None else torch.as_tensor(problem_ids, device=x.device)
+    if ids.shape != (n,) or ids.is_floating_point():
+        raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {n} problems")
+    return x, single, ids
 
 
 def finite_states(x: Tensor, axes: int = 1) -> Tensor:
-    """Whether everything behind the first ``axes`` axes is finite."""
+    """Whether all values beyond the first ``axes`` axes are finite."""
     return x.isfinite().flatten(axes).all(axes)
 
 
-def spread_collapsed(scores: Tensor, least: float, floor: Tensor | None = None) -> Tensor:
-    """Whether the usable (finite) scores of each problem ``[N, B]`` differ by at most ``least`` times the largest of their sizes, or by no
-    more than ``floor [N]``, what rounding makes of equal ones (``Scorer.spread_floor``).
+def over(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` with trailing axes of size 1, to broadcast over ``like``."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
-    False where fewer than two are usable: there is nothing to compare.
+
+class Spread:
+    """How far the scores of each row's candidates lie apart.
+
+    Attributes:
+        floor: float64 ``[M]``, spread that rounding explains (``Scorer.spread_floor``); -inf where it is not known.
+        highest, lowest, size: float64 ``[M]``, largest and smallest usable score, and largest absolute value.
+        count: int64 ``[M]``, number of usable scores.
+        opening, rest: float64 ``[M]``, value by which candidate 0 is ranked, and the best such value of the others.
+        first: float64 ``[M]``, candidate 0's score of this step alone.
     """
-    usable = scores.isfinite()
-    highest = torch.where(usable, scores, -torch.inf).amax(1)
-    lowest = torch.where(usable, scores, torch.inf).amin(1)
-    size = torch.where(usable, scores.abs(), 0.0).amax(1)
-    limit = least * size if floor is None else (least * size).maximum(floor)
-    return (usable.sum(1) > 1) & (highest - lowest <= limit)
+
+    def __init__(self, floor: Tensor) -> None:
+        self.floor = floor
+        self.highest = torch.full_like(floor, -torch.inf)
+        self.lowest, self.size = -self.highest, torch.zeros_like(floor)
+        self.rest, self.opening, self.first = (self.highest.clone() for _ in range(3))
+        self.count = torch.zeros_like(floor, dtype=torch.int64)
+
+    @classmethod
+    def of(cls, scores: Tensor, floor: Tensor | None = None) -> Spread:
+        """The spread of complete groups, float64 ``[N, B]``."""
+        spread = cls(torch.full_like(scores[:, 0], -torch.inf) if floor is None else floor.to(scores.dtype))
+        spread.add(slice(None), 0, scores, scores[:, 0])
+        return spread
+
+    def add(self, rows: slice, start: int, values: Tensor, first: Tensor) -> None:
+        """Add candidates from position ``start``, ranked by ``values [m, b]``; ``first [m]`` is the score of the first of them."""
+        usable = values.isfinite()
+        self.highest[rows] = self.highest[rows].maximum(torch.where(usable, values, -torch.inf).amax(1))
+        self.lowest[rows] = self.lowest[rows].minimum(torch.where(usable, values, torch.inf).amin(1))
+        self.size[rows] = self.size[rows].maximum(torch.where(usable, values.abs(), 0.0).amax(1))
+        self.count[rows] += usable.sum(1)
+        if start == 0:
+            self.first[rows], self.opening[rows] = torch.where(usable[:, 0], first, -torch.inf), values[:, 0]
+        others = values if start else values[:, 1:]
+        if others.shape[1]:
+            self.rest[rows] = self.rest[rows].maximum(others.amax(1))
+
+    def flat(self, least: float) -> Tensor:
+        """Whether the usable scores differ by at most ``least`` times the largest of their sizes, or by rounding alone, bool ``[M]``.
+
+        False where fewer than two scores are usable: there is nothing to compare.
+        """
+        return (self.count > 1) & (self.highest - self.lowest <= (least * self.size).maximum(self.floor))
+
+    def collapsed(self, least: float) -> Tensor:
+        """Whether the scores are flat and candidate 0 can be taken in place of the best, bool ``[M]``."""
+        return self.flat(least) & self.first.isfinite()
+
+    def tied(self) -> Tensor:
+        """Whether rounding alone separates the best of the other candidates from candidate 0, bool ``[M]``."""
+        return (self.opening - self.rest).abs() <= self.floor  # not where both are -inf
+
+    def like_first(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Whether rounding alone separates a candidate ranked by ``values [R]`` from a candidate 0 that no other betters, bool ``[R]``."""
+        return self.tied()[rows] & ((values - self.opening[rows]).abs() <= self.floor[rows])
+
+    def replace(self, rows: Tensor, other: Spread, theirs: Tensor) -> None:
+        """Take over the rows ``theirs`` of ``other``."""
+        for name, value in vars(other).items():
+            getattr(self, name)[rows] = value[theirs]
 
 
-def tied_with_first(scores: Tensor, floor: Tensor | None) -> Tensor:
-    """Whether the best of the other scores of each problem ``[N, B]`` is within ``floor [N]`` of the first: which of the two is higher is
-    rounding, however low a third may be."""
-    if floor is None or scores.shape[1] < 2:
-        return torch.zeros_like(scores[:, 0], dtype=torch.bool)
-    return (scores[:, 0] - scores[:, 1:].amax(1)).abs() <= floor  # not where both are -inf
-
-
-def finite_without_score(scores: Tensor, candidates: Tensor) -> Tensor:
-    """Of the rows ``[m, b]`` without a finite score, how many candidates ``[m, b, C, *S]`` are finite all the same, int64 ``[m]``."""
-    lost = ~scores.isfinite().any(1)
-    count = torch.zeros_like(lost, dtype=torch.int64)
-    if bool(lost.any()):
-        count[lost] = finite_states(candidates[lost], 2).sum(1)
-    return count
+def warn_of_dead(step: int, problem_ids: list[int], resamples: int) -> None:
+    """Warn of problems that have no finite next state."""
+    warnings.warn(
+        f"step {step}: no finite next state for problems {problem_ids[:8]}, not even after {resamples} resamplings and the fallback; they "
+        "are NaN from here on",
+        RuntimeWarning,
+        stacklevel=_levels_to_caller(),
+    )
 
 
 class ScoreWatch:
-    """Says once in a rollout that a scorer has no finite score for candidates that are finite."""
+    """Warns once in a rollout of a scorer that has no finite score for finite candidates."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._name, self._said = str(getattr(scorer, "_name", type(scorer).__name__)), False
 
-    def say(self, step: int, problem_ids: Tensor, taken: str) -> None:
-        """Warn of the first step at which there are such problems, ``problem_ids`` ``[m]``; ``taken`` says what they go on with."""
-        if self._said or not len(problem_ids):
+    def say(self, step: int, problem_ids: list[int], taken: str) -> None:
+        """Warn at the first step with such problems, an id for each beam; ``taken`` names the state that they continue from."""
+        if self._said or not problem_ids:
             return
-        self._said = True
+        self._said, named = True, list(dict.fromkeys(problem_ids))[:8]
         warnings.warn(
-            f"step {step}: scorer {self._name} returned no finite score for problems {problem_ids.tolist()[:8]}, though there are finite "
+            f"step {step}: scorer {self._name} returned no finite score for problems {named}, though there are finite "
             f"candidates; {taken} is taken instead. This is said once per rollout, RolloutResult.fallbacks has all such steps; see what "
             "the scorer returns for these states (NaN?)",
             RuntimeWarning,
@@ -126,7 +161,7 @@ class ScoreWatch:
 
 
 def _levels_to_caller() -> int:
-    """``stacklevel`` for a warning by whoever calls this, of the first line outside ttcfast, to which torch's wrappers count."""
+    """The ``stacklevel`` with which the caller's warning points at the first line outside ttcfast and torch."""
     level, frame = 0, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("ttcfast", "torch"):
         level, frame = level + 1, frame.f_back
@@ -134,11 +169,11 @@ def _levels_to_caller() -> int:
 
 
 class DistinctWatch:
-    """Counts, chunk by chunk, the candidates of a step that differ from each other by more than rounding.
+    """Counts, chunk by chunk, the candidates of a step that differ by more than rounding.
 
     Args:
-        state: the states that are left, ``[n, C, *S]``.
-        width: candidates of each.
+        state: States being left, ``[n, C, *S]``.
+        width: Number of candidates of each.
     """
 
     def __init__(self, state: Tensor, width: int) -> None:
@@ -146,18 +181,33 @@ class DistinctWatch:
         wide = torch.promote_types(state.dtype, torch.float32)
         self.projections = state.new_zeros((state.shape[0], width, state.shape[1]), dtype=wide)
 
-    def look(self, rows: slice, start: int, candidates: Tensor) -> None:
-        """Candidates ``[m, b, C, *S]`` of the states ``rows``, from position ``start`` on."""
+    def look(self, rows: slice, start: int, candidates: Tensor) -> Tensor:
+        """Look at candidates ``[m, b, C, *S]`` of the states ``rows`` from position ``start``; whether each is finite, bool ``[m, b]``."""
         b = candidates.shape[1]
         self.at_once = max(self.at_once, b)
-        self.projections[rows, start : start + b] = projected(candidates)
+        self.projections[rows, start : start + b] = found = projected(candidates)
+        return found.isfinite().all(2)
 
     def count(self) -> Tensor:
-        """Distinct candidates of each state, int64 ``[n]``; to be asked when all have been seen."""
+        """Number of distinct candidates of each state, int64 ``[n]``, once all have been seen."""
         return distinct_count(self.projections, self._state)
 
-    def warn_of_few(self, count: Tensor, model: object) -> None:
-        """Warn where more than half of the candidates repeat others."""
+    def require_stochastic(self, count: Tensor, draw: Callable[[Tensor], Tensor], after: int, model: object) -> int:
+        """Warn where more than half of a first step's candidates repeat others, and raise where the model gives no others.
+
+        Args:
+            count: As returned by ``count``.
+            draw: Draws candidates ``[1, B, C, *S]`` of the first problem by ids ``[B]``, which begin at ``after``.
+            model: Model to name in the message.
+
+        Returns:
+            The number of candidates drawn to find that out, 0 where some differ.
+
+        Raises:
+            DeterministicModelError: All candidates of all problems are the same, and so are those drawn here.
+        """
+        if not bool((count > 1).any()):
+            return require_stochastic(draw, after, self.at_once, model)
         width, mean = self.projections.shape[1], float(count.double().mean())
         if mean < width / 2:
             warnings.warn(
@@ -166,3 +216,4 @@ class DistinctWatch:
                 RuntimeWarning,
                 stacklevel=_levels_to_caller(),
             )
+        return 0

@@ -1,4 +1,4 @@
-"""What one candidate costs in memory, measured: by torch's counters on a GPU, by the process's own high-water mark on a CPU."""
+"""Measured memory of one candidate, by torch's counters on a GPU and by the process's high-water mark on a CPU."""
 
 from __future__ import annotations
 
@@ -13,47 +13,77 @@ import torch
 from torch import Tensor
 
 from ttcfast.rewards.scorer import ScoreContext, Scorer
+from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
 from .models import Source
 from .refine import refine_and_score
 
-_SEEN = (
-    16 << 20
-)  # bytes by which a probe must raise the peak: far above the 1 MB or so by which a process's counted pages waver by themselves
+_SEEN = 16 << 20  # bytes by which a probe must raise the peak: far above the 1 MB by which a process's page count wavers by itself
 _MOST = 256  # candidates that a probe draws at most
 _RESET_PEAK = "5"  # what Linux wants written into /proc/self/clear_refs
 
 
-def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: Tensor, problem_ids: Tensor, *, first_id: int) -> int:
-    """Bytes by which one candidate more raises the peak of generating and scoring a chunk.
-
-    A small chunk of the first problem is generated and scored as a step does it; it is doubled until it shows, whatever
-    ``cfg.memory_budget`` is: what does not show yet is small beside the process itself. Its evaluations are not counted, and its
-    candidates, whose ids begin at ``first_id``, are thrown away.
+class ChunkLimit:
+    """The number of candidates that one chunk may hold; the memory of a candidate is measured once.
 
     Args:
-        source, scorer: of the candidates and of their scores.
-        cfg: the seed, and how candidates are refined.
-        window: states to start from, ``[n, C, *S]`` (``[n, h, C, *S]`` with history).
+        source, scorer: Source of the candidates, and their scorer.
+        cfg: Configuration; ``chunk_size`` and ``memory_budget`` are used.
+    """
+
+    def __init__(self, source: Source, scorer: Scorer, cfg: TTCConfig) -> None:
+        self._source, self._scorer, self._cfg = source, scorer, cfg
+        self._each: int | None = None
+
+    def of(self, window: Tensor, problem_ids: Tensor) -> int | None:
+        """The limit, None for none, measured where there is a memory budget; see ``bytes_per_candidate``.
+
+        Raises:
+            ValueError: The memory budget is below one candidate.
+        """
+        cfg = self._cfg
+        if cfg.memory_budget is None:
+            return cfg.chunk_size
+        if self._each is None:
+            measured = bytes_per_candidate(self._source, self._scorer, cfg, window, problem_ids)
+            self._each = measured if cfg.shard is None else int(distributed.total(measured, "max"))
+        count = cfg.memory_budget // self._each
+        if count < 1:
+            raise ValueError(
+                f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {self._each}; give at least "
+                "that"
+            )
+        count = 1 << (count.bit_length() - 1)  # the measurement varies by a page or two; the chunks should not
+        return count if cfg.chunk_size is None else min(count, cfg.chunk_size)
+
+
+def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: Tensor, problem_ids: Tensor) -> int:
+    """Bytes by which one more candidate raises the peak of generating and scoring a chunk.
+
+    A small chunk of the first problem is generated and scored as in a step, and doubled until it shows, whatever the memory budget is: what
+    does not show is small beside the process itself. These evaluations are not counted and the candidates, whose ids no group draws, are
+    thrown away.
+
+    Args:
+        source, scorer: Source of the candidates, and their scorer.
+        cfg: Configuration; the random seed and the refinement are used.
+        window: States to start from, ``[n, C, *S]`` (``[n, h, C, *S]`` with history).
         problem_ids: int64 ``[n]``, for the scorer's context.
-        first_id: ids from here on are used by no group.
 
     Returns:
         At least the bytes of a state and of its successor, which no measurement may undercut.
     """
-    state = window[0, -1] if source.history > 1 else window[0]
-    least, count = 2 * state.numel() * state.element_size(), 1
+    x = window[:1, -1] if source.history > 1 else window[:1]
+    least, count = 2 * x.numel() * x.element_size(), 1
+    first = (cfg.max_resample + 3) * cfg.beam_width * cfg.branching_factor
 
     def chunk(size: int) -> None:
-        ids = torch.arange(first_id, first_id + size)
-        drawn = source.candidates(window[:1], ids, problem_ids[:1], seed=cfg.seed, step=1)
-        x = window[:1, -1] if source.history > 1 else window[:1]
-        context = ScoreContext(0, problem_ids[:1])
-        refine_and_score(x, drawn, scorer, context, cfg, source.spec)
+        drawn = source.candidates(window[:1], torch.arange(first, first + size), problem_ids[:1], seed=cfg.seed, step=1)
+        refine_and_score(x, drawn, scorer, ScoreContext(0, problem_ids[:1]), cfg, source.spec)
 
     with torch.no_grad():
-        chunk(1)  # what is built at the first call (kernels, buffers) is no candidate's
+        chunk(1)  # kernels and buffers built at the first call belong to no candidate
         while True:
             growth = _peak_growth(partial(chunk, count), window.device)
             if growth >= _SEEN or count >= _MOST:
@@ -62,20 +92,20 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most memory held since ``reset_peak`` on a GPU, else since the process began; None where the system does not say."""
+    """Most memory held since ``reset_peak`` on a GPU, else since the process began; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start counting anew, where that is possible without disturbing others."""
+    """Restart the count on a GPU; on a CPU it belongs to the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak_growth(run: Callable[[], None], device: torch.device) -> int:
-    """By how many bytes the peak during ``run`` exceeds what was held before it."""
+    """Bytes by which the peak during ``run`` exceeds what was held before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -84,14 +114,14 @@ def _peak_growth(run: Callable[[], None], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc: what the heap keeps free would be filled first, unseen
+        ctypes.CDLL(None).malloc_trim(0)  # glibc would fill the free part of the heap first, unseen
     before = _resident()
     run()
     return max(0, _peak() - before)
 
 
 def _resident() -> int:
-    """Bytes held now, and the high-water mark set back to them; where the system cannot do that, the mark as it is."""
+    """Bytes held now, with the high-water mark reset to them; where the system cannot reset it, the mark as it is."""
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write(_RESET_PEAK)

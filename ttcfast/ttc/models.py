@@ -1,7 +1,8 @@
-"""Where candidates come from: a ``Surrogate``, or any model that has the sketch's ``sample_next``."""
+"""The models that candidates come from: a ``Surrogate``, or any object with ``sample_next``."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -9,30 +10,42 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ttcfast.core.base_fm import PROBES, Surrogate
+from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.seeds import hash_seed, temp_seed
 from ttcfast.runtime.lent import lent
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
-from ttcfast.stochastic_sampling.distinct import all_same, deterministic_error, require_distinct
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """What a controller needs of a model."""
+    """What the search needs of a model.
 
+    Attributes:
+        model: The network itself, for messages about it.
+        spec: Layout of the states; None where it is not known.
+        ndim: Number of space axes.
+        history: Number of frames that the model sees.
+        has_deterministic: There is a step without noise.
+        keyed: A candidate does not depend on what else is drawn with it.
+        fixed_shapes: A new number of problems or candidates costs more than drawing some in vain.
+    """
+
+    model: object
     spec: StateSpec | None
     ndim: int
     history: int
     has_deterministic: bool
-    keyed: bool  # a candidate does not depend on what else is drawn with it
-    fixed_shapes: bool  # another number of problems or candidates costs more than to draw some in vain
+    keyed: bool
+    fixed_shapes: bool
 
     @property
     def stochastic(self) -> StochasticConfig | None:
-        """The noise in force; None for a model that draws in its own way."""
+        """Noise in force; None for a model that draws in its own way."""
         ...
 
     def dropout_rates(self) -> list[float]:
-        """Rates of the dropout sites that act on candidates."""
+        """Rates of the dropout that acts on candidates."""
         ...
 
     def deterministic(self, x: Tensor) -> Tensor:
@@ -40,12 +53,12 @@ class Source(Protocol):
         ...
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
-        """Stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` where each state has its own."""
+        """Stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` with ids for each state."""
         ...
 
 
 def as_source(fm: Any, cfg: TTCConfig) -> Source:
-    """Raises ``TypeError`` for a model that can neither give candidates nor sample a next state."""
+    """Wrap a model as a ``Source``; raise ``TypeError`` unless it has ``candidates`` and ``deterministic``, or ``sample_next``."""
     complete = callable(getattr(fm, "candidates", None)) and callable(getattr(fm, "deterministic", None))
     if complete and isinstance(getattr(fm, "spec", None), StateSpec):
         return _SurrogateSource(fm, cfg)
@@ -54,26 +67,19 @@ def as_source(fm: Any, cfg: TTCConfig) -> Source:
     raise TypeError(f"fm is a {type(fm).__name__}; give a Surrogate, or an object with sample_next(x_t, seed=None, multi=False)")
 
 
-def probe(source: Source, x: Tensor, problem_ids: Tensor, after: int, at_once: int, *, seed: int) -> int:
-    """Look at more candidates of the first problem, with ids from ``after`` on, drawn ``at_once`` as in the group that looked alike.
-
-    Returns:
-        How many were drawn.
-
-    Raises:
-        DeterministicModelError: they are all the same still. With ``at_once`` above 1 only those drawn together are compared, so that
-            noise drawn once per call, which leaves a group without choice, counts as none.
-    """
-    fm = getattr(source, "fm", source)
-    model = fm.model if isinstance(fm, Surrogate) else fm
-    ids = torch.arange(after, after + max(PROBES, at_once)).split(at_once)
-    count = sum(len(part) for part in ids)
-    drawn = [source.candidates(x[:1], part, problem_ids[:1], seed=seed, step=0) for part in ids]
-    if at_once == 1:
-        require_distinct(torch.cat(drawn, 1), model, what="probes")
-    elif all(all_same(d[:, 0], d[:, 1:]) for d in drawn):
-        raise deterministic_error(model, f"{count} probes, drawn {at_once} at once, are the same within a draw")
-    return count
+def log_noise(source: Source, stochastic: bool, seed: int) -> None:
+    """Log what makes candidates differ; ``stochastic`` tells whether anything does."""
+    noise = source.stochastic
+    if not stochastic:
+        logger.info("noise: none, the only candidate is the deterministic step; seed %d", seed)
+    elif noise is None:
+        logger.info("noise: that of %s.sample_next; seed %d", type(source.model).__name__, seed)
+    else:
+        rates = source.dropout_rates()
+        logger.info(
+            "noise: dropout rates %s at %d sites, latent_sigma %g, input_eps %g, seed %d; %s",
+            *(sorted(set(rates)), len(rates), noise.latent_sigma, noise.input_eps, seed, noise),
+        )
 
 
 class _SurrogateSource:
@@ -81,6 +87,7 @@ class _SurrogateSource:
 
     def __init__(self, fm: Surrogate, cfg: TTCConfig) -> None:
         self.fm, self.ndim, self.history = fm, fm.spec.ndim, getattr(fm, "history", 1)
+        self.model: object = fm.model if isinstance(fm, Surrogate) else fm
         self.spec: StateSpec | None = fm.spec
         self.keyed = isinstance(fm, Surrogate)
         self.fixed_shapes = self.keyed and fm.compiled
@@ -98,27 +105,27 @@ class _SurrogateSource:
             return self.fm.deterministic(x)
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
-        if ids.ndim == 2 and not self.keyed:  # somebody else's class, which knows ids [B]
-            parts = zip(x.split(1), ids, problem_ids.split(1))
+        if ids.ndim == 2 and not self.keyed:  # a foreign class, which takes ids [B] only
+            parts = zip(x.unsqueeze(1), ids, problem_ids.unsqueeze(1))
             return torch.cat([self.candidates(one, own, problem, seed=seed, step=step) for one, own, problem in parts])
         with self._lent("candidates", state=x, ids=ids, problem_ids=problem_ids):
             return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
 
     def _lent(self, method: str, **given: Tensor) -> AbstractContextManager[None]:
-        """Holds somebody else's class, unlike ours, to leave what it is given as it is."""
+        """Raise where a foreign class writes into the tensors that it is given; our own are known not to."""
         kind = type(self.fm)
         return nullcontext() if kind.__module__.partition(".")[0] == "ttcfast" else lent(f"{kind.__name__}.{method}", given)
 
 
 class _ForeignSource:
-    """Draws in sequence, under a seed for each call: another chunking draws others."""
+    """Draws in sequence under one random seed per call, so that another chunking draws other candidates."""
 
     has_deterministic = keyed = fixed_shapes = False
     history = 1
     stochastic = None
 
     def __init__(self, fm: Any, cfg: TTCConfig) -> None:
-        self.fm = fm
+        self.fm = self.model = fm
         self.spec: StateSpec | None = getattr(fm, "spec", None)
         self.ndim = cfg.ndim if self.spec is None else self.spec.ndim
         if cfg.stochastic is not None:

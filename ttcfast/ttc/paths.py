@@ -1,4 +1,4 @@
-"""What a search over several beams knows between two steps."""
+"""The beams of a rollout between two steps, and the tree of states that leads to them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,183 @@ from ttcfast.ops.topk import topk
 from ttcfast.spec import StochasticConfig, TTCConfig
 
 from .budget import Budget
-from .history import History
 from .memory import peak_bytes
-from .result import BeamStepOutput, RolloutResult
+from .result import BeamStepOutput, RolloutResult, StepOutput
 
 if TYPE_CHECKING:
     from .candidates import Chunks
     from .guardrails import ScoreWatch
-    from .select.beams import Survivors
 
-_PER_PROBLEM = ("fallback", "resamples", "nonfinite", "distinct", "frozen")
-_ALONG_PATH = ("chosen", "collapsed", "unprojected")
+_ALONG_PATH = {"chosen": -1, "collapsed": False, "unprojected": False}  # notes of a path, and their value where there is none
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The states that a step leaves, one row each, grouped by problem.
+
+    Attributes:
+        window: ``[M, C, *S]``, or ``[M, h, C, *S]`` with history.
+        problem: int64 ``[M]``, index of the problem in the rollout, ascending.
+        beam: int64 ``[M]``, index of the beam within its problem, from 0.
+        problem_ids: int64 ``[M]``, the problem as the scorer and the random streams know it.
+        offset: float64 ``[M]``, amount that a beam's past adds to the rank of its candidates; 0 for a problem's best beam.
+        history: Number of frames that the model sees.
+    """
+
+    window: Tensor
+    problem: Tensor
+    beam: Tensor
+    problem_ids: Tensor
+    offset: Tensor
+    history: int = 1
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    @property
+    def latest(self) -> Tensor:
+        """The newest frames, ``[M, C, *S]``."""
+        return self.window[:, -1] if self.history > 1 else self.window
+
+    def rows(self, rows: slice | Tensor) -> Beams:
+        columns = self.window[rows], self.problem[rows], self.beam[rows], self.problem_ids[rows], self.offset[rows]
+        return Beams(*columns, history=self.history)
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """The states that a step keeps, one row each, ordered by problem and rank.
+
+    Attributes:
+        state: ``[R, C, *S]``.
+        parent: int64 ``[R]``, row of ``Beams`` that it comes from.
+        position: int64 ``[R]``, position of the candidate in its beam's group; -1 for a state that is no candidate.
+        score: float64 ``[R]``, score of this step alone; -inf for a state without one.
+        collapsed: bool ``[R]``, as in ``StepOutput``.
+        weights: float64 ``[R, B]``, share of each candidate in the state; None where candidates are not combined.
+    """
+
+    state: Tensor
+    parent: Tensor
+    position: Tensor
+    score: Tensor
+    collapsed: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    @staticmethod
+    def unscored(state: Tensor, parent: Tensor, position: int) -> Survivors:
+        """States taken without looking at a score: the deterministic step, or a fresh sample."""
+        score = torch.full(parent.shape, -torch.inf, dtype=torch.float64, device=parent.device)
+        return Survivors(state, parent, torch.full_like(parent, position), score, torch.zeros_like(parent, dtype=torch.bool))
+
+    def rows(self, rows: Tensor) -> Survivors:
+        columns = self.state[rows], self.parent[rows], self.position[rows], self.score[rows], self.collapsed[rows]
+        return Survivors(*columns, weights=None if self.weights is None else self.weights[rows])
+
+    def joined(self, others: list[Survivors], problem: Tensor) -> Survivors:
+        """These and ``others``, which are no combinations, ordered by the problem ``[M]`` of their parents."""
+        if self.weights is not None:
+            others = [dataclasses.replace(other, weights=_one_hot(other.position, self.weights)) for other in others]
+        parts = [self, *others]
+        columns = {f.name: [getattr(p, f.name) for p in parts] for f in dataclasses.fields(self)}
+        together = {name: torch.cat(column) for name, column in columns.items() if column[0] is not None}
+        return Survivors(**together).rows(problem[together["parent"]].argsort(stable=True))
+
+
+def _one_hot(position: Tensor, like: Tensor) -> Tensor:
+    """Weight 1 for candidate 0 where it was taken, else 0 for all, in the shape of ``like``."""
+    weights = like.new_zeros((len(position), like.shape[1]))
+    weights[:, 0] = (position == 0).to(weights.dtype)
+    return weights
 
 
 @dataclass
-class BeamRun:
-    """The live beams of all problems, one row each, those of a problem one after another, and how they came about.
+class Layer:
+    """The beams of all problems after one step.
 
     Attributes:
-        window: ``[M, C, *S]`` (``[M, h, C, *S]`` with history).
-        problem, beam: int64 ``[M]``.
-        problem_ids: int64 ``[n]``, as the scorer and the random streams know the problems.
-        T: steps of the rollout. k: beams of a problem at most.
-        path: float64 ``[M]``, scores of the paths; with ``"mean"`` their sum.
-        rows: int64 ``[M]``, each beam's row in the last layer of ``history``.
-        spent, copies, seconds: so far.
-        coasting: the budget is at its end.
-        ended: of a problem that has died, its frames ``[t, C, *S]`` and notes ``[t]`` up to then.
+        states: ``[m, C, *S]``, states of the rows that still have descendants.
+        stored: int64 ``[M]``, index of each row's state in ``states``, -1 once it is dropped.
+        parent: int64 ``[M]``, row of the layer before; in the first layer, the problem.
+        notes: Further columns ``[M]`` by name.
+    """
+
+    states: Tensor
+    stored: Tensor
+    parent: Tensor
+    notes: dict[str, Tensor]
+
+
+class History:
+    """One layer for each step, from which states without descendants are dropped.
+
+    A layer's states are copied once half of them or fewer are needed, so that dropping costs less than one more copy of each survivor. The
+    tree is known on the host too, so that a step reads from the device once: the parents of its own rows.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self._parents: list[Tensor] = []  # of each layer, on the host
+        self._needed: list[int] = []  # rows of each layer that had descendants when last counted
+
+    def add(self, states: Tensor, parent: Tensor, **notes: Tensor) -> None:
+        """Add a layer with one row for each survivor; ``parent`` counts the rows of the layer before, or problems in the first."""
+        self.layers.append(Layer(states, torch.arange(len(parent), device=parent.device), parent, notes))
+
+    def prune(self) -> None:
+        """Drop the states from which no row of the last layer descends."""
+        for layer in self.layers[len(self._parents) :]:  # one, or all that were read from a file
+            self._parents.append(layer.parent.cpu())
+            self._needed.append(len(layer.parent))
+        needed = torch.arange(len(self._parents[-1]))
+        for i in range(len(self.layers) - 2, -1, -1):
+            needed = torch.unique(self._parents[i + 1][needed])
+            if len(needed) == self._needed[i]:
+                return  # fewer rows are needed with every step, so this layer and all before it are as they were
+            self._needed[i] = len(needed)
+            layer = self.layers[i]
+            if 2 * len(needed) <= len(layer.states):
+                rows = needed.to(layer.parent.device)
+                layer.states = layer.states[layer.stored[rows]]
+                layer.stored = torch.full_like(layer.stored, -1)
+                layer.stored[rows] = torch.arange(len(rows), device=rows.device)
+
+    def fill(self, into: dict[str, Tensor], problems: Tensor, rows: Tensor) -> None:
+        """Write the paths to ``rows [R]`` of the last layer into ``states [n, T+1, C, *S]`` and notes ``[n, T]`` at ``problems [R]``."""
+        for t, layer in reversed(list(enumerate(self.layers))):
+            into["states"][problems, t + 1] = layer.states[layer.stored[rows]]
+            for name in _ALONG_PATH:
+                into[name][problems, t] = layer.notes[name][rows]
+            rows = layer.parent[rows]
+
+    @property
+    def held(self) -> int:
+        """Number of states kept."""
+        return sum(len(layer.states) for layer in self.layers)
+
+
+@dataclass
+class Rollout:
+    """The live beams of all problems, and how they came about.
+
+    Attributes:
+        window: ``[M, C, *S]``, or ``[M, h, C, *S]`` with history.
+        problem, beam: int64 ``[M]``, as in ``Beams``.
+        problem_ids: int64 ``[n]``, all problems as the scorer and the random streams know them.
+        T: Number of steps.
+        cfg: Configuration of the search.
+        frames: Number of frames that the model sees.
+        width: Number of candidates of a beam, refined copies included.
+        reports_beams: Steps are reported as ``BeamStepOutput``.
+        step, spent, copies, seconds: Steps made, model evaluations, states copied and time so far.
+        coasting: The budget is spent.
+        path: float64 ``[M]``, score of each path; with ``"mean"`` its sum.
+        rows: int64 ``[M]``, row of each beam in the last layer of ``history``.
+        history: The past, or None where only the current states are wanted.
+        ended: Row by problem of the past of problems that have died: states ``[t, C, *S]`` and notes ``[t]``.
     """
 
     window: Tensor
@@ -48,7 +198,10 @@ class BeamRun:
     beam: Tensor
     problem_ids: Tensor
     T: int
-    k: int
+    cfg: TTCConfig
+    frames: int
+    width: int
+    reports_beams: bool
     budget: Budget | None = None
     step: int = 0
     spent: int = 0
@@ -56,135 +209,177 @@ class BeamRun:
     seconds: float = 0.0
     coasting: bool = False
     history: History | None = field(default_factory=History)
-    outputs: list[BeamStepOutput] = field(default_factory=list)
+    outputs: list[StepOutput] = field(default_factory=list)
     ended: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.first = self.step  # until when each problem has one beam
-        self.n = len(self.problem_ids)
+        self.first = self.step  # the step that leaves one beam of each problem
+        self.n, self.k = len(self.problem_ids), self.cfg.beam_width
         self.path = torch.zeros(len(self.problem), dtype=torch.float64, device=self.window.device)
         self.rows = torch.arange(len(self.problem), device=self.window.device)
-        self.chunks: tuple[Chunks, Chunks]
+        self.sizes: tuple[Chunks, Chunks]
         self.watch: ScoreWatch
 
-    def ahead(self, lookahead: int) -> int:
-        """Steps of a continuation that do not lead beyond the rollout's end."""
-        return min(lookahead, self.T - 1 - self.step)
+    @property
+    def chunks(self) -> Chunks:
+        """The division of this step's candidates: at the first step there are fewer beams."""
+        return self.sizes[self.step > self.first]
+
+    @property
+    def ahead(self) -> int:
+        """Number of lookahead steps that do not lead beyond the end of the rollout."""
+        return min(self.cfg.lookahead, self.T - 1 - self.step)
+
+    @property
+    def live(self) -> Tensor:
+        """The problems that have a beam, ascending."""
+        live: Tensor = self.problem if self.k == 1 else torch.unique_consecutive(self.problem)
+        return live
 
     def allowance(self, cost: int) -> float | None:
-        """Evaluations that this step may take; None where the budget does not let it search any more."""
+        """Evaluations that this step may take; None where the budget does not allow another step of ``cost`` evaluations."""
         if self.budget is None:
             return math.inf
-        left = self.budget.left(self.spent, len(self.problem.unique()) * (self.T - 1 - self.step))
+        left = self.budget.left(self.spent, len(self.live) * (self.T - 1 - self.step))
         self.coasting = self.coasting or self.budget.late(self.seconds) or cost > left
         return None if self.coasting else left
 
-    def offsets(self, cfg: TTCConfig) -> Tensor:
-        """What each beam's path adds to the rank of its candidates, 0 for the best: differences keep the digits that sums lose."""
-        if cfg.score_aggregation == "last" or cfg.approach in ("particle", "greedy") or (cfg.approach == "diverse_beam" and self.step > 0):
-            return torch.zeros_like(self.path)
-        best = self.path.new_full((self.n,), -torch.inf).scatter_reduce_(0, self.problem, self.path, "amax")
-        weight = cfg.discount ** (1 + self.ahead(cfg.lookahead)) if cfg.score_aggregation == "discounted" else 1.0
-        return weight * (self.path - best[self.problem])
+    def beams(self) -> Beams:
+        """The states that the coming step leaves."""
+        cfg, offset = self.cfg, torch.zeros_like(self.path)
+        independent = cfg.approach in ("particle", "greedy") or (cfg.approach == "diverse_beam" and self.step > 0)
+        if cfg.score_aggregation != "last" and not independent:
+            best = self.path.new_full((self.n,), -torch.inf).scatter_reduce_(0, self.problem, self.path, "amax")
+            weight = cfg.discount ** (1 + self.ahead) if cfg.score_aggregation == "discounted" else 1.0
+            offset = weight * (self.path - best[self.problem])  # differences keep digits that sums would lose
+        return Beams(self.window, self.problem, self.beam, self.problem_ids[self.problem], offset, self.frames)
 
-    @staticmethod
-    def prolonged(path: Tensor, score: Tensor, cfg: TTCConfig) -> Tensor:
-        """The score of a path with one step more; of ``"mean"`` the sum."""
-        if cfg.score_aggregation == "last":
+    def prolonged(self, path: Tensor, score: Tensor) -> Tensor:
+        """Score of a path with one more step; with ``"mean"`` the sum."""
+        if self.cfg.score_aggregation == "last":
             return score
-        return (cfg.discount * path if cfg.score_aggregation == "discounted" else path) + score
+        return (self.cfg.discount * path if self.cfg.score_aggregation == "discounted" else path) + score
 
     def best_rows(self) -> Tensor:
-        """The row with the highest path score of each live problem, of equal ones the first."""
+        """Row of the path with the highest score of each live problem; the first among equals."""
+        index = torch.arange(len(self.problem), device=self.path.device)
+        if self.k == 1:
+            return index
         _, best = topk(self._table(self.path, -torch.inf), 1)
-        index = self._table(torch.arange(len(self.problem), device=self.path.device), -1)
-        return index.gather(1, best)[self.problem.unique_consecutive(), 0]
+        return self._table(index, -1).gather(1, best)[self.live, 0]
 
     def keep_best(self) -> None:
-        """Drop all beams but each problem's best."""
+        """Drop every beam but the best of each problem."""
         rows = self.best_rows()
         self.window, self.problem, self.path, self.rows = self.window[rows], self.problem[rows], self.path[rows], self.rows[rows]
         self.beam = torch.zeros_like(self.problem)
 
-    def take(
-        self, kept: Survivors, unprojected: Tensor, fallback: Tensor, counts: dict[str, Any], cfg: TTCConfig, history: int, searched: bool
-    ) -> BeamStepOutput:
-        """Go on to the survivors, whose states are in their final form, and say what the step was."""
-        before, problem = self.beam, self.problem[kept.parent]
-        self._bury(problem)
-        scored = kept.score > -torch.inf
+    def bury(self, alive: Tensor) -> Tensor:
+        """Set the best path of each problem aside that is not among ``alive``, and return those problems."""
+        dead = ~torch.isin(self.live, alive)
+        problems, rows = self.live[dead], self.best_rows()[dead]
+        if self.history is not None and self.history.layers:
+            for problem, row in zip(problems.tolist(), self.rows[rows].unsqueeze(1)):
+                record = self._blank(1, len(self.history.layers), self.history.layers[0].states)
+                self.history.fill(record, torch.zeros_like(row), row)
+                self.ended[problem] = {name: value[0, int(name == "states") :] for name, value in record.items()}
+        return problems
+
+    def counts(self, **known: Any) -> dict[str, Any]:
+        """The fields of ``StepOutput`` that count something, nothing counted but what is given."""
+        zeros = torch.zeros(self.n, dtype=torch.int64, device=self.window.device)
+        counts: dict[str, Any] = {"fallbacks": zeros > 0, "resamples": zeros, "nonfinite": zeros, "distinct": zeros, "evaluations": 0}
+        return counts | {"reward_evaluations": 0, "copies": 0, "searched": False, **known}
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Sums over the beams of each problem, int64 ``[n]``, of values ``[M]``."""
+        if self.k == 1 and len(values) == self.n:
+            return values
+        return values.new_zeros(self.n).scatter_add_(0, self.problem, values)
+
+    def take(self, kept: Survivors, unprojected: Tensor, counts: dict[str, Any], scores: Tensor | None) -> StepOutput:
+        """Move on to the survivors.
+
+        Args:
+            kept: The survivors, their states in final form.
+            unprojected: bool ``[R]``, as in ``StepOutput``.
+            counts: As ``counts`` returns them.
+            scores: float64 ``[M, B]``, the scores of all candidates, for a search that reports them.
+        """
+        before = self.beam
+        each = self.path.new_full((len(before), self.width), -torch.inf) if scores is None else scores
+        of_candidates = None if self.reports_beams else self._of_problems(each, -torch.inf)
         path = self.path[kept.parent]
-        self.path = torch.where(scored, self.prolonged(path, kept.score, cfg), path)
+        self.path = torch.where(kept.score > -torch.inf, self.prolonged(path, kept.score), path)
         notes = {"chosen": kept.position, "collapsed": kept.collapsed, "unprojected": unprojected}
-        if self.history is not None:
+        if self.history is not None and len(kept):
             self.history.add(kept.state, self.rows[kept.parent], **notes)
-            self.history.prune()
-        self.window = torch.cat([self.window[kept.parent][:, 1:], kept.state.unsqueeze(1)], 1) if history > 1 else kept.state
-        self.problem, self.rows = problem, torch.arange(len(problem), device=problem.device)
-        self.beam = self.rows - torch.searchsorted(problem, problem)
-        self.step, self.spent, self.copies = self.step + 1, self.spent + counts["nfe"], self.copies + counts["copies"]
-        best = self.best_rows()
-        per_problem: dict[str, Any] = {name: self._of_problems(value[best], -1) for name, value in notes.items()}
-        alive = torch.zeros_like(fallback)
-        alive[problem] = True
-        mean = self.step if cfg.score_aggregation == "mean" else 1
+            if self.k > 1:
+                self.history.prune()
+        self.window = torch.cat([self.window[kept.parent][:, 1:], kept.state.unsqueeze(1)], 1) if self.frames > 1 else kept.state
+        self.problem = self.problem[kept.parent]
+        self.rows = torch.arange(len(kept), device=before.device)
+        self.beam = self.rows - torch.searchsorted(self.problem, self.problem)
+        self.step, self.spent, self.copies = self.step + 1, self.spent + counts["evaluations"], self.copies + counts["copies"]
+        best = slice(None) if self.k == 1 else self.best_rows()
+        frozen = torch.ones_like(counts["fallbacks"])
+        frozen[self.problem] = False
+        common: dict[str, Any] = {name: self._of_problems(notes[name][best], empty) for name, empty in _ALONG_PATH.items()}
+        common |= {"step": self.step - 1, "state": self._of_problems(kept.state[best], torch.nan), "frozen": frozen, **counts}
+        if of_candidates is not None:
+            del common["copies"]
+            weights = None if kept.weights is None else self._of_problems(kept.weights, 0.0)
+            return StepOutput(**common, scores=of_candidates, weights=weights)
+        mean = self.step if self.cfg.score_aggregation == "mean" else 1
         return BeamStepOutput(
-            step=self.step - 1,
-            state=self._of_problems(kept.state[best], torch.nan),
+            **common,
             scores=self._table(kept.score, -torch.inf),
             paths=self._table(self.path / mean, -torch.inf),
             parents=self._table(before[kept.parent], -1),
             positions=self._table(kept.position, -1),
-            fallback=fallback,
-            frozen=~alive,
-            searched=searched,
-            **per_problem,
-            **counts,
         )
 
-    def idle(self, like: Tensor) -> BeamStepOutput:
-        """A step after all problems have died."""
-        self.step += 1
-        none, nothing = torch.zeros(self.n, dtype=torch.bool, device=like.device), like.new_full((self.n, self.k), -1, dtype=torch.int64)
-        lowest = torch.full_like(nothing, -torch.inf, dtype=torch.float64)
-        zeros = torch.zeros_like(nothing[:, 0])
-        values: dict[str, Any] = {"state": like.new_full((self.n, *like.shape[1:]), torch.nan), "chosen": nothing[:, 0], "frozen": ~none}
-        values |= {"scores": lowest, "paths": lowest, "parents": nothing, "positions": nothing, "resamples": zeros}
-        values |= {"nonfinite": zeros, "distinct": zeros}
-        values |= dict.fromkeys(("fallback", "collapsed", "unprojected"), none)
-        return BeamStepOutput(step=self.step - 1, nfe=0, copies=0, searched=False, **values)
-
     def best_paths(self, start: Tensor) -> dict[str, Tensor]:
-        """Of every problem's best path: ``states [n, steps + 1, C, *S]``, NaN behind its death, and notes ``[n, steps]``."""
+        """States ``[n, steps + 1, C, *S]`` and notes ``[n, steps]`` of each problem's best path from ``start [n, C, *S]``."""
         assert self.history is not None
-        steps = len(self.outputs)
-        out = {"states": start.new_full((self.n, steps + 1, *start.shape[1:]), torch.nan)}
+        out = self._blank(self.n, len(self.outputs), start)
         out["states"][:, 0] = start
-        for name in _ALONG_PATH:
-            shape, chosen = (self.n, steps), name == "chosen"
-            out[name] = torch.full(shape, -1 if chosen else 0, dtype=torch.int64 if chosen else torch.bool, device=start.device)
         if len(self.problem):
-            rows = self.rows[self.best_rows()]
-            live = self.problem.unique_consecutive()
-            out["states"][live, 1:] = self.history.states(rows)
-            for name in _ALONG_PATH:
-                out[name][live] = self.history.along(name, rows)
+            self.history.fill(out, self.live, self.rows[self.best_rows()])
         for problem, record in self.ended.items():
             for name, value in record.items():
-                first = 1 if name == "states" else 0
+                first = int(name == "states")
                 out[name][problem, first : first + len(value)] = value
         return out
 
-    def _bury(self, alive: Tensor) -> None:
-        """Keep the best path of each problem that has no survivor, before its states are dropped."""
-        dead = ~torch.isin(self.problem, alive)
-        if self.history is None or not self.history.layers or not bool(dead.any()):
-            return
-        for row in self.best_rows().tolist():
-            if bool(dead[row]):
-                at = self.rows[row : row + 1]
-                record = {name: self.history.along(name, at)[0] for name in _ALONG_PATH}
-                self.ended[int(self.problem[row])] = {"states": self.history.states(at)[0], **record}
+    def result(self, start: Tensor, stochastic: StochasticConfig | None) -> RolloutResult:
+        """The result of a rollout that has come to its end; ``start`` are the states that it left, ``[n, C, *S]``."""
+        best, steps = self.best_paths(start), self.outputs
+
+        def over_time(name: str) -> Tensor:
+            return torch.stack([getattr(s, name) for s in steps], 1)
+
+        weights = [torch.zeros_like(s.scores) if s.weights is None else s.weights for s in steps]
+        columns = ("scores", "fallbacks", "resamples", "nonfinite", "distinct", "frozen")
+        return RolloutResult(
+            trajectory=best.pop("states"),
+            **{name: over_time(name) for name in columns},
+            **best,
+            evaluations=self.spent,
+            reward_evaluations=sum(s.reward_evaluations for s in steps),
+            seconds=self.seconds,
+            stochastic=stochastic,
+            copies=self.copies if self.reports_beams else None,
+            peak_bytes=peak_bytes(start.device),
+            beams=tuple(s for s in steps if isinstance(s, BeamStepOutput)),
+            searched=sum(s.searched for s in steps),
+            weights=torch.stack(weights, 1) if any(s.weights is not None for s in steps) else None,
+        )
+
+    def _blank(self, n: int, steps: int, like: Tensor) -> dict[str, Tensor]:
+        """Paths of ``n`` problems without an entry: NaN states and empty notes."""
+        out = {"states": like.new_full((n, steps + 1, *like.shape[1:]), torch.nan)}
+        return out | {name: torch.full((n, steps), empty, device=like.device) for name, empty in _ALONG_PATH.items()}
 
     def _table(self, values: Tensor, empty: float) -> Tensor:
         """Values ``[M]`` of the beams as ``[n, k]``."""
@@ -193,37 +388,9 @@ class BeamRun:
         return out
 
     def _of_problems(self, values: Tensor, empty: float) -> Tensor:
-        """Values of the live problems among all: ``[n, ...]``."""
-        flag = values.dtype == torch.bool
-        out = torch.full((self.n, *values.shape[1:]), False if flag else empty, dtype=values.dtype, device=values.device)
-        out[self.problem.unique_consecutive()] = values
+        """Values of the live problems among all, ``[n, ...]``."""
+        if len(values) == self.n:
+            return values
+        out = torch.full((self.n, *values.shape[1:]), empty, dtype=values.dtype, device=values.device)
+        out[self.live] = values
         return out
-
-
-def collected(run: BeamRun, start: Tensor, stochastic: StochasticConfig | None) -> RolloutResult:
-    """The result of a run that has come to its end; ``start`` are the states that it left, ``[n, C, *S]``."""
-    best = run.best_paths(start)
-    frames = best.pop("states")
-
-    def over_time(name: str) -> Tensor:
-        return torch.stack([getattr(s, name) for s in run.outputs], 1)
-
-    return RolloutResult(
-        trajectory=frames,
-        scores=over_time("scores"),
-        fallbacks=over_time("fallback"),
-        **{name: over_time(name) for name in _PER_PROBLEM[1:]},
-        **best,
-        nfe=run.spent,
-        reward_evaluations=sum(s.reward_evaluations for s in run.outputs),
-        seconds=run.seconds,
-        stochastic=stochastic,
-        copies=run.copies,
-        peak_bytes=peak_bytes(start.device),
-        beams=tuple(run.outputs),
-        searched=sum(s.searched for s in run.outputs),
-    )
-
-
-def without_state(out: BeamStepOutput) -> BeamStepOutput:
-    return dataclasses.replace(out, state=out.state.new_empty(0))

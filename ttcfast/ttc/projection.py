@@ -1,4 +1,4 @@
-"""Conservation imposed: the mean residual of each conserved channel taken out of a new state."""
+"""Conservation imposed by removing the mean residual of each conserved channel from a new state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ttcfast.rewards.scorer import Project, ScoreContext
 from ttcfast.spec import StateSpec
 
 
-def check_projectable(spec: StateSpec | None) -> None:
-    """Raise ``ValueError`` where conservation cannot be imposed: no layout, primitive variables, an open domain."""
+def check_projectable(spec: StateSpec | None) -> StateSpec:
+    """Return ``spec``; raise ``ValueError`` without a layout, in primitive variables or on an open domain."""
     if spec is None:
         raise ValueError("project is 'conservation' but the model has no StateSpec; wrap it in a Surrogate, or use project=None")
     if spec.variables != "conserved":
@@ -25,27 +25,28 @@ def check_projectable(spec: StateSpec | None) -> None:
             f"project is 'conservation' but the domain is open (periodic={spec.periodic}, closed={spec.closed}); what crosses its boundary "
             "is not conserved, so use project=None, or StateSpec(closed=True) where all sides are walls"
         )
+    return spec
 
 
 def project_conservation(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[Tensor, Tensor]:
-    """Give ``new`` the totals of ``state`` in every conserved channel, by one constant per channel.
+    """Give ``new`` the totals of ``state`` in every conserved channel by adding one constant per channel.
 
-    ``new_c - sum(volume * (new_c - state_c)) / sum(volume)``: the smallest change (in the volume-weighted square) that conserves, exact
-    to rounding. The sum is one of per-cell differences, in float64. Where it would make a density or pressure that was positive
-    everywhere not so, the raw state is kept.
+    ``new_c - sum(volume * (new_c - state_c)) / sum(volume)`` is the smallest change (in the volume-weighted square) that conserves, exact
+    to rounding. Per-cell differences are summed in float64. The raw state is kept where a density or pressure that is positive everywhere
+    would become negative.
 
     Args:
-        state: the state being left, ``[N, C, *S]``.
-        new: its successor, same shape; not changed.
-        spec: layout with conserved variables on a periodic or closed domain.
+        state: State being left, ``[N, C, *S]``.
+        new: Its successor, same shape; not changed.
+        spec: Layout with conserved variables on a periodic or closed domain.
 
     Returns:
-        The projected state ``[N, C, *S]``, and bool ``[N]``: whether the raw one was kept.
+        The projected state ``[N, C, *S]``, and bool ``[N]``, whether the raw one was kept.
 
     Raises:
-        ValueError: the spec is primitive or open.
+        ValueError: The layout is primitive or open.
 
-    Source: DECISIONS, "Added after a prototype".
+    Source: docs/design/decisions.md ("Conservation projection").
     """
     check_projectable(spec)
     channels = list(spec.conserved_channels)
@@ -60,7 +61,7 @@ def project_conservation(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[T
 
 
 def projector(spec: StateSpec) -> Project:
-    """``project_conservation`` of groups of candidates, for scorers that score what a rollout takes."""
+    """``project_conservation`` for groups of candidates, for scorers that score projected states."""
 
     def project(state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         b = candidates.shape[1]
@@ -72,7 +73,7 @@ def projector(spec: StateSpec) -> Project:
 
 
 def spec_of_problems(spec: StateSpec, problem_ids: Tensor | None, repeats: int = 1) -> StateSpec:
-    """The spec with the gammas of these problems, each repeated for its candidates. Without ids the problems are all, in order."""
+    """The layout with the gammas of these problems, each repeated for its candidates. Without ids it has those of all, in order."""
     gamma = spec.gamma
     if not torch.is_tensor(gamma) or gamma.numel() == 1:
         return spec
@@ -81,7 +82,7 @@ def spec_of_problems(spec: StateSpec, problem_ids: Tensor | None, repeats: int =
 
 
 def positive(state: Tensor, spec: StateSpec) -> Tensor:
-    """Whether density and pressure are above 0 in every cell, bool ``[N]``; False where the state is not finite."""
+    """Whether density and pressure are positive in every cell, bool ``[N]``; False where the state is not finite."""
     fields = conserved_fields(state, spec)
     rho, _, pressure = primitive_parts(fields, gamma_field(spec.gamma, fields))
     return ((rho > 0) & (pressure > 0)).flatten(1).all(1)

@@ -1,10 +1,9 @@
-"""Candidates moved along a differentiable reward: more of them, in the direction that the reward knows."""
+"""Copies of candidates, moved along a differentiable reward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from ttcfast.rewards.ascent import channel_spread
 from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec, TTCConfig
 
+from .guardrails import finite_states, over
 from .projection import positive, spec_of_problems
 
 
@@ -27,31 +27,31 @@ def refine(
     trust: float | None = None,
     spec: StateSpec | None = None,
 ) -> Tensor:
-    """The candidates, and copies of them moved along the reward.
+    """Return the candidates and copies of them moved along the reward.
 
     A step moves each candidate by every length times ``scorer.ascent``. All copies stay in the group; with several steps the copy that
-    scores best, or the only one, goes on to the next. A copy that is not finite, or has lost a positive density or pressure, is NaN, so
-    that it cannot be chosen.
+    scores best, or the only one, is moved on. A copy that is not finite, or has lost a positive density or pressure, becomes NaN, so that
+    it cannot be chosen.
 
     Args:
-        state: the states being left, ``[N, C, *S]``.
+        state: States being left, ``[N, C, *S]``.
         candidates: ``[N, B, C, *S]``.
-        scorer: what they are moved along, and what picks the best copy between steps.
-        context: for the scorer.
-        steps: how often to move them; 0 returns the candidates.
-        lengths: of each step; 1 is a full one, see ``Scorer.ascent``.
-        trust: a copy stays within ``trust`` times the size of the candidate's own step (candidate - state) from where it started, both in
+        scorer: Reward to climb; also picks the best copy between steps.
+        context: Context for the scorer.
+        steps: Number of moves; 0 returns the candidates.
+        lengths: Lengths of each move; 1 is a full step, see ``Scorer.ascent``.
+        trust: Largest distance of a copy from its candidate relative to the size of the candidate's own step (candidate - state), both in
             units of the state's spread per channel; None for no limit.
-        spec: layout of the states, by which density and pressure are found; None asks of copies only that they are finite.
+        spec: Layout by which density and pressure are found; None requires finite copies only.
 
     Returns:
         ``[N, B * copies(steps, lengths), C, *S]``: the candidates, then a block of B for every step and length, so that position p holds a
         copy of candidate p % B.
 
     Raises:
-        ValueError: the reward cannot be climbed (see ``Scorer.ascent``), or its move has another shape than the candidates.
+        ValueError: The reward cannot be climbed (see ``Scorer.ascent``), or its move has another shape than the candidates.
 
-    Source: DECISIONS, "Added after a prototype" (refinement).
+    Source: docs/design/decisions.md ("Refinement").
     """
     if steps == 0:
         return candidates
@@ -62,9 +62,10 @@ def refine(
 class Refined:
     """A group after ``refine``.
 
-    Args:
-        candidates: ``[N, M, C, *S]``, see ``refine``. scores: ``[N, M]``, as the scorer gives them.
-        evaluations: of the reward, for each candidate that came in.
+    Attributes:
+        candidates: ``[N, M, C, *S]``, see ``refine``.
+        scores: ``[N, M]``, as the scorer returns them.
+        evaluations: Evaluations of the reward for each candidate of the group before.
     """
 
     candidates: Tensor
@@ -75,10 +76,10 @@ class Refined:
 def refine_and_score(
     state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None, cfg: TTCConfig, spec: StateSpec | None
 ) -> Refined:
-    """``refine`` with the options of ``cfg``, and the scores of all members; what an ascent has scored on its way is not scored again.
+    """Refine a group as ``cfg`` says and score all members; what an ascent has scored on its way is not scored again.
 
     Raises:
-        ValueError: the scorer returns another shape than one score per candidate, or as ``refine``.
+        ValueError: The scorer does not return one score per candidate; otherwise as ``refine``.
     """
     if cfg.refine_steps == 0:
         return Refined(candidates, scored(state, candidates, scorer, context), 1)
@@ -94,24 +95,16 @@ def refine_and_score(
     return Refined(group, torch.cat([part for part in scores if part is not None], 1), evaluations + len(unknown))
 
 
-def refine_as_configured(
-    state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None, cfg: TTCConfig, spec: StateSpec | None
-) -> Tensor:
-    """``refine`` with the options of ``cfg``."""
-    options: dict[str, Any] = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust}
-    return refine(state, candidates, scorer, context, spec=spec, **options)
-
-
 def copies(steps: int, lengths: Sequence[float]) -> int:
-    """Members of a refined group for each of its candidates, itself counted in."""
+    """Number of members of a refined group for each candidate, including itself."""
     return 1 + steps * len(lengths)
 
 
 def within_trust(origin: Tensor, moved: Tensor, reach: Tensor, scale: Tensor) -> Tensor:
-    """``moved``, drawn back towards ``origin`` where it is further than ``reach`` ``[N, B]`` away, in units of ``scale``."""
+    """``moved``, pulled back towards ``origin`` where it is further than ``reach [N, B]`` away, in units of ``scale``."""
     away = size_of(moved - origin, scale)
     share = torch.where(away > reach, reach / away, 1.0).to(moved.dtype)
-    return torch.where(_over(away > reach, moved), origin + _over(share, moved) * (moved - origin), moved)
+    return torch.where(over(away > reach, moved), origin + over(share, moved) * (moved - origin), moved)
 
 
 def size_of(change: Tensor, scale: Tensor) -> Tensor:
@@ -129,7 +122,7 @@ def _climb(
     trust: float | None,
     spec: StateSpec | None,
 ) -> tuple[list[Tensor], list[Tensor | None], int]:
-    """The blocks of the refined group, the scores of those that are known by the way, and the reward evaluations per candidate."""
+    """The blocks of the refined group, those of their scores that are known, and the reward evaluations per candidate."""
     blocks, current, evaluations = [candidates], candidates, 0
     scores: list[Tensor | None] = [None]
     scale = channel_spread(state).unsqueeze(1)
@@ -141,13 +134,13 @@ def _climb(
         if len(blocks) == 1:
             scores[0] = known
         elif known is not None and len(lengths) == 1:  # then ``current`` is the last block where that is finite
-            scores[-1] = torch.where(_finite(blocks[-1]), known, -torch.inf)
+            scores[-1] = torch.where(finite_states(blocks[-1], 2), known, -torch.inf)
         moved = [_within(candidates, current + length * move, state, scale, trust) for length in lengths]
         moved = [_physical(candidates, copy, spec, context) for copy in moved]
         blocks += moved
         scores += [None] * len(moved)
         if left and len(lengths) == 1:
-            current = torch.where(_over(_finite(moved[0]), moved[0]), moved[0], current)
+            current = torch.where(over(finite_states(moved[0], 2), moved[0]), moved[0], current)
         elif left:
             found = scored(state, torch.cat(moved, 1), scorer, context)
             evaluations += len(moved)
@@ -161,28 +154,28 @@ def _within(candidates: Tensor, moved: Tensor, state: Tensor, scale: Tensor, tru
 
 
 def _physical(candidates: Tensor, moved: Tensor, spec: StateSpec | None, context: ScoreContext | None) -> Tensor:
-    lost = ~_finite(moved)
+    lost = ~finite_states(moved, 2)
     if spec is not None:
         own = spec_of_problems(spec, None if context is None else context.problem_ids, candidates.shape[1])
         was, still = (positive(c.flatten(0, 1), own).view(lost.shape) for c in (candidates, moved))
         lost = lost | (was & ~still)
-    return torch.where(_over(lost, moved), torch.nan, moved)
+    return torch.where(over(lost, moved), torch.nan, moved)
 
 
 def _best(current: Tensor, moved: list[Tensor], found: Tensor) -> Tensor:
-    """For each candidate the copy of the highest score, itself where no copy is usable."""
+    """The copy with the highest score of each candidate, or itself where no copy is usable."""
     n, b = current.shape[:2]
     scores = found.view(n, len(moved), b)
-    finite = torch.stack([_finite(m) for m in moved], 1) & scores.isfinite()
+    finite = torch.stack([finite_states(m, 2) for m in moved], 1) & scores.isfinite()
     scores = torch.where(finite, scores, -torch.inf)
     for i, copy in enumerate(moved):
         best = finite[:, i] & (scores.argmax(1) == i)
-        current = torch.where(_over(best, copy), copy, current)
+        current = torch.where(over(best, copy), copy, current)
     return current
 
 
 def scored(state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None) -> Tensor:
-    """``scorer.score_group``, checked: raises ``ValueError`` unless it returns one score per candidate, ``[N, B]``."""
+    """``scorer.score_group``; raises ``ValueError`` unless it returns one score per candidate, ``[N, B]``."""
     scores = scorer.score_group(state, candidates, context)
     if scores.shape != candidates.shape[:2]:
         raise ValueError(
@@ -190,11 +183,3 @@ def scored(state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreCont
             "candidate, [N, B], from score_group"
         )
     return scores
-
-
-def _finite(candidates: Tensor) -> Tensor:
-    return candidates.isfinite().flatten(2).all(2)
-
-
-def _over(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))

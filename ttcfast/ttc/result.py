@@ -1,4 +1,4 @@
-"""What a rollout gives back beside the trajectory: every choice, and every time a guardrail stepped in."""
+"""What a rollout returns beside its trajectory: every choice, and every time a guardrail stepped in."""
 
 from __future__ import annotations
 
@@ -9,99 +9,113 @@ from torch import Tensor
 from ttcfast.spec import StochasticConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepOutput:
-    """One step of ``N`` problems; ``B`` candidates each.
+    """One step of ``N`` problems with ``B`` candidates each.
 
-    Where candidates are refined, B counts the moved copies in: position p is a copy of candidate ``p % branching_factor``, unmoved below
-    ``branching_factor``.
+    With refinement, B includes the moved copies: position p is a copy of candidate ``p % branching_factor``, and positions below
+    ``branching_factor`` are the candidates themselves.
 
     Attributes:
-        step: index t of the state that was left.
-        state: the state at t + 1, in the layout of ``x0`` (without its history).
-        scores: float64 ``[N, B]``, -inf for a candidate that could not be used. Where the group was drawn again, those of
-            the round with the best candidate.
-        chosen: int64 ``[N]``, position of the chosen candidate in its group, 0 being the deterministic step where it is included;
-            -1 where the state is none of them: a fallback outside the group, a combination of candidates, a frozen problem.
-        fallback: bool ``[N]``, no candidate was usable or none reached ``score_floor``, so that the deterministic step (a foreign model:
-            one fresh sample) was taken; counted also where that was not finite and the best candidate below the floor was kept (``chosen``
-            is its position then).
-        resamples: int64 ``[N]``, how often the group was drawn again, for want of a usable candidate or of one above ``score_floor``.
-        nonfinite: int64 ``[N]``, candidates rejected for NaN, infinity or a score that is neither; also refined copies that lost a positive
-            density or pressure.
-        distinct: int64 ``[N]``, candidates (of all beams) that differ from each other by more than rounding, before they are refined and
-            before any are drawn again; 0 where none were drawn.
-        collapsed: bool ``[N]``, candidate 0 was taken because the scores' spread fell below ``min_score_spread``, or because no more than
-            rounding (``Scorer.spread_floor``) lies between the best score and its own.
-        unprojected: bool ``[N]``, the projection would have made a density or pressure negative, so that the raw state was kept.
-        frozen: bool ``[N]``, no candidate was usable and the fallback was not finite either: NaN from here on.
-        nfe: model evaluations of this step, over all problems; one evaluation is one state through the model.
-        reward_evaluations: scores and ascents of this step, over all problems and candidates.
-        weights: float64 ``[N, B]``, what was combined: the share of every candidate in the state, which add up to 1 (negative ones too with
-            ``select="span"``); 0 where the state is none of them. None where no candidates are combined (``select="argmax"``).
+        step: Index t of the state being left.
+        state: State at t + 1, in the layout of ``x0`` without its history.
+        scores: float64 ``[N, B]``, -inf for a candidate that cannot be used. For a group that was drawn again, the scores of the round with
+            the best candidate.
+        chosen: int64 ``[N]``, position of the chosen candidate; 0 is the deterministic step where that is included. -1 for a state that is
+            no candidate: a fallback outside the group, a combination of candidates, a frozen problem.
+        fallbacks: bool ``[N]``, no candidate was usable, or none reached ``score_floor``, so the deterministic step was taken (one fresh
+            sample of a model that has none). Also counted where that step is not finite and the best candidate below the floor is kept;
+            ``chosen`` is then its position.
+        resamples: int64 ``[N]``, number of times the group was drawn again.
+        nonfinite: int64 ``[N]``, candidates rejected because their values or their score are not finite, including refined copies that lost
+            a positive density or pressure.
+        distinct: int64 ``[N]``, candidates of all beams that differ by more than rounding, before refinement and resampling; 0 where none
+            were drawn.
+        collapsed: bool ``[N]``, candidate 0 was taken because the spread of the scores is below ``min_score_spread``, or because the best
+            score differs from candidate 0's by no more than rounding (``Scorer.spread_floor``).
+        unprojected: bool ``[N]``, the raw state was kept because projecting it would make a density or pressure negative.
+        frozen: bool ``[N]``, neither a candidate nor the fallback is finite; the problem is NaN from here on.
+        evaluations: Model evaluations of this step over all problems; one evaluation is one state through the model.
+        reward_evaluations: Scores and ascents of this step over all problems and candidates.
+        weights: float64 ``[N, B]``, share of each candidate in a combined state. Shares add up to 1 (some are negative with
+            ``select="span"``), or are all 0 where the state is no combination. None where candidates are not combined.
+        searched: Whether candidates were drawn; False beyond the end of a budget.
     """
 
     step: int
     state: Tensor
     scores: Tensor
     chosen: Tensor
-    fallback: Tensor
+    fallbacks: Tensor
     resamples: Tensor
     nonfinite: Tensor
     distinct: Tensor
     collapsed: Tensor
     unprojected: Tensor
     frozen: Tensor
-    nfe: int
+    evaluations: int
     reward_evaluations: int = 0
     weights: Tensor | None = None
+    searched: bool = True
+
+    @property
+    def nfe(self) -> int:
+        """The same as ``evaluations``."""
+        return self.evaluations
+
+    @property
+    def fallback(self) -> Tensor:
+        """The same as ``fallbacks``."""
+        return self.fallbacks
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.chosen)} problems, step {self.step}, {self.evaluations} evaluations, {int(self.fallbacks.sum())} fallbacks"
+        return f"{type(self).__name__}({counts})"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BeamStepOutput(StepOutput):
-    """One step of a search over k beams. ``state`` is the state of each problem's best beam so far, which later steps may abandon;
-    ``chosen`` and ``collapsed`` are that beam's, ``unprojected`` too; ``nonfinite`` counts the candidates of all beams. ``scores`` are the
-    step's scores of the beams kept.
+    """One step of a search over k beams.
+
+    ``state``, ``chosen``, ``collapsed`` and ``unprojected`` are those of each problem's best beam so far, which later steps may abandon.
+    ``nonfinite`` counts the candidates of all beams.
 
     Attributes:
-        scores, paths: float64 ``[N, k]``, of each beam kept, its score in this step and over its path (``score_aggregation``); -inf where
-            there are fewer beams, and a score of -inf where the deterministic step was taken without one.
-        parents, positions: int64 ``[N, k]``, the beam that each comes from and its candidate's position there; -1 where there is none.
-        copies: states copied: into the slots of the best k, and from there to the next step.
-        searched: whether candidates were drawn; False behind the end of a budget.
+        scores, paths: float64 ``[N, k]``, score of each beam in this step and over its path (``score_aggregation``). Both are -inf where
+            there are fewer beams; a beam that took the deterministic step without a score has a score of -inf.
+        parents, positions: int64 ``[N, k]``, beam that each comes from, and position of its candidate there; -1 where there is none.
+        copies: Number of states copied, into the slots of the best k and from there to the next step.
     """
 
     paths: Tensor
     parents: Tensor
     positions: Tensor
     copies: int
-    searched: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RolloutResult:
     """A rollout of ``N`` problems (1 for a single state) over ``T`` steps.
 
+    The columns are those of ``StepOutput``. A search over several beams reports them along the best path.
+
     Attributes:
         trajectory: ``[N, T+1, C, *S]``, or ``[C, T+1, *S]`` for a single state; frame 0 is ``x0``.
-        scores: float64 ``[N, T, B]``.
+        scores: float64 ``[N, T, B]``, or ``[N, T, k]`` of the beams kept.
         chosen: int64 ``[N, T]``.
-        weights: float64 ``[N, T, B]``, or None where none are combined.
+        weights: float64 ``[N, T, B]``, or None where candidates are not combined.
         fallbacks, collapsed, unprojected, frozen: bool ``[N, T]``.
         resamples, nonfinite, distinct: int64 ``[N, T]``.
-        nfe: model evaluations in total.
-        reward_evaluations: of the scorer: one is one candidate scored, or one direction found to move it in.
-        seconds: wall-clock time.
-        stochastic: the noise in force, the config's or else the surrogate's own; None where the deterministic step was the only
-            candidate, and for a foreign model, whose noise is its own affair.
-        copies: state copies of a search over several beams; None for others.
-        peak_bytes: the most memory held: on a GPU by this rollout's tensors, on a CPU by the process since it began. None where that was
-            not asked or is not known.
-        beams: every step of a search over several beams, their states left out; () for others.
-        searched: steps that drew candidates; fewer than T where a budget ended. None for other rollouts.
-
-    The columns are those of ``StepOutput``; a search over several beams gives them along the best path, and ``scores`` ``[N, T, k]`` of the
-    beams kept.
+        evaluations: Model evaluations in total; ``nfe`` is the same number.
+        seconds: Wall-clock time.
+        stochastic: Noise in force: the configuration's, else the surrogate's own. None where the deterministic step is the only candidate,
+            and for a foreign model, which draws in its own way.
+        copies: Number of states copied by a search over several beams; None for other searches.
+        peak_bytes: Most memory held: on a GPU during this rollout, on a CPU by the process since it began. None where the system does not
+            say.
+        beams: Every step of a search over several beams, without its states; empty for other searches.
+        searched: Number of steps that drew candidates, below T where a budget ended.
+        reward_evaluations: Candidates scored and directions found to move them in.
     """
 
     trajectory: Tensor
@@ -109,7 +123,7 @@ class RolloutResult:
     chosen: Tensor
     fallbacks: Tensor
     resamples: Tensor
-    nfe: int
+    evaluations: int
     seconds: float
     nonfinite: Tensor
     distinct: Tensor
@@ -124,7 +138,17 @@ class RolloutResult:
     reward_evaluations: int = 0
     weights: Tensor | None = None
 
+    @property
+    def nfe(self) -> int:
+        """The same as ``evaluations``."""
+        return self.evaluations
+
     def interventions(self) -> dict[str, int]:
-        """How often each guardrail stepped in, over all problems and steps."""
+        """Number of times each guardrail stepped in, over all problems and steps."""
         names = ("fallbacks", "resamples", "nonfinite", "collapsed", "unprojected", "frozen")
         return {name: int(getattr(self, name).sum()) for name in names}
+
+    def __repr__(self) -> str:
+        problems, steps = self.chosen.shape
+        counts = f"{problems} problems, {steps} steps, {self.evaluations} evaluations, {int(self.fallbacks.sum())} fallbacks"
+        return f"RolloutResult({counts}, {self.seconds:.2g} s)"

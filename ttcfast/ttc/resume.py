@@ -3,57 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
+import inspect
 import json
+import math
 import os
+import sys
+import types
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ttcfast.runtime import distributed
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.files import output_folder, strict
+from ttcfast.spec import StochasticConfig
 
-from .history import History, Layer
-from .paths import BeamRun
-from .result import BeamStepOutput
+from .budget import Budget
+from .paths import History, Layer, Rollout
+from .result import BeamStepOutput, RolloutResult, StepOutput
 
 FILE = "rollout.safetensors"
 _TENSORS = ("window", "problem", "beam", "path", "rows")
 _NUMBERS = ("step", "spent", "copies", "seconds", "coasting")
 _NAMED = 4  # settings that an error names
+_LONG = 32  # entries from which a sequence is compared by its checksum
+_OPAQUE = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}  # packages whose objects are compared by their class alone
 
 
 class SavedRollout:
-    """The file that a rollout is kept in, written beside its place and renamed after every step.
+    """The file that holds a rollout, replaced as a whole after every step.
 
     Args:
-        folder: of the file; made when missing.
-        settings: of the rollout, as ``fingerprint`` makes them.
-        describe: gives the settings of the objects that take part. One that is another after a step, such as a count of calls, changes by
-            use and is not compared.
-        writes: whether this process writes; one that does not reads what another has written.
+        folder: Folder of the file; made when missing.
+        run: The rollout at its start. Of processes that all have the same state, one writes and the others read.
+        x0: States that it starts from.
+        describe: Returns the settings of the objects that take part. A setting that changes with use, such as a count of calls, is not
+            compared.
 
     Raises:
-        CheckpointError: the folder holds another rollout, or a damaged file.
-        OutputError: the folder cannot be written.
+        CheckpointError: The folder holds another rollout, or a damaged file.
+        OutputError: The folder cannot be written.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        settings: Mapping[str, Any],
-        *,
-        describe: Callable[[], Mapping[str, Any]],
-        writes: bool = True,
-    ) -> None:
-        self.path, self._writes = output_folder(folder) / FILE, writes
-        self._describe, self._objects, self._changing = describe, fingerprint(describe()), set[str]()
-        self._settings, self._used = {**settings, **self._objects}, False
+    def __init__(self, folder: str | os.PathLike[str], run: Rollout, x0: Tensor, *, describe: Callable[[], Mapping[str, Any]]) -> None:
+        self.path, self._writes = output_folder(folder) / FILE, run.cfg.shard != "candidates" or distributed.rank() == 0
+        self._describe, self._objects, self._changing, self._used = describe, describe(), set[str](), False
+        cfg = {f.name: getattr(run.cfg, f.name) for f in dataclasses.fields(run.cfg) if f.name not in ("use_prm", "shard")}
+        given = {**cfg, "T": run.T, "x0": checksum_of(x0), "problem_ids": run.problem_ids.tolist(), "budget": run.budget}
+        plain = {name: dataclasses.asdict(v) if isinstance(v, StochasticConfig | Budget) else v for name, v in given.items()}
+        self._settings = {**json.loads(json.dumps(strict(plain))), **self._objects}
 
-    def restore(self, run: BeamRun) -> bool:
-        """Put ``run`` where the rollout was left; False where there is none yet."""
+    def restore(self, run: Rollout) -> bool:
+        """Put ``run`` where the rollout was left; return False where there is none yet."""
         if not self.path.exists():
             return False
         from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
@@ -62,35 +69,30 @@ class SavedRollout:
         self._changing |= set(meta.get("changing", []))
         self._check(meta.get("rollout", {}))
         with checkpoints.entries_of(self.path, "a rollout to go on from"):
-            self._put_back(run, state)
+            _require_fitting(run, state)
+            device, kind = run.window.device, BeamStepOutput if run.reports_beams else StepOutput
+            for name in (*_TENSORS, *_NUMBERS):
+                setattr(run, name, moved(state[name], device))
+            run.history = History()
+            run.history.layers = [Layer(**moved(layer, device)) for layer in state["layers"]]
+            run.outputs = [kind(**moved(output, device)) for output in state["outputs"]]
+            run.ended = moved(state["ended"], device)
         return True
 
-    def _put_back(self, run: BeamRun, state: Mapping[str, Any]) -> None:
-        device = run.window.device
-        _require_fitting(run, state)
-        for name in _TENSORS:
-            setattr(run, name, state[name].to(device))
-        for name in _NUMBERS:
-            setattr(run, name, state[name])
-        layers = [Layer(**{name: _moved(value, device) for name, value in layer.items()}) for layer in state["layers"]]
-        run.history = History()
-        run.history.layers = layers
-        run.outputs = [BeamStepOutput(**_moved(output, device)) for output in state["outputs"]]
-        run.ended = _moved(state["ended"], device)
-
-    def keep(self, run: BeamRun) -> None:
+    def keep(self, run: Rollout) -> None:
+        """Write the state after a step."""
         if not self._writes:
             return
         from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
 
         assert run.history is not None
         if not self._used:  # once: it reads all weights
-            now = fingerprint(self._describe())
+            now = self._describe()
             self._changing |= {name for name in {**self._objects, **now} if self._objects.get(name) != now.get(name)}
             self._used = True
         state = {name: getattr(run, name) for name in (*_TENSORS, *_NUMBERS)}
         state["layers"] = [vars(layer) for layer in run.history.layers]
-        state["outputs"] = [{f.name: getattr(out, f.name) for f in dataclasses.fields(out)} for out in run.outputs]
+        state["outputs"] = [vars(out) for out in run.outputs]
         state["ended"] = run.ended
         checkpoints.save_state(self.path, state, {"rollout": self._settings, "changing": sorted(self._changing)})
 
@@ -105,9 +107,11 @@ class SavedRollout:
             )
 
 
-def _require_fitting(run: BeamRun, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` or ``TypeError`` unless ``state`` can be that of ``run`` at a later step: a file may have been made by hand, and
-    what does not fit would be noticed steps later, or never."""
+def _require_fitting(run: Rollout, state: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` or ``TypeError`` unless ``state`` can be that of ``run`` at a later step.
+
+    A file may have been changed by hand, and what does not fit would be noticed steps later, or never.
+    """
     count = len(state["problem"])
     for name in _TENSORS:
         like = getattr(run, name)
@@ -141,13 +145,109 @@ def _require_range(name: str, values: Tensor, least: int, end: int) -> None:
         raise ValueError(f"{name} goes from {int(values.min())} to {int(values.max())}; it lies from {least} to {end - 1}")
 
 
-def fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON holds them, so that those of a file and of this process can be compared."""
-    return json.loads(json.dumps(strict({name: _plain(value) for name, value in settings.items()})))
+def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Fingerprint a model or scorer so that a resume, or a search in several processes, detects a mismatch.
+
+    A module counts by its class, a checksum of its state dict and its printed layers, a function by its name, code and what it closes over,
+    any other object by its class. Attributes are followed, private ones only where they are numbers, strings, functions or objects:
+    containers and tensors there are taken for caches.
+
+    Args:
+        name: Name under which the settings are reported.
+        value: The object.
+        within: The objects that ``value`` is an attribute of.
+
+    Returns:
+        JSON values by path, such as ``"scorer.weights.w_mass"``.
+    """
+    plain = _plain(value)
+    if plain is not NotImplemented:
+        return {name: plain}
+    if any(value is outer for outer in within):
+        return {name: f"the same as {type(value).__name__}"}
+    own, parts = _described(value, isinstance(value, nn.Module) and any(isinstance(outer, nn.Module) for outer in within))
+    items = {path: v for key, part in parts.items() for path, v in settings_of(f"{name}.{key}", part, (*within, value)).items()}
+    if len(parts) > _LONG:
+        return {name: f"{own} {_crc(sorted(items.items()))}"}
+    return {name: own, **items}
+
+
+def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
+    """What an object is, and its parts; ``inner`` modules leave their weights and layers to the outermost."""
+    kind = type(value)
+    if isinstance(value, Mapping):
+        return f"{kind.__name__} of {len(value)}", {str(_plain(key)): item for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
+        return f"{kind.__name__} of {len(value)}", {str(i): item for i, item in enumerate(items)}
+    if isinstance(value, types.FunctionType):
+        if _opaque(str(value.__globals__.get("__name__"))):  # such as what torch.compile returns
+            return f"{value.__module__}.{value.__qualname__}", {}
+        closed = inspect.getclosurevars(value).nonlocals
+        defaults = {f"default{number}": item for number, item in enumerate(value.__defaults__ or ())}
+        own = f"{value.__module__}.{value.__qualname__} {_crc(_code(value.__code__))}"
+        return own, {**closed, **(value.__kwdefaults__ or {}), **defaults}
+    if isinstance(value, types.MethodType):
+        return value.__func__.__qualname__, {"__self__": value.__self__}
+    if isinstance(value, functools.partial):
+        return "partial", {"func": value.func, "args": value.args, "keywords": value.keywords}
+    if isinstance(value, nn.Module):
+        parts: dict[str, Any] = {} if inner else {"weights": _crc(sorted(_weights(value))), "layers": _crc(repr(value))}
+        return kind.__name__, parts | value._modules | ({} if _opaque(kind.__module__) else _attributes(value))
+    return kind.__name__, {} if _opaque(kind.__module__) else _attributes(value)
+
+
+def _weights(module: nn.Module) -> list[tuple[str, str]]:
+    return [(name, checksum_of(t)) for name, t in module.state_dict().items() if isinstance(t, Tensor)]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    held = dict(getattr(value, "__dict__", {}))
+    if dataclasses.is_dataclass(value):
+        held |= {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    caches = (Tensor, Mapping, list, tuple, set, frozenset, types.NoneType)
+    return {
+        n: v
+        for n, v in sorted(held.items(), key=lambda item: (item[0].startswith("_"), item[0]))
+        if n != "training" and not (n.startswith("_") and isinstance(v, caches))
+    }
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    """A JSON value for an object that needs no more than one; NotImplemented for others."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, (bool, int, str, types.NoneType)) and not isinstance(value, enum.Enum):
+        return value
+    if isinstance(value, Tensor):
+        return checksum_of(value)
+    if isinstance(value, (bytes, complex, range, slice, torch.dtype, torch.device, os.PathLike, enum.Enum)):
+        return str(value)
+    if isinstance(value, (type, types.BuiltinFunctionType)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
+        return f"{value.dtype} {value.shape} {zlib.crc32(value.tobytes()):08x}"
+    return NotImplemented
+
+
+def checksum_of(tensor: Tensor) -> str:
+    """Dtype, shape and a checksum of the bytes."""
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return f"{tensor.dtype} {tuple(tensor.shape)} {zlib.crc32(flat.numpy()):08x}"  # type: ignore[arg-type]
+
+
+def _crc(value: Any) -> str:
+    return f"{zlib.crc32(repr(value).encode()):08x}"
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    """Instructions, names and constants, the same in every process."""
+    constants = [sorted(c, key=repr) if isinstance(c, frozenset) else c for c in code.co_consts]
+    return [code.co_code, code.co_names, [_code(c) if isinstance(c, types.CodeType) else c for c in constants]]
+
+
+def _opaque(module: str) -> bool:
+    return module.partition(".")[0] in _OPAQUE
 
 
 def _short(value: Any) -> str:
@@ -155,9 +255,14 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """``value`` with all tensors in it on ``device``."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {name: _moved(item, device) for name, item in value.items()}
+        return {name: moved(item, device) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(moved(item, device) for item in value)
+    if isinstance(value, StepOutput | RolloutResult):
+        return type(value)(**moved(vars(value), device))
     return value

@@ -1,239 +1,397 @@
-"""One step of a search over several beams: draw, score, keep, and what to do where nothing can be kept."""
+"""The search engine: generate -> (refine) -> score -> keep, over the beams of each problem, of which a greedy search has one.
+
+``TTCGreedy`` and ``TTCBeam`` are its doors. In this file a state passes from ``Search.rollout`` through ``_steps``, ``_step``, ``_search``,
+``_draw`` and ``_take_in``. From there it goes
+
+* to the reward by ``refine.py`` (moved copies, a score for each), the scorer (as ``rewards/arm.py``) and ``ops/arm.py``;
+* to the selection by ``select/argmax.py`` (one beam), or by ``select/beams.py``, ``select/topk.py`` and ``ops/topk.py`` (several).
+
+``_draw`` has its candidates from ``candidates.py`` (chunks) and ``models.py`` (the model), and ``paths.py`` holds the beams between steps.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
-from typing import Any
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.scorer import ScoreContext, Scorer
+from ttcfast.checks import at_least
+from ttcfast.rewards.scorer import ScoreContext, Scorer, as_scorer
 from ttcfast.runtime import distributed
+from ttcfast.spec import TTCConfig
 
 from . import guardrails, sharding
+from .budget import Budget
 from .candidates import Chunks
-from .inference import TTCGreedy
-from .paths import BeamRun
-from .refine import refine_and_score, refine_as_configured, scored
-from .result import BeamStepOutput
-from .select.beams import Beams, StepSearch, Survivors, joined, usable_scores
-from .select.particles import ParticleSearch, uniforms_of
+from .memory import ChunkLimit, reset_peak
+from .models import as_source, log_noise
+from .paths import Beams, History, Rollout, Survivors
+from .projection import check_projectable, project_conservation, projector, spec_of_problems
+from .refine import copies, refine, refine_and_score, scored
+from .result import RolloutResult, StepOutput
+from .resume import SavedRollout, settings_of
+from .select.argmax import Argmax
+from .select.beams import BestOfBeams
+from .select.combine import Climb, SoftmaxMean, Span
+from .select.keep import Chunk, Group, Keep
+from .select.particles import Particles, uniforms_of
 from .select.topk import marks_of
 
 logger = logging.getLogger(__name__)
 
 
-class BeamStepper(TTCGreedy):
-    """The step of ``TTCBeam``; its rollouts stand there."""
+class Search:
+    """Rollouts of a model that choose each step among candidates; see ``TTCGreedy`` and ``TTCBeam`` for arguments and errors."""
 
+    reports_beams = True
     tie_breaker: Scorer | None = None
     drop_duplicates = False
+    _selection: type[Argmax] = Argmax
 
-    def _advance(self, run: BeamRun) -> BeamStepOutput | None:
-        """One step of the problems that are still going; None where the budget ends the rollout."""
-        if not len(run.problem):
-            return run.idle(self._latest(run.window))
-        if run.budget is not None and self.cfg.shard == "candidates":
-            run.seconds = distributed.total(run.seconds, "max")  # or some ranks would go on and others not
-        allowance = run.allowance(self._cost(len(run.problem), run))
-        if allowance is None and run.budget is not None and run.budget.then == "end":
-            return None
-        if allowance is None:
-            run.keep_best()
-            kept, fallback, counts = self._coast(run)
-        else:
-            kept, fallback, counts = self._search_step(run, allowance)
-        before = run.problem
-        x, ids = self._latest(run.window)[kept.parent], run.problem_ids[before[kept.parent]]
-        state, unprojected = self._project(x, kept.state, ids)
-        kept = dataclasses.replace(kept, state=state)
-        out = run.take(kept, unprojected, fallback, counts, self.cfg, self._source.history, allowance is not None)
-        self._warn_of_dead(run, before, out.step)
+    def __init__(self, fm: Any, scorer: Any, cfg: TTCConfig) -> None:
+        self.fm, self.cfg = fm, cfg
+        self._source = as_source(fm, cfg)
+        self.scorer = as_scorer(scorer, ndim=self._source.ndim)
+        self.include_deterministic = self._source.has_deterministic if cfg.include_deterministic is None else cfg.include_deterministic
+        if self.include_deterministic and not self._source.has_deterministic:
+            raise ValueError(
+                f"include_deterministic is True but {type(fm).__name__} has only sample_next and no deterministic step; wrap it in a "
+                "Surrogate, or use include_deterministic=False"
+            )
+        if cfg.project is not None:
+            self.scorer = self.scorer.of_projected(projector(check_projectable(self._source.spec)))
+        self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
+        self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # a candidate is more than the deterministic step
+        self._limit = ChunkLimit(self._source, self.scorer, cfg)
+
+    @overload
+    def rollout(
+        self,
+        x0: Tensor,
+        T: int,
+        *,
+        return_info: Literal[False] = False,
+        problem_ids: Tensor | None = None,
+        budget: Budget | None = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def rollout(
+        self,
+        x0: Tensor,
+        T: int,
+        *,
+        return_info: Literal[True],
+        problem_ids: Tensor | None = None,
+        budget: Budget | None = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> RolloutResult: ...
+
+    def rollout(
+        self,
+        x0: Tensor,
+        T: int,
+        *,
+        return_info: bool = False,
+        problem_ids: Tensor | None = None,
+        budget: Budget | None = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> Tensor | RolloutResult:
+        """Roll out ``T`` steps from ``x0``, without gradient.
+
+        Args:
+            x0: ``[C, *S]`` or ``[N, C, *S]`` in physical units; ``[h, C, *S]`` or ``[N, h, C, *S]`` for a surrogate with history h.
+            T: Number of steps, at least 1.
+            return_info: Return a ``RolloutResult`` with scores, choices, counts and cost.
+            problem_ids: int64 ``[N]``, the problems as the scorer and the random streams know them; None counts from 0.
+            budget: Limit on evaluations or time; None for no limit.
+            resume: Folder in which the state of the search is kept after every step, and from which a rollout that was killed goes on.
+
+        Returns:
+            Trajectory ``[C, T+1, *S]`` or ``[N, T+1, C, *S]`` in the dtype of ``x0``, its first frame ``x0``: each problem's path with the
+            highest score, shorter where a budget ends it with ``"end"``. A problem whose candidates and fallback all failed is NaN from
+            that step on, with a warning.
+
+        Raises:
+            ValueError: ``T`` is below 1, ``x0`` has other axes or channels than the model or is not finite, the budget is too small for
+                the deterministic rollout, or the memory budget for one candidate.
+            DeterministicModelError: B > 1 and the model returns the same candidate every time.
+            CheckpointError: The folder holds another rollout; the error names the settings that differ.
+        """
+        x, single, ids = guardrails.check_start(x0, T, problem_ids, self._source)
+        sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
+        reset_peak(x.device)
+        roll = partial(self._rolled, T=T, budget=budget, chunks=self._chunks(x, ids))
+        result = sharding.in_parts(roll, x, ids, self.cfg, budget, resume)
+        if single:
+            result = dataclasses.replace(result, trajectory=result.trajectory[0].transpose(0, 1).contiguous())
+        counts = result.interventions() if logger.isEnabledFor(logging.INFO) else {}
+        logger.info("rollout of %d steps: %d model evaluations in %.2f s, %s", T, result.evaluations, result.seconds, counts)
+        return result if return_info else result.trajectory
+
+    def rollout_iter(self, x0: Tensor, T: int, *, problem_ids: Tensor | None = None, budget: Budget | None = None) -> Iterator[StepOutput]:
+        """Yield the steps of the same rollout one by one, holding only the current beams.
+
+        ``state`` is that of the best beam at each step, so that the states are one path only where one beam stays the best. Arguments and
+        errors as ``rollout``.
+        """
+        x, single, ids = guardrails.check_start(x0, T, problem_ids, self._source)
+        if self.cfg.shard == "problems" and distributed.ranks() > 1:
+            raise ValueError("shard is 'problems' and no rank has all states of a step; use rollout, or shard='candidates'")
+        sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
+        run = self._begin(x, ids, T, budget, self._chunks(x, ids), history=False)
+        steps = self._steps(run, None)
+        return (dataclasses.replace(out, state=(out.state[0] if single else out.state).clone()) for out in steps)  # the caller's own
+
+    @torch.no_grad()
+    def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> StepOutput:
+        """Make one step from any states as a rollout does at step ``step``, for comparing choices on the same states.
+
+        Args:
+            x: ``[N, C, *S]``, or ``[N, h, C, *S]`` with history, finite. Each state is the only beam of its problem.
+            step: Index of the step for the random streams and the scorer's context, at least 0.
+            problem_ids: As in ``rollout``.
+        """
+        at_least("step", step, 0)
+        x, _, ids = guardrails.check_start(x, 1, problem_ids, self._source)
+        out = self._step(self._begin(x, ids, step + 1, None, self._chunks(x, ids), history=False, step=step))
+        assert out is not None  # there is no budget
         return out
 
-    def _measure(self, window: Tensor, problem_ids: Tensor) -> int:
-        if self._candidate_bytes is None:
-            measured = super()._measure(window, problem_ids)
-            self._candidate_bytes = measured if self.cfg.shard is None else int(distributed.total(measured, "max"))
-        return self._candidate_bytes
+    def _chunks(self, x: Tensor, ids: Tensor) -> tuple[Chunks, Chunks]:
+        """The chunks of the first step, and of later ones, which may leave more beams; this measures the memory that a candidate takes."""
+        cfg, first = self.cfg, self.cfg.beam_width if self.cfg.approach == "particle" else 1
+        options: Any = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
+        options |= {"limit": self._limit.of(x, ids), "share": sharding.share(cfg)}
+        return Chunks(self._source, cfg, len(x) * first, **options), Chunks(self._source, cfg, len(x) * cfg.beam_width, **options)
 
-    def _cost(self, rows: int, run: BeamRun) -> int:
-        """Model evaluations that a search step of so many beams takes at most."""
-        drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead(self.cfg.lookahead))
-        return rows * (drawn + int(not self.include_deterministic))  # a fallback is at hand where it is candidate 0
+    def _begin(
+        self, x: Tensor, ids: Tensor, T: int, budget: Budget | None, chunks: tuple[Chunks, Chunks], *, history: bool = True, step: int = 0
+    ) -> Rollout:
+        cfg, n = self.cfg, len(x)
+        logger.info("%s: %d problems, T=%d, %s", type(self).__name__, n, T, cfg)
+        log_noise(self._source, self._stochastic, cfg.seed)
+        beam = torch.arange(cfg.beam_width if cfg.approach == "particle" else 1, device=x.device)
+        problem = torch.arange(n, device=x.device).repeat_interleave(len(beam))
+        window, frames = x if len(beam) == 1 else x[problem], self._source.history
+        width, past = cfg.branching_factor * self._copies, History() if history else None
+        run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, frames, width, self.reports_beams, budget, step, history=past)
+        run.sizes, run.watch = chunks, guardrails.ScoreWatch(self.scorer)
+        if budget is not None:
+            budget.check(n, T, self._cost(run, len(problem)))
+        return run
 
-    def _coast(self, run: BeamRun) -> tuple[Survivors, Tensor, dict[str, Any]]:
-        """The deterministic step of every beam; a model that has none gives a fresh sample."""
-        chunks, window, ids = run.chunks[run.step > run.first], run.window, run.problem_ids[run.problem]
-        if self._source.has_deterministic:
-            taken = chunks.deterministic(window)
-        else:
-            fresh = torch.tensor([chunks.id_of(0, self.cfg.max_resample + 1)])
-            taken = self._source.candidates(window, fresh, ids, seed=self.cfg.seed, step=run.step)[:, 0]
-        rows = guardrails.finite_states(taken).nonzero().flatten()
-        kept = _unscored(taken[rows], rows, 0 if self.include_deterministic else -1)
-        none = torch.zeros(run.n, dtype=torch.int64, device=window.device)
-        return kept, none > 0, {"nfe": len(window), "resamples": none, "nonfinite": none, "distinct": none, "copies": len(rows)}
+    def _rolled(
+        self, x: Tensor, ids: Tensor, resume: str | os.PathLike[str] | None, *, T: int, budget: Budget | None, chunks: tuple[Chunks, Chunks]
+    ) -> RolloutResult:
+        run = self._begin(x, ids, T, budget, chunks)
+        saved = None if resume is None else SavedRollout(resume, run, x, describe=self._settings)
+        if saved is not None:
+            saved.restore(run)
+        for _ in self._steps(run, saved):
+            pass
+        return run.result(x[:, -1] if self._source.history > 1 else x, self._source.stochastic if self._stochastic else None)
 
-    def _search_step(self, run: BeamRun, allowance: float) -> tuple[Survivors, Tensor, dict[str, Any]]:
-        """Survivors, which problems fell back ``[N]``, and counts."""
-        cfg, step, chunks = self.cfg, run.step, run.chunks[run.step > run.first]
-        beams = Beams(run.window, run.problem, run.beam, run.offsets(cfg))
-        ids = run.problem_ids[run.problem]
-        search, nfe = self._search(run, chunks, beams, ids, 0)
-        resamples = torch.zeros(run.n, dtype=torch.int64, device=ids.device)
+    def _settings(self) -> dict[str, Any]:
+        """Settings of the model, the scorer and everything else that decides, by name."""
+        parts = {"model": self.fm, "scorer": self.scorer, "tie_breaker": self.tie_breaker, "drop_duplicates": self.drop_duplicates}
+        return {name: value for part in parts.items() for name, value in settings_of(*part).items()}
+
+    @torch.no_grad()
+    def _steps(self, run: Rollout, saved: SavedRollout | None) -> Iterator[StepOutput]:
+        while run.step < run.T:
+            began = time.perf_counter()
+            out = self._step(run)
+            ends, timed = out is None or run.step == run.T, run.budget is not None and run.budget.seconds is not None
+            if run.window.is_cuda and (ends or timed):
+                torch.cuda.synchronize(run.window.device)
+            run.seconds += time.perf_counter() - began
+            if out is None:
+                return
+            if run.history is not None:
+                run.outputs.append(dataclasses.replace(out, state=out.state.new_empty(0)))
+            if saved is not None:
+                saved.keep(run)
+            yield out
+
+    def _step(self, run: Rollout) -> StepOutput | None:
+        """One step of the problems that are still going; None where the budget ends the rollout."""
+        if not len(run.problem):
+            beams = run.beams()
+            return self._move_on(run, beams, Survivors.unscored(beams.latest, beams.problem, -1), run.counts(), at_risk=False)
+        if run.budget is not None and self.cfg.shard == "candidates":
+            run.seconds = distributed.total(run.seconds, "max")  # or some ranks would go on and others not
+        allowance = run.allowance(self._cost(run, len(run.problem)))
+        if allowance is not None:
+            return self._search(run, allowance)
+        return None if run.budget is not None and run.budget.then == "end" else self._coast(run)
+
+    def _search(self, run: Rollout, allowance: float) -> StepOutput:
+        """Draw candidates, again where none can be used, fall back where that does not help, and move on to those kept."""
+        cfg, beams = self.cfg, run.beams()
+        keep, evaluations = self._draw(run, beams, 0)
+        resamples, fallbacks = run.problem_ids.new_zeros(run.n, dtype=torch.int64), run.problem_ids.new_zeros(run.n, dtype=torch.bool)
+        missed = keep.missed()  # waits for the device
         for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
-            rows = search.rows_of(search.missed())
-            if not len(rows) or nfe + self._cost(len(rows), run) > allowance:
+            if not len(missed) or evaluations + self._cost(run, len(missed)) > allowance:
                 break
-            redrawn, cost = self._search(run, chunks, beams.rows(rows), ids[rows], again)
-            search.replace(rows, redrawn)
-            resamples[run.problem[rows].unique()] += 1
-            nfe += cost
-        missed = search.missed()
-        kept = search.survivors(cfg.min_score_spread)
-        fallback = torch.zeros(run.n, dtype=torch.bool, device=ids.device)
-        if bool(missed.any()):
-            rows = search.rows_of(missed)
-            fallback[run.problem[rows]] = True
-            logger.info("step %d: fallback for problems %s", step, run.problem_ids[fallback].tolist())
-            run.watch.say(step, ids[search.without_score()].unique(), self._fallback_name)
-            fallen, cost = self._fall_back(chunks, search, beams, ids, rows, step)
-            kept = joined([kept, *fallen], beams.problem)
-            nfe += cost
-        nonfinite, distinct = (resamples.new_zeros(run.n).scatter_add_(0, run.problem, v) for v in (search.nonfinite, search.distinct))
-        copies = search.pool.copies + len(kept)
-        counts = {"nfe": nfe, "resamples": resamples, "nonfinite": nonfinite, "distinct": distinct, "copies": copies}
-        counts["reward_evaluations"] = search.rewarded
-        return kept, fallback, counts
+            drawn, cost = self._draw(run, beams.rows(missed), again)
+            keep.replace(missed, drawn)
+            resamples[beams.problem[missed]] += 1
+            evaluations, missed = evaluations + cost, keep.missed()
+        kept, below = keep.survivors(cfg.min_score_spread, missed)
+        if len(missed):
+            fallbacks[beams.problem[missed]] = True
+            logger.info("step %d: fallback for problems %s", run.step, run.problem_ids[fallbacks].tolist())
+            known = "the deterministic step" if self._source.has_deterministic else "one fresh sample"
+            run.watch.say(run.step, beams.problem_ids[keep.without_score()].tolist(), known)
+            if self.include_deterministic:
+                taken = keep.first[missed]
+            else:
+                taken, evaluations = self._plain_step(run, beams.rows(missed)), evaluations + len(missed)
+            kept = self._with_fallback(kept, below, taken, missed, beams)
+        found = {"nonfinite": run.summed(keep.nonfinite), "distinct": run.summed(keep.distinct), "copies": keep.copies + len(kept)}
+        spent = {"evaluations": evaluations, "reward_evaluations": keep.reward_evaluations, "searched": True}
+        counts = run.counts(fallbacks=fallbacks, resamples=resamples, **found, **spent)
+        return self._move_on(run, beams, kept, counts, keep.scores, at_risk=len(missed) > 0)
 
-    def _fall_back(
-        self, chunks: Chunks, search: StepSearch, beams: Beams, ids: Tensor, rows: Tensor, step: int
-    ) -> tuple[list[Survivors], int]:
-        """The deterministic steps of ``rows`` where they are finite; where a problem has none, its best candidates below the floor."""
-        taken, cost = self._fallback(chunks, search, beams.window[rows], ids[rows], rows, step)  # type: ignore[arg-type]
+    def _with_fallback(self, kept: Survivors, below: Survivors | None, taken: Tensor, rows: Tensor, beams: Beams) -> Survivors:
+        """``kept``, the fallback ``taken`` of the beams ``rows`` where it is finite, and the best below the floor of the other problems."""
         finite = guardrails.finite_states(taken)
-        fallen = [_unscored(taken[finite], rows[finite], 0 if self.include_deterministic else -1)]
-        below = search.below_floor(self.cfg.min_score_spread)
+        fallen = [Survivors.unscored(taken[finite], rows[finite], 0 if self.include_deterministic else -1)]
         if below is not None:
-            problem = beams.problem[below.parent]
-            wanted = torch.isin(problem, beams.problem[rows]) & ~torch.isin(problem, beams.problem[rows[finite]])
-            low = below.rows(wanted)
-            fallen.append(dataclasses.replace(low, collapsed=torch.zeros_like(low.collapsed)))
-        return fallen, cost
+            fallen.append(below.rows(~torch.isin(beams.problem[below.parent], beams.problem[rows[finite]])))
+        return kept.joined(fallen, beams.problem)
 
-    def _search(self, run: BeamRun, chunks: Chunks, beams: Beams, ids: Tensor, again: int) -> tuple[StepSearch, int]:
-        """Generate, score and select among the candidates of all beams, chunk by chunk; and what it cost in model evaluations."""
-        cfg, step, nfe = self.cfg, run.step, 0
-        search = self._new_search(run, chunks, beams, again)
-        left = self._latest(beams.window)
-        floor = self.scorer.spread_floor(left, ScoreContext(step, ids))
-        if floor is not None:
-            search.spread.floor = floor.double()
-            for _ in range(run.ahead(cfg.lookahead)):  # what candidates are ranked by has a score, and so a floor, of every step ahead
-                search.spread.floor = run.prolonged(search.spread.floor, floor.double(), cfg)
-        watch = guardrails.DistinctWatch(left, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
-        for rows, start, candidates in chunks.of_step(beams.window, ids, step, again, beams.beam):
-            if watch is not None:
-                watch.look(rows, start, candidates)
-            drawn, further = candidates.shape[0] * candidates.shape[1], run.ahead(cfg.lookahead)
-            nfe += drawn * (1 + self._copies * further)
-            looked = self._hand_over(run, chunks, search, beams.window[rows], candidates, rows, start, ScoreContext(step, ids[rows]))
-            search.rewarded += drawn * (looked + self._copies * further)
+    def _coast(self, run: Rollout) -> StepOutput:
+        """The step of each problem's best beam beyond the end of the budget."""
+        run.keep_best()
+        beams = run.beams()
+        taken = self._plain_step(run, beams)
+        rows = guardrails.finite_states(taken).nonzero().flatten()
+        kept = Survivors.unscored(taken[rows], rows, 0 if self.include_deterministic else -1)
+        return self._move_on(run, beams, kept, run.counts(evaluations=len(beams), copies=len(rows)), at_risk=len(rows) < len(beams))
+
+    def _move_on(
+        self, run: Rollout, beams: Beams, kept: Survivors, counts: dict[str, Any], scores: Tensor | None = None, *, at_risk: bool
+    ) -> StepOutput:
+        """Project the survivors and continue from them; ``at_risk`` where a problem may have none."""
+        if self.cfg.project is not None and self._source.spec is not None:
+            spec = spec_of_problems(self._source.spec, beams.problem_ids[kept.parent])
+            state, unprojected = project_conservation(beams.latest[kept.parent], kept.state, spec)
+            kept = dataclasses.replace(kept, state=state)
+        else:
+            unprojected = torch.zeros_like(kept.collapsed)
+        dead = run.problem_ids[run.bury(beams.problem[kept.parent])].tolist() if at_risk else []
+        out = run.take(kept, unprojected, counts, scores)
+        if dead:
+            guardrails.warn_of_dead(out.step, dead, self.cfg.max_resample)
+        return out
+
+    def _draw(self, run: Rollout, beams: Beams, again: int) -> tuple[Keep, int]:
+        """Generate, refine, score and keep candidates of all beams, chunk by chunk; and the model evaluations that they cost."""
+        cfg, step, evaluations = self.cfg, run.step, 0
+        keep = self._keep(run, beams, again)
+        watch = guardrails.DistinctWatch(beams.latest, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
+        for rows, start, candidates in run.chunks.of_step(beams, step, again):
+            finite = None if watch is None else watch.look(rows, start, candidates)
+            drawn = candidates.shape[0] * candidates.shape[1]
+            evaluations += drawn * (1 + self._copies * run.ahead)
+            keep.reward_evaluations += drawn * self._take_in(run, keep, rows, start, candidates, finite)
             del candidates  # or the next chunk would be made while this one is still held
-        if cfg.shard == "candidates":
-            sharding.merge(search, cfg.min_score_spread)
-            nfe = int(distributed.total(nfe))
-            if watch is not None:
-                watch.projections = distributed.reduced(watch.projections, "sum")  # each was seen by one rank
-                watch.at_once = int(distributed.total(watch.at_once, "max"))
+        if cfg.shard == "candidates" and isinstance(keep, BestOfBeams):
+            evaluations = sharding.merge(keep, watch, evaluations, cfg.min_score_spread)
         if watch is not None:
-            search.distinct = watch.count()
-            nfe += self._require_distinct(watch, search.distinct, chunks, beams.window, ids) if step == 0 else 0
-        return search, nfe
+            keep.distinct = watch.count()
+            if step == 0:
+                one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group draws
+                more = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=cfg.seed, step=0)
+                evaluations += watch.require_stochastic(keep.distinct, more, after, self._source.model)
+        return keep, evaluations
 
-    def _hand_over(
-        self,
-        run: BeamRun,
-        chunks: Chunks,
-        search: StepSearch,
-        window: Tensor,
-        candidates: Tensor,
-        rows: slice,
-        start: int,
-        context: ScoreContext,
-    ) -> int:
-        """Refine, score and look ahead of a chunk ``[m, b, C, *S]``, hand it to the search; how often the reward looked at each here."""
-        x, b = self._latest(window), candidates.shape[1]
+    def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None) -> int:
+        """Refine, score and hand over a chunk ``[m, b, C, *S]``; the number of reward evaluations for each of its candidates."""
+        x, b, context = keep.beams.latest[rows], candidates.shape[1], ScoreContext(run.step, keep.beams.problem_ids[rows])
         refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec)
-        candidates = refined.candidates
-        score = usable_scores(refined.scores, candidates, self.scorer.marks_nonfinite)
-        search.unscored[rows] += guardrails.finite_without_score(score, candidates)
-        columns: dict[str, Tensor | None] = {"score": score, "value": self._ahead(run, chunks, window, candidates, score, context)}
-        columns["ties"] = None if self.tie_breaker is None else self._tie_values(self.tie_breaker, x, candidates, context)
-        columns["marks"] = marks_of(candidates, 2) if self.drop_duplicates else None
+        states, usable = refined.candidates, refined.scores.isfinite()
+        if not self.scorer.marks_nonfinite or finite is None:
+            finite = guardrails.finite_states(states, 2)
+            usable = usable & finite
+        keep.unscored[rows] += torch.where(usable.any(1), 0, finite.sum(1))
+        score = torch.where(usable, refined.scores.double(), -torch.inf)
+        chunk = Chunk(states, score, self._ahead(run, keep.beams.window[rows], states, score, context))
+        if self.tie_breaker is not None:
+            chunk = chunk._replace(ties=scored(x, states, self.tie_breaker, context).double().nan_to_num(nan=-torch.inf))
+        if self.drop_duplicates:
+            chunk = chunk._replace(marks=marks_of(states, 2))
         for copy in range(self._copies):
-            block = slice(copy * b, (copy + 1) * b)
-            own: dict[str, Any] = {name: None if value is None else value[:, block] for name, value in columns.items()}
-            search.add(rows, copy * self.cfg.branching_factor + start, candidates[:, block], **own)
-        return refined.evaluations
+            keep.add(rows, copy * self.cfg.branching_factor + start, chunk.part(slice(copy * b, (copy + 1) * b)))
+        return refined.evaluations + self._copies * run.ahead
 
-    def _new_search(self, run: BeamRun, chunks: Chunks, beams: Beams, again: int) -> StepSearch:
-        cfg, subtrees = self.cfg, self.cfg.approach == "diverse_beam" and run.step > 0
-        width = cfg.branching_factor * self._copies
-        options: dict[str, Any] = {"floor": cfg.score_floor, "history": self._source.history}
+    def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
+        """An empty selection of the kind that the configuration asks for."""
+        cfg, context = self.cfg, ScoreContext(run.step, beams.problem_ids)
+        found = self.scorer.spread_floor(beams.latest, context)
+        rounding = torch.full_like(beams.offset, -torch.inf) if found is None else found.double()
+        if found is not None:
+            for _ in range(run.ahead):  # candidates are ranked by a score of every step ahead, and each has such a spread
+                rounding = run.prolonged(rounding, found.double())
+        group = Group(beams, cfg.branching_factor * self._copies, rounding, cfg.score_floor)
+        if not self.reports_beams:
+            if cfg.select == "softmax_mean":
+                return SoftmaxMean(group, cfg.temperature)
+            if cfg.select == "span":
+                return Span(group, Climb(self.scorer, run.step, cfg.trust, self._source.spec))
+            return self._selection(group)
         if cfg.approach == "particle":
-            ids = run.problem_ids[beams.problem]
-            options |= {"temperature": cfg.temperature, "uniforms": uniforms_of(cfg.seed, run.step, ids.unique_consecutive())}
-            # in one chunk all states are at hand; else those drawn are made again
-            make = None if chunks.size is None else lambda rows, at: self._made_again(chunks, beams, ids, rows, at, run.step, again)
-            return ParticleSearch(beams, cfg.beam_width, width, make=make, **options)
-        options |= {"ties": self.tie_breaker is not None, "marks": self.drop_duplicates}
-        return StepSearch(beams, 1 if subtrees else cfg.beam_width, width, subtrees=subtrees, **options)
+            uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])
+            # in one chunk all states are at hand; otherwise those drawn are made again
+            make = None if run.chunks.size is None else partial(self._made_again, run, beams, again)
+            return Particles(group, cfg.beam_width, temperature=cfg.temperature, uniforms=uniforms, make=make)
+        subtrees, ties = cfg.approach == "diverse_beam" and run.step > 0, self.tie_breaker is not None
+        return BestOfBeams(group, 1 if subtrees else cfg.beam_width, subtrees=subtrees, ties=ties, marks=self.drop_duplicates)
 
-    def _made_again(self, chunks: Chunks, beams: Beams, ids: Tensor, rows: Tensor, positions: Tensor, step: int, again: int) -> Tensor:
+    def _made_again(self, run: Rollout, beams: Beams, again: int, rows: Tensor, positions: Tensor) -> Tensor:
         """The states ``[R, C, *S]`` of candidates that have been scored and dropped."""
-        window, b = beams.window[rows], self.cfg.branching_factor
-        made = chunks.again(window, ids[rows], beams.beam[rows], positions % b, step, again).unsqueeze(1)
-        context = ScoreContext(step, ids[rows])
-        copies = refine_as_configured(self._latest(window), made, self.scorer, context, self.cfg, self._source.spec)
-        return copies[torch.arange(len(rows), device=rows.device), positions // b]
+        cfg, own = self.cfg, beams.rows(rows)
+        made = run.chunks.again(own, positions % cfg.branching_factor, run.step, again).unsqueeze(1)
+        options: Any = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust, "spec": self._source.spec}
+        group = refine(own.latest, made, self.scorer, ScoreContext(run.step, own.problem_ids), **options)
+        return group[torch.arange(len(rows), device=rows.device), positions // cfg.branching_factor]
 
-    def _tie_values(self, tie_breaker: Scorer, x: Tensor, candidates: Tensor, context: ScoreContext) -> Tensor:
-        return scored(x, candidates, tie_breaker, context).double().nan_to_num(nan=-torch.inf)
-
-    def _ahead(self, run: BeamRun, chunks: Chunks, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
-        """What candidates ``[m, b]`` are ranked by: their scores, prolonged by those of their deterministic continuation."""
-        steps, b = run.ahead(self.cfg.lookahead), candidates.shape[1]
-        if steps == 0:
+    def _ahead(self, run: Rollout, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
+        """The values that rank candidates ``[m, b]``: their scores, prolonged by those of their deterministic continuation."""
+        if run.ahead == 0:
             return score
-        ids = context.problem_ids.repeat_interleave(b)
-        window, x = window.repeat_interleave(b, 0), candidates.flatten(0, 1)
+        b = candidates.shape[1]
+        ids, window, x = context.problem_ids.repeat_interleave(b), window.repeat_interleave(b, 0), candidates.flatten(0, 1)
         value = score.flatten()
-        for further in range(1, steps + 1):
+        for further in range(1, run.ahead + 1):
             window = torch.cat([window[:, 1:], x.unsqueeze(1)], 1) if self._source.history > 1 else x
-            after = chunks.continued(window)
-            own = scored(x, after.unsqueeze(1), self.scorer, ScoreContext(context.step + further, ids))
-            own = usable_scores(own, after.unsqueeze(1), self.scorer.marks_nonfinite)[:, 0]
-            value = run.prolonged(value, own, self.cfg)
-            value = torch.where(own.isfinite() & score.flatten().isfinite(), value, -torch.inf)
-            x = after
+            after = run.chunks.continued(window)
+            found = scored(x, after.unsqueeze(1), self.scorer, ScoreContext(context.step + further, ids))[:, 0].double()
+            usable = found.isfinite() & score.flatten().isfinite()
+            if not self.scorer.marks_nonfinite:
+                usable &= guardrails.finite_states(after)
+            value, x = torch.where(usable, run.prolonged(value, found), -torch.inf), after
         return value.view_as(score)
 
-    def _warn_of_dead(self, run: BeamRun, before: Tensor, step: int) -> None:
-        dead = sorted(set(before.unique().tolist()) - set(run.problem.tolist()))
-        if dead:
-            warnings.warn(
-                f"step {step}: no finite next state for problems {run.problem_ids[dead].tolist()[:8]}, not even after "
-                f"{self.cfg.max_resample} resamplings and the fallback; they are NaN from here on",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+    def _plain_step(self, run: Rollout, beams: Beams) -> Tensor:
+        """The deterministic step of each beam, or one fresh sample of a model that has none, ``[M, C, *S]``."""
+        if self._source.has_deterministic:
+            return run.chunks.deterministic(beams.window)
+        fresh = torch.tensor([run.chunks.id_of(0, self.cfg.max_resample + 1)])
+        return self._source.candidates(beams.window, fresh, beams.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
 
-
-def _unscored(state: Tensor, parent: Tensor, position: int) -> Survivors:
-    score = torch.full(parent.shape, -torch.inf, dtype=torch.float64, device=parent.device)
-    return Survivors(state, parent, torch.full_like(parent, position), score, torch.zeros_like(parent, dtype=torch.bool))
+    def _cost(self, run: Rollout, rows: int) -> int:
+        """Model evaluations that a search step of so many beams takes at most."""
+        drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead)
+        return rows * (drawn + int(not self.include_deterministic))  # candidate 0 is a fallback at hand

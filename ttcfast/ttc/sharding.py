@@ -1,15 +1,17 @@
-"""One search in several processes: the problems, or the candidates of each step, divided among them.
+"""One search in several processes, which divide the problems or the candidates of each step.
 
-Candidates are keyed, so it does not matter which process draws them. With ``shard="candidates"`` the chunks of a step go round the
-processes and each keeps its own best k; then scores and ids alone are gathered, every process finds the same k best of all, and each
-survivor's state is broadcast by the process that has it. What follows (projection, fallback, history) each does for itself, with the same
-result: to the last bit where ``chunk_size`` or ``memory_budget`` fixes the shapes of the model's products, else to their rounding.
+Candidates are keyed, so it does not matter which process draws them. With ``shard="candidates"`` the processes take turns at the chunks of
+a step and each keeps its own best k; then scores and ids are gathered, every process finds the same k best of all, and the process that
+has a survivor's state broadcasts it. Each process does the rest (projection, fallback, history) for itself with the same result, to the
+last bit where ``chunk_size`` or ``memory_budget`` fixes the shapes of the model's products, else to their rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,26 +21,19 @@ from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
 from .budget import Budget
+from .guardrails import DistinctWatch
 from .result import RolloutResult
-from .select.beams import StepSearch
+from .resume import checksum_of, moved
+from .select.beams import BestOfBeams
 from .select.topk import Keys, TopPool, best
-from .settings import checksum_of
 
-SHARDS = (None, "problems", "candidates")
-_REDUCED = dict.fromkeys(("highest", "size", "rest", "opening", "first", "floor"), "max") | {"lowest": "min", "count": "sum"}  # of Spread
+_SUMS = ("evaluations", "copies", "reward_evaluations")
+_REDUCED = dict.fromkeys(("highest", "size", "rest", "opening", "first"), "max") | {"lowest": "min", "count": "sum"}  # of Spread
 
 
 def share(cfg: TTCConfig) -> tuple[int, int]:
-    """(rank, ranks) by which the chunks of a step are divided."""
+    """The (rank, ranks) by which the chunks of a step are divided."""
     return (distributed.rank(), distributed.ranks()) if cfg.shard == "candidates" else (0, 1)
-
-
-def part_of(n: int, cfg: TTCConfig) -> slice:
-    """The problems, of ``n``, that this process rolls out."""
-    if cfg.shard != "problems":
-        return slice(0, n)
-    rank, ranks = distributed.rank(), distributed.ranks()
-    return slice(n * rank // ranks, n * (rank + 1) // ranks)
 
 
 def check_ranks(
@@ -46,12 +41,12 @@ def check_ranks(
 ) -> None:
     """Raise one ``ValueError`` on all ranks unless all roll out the same problems in the same way.
 
-    A search with ``shard=None`` is its process's own affair and is compared with none. All ranks must therefore set the same kind of
-    shard or none: those that share would wait for one that does not until the process group's timeout.
+    A search with ``shard=None`` belongs to its process alone and is not compared. All ranks must therefore set the same kind of shard or
+    none: those that share would wait for one that does not until the process group's timeout.
 
     Args:
-        cfg, x0, T, problem_ids, budget: of the rollout.
-        describe: gives the settings of model and scorers; asked only where ranks are compared.
+        cfg, x0, T, problem_ids, budget: As for the rollout.
+        describe: Returns the settings of model and scorers; asked only where ranks are compared.
     """
     if cfg.shard is None or distributed.ranks() == 1:
         return
@@ -60,26 +55,60 @@ def check_ranks(
     distributed.require_equal({**given, **describe()})
 
 
-def merge(search: StepSearch, min_spread: float) -> None:
-    """Make the searches of all ranks, each of its own chunks, the search of all chunks."""
+def in_parts(
+    roll: Callable[..., RolloutResult], x: Tensor, ids: Tensor, cfg: TTCConfig, budget: Budget | None, resume: str | os.PathLike[str] | None
+) -> RolloutResult:
+    """Roll all problems out, with ``shard="problems"`` each process its own.
+
+    Args:
+        roll: Rolls out states ``x``, problems ``ids`` and a folder to resume from.
+        x, ids: States and numbers of all problems.
+        cfg, budget, resume: As for the rollout.
+
+    Returns:
+        The result of all problems, on every process.
+
+    Raises:
+        ValueError: There is a budget, and problems are divided.
+    """
+    rank, ranks, n = distributed.rank(), distributed.ranks(), len(x)
+    if cfg.shard != "problems" or ranks == 1:
+        return roll(x, ids, resume)
+    if budget is not None:
+        raise ValueError(
+            f"budget is {budget} and shard 'problems': no rank knows what the others spend; use shard='candidates', or no budget"
+        )
+    part = slice(n * rank // ranks, n * (rank + 1) // ranks)
+    own = roll(x[part], ids[part], None if resume is None else Path(resume) / f"rank{rank}") if part.stop > part.start else None
+    found = [p for p in distributed.gathered(None if own is None else moved(own, torch.device("cpu"))) if p is not None]
+    result: RolloutResult = moved(_joined(found), x.device)
+    return result
+
+
+def merge(keep: BestOfBeams, watch: DistinctWatch | None, evaluations: int, min_spread: float) -> int:
+    """Turn the selections of all ranks, each of its own chunks, into the selection from all chunks; and sum their evaluations."""
     if distributed.ranks() == 1:
-        return
-    search.nonfinite = distributed.reduced(search.nonfinite, "sum")
-    search.unscored = distributed.reduced(search.unscored, "sum")
-    search.rewarded = int(distributed.total(search.rewarded))
-    present = ~search.first.isnan().flatten(1).any(1) | search.spread.first.isfinite()
+        return evaluations
+    keep.nonfinite = distributed.reduced(keep.nonfinite, "sum")
+    keep.unscored = distributed.reduced(keep.unscored, "sum")
+    keep.reward_evaluations = int(distributed.total(keep.reward_evaluations))
+    present = ~keep.first.isnan().flatten(1).any(1) | keep.spread.first.isfinite()
     for name, how in _REDUCED.items():
-        setattr(search.spread, name, distributed.reduced(getattr(search.spread, name), how))
-    for pool in search.pools:
+        setattr(keep.spread, name, distributed.reduced(getattr(keep.spread, name), how))
+    for pool in keep.pools:
         _merge_pool(pool)
-    needed = search.spread.collapsed(min_spread) | search.spread.tied()
-    needed[search.rows_of(search.missed())] = True
+    needed = keep.spread.collapsed(min_spread) | keep.spread.tied()
+    needed[keep.missed()] = True
     rows = needed.nonzero().flatten()
     if len(rows):
         holders = torch.stack(distributed.beside(present[rows].long()))  # [ranks, rows]
         held = holders.amax(0) > 0
         owner = holders.argmax(0)
-        search.first[rows[held]] = distributed.shared_rows(search.first[rows[held]], owner[held])
+        keep.first[rows[held]] = distributed.shared_rows(keep.first[rows[held]], owner[held])
+    if watch is not None:
+        watch.projections = distributed.reduced(watch.projections, "sum")  # each was seen by one rank
+        watch.at_once = int(distributed.total(watch.at_once, "max"))
+    return int(distributed.total(evaluations))
 
 
 def _merge_pool(pool: TopPool) -> None:
@@ -93,44 +122,19 @@ def _merge_pool(pool: TopPool) -> None:
     pool.copies = int(distributed.total(pool.copies))
 
 
-def everyones(own: RolloutResult | None, device: torch.device) -> RolloutResult:
-    """The results of all processes, each of its problems, as one, on all of them; None of a process that has no problem."""
-    found = [p for p in distributed.gathered(None if own is None else _on(own, torch.device("cpu"))) if p is not None]
-    return _on(_joined(found), device)
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    """A result, or a step of one, with its tensors on ``device``."""
-    moved = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()}
-    if "beams" in moved:
-        moved["beams"] = tuple(_on(step, device) for step in moved["beams"])
-    return type(value)(**moved)
-
-
-def _joined(found: Sequence[RolloutResult]) -> RolloutResult:
+def _joined(parts: Sequence[Any]) -> Any:
+    """Results of several parts of the problems, or steps of them, as one."""
     values: dict[str, Any] = {}
-    for f in dataclasses.fields(RolloutResult):
-        columns = [getattr(p, f.name) for p in found]
+    for f in dataclasses.fields(parts[0]):
+        columns = [getattr(p, f.name) for p in parts]
         if isinstance(columns[0], Tensor):
             values[f.name] = torch.cat(columns)
-        elif f.name in ("nfe", "copies", "reward_evaluations"):
-            values[f.name] = None if None in columns else sum(columns)
         elif f.name == "beams":
-            values[f.name] = tuple(_joined_steps(steps) for steps in zip(*columns))
+            values[f.name] = tuple(map(_joined, zip(*columns)))
+        elif f.name in _SUMS:
+            values[f.name] = None if None in columns else sum(columns)
         elif f.name in ("seconds", "peak_bytes", "searched"):
             values[f.name] = None if None in columns else max(columns)
         else:
             values[f.name] = columns[0]
-    return RolloutResult(**values)
-
-
-def _joined_steps(steps: Sequence[Any]) -> Any:
-    values: dict[str, Any] = {}
-    for f in dataclasses.fields(steps[0]):
-        columns = [getattr(s, f.name) for s in steps]
-        if isinstance(columns[0], Tensor):
-            values[f.name] = torch.cat(columns)
-        else:
-            values[f.name] = columns[0] if columns[0] is None or f.name in ("step", "searched") else sum(columns)
-    return type(steps[0])(**values)
+    return type(parts[0])(**values)

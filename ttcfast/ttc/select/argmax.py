@@ -1,124 +1,102 @@
-"""From the candidates of a step, chunk by chunk, to one next state; no more of them is kept than the choice needs."""
+"""Of the candidates of a single beam, the best."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from ttcfast.ttc.guardrails import spread_collapsed, tied_with_first
+from ttcfast.ttc.guardrails import Spread, over
+from ttcfast.ttc.paths import Survivors
+
+from .keep import Chunk, Group, Keep
 
 
-class Choice(NamedTuple):
-    """What a group of candidates became.
+class Argmax(Keep):
+    """Keeps the scores of all candidates, the best candidate and candidate 0 of problems with one beam each.
 
-    Attributes:
-        state: ``[n, C, *S]``.
-        position: int64 ``[n]``, of the chosen candidate; -1 for a combination.
-        collapsed: bool ``[n]``, the scores hardly differed, so that candidate 0 was taken.
-        weights: float64 ``[n, B]``, the share of every candidate in the state; None where one candidate is always chosen.
+    Ties go to the smaller position.
     """
 
-    state: Tensor
-    position: Tensor
-    collapsed: Tensor
-    weights: Tensor | None = None
+    scores: Tensor
 
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        self.scores = self.first.new_full((len(self.beams), self._width), -torch.inf, dtype=torch.float64)
+        self._best = torch.full_like(self.first, torch.nan)
+        self._at = torch.full_like(self.nonfinite, self._width)  # position of the best, the smallest among equals
 
-class Argmax:
-    """Keeps all scores, the best candidate and candidate 0. Ties go to the smaller position.
-
-    Args:
-        state: the states being left, ``[n, C, *S]``.
-        width: candidates of each, B times the copies that refinement makes of one.
-    """
-
-    def __init__(self, state: Tensor, width: int) -> None:
-        n = state.shape[0]
-        self.scores = state.new_full((n, width), -torch.inf, dtype=torch.float64)
-        self.nonfinite = torch.zeros(n, dtype=torch.int64, device=state.device)
-        self.distinct = torch.ones_like(self.nonfinite)  # candidates that differ, set by whoever draws them
-        self.unscored = torch.zeros_like(self.nonfinite)  # finite candidates of chunks without a finite score
-        self.first = torch.full_like(state, torch.nan)
-        self.floor: Tensor | None = None  # [n], spread of the scores that rounding explains
-        self.reward_evaluations = 0  # beyond those of the candidates' own scores
-        self._best = torch.full_like(state, torch.nan)
-        self._at = torch.full_like(self.nonfinite, width)  # position of the best, among equals the smallest
-
-    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
-        """Take in candidates ``[m, b, C, *S]`` at positions ``start`` on, with scores ``[m, b]`` that are -inf where not usable."""
-        self.nonfinite[rows] += scores.isinf().sum(1)
-        if start == 0:
-            self.first[rows] = candidates[:, 0]
+    def add(self, rows: slice, start: int, chunk: Chunk) -> None:
+        super().add(rows, start, chunk)
+        states, scores = chunk.states, chunk.score
         top, at = scores.amax(1), scores.argmax(1)
         known = self.scores[rows].amax(1)
         better = (top > known) | ((top == known) & top.isfinite() & (at + start < self._at[rows]))
-        picked = candidates[torch.arange(len(at), device=at.device), at]
+        picked = states[torch.arange(len(at), device=at.device), at]
         self._best[rows] = torch.where(over(better, picked), picked, self._best[rows])
         self._at[rows] = torch.where(better, at + start, self._at[rows])
         self.scores[rows, start : start + scores.shape[1]] = scores
 
-    def replace(self, rows: Tensor, other: Argmax) -> None:
-        """Take over the groups of ``other`` (drawn again) for those problems of ``rows`` whose best candidate they better; rejected
-        candidates add up."""
-        self.nonfinite[rows] += other.nonfinite
-        self.unscored[rows] += other.unscored
-        rows, better = self._bettered(rows, other)
-        self.scores[rows], self._best[rows], self._at[rows] = other.scores[better], other._best[better], other._at[better]
-        first = other.first[better]
-        absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
-        self.first[rows] = torch.where(over(absent, first), self.first[rows], first)
+    def missed(self) -> Tensor:
+        missed = ~self._usable
+        if self._score_floor is not None:
+            missed |= self.scores.amax(1) < self._score_floor
+        return missed.nonzero().flatten()
 
-    def _bettered(self, rows: Tensor, other: Argmax) -> tuple[Tensor, Tensor]:
-        """Which of ``rows`` have a better candidate in ``other``, and a bool of where those stand in it."""
-        better = other.scores.amax(1) > self.scores[rows].amax(1)
-        return rows[better], better
+    def without_score(self) -> Tensor:
+        return (~self._usable & (self.unscored > 0)).nonzero().flatten()
+
+    def survivors(self, min_spread: float, missed: Tensor) -> tuple[Survivors, Survivors | None]:
+        every = self._choice(min_spread, Spread.of(self.scores, self._rounding))
+        if not len(missed):
+            return every, None
+        going = torch.ones(len(every), dtype=torch.bool, device=missed.device)
+        going[missed] = False
+        below = every.rows(missed[self._usable[missed]])
+        return every.rows(going.nonzero().flatten()), dataclasses.replace(below, collapsed=torch.zeros_like(below.collapsed))
+
+    def _choice(self, min_spread: float, spread: Spread) -> Survivors:
+        """One state for each problem: the best candidate, or candidate 0 where the scores do not tell them apart."""
+        collapsed = spread.collapsed(min_spread) | spread.tied()
+        state = torch.where(over(collapsed, self._best), self.first, self._best)
+        return self._chosen(state, torch.where(collapsed, 0, self._at), collapsed)
+
+    def _chosen(self, state: Tensor, position: Tensor, collapsed: Tensor, weights: Tensor | None = None) -> Survivors:
+        rows = torch.arange(len(position), device=position.device)
+        score = self.scores.gather(1, position.clamp(0, self._width - 1).unsqueeze(1))[:, 0]
+        return Survivors(state, rows, position, score, collapsed, weights)
 
     @property
-    def usable(self) -> Tensor:
-        """Whether any candidate can be taken, bool ``[n]``."""
+    def _usable(self) -> Tensor:
+        """Whether any candidate can be taken, bool ``[M]``."""
         return self.scores.isfinite().any(1)
 
-    def missed(self, floor: float | None) -> Tensor:
-        """Whether no candidate is usable or, with a floor, none reaches it, bool ``[n]``."""
-        return ~self.usable if floor is None else ~self.usable | (self.scores.amax(1) < floor)
+    def _bettered(self, rows: Tensor, other: Keep) -> Tensor:
+        assert other.scores is not None
+        return (other.scores.amax(1) > self.scores[rows].amax(1)).nonzero().flatten()
 
-    def flat(self, min_spread: float) -> Tensor:
-        """Whether candidate 0 is usable and the scores' relative spread at most ``min_spread``, or their spread ``floor``; ``[n]``."""
-        return spread_collapsed(self.scores, min_spread, self.floor) & self.scores[:, 0].isfinite()
-
-    def choice(self, min_spread: float) -> Choice:
-        """One state per problem: the best candidate, or candidate 0 where all scores are alike (``flat``), or the best is within ``floor``
-        of candidate 0's."""
-        collapsed = self.flat(min_spread) | tied_with_first(self.scores, self.floor)
-        position = torch.where(collapsed, 0, self._at)
-        return Choice(torch.where(over(collapsed, self._best), self.first, self._best), position, collapsed)
+    def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
+        assert isinstance(other, Argmax)
+        self.scores[ours], self._best[ours], self._at[ours] = other.scores[theirs], other._best[theirs], other._at[theirs]
 
 
 class Mean(Argmax):
-    """The mean of the usable candidates: a baseline that no reward is needed for."""
+    """The mean of the usable candidates: a baseline that needs no reward."""
 
-    def __init__(self, state: Tensor, width: int) -> None:
-        super().__init__(state, width)
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
         self._best.zero_()  # holds the running sum
 
-    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
-        self.nonfinite[rows] += scores.isinf().sum(1)
-        if start == 0:
-            self.first[rows] = candidates[:, 0]
-        usable = scores.isfinite()
-        self._best[rows] += torch.where(over(usable, candidates), candidates, 0.0).sum(1)
-        self.scores[rows, start : start + scores.shape[1]] = scores
+    def add(self, rows: slice, start: int, chunk: Chunk) -> None:
+        Keep.add(self, rows, start, chunk)
+        usable = chunk.score.isfinite()
+        self._best[rows] += torch.where(over(usable, chunk.states), chunk.states, 0.0).sum(1)
+        self.scores[rows, start : start + chunk.score.shape[1]] = chunk.score
 
-    def choice(self, min_spread: float) -> Choice:
+    def _choice(self, min_spread: float, spread: Spread) -> Survivors:
         usable = self.scores.isfinite()
         count = usable.sum(1)
         weights = usable.double() / count.clamp_min(1).unsqueeze(1)
         state = self._best / over(count.clamp_min(1), self._best)
-        return Choice(state, torch.full_like(count, -1), torch.zeros_like(count, dtype=torch.bool), weights)
-
-
-def over(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` with axes of size 1 added, to broadcast over ``like``."""
-    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
+        return self._chosen(state, torch.full_like(count, -1), torch.zeros_like(count, dtype=torch.bool), weights)

@@ -1,4 +1,4 @@
-"""From the candidates of a step to a state that is none of them: their mean weighted by score, or the best point of their span."""
+"""Candidates combined: their mean weighted by score, or the best point of their span."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from torch import Tensor
 
 from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec
-from ttcfast.ttc.guardrails import finite_states
+from ttcfast.ttc.guardrails import Spread, finite_states, over
+from ttcfast.ttc.paths import Survivors
 from ttcfast.ttc.projection import positive, spec_of_problems
 
-from .argmax import Argmax, Choice, over
+from .argmax import Argmax
+from .keep import Chunk, Group, Keep
 
-SPAN_STEPS = 4  # along a reward that says where up is but not where the top
-RIDGE = 1e-6  # of the mean squared size of the candidates' deviations
+SPAN_STEPS = 4  # along a reward that knows a direction but not the best state
+RIDGE = 1e-6  # relative to the mean squared size of the candidates' deviations
 
 
 class SoftmaxMean(Argmax):
-    """The mean of the usable candidates, weighted by ``softmax(score / temperature)``; holds the running sum alone."""
+    """The mean of the usable candidates, weighted by ``softmax(score / temperature)``. Experimental: no measurement shows a gain.
 
-    def __init__(self, state: Tensor, width: int, temperature: float) -> None:
-        super().__init__(state, width)
+    Only the running sum is held.
+    """
+
+    def __init__(self, group: Group, temperature: float) -> None:
+        super().__init__(group)
         self._temperature = temperature
-        self._sum = torch.zeros_like(state)
-        self._peak = self.scores.new_full((len(state),), -torch.inf)
+        self._sum = torch.zeros_like(self.first)
+        self._peak = torch.full_like(self._rounding, -torch.inf)
         self._mass = torch.zeros_like(self._peak)
 
-    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
-        super().add(rows, start, candidates, scores)
+    def add(self, rows: slice, start: int, chunk: Chunk) -> None:
+        super().add(rows, start, chunk)
+        candidates, scores = chunk.states, chunk.score
         exponent = scores / self._temperature
         peak = torch.maximum(self._peak[rows], exponent.amax(1))
         kept = torch.where(peak.isfinite(), (self._peak[rows] - peak).exp(), 0.0)
@@ -41,85 +47,81 @@ class SoftmaxMean(Argmax):
         self._mass[rows] = kept * self._mass[rows] + weights.sum(1)
         self._peak[rows] = peak
 
-    def replace(self, rows: Tensor, other: Argmax) -> None:
+    def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, SoftmaxMean)
-        taken, better = self._bettered(rows, other)
-        super().replace(rows, other)
-        for mine, theirs in ((self._sum, other._sum), (self._peak, other._peak), (self._mass, other._mass)):
-            mine[taken] = theirs[better]
+        super()._take_over(ours, other, theirs)
+        self._sum[ours], self._peak[ours], self._mass[ours] = other._sum[theirs], other._peak[theirs], other._mass[theirs]
 
-    def choice(self, min_spread: float) -> Choice:
-        collapsed = self.flat(min_spread)
+    def _choice(self, min_spread: float, spread: Spread) -> Survivors:
+        collapsed = spread.collapsed(min_spread)
         mean = self._sum / over(self._mass, self._sum).to(self._sum.dtype)
         weights = torch.where(self.scores.isfinite(), (self.scores / self._temperature - self._peak.unsqueeze(1)).exp(), 0.0)
         weights = weights / self._mass.unsqueeze(1)
-        weights[collapsed] = torch.eye(1, weights.shape[1], dtype=weights.dtype, device=weights.device)
-        state = torch.where(over(collapsed, mean), self.first, mean)
-        return Choice(state, torch.where(collapsed, 0, -1), collapsed, torch.where(weights.isfinite(), weights, 0.0))
+        one = torch.eye(1, self._width, dtype=weights.dtype, device=weights.device)
+        weights = torch.where(collapsed.unsqueeze(1), one, torch.where(weights.isfinite(), weights, 0.0))
+        return self._chosen(torch.where(over(collapsed, mean), self.first, mean), torch.where(collapsed, 0, -1), collapsed, weights)
 
 
 @dataclass(frozen=True)
 class Climb:
-    """What ``Span`` needs to know beside the candidates.
+    """What ``Span`` needs to know besides the candidates.
 
     Args:
-        scorer: the differentiable reward, which scores a candidate by itself.
-        context: step and problems of the group.
-        trust: limit of the distance from candidate 0, over the size of its own step; None for no limit.
-        spec: layout of the states, by which density and pressure are found; None asks only for finite values.
+        scorer: Differentiable reward that scores each candidate by itself.
+        step: Index of the state being left.
+        trust: Largest distance from candidate 0 relative to the size of its own step; None for no limit.
+        spec: Layout by which density and pressure are found; None requires finite values only.
     """
 
     scorer: Scorer
-    context: ScoreContext
+    step: int
     trust: float | None
     spec: StateSpec | None
 
 
 class Span(Argmax):
-    """The best point of ``c_0 + sum_i w_i (c_i - c_0)`` by a differentiable reward; holds all candidates.
+    """The best point of ``c_0 + sum_i w_i (c_i - c_0)`` by a differentiable reward. Experimental: no measurement shows a gain.
 
-    Where a full step of the reward's ascent leads to what it takes for the best state (``Scorer.ascent_to_best``), ``w`` is the
-    least-squares approach to that, with a small ridge. Else ``SPAN_STEPS`` steps up the reward are made, each the better of two lengths.
-    Both stay in the trust region. The combination is taken where it scores higher than every candidate and keeps density and pressure
-    positive, else the best candidate.
-    c_0 is candidate 0, or the best one where that is not usable.
+    All candidates are held. Where a full step of the reward's ascent leads to the state that it takes for the best
+    (``Scorer.ascent_to_best``), ``w`` is the least-squares approach to that state with a small ridge. Otherwise ``SPAN_STEPS`` steps are
+    made up the reward, each the better of two lengths. Both stay within the trust region. The combination is taken where it scores higher
+    than every candidate and keeps density and pressure positive, else the best candidate. c_0 is candidate 0, or the best one where
+    candidate 0 is not usable.
 
-    Source: DECISIONS, "Added after a prototype" (combining candidates).
+    Source: docs/design/decisions.md ("Combining candidates").
     """
 
-    def __init__(self, state: Tensor, width: int, climb: Climb) -> None:
-        super().__init__(state, width)
-        self._state, self._climb = state, climb
-        self._candidates = state.new_zeros((len(state), width, *state.shape[1:]))
+    def __init__(self, group: Group, climb: Climb) -> None:
+        super().__init__(group)
+        self._climb = climb
+        self._candidates = self.first.new_zeros((len(self.beams), self._width, *self.first.shape[1:]))
 
-    def add(self, rows: slice, start: int, candidates: Tensor, scores: Tensor) -> None:
-        super().add(rows, start, candidates, scores)
-        self._candidates[rows, start : start + candidates.shape[1]] = candidates
+    def add(self, rows: slice, start: int, chunk: Chunk) -> None:
+        super().add(rows, start, chunk)
+        self._candidates[rows, start : start + chunk.states.shape[1]] = chunk.states
 
-    def replace(self, rows: Tensor, other: Argmax) -> None:
+    def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, Span)
-        taken, better = self._bettered(rows, other)
-        super().replace(rows, other)
-        self._candidates[taken] = other._candidates[better]
+        super()._take_over(ours, other, theirs)
+        self._candidates[ours] = other._candidates[theirs]
 
-    def choice(self, min_spread: float) -> Choice:
-        best = super().choice(min_spread)
-        free = (~self.flat(min_spread) & self.usable).nonzero().flatten()
+    def _choice(self, min_spread: float, spread: Spread) -> Survivors:
+        best = super()._choice(min_spread, spread)
+        free = (~spread.collapsed(min_spread) & self._usable).nonzero().flatten()
         weights = torch.zeros_like(self.scores)
-        weights[torch.arange(len(weights), device=weights.device), best.position.clamp(0, weights.shape[1] - 1)] = 1.0
-        if not len(free):
-            return best._replace(weights=weights)
-        combined, score, coefficients = self._combine(free)
-        taken = score > self.scores[free].amax(1)
-        rows = free[taken]
-        state, position = best.state.clone(), best.position.clone()
-        state[rows], position[rows], weights[rows] = combined[taken], -1, coefficients[taken]
-        return Choice(state, position, best.collapsed & (position >= 0), weights)
+        weights[best.parent, best.position.clamp(0, self._width - 1)] = 1.0
+        state, position = best.state, best.position
+        if len(free):
+            combined, score, coefficients = self._combine(free)
+            taken = score > self.scores[free].amax(1)
+            rows = free[taken]
+            state[rows], position[rows], weights[rows] = combined[taken], -1, coefficients[taken]
+        return self._chosen(state, position, best.collapsed & (position >= 0), weights)
 
     def _combine(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best combination of these problems: states ``[m, C, *S]``, scores ``[m]`` (-inf where unusable), coefficients ``[m, B]``."""
-        climb, x = self._climb, self._state[rows]
-        scorer, context = climb.scorer, ScoreContext(climb.context.step, climb.context.problem_ids[rows])
+        climb, x = self._climb, self.beams.latest[rows]
+        scorer, context = climb.scorer, ScoreContext(climb.step, self.beams.problem_ids[rows])
         span = _Deviations(x, self._candidates[rows], self.scores[rows], scorer, context)
         w = torch.zeros_like(self.scores[rows])
         state, top, coefficients = span.at(w), torch.full_like(w[:, 0], -torch.inf), w
@@ -149,7 +151,7 @@ class Span(Argmax):
 
 
 class _Deviations:
-    """``c_i - c_0`` of m problems, as the scorer sees them, in its units, with their Gram matrix in float64."""
+    """The deviations ``c_i - c_0`` of m problems as the scorer sees them, in its units, with their Gram matrix in float64."""
 
     def __init__(self, x: Tensor, candidates: Tensor, scores: Tensor, scorer: Scorer, context: ScoreContext) -> None:
         usable = scores.isfinite()
@@ -173,26 +175,29 @@ class _Deviations:
         return self.base + (over(w.to(self._raw.dtype), self._raw) * self._raw).sum(1)
 
     def towards(self, move: Tensor) -> Tensor:
-        """Coefficients ``[m, B]`` of the point of the span that is nearest to ``move`` ``[m, 1, C, *S]``."""
+        """Coefficients ``[m, B]`` of the point of the span nearest to ``move [m, 1, C, *S]``."""
         self._wanted = self._flat(move)[:, 0]
         moments = torch.stack([d.double() @ m for d, m in zip(self._scaled, self._wanted)])
-        return torch.linalg.solve(self._regular, moments)
+        coefficients: Tensor = torch.linalg.solve(self._regular, moments)
+        return coefficients
 
     def lengthened(self, w: Tensor) -> Tensor:
-        """``w`` as ``towards`` gave it, so long that it gains, to first order, what the move would have: only a part of the gradient lies
-        in the span. Too long where the maximum does not lie there."""
+        """``w`` from ``towards``, lengthened so that to first order it gains what the move would have gained.
+
+        Only a part of the gradient lies in the span. The result is too long where the maximum does not lie there.
+        """
         inside = self._size(w)
         return w * torch.where(inside > 0, self._wanted.square().sum(1) / inside.square(), 0.0).unsqueeze(1)
 
     def within(self, w: Tensor, trust: float | None) -> Tensor:
-        """``w``, shortened where it leads out of the trust region."""
+        """``w``, shortened to the trust region."""
         if trust is None:
             return w
         size, reach = self._size(w), trust * self._reach
         return w * torch.where(size > reach, reach / size, 1.0).unsqueeze(1)
 
     def shares(self, w: Tensor) -> Tensor:
-        """Weights of the candidates themselves, which add up to 1."""
+        """Weights of the candidates themselves; they add up to 1."""
         shares = w.clone()
         shares[torch.arange(len(w), device=w.device), self._base_at] = 0.0
         shares[torch.arange(len(w), device=w.device), self._base_at] = 1.0 - shares.sum(1)

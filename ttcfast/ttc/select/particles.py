@@ -1,4 +1,4 @@
-"""Resampling of a step's candidates by weight, in place of the best k."""
+"""Candidates drawn by weight in place of the best k."""
 
 from __future__ import annotations
 
@@ -8,72 +8,60 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.seeds import hash_seed
+from ttcfast.ttc.paths import Survivors
 
-from .beams import Beams, StepSearch, Survivors
+from .beams import BestOfBeams
+from .keep import Chunk, Group, Keep
+from .topk import TopPool
 
-_SITE = 0x7061727469636C65  # names the stream of the resampling among those of a seed
+_SITE = 0x7061727469636C65  # the random stream of the resampling
 
 
-class ParticleSearch(StepSearch):
-    """Keeps two float64 numbers of every candidate of a step, 16 bytes, and draws k of each problem with weights
-    ``exp(score / temperature)``.
+class Particles(BestOfBeams):
+    """Draws k candidates of each problem with weights ``exp(score / temperature)``. Experimental: no measurement shows a gain.
+
+    Two float64 numbers of every candidate are kept, 16 bytes.
 
     Args:
-        beams, width, floor, history: as for ``StepSearch``.
-        k: survivors of a problem.
-        temperature: large ones make all candidates alike, small ones the best win.
+        group: As for ``Keep``.
+        k: Number of survivors of a problem.
+        temperature: A large one makes all candidates alike; with a small one the best wins.
         uniforms: float64 ``[P]`` in [0, 1), one for each problem of ``beams``.
-        make: gives the states ``[R, C, *S]`` of candidates by rows of ``beams`` and positions, once more; None keeps every chunk instead.
+        make: Makes the states ``[R, C, *S]`` of candidates once more from rows of ``beams`` and positions; None keeps every chunk instead.
     """
 
     def __init__(
-        self,
-        beams: Beams,
-        k: int,
-        width: int,
-        *,
-        floor: float | None,
-        history: int,
-        temperature: float,
-        uniforms: Tensor,
-        make: Callable[[Tensor, Tensor], Tensor] | None,
+        self, group: Group, k: int, *, temperature: float, uniforms: Tensor, make: Callable[[Tensor, Tensor], Tensor] | None
     ) -> None:
-        super().__init__(beams, 1, width, floor=floor, subtrees=False, history=history)
+        super().__init__(group, 1)
         self._k, self._temperature, self._uniforms = k, temperature, uniforms
-        self._values = torch.full((len(beams), width), -torch.inf, dtype=torch.float64, device=self.first.device)
+        self._values = self._rounding.new_full((len(self.beams), self._width), -torch.inf)
         self._scores = self._values.clone()
-        self._source = torch.zeros_like(self.nonfinite)  # which search a row's candidates came from: 0 is this one
-        self._searches: list[ParticleSearch] = [self]
-        self._row = torch.arange(len(beams), device=self.first.device)  # and its row there
-        self._make, self._chunks = make, []  # type: ignore[var-annotated]
+        self._draws: list[Particles] = [self]  # this one, and those of groups drawn again
+        self._draw = torch.zeros_like(self.nonfinite)  # the draw that a row's candidates come from
+        self._row = torch.arange(len(self.beams), device=self.first.device)  # and its row there
+        self._make = make
+        self._chunks: list[tuple[slice, int, Tensor]] = []
 
-    def add(self, rows: slice, start: int, states: Tensor, score: Tensor, value: Tensor, ties: Tensor | None, marks: Tensor | None) -> None:
-        super().add(rows, start, states, score, value, ties, marks)
-        self._values[rows, start : start + value.shape[1]] = value
-        self._scores[rows, start : start + value.shape[1]] = score
+    def add(self, rows: slice, start: int, chunk: Chunk) -> None:
+        super().add(rows, start, chunk)
+        self._values[rows, start : start + chunk.value.shape[1]] = chunk.value
+        self._scores[rows, start : start + chunk.score.shape[1]] = chunk.score
         if self._make is None:
-            self._chunks.append((rows, start, states))
+            self._chunks.append((rows, start, chunk.states))
 
-    def replace(self, rows: Tensor, other: StepSearch) -> None:
-        assert isinstance(other, ParticleSearch)
-        taken = other._best() > self._best()[self._owner[rows].unique_consecutive()]
-        super().replace(rows, other)
-        theirs = other.rows_of(taken)
-        ours = rows[theirs]
+    def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
+        assert isinstance(other, Particles)
+        super()._take_over(ours, other, theirs)
         self._values[ours], self._scores[ours] = other._values[theirs], other._scores[theirs]
-        self._source[ours], self._row[ours] = len(self._searches), theirs
-        self._searches.append(other)
+        self._draw[ours], self._row[ours] = len(self._draws), theirs
+        self._draws.append(other)
 
-    def survivors(self, min_spread: float) -> Survivors:
-        reached = self._values if self._floor is None else self._values.masked_fill(self._scores < self._floor, -torch.inf)
-        return self._resampled(reached, min_spread)
-
-    def below_floor(self, min_spread: float) -> Survivors | None:
-        return (
-            None if self._floor is None else self._resampled(self._values.masked_fill(self._scores >= self._floor, -torch.inf), min_spread)
-        )
-
-    def _resampled(self, values: Tensor, min_spread: float) -> Survivors:
+    def _survivors(self, pool: TopPool, min_spread: float) -> Survivors:
+        values = self._values
+        if self._score_floor is not None:
+            reaches = self._scores >= self._score_floor
+            values = values.masked_fill(~reaches if pool is self.pools[0] else reaches, -torch.inf)
         parents, positions = [], []
         for problem, uniform in enumerate(self._uniforms.tolist()):
             rows = (self._owner == problem).nonzero().flatten()
@@ -90,10 +78,10 @@ class ParticleSearch(StepSearch):
 
     def _states(self, parent: Tensor, position: Tensor) -> Tensor:
         out = self.first[parent].clone()
-        for number, search in enumerate(self._searches):
-            wanted = self._source[parent] == number
+        for number, draw in enumerate(self._draws):
+            wanted = self._draw[parent] == number
             if bool(wanted.any()):
-                out[wanted] = search._own_states(self._row[parent[wanted]], position[wanted])
+                out[wanted] = draw._own_states(self._row[parent[wanted]], position[wanted])
         return out
 
     def _own_states(self, rows: Tensor, position: Tensor) -> Tensor:
@@ -107,12 +95,14 @@ class ParticleSearch(StepSearch):
 
 
 def systematic(log_weights: Tensor, k: int, uniform: float) -> Tensor:
-    """Indices ``[k]`` drawn by systematic resampling, ascending: each occurs its share of k times, rounded up or down. None where every
-    weight is 0.
+    """Draw ``k`` indices by systematic resampling, ascending: each occurs its share of k times, rounded up or down.
 
     Args:
         log_weights: float64 ``[m]``; -inf is never drawn.
-        uniform: in [0, 1): the one random number that it takes.
+        uniform: The one random number that is needed, in [0, 1).
+
+    Returns:
+        int64 ``[k]``, or ``[0]`` where every weight is 0.
 
     Source: Kitagawa, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models", 1996.
     """
@@ -127,6 +117,6 @@ def systematic(log_weights: Tensor, k: int, uniform: float) -> Tensor:
 
 
 def uniforms_of(seed: int, step: int, problem_ids: Tensor) -> Tensor:
-    """One number in [0, 1) for each problem, a function of seed, step and problem alone; float64 ``[P]``."""
+    """One number in [0, 1) for each problem, float64 ``[P]``, a function of seed, step and problem alone."""
     words = [hash_seed(seed, step, problem, _SITE) >> 10 for problem in problem_ids.tolist()]  # 53 bits
     return torch.tensor(words, dtype=torch.float64, device=problem_ids.device) / 2**53

@@ -1,4 +1,4 @@
-"""The best k of a stream of scored states: keys for all that come by, copies of those alone that are among the best so far."""
+"""The best k of a stream of scored states: keys of all, copies only of those that are among the best so far."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from ttcfast.ops.topk import topk
 
 NO_ID = 2**40
-"""Of an empty place; candidate ids lie below it."""
+"""The id of an empty place; candidate ids are smaller."""
 
 
 @dataclass
 class Keys:
-    """What decides over candidates, each ``[n, m]``.
+    """The values that decide over candidates, each ``[n, m]``.
 
     Attributes:
-        rank: float64, larger is better, -inf where a candidate cannot be taken.
-        ids: int64, unique within a group; break ties.
+        rank: float64, larger is better; -inf where a candidate cannot be taken.
+        ids: int64, unique within a group; the smaller id wins a tie.
         scores: float64, carried along.
-        ties: float64, break ties before the ids do; None for none.
-        marks: int64, equal where two states are; None where duplicates do not matter.
+        ties: float64, the larger value wins a tie before the ids decide; None where only the ids do.
+        marks: int64, equal for equal states; None where duplicates do not matter.
     """
 
     rank: Tensor
@@ -42,25 +42,29 @@ class Keys:
         return Keys(**{name: value[rows] for name, value in self.columns().items()})
 
     def beside(self, other: Keys) -> Keys:
-        """Both, along the second axis."""
+        """Both, joined along the second axis."""
         theirs = other.columns()
         return Keys(**{name: torch.cat([value, theirs[name]], 1) for name, value in self.columns().items()})
 
+    def among(self, wanted: Tensor) -> Keys:
+        """The same keys, of which those outside ``wanted [n, m]`` cannot be taken."""
+        return Keys(**{**self.columns(), "rank": self.rank.masked_fill(~wanted, -torch.inf)})
+
 
 def best(keys: Keys, k: int) -> tuple[Keys, Tensor]:
-    """The ``k`` best of every row, best first: by rank, then ``ties``, then the smaller id, without those whose mark equals a better one's.
+    """The ``k`` best of every row, best first: by rank, then ``ties``, then the smaller id, without duplicates of a better one.
 
     Returns:
-        Their keys, and their positions ``[n, k]``. Where fewer can be taken, rank is -inf and the id ``NO_ID`` from there on.
+        Their keys and their positions ``[n, k]``. Places beyond the last candidate that can be taken have rank -inf and id ``NO_ID``.
     """
     width = keys.rank.shape[1]
     if keys.marks is not None:
-        keys = Keys(**{**keys.columns(), "rank": keys.rank.masked_fill(_duplicates(keys), -torch.inf)})
+        keys = keys.among(~_duplicates(keys))
     positions = torch.arange(width, device=keys.ids.device)
     if keys.ties is None:
         if width > 2**22:
             raise ValueError(f"a chunk holds {width} candidates of one problem; at most {2**22} can be told apart: set a chunk_size")
-        _, packed = topk(keys.rank, k, ids=keys.ids * width + positions)  # one number names the candidate and says where it stands
+        _, packed = topk(keys.rank, k, ids=keys.ids * width + positions)  # one number holds both id and position
         index = packed % width
     else:
         order = _by_tie_and_id(keys)
@@ -73,7 +77,7 @@ def best(keys: Keys, k: int) -> tuple[Keys, Tensor]:
 
 
 def marks_of(states: Tensor, axes: int) -> Tensor:
-    """An int64 for each state behind the first ``axes`` axes; equal states have equal marks, others differ but for a chance of 2^-64."""
+    """An int64 for each state beyond the first ``axes`` axes. Equal states have equal marks; others differ up to a chance of 2^-64."""
     flat = (states + 0.0).contiguous().flatten(axes)  # -0 becomes +0
     words = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[flat.element_size()])
     generator = torch.Generator().manual_seed(flat.shape[-1])
@@ -82,16 +86,16 @@ def marks_of(states: Tensor, axes: int) -> Tensor:
 
 
 class TopPool:
-    """The ``k`` best states of each of ``n`` groups, in ``k`` slots a group, and their keys in order.
+    """The ``k`` best states of each of ``n`` groups, in ``k`` slots per group, and their keys in order.
 
-    A survivor is (slot, id): a state that comes in among the best is copied into the slot of one that fell out, and no other state moves.
-    Of B candidates in random order about ``k (1 + ln(B / k))`` are copied. The keys, and with them the result, do not depend on the
-    order or the chunks in which candidates come.
+    A state that enters the best is copied into the slot of one that left them, and no other state moves, so that about
+    ``k (1 + ln(B / k))`` of B candidates in random order are copied. Neither keys nor result depend on the order or the chunks in which
+    candidates come.
 
     Args:
-        state: one state ``[C, *S]``, for its shape, dtype and device.
-        n, k: groups and slots of each.
-        ties, marks: whether keys come with them.
+        state: One state ``[C, *S]``, for its shape, dtype and device.
+        n, k: Number of groups, and of slots in each.
+        ties, marks: Whether keys come with these columns.
     """
 
     def __init__(self, state: Tensor, n: int, k: int, *, ties: bool = False, marks: bool = False) -> None:
@@ -106,10 +110,10 @@ class TopPool:
         """Take in a chunk.
 
         Args:
-            groups: the groups that the chunk is of, P of them.
-            keys: of its candidates, ``[P, m]``.
+            groups: The P groups that the chunk belongs to.
+            keys: Keys of its candidates, ``[P, m]``.
             states: ``[R, b, C, *S]``.
-            row, column: int64 ``[P, m]``, where in ``states`` each candidate's state stands.
+            row, column: int64 ``[P, m]``, index of each candidate's state in ``states``.
         """
         if not bool((keys.rank.amax(1) >= self.keys.rank[groups, -1]).any()):
             return
@@ -119,7 +123,7 @@ class TopPool:
         stays, comes = taken & (index < self.k), taken & (index >= self.k)
         at = torch.where(stays, index, 0)
         kept = torch.zeros_like(at).scatter_add_(1, at, stays.long())
-        free = slots.gather(1, kept.argsort(dim=1, stable=True))  # the slots of those that fell out come first
+        free = slots.gather(1, kept.argsort(dim=1, stable=True))  # the slots of those that left come first
         vacancy = ((~stays).cumsum(1) - 1).clamp_min(0)
         new_slots = torch.where(stays, slots.gather(1, at), free.gather(1, vacancy))
         group, place = comes.nonzero(as_tuple=True)
@@ -131,29 +135,29 @@ class TopPool:
             getattr(self.keys, name)[groups] = value
 
     def fill(self, keys: Keys, group: Tensor, place: Tensor, states: Tensor) -> None:
-        """Take over all keys ``[n, k]``, and the states ``[m, C, *S]`` of those at ``group``, ``place``."""
+        """Replace all keys ``[n, k]``, and the states at ``group``, ``place`` by ``states [m, C, *S]``."""
         self.keys, self._slots = keys, torch.arange(self.k, device=self._slots.device).expand_as(self._slots).clone()
         self.states[group, place] = states
 
-    def replace(self, groups: Tensor, other: TopPool) -> None:
-        """Take over the groups of ``other``, all of them, as ``groups``."""
-        self.states[groups], self._slots[groups] = other.states, other._slots
+    def replace(self, groups: Tensor, other: TopPool, theirs: Tensor) -> None:
+        """Take over the groups ``theirs`` of ``other`` as ``groups``."""
+        self.states[groups], self._slots[groups] = other.states[theirs], other._slots[theirs]
         for name, value in other.keys.columns().items():
-            getattr(self.keys, name)[groups] = value
+            getattr(self.keys, name)[groups] = value[theirs]
         self.copies += other.copies
 
     @property
     def taken(self) -> Tensor:
-        """Which places hold a survivor, bool ``[n, k]``, best first."""
+        """Whether a place holds a survivor, bool ``[n, k]``, best first."""
         return self.keys.rank > -torch.inf
 
     def states_of(self, group: Tensor, place: Tensor) -> Tensor:
-        """A copy of the states ``[m, C, *S]`` at the places, counted from the best, of the groups."""
+        """A copy of the states ``[m, C, *S]`` at these places, counted from the best, of these groups."""
         return self.states[group, self._slots[group, place]]
 
 
 def _duplicates(keys: Keys) -> Tensor:
-    """Which candidates have the mark of a better one, bool ``[n, m]``."""
+    """Whether a candidate has the mark of a better one, bool ``[n, m]``."""
     assert keys.marks is not None
     order = _by_tie_and_id(keys)
     order = order.gather(1, (-keys.rank).gather(1, order).argsort(dim=1, stable=True))

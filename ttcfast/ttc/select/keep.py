@@ -1,0 +1,116 @@
+"""What every way of keeping candidates has in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ttcfast.ttc.guardrails import over
+from ttcfast.ttc.paths import Beams, Survivors
+
+
+class Chunk(NamedTuple):
+    """Some candidates of some beams, and what decides over them.
+
+    Attributes:
+        states: ``[m, b, C, *S]``.
+        score: float64 ``[m, b]``, score of this step alone; -inf where a candidate cannot be used.
+        value: float64 ``[m, b]``, value that ranks a candidate within its beam: its score, or that of its continuation.
+        ties: float64 ``[m, b]``, breaks ties, the larger first; None where the smaller position wins.
+        marks: int64 ``[m, b]``, equal for equal states; None where duplicates do not matter.
+    """
+
+    states: Tensor
+    score: Tensor
+    value: Tensor
+    ties: Tensor | None = None
+    marks: Tensor | None = None
+
+    def part(self, columns: slice) -> Chunk:
+        return Chunk(*(None if value is None else value[:, columns] for value in self))  # type: ignore[arg-type]
+
+
+class Group(NamedTuple):
+    """What the candidates of a step are compared by.
+
+    Attributes:
+        beams: The states being left.
+        width: Number of candidates of each beam, refined copies included.
+        rounding: float64 ``[M]``, spread of scores that rounding explains; -inf where it is not known.
+        score_floor: Scores below it are taken only where a problem has no other candidate and no finite fallback; None for no floor.
+    """
+
+    beams: Beams
+    width: int
+    rounding: Tensor
+    score_floor: float | None
+
+
+class Keep:
+    """Takes the candidates of a step chunk by chunk and keeps no more of them than the choice needs.
+
+    Attributes:
+        scores: float64 ``[M, B]``, the scores of all candidates, where they are kept.
+        first: ``[M, C, *S]``, candidate 0 of each beam, NaN until it comes by.
+        nonfinite: int64 ``[M]``, number of candidates that cannot be used.
+        unscored: int64 ``[M]``, number of finite candidates in chunks without a finite score.
+        distinct: int64 ``[M]``, number of candidates that differ, set by the caller.
+        reward_evaluations: Evaluations of the reward, most of them counted by the caller.
+        copies: Number of states copied.
+    """
+
+    scores: Tensor | None = None
+
+    def __init__(self, group: Group) -> None:
+        self.beams, self._width, self._rounding, self._score_floor = group
+        self.first = torch.full_like(self.beams.latest, torch.nan)
+        self.nonfinite = torch.zeros_like(self.beams.problem)
+        self.unscored, self.distinct = torch.zeros_like(self.nonfinite), torch.ones_like(self.nonfinite)
+        self.reward_evaluations = self.copies = 0
+
+    def add(self, rows: slice, start: int, chunk: Chunk) -> None:
+        """Take in the candidates of the beams ``rows`` from position ``start``."""
+        self.nonfinite[rows] += chunk.value.isinf().sum(1)
+        if start == 0:
+            self.first[rows] = chunk.states[:, 0]
+
+    def missed(self) -> Tensor:
+        """Rows of the problems without a candidate that can be taken and reaches the floor, int64 ``[R]``. Waits for the device."""
+        raise NotImplementedError
+
+    def without_score(self) -> Tensor:
+        """Rows of the problems that have finite candidates but no usable one, int64 ``[R]``."""
+        raise NotImplementedError
+
+    def replace(self, rows: Tensor, other: Keep) -> None:
+        """Take over from ``other``, which drew the problems of ``rows`` again, those whose best candidate is better there."""
+        self.nonfinite[rows] += other.nonfinite
+        self.unscored[rows] += other.unscored
+        self.reward_evaluations += other.reward_evaluations
+        theirs = self._bettered(rows, other)
+        ours, first = rows[theirs], other.first[theirs]
+        absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
+        self.first[ours] = torch.where(over(absent, first), self.first[ours], first)
+        self._take_over(ours, other, theirs)
+
+    def survivors(self, min_spread: float, missed: Tensor) -> tuple[Survivors, Survivors | None]:
+        """What goes on.
+
+        Args:
+            min_spread: Relative spread of scores up to which candidate 0 is taken.
+            missed: The answer of ``missed()``.
+
+        Returns:
+            The states kept of all other problems, and the best below the floor of those of ``missed``; None where there are none.
+        """
+        raise NotImplementedError
+
+    def _bettered(self, rows: Tensor, other: Keep) -> Tensor:
+        """Rows of ``other`` whose problems have a better best candidate there."""
+        raise NotImplementedError
+
+    def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
+        """Take over the rows ``theirs`` of ``other`` as ``ours``."""
+        raise NotImplementedError
