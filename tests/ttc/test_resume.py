@@ -87,6 +87,12 @@ def scaled(factor):
     return lambda x_t, cand_tp1: factor * cand_tp1[:, 0, 0, 0]
 
 
+def networked(weight):
+    net = torch.nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(weight)
+    return lambda x_t, cand_tp1: net(cand_tp1[:, 0, 0, :1])[:, 0]
+
+
 class Weighed:
     """A plain object that scores, with a private setting and a public count."""
 
@@ -106,6 +112,7 @@ OTHER_SCORERS = {  # name: (scorer of the folder, one that differs in a setting,
     "inner": (ScorerList({"a": arm()}), ScorerList({"a": arm(3.0)}), r"scorer.scorers.a.weights.w_mass is 3.0, there 1.0"),
     "function": (last_cell, lambda x_t, c: -c[:, 0, 0, 0], r"scorer._function is '.*lambda> \w+', there '.*last_cell \w+';"),
     "closure": (scaled(1.0), scaled(2.0), r"scorer._function.factor is 2.0, there 1.0;"),
+    "network": (networked(1.0), networked(2.0), r"scorer._function.net.weights is '\w+', there '\w+';"),
     "object": (Weighed(), Weighed(2.0), r"scorer._function._weight is 2.0, there 1.0;"),
     "spec": (arm(), arm(spec=StateSpec.euler2d(gamma=torch.tensor(1.3))), r"scorer.spec.gamma is 'torch.float32 \(\) \w+', there 1.4"),
     "kind": (arm(), last_cell, r"scorer is '_FunctionScorer', there 'ARMScorer'; .*; and \d+ more; give another folder"),

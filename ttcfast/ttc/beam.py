@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttcfast.rewards.scorer import as_scorer
 from ttcfast.spec import TTCConfig
 
 from .search import Search
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from .budget import Budget
+    from .result import BeamStepOutput
 
 __all__ = ["TTCBeam"]
 
@@ -80,6 +88,14 @@ class TTCBeam(Search):
             )
         self.tie_breaker = None if tie_breaker is None else as_scorer(tie_breaker, ndim=self._source.ndim)
         self.drop_duplicates = drop_duplicates
+
+    if TYPE_CHECKING:  # the same steps, with what they say of beams
+
+        def rollout_iter(
+            self, x0: Tensor, T: int, *, problem_ids: Tensor | None = None, budget: Budget | None = None
+        ) -> Iterator[BeamStepOutput]: ...
+
+        def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> BeamStepOutput: ...
 
 
 def check_beam(cfg: TTCConfig) -> None:

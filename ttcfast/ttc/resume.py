@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 import types
 import zlib
@@ -148,7 +149,7 @@ def _require_range(name: str, values: Tensor, least: int, end: int) -> None:
 def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str, Any]:
     """Fingerprint a model or scorer so that a resume, or a search in several processes, detects a mismatch.
 
-    A module counts by its class, a checksum of its state dict and its printed layers, a function by its name, code and what it closes over,
+    A module counts by its class, a checksum of its weights and its printed layers, a function by its name, code and what it closes over,
     any other object by its class. Attributes are followed, private ones only where they are numbers, strings, functions or objects:
     containers and tensors there are taken for caches.
 
@@ -165,7 +166,7 @@ def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str
         return {name: plain}
     if any(value is outer for outer in within):
         return {name: f"the same as {type(value).__name__}"}
-    own, parts = _described(value, isinstance(value, nn.Module) and any(isinstance(outer, nn.Module) for outer in within))
+    own, parts = _described(value, any(value is m for outer in within if isinstance(outer, nn.Module) for m in outer.modules()))
     items = {path: v for key, part in parts.items() for path, v in settings_of(f"{name}.{key}", part, (*within, value)).items()}
     if len(parts) > _LONG:
         return {name: f"{own} {_crc(sorted(items.items()))}"}
@@ -173,7 +174,7 @@ def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str
 
 
 def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
-    """What an object is, and its parts; ``inner`` modules leave their weights and layers to the outermost."""
+    """What an object is, and its parts; ``inner`` modules, parts of another, leave their weights and layers to that."""
     kind = type(value)
     if isinstance(value, Mapping):
         return f"{kind.__name__} of {len(value)}", {str(_plain(key)): item for key, item in value.items()}
@@ -192,13 +193,14 @@ def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
     if isinstance(value, functools.partial):
         return "partial", {"func": value.func, "args": value.args, "keywords": value.keywords}
     if isinstance(value, nn.Module):
-        parts: dict[str, Any] = {} if inner else {"weights": _crc(sorted(_weights(value))), "layers": _crc(repr(value))}
+        parts: dict[str, Any] = {} if inner else {"weights": _weights(value), "layers": _crc(re.sub(" at 0x[0-9a-f]+", "", repr(value)))}
         return kind.__name__, parts | value._modules | ({} if _opaque(kind.__module__) else _attributes(value))
     return kind.__name__, {} if _opaque(kind.__module__) else _attributes(value)
 
 
-def _weights(module: nn.Module) -> list[tuple[str, str]]:
-    return [(name, checksum_of(t)) for name, t in module.state_dict().items() if isinstance(t, Tensor)]
+def _weights(module: nn.Module) -> str:
+    """A checksum of all parameters and buffers."""
+    return _crc(sorted((name, checksum_of(t)) for name, t in (*module.named_parameters(), *module.named_buffers())))
 
 
 def _attributes(value: Any) -> dict[str, Any]:

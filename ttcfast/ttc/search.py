@@ -39,7 +39,7 @@ from .result import RolloutResult, StepOutput
 from .resume import SavedRollout, settings_of
 from .select.argmax import Argmax
 from .select.beams import BestOfBeams
-from .select.combine import Climb, SoftmaxMean, Span
+from .select.combine import SoftmaxMean, Span
 from .select.keep import Chunk, Group, Keep
 from .select.particles import Particles, uniforms_of
 from .select.topk import marks_of
@@ -349,7 +349,7 @@ class Search:
             if cfg.select == "softmax_mean":
                 return SoftmaxMean(group, cfg.temperature)
             if cfg.select == "span":
-                return Span(group, Climb(self.scorer, run.step, cfg.trust, self._source.spec))
+                return Span(group, self.scorer, run.step, cfg.trust, self._source.spec)
             return self._selection(group)
         if cfg.approach == "particle":
             uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])

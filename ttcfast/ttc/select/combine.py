@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -62,23 +60,6 @@ class SoftmaxMean(Argmax):
         return self._chosen(torch.where(over(collapsed, mean), self.first, mean), torch.where(collapsed, 0, -1), collapsed, weights)
 
 
-@dataclass(frozen=True)
-class Climb:
-    """What ``Span`` needs to know besides the candidates.
-
-    Args:
-        scorer: Differentiable reward that scores each candidate by itself.
-        step: Index of the state being left.
-        trust: Largest distance from candidate 0 relative to the size of its own step; None for no limit.
-        spec: Layout by which density and pressure are found; None requires finite values only.
-    """
-
-    scorer: Scorer
-    step: int
-    trust: float | None
-    spec: StateSpec | None
-
-
 class Span(Argmax):
     """The best point of ``c_0 + sum_i w_i (c_i - c_0)`` by a differentiable reward. Experimental: no measurement shows a gain.
 
@@ -88,12 +69,19 @@ class Span(Argmax):
     than every candidate and keeps density and pressure positive, else the best candidate. c_0 is candidate 0, or the best one where
     candidate 0 is not usable.
 
+    Args:
+        group: As for ``Keep``.
+        scorer: Differentiable reward that scores each candidate by itself.
+        step: Index of the state being left.
+        trust: Largest distance from candidate 0 relative to the size of its own step; None for no limit.
+        spec: Layout by which density and pressure are found; None requires finite values only.
+
     Source: docs/design/decisions.md ("Combining candidates").
     """
 
-    def __init__(self, group: Group, climb: Climb) -> None:
+    def __init__(self, group: Group, scorer: Scorer, step: int, trust: float | None, spec: StateSpec | None) -> None:
         super().__init__(group)
-        self._climb = climb
+        self._scorer, self._step, self._trust, self._spec = scorer, step, trust, spec
         self._candidates = self.first.new_zeros((len(self.beams), self._width, *self.first.shape[1:]))
 
     def add(self, rows: slice, start: int, chunk: Chunk) -> None:
@@ -120,15 +108,14 @@ class Span(Argmax):
 
     def _combine(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best combination of these problems: states ``[m, C, *S]``, scores ``[m]`` (-inf where unusable), coefficients ``[m, B]``."""
-        climb, x = self._climb, self.beams.latest[rows]
-        scorer, context = climb.scorer, ScoreContext(climb.step, self.beams.problem_ids[rows])
+        scorer, x, context = self._scorer, self.beams.latest[rows], ScoreContext(self._step, self.beams.problem_ids[rows])
         span = _Deviations(x, self._candidates[rows], self.scores[rows], scorer, context)
         w = torch.zeros_like(self.scores[rows])
         state, top, coefficients = span.at(w), torch.full_like(w[:, 0], -torch.inf), w
         for _ in range(1 if scorer.ascent_to_best else SPAN_STEPS):
             near = span.towards(scorer.ascent(x, span.at(w).unsqueeze(1), context))
             moves = [near] if scorer.ascent_to_best else [near, span.lengthened(near)]
-            tried = [span.within(w + move, climb.trust) for move in moves]
+            tried = [span.within(w + move, self._trust) for move in moves]
             reached = torch.stack([span.at(t) for t in tried], 1)
             scores = scorer.score_group(x, reached, context).double()
             scores = torch.where(self._sound(reached, span.base, context), scores, -torch.inf)
@@ -142,7 +129,7 @@ class Span(Argmax):
 
     def _sound(self, reached: Tensor, base: Tensor, context: ScoreContext) -> Tensor:
         """Whether ``[m, b, C, *S]`` are finite and have lost no positive density or pressure, bool ``[m, b]``."""
-        finite, spec = finite_states(reached, 2), self._climb.spec
+        finite, spec = finite_states(reached, 2), self._spec
         if spec is None:
             return finite
         was = positive(base, spec_of_problems(spec, context.problem_ids))
