@@ -18,7 +18,6 @@ from ttcfast.models.checkpoint import ema_tensors, load_surrogate, units_of
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.sizes import make_prm
 from ttcfast.rewards.prm.sketch_files import from_pretrained
-from ttcfast.rewards.prm.train import TrainPRMConfig, TrainPRMResult
 from ttcfast.rewards.prm.triplets.batches import Batches, Triplets
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
@@ -39,6 +38,7 @@ from ttcfast.runtime.training import (
 )
 from ttcfast.runtime.units import require_units
 
+from .config import TrainPRMConfig, TrainPRMResult
 from .losses import RewardLoss
 from .validation import Validation
 
