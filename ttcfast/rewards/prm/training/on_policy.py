@@ -20,21 +20,18 @@ from ttcfast.metrics import rollout_mse
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate
 from ttcfast.models.on_grid import require_fit, units_of_data
 from ttcfast.rewards.prm.dense import DensePRM
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import (
     CLOCKS,
     Stopwatch,
+    TrainingRun,
     adamw,
     average_again,
     learning_rate,
-    require_same_settings,
     set_learning_rate,
     settings,
-    share_done,
-    train_steps,
     update_average,
 )
 from ttcfast.runtime.units import require_units, time_step_of
@@ -115,9 +112,8 @@ def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
     """
     out = output_folder(config.out)
     run = _Run(config, out)
-    first = run.resume() if config.resume else run.restart()
-    done, validation = train_steps(run, first, out)
-    run.export(done, validation)
+    validation = run.train() or run.validate(run.done)
+    run.export(run.done, validation)
     return out, validation
 
 
@@ -175,11 +171,14 @@ class RolloutPool:
         self.state[slot] = self.truth[slot, self.time[slot]]
 
 
-class _Run:
+class _Run(TrainingRun):
     """The state of one training run."""
 
+    model: DensePRM
+
     def __init__(self, config: OnPolicyConfig, out: Path) -> None:
-        self.config, self.out, self.training = config, out, out / "training.safetensors"
+        self.config, self.out = config, out
+        self.steps, self.max_seconds = config.steps, config.max_seconds
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         self.surrogate = load_surrogate(config.fm).to(self.device)
@@ -205,7 +204,7 @@ class _Run:
     def step(self, step: int) -> dict[str, float]:
         """One update."""
         config = self.config
-        lr = learning_rate(config.lr, step, config.warmup, share_done(self, step))
+        lr = learning_rate(config.lr, step, config.warmup, self.share_done(step))
         set_learning_rate(self.optimizer, lr)
         state, truth = (v.to(self.device) for v in self.pool.batch())
         candidate = self._candidates(state, step)
@@ -241,7 +240,7 @@ class _Run:
         return candidate
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Mean squared errors of the averaged weights over those of the deterministic step: one step, and rollouts with 0, 1, 2 moves."""
         model, truth = self._averaged(), self.valid
         scale = self._normalizer().std.to(self.device)
@@ -269,32 +268,15 @@ class _Run:
             new = new + model.error(state, new) * self.unit
         return _conserving(state, new, self.spec)
 
-    def save(self, step: int) -> None:
-        extra = {
-            "step": step,
-            "average": dict(self.average),
-            "seconds": self.watch.seconds(),
-            "config": settings(self.config, _FREE_ON_RESUME),
-            "pool": self.pool.state_dict(),
-        }
-        checkpoints.save_training(self.training, self.model, self.optimizer, extra)
+    def settings(self) -> dict[str, Any]:
+        return settings(self.config, _FREE_ON_RESUME)
 
-    def restart(self) -> int:
-        """Forget what an earlier run left, or a kill before the first save would bring it back."""
-        self.training.unlink(missing_ok=True)
-        return 0
+    def state(self) -> dict[str, Any]:
+        return {"average": dict(self.average), "pool": self.pool.state_dict()}
 
-    def resume(self) -> int:
-        """Go on where the last save was; returns its step, 0 without one."""
-        if not self.training.exists():
-            return 0
-        extra = checkpoints.load_training(self.training, self.model, self.optimizer)
-        with checkpoints.entries_of(self.training, "a training state"):
-            require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
-            self.average = average_again(extra["average"], self.average)
-            self.pool.load_state_dict(extra["pool"])
-            self.watch.go_on(float(extra["seconds"]))
-            return int(extra["step"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.average = average_again(state["average"], self.average)
+        self.pool.load_state_dict(state["pool"])
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         model = self._averaged()
