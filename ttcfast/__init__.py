@@ -35,8 +35,10 @@ _NAMES = {  # short name -> where it lives
     "info": "ttcfast.ops",
     "integrate": "ttcfast.integrators",
 }
-_PACKAGES: tuple[str, ...] = ("core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards", "ttc")
-_PACKAGES += ("stochastic_sampling",)
+_PACKAGES = (
+    *("core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards"),
+    *("stochastic_sampling", "ttc"),
+)
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]
 

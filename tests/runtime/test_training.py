@@ -16,7 +16,7 @@ def test_processor_time_does_not_count_sleep_and_wall_time_does():
     watches = {clock: Stopwatch(clock) for clock in ("wall", "cpu")}
     time.sleep(0.2)
     assert watches["wall"].seconds() >= 0.2 > watches["cpu"].seconds()
-    watches["cpu"].go_on(100.0)
+    watches["cpu"].restart_at(100.0)
     assert 100 <= watches["cpu"].seconds() < 101
 
 

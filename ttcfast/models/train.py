@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,19 @@ from ttcfast.data import ReadOptions, TrajectorySet, field_statistics, open_traj
 from ttcfast.data.pairs import WindowSampler
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
-from ttcfast.runtime.errors import ArgumentError, CheckpointError
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import (
     CLOCKS,
     Stopwatch,
     TrainingError,
+    TrainingRun,
     adamw,
     average_again,
     learning_rate,
-    require_same_settings,
     set_learning_rate,
     settings,
-    share_done,
-    train_steps,
     update_average,
 )
 from ttcfast.runtime.units import time_step_of
@@ -138,18 +136,20 @@ def train(config: TrainConfig) -> TrainResult:
     """
     out = output_folder(config.out)
     run = _Run(config, out)
-    first = run.resume() if config.resume else run.restart()
-    done, validation = train_steps(run, first, out)
-    run.export(done, validation)
-    return TrainResult(run.checkpoint, done, validation)
+    validation = run.train() or run.validate(run.done)
+    run.export(run.done, validation)
+    return TrainResult(run.checkpoint, run.done, validation)
 
 
-class _Run:
+class _Run(TrainingRun):
     """The state of one training run."""
+
+    model: ViT
 
     def __init__(self, config: TrainConfig, out: Path) -> None:
         self.config, self.out = config, out
-        self.checkpoint, self.training = out / "surrogate.safetensors", out / "training.safetensors"
+        self.steps, self.max_seconds = config.steps, config.max_seconds
+        self.checkpoint = out / "surrogate.safetensors"
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         data = self._open(config.split)
@@ -161,7 +161,7 @@ class _Run:
         self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
         self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
         self.average = ema_tensors(self.model)
-        self.meta = surrogate_meta(self.model, self.normalizer, self.spec, time_step=time_step_of(data.times))
+        self.surrogate_meta = surrogate_meta(self.model, self.normalizer, self.spec, time_step=time_step_of(data.times))
         self.valid = self._open("valid").spread(config.valid).stack().to(self.device)
         self.watch = Stopwatch(config.clock)
 
@@ -173,7 +173,7 @@ class _Run:
 
     def step(self, step: int) -> dict[str, float]:
         """One update; returns loss, gradient norm and learning rate."""
-        lr = learning_rate(self.config.lr, step, self.config.warmup, share_done(self, step))
+        lr = learning_rate(self.config.lr, step, self.config.warmup, self.share_done(step))
         set_learning_rate(self.optimizer, lr)
         start, target = self._pair(step)
         # The target is the clean next state seen from the noisy start, so the model learns to take noise back.
@@ -196,7 +196,7 @@ class _Run:
             windows = random_symmetry(windows, self.spec, np.random.default_rng([config.seed, 1, step]))
         windows = windows.to(self.device)
         start, target = windows[:, 0].clone(), windows[:, 1].clone()
-        pushed = round(config.pushforward * config.batch) if share_done(self, step) >= config.pushforward_from else 0
+        pushed = round(config.pushforward * config.batch) if self.share_done(step) >= config.pushforward_from else 0
         if pushed:
             with torch.no_grad(), self._autocast():
                 self.model.eval()
@@ -207,7 +207,7 @@ class _Run:
             start += config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
         return start, target
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Error of the averaged weights: one step along the truth, and rollouts over the whole length."""
         surrogate = self._averaged()
         truth = self.valid
@@ -224,38 +224,23 @@ class _Run:
                 result[f"rollout_mse_{horizon}"] = float(error[:, horizon].mean())
         return result
 
-    def save(self, step: int) -> None:
-        """Everything a resume needs, and the checkpoint as it stands."""
-        extra = {
-            "step": step,
-            "average": dict(self.average),
-            "seconds": self.watch.seconds(),
-            "config": settings(self.config, _FREE_ON_RESUME),
-        }
-        checkpoints.save_training(self.training, self.model, self.optimizer, extra, meta=self.meta)
+    def settings(self) -> dict[str, Any]:
+        return settings(self.config, _FREE_ON_RESUME)
 
-    def restart(self) -> int:
-        """Forget what an earlier run left, or a kill before the first save would bring it back."""
-        self.training.unlink(missing_ok=True)
-        return 0
+    def state(self) -> dict[str, Any]:
+        return {"average": dict(self.average)}
 
-    def resume(self) -> int:
-        """Go on where the last save was; returns its step, 0 without one."""
-        if not self.training.exists():
-            return 0
-        expect = {k: self.meta[k] for k in ("architecture", "model", "normalizer")}
-        try:
-            extra = checkpoints.load_training(self.training, self.model, self.optimizer, expect)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
-        with checkpoints.entries_of(self.training, "a training state"):
-            require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
-            self.average = average_again(extra["average"], self.average)
-            self.watch.go_on(float(extra["seconds"]))
-            return int(extra["step"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.average = average_again(state["average"], self.average)
+
+    def meta(self) -> dict[str, Any]:
+        return self.surrogate_meta
+
+    def expected(self) -> dict[str, Any]:
+        return {k: self.surrogate_meta[k] for k in ("architecture", "model", "normalizer")}
 
     def export(self, step: int, validation: dict[str, float]) -> None:
-        meta = {**self.meta, "training": {**asdict(self.config), "steps_done": step}, "validation": validation}
+        meta = {**self.surrogate_meta, "training": {**asdict(self.config), "steps_done": step}, "validation": validation}
         save_surrogate(self.checkpoint, self._averaged().model, meta)
 
     def _averaged(self) -> Surrogate:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +14,11 @@ import torch
 
 from ttcfast.checks import at_least, whole
 from ttcfast.data.replay import ReplaySampler, ReplaySet
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder, parse_json, require_regular, write_json
-from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import bar
+from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings
 
 from .algorithms import PWM
 from .arms import Arm
@@ -152,8 +150,8 @@ def train_wm(config: TrainWMConfig) -> Comparison:
     with bar(len(runs) * config.steps, "train_wm") as progress:
         for run in runs:
 
-            def note(step: int, loss: float, run: _Run = run) -> None:
-                progress.advance(step, note=f"{run.arm.label}, seed {run.seed}: loss {loss:.4g}")
+            def note(steps: float, text: str | None, run: _Run = run) -> None:
+                progress.advance(steps, note=f"{run.arm.label}, seed {run.seed}: {text or ''}")
 
             results.append(run.result(note))
     return Comparison(results, persistence(material.held_out, material.scale), material.held_out.act.shape[1], material.episodes)
@@ -183,64 +181,70 @@ class _Material:
         }
 
 
-class _Run:
+class _Run(TrainingRun):
     """One arm with one seed."""
+
+    settings_key, require_finite = "settings", False  # the sanity checks skip updates that are not finite
 
     def __init__(self, config: TrainWMConfig, arm: Arm, seed: int, out: Path, material: _Material) -> None:
         self.config, self.arm, self.seed, self.material = config, arm, seed, material
-        self.folder = out / f"{arm.name}_seed{seed}"
-        self.training, self.report = self.folder / "training.safetensors", self.folder / "result.json"
+        self.out, self.steps = out / f"{arm.name}_seed{seed}", config.steps
+        self.report = self.out / "result.json"
         self.alg = arm.configure(config.alg)
         self.sampler = ReplaySampler(material.train, config.horizon, seed=seed)
-        self._seconds = self._cpu_seconds = self._lr = 0.0
+        self._lr = 0.0
         self._meter: ESNRMeter | None = None
 
-    def result(self, note: Callable[[int, float], None]) -> ArmResult:
-        """Train, or go on, or read what was measured before; ``note(updates made, loss)`` is called on the way."""
+    def result(self, note: Callable[[float, str | None], None]) -> ArmResult:
+        """Train, or go on, or read what was measured before; ``note(updates made, text)`` is called on the way."""
         if self.config.resume and (found := self._read()) is not None:
-            note(self.config.steps, float("nan"))
+            note(self.steps, None)
             return found
+        if not self.config.resume:
+            self.report.unlink(missing_ok=True)
         torch.manual_seed(self.seed)
-        agent = PWM.from_config(self.alg, **self.material.sizes)
+        self.agent = agent = PWM.from_config(self.alg, **self.material.sizes)
         agent.model.to(self.config.device)
+        self.model, self.optimizer = agent.model, agent.wm_optimizer
         self._lr = float(agent.wm_optimizer.param_groups[0]["lr"])
         if self.config.esnr_microbatches:
             self._meter = ESNRMeter(agent.model, self.config.esnr_microbatches)
-        done = self._train(agent, note)
-        meta = world_model_meta(self.alg, self.material.sizes, arm=self.arm.name, seed=self.seed, steps=done)
-        save_world_model(self.folder / "world_model.safetensors", agent, meta)
-        found = self._measure(agent, done)
-        write_json(self.report, {"result": asdict(found), "settings": self._settings()})
+        self.watch, self._cpu = Stopwatch(running=False), Stopwatch("cpu", running=False)
+        self.train(note)
+        if agent.sanity.stopped:
+            logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, self.seed, self.done, self.steps)
+            note(self.steps - self.done, None)
+        meta = world_model_meta(self.alg, self.material.sizes, arm=self.arm.name, seed=self.seed, steps=self.done)
+        save_world_model(self.out / "world_model.safetensors", agent, meta)
+        found = self._measure(agent, self.done)
+        write_json(self.report, {"result": asdict(found), "settings": self.settings()})
         return found
 
-    def _train(self, agent: PWM, note: Callable[[int, float], None]) -> int:
-        """Updates made in all."""
-        config = self.config
-        if config.resume:
-            first = self._resume(agent)
-        else:  # forget what an earlier run left, or a kill before the first save would bring it back
-            first = 0
-            self.training.unlink(missing_ok=True)
-            self.report.unlink(missing_ok=True)
-        note(first, float("nan"))
-        with RunLog(self.folder, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None) as log:
-            done = first
-            while done < config.steps and not agent.sanity.stopped:
-                clock, cpu = time.perf_counter(), time.process_time()
-                said = self._update(agent, done)
-                self._seconds += time.perf_counter() - clock
-                self._cpu_seconds += time.process_time() - cpu
-                done += 1
-                last = done == config.steps or agent.sanity.stopped
-                if done % config.log_every == 0 or last:
-                    log.log({**said, "seconds": self._seconds}, done)
-                note(1, said["loss"])
-                if done % config.save_every == 0 or last:
-                    self._save(agent, done)
-        if agent.sanity.stopped:
-            logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, self.seed, done, config.steps)
-            note(config.steps - done, float("nan"))
-        return done
+    @property
+    def val_every(self) -> int:
+        return self.steps  # a world model is measured once, when it is trained
+
+    def stopped(self) -> bool:
+        return self.agent.sanity.stopped
+
+    def state(self) -> dict[str, Any]:
+        meter = None if self._meter is None else self._meter.state_dict()
+        return {"cpu_seconds": self._cpu.seconds(), "sanity": self.agent.sanity.state_dict(), "meter": meter}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.agent.sanity.load_state_dict(state["sanity"])
+        if self._meter is not None:
+            self._meter.load_state_dict(state["meter"])
+        self._cpu.restart_at(float(state["cpu_seconds"]))
+
+    def step(self, step: int) -> dict[str, float]:
+        """One update; the clocks count updates alone."""
+        self.watch.go_on()
+        self._cpu.go_on()
+        said = self._update(self.agent, step)
+        self.watch.pause()
+        self._cpu.pause()
+        return said
 
     def _update(self, agent: PWM, step: int) -> dict[str, float]:
         lr = self._lr * _schedule(step, self.config.steps, self.config.warmup)
@@ -267,8 +271,8 @@ class _Run:
             dynamics_gap=parity.dynamics_gap,
             evaluations=model.evaluations,
             training_evaluations=done * self.config.horizon * per_step,
-            seconds=self._seconds,
-            cpu_seconds=self._cpu_seconds,
+            seconds=self.watch.seconds(),
+            cpu_seconds=self._cpu.seconds(),
             skipped=agent.sanity.skipped,
             stopped=agent.sanity.stopped,
             esnr_db=self._esnr_db(),
@@ -281,32 +285,6 @@ class _Run:
         except ValueError:  # nothing finite was measured
             return math.nan
 
-    def _save(self, agent: PWM, step: int) -> None:
-        extra = {
-            "step": step,
-            "seconds": self._seconds,
-            "cpu_seconds": self._cpu_seconds,
-            "sanity": agent.sanity.state_dict(),
-            "meter": None if self._meter is None else self._meter.state_dict(),
-            "settings": self._settings(),
-        }
-        checkpoints.save_training(self.training, agent.model, agent.wm_optimizer, extra)
-
-    def _resume(self, agent: PWM) -> int:
-        if not self.training.exists():
-            return 0
-        try:
-            extra = checkpoints.load_training(self.training, agent.model, agent.wm_optimizer)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; to start anew give another out= or resume=false") from error
-        with checkpoints.entries_of(self.training, "a training state"):
-            self._same_settings(self.training, extra["settings"])
-            agent.sanity.load_state_dict(extra["sanity"])
-            if self._meter is not None:
-                self._meter.load_state_dict(extra["meter"])
-            self._seconds, self._cpu_seconds = float(extra["seconds"]), float(extra["cpu_seconds"])
-            return int(extra["step"])
-
     def _read(self) -> ArmResult | None:
         """The result of a finished run."""
         if not self.report.exists():
@@ -318,17 +296,10 @@ class _Run:
             before = dict(held["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.report} is damaged ({error}); remove it, or give another out= or resume=false") from error
-        self._same_settings(self.report, before)
+        require_same_settings(self.report, before, self.settings())
         return found
 
-    def _same_settings(self, path: Path, before: Mapping[str, Any]) -> None:
-        now = self._settings()
-        if other := [f"{k} {before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]:
-            raise CheckpointError(
-                f"{path} is of a run with other settings ({'; '.join(other)}); give them again, or another out=, or resume=false"
-            )
-
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What decides the outcome, as JSON has it."""
         kept = {k: v for k, v in asdict(self.config).items() if k not in _FREE_ON_RESUME}
         data = {"episodes": self.material.episodes, "windows": len(self.sampler)}

@@ -13,8 +13,7 @@ from ttcfast.data import GenerateConfig, generate, open_trajectories
 from ttcfast.models.checkpoint import save_surrogate, surrogate_meta
 from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.rewards.prm.model import PRM
-from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, train_on_policy
-from ttcfast.rewards.prm.training.own_rollouts import RolloutPool
+from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, RolloutPool, train_on_policy
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.spec import StateSpec

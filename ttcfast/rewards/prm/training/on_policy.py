@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,27 @@ from ttcfast.checks import at_least, one_of
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
+from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate
 from ttcfast.models.on_grid import require_fit, units_of_data
 from ttcfast.rewards.prm.dense import DensePRM
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import (
     CLOCKS,
     Stopwatch,
+    TrainingRun,
     adamw,
     average_again,
     learning_rate,
-    require_same_settings,
     set_learning_rate,
     settings,
-    share_done,
-    train_steps,
     update_average,
 )
 from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import StateSpec
-
-from .own_rollouts import RolloutPool
 
 LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
 
@@ -115,17 +112,73 @@ def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
     """
     out = output_folder(config.out)
     run = _Run(config, out)
-    first = run.resume() if config.resume else run.restart()
-    done, validation = train_steps(run, first, out)
-    run.export(done, validation)
+    validation = run.train() or run.validate(run.done)
+    run.export(run.done, validation)
     return out, validation
 
 
-class _Run:
+class RolloutPool:
+    """As many rollouts as a batch has samples, each along a trajectory of its own; every training step takes them one step on.
+
+    A reward model that is used inside a rollout meets the states that its own choices lead to. Here it meets them while it is trained: a
+    rollout starts on the truth at a random time, under a random symmetry, goes on from the corrected state, and is begun anew at the
+    trajectory's end, with probability ``restart`` before it, or where it is no longer finite.
+
+    Args:
+        data: trajectories, conserved variables.
+        size: rollouts. restart: probability, per step, of beginning anew; 1 gives the truth's states alone. seed: of all choices.
+
+    Source: data aggregation along the learner's own rollouts (DAgger, arXiv:1011.0686), for a one-step corrector.
+    """
+
+    def __init__(self, data: TrajectorySet, size: int, *, restart: float, seed: int) -> None:
+        at_least("size", size, 1)
+        if not 0 <= restart <= 1:
+            raise ValueError(f"restart is {restart}; give a probability")
+        self.data, self.spec, self.restart, self.seed = data, data.spec, restart, seed
+        self.last = len(data.times) - 1
+        self.time = torch.zeros(size, dtype=torch.int64)
+        self.truth = torch.empty(size, self.last + 1, data.spec.num_channels, *data.shape)
+        self.state = torch.empty(size, data.spec.num_channels, *data.shape)
+        for slot in range(size):
+            self._begin(slot, np.random.default_rng([seed, 3, slot]))
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """States ``[M, C, *S]`` and the truth one step later, in physical units."""
+        return self.state.clone(), self.truth[torch.arange(len(self.time)), self.time + 1]
+
+    def advance(self, after: Tensor, step: int) -> None:
+        """Go on from the states ``after`` ``[M, C, *S]``; ``step`` (of training) chooses which rollouts begin anew."""
+        rng = np.random.default_rng([self.seed, 4, step])
+        ends = rng.random(len(self.time)) < self.restart
+        self.time += 1
+        self.state = after.detach().cpu().float()
+        finite = self.state.isfinite().flatten(1).all(1)
+        for slot in range(len(self.time)):
+            if ends[slot] or int(self.time[slot]) >= self.last or not bool(finite[slot]):
+                self._begin(slot, rng)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"time": self.time, "truth": self.truth, "state": self.state}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        self.time, self.truth, self.state = (values[name].clone() for name in ("time", "truth", "state"))
+
+    def _begin(self, slot: int, rng: np.random.Generator) -> None:
+        trajectory = self.data.read(int(rng.integers(len(self.data))))
+        self.truth[slot] = random_symmetry(trajectory.unsqueeze(0), self.spec, rng)[0]
+        self.time[slot] = int(rng.integers(self.last))
+        self.state[slot] = self.truth[slot, self.time[slot]]
+
+
+class _Run(TrainingRun):
     """The state of one training run."""
 
+    model: DensePRM
+
     def __init__(self, config: OnPolicyConfig, out: Path) -> None:
-        self.config, self.out, self.training = config, out, out / "training.safetensors"
+        self.config, self.out = config, out
+        self.steps, self.max_seconds = config.steps, config.max_seconds
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         self.surrogate = load_surrogate(config.fm).to(self.device)
@@ -151,7 +204,7 @@ class _Run:
     def step(self, step: int) -> dict[str, float]:
         """One update."""
         config = self.config
-        lr = learning_rate(config.lr, step, config.warmup, share_done(self, step))
+        lr = learning_rate(config.lr, step, config.warmup, self.share_done(step))
         set_learning_rate(self.optimizer, lr)
         state, truth = (v.to(self.device) for v in self.pool.batch())
         candidate = self._candidates(state, step)
@@ -187,7 +240,7 @@ class _Run:
         return candidate
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Mean squared errors of the averaged weights over those of the deterministic step: one step, and rollouts with 0, 1, 2 moves."""
         model, truth = self._averaged(), self.valid
         scale = self._normalizer().std.to(self.device)
@@ -215,32 +268,15 @@ class _Run:
             new = new + model.error(state, new) * self.unit
         return _conserving(state, new, self.spec)
 
-    def save(self, step: int) -> None:
-        extra = {
-            "step": step,
-            "average": dict(self.average),
-            "seconds": self.watch.seconds(),
-            "config": settings(self.config, _FREE_ON_RESUME),
-            "pool": self.pool.state_dict(),
-        }
-        checkpoints.save_training(self.training, self.model, self.optimizer, extra)
+    def settings(self) -> dict[str, Any]:
+        return settings(self.config, _FREE_ON_RESUME)
 
-    def restart(self) -> int:
-        """Forget what an earlier run left, or a kill before the first save would bring it back."""
-        self.training.unlink(missing_ok=True)
-        return 0
+    def state(self) -> dict[str, Any]:
+        return {"average": dict(self.average), "pool": self.pool.state_dict()}
 
-    def resume(self) -> int:
-        """Go on where the last save was; returns its step, 0 without one."""
-        if not self.training.exists():
-            return 0
-        extra = checkpoints.load_training(self.training, self.model, self.optimizer)
-        with checkpoints.entries_of(self.training, "a training state"):
-            require_same_settings(self.training, extra["config"], settings(self.config, _FREE_ON_RESUME))
-            self.average = average_again(extra["average"], self.average)
-            self.pool.load_state_dict(extra["pool"])
-            self.watch.go_on(float(extra["seconds"]))
-            return int(extra["step"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.average = average_again(state["average"], self.average)
+        self.pool.load_state_dict(state["pool"])
 
     def export(self, step: int, validation: dict[str, float]) -> None:
         model = self._averaged()

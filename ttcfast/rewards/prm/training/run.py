@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from ttcfast.models.checkpoint import ema_tensors, load_surrogate, units_of
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.sizes import make_prm
-from ttcfast.rewards.prm.train import TrainPRMConfig, TrainPRMResult
 from ttcfast.rewards.prm.triplets.batches import Batches, Triplets
-from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.distributed import gathered, rank, ranks, require_equal
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
-from ttcfast.runtime.logs import RunLog
-from ttcfast.runtime.progress import bar
 from ttcfast.runtime.training import (
     Stopwatch,
     TrainingError,
+    TrainingRun,
     adamw,
     average_again,
     learning_rate,
@@ -38,6 +35,7 @@ from ttcfast.runtime.training import (
 )
 from ttcfast.runtime.units import require_units
 
+from .config import TrainPRMConfig, TrainPRMResult
 from .losses import RewardLoss
 from .validation import Validation
 
@@ -47,41 +45,18 @@ logger = logging.getLogger(__name__)
 def run(config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) -> TrainPRMResult:
     """See ``train.train``; ``device`` is that of this process where there are several."""
     state = _Run(config, device_of(config.device) if device is None else device, in_ch)
-    first = state.resume() if config.resume else state.restart()
-    done, stop = first, False
-    log = RunLog(state.out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None) if rank() == 0 else None
-    with log or nullcontext(), bar(state.steps if rank() == 0 else 0, "train_prm") as progress:
-        progress.advance(first)
-        while done < state.steps and not stop and not state.finished:
-            values = state.step(done)
-            done += 1
-            if not math.isfinite(values["loss"]):
-                raise TrainingError(
-                    f"the loss is {values['loss']} at step {done - 1}; lower optim.lr (now {config.optim.lr}) or raise optim.warmup"
-                )
-            stop = state.out_of_time()
-            last = done == state.steps or stop
-            if log is not None and (done % config.log_every == 0 or last):
-                log.log({**values, "seconds": state.watch.seconds()}, done)
-                progress.advance(0, note=f"loss {values['loss']:.4f}")
-            if done % config.val_every == 0 or last:
-                found = state.validate(done)
-                if log is not None and found:
-                    log.log({f"valid/{k}": v for k, v in found.items()}, done)
-                last = last or state.finished
-            if done % config.save_every == 0 or last:
-                state.save(done)
-            progress.advance()
-    return state.result(done)
+    state.train()
+    return state.result(state.done)
 
 
-class _Run:
-    """What changes while training, and how."""
+class _Run(TrainingRun):
+    """The state of one training run."""
+
+    options, settings_key = "optim.", "settings"
 
     def __init__(self, config: TrainPRMConfig, device: torch.device, in_ch: int | None) -> None:
         self.config, self.device = config, device
         self.out = output_folder(config.out)
-        self.training = self.out / "training.safetensors"
         require_equal(config.settings())
         if config.optim.batch % ranks():
             raise ArgumentError(f"optim.batch is {config.optim.batch} for {ranks()} processes; give a multiple of them")
@@ -90,7 +65,8 @@ class _Run:
         pool, held = self.triplets.split(config.data.valid, config.seed)
         self.batches = Batches(self.triplets, pool, config.optim.batch, config.augment, config.seed)
         self.steps = config.optim.steps or config.optim.epochs * -(-len(pool) // config.optim.batch)
-        self.network = self._network(in_ch).to(device)
+        self.max_seconds = config.optim.max_seconds
+        self.model = self.network = self._network(in_ch).to(device)
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = RewardLoss(self.network, config.loss, self.triplets.spec).to(device)
@@ -113,7 +89,7 @@ class _Run:
     def step(self, step: int) -> dict[str, float]:
         """One update; the losses are those of the whole batch."""
         optim = self.config.optim
-        lr = learning_rate(optim.lr, step, optim.warmup, self._progress(step), cosine=self.config.sched.cosine)
+        lr = learning_rate(optim.lr, step, optim.warmup, self.share_done(step), cosine=self.config.sched.cosine)
         set_learning_rate(self.optimizer, lr)
         share = self.config.optim.batch // ranks()
         frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share)).to(self.device)
@@ -148,68 +124,42 @@ class _Run:
         self.finished = self.config.patience is not None and self.since_best >= self.config.patience
         return found
 
-    def save(self, step: int) -> None:
-        """Everything that a resume needs, and the reward model as it stands."""
-        if rank() != 0:
-            return
-        extra = {
-            "step": step,
+    def settings(self) -> dict[str, Any]:
+        return self.config.settings()
+
+    def state(self) -> dict[str, Any]:
+        return {
             "average": dict(self.average),
             "best": {} if self.best is None else dict(self.best),
             "best_loss": self.best_loss,
             "since_best": self.since_best,
             "finished": self.finished,
             "metrics": self.metrics,
-            "seconds": self.watch.seconds(),
-            "settings": self.config.settings(),
-            "surrogate": self.triplets.surrogate,
-            "triplets": self.triplets.fingerprint,
+            **self._sources(),
         }
-        checkpoints.save_training(self.training, self.network, self.optimizer, extra, meta=self._meta())
+
+    def _sources(self) -> dict[str, Any]:
+        """The triplets and their surrogate, which a resume must not change either."""
+        return {"surrogate": self.triplets.surrogate, "triplets": self.triplets.fingerprint}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        require_same_settings(self.training, state, self._sources())
+        self.average = average_again(state["average"], self.average)
+        self.best = average_again(state["best"], self.average) if state["best"] else None
+        self.best_loss, self.since_best, self.metrics = float(state["best_loss"]), int(state["since_best"]), dict(state["metrics"])
+        self.finished = bool(state["finished"]) and self.config.patience is not None
+
+    def stopped(self) -> bool:
+        return self.finished
+
+    def saved(self, step: int) -> None:
         self._export(step)
-
-    def restart(self) -> int:
-        """Forget what an earlier run left, or a kill before the first save would bring it back."""
-        if rank() == 0:
-            self.training.unlink(missing_ok=True)
-        gathered(None)
-        return 0
-
-    def resume(self) -> int:
-        """Go on where the last save was; its step, 0 without one."""
-        if not self.training.exists():
-            return 0
-        remedy = "give another out=, or resume=false"
-        try:
-            extra = checkpoints.load_training(self.training, self.network, self.optimizer, self._meta())
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; to start anew {remedy}") from error
-        now = {**self.config.settings(), "surrogate": self.triplets.surrogate, "triplets": self.triplets.fingerprint}
-        with checkpoints.entries_of(self.training, "a training state"):
-            before = {**extra["settings"], **{name: extra.get(name) for name in ("surrogate", "triplets")}}
-            require_same_settings(self.training, before, now)
-            self.average = average_again(extra["average"], self.average)
-            self.best = average_again(extra["best"], self.average) if extra["best"] else None
-            self.best_loss, self.since_best, self.metrics = float(extra["best_loss"]), int(extra["since_best"]), dict(extra["metrics"])
-            self.finished = bool(extra["finished"]) and self.config.patience is not None
-            self.watch.go_on(float(extra["seconds"]))
-            return int(extra["step"])
 
     def result(self, step: int) -> TrainPRMResult:
         if rank() == 0:
             self._export(step)
         gathered(None)  # so that no process reads the folder before it is written
         return TrainPRMResult(PairNetwork.from_pretrained(self.out), Path(self.out), step, dict(self.metrics))
-
-    def out_of_time(self) -> bool:
-        """Process 0's clock decides for all."""
-        most = self.config.optim.max_seconds
-        return most is not None and bool(gathered(self.watch.seconds() >= most)[0])
-
-    def _progress(self, step: int) -> float:
-        most = self.config.optim.max_seconds
-        by_time = gathered(self.watch.seconds())[0] / most if most else 0.0
-        return min(1.0, max(step / self.steps, by_time))
 
     def _export(self, step: int) -> None:
         weights = self.average if self.best is None else self.best
@@ -247,7 +197,7 @@ class _Run:
             require_units(self.triplets.files[0].units(), units_of(surrogate, str(checkpoint)), remedy)
         return Validation(self.triplets, held, surrogate=surrogate, most=data.valid_samples, groups=data.valid_groups)
 
-    def _meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, Any]:
         return {"architecture": "prm training", "kind": self.network.kind, **self.network.config()}
 
     @staticmethod
