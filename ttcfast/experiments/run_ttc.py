@@ -23,8 +23,8 @@ from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import open_on_grid, require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
-from ttcfast.report.calibration import remove_calibration, write_calibration
-from ttcfast.report.frontier import remove_frontier, write_frontier
+from ttcfast.report.calibration_file import remove_calibration, write_calibration
+from ttcfast.report.frontier_file import remove_frontier, write_frontier
 from ttcfast.report.outputs import log_outputs, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.report.table import print_table

@@ -18,8 +18,8 @@ from .. import fields
 from . import png
 from .ablation import ablation
 from .animation import animation
-from .calibration import calibration_section
-from .frontier import frontier_section
+from .calibration_section import calibration_section
+from .frontier_section import frontier_section
 from .html import Markup, facts, joined, number, table, tag, trusted
 from .methods import explanation, gain, gain_histograms, guardrail_table, headline, method_table, sweep_section, time_charts
 from .runs import Run, flat, guarded
