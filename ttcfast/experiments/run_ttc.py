@@ -55,7 +55,8 @@ class RunTTCConfig:
         steps: T. Beyond the data's length rollouts go on and errors stop.
         ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``. A search over several beams or looking ahead
             goes with ``select="argmax"`` alone.
-        arm: weights of the analytical reward. momentum, scale: how it measures (DECISIONS 2 and 3).
+        arm: weights of the analytical reward. momentum, scale: how it measures, see
+            docs/design/decisions.md ("Momentum penalty") and docs/design/decisions.md ("Absolute and relative penalties").
         prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
         reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
         methods: run these rows alone, by the names of ``methods.variants`` (``"prm_span"``), of ``BASELINES`` and ``ORACLES``,
