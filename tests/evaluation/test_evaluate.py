@@ -232,3 +232,10 @@ def test_every_choice_by_a_reward_is_divided_among_processes(shard, monkeypatch)
         assert (ours.evaluations, ours.reward_evaluations) == (theirs.evaluations, theirs.reward_evaluations), ours.name
     frontier = trace_frontier(surrogate(), given, {"arm": arm()}, config, (4,), oracle=False)
     assert set(divided[10:]) == {shard, "problems"} and len(divided[10:]) == len(frontier.results) == 5
+
+
+def test_results_print_in_one_line():
+    found = small_evaluation(2, 2)
+    shown = [repr(found), repr(found.baseline), repr(found.gain(found.results[-1]))]
+    assert all("\n" not in text and "tensor" not in text for text in shown)
+    assert shown[0].startswith("Evaluation(2 problems, 2 steps: deterministic, ")

@@ -1,4 +1,7 @@
-"""The rows that stand in every table beside a reward: what the same candidates give without one (DECISIONS 13)."""
+"""Baseline rollouts: what the same candidates give without a reward.
+
+Source: docs/design/decisions.md ("Honest baselines").
+"""
 
 from __future__ import annotations
 

@@ -98,6 +98,10 @@ class Evaluation:
     scale: Tensor | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        names = ", ".join(result.name for result in self.results)
+        return f"Evaluation({self.problems} problems, {self.steps} steps: {names})"
+
     @property
     def baseline(self) -> MethodResult:
         """The deterministic rollout, which every gain is stated against."""
@@ -154,7 +158,7 @@ def evaluate(
     Raises:
         ValueError: projection asked for on an open domain, an unknown method, or what the controllers refuse.
 
-    Source: DECISIONS 13 and "Added after a prototype".
+    Source: docs/design/decisions.md ("Honest baselines").
     """
     notes = []
     if projection is None:

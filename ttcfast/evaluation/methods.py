@@ -140,7 +140,10 @@ def roll_method(
 
 
 def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:
-    """Whether candidate 0 is the deterministic step, so that B = 1 is the deterministic rollout (DECISIONS 9)."""
+    """Whether candidate 0 is the deterministic step, so that B = 1 is the deterministic rollout.
+
+    Source: docs/design/decisions.md ("Candidate 0").
+    """
     known = callable(getattr(surrogate, "deterministic", None))
     return known if config.include_deterministic is None else config.include_deterministic
 

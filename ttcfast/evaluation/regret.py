@@ -12,7 +12,7 @@ from torch import Tensor
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
 
-MOST_RELATIVE_REGRET = 0.05  # DECISIONS, "Precision"
+MOST_RELATIVE_REGRET = 0.05  # docs/design/decisions.md ("Precision")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def choice_regret(
         cfg: as for ``TTCGreedy``; None takes the defaults.
         problem_ids: int64 ``[N]``, as in ``TTCGreedy.rollout``.
 
-    Source: DECISIONS, "Precision".
+    Source: docs/design/decisions.md ("Precision").
     """
     cfg = dataclasses.replace(TTCConfig() if cfg is None else cfg, max_resample=0, score_floor=None)
     if cfg.select != "argmax":

@@ -69,6 +69,11 @@ class MethodResult:
     recorded: str | None = None
     beam_width: int = 1
 
+    def __repr__(self) -> str:
+        error = float(self.rollout_error.mean())
+        size = f"{self.mse.shape[0]} problems, {self.steps} steps, {self.evaluations} evaluations"
+        return f"MethodResult({self.name}: rollout MSE {error:.3g}, {size})"
+
     @property
     def name(self) -> str:
         """``"ARM"``, or ``"ARM + projection"``."""
@@ -126,7 +131,7 @@ class Gain:
         per_problem: ``[N]``, 100 (reference - method) / reference of the error averaged over steps 1..K, in percent.
         improved: percent of the problems whose error is smaller than the reference's.
 
-    Source: seeds/ttc-integration-plan.md section 7; DECISIONS 13.
+    Source: docs/design/decisions.md ("Honest baselines").
     """
 
     per_problem: Tensor
@@ -142,6 +147,9 @@ class Gain:
         gain = torch.where(~ours.isfinite() & theirs.isfinite(), -math.inf, gain)
         gain = torch.where(~ours.isfinite() & ~theirs.isfinite(), math.nan, gain)
         return cls(gain, fraction_improved(theirs, ours))
+
+    def __repr__(self) -> str:
+        return f"Gain({self.mean:.3g} % on average, {self.improved:.3g} % of {len(self.per_problem)} problems improved)"
 
     @property
     def mean(self) -> float:

@@ -23,8 +23,8 @@ from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import open_on_grid, require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
-from ttcfast.report.calibration import remove_calibration, write_calibration
-from ttcfast.report.frontier import remove_frontier, write_frontier
+from ttcfast.report.calibration_file import remove_calibration, write_calibration
+from ttcfast.report.frontier_file import remove_frontier, write_frontier
 from ttcfast.report.outputs import log_outputs, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.report.table import print_table
@@ -56,7 +56,8 @@ class RunTTCConfig:
         steps: T. Beyond the data's length rollouts go on and errors stop.
         ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``. A search over several beams or looking ahead
             goes with ``select="argmax"`` alone.
-        arm: weights of the analytical reward. momentum, scale: how it measures (DECISIONS 2 and 3).
+        arm: weights of the analytical reward. momentum, scale: how it measures, see
+            docs/design/decisions.md ("Momentum penalty") and docs/design/decisions.md ("Absolute and relative penalties").
         prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
         reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
         methods: run these rows alone, by the names of ``methods.variants`` (``"prm_span"``), of ``BASELINES`` and ``ORACLES``,

@@ -1,6 +1,6 @@
 """Figures, one kind a file. Each function returns a matplotlib ``Figure`` made without pyplot, so none leaves global state."""
 
-from .calibration import calibration_figure, calibration_rows
+from .calibration_buckets import calibration_figure, calibration_rows
 from .drift import drift_against_branching, drift_against_time
 from .error_branching import error_against_branching
 from .error_time import error_against_time

@@ -74,7 +74,10 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
 
 
 def gain(value: float | None) -> Cell:
-    """A gain in percent: "none" where it is not above 0 (DECISIONS 13), sorted by what was measured."""
+    """A gain in percent: "none" where it is not above 0, sorted by what was measured.
+
+    Source: docs/design/decisions.md ("Honest baselines").
+    """
     if value is None or not math.isfinite(value):
         return Cell(MISSING)
     return Cell(f"{value:.1f}" if value >= 0.05 else "<0.05" if value > 0 else "none", float(value))

@@ -13,7 +13,7 @@ import torch
 
 from ttcfast.evaluation.results import LABELS
 from ttcfast.metrics.calibration import calibration
-from ttcfast.report.calibration import FILE
+from ttcfast.report.calibration_file import FILE
 from ttcfast.runtime.files import parse_json, require_regular
 
 from .html import Markup, joined, number, table, tag

@@ -9,7 +9,7 @@ from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.runtime.files import write_csv, write_json
 
 from .figures import calibration_figure, calibration_rows, save
-from .figures.calibration import comparable
+from .figures.calibration_buckets import comparable
 from .figures.style import remove
 
 FILE = "calibration.json"

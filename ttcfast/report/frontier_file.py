@@ -8,7 +8,7 @@ from ttcfast.evaluation.frontier import Frontier
 from ttcfast.runtime.files import write_csv
 
 from .figures import save
-from .figures.frontier import error_against_evaluations
+from .figures.error_evaluations import error_against_evaluations
 from .figures.style import remove
 
 FILE = "frontier.csv"

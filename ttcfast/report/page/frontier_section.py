@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from ttcfast.evaluation.results import LABELS
-from ttcfast.report.figures.frontier import search_label
-from ttcfast.report.frontier import FILE
+from ttcfast.report.figures.error_evaluations import search_label
+from ttcfast.report.frontier_file import FILE
 from ttcfast.runtime.files import require_regular
 
 from .html import Markup, joined, number, table, tag
