@@ -157,8 +157,9 @@ class PWM:
         Raises:
             ValueError: shapes that do not fit.
 
-        Source: Flow plan, "Mathematical Specification", "Algorithmic Rollout and Loss (Responsibility Separation)". Departures: the reward loss
-        is a soft cross-entropy where the reward is two-hot, and is divided by H once; see docs/design/decisions.md ("Loss scale and gradient", "Two-hot rewards").
+        Source: Flow plan, "Mathematical Specification", "Algorithmic Rollout and Loss (Responsibility Separation)". Departures: the
+        reward loss is a soft cross-entropy where the reward is two-hot, and it is divided by H once;
+        see docs/design/decisions.md ("Loss scale and gradient", "Two-hot rewards").
         """
         self._check(obs, act, rew)
         horizon = len(act)
