@@ -19,6 +19,10 @@ from ttcfast.spec import StateSpec, TTCConfig
 from .baselines import BASELINES
 from .methods import ORACLES, Variant, roll_method
 from .results import Gain, MethodResult
+from .table import plain_table
+
+HORIZONS = (1, 4, 16, 20, 64, 128)
+"""Steps at which tables show the error, as far as a rollout goes."""
 
 Report = Callable[[MethodResult], None]
 """Called after each method, with what it reached: for progress bars and logs."""
@@ -101,6 +105,14 @@ class Evaluation:
     def __repr__(self) -> str:
         names = ", ".join(result.name for result in self.results)
         return f"Evaluation({self.problems} problems, {self.steps} steps: {names})"
+
+    def table(self, horizons: Sequence[int] = HORIZONS) -> str:
+        """The table that the commands print, as plain text: all methods, and what the columns mean.
+
+        Args:
+            horizons: Steps of the error columns; those beyond T are left out.
+        """
+        return plain_table(self, [h for h in horizons if h <= self.steps])
 
     @property
     def baseline(self) -> MethodResult:

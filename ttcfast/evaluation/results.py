@@ -29,6 +29,10 @@ LABELS: Mapping[str, str] = {
 """How tables and figures call the methods; a name that is not here is shown as it is."""
 
 
+QUANTITIES = ("mass", "momentum", "energy")
+"""Totals whose drift is measured."""
+
+
 @dataclass(frozen=True, eq=False)
 class MethodResult:
     """Errors, conservation and cost of one method on N problems. Tensors lie on the CPU.

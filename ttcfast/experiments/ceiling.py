@@ -18,6 +18,7 @@ from ttcfast.checks import at_least, whole
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions
 from ttcfast.evaluation.evaluate import Problems, evaluate_method
+from ttcfast.evaluation.reading import read_problems
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_directions_fit
 from ttcfast.runtime import provenance
@@ -27,8 +28,6 @@ from ttcfast.runtime.files import output_folder, write_csv, write_json
 from ttcfast.runtime.progress import Bar, bar
 from ttcfast.spec import StochasticConfig, TTCConfig
 from ttcfast.ttc.projection import project_conservation
-
-from .run_ttc import RunTTCConfig, load_problems
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,15 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     """
     out = output_folder(config.out)
     sources = {name: _source(name, given) for name, given in config.sources.items()}
-    common = {name: getattr(config, name) for name in ("checkpoint", "data", "split", "reading", "problems", "device")}
     surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
-    problems, data = load_problems(RunTTCConfig(**common, steps=max(1, config.steps)), surrogate)
+    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": config.checkpoint}
+    problems, data = read_problems(surrogate, config.data, max(1, config.steps), shown=(), **where)
     for stochastic in sources.values():
         require_directions_fit(data, stochastic)
     last = problems.truth.shape[1] - 1
     if max(*config.states, config.steps - 1, 0) >= last:
         raise ArgumentError(f"states are {list(config.states)} and steps {config.steps}; the data have {last} steps")
-    surrogate.spec, problems = problems.spec, dataclasses.replace(problems, shown=())
+    surrogate.spec = problems.spec
     forms = (False, True) if problems.can_project else (False,)
     rows: list[Ceiling] = []
     with bar(_work(config, len(problems.truth), len(forms)), "ceiling") as progress, torch.no_grad():

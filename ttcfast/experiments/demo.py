@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ttcfast.evaluation.baselines import BASELINES
+from ttcfast.evaluation.reading import read_problems
+from ttcfast.front_door import examples as examples_folder
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_fit
 from ttcfast.report.recorded import write_recorded
 from ttcfast.rewards.scorer import Scorer
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
 from ttcfast.spec import StochasticConfig, TTCConfig
 
-from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, load_problems, run_ttc
+from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, run_ttc
 
 HORIZONS = (1, 4, 16, 20)
 RECORDED = "finetuned.json"
@@ -64,7 +66,7 @@ def run_demo(
     Raises:
         ArgumentError: no such folder of examples. DataError, CheckpointError, OutputError: as in ``run_ttc``.
     """
-    folder = _examples(examples)
+    folder = examples_folder(examples)
     if stochastic is None and checkpoint is None and (folder / DIRECTIONS).is_file():
         stochastic = StochasticConfig(dropout=False, directions=str(folder / DIRECTIONS), directions_strength=0.0)
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
@@ -116,9 +118,9 @@ def record_finetuned(
     Raises:
         ArgumentError, DataError, CheckpointError, OutputError: as in ``run_demo``.
     """
-    folder = _examples(examples)
+    folder = examples_folder(examples)
     config = RunTTCConfig(checkpoint=str(_checkpoint(folder)), data=(str(folder),), problems=problems, steps=steps)
-    given, data = load_problems(config, load_surrogate(config.checkpoint))
+    given, data = read_problems(load_surrogate(config.checkpoint), config.data, steps, count=problems, checkpoint=config.checkpoint)
     require_fit(data, load_surrogate(checkpoint), str(checkpoint))
     rows = finetuned_rows(str(checkpoint), given, config)
     write_recorded(folder / RECORDED, rows, given, dict(about))
@@ -136,15 +138,6 @@ def _say_where(out: Path, result: RunTTCResult) -> None:
     for path in result.figures:
         print(f"  {path}")
     print(f"All of it on one page: ttcfast report {out}")
-
-
-def _examples(given: str | Path | None) -> Path:
-    """The folder given, or the ``examples`` of the checkout this code lies in, or of the working directory."""
-    places = [Path(given)] if given is not None else [Path(__file__).resolve().parents[2] / "examples", Path("examples")]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ArgumentError(f"no folder {' or '.join(map(str, places))}; run from a checkout of ttcfast or give examples=<folder>")
 
 
 def _checkpoint(folder: Path) -> Path:

@@ -18,16 +18,15 @@ from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.evaluation.frontier import Frontier, trace_frontier
 from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
+from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
+from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
-from ttcfast.models.on_grid import open_on_grid, require_directions_fit, require_fit, units_of_data
+from ttcfast.models.on_grid import require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
-from ttcfast.report.calibration_file import remove_calibration, write_calibration
-from ttcfast.report.frontier_file import remove_frontier, write_frontier
-from ttcfast.report.outputs import log_outputs, write_outputs
+from ttcfast.report.outputs import log_outputs, write_calibration, write_frontier, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
-from ttcfast.report.table import print_table
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
@@ -166,7 +165,8 @@ def run_ttc(
     device = device_of(config.device)
     surrogate = load_surrogate(config.checkpoint).to(device)
     trained = surrogate.spec
-    problems, source = load_problems(config, surrogate)
+    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": config.checkpoint}
+    problems, source = read_problems(surrogate, config.data, config.steps, shown=config.shown, **where)
     _require_units(config, source)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
@@ -183,30 +183,11 @@ def run_ttc(
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
         paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
-        paths += calibrated
-        if frontier is None:
-            remove_frontier(out)
-        else:
-            paths.append(write_frontier(out, frontier))
+        paths += [*calibrated, *write_frontier(out, frontier)]
         log_outputs(log, evaluation, paths)
     if not quiet:
         print_table(evaluation, horizons, title)
     return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
-
-
-def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems, TrajectorySet]:
-    """The trajectories to roll out from and compare with, in the surrogate's channels and units of its training data; and where they lie.
-
-    Raises:
-        DataError: a file that cannot be read, fewer trajectories than asked for, states that cannot be written in the surrogate's channels,
-            another grid than the surrogate's.
-    """
-    found = open_on_grid(config.data, config.split, config.reading, surrogate, config.checkpoint)
-    source = found.first(config.problems).converted(surrogate.spec)
-    truth = source.stack()
-    scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
-    shown = tuple(dict.fromkeys(i for i in config.shown if i < len(truth)))
-    return Problems(truth, source.spec, config.steps, scale, shown), source
 
 
 def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
@@ -328,11 +309,10 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
 def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> list[Path]:
     """Write what the rewards' scores are worth; the figures' paths."""
     rewards = {name: variant.scorer for name, variant in used.items() if "select" not in variant.options}
+    found = None
     if rewards and config.calibration and config.ttc.branching_factor > 1:
         found = candidate_scores(surrogate, problems, rewards, config.ttc, groups=config.calibration)
-        return write_calibration(out, found)
-    remove_calibration(out)
-    return []
+    return write_calibration(out, found)
 
 
 def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:

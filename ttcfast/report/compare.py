@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.results import LABELS, QUANTITIES
+from ttcfast.evaluation.table import markdown_table, rich_table
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
 from ttcfast.runtime.terminal import fits, plain_console, print_whole
@@ -72,8 +72,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
 def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     write_csv(out / "report.csv", rows)
     with atomic_write(out / "report.md") as file:
-        lines = [_COLUMNS, ["---"] * 2 + ["---:"] * (len(_COLUMNS) - 2), *_cells(rows)]
-        file.write("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes))
+        file.write(markdown_table(_COLUMNS, _cells(rows, _COLUMNS), notes, text_columns=2))
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console, out: Path) -> None:
@@ -92,15 +91,10 @@ def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], consol
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("run", "method") else "right", no_wrap=True)
-    for line in _cells(rows, columns):
-        table.add_row(*line)
-    return table
+    return rich_table(columns, _cells(rows, columns), text_columns=2)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = _COLUMNS) -> list[list[str]]:
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
     return [[_text(row[column]) for column in columns] for row in rows]
 
 
@@ -109,7 +103,7 @@ def _rows(folder: str, methods: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 
 def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
-    drifts = [method[f"drift_{quantity}"] for quantity in ("mass", "momentum", "energy")]
+    drifts = [method[f"drift_{quantity}"] for quantity in QUANTITIES]
     return {
         "run": folder,
         "method": LABELS.get(method["method"], method["method"]) + (" + projection" if method["projection"] else ""),

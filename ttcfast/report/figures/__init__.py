@@ -3,6 +3,7 @@
 from .calibration_buckets import calibration_figure, calibration_rows
 from .drift import drift_against_branching, drift_against_time
 from .error_branching import error_against_branching
+from .error_evaluations import error_against_evaluations
 from .error_time import error_against_time
 from .gain_histogram import gain_histogram
 from .panels import field_panels
@@ -14,6 +15,7 @@ __all__ = [
     "drift_against_branching",
     "drift_against_time",
     "error_against_branching",
+    "error_against_evaluations",
     "error_against_time",
     "field_panels",
     "gain_histogram",

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import QUANTITIES
 from ttcfast.evaluation.sweep import Sweep
 
 from .style import GREY, branching_axis, finish, line_style, markers, method_legend, new_figure, step_axis, value_axis
 
-QUANTITIES = ("mass", "momentum", "energy")
 Grid = dict[tuple[bool, str], Axes]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ttcfast.evaluation.results import LABELS
 from ttcfast.metrics.calibration import calibration
-from ttcfast.report.calibration_file import FILE
+from ttcfast.report.outputs import CALIBRATION
 from ttcfast.runtime.files import parse_json, require_regular
 
 from .html import Markup, joined, number, table, tag
@@ -27,7 +27,7 @@ def calibration_section(folder: Path) -> Markup | None:
 
     None where the run kept no scores. The run's figure shows both.
     """
-    path = folder / FILE
+    path = folder / CALIBRATION
     if not path.exists():
         return None
     held = parse_json(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ttcfast.evaluation.results import LABELS
 from ttcfast.report.figures.error_evaluations import search_label
-from ttcfast.report.frontier_file import FILE
+from ttcfast.report.outputs import FRONTIER
 from ttcfast.runtime.files import require_regular
 
 from .html import Markup, joined, number, table, tag
@@ -26,7 +26,7 @@ _COLUMNS = {  # of the file, and their heads on the page
 
 def frontier_section(folder: Path) -> Markup | None:
     """The points of the frontier as a table, the best of each reward marked. None where the run traced none."""
-    path = folder / FILE
+    path = folder / FRONTIER
     if not path.exists():
         return None
     with open(require_regular(path, "table", "make the run again"), encoding="utf-8", newline="") as file:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.results import LABELS, QUANTITIES
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
-QUANTITIES = ("mass", "momentum", "energy")
 _REFERENCES = ("deterministic", "random", "mean", "oracle", "finetuned")  # rows that no user chooses by a reward
 Method = Mapping[str, Any]
 
