@@ -35,6 +35,10 @@ class Frontier:
     problems: int
     steps: int
 
+    def __repr__(self) -> str:
+        names = ", ".join(f"{reward} by {search}" for reward, search in self.results)
+        return f"Frontier({self.problems} problems, {self.steps} steps: {names})"
+
     def per_step(self, result: MethodResult) -> float:
         """Model evaluations of a problem in a step."""
         return result.evaluations / (self.problems * self.steps)

@@ -33,6 +33,10 @@ class Sweep:
     steps: int
     scored: int
 
+    def __repr__(self) -> str:
+        names = ", ".join(line[0].name for line in self.lines())
+        return f"Sweep(B = {', '.join(map(str, self.branching_factors))} on {self.problems} problems: {names})"
+
     @property
     def branching_factors(self) -> tuple[int, ...]:
         return tuple(sorted({r.branching_factor for r in self.results}))

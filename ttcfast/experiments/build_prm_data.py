@@ -14,7 +14,7 @@ from ttcfast.rewards.prm.triplets.build import TripletConfig, build_triplets
 from ttcfast.runtime.devices import device_of
 from ttcfast.spec import StochasticConfig
 
-SPLIT_NAMES = {"train_small": "reward"}  # the seed's name for the trajectories kept out of the surrogate's training
+SPLIT_NAMES = {"train_small": "reward"}  # the plan's name for the trajectories held out of the surrogate's training
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BuildPRMDataConfig:
     Args:
         checkpoint: the surrogate, as ``ttcfast train_fm`` writes it.
         data: trajectory files or folders of them. reading: their format, and what it leaves open.
-        split: of the data; ``"train_small"`` is the seed's name for ``"reward"``.
+        split: of the data; ``"train_small"`` is the plan's name for ``"reward"``.
         trajectories: how many to take, the first of each file, then the second of each; None takes all.
         builder: K, T_prm and how candidates are ranked.
         stochastic: what makes candidates differ: as in the rollouts in which the reward will choose.

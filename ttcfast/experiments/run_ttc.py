@@ -58,7 +58,7 @@ class RunTTCConfig:
         arm: weights of the analytical reward. momentum, scale: how it measures, see
             docs/design/decisions.md ("Momentum penalty") and docs/design/decisions.md ("Absolute and relative penalties").
         prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
-        reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
+        reward: ``"arm"`` or ``"prm"``, the plan's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
         methods: run these rows alone, by the names of ``methods.variants`` (``"prm_span"``), of ``BASELINES`` and ``ORACLES``,
             and ``"finetuned"``; the deterministic rollout is always among them. None: all but the uses of a reward that cost extra.
         merge: folders of runs on the same problems, whose rows are taken over and not run again.

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, NullFormatter, ScalarFormatter
+from torch import Tensor
 
 from ttcfast.evaluation.results import LABELS, MethodResult
 from ttcfast.runtime.files import atomic_write
@@ -123,6 +125,18 @@ def value_axis(axes: Axes, values: Iterable[float]) -> None:
             axes.yaxis.set_minor_formatter(NullFormatter())
     elif positive and max(positive) < 1e-2:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def reference_line(axes: Axes, value: float, result: MethodResult) -> None:
+    """Draw the value of a method that does not depend on the x axis."""
+    style = line_style(result)
+    axes.axhline(value, color=style["color"], linestyle=style["linestyle"], linewidth=1.2, label=result.name, zorder=1)
+
+
+def positive(values: Tensor) -> Tensor:
+    """Replace zeros and non-finite values by NaN, which a logarithmic axis leaves out."""
+    v = values.double()
+    return v.masked_fill(~(v.isfinite() & (v > 0)), torch.nan)
 
 
 def method_legend(figure: Figure, results: Sequence[MethodResult], extra: Sequence[Line2D] = ()) -> None:
