@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,7 +105,8 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     surrogate.spec = problems.spec
     forms = (False, True) if problems.can_project else (False,)
     rows: list[Ceiling] = []
-    with bar(_work(config, len(problems.truth), len(forms)), "ceiling") as progress, torch.no_grad():
+    each = len(config.states) * max(config.factors) + len(forms) * config.steps * sum(config.factors)
+    with bar(len(sources) * len(problems.truth) * each, "ceiling") as progress, torch.no_grad():
         base = {p: _rolled("deterministic", surrogate, problems, TTCConfig(1, seed=config.seed), p) for p in forms} if config.steps else {}
         for name, stochastic in sources.items():
             found = _one_step(surrogate, problems, stochastic, config, forms, progress)
@@ -118,7 +118,9 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
                         rollout = _rolled("oracle", surrogate, problems, cfg, projected) / base[False]
                         progress.advance(len(problems.truth) * config.steps * b, note=f"{name}, B = {b}, rollout")
                     rows.append(Ceiling(name, b, projected, *found[projected, b], rollout, base[projected] / base[False] if base else None))
-            _write(out, rows, config)
+            plain = [dataclasses.asdict(row) for row in rows]
+            write_csv(out / "ceiling.csv", plain)
+            write_json(out / "ceiling.json", {"rows": plain, "provenance": provenance.record(config)})
     return rows
 
 
@@ -174,17 +176,6 @@ def _source(name: str, given: Any) -> StochasticConfig:
         return StochasticConfig.of(given)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"sources.{name}: {error}") from error
-
-
-def _work(config: CeilingConfig, problems: int, forms: int) -> int:
-    one_step = len(config.sources) * len(config.states) * problems * max(config.factors)
-    return one_step + forms * len(config.sources) * problems * config.steps * sum(config.factors)
-
-
-def _write(out: Path, rows: list[Ceiling], config: CeilingConfig) -> None:
-    plain = [dataclasses.asdict(row) for row in rows]
-    write_csv(out / "ceiling.csv", plain)
-    write_json(out / "ceiling.json", {"rows": plain, "provenance": provenance.record(config)})
 
 
 def print_ceiling(rows: list[Ceiling]) -> None:

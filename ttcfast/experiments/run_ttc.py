@@ -135,10 +135,26 @@ class RunTTCConfig:
         if self.reward == "arm" and self.prm is not None:
             raise ValueError(f"prm is {self.prm} and use_prm is false (reward.type=arm), which contradict each other; give one of them")
 
+    @property
+    def rows(self) -> list[str] | None:
+        """``methods`` that are run here, all but the fine-tuned surrogate's; None for all."""
+        return None if self.methods is None else [name for name in self.methods if name != "finetuned"]
+
+    def forms(self, problems: Problems) -> tuple[bool, ...]:
+        """Whether rows are projected: without projection, or without and with."""
+        return (False, True) if (problems.can_project if self.projection is None else self.projection) else (False,)
+
 
 @dataclass(frozen=True, eq=False)
 class RunTTCResult:
-    """What a run measured and wrote: the evaluation, the sweep (None without one), where the figures are, seconds of the whole run."""
+    """What a run measured and wrote.
+
+    Args:
+        evaluation: All methods.
+        sweep: Methods over several B; None without a sweep.
+        figures: Paths of the figures.
+        seconds: Wall-clock time of the whole run.
+    """
 
     evaluation: Evaluation
     sweep: Sweep | None
@@ -244,8 +260,7 @@ def _measure(
         rows, note = read_rows(folder, problems, config.ttc.branching_factor)
         known += rows
         notes.append(note)
-    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
-    options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": methods, "known": known}
+    options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": config.rows, "known": known}
     options["resume"] = resume
     evaluation = evaluate(surrogate, problems, used, config.ttc, report=report, **options).adding(
         notes=[*notes, *_reward_notes(config, used)]
@@ -319,11 +334,7 @@ def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) ->
     """The deterministic rollout of another checkpoint, without and (where the domain allows it) with projection."""
     other = load_surrogate(checkpoint).to(device_of(config.device))
     other.spec = problems.spec
-    projection = problems.can_project if config.projection is None else config.projection
-    rows = [
-        evaluate_method("deterministic", other, problems, None, config.ttc, projected=p)
-        for p in ((False, True) if projection else (False,))
-    ]
+    rows = [evaluate_method("deterministic", other, problems, None, config.ttc, projected=p) for p in config.forms(problems)]
     return [dataclasses.replace(r, method="finetuned") for r in rows]
 
 
@@ -354,9 +365,8 @@ def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluat
 def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant]) -> int:
     """Model evaluations that the run will take, but for resampling and for what is merged."""
     n = len(problems.truth)
-    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
-    names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
-    forms = (False, True) if (problems.can_project if config.projection is None else config.projection) else (False,)
+    names = method_names(used, config.ttc, oracle=config.oracle, methods=config.rows)
+    forms = config.forms(problems)
     own = {name: dataclasses.replace(config.ttc, **used[name].options) if name in used else config.ttc for name in names}
     costs = [1 if name in ("deterministic", "random") else c.branching_factor * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
     table = n * config.steps * sum(cost * len(forms_of(used.get(name), forms)) for name, cost in zip(names, costs))

@@ -58,7 +58,11 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
     out = output_folder(config.out)
     runs, left_out = load(config.runs)
     compared = [run for run in runs if run.compares_methods]
-    rows = [row for run in compared for row in guarded(run.folder, _rows, str(run.folder), run.metrics["methods"])]
+    rows = [
+        row
+        for run in compared
+        for row in guarded(run.folder, lambda run: [_row(str(run.folder), method) for method in run.metrics["methods"]], run)
+    ]
     notes = [*left_out, *(_notes({str(run.folder): run.metrics for run in compared}) if compared else [])]
     if rows:
         _write_table(out, rows, notes)
@@ -96,10 +100,6 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
 
 def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
     return [[_text(row[column]) for column in columns] for row in rows]
-
-
-def _rows(folder: str, methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [_row(folder, method) for method in methods]
 
 
 def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
