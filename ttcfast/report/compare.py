@@ -1,4 +1,4 @@
-"""The logic of ``ttcfast report``: runs side by side, from the numbers they left, in one table and on one page."""
+"""The logic of ``ttcfast report``: compares finished runs in one table and on one page."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _DROPPED = ("model evals", "s", "drift", "improved %", "B")  # on a narrow termi
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What ``ttcfast report`` compares.
+    """Configuration of ``ttcfast report``.
 
     Args:
-        runs: folders that ``demo``, ``run_ttc`` or a training wrote, or folders that hold such (a multirun), which stand for all of them.
-        out: folder for ``report.html``, ``report.csv`` and ``report.md``.
+        runs: Folders written by ``demo``, ``run_ttc`` or a training, or folders that contain such folders (a multirun).
+        out: Folder for ``report.html``, ``report.csv`` and ``report.md``.
     """
 
     runs: tuple[str, ...] = ("runs/demo",)
@@ -45,15 +45,16 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> list[dict[str, Any]]:
-    """Print one table over all runs that compare methods, write it as CSV and Markdown, and everything of all runs as an HTML page.
+    """Print one table of all runs that compare methods, write it as CSV and Markdown, and write an HTML page of all runs.
 
     Returns:
-        One row per run and method; none where every run is a training. Gains are against the deterministic rollout of the same run; runs
-        on other problems, or with errors in other units, stand in one table but cannot be compared, and a note says so.
+        One row per run and method; none if every run is a training. Gains are over the deterministic rollout of the same run. A note says
+        so if runs cannot be compared because their problems or units of error differ.
 
     Raises:
-        DataError: a folder is no run, has no numbers yet, or damaged ones. ArgumentError: a run named twice. OutputError: the folder cannot
-            be written.
+        DataError: A folder is not a run, or its numbers are missing or damaged.
+        ArgumentError: A run is named twice.
+        OutputError: The folder cannot be written.
     """
     out = output_folder(config.out)
     runs, left_out = load(config.runs)

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: ``metrics.json``, ``summary.csv``, ``config.json``, ``table.md``, ``fields.npz``, figures, logs."""
+"""Writes the files of a run: metrics, summary, configuration, table, fields, calibration, frontier, figures and logs."""
 
 from __future__ import annotations
 
@@ -53,17 +53,18 @@ def write_outputs(
     """Write the numbers, the table and the figures of a run.
 
     Args:
-        out: folder; made when missing.
-        evaluation, sweep: what was measured; a sweep of None leaves its two figures out.
-        horizons: steps of the table's error columns.
-        provenance: of ``runtime.provenance.record``; its configuration becomes ``config.json`` and all of it part of ``metrics.json``.
-        times: ``[K+1]`` instants of the steps, for the titles of the field panels.
+        out: Folder, created if missing.
+        evaluation: What was measured.
+        sweep: The sweep over B; None omits its two figures.
+        horizons: Steps of the table's error columns.
+        provenance: Record of ``runtime.provenance.record``, written to ``config.json`` and as a part of ``metrics.json``.
+        times: ``[K+1]``, times of the steps, for the titles of the field panels.
 
     Returns:
-        The figures' paths.
+        The paths of the figures.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: The folder cannot be written or the disk is full.
     """
     write_json(out / "config.json", provenance)
     write_json(out / "metrics.json", {**metrics(evaluation, sweep, horizons), "provenance": provenance})
@@ -83,17 +84,17 @@ def write_outputs(
 
 
 def summary_rows(evaluation: Evaluation, horizons: Sequence[int]) -> list[dict[str, Any]]:
-    """One flat row per method: what ``summary.csv`` holds. Values that are not finite are None (an empty cell).
+    """Return one flat row per method, as in ``summary.csv``. Non-finite values are None (an empty cell).
 
-    ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth; ``rollout_mse`` the mean over steps 1..K too; both in
-    normalised units. Gains are in percent of the reference's rollout_mse per problem, as measured: also where the table says "none".
+    ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth; ``rollout_mse`` is the mean over steps 1..K, too; both in
+    normalised units. Gains are in percent of the reference's ``rollout_mse`` per problem, as measured even where the table says "none".
     ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together.
     """
     return [strict(_row(evaluation, result, horizons)) for result in evaluation.results]
 
 
 def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]) -> dict[str, Any]:
-    """Everything measured, as plain values for ``metrics.json``: the summary, every step, every problem, the sweep, the notes."""
+    """Return all measurements as plain values for ``metrics.json``: summary, steps, problems, sweep and notes."""
     methods = []
     for row, result in zip(summary_rows(evaluation, horizons), evaluation.results, strict=True):
         over_projected = evaluation.gain_over_projected(result)
@@ -162,7 +163,7 @@ def write_frontier(out: Path, frontier: Frontier | None) -> list[Path]:
 
 
 def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = None) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Name and maker of every figure of a run; made one at a time, so that only one is held."""
+    """Yield name and maker of every figure of a run, so that only one figure is held at a time."""
     yield "error_time", partial(error_against_time, evaluation)
     yield "drift_time", partial(drift_against_time, evaluation)
     yield "gain_histogram", partial(gain_histogram, evaluation)
@@ -176,7 +177,7 @@ def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = 
 
 
 def shown_method(evaluation: Evaluation) -> MethodResult | None:
-    """Whose fields are drawn: the last reward's choice (a learned one stands behind ARM), with projection where there is one."""
+    """Return the method whose fields are drawn: the last reward's (a learned one follows ARM), with projection if there is one."""
     if evaluation.baseline.trajectory is None:
         return None
     others = ("deterministic", "random", "mean", "finetuned")
@@ -185,7 +186,7 @@ def shown_method(evaluation: Evaluation) -> MethodResult | None:
 
 
 def log_outputs(log: RunLog, evaluation: Evaluation, paths: Sequence[Path]) -> None:
-    """One log entry per rollout step with every method's error and drift, then the gains' histograms and the figures."""
+    """Log every method's error and drift per rollout step, then histograms of the gains and the figures."""
     for step in range(1, evaluation.steps + 1):
         entry: dict[str, float] = {}
         for result in evaluation.results:
@@ -208,7 +209,7 @@ def log_outputs(log: RunLog, evaluation: Evaluation, paths: Sequence[Path]) -> N
 
 
 def tag(result: MethodResult) -> str:
-    """A method's name for logs, without blanks: ``arm``, ``arm_projected``."""
+    """Return a method's name for logs, without blanks: ``arm``, ``arm_projected``."""
     return re.sub(r"\W+", "_", result.method) + ("_projected" if result.projected else "")
 
 
