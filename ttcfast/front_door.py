@@ -138,7 +138,10 @@ def evaluate(
     """
     if not isinstance(model, Surrogate):
         raise TypeError(f"model is a {type(model).__name__}; wrap it: ttcfast.Surrogate(model, spec)")
-    given = problems if isinstance(problems, Problems) else _read(model, problems, steps, count=count, split=split)
+    given = problems
+    if not isinstance(given, Problems):
+        places = str(given) if isinstance(given, os.PathLike) else given
+        given, _ = read_problems(model, places, steps, count=count, split=split)
     model = copy.copy(model)
     model.spec = given.spec  # the data say which domain this is, and with it whether conservation may be imposed
     options = _options(branching_factor=branching_factor, search=search, refine=refine, seed=seed, **config)
@@ -187,11 +190,6 @@ def _reward(reward: Any, spec: StateSpec | None) -> Any:
     if isinstance(reward, Surrogate):
         raise ValueError("reward is a surrogate; give a reward model, a Scorer or a callable")
     return reward
-
-
-def _read(model: Surrogate, places: str | os.PathLike[str] | Sequence[str], steps: int, **options: Any) -> Problems:
-    places = str(places) if isinstance(places, os.PathLike) else places
-    return read_problems(model, places, steps, **options)[0]
 
 
 def _rows(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Scorer | Variant]:

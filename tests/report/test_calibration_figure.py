@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ttcfast.evaluation.calibration import CandidateScores
-from ttcfast.report.calibration_file import write_calibration
 from ttcfast.report.figures import calibration_figure, calibration_rows
+from ttcfast.report.outputs import write_calibration
 
 
 def groups():

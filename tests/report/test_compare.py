@@ -8,7 +8,7 @@ from rich.console import Console
 from tests.report.small_run import arm, problems, surrogate
 from ttcfast.evaluation.evaluate import evaluate
 from ttcfast.report.compare import CompareConfig, compare
-from ttcfast.report.table import metrics
+from ttcfast.report.outputs import metrics
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import write_json
 from ttcfast.spec import TTCConfig

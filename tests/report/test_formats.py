@@ -11,7 +11,7 @@ import torch
 from tests.data.layouts import flow, total_energy, write_pdebench, write_pdegym, write_the_well
 from tests.report.small_run import write_surrogate
 from ttcfast.cli.main import main
-from ttcfast.experiments.run_ttc import RunTTCConfig, load_problems
+from ttcfast.evaluation.reading import read_problems
 from ttcfast.models import load_surrogate
 
 WRITERS = {"well": write_the_well, "pdegym": write_pdegym, "pdebench": write_pdebench}
@@ -61,8 +61,7 @@ def test_run_ttc_works_on_it(kind, path, checkpoint, tmp_path):
 
 
 def test_the_surrogate_sees_conserved_variables(kind, path, checkpoint):
-    config = RunTTCConfig(checkpoint=str(checkpoint), data=(str(path),), problems=2, steps=2)
-    problems, source = load_problems(config, load_surrogate(checkpoint))
+    problems, source = read_problems(load_surrogate(checkpoint), str(path), 2, count=2)
     rho, (u, v), pressure = flow(3, 5, (8, 8))
     energy = total_energy(rho, [u, v], pressure, GAMMAS[kind])
     torch.testing.assert_close(problems.truth, torch.from_numpy(np.stack([rho, rho * u, rho * v, energy], 2)[:2]), rtol=1e-6, atol=1e-6)
@@ -77,8 +76,7 @@ def test_gammas_of_several_files_go_with_their_problems(checkpoint, tmp_path):
     assert main(["run_ttc", *given]) == 0
     held = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert "The data have gamma 1.2, 1.6; the surrogate was trained with 1.4." in held["notes"]
-    config = RunTTCConfig(checkpoint=str(checkpoint), data=(str(tmp_path),), steps=2)
-    assert load_problems(config, load_surrogate(checkpoint))[0].spec.gamma.tolist() == [1.2, 1.6, 1.2, 1.6]
+    assert read_problems(load_surrogate(checkpoint), str(tmp_path), 2)[0].spec.gamma.tolist() == [1.2, 1.6, 1.2, 1.6]
 
 
 def test_a_folder_of_chunks_in_either_order(checkpoint, tmp_path):

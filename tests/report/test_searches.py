@@ -9,7 +9,7 @@ import torch
 from tests.report.small_run import SCALE, arm, problems, surrogate, write_examples
 from ttcfast.evaluation.frontier import search_of, trace_frontier
 from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
-from ttcfast.report.figures.error_evaluations import error_against_evaluations
+from ttcfast.report.figures import error_against_evaluations
 from ttcfast.rewards.common import ARMScorer
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import ARMWeights, TTCConfig

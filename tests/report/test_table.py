@@ -9,8 +9,8 @@ from rich.console import Console
 
 from tests.report.small_run import small_evaluation
 from ttcfast.evaluation.results import MethodResult
-from ttcfast.report.outputs import write_outputs
-from ttcfast.report.table import cells, explanation, markdown, metrics, print_table, summary_rows
+from ttcfast.evaluation.table import cells, explanation, markdown_table, print_table
+from ttcfast.report.outputs import metrics, summary_rows, write_outputs
 
 HORIZONS = (1, 4, 8)
 
@@ -99,6 +99,6 @@ def test_printed_table_keeps_whole_lines_in_a_narrow_console(evaluation):
 
 def test_markdown_has_the_same_cells(evaluation):
     heads, rows = cells(evaluation, HORIZONS)
-    lines = markdown(evaluation, HORIZONS).splitlines()
+    lines = markdown_table(heads, rows, explanation(evaluation)).splitlines()
     assert lines[0].count("|") == len(heads) + 1
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == rows[0]

@@ -1,4 +1,4 @@
-"""Baseline rollouts: what the same candidates give without a reward.
+"""Baseline rollouts, which use the same candidates without a reward.
 
 Source: docs/design/decisions.md ("Honest baselines").
 """
@@ -25,16 +25,16 @@ BASELINES = ("deterministic", "random", "mean")
 def baseline_rollout(
     kind: str, fm: Any, x0: Tensor, T: int, cfg: TTCConfig | None = None, *, problem_ids: Tensor | None = None
 ) -> RolloutResult:
-    """Roll out without a reward, through the same code, guardrails and (if ``cfg.project`` says so) projection as ``TTCGreedy``.
+    """Roll out without a reward, with the code, guardrails and projection of ``TTCGreedy``.
 
     Args:
-        kind: ``"deterministic"``, every noise off, one evaluation per step; ``"random"``, one stochastic candidate per step, whichever
-            comes; ``"mean"``, the mean of the B candidates, the deterministic one counted in where ``cfg`` includes it.
-        fm, x0, T, problem_ids: as for ``TTCGreedy.rollout``.
-        cfg: B (for the mean), seed, stochasticity, projection and chunking; its score options do not apply.
+        kind: ``"deterministic"``, without noise, one evaluation per step; ``"random"``, one stochastic candidate per step; ``"mean"``, the
+            mean of the B candidates, including the deterministic one if ``cfg`` does.
+        fm, x0, T, problem_ids: As for ``TTCGreedy.rollout``.
+        cfg: B (for the mean), random seed, stochasticity, projection and chunking; score options are ignored.
 
     Raises:
-        ValueError: an unknown ``kind``, or ``"deterministic"`` for a model without a deterministic step; else as ``TTCGreedy``.
+        ValueError: An unknown ``kind``, ``"deterministic"`` for a model without a deterministic step, or as ``TTCGreedy``.
     """
     one_of("kind", kind, BASELINES)
     cfg = dataclasses.replace(cfg or TTCConfig(), score_floor=None, select="argmax", temperature=1.0, refine_steps=0)

@@ -1,4 +1,4 @@
-"""What the rewards' scores are worth: every candidate's score beside its true error, on states of the truth."""
+"""Scores of candidates beside their true errors, on states of the truth."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ttcfast.ttc.guardrails import Spread
 
 @dataclass(frozen=True, eq=False)
 class CandidateScores:
-    """M groups of B candidates.
+    """Scores and true errors of M groups of B candidates.
 
     Args:
-        errors: float64 ``[M, B]``, mean squared error to the truth in the problems' units; infinite for a candidate that is not finite.
-        scores: by reward, float64 ``[M, B]``; -inf for a candidate that it rejects.
-        problems, steps: ``[M]``, where each group's state lies.
+        errors: float64 ``[M, B]``, mean squared error in the units of the problems; infinite for a non-finite candidate.
+        scores: float64 ``[M, B]`` by reward; -inf for a rejected candidate.
+        problems, steps: ``[M]``, problem and step of each group's state.
     """
 
     errors: Tensor
@@ -39,20 +39,20 @@ class CandidateScores:
 def candidate_scores(
     surrogate: Surrogate, problems: Problems, scorers: Mapping[str, Scorer], config: TTCConfig, *, groups: int = 32
 ) -> CandidateScores:
-    """Draw the candidates that a rollout would draw, but from true states, score them, and measure what each really is.
+    """Draw the candidates of a rollout from true states, score them, and measure their true errors.
 
-    A group is a rollout's: the deterministic step first, where ``config`` takes it in, then the sampled candidates by their ids. Scores and
-    errors are of the candidates as they are drawn, as in the rows without projection and without refinement. One state at a time, so that
-    no more than B states are held; ``groups * B`` model evaluations.
+    Each group holds the deterministic step first, if ``config`` includes it, then the sampled candidates by their ids, without projection
+    and refinement. States are processed one at a time to hold no more than B candidates; ``groups * B`` model evaluations.
 
     Args:
-        surrogate: the model, on the device to run on. scorers: the rewards, by name.
-        problems: whose truth gives the states and the errors.
-        config: B, seed, noise, and whether the deterministic step is a candidate.
-        groups: states, spread evenly over problems and steps; fewer where there are fewer.
+        surrogate: The model, on the device to run on.
+        problems: Their truth gives the states and the errors.
+        scorers: Rewards by name.
+        config: B, random seed, noise, and whether the deterministic step is a candidate.
+        groups: Number of states, spread evenly over problems and steps; at most as many as there are.
 
     Raises:
-        ValueError: fewer than 1 group.
+        ValueError: ``groups`` is below 1.
     """
     at_least("groups", groups, 1)
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))

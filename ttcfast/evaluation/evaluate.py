@@ -1,4 +1,4 @@
-"""Every method on the same problems, measured the same way: errors, gains, conservation, cost."""
+"""Evaluates every method on the same problems: errors, gains, conservation and cost."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from ttcfast.spec import StateSpec, TTCConfig
 from .baselines import BASELINES
 from .methods import ORACLES, Variant, roll_method
 from .results import Gain, MethodResult
+from .table import plain_table
+
+HORIZONS = (1, 4, 16, 20, 64, 128)
+"""Steps at which tables show the error, as far as a rollout goes."""
 
 Report = Callable[[MethodResult], None]
-"""Called after each method, with what it reached: for progress bars and logs."""
+"""Callback for progress bars and logs, called with the result of each method."""
 
 
 @dataclass(frozen=True, eq=False)
 class Problems:
-    """Initial conditions and the truth that rollouts from them are measured against.
+    """Initial conditions, and the true trajectories that rollouts are compared with.
 
     Args:
-        truth: ``[N, K+1, C, *S]``, physical units; frame 0 is the initial condition.
-        spec: layout of a state.
-        steps: T, steps to roll. Beyond K rollouts go on and their errors stop; the oracle, which needs the truth, stops at K.
-        scale: ``[C]`` units of the error, for instance the training data's standard deviations; None measures in physical units.
-        shown: problems whose trajectories are kept for pictures.
+        truth: ``[N, K+1, C, *S]`` in physical units; frame 0 is the initial condition.
+        spec: Layout of a state.
+        steps: T, steps to roll out. Errors end at step K, and so does the oracle, which needs the truth.
+        scale: ``[C]``, units of the error, such as the standard deviations of the training data; None measures in physical units.
+        shown: Problems whose trajectories are kept for figures.
 
     Raises:
-        ValueError: a truth of another layout or of fewer than two frames, T below 1, a problem to show that is not there.
+        ValueError: The truth has another layout or fewer than two frames, T is below 1, or a problem to show does not exist.
     """
 
     truth: Tensor
@@ -57,16 +61,16 @@ class Problems:
 
     @property
     def scored(self) -> int:
-        """Steps that have a truth, min(T, K)."""
+        """Number of steps with a known truth, min(T, K)."""
         return min(self.steps, self.truth.shape[1] - 1)
 
     @property
     def can_project(self) -> bool:
-        """Whether the domain keeps its totals, so that conservation may be imposed."""
+        """Whether the domain conserves its totals, so that conservation may be imposed."""
         return bool(self.spec.conserved_channels)
 
     def first(self, n: int) -> Problems:
-        """The first ``n`` problems, with no trajectory kept."""
+        """Return the first ``n`` problems, keeping no trajectories."""
         gamma = self.spec.gamma
         spec = self.spec.replace(gamma=gamma[:n]) if torch.is_tensor(gamma) and gamma.ndim else self.spec
         return dataclasses.replace(self, truth=self.truth[:n], spec=spec, shown=())
@@ -74,17 +78,19 @@ class Problems:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All methods on one set of problems.
+    """Results of all methods on one set of problems.
 
     Args:
-        results: one per method and projection, in the order of the table; the first is the deterministic rollout.
-        problems: N. steps: T. scored: K, steps that have a truth.
-        truth_drift: as ``MethodResult.drift``, of the truth over steps 0..K: what the data's own rounding costs.
-        persistence: ``[N, K+1]``, the error of copying step 0, in the same units.
+        results: One per method and projection, in the order of the table; the first is the deterministic rollout.
+        problems: N.
+        steps: T.
+        scored: K, steps with a known truth.
+        truth_drift: Drift of the truth itself over steps 0..K, as in ``MethodResult.drift``: the rounding of the data.
+        persistence: ``[N, K+1]``, the error of copying step 0, in the units of the results.
         truth: ``[len(shown), K+1, C, *S]``, the truth of the problems whose trajectories were kept.
-        shown: which problems those are.
+        shown: Indices of those problems.
         scale: ``[C]``, units of the error.
-        notes: what a reader of the numbers must know.
+        notes: What a reader of the numbers must know.
     """
 
     results: tuple[MethodResult, ...]
@@ -102,29 +108,38 @@ class Evaluation:
         names = ", ".join(result.name for result in self.results)
         return f"Evaluation({self.problems} problems, {self.steps} steps: {names})"
 
+    def table(self, horizons: Sequence[int] = HORIZONS) -> str:
+        """The table that the commands print, as plain text: all methods, and what the columns mean.
+
+        Args:
+            horizons: Steps of the error columns; those beyond T are left out.
+        """
+        return plain_table(self, [h for h in horizons if h <= self.steps])
+
     @property
     def baseline(self) -> MethodResult:
-        """The deterministic rollout, which every gain is stated against."""
+        """The deterministic rollout, the reference of every gain."""
         return self.results[0]
 
     @property
     def projected_baseline(self) -> MethodResult | None:
-        """The deterministic rollout with projection, the second reference; None where projection was left out."""
+        """The deterministic rollout with projection, the second reference; None if there is none."""
         return self.find("deterministic", projected=True)
 
     def find(self, method: str, *, projected: bool = False) -> MethodResult | None:
+        """Return the result of a method, or None."""
         return next((r for r in self.results if (r.method, r.projected) == (method, projected)), None)
 
     def gain(self, result: MethodResult) -> Gain:
-        """SampleGain over the deterministic rollout."""
+        """Return the SampleGain over the deterministic rollout."""
         return Gain.of(result, self.baseline)
 
     def gain_over_projected(self, result: MethodResult) -> Gain | None:
-        """SampleGain over the deterministic rollout with projection; None where there is none."""
+        """Return the SampleGain over the deterministic rollout with projection, or None if there is none."""
         return None if self.projected_baseline is None else Gain.of(result, self.projected_baseline)
 
     def adding(self, *results: MethodResult, notes: Sequence[str] = ()) -> Evaluation:
-        """With more rows behind the others, for instance recorded ones."""
+        """Return a copy with further rows, such as recorded ones, and notes appended."""
         return dataclasses.replace(self, results=(*self.results, *results), notes=(*self.notes, *notes))
 
 
@@ -141,22 +156,22 @@ def evaluate(
     report: Report | None = None,
     resume: Path | None = None,
 ) -> Evaluation:
-    """Roll out the deterministic step, a random candidate, the mean of B, every scorer's choice and the oracle's, and measure them.
+    """Roll out and measure the baselines, the choice of every scorer and the choice by true error.
 
     Args:
-        surrogate: the model, on the device to run on.
-        problems: what to roll out and what to compare with.
-        scorers: by method name (``"arm"``, ``"prm"``): what chooses among the B candidates, and how (``methods.variants``).
-        config: B, noise, seed, guardrails; its ``project`` is not read, since both forms are run.
-        oracle: add the choice by true error, the ceiling of choosing; the span's too where a method combines candidates so.
-        projection: run every method again with conservation imposed. None does where the domain keeps its totals, else leaves it out.
-        methods: run these alone, in the order of the table; the deterministic rollout is always among them. None runs all.
-        known: rows that were measured on the same problems before: they stand in the table and are not run again.
-        report: called with each result as it comes.
-        resume: a folder with a folder of each method in it, see ``roll_method``.
+        surrogate: The model, on the device to run on.
+        problems: Initial conditions and the truth.
+        scorers: What chooses among the B candidates, by method name (``"arm"``, ``"prm"``); a ``Variant`` also says how.
+        config: B, noise, random seed and guardrails. ``project`` is ignored: ``projection`` decides.
+        oracle: Add the choice by true error, the ceiling of choosing, and that of the span if a method combines candidates in it.
+        projection: Run every method with conservation imposed, too. None does so where the domain conserves its totals.
+        methods: Only these methods, and the deterministic rollout. None runs all.
+        known: Rows measured on the same problems before, which are not run again.
+        report: Called with each result.
+        resume: Folder with a subfolder per method, from which interrupted rollouts continue; see ``roll_method``.
 
     Raises:
-        ValueError: projection asked for on an open domain, an unknown method, or what the controllers refuse.
+        ValueError: Projection on an open domain, an unknown method, or an argument that the controllers reject.
 
     Source: docs/design/decisions.md ("Honest baselines").
     """
@@ -195,7 +210,7 @@ def evaluate(
 
 
 def forms_of(method: Scorer | Variant | None, forms: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Of the forms ``(False, True)``, without and with projection, those that a method is run in."""
+    """Return which of ``forms`` (without and with projection) a method is run in."""
     alone = isinstance(method, Variant) and method.projected_alone and True in forms
     return (True,) if alone else forms
 
@@ -203,10 +218,10 @@ def forms_of(method: Scorer | Variant | None, forms: tuple[bool, ...]) -> tuple[
 def method_names(
     scorers: Mapping[str, Scorer | Variant], config: TTCConfig, *, oracle: bool = True, methods: Sequence[str] | None = None
 ) -> list[str]:
-    """The methods that ``evaluate`` runs, in the order of the table.
+    """Return the methods that ``evaluate`` runs, in the order of the table.
 
     Raises:
-        ValueError: one of ``methods`` that neither has a scorer nor needs none.
+        ValueError: A method is unknown.
     """
     if methods is None:
         used = [s.options for s in scorers.values() if isinstance(s, Variant)]
@@ -231,11 +246,11 @@ def evaluate_method(
     """Roll out one method on all problems and measure it.
 
     Args:
-        name: ``"deterministic"``, ``"random"``, ``"mean"``, ``"oracle"``, ``"span_oracle"``, or the name that ``scorer``'s choice goes by.
-        scorer: what chooses; None for the five names above.
-        surrogate, problems, config: as in ``evaluate``.
-        projected: impose conservation at every step.
-        resume: as in ``roll_method``.
+        name: ``"deterministic"``, ``"random"``, ``"mean"``, ``"oracle"``, ``"span_oracle"``, or the name of the scorer's method.
+        scorer: What chooses among candidates; None for the five methods above.
+        surrogate, problems, config: As in ``evaluate``.
+        projected: Impose conservation at every step.
+        resume: As in ``roll_method``.
     """
     config = dataclasses.replace(config, project="conservation" if projected else None)
     rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, scale=problems.scale, resume=resume)

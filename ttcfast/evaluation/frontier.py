@@ -1,4 +1,4 @@
-"""What more model evaluations buy, search by search: the compute frontier."""
+"""The compute frontier: error against model evaluations, search by search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .results import MethodResult
 
 SEARCHES = ("greedy", "lookahead", "beam", "diverse_beam", "particle")
 BEAMS = 4
-"""Partial rollouts that the searches over several keep, where the evaluations allow so many."""
+"""Most beams that a search keeps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +25,10 @@ class Frontier:
     """Searches at several numbers of evaluations, on the same problems.
 
     Args:
-        results: by (reward, search), in order of evaluations.
-        deterministic: the deterministic rollout, which errors are compared with.
-        problems: N. steps: T.
+        results: By (reward, search), in ascending order of evaluations.
+        deterministic: The deterministic rollout, the reference of the errors.
+        problems: N.
+        steps: T.
     """
 
     results: Mapping[tuple[str, str], tuple[MethodResult, ...]]
@@ -35,12 +36,16 @@ class Frontier:
     problems: int
     steps: int
 
+    def __repr__(self) -> str:
+        names = ", ".join(f"{reward} by {search}" for reward, search in self.results)
+        return f"Frontier({self.problems} problems, {self.steps} steps: {names})"
+
     def per_step(self, result: MethodResult) -> float:
-        """Model evaluations of a problem in a step."""
+        """Return the model evaluations per problem and step."""
         return result.evaluations / (self.problems * self.steps)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row per point."""
+        """Return one flat row per point."""
         base = float(self.deterministic.rollout_error.mean())
         return [
             {
@@ -72,10 +77,10 @@ def trace_frontier(
     """Run every search with every reward at about so many model evaluations per problem and step.
 
     Args:
-        surrogate, problems, config, report: as in ``evaluate``; of ``config`` the options of a search are not read.
-        rewards: by name.
-        evaluations: per problem and step. A search that cannot be had for so few is left out there.
-        oracle: also with the true error as the reward, the ceiling of each search that chooses step by step.
+        surrogate, problems, config, report: As in ``evaluate``; the search options of ``config`` are ignored.
+        rewards: Rewards by name.
+        evaluations: Model evaluations per problem and step. A search that needs more is left out.
+        oracle: Also search by true error, the ceiling of each search that chooses step by step.
     """
     scorers = dict(rewards)
     if oracle:
@@ -98,7 +103,7 @@ def trace_frontier(
 
 
 def search_of(search: str, evaluations: int) -> dict[str, Any] | None:
-    """Options of ``TTCConfig`` with which a search takes about so many evaluations per step; None where it cannot be had for them."""
+    """Return options of ``TTCConfig`` with which a search takes about so many evaluations per step, or None if it needs more."""
     if search == "greedy":
         return {"branching_factor": evaluations}
     if search == "lookahead":

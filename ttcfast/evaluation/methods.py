@@ -23,21 +23,21 @@ from ttcfast.ttc.result import RolloutResult
 from .baselines import BASELINES, baseline_rollout
 
 ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
-"""Methods that know the truth, and how they take their next state from the candidates."""
+"""Methods that know the truth, with the way in which they select the next state."""
 
 ONE_BEAM: Mapping[str, Any] = {"approach": "greedy", "beam_width": 1, "score_aggregation": "sum", "lookahead": 0}
-"""Options of a search that keeps one beam and does not look ahead."""
+"""Options of a greedy search: one beam, no lookahead."""
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A reward and another way to use it, as a method of its own.
+    """A reward together with a way to use it, evaluated as a method of its own.
 
     Args:
-        scorer: the reward.
-        options: fields of ``TTCConfig`` that this method sets otherwise.
-        oracle: the truth chooses, and the reward only moves the candidates: the ceiling of choosing among them.
-        projected_alone: run it with projection alone where methods are run with and without, for one that costs much.
+        scorer: The reward.
+        options: Fields of ``TTCConfig`` that this method overrides.
+        oracle: Let the truth choose, and use the reward only to move the candidates: the ceiling of choosing among them.
+        projected_alone: Run a costly method only with projection where others are run with and without.
     """
 
     scorer: Scorer
@@ -49,13 +49,18 @@ class Variant:
 def variants(
     rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candidates: int | None = None, search_projected: bool = False
 ) -> dict[str, Variant]:
-    """Every way to use each reward, by the method's name.
+    """Return every way to use each reward, by method name.
 
-    ``<name>`` as ``config`` says; ``<name>_refined`` the best candidate after refinement (``config``'s steps, at least one);
-    ``<name>_refined_oracle`` the same candidates chosen by true error; ``<name>_softmax`` the mean weighted by the softmax of the z-scores
-    over ``config.temperature``; ``<name>_span`` the best point of the candidates' span. Where ``config`` asks for several beams or looking
-    ahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search, with ``search_candidates`` for each beam where
-    that is given and, by ``search_projected``, with projection alone; all others keep one beam.
+    ``<name>`` follows ``config``; ``<name>_refined`` takes the best candidate after refinement (at least one step);
+    ``<name>_refined_oracle`` chooses among the same candidates by true error; ``<name>_softmax`` takes the mean weighted by the softmax of
+    the z-scores over ``config.temperature``; ``<name>_span`` takes the best point in the span of the candidates. If ``config`` asks for
+    several beams or lookahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search; all others are greedy.
+
+    Args:
+        rewards: Rewards by name.
+        config: Options that the methods share.
+        search_candidates: Candidates per beam of the search; None takes ``config.branching_factor``.
+        search_projected: Run the search only with projection.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
@@ -75,7 +80,7 @@ def variants(
 
 
 def search_options(config: TTCConfig) -> dict[str, Any] | None:
-    """The options by which ``config`` asks for a search over several beams or looking ahead; None where it does not."""
+    """Return the options of the search over several beams or with lookahead that ``config`` asks for, or None."""
     if config.approach == "greedy" and not config.lookahead and config.beam_width == 1:
         return None
     options: dict[str, Any] = {name: getattr(config, name) for name in ONE_BEAM}
@@ -83,7 +88,7 @@ def search_options(config: TTCConfig) -> dict[str, Any] | None:
 
 
 def search_name(config: TTCConfig) -> str:
-    """How the rows of ``config``'s search end: ``"beam"``, ``"diverse_beam"``, ``"particle"``, ``"lookahead"``."""
+    """Return the suffix of the methods of ``config``'s search: ``"beam"``, ``"diverse_beam"``, ``"particle"`` or ``"lookahead"``."""
     return "lookahead" if config.approach == "greedy" else config.approach
 
 
@@ -101,20 +106,20 @@ def roll_method(
     """Roll out one method from the first frames of ``truth``.
 
     Args:
-        name: one of ``BASELINES``; ``"oracle"``, the candidate of the least true error; ``"span_oracle"``, least squares on the truth in
-            the span of the candidates; or any other name for what ``scorer`` chooses.
-        surrogate: the model; the states are moved to its device.
-        truth: ``[N, K+1, C, *S]``; the oracle stops after K steps, since it knows no more.
+        name: One of ``BASELINES``; ``"oracle"``, the candidate of least true error; ``"span_oracle"``, the least-squares fit to the
+            truth in the span of the candidates; or any other name for the choice of ``scorer``.
+        surrogate: The model; states are moved to its device.
+        truth: ``[N, K+1, C, *S]``; the oracle stops after K steps.
         steps: T.
-        scorer: needed but for the names above.
-        config: B, noise, seed, guardrails, projection, and what several processes divide (``shard``): all of them must call. Baselines and
-            combinations of candidates are rolled out by each process for itself.
+        scorer: What chooses among the candidates; None for the methods above.
+        config: B, noise, random seed, guardrails, projection and ``shard``, the work that several processes divide, all of which must make
+            this call. Baselines and combinations of candidates are rolled out by every process.
         scale: ``[C]``, units of the oracle's error.
-        resume: a folder that keeps the rollout's state after every step, and from which it goes on; baselines and combinations of
-            candidates, which do not keep theirs, begin anew and come to the same.
+        resume: Folder that keeps the state of the rollout after every step, and from which an interrupted rollout continues. Baselines
+            and combinations of candidates start again, with the same result.
 
     Raises:
-        ValueError: another name without a scorer, a surrogate that needs several frames to start from.
+        ValueError: A scorer is missing, or the surrogate needs several frames to start from.
     """
     if getattr(surrogate, "history", 1) > 1:
         raise ValueError(f"the surrogate sees {surrogate.history} frames and a problem has one to start from; evaluate one with history=1")

@@ -1,4 +1,4 @@
-"""How much a cheaper way of computing the candidates costs in the choices that it makes."""
+"""The loss in score that a cheaper way of computing the candidates causes through its choices."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MOST_RELATIVE_REGRET = 0.05  # docs/design/decisions.md ("Precision")
 
 @dataclass(frozen=True)
 class ChoiceRegret:
-    """What the choices of a cheaper path lose by the scores of the reference, state by state ``[N, T]``.
+    """Loss of a cheaper path's choices, measured by the scores of the reference, for each state ``[N, T]``.
 
     Args:
-        regret: score of the reference's choice less that of the cheaper path's choice, both as the reference scores them, at least 0.
-            Infinite where the reference rejects what the cheaper path chose; NaN where either had no usable candidate.
-        spread: largest less smallest usable score of the reference's group.
-        agree: whether both chose the same candidate.
+        regret: Reference score of the reference's choice minus that of the cheaper path's choice, at least 0. Infinite where the reference
+            rejects the cheaper path's choice; NaN where either had no usable candidate.
+        spread: Largest minus smallest usable score of the reference's group.
+        agree: Whether both chose the same candidate.
     """
 
     regret: Tensor
@@ -32,18 +32,18 @@ class ChoiceRegret:
 
     @property
     def relative(self) -> Tensor:
-        """``regret / spread``; 0 where nothing is lost, whatever the spread."""
+        """``regret / spread``, 0 where nothing is lost."""
         return torch.where(self.regret == 0, 0.0, self.regret / self.spread)
 
     @property
     def worst(self) -> float:
-        """The largest relative regret of all states that could be compared; NaN where none could."""
+        """Largest relative regret over all comparable states; NaN if there are none."""
         compared = self.relative[~self.relative.isnan()]
         return float(compared.max()) if compared.numel() else float("nan")
 
     @property
     def mean(self) -> float:
-        """The mean relative regret of all states that could be compared."""
+        """Mean relative regret over all comparable states."""
         return float(self.relative.nanmean())
 
     def __str__(self) -> str:
@@ -56,15 +56,15 @@ def choice_regret(
 ) -> ChoiceRegret:
     """Compare the choices of two ways of computing the same candidates, teacher-forced: on the same states and with the same keys.
 
-    Both start from every given state, so that differences do not add up along a trajectory. Nothing is drawn again. Asked of a cheaper
-    path is a regret of at most ``MOST_RELATIVE_REGRET`` times the spread.
+    Both start from every given state, so that differences do not accumulate along a trajectory. Nothing is resampled. A cheaper path is
+    acceptable if its regret is at most ``MOST_RELATIVE_REGRET`` times the spread.
 
     Args:
-        reference: a ``Surrogate``, in float32 and not compiled.
-        cheaper: a ``Surrogate`` of the same model with ``dtype``, ``compile`` or what else makes it cheaper.
-        scorer: as for ``TTCGreedy``.
-        states: ``[N, T, C, *S]``, the states before each of T steps (``[N, T, h, C, *S]`` with history h), finite: those of a trajectory.
-        cfg: as for ``TTCGreedy``; None takes the defaults.
+        reference: A ``Surrogate`` in float32, not compiled.
+        cheaper: A ``Surrogate`` of the same model with a lower ``dtype``, ``compile`` or another economy.
+        scorer: As for ``TTCGreedy``.
+        states: ``[N, T, C, *S]``, finite states of a trajectory before each of T steps, with history h ``[N, T, h, C, *S]``.
+        cfg: As for ``TTCGreedy``; None takes the defaults.
         problem_ids: int64 ``[N]``, as in ``TTCGreedy.rollout``.
 
     Source: docs/design/decisions.md ("Precision").

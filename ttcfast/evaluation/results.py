@@ -1,4 +1,4 @@
-"""What one method reached on a set of problems, and how far that is a gain."""
+"""The result of one method on a set of problems, and its gain over a reference."""
 
 from __future__ import annotations
 
@@ -26,30 +26,34 @@ LABELS: Mapping[str, str] = {
     "span_oracle": "span oracle",
     "finetuned": "fine-tuned surrogate",
 }
-"""How tables and figures call the methods; a name that is not here is shown as it is."""
+"""Labels of the methods in tables and figures; other names are shown unchanged."""
+
+
+QUANTITIES = ("mass", "momentum", "energy")
+"""Totals whose drift is measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class MethodResult:
-    """Errors, conservation and cost of one method on N problems. Tensors lie on the CPU.
+    """Errors, conservation and cost of one method on N problems. Tensors are on the CPU.
 
     Args:
         method: ``"deterministic"``, ``"random"``, ``"mean"``, ``"arm"``, ``"oracle"`` or another scorer's name.
-        projected: whether conservation was imposed at every step.
+        projected: Whether conservation was imposed at every step.
         branching_factor: B; 1 for the deterministic step and for one random candidate.
-        mse: ``[N, K+1]``, squared error of steps 0..K in normalised units; K ends where the truth or the rollout does.
-        drift: for ``"mass"``, ``"momentum"``, ``"energy"``: ``[N, T+1]``, relative change of the total since step 0, not negative.
-        seconds: wall-clock time of the rollout of all N problems.
-        evaluations: model evaluations of all N problems; one is one state through the model.
-        fallbacks: steps (over all problems) that found no usable candidate and took the deterministic step.
-        resamples: rounds of candidates drawn again.
-        nonfinite: candidates rejected because of a NaN or an infinity.
-        collapsed: steps whose scores hardly differed, so that candidate 0 was taken.
-        unprojected: steps whose projection would have made a density or pressure negative, so that the raw state was kept.
-        reward_evaluations: candidates scored and directions found to move them in, of all N problems.
-        trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the problems to show; None where none was kept.
-        beam_width: k, partial rollouts kept at each step; ``branching_factor`` is then of each of them.
-        recorded: where these numbers come from when they were not measured in this run.
+        mse: ``[N, K+1]``, mean squared error of steps 0..K in normalised units; K is the last step that both truth and rollout have.
+        drift: ``[N, T+1]`` for each of ``QUANTITIES``: magnitude of the relative change of the total since step 0.
+        seconds: Wall-clock time for all N problems.
+        evaluations: Model evaluations for all N problems; one evaluation is one state through the model.
+        fallbacks: Steps, over all problems, without a usable candidate, which took the deterministic step.
+        resamples: Rounds in which candidates were drawn again.
+        nonfinite: Candidates rejected for a NaN or an infinity.
+        collapsed: Steps that took candidate 0 because the scores hardly differed.
+        unprojected: Steps left unprojected because projection would have made a density or pressure negative.
+        reward_evaluations: Candidates scored and refinement directions computed, for all N problems.
+        trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the shown problems; None if none was kept.
+        beam_width: k, beams kept at each step; ``branching_factor`` then counts the candidates per beam.
+        recorded: Origin of the numbers if they were not measured in this run.
     """
 
     method: str
@@ -82,29 +86,29 @@ class MethodResult:
 
     @property
     def steps(self) -> int:
-        """K, the number of steps that have a truth."""
+        """K, the number of steps with a known truth."""
         return self.mse.shape[1] - 1
 
     @property
     def rollout_error(self) -> Tensor:
-        """``[N]``: mean squared error over steps 1..K, the error that gains are stated in."""
+        """Mean squared error over steps 1..K, ``[N]``, from which gains are computed."""
         return self.mse[:, 1:].mean(dim=1)
 
     @property
     def blown_up(self) -> Tensor:
-        """Bool ``[N]``: problems whose error is not finite at some step."""
+        """Which problems have a non-finite error at some step, bool ``[N]``."""
         return ~self.mse.isfinite().all(dim=1)
 
     def mse_at(self, step: int) -> float:
-        """Mean over problems of the squared error at ``step``; NaN beyond the truth."""
+        """Return the mean squared error over problems at ``step``; NaN beyond the truth."""
         return float(self.mse[:, step].mean()) if step <= self.steps else math.nan
 
     def final_drift(self, quantity: str) -> float:
-        """Mean over problems of the relative drift of ``quantity`` after the last step; NaN where it is not defined."""
+        """Return the mean relative drift of ``quantity`` after the last step; NaN if it is undefined."""
         return float(self.drift[quantity][:, -1].mean()) if quantity in self.drift else math.nan
 
     def first(self, n: int) -> MethodResult:
-        """The same for the first ``n`` problems; time, evaluations and counts pro rata, since they are known only for all together."""
+        """Return the result for the first ``n`` problems, with time, evaluations and counts pro rata."""
         total = self.mse.shape[0]
         if n == total:
             return self
@@ -124,12 +128,12 @@ class MethodResult:
 class Gain:
     """SampleGain of a method against a reference, per problem and summarised.
 
-    A problem on which only the method blew up counts as minus infinity, one on which only the reference did as 100 (the limit of the
-    formula), one on which both did as NaN and as not improved.
+    A problem counts as minus infinity if only the method blew up, as 100 (the limit of the formula) if only the reference did, and as NaN
+    and not improved if both did.
 
     Args:
-        per_problem: ``[N]``, 100 (reference - method) / reference of the error averaged over steps 1..K, in percent.
-        improved: percent of the problems whose error is smaller than the reference's.
+        per_problem: ``[N]``, 100 (reference - method) / reference, of the error averaged over steps 1..K, in percent.
+        improved: Percentage of problems with a smaller error than the reference.
 
     Source: docs/design/decisions.md ("Honest baselines").
     """
@@ -139,7 +143,7 @@ class Gain:
 
     @classmethod
     def of(cls, result: MethodResult, reference: MethodResult) -> Gain:
-        """The gain of ``result`` over ``reference``, over the steps that both have."""
+        """Compute the gain of ``result`` over ``reference`` on the steps that both have."""
         steps = min(result.steps, reference.steps) + 1
         ours, theirs = result.mse[:, 1:steps].mean(dim=1), reference.mse[:, 1:steps].mean(dim=1)
         gain = sample_gain(theirs, ours)
@@ -153,11 +157,12 @@ class Gain:
 
     @property
     def mean(self) -> float:
+        """Mean over problems."""
         return float(self.per_problem.mean())
 
     @property
     def median(self) -> float:
-        """Over the problems where it is defined; the mean of the middle two for an even number."""
+        """Median over the problems where the gain is defined."""
         ordered = self.per_problem[~self.per_problem.isnan()].sort().values
         if not len(ordered):
             return math.nan
@@ -165,6 +170,6 @@ class Gain:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, over problems; NaN for a single one."""
+        """Standard error of the mean over problems; NaN for a single problem."""
         n = len(self.per_problem)
         return float(self.per_problem.std() / math.sqrt(n)) if n > 1 else math.nan

@@ -1,4 +1,4 @@
-"""Methods over several branching factors, reusing what a table has already measured."""
+"""Sweeps methods over branching factors, reusing the results of a table."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class Sweep:
     """Methods at several branching factors, on the same problems.
 
     Args:
-        results: one per method, projection and B.
-        deterministic: the deterministic rollout of these problems.
-        projected: the same with projection; None where it was left out.
-        problems: N. steps: T. scored: steps that have a truth.
+        results: One per method, projection and B.
+        deterministic: The deterministic rollout.
+        projected: The deterministic rollout with projection, or None.
+        problems: N.
+        steps: T.
+        scored: Steps with a known truth.
     """
 
     results: tuple[MethodResult, ...]
@@ -33,8 +35,13 @@ class Sweep:
     steps: int
     scored: int
 
+    def __repr__(self) -> str:
+        names = ", ".join(line[0].name for line in self.lines())
+        return f"Sweep(B = {', '.join(map(str, self.branching_factors))} on {self.problems} problems: {names})"
+
     @property
     def branching_factors(self) -> tuple[int, ...]:
+        """Every B of the sweep, in ascending order."""
         return tuple(sorted({r.branching_factor for r in self.results}))
 
     @property
@@ -43,12 +50,12 @@ class Sweep:
         return any(r.projected for r in self.results)
 
     def lines(self) -> list[list[MethodResult]]:
-        """The results of each method and projection, in order of B."""
+        """Return the results of each method and projection, in ascending order of B."""
         keys = dict.fromkeys((r.method, r.projected) for r in self.results)
         return [sorted((r for r in self.results if (r.method, r.projected) == key), key=lambda r: r.branching_factor) for key in keys]
 
     def references(self) -> list[MethodResult]:
-        """What B does not change: the deterministic rollout without and, where there is one, with projection."""
+        """Return the results that do not depend on B: the deterministic rollout without and, if there is one, with projection."""
         return [self.deterministic] if self.projected is None else [self.deterministic, self.projected]
 
 
@@ -68,17 +75,16 @@ def sweep_branching(
 ) -> Sweep:
     """Run the mean of B, the scorers and the oracle at every B of ``factors`` on the first ``count`` problems.
 
-    What ``table`` holds is not run again: B = 1 is the deterministic rollout where candidate 0 is that step, and the table's own B
-    stands with its first ``count`` problems (it is added to the sweep if ``factors`` lacks it). Time and evaluations of such points are
-    pro rata.
+    Results in ``table`` are not run again: B = 1 is the deterministic rollout if candidate 0 is the deterministic step, and the table's own
+    B, which is always part of the sweep, is cut to the first ``count`` problems, with time and evaluations pro rata.
 
     Args:
-        surrogate, problems, scorers, config, oracle, report: as in ``evaluate``.
-        factors: values of B.
-        mean: sweep the mean of B too, what the same candidates give without a reward.
-        table: the evaluation of ``problems`` at ``config.branching_factor``.
-        count: problems to run on, at most those of ``problems``.
-        projections: which of (without, with) projection to run.
+        surrogate, problems, scorers, config, oracle, report: As in ``evaluate``.
+        factors: Values of B.
+        mean: Also sweep the mean of B.
+        table: The evaluation of ``problems`` at ``config.branching_factor``.
+        count: Number of problems to run on, at most that of ``problems``.
+        projections: Whether to run without projection, with it, or both.
     """
     count = min(count, table.problems)
     few = problems.first(count)
@@ -114,8 +120,7 @@ def runs_needed(
     mean: bool = True,
     oracle: bool = True,
 ) -> list[int]:
-    """The branching factors that one projection of a sweep really runs, method by method, if the table has all of them: for sizing a
-    progress bar."""
+    """Return the branching factors that a sweep without or with projection really runs, method by method, to size a progress bar."""
     return [
         b
         for name in _names(scorers, mean, oracle)

@@ -1,4 +1,4 @@
-"""Triplets from a checkpoint and trajectory files: the logic of ``ttcfast build_prm_data``."""
+"""The logic of ``ttcfast build_prm_data``: triplets from a checkpoint and trajectory files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from ttcfast.rewards.prm.triplets.build import TripletConfig, build_triplets
 from ttcfast.runtime.devices import device_of
 from ttcfast.spec import StochasticConfig
 
-SPLIT_NAMES = {"train_small": "reward"}  # the seed's name for the trajectories kept out of the surrogate's training
+SPLIT_NAMES = {"train_small": "reward"}  # the plan's name for the trajectories held out of the surrogate's training
 
 
 @dataclass(frozen=True)
 class BuildPRMDataConfig:
-    """Triplets of the reward split.
+    """Configuration of a triplet file.
 
     Args:
-        checkpoint: the surrogate, as ``ttcfast train_fm`` writes it.
-        data: trajectory files or folders of them. reading: their format, and what it leaves open.
-        split: of the data; ``"train_small"`` is the seed's name for ``"reward"``.
-        trajectories: how many to take, the first of each file, then the second of each; None takes all.
-        builder: K, T_prm and how candidates are ranked.
-        stochastic: what makes candidates differ: as in the rollouts in which the reward will choose.
-        out: folder for ``triplets.hdf5``, or the name of the file.
-        device: where the surrogate runs.
+        checkpoint: The surrogate, a file of ``ttcfast train_fm``.
+        data: Trajectory files or folders of them.
+        split: Split of the data; ``"train_small"`` is the plan's name for ``"reward"``.
+        reading: Format of the files, and what it leaves open.
+        trajectories: Number of trajectories, taken in turn from each file; None takes all.
+        builder: K, T_prm and the ranking of candidates.
+        stochastic: What makes candidates differ, as in the rollouts in which the reward will choose.
+        out: Folder for ``triplets.hdf5``, or the name of the file.
+        device: Device of the surrogate.
     """
 
     checkpoint: str
@@ -48,10 +49,11 @@ class BuildPRMDataConfig:
 
 
 def build_prm_data(config: BuildPRMDataConfig) -> Path:
-    """Make the triplet file and return its path; arguments, resuming and errors as ``build_triplets``.
+    """Build the triplet file and return its path; resuming and errors as in ``build_triplets``.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or of another architecture. ArgumentError: a device that is not there.
+        CheckpointError: The checkpoint is missing, damaged or of another architecture.
+        ArgumentError: The device does not exist.
     """
     surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
     split = None if config.split is None else SPLIT_NAMES.get(config.split, config.split)

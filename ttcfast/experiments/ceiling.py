@@ -1,6 +1,6 @@
-"""The logic of ``ttcfast ceiling``: what a choice by true error gains, for each way of making candidates.
+"""The logic of ``ttcfast ceiling``: the gain of a choice by true error for each source of candidates.
 
-No reward can choose better than the oracle among the same candidates, so a source whose ceiling is low is not worth a reward.
+No reward can choose better than the oracle among the same candidates, so a source with a low ceiling is not worth a reward.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from ttcfast.checks import at_least, whole
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions
 from ttcfast.evaluation.evaluate import Problems, evaluate_method
+from ttcfast.evaluation.reading import read_problems
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_directions_fit
 from ttcfast.runtime import provenance
@@ -28,20 +28,19 @@ from ttcfast.runtime.progress import Bar, bar
 from ttcfast.spec import StochasticConfig, TTCConfig
 from ttcfast.ttc.projection import project_conservation
 
-from .run_ttc import RunTTCConfig, load_problems
-
 
 @dataclass(frozen=True)
 class CeilingConfig:
-    """The oracle's gain over the deterministic step, source by source.
+    """Configuration of a comparison of the oracle with the deterministic step, source by source.
 
     Args:
-        checkpoint, data, split, reading, problems, device: as in ``RunTTCConfig``.
-        sources: by name, what makes the candidates differ (``StochasticConfig``).
-        factors: values of B, the deterministic step counted in.
-        states: steps of the truth from which single steps are compared; the groups of all B are nested.
-        steps: of rollouts by the oracle, greedy on the truth; 0 leaves them out. They cost B evaluations per step and problem.
-        seed: of the candidates. out: folder for ``ceiling.csv`` and ``ceiling.json``.
+        checkpoint, data, split, reading, problems, device: As in ``RunTTCConfig``.
+        sources: What makes the candidates differ (``StochasticConfig``), by name.
+        factors: Values of B, including the deterministic step.
+        states: Steps of the truth from which single steps are compared; the groups of all B are nested.
+        steps: Length of greedy rollouts by the oracle, at B evaluations per step and problem; 0 skips them.
+        seed: Random seed of the candidates.
+        out: Folder for ``ceiling.csv`` and ``ceiling.json``.
     """
 
     checkpoint: str
@@ -69,13 +68,16 @@ class CeilingConfig:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """One row: the oracle's error over that of the deterministic step without projection, means over problems.
+    """One row: errors as ratios to the deterministic step without projection, means over problems.
 
     Args:
-        source, branching_factor: whose candidates, and B. projected: whether states are projected before they are compared.
-        one_step: ratio of single steps from the truth. deterministic_one_step: that of the deterministic step (1 without projection).
-        improved: share of those states in which some candidate beats the deterministic step of the same form by 0.1 %.
-        rollout, deterministic_rollout: the ratios at the last step of a rollout; None where there was none.
+        source: Source of the candidates.
+        branching_factor: B.
+        projected: Whether states are projected before they are compared.
+        one_step: Ratio of the oracle for single steps from the truth.
+        deterministic_one_step: Ratio of the deterministic step (1 without projection).
+        improved: Share of states in which some candidate beats the deterministic step, projected alike, by 0.1 %.
+        rollout, deterministic_rollout: Ratios at the last step of a rollout; None without rollouts.
     """
 
     source: str
@@ -92,22 +94,24 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     """Measure every source and write the table.
 
     Raises:
-        DataError: the data cannot be read, or hold fewer frames than ``states`` or ``steps`` need. Others as ``run_ttc``.
+        DataError: The data cannot be read.
+        ArgumentError: The data hold fewer frames than ``states`` or ``steps`` need. Others as ``run_ttc``.
     """
     out = output_folder(config.out)
     sources = {name: _source(name, given) for name, given in config.sources.items()}
-    common = {name: getattr(config, name) for name in ("checkpoint", "data", "split", "reading", "problems", "device")}
     surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
-    problems, data = load_problems(RunTTCConfig(**common, steps=max(1, config.steps)), surrogate)
+    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": config.checkpoint}
+    problems, data = read_problems(surrogate, config.data, max(1, config.steps), shown=(), **where)
     for stochastic in sources.values():
         require_directions_fit(data, stochastic)
     last = problems.truth.shape[1] - 1
     if max(*config.states, config.steps - 1, 0) >= last:
         raise ArgumentError(f"states are {list(config.states)} and steps {config.steps}; the data have {last} steps")
-    surrogate.spec, problems = problems.spec, dataclasses.replace(problems, shown=())
+    surrogate.spec = problems.spec
     forms = (False, True) if problems.can_project else (False,)
     rows: list[Ceiling] = []
-    with bar(_work(config, len(problems.truth), len(forms)), "ceiling") as progress, torch.no_grad():
+    each = len(config.states) * max(config.factors) + len(forms) * config.steps * sum(config.factors)
+    with bar(len(sources) * len(problems.truth) * each, "ceiling") as progress, torch.no_grad():
         base = {p: _rolled("deterministic", surrogate, problems, TTCConfig(1, seed=config.seed), p) for p in forms} if config.steps else {}
         for name, stochastic in sources.items():
             found = _one_step(surrogate, problems, stochastic, config, forms, progress)
@@ -119,14 +123,16 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
                         rollout = _rolled("oracle", surrogate, problems, cfg, projected) / base[False]
                         progress.advance(len(problems.truth) * config.steps * b, note=f"{name}, B = {b}, rollout")
                     rows.append(Ceiling(name, b, projected, *found[projected, b], rollout, base[projected] / base[False] if base else None))
-            _write(out, rows, config)
+            plain = [dataclasses.asdict(row) for row in rows]
+            write_csv(out / "ceiling.csv", plain)
+            write_json(out / "ceiling.json", {"rows": plain, "provenance": provenance.record(config)})
     return rows
 
 
 def _one_step(
     surrogate: Surrogate, problems: Problems, stochastic: StochasticConfig, config: CeilingConfig, forms: tuple[bool, ...], progress: Bar
 ) -> dict[tuple[bool, int], tuple[float, float, float]]:
-    """By form and B: the oracle's error and the deterministic step's, over the raw deterministic step's, and the share improved."""
+    """Return by form and B: ratios of the oracle and the deterministic step to the raw deterministic step, and the share improved."""
     device, most = next(surrogate.parameters()).device, max(config.factors)
     errors: dict[bool, list[Tensor]] = {form: [] for form in forms}  # of each [n, B], candidate 0 first
     for step in config.states:
@@ -161,7 +167,7 @@ def _one_step(
 
 
 def _rolled(name: str, surrogate: Surrogate, problems: Problems, config: TTCConfig, projected: bool) -> float:
-    """Mean error over the problems at the last step."""
+    """Return the mean error over the problems at the last step of a rollout."""
     return float(evaluate_method(name, surrogate, problems, None, config, projected=projected).mse[:, -1].mean())
 
 
@@ -177,19 +183,8 @@ def _source(name: str, given: Any) -> StochasticConfig:
         raise ArgumentError(f"sources.{name}: {error}") from error
 
 
-def _work(config: CeilingConfig, problems: int, forms: int) -> int:
-    one_step = len(config.sources) * len(config.states) * problems * max(config.factors)
-    return one_step + forms * len(config.sources) * problems * config.steps * sum(config.factors)
-
-
-def _write(out: Path, rows: list[Ceiling], config: CeilingConfig) -> None:
-    plain = [dataclasses.asdict(row) for row in rows]
-    write_csv(out / "ceiling.csv", plain)
-    write_json(out / "ceiling.json", {"rows": plain, "provenance": provenance.record(config)})
-
-
 def print_ceiling(rows: list[Ceiling]) -> None:
-    """The rows as a table."""
+    """Print the rows as a table."""
     width = max(len(row.source) for row in rows)
     print("Squared error over that of the deterministic step without projection (1.000); the oracle chooses the best of B.")
     print(f"{'source':<{width}}  {'B':>3}  projected  one step (deterministic)  improved  rollout (deterministic)")

@@ -1,4 +1,4 @@
-"""The logic of ``ttcfast demo``: the whole evaluation on the data and the checkpoint shipped in ``examples/``."""
+"""The logic of ``ttcfast demo``: the complete evaluation on the data and models shipped in ``examples/``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ttcfast.evaluation.baselines import BASELINES
+from ttcfast.evaluation.reading import read_problems
+from ttcfast.front_door import examples as examples_folder
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_fit
 from ttcfast.report.recorded import write_recorded
 from ttcfast.rewards.scorer import Scorer
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
 from ttcfast.spec import StochasticConfig, TTCConfig
 
-from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, load_problems, run_ttc
+from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, run_ttc
 
 HORIZONS = (1, 4, 16, 20)
 RECORDED = "finetuned.json"
@@ -43,28 +45,33 @@ def run_demo(
     wandb: str | None = None,
     quiet: bool = False,
 ) -> RunTTCResult:
-    """Roll out every method on the shipped test trajectories, print one table, and write metrics, table, figures and provenance.
+    """Evaluate every method on the shipped test trajectories, print one table, and write metrics, table, figures and provenance.
 
     Args:
-        out: folder for everything that is written.
-        examples: folder with the ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint, a learned reward in ``prm`` if there is one
-            and, if it was recorded, ``finetuned.json``; None finds the one of this checkout or of the working directory.
-        branching_factor: B of the table. steps: T. problems: trajectories of the table. seed: of the candidates.
-        sweep: values of B for ARM, PRM and the oracle, on the first ``sweep_problems``; none by default, for the time it takes.
-        beam_width: k, above 1 adds the row of a beam search by ARM that keeps k paths and draws k candidates for each (at least B), with
-            projection alone: it takes more model evaluations than all candidates of another row; 1 leaves it out.
-        checkpoint: another surrogate than the one in ``examples``.
-        prm: another learned reward than the one in ``examples``, which is that of the shipped surrogate and is left out with another one.
-        stochastic: replaces the default noise: with the surrogate in ``examples`` steps along the directions beside it, without their mean
-            (which would be a correction of every candidate, not noise); the model's own dropout where there are none.
-        scorers: rewards beside ARM, by name.
-        device, tensorboard, wandb: as in ``RunTTCConfig``.
-        quiet: print nothing.
+        out: Folder for all output.
+        examples: Folder with ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint and, optionally, a learned reward in ``prm`` and
+            recorded rows in ``finetuned.json``; None takes that of the checkout or of the working directory.
+        branching_factor: B of the table.
+        steps: T, steps to roll out.
+        sweep: Values of B for ARM, PRM and the oracle; none by default.
+        problems: Number of trajectories of the table.
+        sweep_problems: Number of problems of the sweep.
+        beam_width: k; above 1 adds a beam search by ARM with k beams and k candidates per beam (at least B), only with projection, since it
+            takes more model evaluations than any other row.
+        seed: Random seed of the candidates.
+        checkpoint: Surrogate to use instead of the one in ``examples``.
+        prm: Learned reward to use instead of the one in ``examples``, which belongs to the shipped surrogate.
+        stochastic: Noise of the candidates. By default the shipped surrogate steps along the directions beside it, without their mean (a
+            correction of every candidate rather than noise), and other surrogates use their dropout.
+        scorers: Further rewards by name.
+        device, tensorboard, wandb: As in ``RunTTCConfig``.
+        quiet: Print nothing.
 
     Raises:
-        ArgumentError: no such folder of examples. DataError, CheckpointError, OutputError: as in ``run_ttc``.
+        ArgumentError: There is no folder of examples.
+        DataError, CheckpointError, OutputError: As in ``run_ttc``.
     """
-    folder = _examples(examples)
+    folder = examples_folder(examples)
     if stochastic is None and checkpoint is None and (folder / DIRECTIONS).is_file():
         stochastic = StochasticConfig(dropout=False, directions=str(folder / DIRECTIONS), directions_strength=0.0)
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
@@ -106,19 +113,19 @@ def run_demo(
 def record_finetuned(
     checkpoint: str | Path, about: Mapping[str, object], *, examples: str | Path | None = None, problems: int = 8, steps: int = 20
 ) -> Path:
-    """Measure a surrogate that was trained further on the reward split, and record it as the demo's row: writes ``finetuned.json``.
+    """Measure a surrogate fine-tuned on the reward split and record it in ``finetuned.json`` as a row of the demo.
 
     Args:
-        checkpoint: the surrogate trained further; its deterministic rollout is measured, without and with projection.
-        about: how it was made: ``"note"``, a sentence for readers of the table, and whatever else is worth keeping (commands, seconds).
-        examples, problems, steps: as in ``run_demo``. Errors are in units of the shipped surrogate's training data.
+        checkpoint: The fine-tuned surrogate, whose deterministic rollout is measured without and with projection.
+        about: Origin of the checkpoint: ``"note"``, a sentence for readers of the table, and other details such as commands and seconds.
+        examples, problems, steps: As in ``run_demo``. Errors are in units of the shipped surrogate's training data.
 
     Raises:
-        ArgumentError, DataError, CheckpointError, OutputError: as in ``run_demo``.
+        ArgumentError, DataError, CheckpointError, OutputError: As in ``run_demo``.
     """
-    folder = _examples(examples)
+    folder = examples_folder(examples)
     config = RunTTCConfig(checkpoint=str(_checkpoint(folder)), data=(str(folder),), problems=problems, steps=steps)
-    given, data = load_problems(config, load_surrogate(config.checkpoint))
+    given, data = read_problems(load_surrogate(config.checkpoint), config.data, steps, count=problems, checkpoint=config.checkpoint)
     require_fit(data, load_surrogate(checkpoint), str(checkpoint))
     rows = finetuned_rows(str(checkpoint), given, config)
     write_recorded(folder / RECORDED, rows, given, dict(about))
@@ -126,7 +133,7 @@ def record_finetuned(
 
 
 def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
-    """The table's rows: those of ``run_ttc``, and of the searches only ARM's, for the time they take."""
+    """Return the rows of the table: those of ``run_ttc``, with the beam search of ARM alone to save time."""
     search, learnt = ["arm_beam"] * searched, ["prm", "arm_prm", "prm_refined"] * learned  # figures show the fields of the last
     return (*BASELINES, "arm", *search, *more, *learnt, "oracle", "finetuned")
 
@@ -136,15 +143,6 @@ def _say_where(out: Path, result: RunTTCResult) -> None:
     for path in result.figures:
         print(f"  {path}")
     print(f"All of it on one page: ttcfast report {out}")
-
-
-def _examples(given: str | Path | None) -> Path:
-    """The folder given, or the ``examples`` of the checkout this code lies in, or of the working directory."""
-    places = [Path(given)] if given is not None else [Path(__file__).resolve().parents[2] / "examples", Path("examples")]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ArgumentError(f"no folder {' or '.join(map(str, places))}; run from a checkout of ttcfast or give examples=<folder>")
 
 
 def _checkpoint(folder: Path) -> Path:

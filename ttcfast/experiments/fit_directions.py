@@ -1,4 +1,4 @@
-"""Learning the directions along which structured candidates are spread: from the surrogate's errors in a triplet file."""
+"""The logic of ``ttcfast fit_directions``: learns directions of structured candidates from the surrogate's errors in a triplet file."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ _STILL, _TRUTH = FRAMES.index("deterministic"), FRAMES.index("truth")
 
 @dataclass(frozen=True)
 class FitDirectionsConfig:
-    """How directions are learned.
+    """Configuration of a fit of directions.
 
     Args:
-        data: a triplet file, or its folder; of each sample state, deterministic step and truth are used, so that K = 3 will do.
-        kind: ``"local"``, the slopes, Laplacians and lengths of state and step, or ``"heads"``, a network's fields.
-        out: the file to write, ``*.safetensors``.
-        rank: of the Gaussian over coefficients: a few numbers are all that a choice among a few candidates can make use of.
-        valid: share of the trajectories, the last, kept for the report.
-        heads, width, blocks: of the network. steps, batch, lr: of its training; max_seconds: of processor time, at most. explore: share of
-            the loss that every head gets, the rest goes to the nearest.
-        seed: of the network and the order of samples.
+        data: A triplet file or its folder. Only state, deterministic step and truth of each sample are used, so K = 3 suffices.
+        kind: ``"local"``, slopes, Laplacians and lengths of state and step, or ``"heads"``, fields of a network.
+        out: The file to write, ``*.safetensors``.
+        rank: Rank of the Gaussian over coefficients. A choice among few candidates can exploit only a few numbers.
+        valid: Share of the trajectories held out for validation.
+        heads, width, blocks: Size of the network.
+        steps, batch, lr: Training of the network.
+        max_seconds: Limit on the processor time of the training.
+        explore: Share of the loss that all heads receive; the nearest head receives the rest.
+        seed: Random seed of the network and of the order of samples.
     """
 
     data: str
@@ -71,13 +73,14 @@ class FitDirectionsConfig:
 
 @dataclass(frozen=True)
 class DirectionsFit:
-    """What was learned: where it lies, and the squared error left on the trajectories kept out, as shares of the deterministic step's.
+    """Result of a fit, with the squared error left on held-out trajectories as a share of the deterministic step's.
 
     Args:
-        path: the file.
-        mean: with the mean coefficients. spread: with the best coefficients of every state within the spread, which no choice can beat.
-        span: with the best in the span of all fields.
-        steps: of training; 0 for fields that need none.
+        path: The file.
+        mean: Error with the mean coefficients.
+        spread: Error with the best coefficients of every state within the spread, which no choice can beat.
+        span: Error with the best coefficients in the span of all fields.
+        steps: Training steps; 0 for fields without a network.
     """
 
     path: Path
@@ -88,15 +91,16 @@ class DirectionsFit:
 
 
 def fit_directions(config: FitDirectionsConfig) -> DirectionsFit:
-    """Learn directions and write them, with provenance beside.
+    """Fit directions and write them with their provenance.
 
-    Errors are taken in units of ``delta_std``, without the mean over the domain in channels whose totals the flow keeps, which projection
-    removes for nothing. Coefficients of every state are fitted by least squares; their mean is that of all states together, their spread
-    goes along the leading principal components in the metric of the fields, so that poorly determined coefficients do not count.
+    Errors are in units of ``delta_std``; in conserved channels their mean over the domain, which projection removes anyway, is subtracted.
+    Coefficients of every state are fitted by least squares. Their mean is fitted to all states together; their spread follows the leading
+    principal components in the metric of the fields, so that poorly determined coefficients carry no weight.
 
     Raises:
-        DataError: the triplets are missing, damaged or of fewer than two trajectories. ArgumentError: heads on data that are not 2-D.
-        OutputError: the place cannot be written.
+        DataError: The triplets are missing, damaged or of fewer than two trajectories.
+        ArgumentError: ``kind`` is ``"heads"`` and the data are not 2-D.
+        OutputError: The file cannot be written.
     """
     output_folder(Path(config.out).parent)
     file = TripletFile(config.data)

@@ -1,4 +1,4 @@
-"""The logic of ``ttcfast run_ttc``: load a surrogate and trajectories, evaluate every method, write what came out."""
+"""The logic of ``ttcfast run_ttc``: loads a surrogate and trajectories, evaluates every method and writes the results."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.evaluation.frontier import Frontier, trace_frontier
 from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
+from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
+from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
-from ttcfast.models.on_grid import open_on_grid, require_directions_fit, require_fit, units_of_data
+from ttcfast.models.on_grid import require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
-from ttcfast.report.calibration_file import remove_calibration, write_calibration
-from ttcfast.report.frontier_file import remove_frontier, write_frontier
-from ttcfast.report.outputs import log_outputs, write_outputs
+from ttcfast.report.outputs import log_outputs, write_calibration, write_frontier, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
-from ttcfast.report.table import print_table
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
@@ -45,42 +44,46 @@ from ttcfast.ttc.beam import check_select
 
 @dataclass(frozen=True)
 class RunTTCConfig:
-    """One evaluation of test-time computing.
+    """Configuration of one evaluation of test-time computing.
 
     Args:
-        checkpoint: the surrogate, as ``ttcfast train_fm`` writes it.
-        data: trajectory files, or folders of them, in this order. reading: their format, and what it leaves open.
-        split: of the data, as in ``open_trajectories``; None takes all.
-        out: folder for everything that is written.
-        problems: trajectories to take; None takes all.
-        steps: T. Beyond the data's length rollouts go on and errors stop.
-        ttc: B, noise, seed, guardrails. ``project`` there is not read: see ``projection``. A search over several beams or looking ahead
-            goes with ``select="argmax"`` alone.
-        arm: weights of the analytical reward. momentum, scale: how it measures, see
-            docs/design/decisions.md ("Momentum penalty") and docs/design/decisions.md ("Absolute and relative penalties").
-        prm: a learned reward, as ``ttcfast train_prm`` writes it, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
-        reward: ``"arm"`` or ``"prm"``, the seed's switch; None follows ``prm``. ``"prm"`` needs one, ``"arm"`` forbids it.
-        methods: run these rows alone, by the names of ``methods.variants`` (``"prm_span"``), of ``BASELINES`` and ``ORACLES``,
-            and ``"finetuned"``; the deterministic rollout is always among them. None: all but the uses of a reward that cost extra.
-        merge: folders of runs on the same problems, whose rows are taken over and not run again.
-        oracle: run the choice by true error, the ceiling.
-        projection: run every method again with conservation imposed; None does where the domain keeps its totals.
-        sweep: branching factors to sweep; () leaves the sweep out. sweep_problems: on so many of the problems.
-        sweep_methods: lines of the sweep, ``"mean"``, ``"oracle"`` or rows with a reward; None takes all of the table.
-        sweep_projection: sweep with projection too, which doubles its cost.
-        frontier: model evaluations per problem and step at which every search is compared; () leaves that out.
-        frontier_problems: on so many of the problems.
-        search_candidates: B of each beam in the rows of a search over several; None takes ``ttc``'s, as in the other rows.
-        search_projected: run those rows with projection alone, where the domain keeps its totals.
-        resume: keep the state of every rollout with a reward in ``out/resume``, and go on from what is there.
-        horizons: steps of the table's error columns; those beyond T are left out.
-        shown: problems whose fields are drawn.
-        finetuned: a checkpoint of the same surrogate trained further on the reward split, evaluated in rows of its own.
-        one_step: also measure the surrogate's single step beside persistence, N T model evaluations more.
-        calibration: true states whose candidates' scores are compared with their true errors, B model evaluations each; 0: none.
-        recorded: a file of rows that another run measured on the same problems, or None.
-        device: where the surrogate runs, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        tensorboard, wandb: log there too; ``wandb`` is a project's name (offline) or wandb.init's arguments.
+        checkpoint: The surrogate, a file of ``ttcfast train_fm``.
+        data: Trajectory files, or folders of them, in this order.
+        split: Split of the data, as in ``open_trajectories``; None takes all.
+        reading: Format of the files, and what it leaves open.
+        out: Folder for all output.
+        problems: Number of trajectories; None takes all.
+        steps: T, steps to roll out. Errors end with the data.
+        ttc: B, noise, random seed and guardrails. ``project`` is ignored: see ``projection``. A search over several beams or with lookahead
+            requires ``select="argmax"``.
+        arm: Weights of the analytical reward.
+        momentum, scale: How the analytical reward measures, see
+            docs/design/decisions.md ("Momentum penalty" and "Absolute and relative penalties").
+        prm: A learned reward of ``ttcfast train_prm``, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
+        reward: ``"arm"`` or ``"prm"``, the plan's switch; None follows ``prm``. ``"prm"`` requires one, ``"arm"`` forbids it.
+        methods: Run only these rows, named as in ``methods.variants`` (``"prm_span"``), ``BASELINES`` and ``ORACLES``, or
+            ``"finetuned"``, and the deterministic rollout. None runs all but the uses of a reward that cost extra.
+        merge: Folders of runs on the same problems, whose rows are copied instead of being run again.
+        oracle: Run the choice by true error, the ceiling.
+        projection: Run every method with conservation imposed, too; None does so where the domain conserves its totals.
+        sweep: Branching factors to sweep; () skips the sweep.
+        sweep_problems: Number of problems of the sweep.
+        sweep_methods: Lines of the sweep: ``"mean"``, ``"oracle"`` or rows with a reward; None takes all of the table.
+        sweep_projection: Sweep with projection, too, at twice the cost.
+        frontier: Model evaluations per problem and step at which the searches are compared; () skips the comparison.
+        frontier_problems: Number of problems of the frontier.
+        search_candidates: B of each beam in the rows of a search over several beams; None takes that of ``ttc``.
+        search_projected: Run those rows only with projection, where the domain conserves its totals.
+        resume: Keep the state of every rollout with a reward in ``out/resume``, and continue from the states found there.
+        horizons: Steps of the table's error columns; those beyond T are left out.
+        shown: Problems whose fields are drawn.
+        finetuned: Checkpoint of the same surrogate fine-tuned on the reward split, evaluated in rows of its own.
+        one_step: Also compare single steps of the surrogate with persistence, at N T further model evaluations.
+        calibration: Number of true states whose candidates' scores are compared with their true errors, at B model evaluations each.
+        recorded: File of rows that another run measured on the same problems.
+        device: Device of the surrogate: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        tensorboard: Also log to TensorBoard.
+        wandb: Also log to Weights & Biases: a project name (offline) or arguments of ``wandb.init``.
     """
 
     checkpoint: str
@@ -136,10 +139,26 @@ class RunTTCConfig:
         if self.reward == "arm" and self.prm is not None:
             raise ValueError(f"prm is {self.prm} and use_prm is false (reward.type=arm), which contradict each other; give one of them")
 
+    @property
+    def rows(self) -> list[str] | None:
+        """``methods`` that are run here, all but the fine-tuned surrogate's; None for all."""
+        return None if self.methods is None else [name for name in self.methods if name != "finetuned"]
+
+    def forms(self, problems: Problems) -> tuple[bool, ...]:
+        """Whether rows are projected: without projection, or without and with."""
+        return (False, True) if (problems.can_project if self.projection is None else self.projection) else (False,)
+
 
 @dataclass(frozen=True, eq=False)
 class RunTTCResult:
-    """What a run measured and wrote: the evaluation, the sweep (None without one), where the figures are, seconds of the whole run."""
+    """What a run measured and wrote.
+
+    Args:
+        evaluation: All methods.
+        sweep: Methods over several B; None without a sweep.
+        figures: Paths of the figures.
+        seconds: Wall-clock time of the whole run.
+    """
 
     evaluation: Evaluation
     sweep: Sweep | None
@@ -150,23 +169,27 @@ class RunTTCResult:
 def run_ttc(
     config: RunTTCConfig, scorers: Mapping[str, Scorer] | None = None, *, title: str | None = None, quiet: bool = False
 ) -> RunTTCResult:
-    """Evaluate every method on the data, print the table, write numbers, table, configuration, figures and logs into ``config.out``.
+    """Evaluate every method, print the table, and write numbers, table, configuration, figures and logs to ``config.out``.
 
     Args:
-        config: what to run.
-        scorers: rewards beside ARM, by name (``"prm"``); each gets rows of its own.
-        title: above the printed table. quiet: print nothing.
+        config: What to run.
+        scorers: Further rewards by name, each with rows of its own.
+        title: Title of the printed table.
+        quiet: Print nothing.
 
     Raises:
-        OutputError: the folder cannot be written. DataError: the data cannot be read, or are fewer than asked for.
-        CheckpointError: the checkpoint is missing, damaged or of another architecture. ArgumentError: a device that is not there.
+        OutputError: The folder cannot be written.
+        DataError: The data cannot be read, or hold too few trajectories.
+        CheckpointError: The checkpoint is missing, damaged or of another architecture.
+        ArgumentError: The device does not exist.
     """
     start = time.perf_counter()
     out = output_folder(config.out)
     device = device_of(config.device)
     surrogate = load_surrogate(config.checkpoint).to(device)
     trained = surrogate.spec
-    problems, source = load_problems(config, surrogate)
+    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": config.checkpoint}
+    problems, source = read_problems(surrogate, config.data, config.steps, shown=config.shown, **where)
     _require_units(config, source)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
@@ -183,30 +206,11 @@ def run_ttc(
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
         paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
-        paths += calibrated
-        if frontier is None:
-            remove_frontier(out)
-        else:
-            paths.append(write_frontier(out, frontier))
+        paths += [*calibrated, *write_frontier(out, frontier)]
         log_outputs(log, evaluation, paths)
     if not quiet:
         print_table(evaluation, horizons, title)
     return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
-
-
-def load_problems(config: RunTTCConfig, surrogate: Surrogate) -> tuple[Problems, TrajectorySet]:
-    """The trajectories to roll out from and compare with, in the surrogate's channels and units of its training data; and where they lie.
-
-    Raises:
-        DataError: a file that cannot be read, fewer trajectories than asked for, states that cannot be written in the surrogate's channels,
-            another grid than the surrogate's.
-    """
-    found = open_on_grid(config.data, config.split, config.reading, surrogate, config.checkpoint)
-    source = found.first(config.problems).converted(surrogate.spec)
-    truth = source.stack()
-    scale = None if surrogate.normalizer is None else surrogate.normalizer.std.detach().float().cpu()
-    shown = tuple(dict.fromkeys(i for i in config.shown if i < len(truth)))
-    return Problems(truth, source.spec, config.steps, scale, shown), source
 
 
 def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
@@ -220,7 +224,7 @@ def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
 
 
 def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
-    """Where the data are not what the surrogate was trained on."""
+    """Return notes on how the data differ from those the surrogate was trained on."""
     notes = []
     if source.layout is not None:
         own = source.files[0].spec
@@ -235,7 +239,7 @@ def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
 
 
 def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer], device: torch.device) -> dict[str, Variant]:
-    """What each row with a reward does, by the row's name."""
+    """Return the variant of each row with a reward, by name."""
     arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
     rewards: dict[str, Scorer] = {"arm": arm}
     if config.prm is not None:
@@ -263,8 +267,7 @@ def _measure(
         rows, note = read_rows(folder, problems, config.ttc.branching_factor)
         known += rows
         notes.append(note)
-    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
-    options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": methods, "known": known}
+    options: dict[str, Any] = {"oracle": config.oracle, "projection": config.projection, "methods": config.rows, "known": known}
     options["resume"] = resume
     evaluation = evaluate(surrogate, problems, used, config.ttc, report=report, **options).adding(
         notes=[*notes, *_reward_notes(config, used)]
@@ -285,7 +288,7 @@ def _measure(
 def _frontier(
     config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], table: Evaluation, progress: Bar
 ) -> Frontier | None:
-    """Every search with the rewards of the table, and with the truth, at the evaluations asked for."""
+    """Trace every search with the table's rewards and with the truth."""
     if not config.frontier:
         return None
     rewards = {name: variant.scorer for name, variant in used.items() if name in ("arm", "prm")}
@@ -298,7 +301,7 @@ def _frontier(
 
 
 def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
-    """Which lines a sweep over B has."""
+    """Return the arguments that name the lines of the sweep over B."""
     wanted = config.sweep_methods
     if wanted is None:
         wanted = tuple(name for name in ("mean", *used, "oracle") if config.methods is None or name in config.methods)
@@ -309,7 +312,7 @@ def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
 
 
 def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str]:
-    """What the rows with a reward do that their names do not say."""
+    """Return notes on what the names of the rows with a reward leave open."""
     notes, ttc = [], config.ttc
     if config.prm is not None:
         notes.append(f"PRM: the learned reward of {config.prm}. ARM + PRM: the sum of their z-scores over a step's candidates.")
@@ -326,29 +329,24 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
 
 
 def _calibrate(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant], out: Path) -> list[Path]:
-    """Write what the rewards' scores are worth; the figures' paths."""
+    """Measure and write the calibration of the rewards; return the paths of its figures."""
     rewards = {name: variant.scorer for name, variant in used.items() if "select" not in variant.options}
+    found = None
     if rewards and config.calibration and config.ttc.branching_factor > 1:
         found = candidate_scores(surrogate, problems, rewards, config.ttc, groups=config.calibration)
-        return write_calibration(out, found)
-    remove_calibration(out)
-    return []
+    return write_calibration(out, found)
 
 
 def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) -> list[MethodResult]:
-    """The deterministic rollout of another checkpoint, without and (where the domain allows it) with projection."""
+    """Roll out another checkpoint deterministically, without projection and, if the run projects, with it."""
     other = load_surrogate(checkpoint).to(device_of(config.device))
     other.spec = problems.spec
-    projection = problems.can_project if config.projection is None else config.projection
-    rows = [
-        evaluate_method("deterministic", other, problems, None, config.ttc, projected=p)
-        for p in ((False, True) if projection else (False,))
-    ]
+    rows = [evaluate_method("deterministic", other, problems, None, config.ttc, projected=p) for p in config.forms(problems)]
     return [dataclasses.replace(r, method="finetuned") for r in rows]
 
 
 def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[MethodResult], list[str]]:
-    """The rows of the surrogate that was trained further instead: measured now, recorded, or a note that they are missing."""
+    """Return the rows of the fine-tuned surrogate, measured now or recorded, with notes; or a note that they are missing."""
     if config.finetuned is not None:
         return finetuned_rows(config.finetuned, problems, config), [
             f"fine-tuned surrogate: the deterministic rollout of {config.finetuned}."
@@ -372,11 +370,10 @@ def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluat
 
 
 def _work(config: RunTTCConfig, surrogate: Surrogate, problems: Problems, used: Mapping[str, Variant]) -> int:
-    """Model evaluations that the run will take, but for resampling and for what is merged."""
+    """Count the model evaluations of the run, apart from resampling and merged rows."""
     n = len(problems.truth)
-    methods = None if config.methods is None else [name for name in config.methods if name != "finetuned"]
-    names = method_names(used, config.ttc, oracle=config.oracle, methods=methods)
-    forms = (False, True) if (problems.can_project if config.projection is None else config.projection) else (False,)
+    names = method_names(used, config.ttc, oracle=config.oracle, methods=config.rows)
+    forms = config.forms(problems)
     own = {name: dataclasses.replace(config.ttc, **used[name].options) if name in used else config.ttc for name in names}
     costs = [1 if name in ("deterministic", "random") else c.branching_factor * c.beam_width * (1 + c.lookahead) for name, c in own.items()]
     table = n * config.steps * sum(cost * len(forms_of(used.get(name), forms)) for name, cost in zip(names, costs))

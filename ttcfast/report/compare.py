@@ -1,4 +1,4 @@
-"""The logic of ``ttcfast report``: runs side by side, from the numbers they left, in one table and on one page."""
+"""The logic of ``ttcfast report``: compares finished runs in one table and on one page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.results import LABELS, QUANTITIES
+from ttcfast.evaluation.table import markdown_table, rich_table
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
 from ttcfast.runtime.terminal import fits, plain_console, print_whole
@@ -29,11 +29,11 @@ _DROPPED = ("model evals", "s", "drift", "improved %", "B")  # on a narrow termi
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What ``ttcfast report`` compares.
+    """Configuration of ``ttcfast report``.
 
     Args:
-        runs: folders that ``demo``, ``run_ttc`` or a training wrote, or folders that hold such (a multirun), which stand for all of them.
-        out: folder for ``report.html``, ``report.csv`` and ``report.md``.
+        runs: Folders written by ``demo``, ``run_ttc`` or a training, or folders that contain such folders (a multirun).
+        out: Folder for ``report.html``, ``report.csv`` and ``report.md``.
     """
 
     runs: tuple[str, ...] = ("runs/demo",)
@@ -45,20 +45,25 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> list[dict[str, Any]]:
-    """Print one table over all runs that compare methods, write it as CSV and Markdown, and everything of all runs as an HTML page.
+    """Print one table of all runs that compare methods, write it as CSV and Markdown, and write an HTML page of all runs.
 
     Returns:
-        One row per run and method; none where every run is a training. Gains are against the deterministic rollout of the same run; runs
-        on other problems, or with errors in other units, stand in one table but cannot be compared, and a note says so.
+        One row per run and method; none if every run is a training. Gains are over the deterministic rollout of the same run. A note says
+        so if runs cannot be compared because their problems or units of error differ.
 
     Raises:
-        DataError: a folder is no run, has no numbers yet, or damaged ones. ArgumentError: a run named twice. OutputError: the folder cannot
-            be written.
+        DataError: A folder is not a run, or its numbers are missing or damaged.
+        ArgumentError: A run is named twice.
+        OutputError: The folder cannot be written.
     """
     out = output_folder(config.out)
     runs, left_out = load(config.runs)
     compared = [run for run in runs if run.compares_methods]
-    rows = [row for run in compared for row in guarded(run.folder, _rows, str(run.folder), run.metrics["methods"])]
+    rows = [
+        row
+        for run in compared
+        for row in guarded(run.folder, lambda run: [_row(str(run.folder), method) for method in run.metrics["methods"]], run)
+    ]
     notes = [*left_out, *(_notes({str(run.folder): run.metrics for run in compared}) if compared else [])]
     if rows:
         _write_table(out, rows, notes)
@@ -72,8 +77,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
 def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     write_csv(out / "report.csv", rows)
     with atomic_write(out / "report.md") as file:
-        lines = [_COLUMNS, ["---"] * 2 + ["---:"] * (len(_COLUMNS) - 2), *_cells(rows)]
-        file.write("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes))
+        file.write(markdown_table(_COLUMNS, _cells(rows, _COLUMNS), notes, text_columns=2))
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console, out: Path) -> None:
@@ -92,24 +96,15 @@ def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], consol
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("run", "method") else "right", no_wrap=True)
-    for line in _cells(rows, columns):
-        table.add_row(*line)
-    return table
+    return rich_table(columns, _cells(rows, columns), text_columns=2)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = _COLUMNS) -> list[list[str]]:
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
     return [[_text(row[column]) for column in columns] for row in rows]
 
 
-def _rows(folder: str, methods: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [_row(folder, method) for method in methods]
-
-
 def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
-    drifts = [method[f"drift_{quantity}"] for quantity in ("mass", "momentum", "energy")]
+    drifts = [method[f"drift_{quantity}"] for quantity in QUANTITIES]
     return {
         "run": folder,
         "method": LABELS.get(method["method"], method["method"]) + (" + projection" if method["projection"] else ""),

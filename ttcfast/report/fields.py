@@ -1,4 +1,4 @@
-"""The fields of the problems that a run shows, kept small beside its numbers, so that a page can animate them without the model."""
+"""Fields of the problems that a run shows, stored compactly so that a page can animate them without the model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from ttcfast.runtime.files import atomic_path, parse_json, require_regular
 
 FILE = "fields.npz"
 MOST_FRAMES, MOST_CELLS = 41, 128
-"""At most so many frames, and cells along an axis: what a page of several problems can hold."""
+"""Limits on frames and on cells along an axis, so that a page can hold several problems."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShownFields:
-    """One quantity of the shown problems, as the truth, the deterministic step and one method have it.
+    """One quantity of the shown problems for the truth, the deterministic rollout and one method.
 
     Args:
-        truth, deterministic, method: float32 ``[P, F, X, Y]``, or ``[P, F, X]`` in one dimension; NaN or infinite where a rollout blew up.
-        steps: ``[F]``, the rollout steps of the frames. times: ``[F]`` their instants, or None.
-        problems: which problems these are.
-        name: the method's, for readers.
-        quantity: what the numbers are.
+        truth, deterministic, method: float32 ``[P, F, X, Y]``, or ``[P, F, X]`` in one dimension; not finite where a rollout blew up.
+        steps: ``[F]``, rollout steps of the frames.
+        times: ``[F]``, times of the frames, or None.
+        problems: Indices of the problems.
+        name: Label of the method.
+        quantity: Name of the quantity.
     """
 
     truth: np.ndarray
@@ -53,14 +54,15 @@ def write_fields(
     channel: int = 0,
     quantity: str = "density",
 ) -> None:
-    """Keep one channel of truth, deterministic rollout and ``result`` of the problems shown, thinned out to what a page needs.
+    """Write one channel of truth, deterministic rollout and ``result`` for the shown problems, thinned for a page.
 
     Args:
-        path: the ``.npz`` file.
-        evaluation, result, times, channel, quantity: as in ``figures.field_panels``. Three dimensions: the slice through the middle of z.
+        path: The ``.npz`` file.
+        evaluation, result, times, channel, quantity: As in ``figures.field_panels``; in three dimensions the middle slice in z is kept.
 
     Raises:
-        ValueError: a result without trajectory. OutputError: the file cannot be written.
+        ValueError: ``result`` has no trajectory.
+        OutputError: The file cannot be written.
     """
     if result.trajectory is None or evaluation.baseline.trajectory is None:
         raise ValueError(f"{result.name} has no trajectory; evaluate with Problems(shown=...) naming the problem to keep")
@@ -81,10 +83,10 @@ def write_fields(
 
 
 def read_fields(path: str | os.PathLike[str]) -> ShownFields:
-    """What ``write_fields`` wrote.
+    """Read the file of ``write_fields``.
 
     Raises:
-        DataError: the file is damaged or holds something else.
+        DataError: The file is damaged or holds something else.
     """
     try:
         with np.load(require_regular(path, "fields of a run", "make the run again"), allow_pickle=False) as held:
@@ -101,7 +103,7 @@ def read_fields(path: str | os.PathLike[str]) -> ShownFields:
 
 
 def _small(fields: Tensor) -> np.ndarray:
-    """``[P, F, *S]`` as float32 with at most ``MOST_CELLS`` along an axis: means over whole blocks, so that shocks stay where they are."""
+    """Coarsen ``[P, F, *S]`` to at most ``MOST_CELLS`` per axis by block means, which leave shocks in place."""
     values = (fields[..., fields.shape[-1] // 2] if fields.ndim == 5 else fields).detach().float().cpu().numpy()
     for axis in range(2, values.ndim):
         block = -(-values.shape[axis] // MOST_CELLS)

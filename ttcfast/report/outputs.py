@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: ``metrics.json``, ``summary.csv``, ``config.json``, ``table.md``, ``fields.npz``, figures, logs."""
+"""Writes the files of a run: metrics, summary, configuration, table, fields, calibration, frontier, figures and logs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,34 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.evaluation.evaluate import Evaluation
-from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.frontier import Frontier
+from ttcfast.evaluation.results import QUANTITIES, Gain, MethodResult
 from ttcfast.evaluation.sweep import Sweep
-from ttcfast.runtime.files import atomic_write, write_csv, write_json
+from ttcfast.evaluation.table import cells, explanation, markdown_table
+from ttcfast.runtime.files import atomic_write, strict, write_csv, write_json
 from ttcfast.runtime.logs import RunLog
 
 from . import fields
 from .fields import write_fields
 from .figures import (
+    calibration_figure,
+    calibration_rows,
     drift_against_branching,
     drift_against_time,
     error_against_branching,
+    error_against_evaluations,
     error_against_time,
     field_panels,
     gain_histogram,
     save,
 )
-from .table import markdown, metrics, summary_rows
+from .figures.calibration_buckets import comparable
+from .figures.style import remove
+
+CALIBRATION, CALIBRATION_TABLE, CALIBRATION_FIGURE = "calibration.json", "calibration.csv", "figures/calibration.png"
+FRONTIER, FRONTIER_FIGURE = "frontier.csv", "figures/frontier.png"
 
 
 def write_outputs(
@@ -43,23 +53,24 @@ def write_outputs(
     """Write the numbers, the table and the figures of a run.
 
     Args:
-        out: folder; made when missing.
-        evaluation, sweep: what was measured; a sweep of None leaves its two figures out.
-        horizons: steps of the table's error columns.
-        provenance: of ``runtime.provenance.record``; its configuration becomes ``config.json`` and all of it part of ``metrics.json``.
-        times: ``[K+1]`` instants of the steps, for the titles of the field panels.
+        out: Folder, created if missing.
+        evaluation: What was measured.
+        sweep: The sweep over B; None omits its two figures.
+        horizons: Steps of the table's error columns.
+        provenance: Record of ``runtime.provenance.record``, written to ``config.json`` and as a part of ``metrics.json``.
+        times: ``[K+1]``, times of the steps, for the titles of the field panels.
 
     Returns:
-        The figures' paths.
+        The paths of the figures.
 
     Raises:
-        OutputError: the folder cannot be written or the disk is full.
+        OutputError: The folder cannot be written or the disk is full.
     """
     write_json(out / "config.json", provenance)
     write_json(out / "metrics.json", {**metrics(evaluation, sweep, horizons), "provenance": provenance})
     write_csv(out / "summary.csv", summary_rows(evaluation, horizons))
     with atomic_write(out / "table.md") as file:
-        file.write(markdown(evaluation, horizons))
+        file.write(markdown_table(*cells(evaluation, horizons), explanation(evaluation)))
     chosen = shown_method(evaluation)
     if chosen is not None and evaluation.shown:
         write_fields(out / fields.FILE, evaluation, chosen, times=times)
@@ -72,8 +83,87 @@ def write_outputs(
     return paths
 
 
+def summary_rows(evaluation: Evaluation, horizons: Sequence[int]) -> list[dict[str, Any]]:
+    """Return one flat row per method, as in ``summary.csv``. Non-finite values are None (an empty cell).
+
+    ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth; ``rollout_mse`` is the mean over steps 1..K, too; both in
+    normalised units. Gains are in percent of the reference's ``rollout_mse`` per problem, as measured even where the table says "none".
+    ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together.
+    """
+    return [strict(_row(evaluation, result, horizons)) for result in evaluation.results]
+
+
+def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]) -> dict[str, Any]:
+    """Return all measurements as plain values for ``metrics.json``: summary, steps, problems, sweep and notes."""
+    methods = []
+    for row, result in zip(summary_rows(evaluation, horizons), evaluation.results, strict=True):
+        over_projected = evaluation.gain_over_projected(result)
+        per_problem = {
+            "rollout_mse": result.rollout_error,
+            "gain_percent": evaluation.gain(result).per_problem,
+            "gain_over_projected_percent": None if over_projected is None else over_projected.per_problem,
+            "blown_up": result.blown_up,
+        }
+        drift = {quantity: value.mean(0) for quantity, value in result.drift.items()}
+        methods.append({**row, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem})
+    out = {
+        "problems": evaluation.problems,
+        "steps": evaluation.steps,
+        "scored_steps": evaluation.scored,
+        "horizons": list(horizons),
+        "error_units": "mean squared error; each channel divided by its scale" if evaluation.scale is not None else "physical units",
+        "scale": evaluation.scale,
+        "methods": methods,
+        "persistence_mse_by_step": evaluation.persistence.mean(0),
+        "truth_drift_by_step": {quantity: value.mean(0) for quantity, value in evaluation.truth_drift.items()},
+        "sweep": None if sweep is None else _sweep(sweep),
+        "notes": list(evaluation.notes),
+    }
+    return strict(out)
+
+
+def write_calibration(out: Path, found: CandidateScores | None) -> list[Path]:
+    """Write scores and errors (``calibration.json``, non-finite values as null), the table of their buckets and the figure.
+
+    A reward without a usable score is in the first file alone. None, of a run without calibration, removes what an earlier run left.
+
+    Returns:
+        The figure's path, if there is a figure.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    for name in (CALIBRATION, CALIBRATION_TABLE):
+        (out / name).unlink(missing_ok=True)
+    remove(out / CALIBRATION_FIGURE)
+    if found is None:
+        return []
+    held: dict[str, Any] = {"problems": found.problems, "steps": found.steps, "errors": found.errors, "scores": dict(found.scores)}
+    write_json(out / CALIBRATION, held)
+    usable = {name: given for name, given in found.scores.items() if comparable(given, found.errors)}
+    if not usable:
+        return []
+    write_csv(out / CALIBRATION_TABLE, calibration_rows(usable, found.errors))
+    save(calibration_figure(usable, found.errors), out / CALIBRATION_FIGURE, dpi=100)  # up to five rows: at 150 the run would wait for it
+    return [out / CALIBRATION_FIGURE]
+
+
+def write_frontier(out: Path, frontier: Frontier | None) -> list[Path]:
+    """Write ``frontier.csv``, one row per search, reward and number of evaluations, and the figure, whose path is returned.
+
+    None, of a run without a frontier, removes what an earlier run left.
+    """
+    if frontier is None:
+        (out / FRONTIER).unlink(missing_ok=True)
+        remove(out / FRONTIER_FIGURE)
+        return []
+    write_csv(out / FRONTIER, frontier.rows())
+    save(error_against_evaluations(frontier), out / FRONTIER_FIGURE)
+    return [out / FRONTIER_FIGURE]
+
+
 def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = None) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Name and maker of every figure of a run; made one at a time, so that only one is held."""
+    """Yield name and maker of every figure of a run, so that only one figure is held at a time."""
     yield "error_time", partial(error_against_time, evaluation)
     yield "drift_time", partial(drift_against_time, evaluation)
     yield "gain_histogram", partial(gain_histogram, evaluation)
@@ -87,7 +177,7 @@ def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = 
 
 
 def shown_method(evaluation: Evaluation) -> MethodResult | None:
-    """Whose fields are drawn: the last reward's choice (a learned one stands behind ARM), with projection where there is one."""
+    """Return the method whose fields are drawn: the last reward's (a learned one follows ARM), with projection if there is one."""
     if evaluation.baseline.trajectory is None:
         return None
     others = ("deterministic", "random", "mean", "finetuned")
@@ -96,7 +186,7 @@ def shown_method(evaluation: Evaluation) -> MethodResult | None:
 
 
 def log_outputs(log: RunLog, evaluation: Evaluation, paths: Sequence[Path]) -> None:
-    """One log entry per rollout step with every method's error and drift, then the gains' histograms and the figures."""
+    """Log every method's error and drift per rollout step, then histograms of the gains and the figures."""
     for step in range(1, evaluation.steps + 1):
         entry: dict[str, float] = {}
         for result in evaluation.results:
@@ -119,5 +209,54 @@ def log_outputs(log: RunLog, evaluation: Evaluation, paths: Sequence[Path]) -> N
 
 
 def tag(result: MethodResult) -> str:
-    """A method's name for logs, without blanks: ``arm``, ``arm_projected``."""
+    """Return a method's name for logs, without blanks: ``arm``, ``arm_projected``."""
     return re.sub(r"\W+", "_", result.method) + ("_projected" if result.projected else "")
+
+
+def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) -> dict[str, Any]:
+    return {
+        "method": result.method,
+        "projection": result.projected,
+        "branching_factor": result.branching_factor,
+        **{f"mse_step_{h}": result.mse_at(h) for h in horizons},
+        "rollout_mse": float(result.rollout_error.mean()),
+        **_gain_columns("gain", evaluation.gain(result)),
+        **_gain_columns("gain_over_projected", evaluation.gain_over_projected(result)),
+        **{f"drift_{quantity}": result.final_drift(quantity) for quantity in QUANTITIES},
+        "seconds": round(result.seconds, 3),
+        "evaluations": result.evaluations,
+        "reward_evaluations": result.reward_evaluations,
+        "fallbacks": result.fallbacks,
+        "resamples": result.resamples,
+        "nonfinite_candidates": result.nonfinite,
+        "collapsed_steps": result.collapsed,
+        "unprojected_steps": result.unprojected,
+        "blown_up": int(result.blown_up.sum()),
+        "recorded": result.recorded,
+    }
+
+
+def _gain_columns(prefix: str, gain: Gain | None) -> dict[str, float | None]:
+    names = ("mean", "median", "standard_error")
+    values: dict[str, float | None] = {f"{prefix}_{n}_percent": None if gain is None else getattr(gain, n) for n in names}
+    return {**values, f"{prefix}_improved_percent": None if gain is None else gain.improved}
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    rows = []
+    for result in sweep.results:
+        gain = Gain.of(result, sweep.deterministic)
+        rows.append(
+            {
+                "method": result.method,
+                "projection": result.projected,
+                "branching_factor": result.branching_factor,
+                "rollout_mse": float(result.rollout_error.mean()),
+                "mse_last_step": result.mse_at(result.steps),
+                **_gain_columns("gain", gain),
+                **{f"drift_{quantity}": result.final_drift(quantity) for quantity in QUANTITIES},
+                "seconds": round(result.seconds, 3),
+                "evaluations": result.evaluations,
+            }
+        )
+    return {"problems": sweep.problems, "rows": rows}

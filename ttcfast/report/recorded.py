@@ -1,4 +1,4 @@
-"""Rows of a table that another run measured on the same problems, kept in a small JSON file."""
+"""Rows of a table measured by another run on the same problems, stored as JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ttcfast.evaluation.results import MethodResult
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import parse_json, require_regular, write_json
 
-ROWS = "rows.json"  # what a run leaves of its own rows
+ROWS = "rows.json"  # the rows that a run measured itself
 
 
 def read_rows(folder: str | os.PathLike[str], problems: Problems, branching_factor: int) -> tuple[list[MethodResult], str]:
-    """The rows that a run on the same problems left in its folder, for the table of another; and a sentence about them.
+    """Read the rows of another run on the same problems, and a sentence about them.
 
     Raises:
-        DataError: as ``read_recorded``; or rows of another branching factor, which cannot stand in one table.
+        DataError: As ``read_recorded``, or the rows have another branching factor.
     """
     rows, _ = read_recorded(Path(folder) / ROWS, problems)
     if other := [r for r in rows if r.beam_width == 1 and r.branching_factor not in (1, branching_factor)]:
@@ -37,7 +37,7 @@ def read_rows(folder: str | os.PathLike[str], problems: Problems, branching_fact
 
 
 def fingerprints(truth: Tensor) -> list[str]:
-    """Names each problem by its initial condition in ``[N, K+1, C, *S]``, so that errors are compared on the same ones only."""
+    """Hash the initial condition of each problem in ``[N, K+1, C, *S]``, so that only errors on the same problems are compared."""
     return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:16] for x in truth[:, 0].detach().cpu().float()]
 
 
@@ -45,13 +45,13 @@ def write_recorded(path: str | os.PathLike[str], results: list[MethodResult], pr
     """Record the errors, drifts and cost of ``results`` for later tables.
 
     Args:
-        path: the JSON file.
-        results: measured on ``problems``.
-        problems: their initial conditions are fingerprinted; the results serve for these alone, or some of them.
-        about: how the results were made: at least ``"note"``, a sentence for readers of the table; commands, training seconds, seeds.
+        path: The JSON file.
+        results: Results on ``problems``.
+        problems: The problems, whose initial conditions are fingerprinted.
+        about: Origin of the results: at least ``"note"``, a sentence for readers of the table.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: The file cannot be written.
     """
     rows = []
     for result in results:
@@ -62,12 +62,12 @@ def write_recorded(path: str | os.PathLike[str], results: list[MethodResult], pr
 
 
 def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[list[MethodResult], str]:
-    """The recorded results of these problems, cut to the steps of ``problems``, and the sentence about them.
+    """Read the recorded results of ``problems``, cut to their steps, and the sentence about them.
 
-    Time and evaluations of a part of the recorded problems are pro rata.
+    Time and evaluations are pro rata if more problems were recorded.
 
     Raises:
-        DataError: no such file, damaged, or recorded on other problems, in other units or over fewer steps.
+        DataError: The file is missing or damaged, or was recorded on other problems, in other units or over fewer steps.
     """
     try:
         held = parse_json(require_regular(path, "recorded run", "make it again or leave it out").read_text(encoding="utf-8"))

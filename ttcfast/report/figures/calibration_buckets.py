@@ -30,7 +30,7 @@ def calibration_figure(scores: Mapping[str, Tensor], errors: Tensor, bins: int =
     Raises:
         ValueError: no reward, or shapes that differ.
 
-    Source: seeds/ttc-integration-plan.md section 13.
+    Source: TTC plan, "Logging (e.g., W&B)".
     """
     if not scores:
         raise ValueError("scores is empty; give the scores of at least one reward")

@@ -11,11 +11,23 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ttcfast.evaluation.evaluate import Evaluation
+from ttcfast.evaluation.results import QUANTITIES
 from ttcfast.evaluation.sweep import Sweep
 
-from .style import GREY, branching_axis, finish, line_style, markers, method_legend, new_figure, step_axis, value_axis
+from .style import (
+    GREY,
+    branching_axis,
+    finish,
+    line_style,
+    markers,
+    method_legend,
+    new_figure,
+    positive,
+    reference_line,
+    step_axis,
+    value_axis,
+)
 
-QUANTITIES = ("mass", "momentum", "energy")
 Grid = dict[tuple[bool, str], Axes]
 
 
@@ -30,11 +42,11 @@ def drift_against_time(evaluation: Evaluation) -> Figure:
     lines: dict[bool, list[Tensor]] = {form: [] for form, _ in grid}
     for (projected, quantity), axes in grid.items():
         if projected or len(grid) == len(QUANTITIES):
-            truth = _positive(evaluation.truth_drift[quantity].mean(0)[1:])
+            truth = positive(evaluation.truth_drift[quantity].mean(0)[1:])
             axes.plot(range(1, len(truth) + 1), truth, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
             lines[projected].append(truth)
         for order, result in enumerate(r for r in results if r.projected == projected):
-            drift = _positive(result.drift[quantity].mean(0)[1:])
+            drift = positive(result.drift[quantity].mean(0)[1:])
             axes.plot(range(1, len(drift) + 1), drift, **line_style(result), **markers(len(drift), order), label=result.name)
             lines[projected].append(drift)
         step_axis(axes, evaluation.steps)
@@ -55,14 +67,13 @@ def drift_against_branching(sweep: Sweep) -> Figure:
     for (projected, quantity), axes in grid.items():
         shown: list[float] = []
         for results in (line for line in sweep.lines() if line[0].projected == projected):
-            drift = _positive(torch.tensor([r.final_drift(quantity) for r in results]))
+            drift = positive(torch.tensor([r.final_drift(quantity) for r in results]))
             axes.plot([r.branching_factor for r in results], drift, **line_style(results[0]), label=results[0].name)
             shown += drift.tolist()
         for reference in sweep.references():
             value = reference.final_drift(quantity)
             if reference.projected == projected and value > 0:
-                style = line_style(reference)
-                axes.axhline(value, color=style["color"], linestyle=style["linestyle"], linewidth=1.2, label=reference.name, zorder=1)
+                reference_line(axes, value, reference)
                 shown.append(value)
         branching_axis(axes, sweep.branching_factors)
         value_axis(axes, shown)
@@ -88,9 +99,3 @@ def _outer_labels(grid: Grid, xlabel: str) -> None:
     for (form, quantity), axes in grid.items():
         kind = "with projection" if form else "without projection"
         finish(axes, xlabel if form == last else None, f"relative drift, {kind}" if quantity == QUANTITIES[0] else None)
-
-
-def _positive(values: Tensor) -> Tensor:
-    """Zeros (an exact total) and non-finite values as NaN, which a logarithmic axis leaves out."""
-    v = values.double()
-    return v.masked_fill(~(v.isfinite() & (v > 0)), torch.nan)

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ttcfast.pwm.arms import Arm
-from ttcfast.pwm.train_wm import ArmResult, Comparison
+from ttcfast.pwm.train_wm import Comparison
+from ttcfast.report.world_models import by_arm
 
 from .style import GREY, finish, new_figure, step_axis, value_axis
 
@@ -26,10 +27,7 @@ def endpoint_error(comparison: Comparison) -> Figure:
     still = list(comparison.persistence.observation)
     left.plot(steps, still, color=GREY, linestyle=":", linewidth=1.4)
     handles, shown = [Line2D([], [], label="nothing changes", color=GREY, linestyle=":", linewidth=1.4)], list(still)
-    arms: dict[str, list[ArmResult]] = {}
-    for run in comparison.runs:
-        arms.setdefault(run.arm, []).append(run)
-    for order, (name, runs) in enumerate(arms.items()):
+    for order, (name, runs) in enumerate(by_arm(comparison).items()):
         style = _style(Arm(name))
         curves = [run.errors.observation for run in runs]
         mean = [fmean(values) for values in zip(*curves, strict=True)]

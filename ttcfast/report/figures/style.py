@@ -9,42 +9,33 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, NullFormatter, ScalarFormatter
+from torch import Tensor
 
 from ttcfast.evaluation.results import LABELS, MethodResult
 from ttcfast.runtime.files import atomic_write
 
 # Okabe and Ito, "Color universal design" (2008): eight colours that readers with any colour vision tell apart.
-_COLOURS = {
-    "deterministic": "#000000",
-    "random": "#E69F00",
-    "mean": "#56B4E9",
-    "arm": "#D55E00",
-    "oracle": "#009E73",
-    "prm": "#CC79A7",
-    "finetuned": "#0072B2",
-    "arm_prm": "#882255",
-    "prm_refined": "#999933",
-    "span_oracle": "#44AA99",
-}
-_MARKERS = {
-    "deterministic": "o",
-    "random": "v",
-    "mean": "s",
-    "arm": "D",
-    "oracle": "^",
-    "prm": "P",
-    "finetuned": "X",
-    "arm_prm": "p",
-    "prm_refined": "*",
+_LOOKS = {  # colour and marker
+    "deterministic": ("#000000", "o"),
+    "random": ("#E69F00", "v"),
+    "mean": ("#56B4E9", "s"),
+    "arm": ("#D55E00", "D"),
+    "oracle": ("#009E73", "^"),
+    "prm": ("#CC79A7", "P"),
+    "finetuned": ("#0072B2", "X"),
+    "arm_prm": ("#882255", "p"),
+    "prm_refined": ("#999933", "*"),
+    "span_oracle": ("#44AA99", "h"),
 }
 _SPARE = ("#F0E442", "#AA4499", "#332288", "#DDCC77")
-_VARIANTS = [method for method in LABELS if method not in _COLOURS]  # other uses of a reward: seldom more than two or three in one figure
+_VARIANTS = [method for method in LABELS if method not in _LOOKS]  # other uses of a reward: seldom more than two or three in one figure
 GREY = "#7F7F7F"
 
 
@@ -53,7 +44,7 @@ def colour(method: str) -> str:
     if method in _VARIANTS:  # golden-ratio steps around the circle: neighbours in the list are far apart
         i = _VARIANTS.index(method)
         return to_hex(colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.55 + 0.35 * (i % 2), 0.8 - 0.25 * (i % 3 == 0)))
-    return _COLOURS.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+    return _LOOKS[method][0] if method in _LOOKS else _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
 def line_style(result: MethodResult) -> dict[str, Any]:
@@ -63,7 +54,7 @@ def line_style(result: MethodResult) -> dict[str, Any]:
         "color": c,
         "linestyle": (0, (4, 2)) if result.projected else "-",
         "linewidth": 1.6,
-        "marker": _MARKERS.get(result.method, "h"),
+        "marker": _LOOKS.get(result.method, ("", "h"))[1],
         "markersize": 4.5,
         "markerfacecolor": "white" if result.projected else c,
         "markeredgecolor": c,
@@ -125,6 +116,18 @@ def value_axis(axes: Axes, values: Iterable[float]) -> None:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
+def reference_line(axes: Axes, value: float, result: MethodResult) -> None:
+    """Draw the value of a method that does not depend on the x axis."""
+    style = line_style(result)
+    axes.axhline(value, color=style["color"], linestyle=style["linestyle"], linewidth=1.2, label=result.name, zorder=1)
+
+
+def positive(values: Tensor) -> Tensor:
+    """Replace zeros and non-finite values by NaN, which a logarithmic axis leaves out."""
+    v = values.double()
+    return v.masked_fill(~(v.isfinite() & (v > 0)), torch.nan)
+
+
 def method_legend(figure: Figure, results: Sequence[MethodResult], extra: Sequence[Line2D] = ()) -> None:
     """A legend right of all axes: one entry per method by colour, and what dashes mean, instead of one per line."""
     handles = []
@@ -134,13 +137,7 @@ def method_legend(figure: Figure, results: Sequence[MethodResult], extra: Sequen
         note = _blow_up_note([r for r in results if r.method == method])
         handles.append(Line2D([], [], label=LABELS.get(method, method) + note, **style))
     if any(r.projected for r in results):
-        dashed: dict[str, Any] = {
-            "color": GREY,
-            "linestyle": (0, (4, 2)),
-            "marker": "o",
-            "markerfacecolor": "white",
-            "markeredgecolor": GREY,
-        }
+        dashed: dict[str, Any] = {"color": GREY, "linestyle": (0, (4, 2)), "marker": "o", "markerfacecolor": "white"}
         handles.append(Line2D([], [], label="dashed: with projection", markersize=4.5, **dashed))
     figure.legend(handles=[*handles, *extra], loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2)
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ttcfast.evaluation.table import MISSING
+
 _VOID = {"img", "input", "meta", "br"}
-MISSING = "–"
 
 
 class Markup(str):

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.results import LABELS, QUANTITIES
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
-QUANTITIES = ("mass", "momentum", "energy")
 _REFERENCES = ("deterministic", "random", "mean", "oracle", "finetuned")  # rows that no user chooses by a reward
 Method = Mapping[str, Any]
 
@@ -51,7 +50,6 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
     winner, rows = best_reward(methods), []
     for i, m in enumerate(methods):
         lost = f" ({m['blown_up']}/{metrics['problems']} blew up)" if m["blown_up"] else ""
-        drifts = [m[f"drift_{q}"] for q in QUANTITIES]
         over = m["gain_over_projected_mean_percent"]
         is_reference = i == 0 or (m["method"] == "deterministic" and m["projection"])
         rows.append(
@@ -65,12 +63,16 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
                 Cell(MISSING) if i == 0 else gain(m["gain_median_percent"]),
                 Cell(MISSING) if i == 0 else number(m["gain_improved_percent"]),
                 Cell("baseline", 0.0) if is_reference and i else gain(over),
-                number(max((d for d in drifts if d is not None), default=None)),
+                _largest_drift(m),
                 number(m["seconds"]),
                 number(m["evaluations"]),
             ]
         )
     return table(f"Methods on {metrics['problems']} problems ({metrics['error_units']})", heads, rows)
+
+
+def _largest_drift(method: Method) -> Cell:
+    return number(max((d for q in QUANTITIES if (d := method.get(f"drift_{q}")) is not None), default=None))
 
 
 def gain(value: float | None) -> Cell:
@@ -127,9 +129,8 @@ def _sweep_table(rows: Sequence[Method], plain: float | None, n: int) -> Markup:
     heads = ["method", "B", "rollout MSE", "× deterministic", "gain %", "improved %", "drift", "s", "model evals"]
     body = []
     for r in rows:
-        drifts = [d for q in QUANTITIES if (d := r.get(f"drift_{q}")) is not None]
         cells = [number(r["branching_factor"]), number(r["rollout_mse"]), number(_ratio(r["rollout_mse"], plain))]
-        cells += [gain(r["gain_mean_percent"]), number(r["gain_improved_percent"]), number(max(drifts, default=None))]
+        cells += [gain(r["gain_mean_percent"]), number(r["gain_improved_percent"]), _largest_drift(r)]
         body.append([name_of(r), *cells, number(r["seconds"]), number(r["evaluations"])])
     return table(f"B sweep on {n} problems", heads, body)
 

@@ -17,11 +17,10 @@ from ttcfast.runtime.files import atomic_write, entries
 from .. import fields
 from .ablation import ablation
 from .animation import animation
-from .calibration_section import calibration_section
-from .frontier_section import frontier_section
 from .html import Markup, facts, joined, number, table, tag, trusted
 from .methods import explanation, gain, guardrail_table, headline, method_table, sweep_section
 from .pictures import read_picture
+from .rewards import calibration_section, frontier_section
 from .runs import Run, flat, guarded
 from .training import training_section
 

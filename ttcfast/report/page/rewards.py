@@ -1,7 +1,8 @@
-"""The section on calibration: scores in buckets beside the candidates' true errors."""
+"""Sections on what the rewards' scores are worth (calibration) and what more model evaluations buy (compute frontier)."""
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -13,12 +14,22 @@ import torch
 
 from ttcfast.evaluation.results import LABELS
 from ttcfast.metrics.calibration import calibration
-from ttcfast.report.calibration_file import FILE
+from ttcfast.report.figures.errors import search_label
+from ttcfast.report.outputs import CALIBRATION, FRONTIER
 from ttcfast.runtime.files import parse_json, require_regular
 
 from .html import Markup, joined, number, table, tag
 
 BUCKETS = 8
+_COLUMNS = {  # of the file, and their heads on the page
+    "beam_width": "k",
+    "branching_factor": "B",
+    "evaluations_per_step": "evaluations per step and problem",
+    "rollout_mse": "rollout MSE",
+    "ratio_to_deterministic": "× deterministic",
+    "seconds": "s",
+    "evaluations": "model evals",
+}
 Group = list[tuple[float, float]]  # (score, error) of the usable candidates of one state
 
 
@@ -27,7 +38,7 @@ def calibration_section(folder: Path) -> Markup | None:
 
     None where the run kept no scores. The run's figure shows both.
     """
-    path = folder / FILE
+    path = folder / CALIBRATION
     if not path.exists():
         return None
     held = parse_json(require_regular(path, "record", "make the run again").read_text(encoding="utf-8"))
@@ -97,3 +108,31 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return (values[0],) * 3
     a, b, c = quantiles(values, n=4, method="inclusive")
     return a, b, c
+
+
+def frontier_section(folder: Path) -> Markup | None:
+    """The points of the frontier as a table, the best of each reward marked. None where the run traced none."""
+    path = folder / FRONTIER
+    if not path.exists():
+        return None
+    with open(require_regular(path, "table", "make the run again"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return None
+    best: dict[str, float] = {}
+    for row in rows:
+        if math.isfinite(error := float(row["rollout_mse"])):
+            best[row["reward"]] = min(error, best.get(row["reward"], error))
+    body = []
+    for row in rows:
+        marked = float(row["rollout_mse"]) == best.get(row["reward"])
+        cells = [number(float(row[name]), best=marked and name == "ratio_to_deterministic") for name in _COLUMNS]
+        body.append([LABELS.get(row["reward"], row["reward"]), search_label(row["search"]), *cells])
+    note = "Every search with every reward at about the same numbers of model evaluations, on the first problems of the run. "
+    note += "× deterministic: rollout MSE over that of the deterministic rollout, which takes one evaluation per step. Marked: the best."
+    heads = ("reward", "search", *_COLUMNS.values())
+    return joined(
+        tag("h3", "Error against model evaluations"),
+        tag("p", note, class_="note"),
+        table("Compute frontier: searches at the same cost", heads, body, text_columns=2),
+    )

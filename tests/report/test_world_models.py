@@ -7,10 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from ttcfast.experiments.world_models import cells, explanation, markdown, order, print_comparison, summary
+from ttcfast.evaluation.table import markdown_table, print_with_notes, rich_table
 from ttcfast.pwm.evaluation.imagination import ImaginationErrors
 from ttcfast.pwm.train_wm import ArmResult, Comparison, TrainWMConfig
 from ttcfast.report.figures.endpoint_error import endpoint_error
+from ttcfast.report.world_models import cells, explanation, order, summary
 
 
 def run(arm: str, seed: int, last: float, **changes) -> ArmResult:
@@ -51,16 +52,16 @@ def test_the_order_says_what_the_seeds_leave_open(small):
 def test_the_table_reads_well(small):
     heads, rows = cells(small)
     assert all(len(row) == len(heads) for row in rows)
-    text = markdown(small)
+    text = markdown_table(heads, rows, [])
     assert "| MLP | 1,010 (+1.00 %) | 4 | 0.01 ± 0 | 0.45 ± 0.05 |" in text and "| nothing changes | – | 0 | 0.02 | 0.7 |" in text
     shown = io.StringIO()
-    print_comparison(small, explanation(small, TrainWMConfig()), Console(file=shown, width=80))
+    print_with_notes(rich_table(heads, rows), explanation(small, TrainWMConfig()), Console(file=shown, width=80))
     assert "flow, Heun K = 2 < MLP" in shown.getvalue() and shown.getvalue().count("0.45 ± 0.05") == 1
 
 
 def test_a_stopped_run_is_told(small):
     lost = comparison(*small.runs, run("euler1", 0, float("nan"), stopped=True, skipped=20))
-    assert "flow, Euler K = 1 (1 stopped)" in markdown(lost)
+    assert "flow, Euler K = 1 (1 stopped)" in markdown_table(*cells(lost), [])
     assert any("skipped 20 updates and stopped 1 runs" in note for note in explanation(lost, TrainWMConfig()))
 
 

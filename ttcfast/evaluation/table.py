@@ -1,0 +1,138 @@
+"""The table of all methods for readers, and how tables are printed and written."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ttcfast.runtime.terminal import plain_console, print_whole
+
+from .results import QUANTITIES, Gain, MethodResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .evaluate import Evaluation
+
+MISSING = "–"
+
+
+def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | None = None, console: Console | None = None) -> None:
+    """Print the table, with the form with projection indented under each method, and what its columns mean.
+
+    Args:
+        evaluation: What to show.
+        horizons: Steps of the error columns.
+        title: Title above the table.
+        console: Where to print; None prints to stdout.
+    """
+    heads, rows = cells(evaluation, horizons)
+    for result, row in zip(evaluation.results, rows, strict=True):
+        if result.projected and evaluation.find(result.method) is not None:
+            row[0] = "  " + row[0][row[0].index("+ projection") :]
+    print_with_notes(rich_table(heads, rows, title=title), explanation(evaluation), console)
+
+
+def plain_table(evaluation: Evaluation, horizons: Sequence[int]) -> str:
+    """What ``print_table`` prints to a file."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    print_table(evaluation, horizons, console=Console(file=text, force_terminal=False))
+    return text.getvalue()
+
+
+def cells(evaluation: Evaluation, horizons: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+    """Column heads and the text of every cell, for a reader: short numbers, "none" for a gain that is none, what blew up."""
+    heads = ["method", *(f"MSE at\nstep {h}" for h in horizons), "gain %\nmean / median", "improved\n%"]
+    heads += ["gain % over\ndet. + proj.", "drift", "\ns", "model\nevals"]
+    return heads, [_cells(evaluation, result, horizons) for result in evaluation.results]
+
+
+def explanation(evaluation: Evaluation) -> list[str]:
+    """What the columns mean, and the evaluation's own notes."""
+    unit = "each channel in units of its training standard deviation" if evaluation.scale is not None else "physical units"
+    lines = [
+        f"MSE: mean over {evaluation.problems} problems of the squared error at a step, {unit}.",
+        f"gain: SampleGain of each problem over the deterministic rollout, on the error averaged over steps 1 to {evaluation.scored}; "
+        '"none" where it is not above 0. improved: share of the problems with a smaller error than the deterministic rollout.',
+        f"drift: the largest of the relative drifts of mass, momentum and energy after {evaluation.steps} steps, mean over problems.",
+        "s, model evals: seconds and model evaluations for all problems together; one evaluation is one state through the model.",
+    ]
+    if evaluation.find("oracle") is not None:
+        lines.append("oracle: chooses by the true error, which no user has: the ceiling of choosing step by step among these candidates.")
+    if evaluation.find("span_oracle") is not None:
+        lines.append("span oracle: least squares on the truth in the span of the candidates: the ceiling of combining them.")
+    return [*lines, *evaluation.notes]
+
+
+def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, text_columns: int = 1) -> Table:
+    """A table for a terminal, with the first ``text_columns`` columns aligned left and the others right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i < text_columns else "right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_with_notes(table: Table, notes: Sequence[str], console: Console | None = None) -> None:
+    """Print a table and the notes below it, each line whole even where the console is narrower."""
+    console = plain_console(console)
+    print_whole(console, table)
+    for note in notes:
+        console.print(note, style="dim", soft_wrap=True)
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *, text_columns: int = 1) -> str:
+    """A table in Markdown, followed by the notes as a list."""
+    lines = [[head.replace("\n", " ") for head in heads], ["---"] * text_columns + ["---:"] * (len(heads) - text_columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes)
+
+
+def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) -> list[str]:
+    lost = int(result.blown_up.sum())
+    name = result.name + (f" ({lost}/{evaluation.problems} blew up)" if lost else "") + (" (recorded)" if result.recorded else "")
+    errors = [_error(result, h) for h in horizons]
+    is_baseline = result is evaluation.baseline
+    gain, over = evaluation.gain(result), evaluation.gain_over_projected(result)
+    return [
+        name,
+        *errors,
+        "baseline" if is_baseline else _gain(gain),
+        MISSING if is_baseline else f"{gain.improved:.0f}",
+        MISSING if over is None else "baseline" if result is evaluation.projected_baseline else _gain(over),
+        _short(max((result.final_drift(q) for q in QUANTITIES), key=lambda v: -math.inf if math.isnan(v) else v)),
+        f"{result.seconds:.1f}",
+        str(result.evaluations),
+    ]
+
+
+def _error(result: MethodResult, step: int) -> str:
+    if step > result.steps:
+        return MISSING
+    value = result.mse_at(step)
+    return _short(value) if math.isfinite(value) else "blew up"
+
+
+def _gain(gain: Gain) -> str:
+    return f"{_percent(gain.mean)} / {_percent(gain.median)}"
+
+
+def _percent(value: float) -> str:
+    if math.isnan(value):
+        return MISSING
+    return f"{value:.1f}" if value >= 0.05 else "<0.05" if value > 0 else "none"
+
+
+def _short(value: float) -> str:
+    """Three digits: 0.00812, 1.19, 3.2e-07."""
+    if not math.isfinite(value):
+        return MISSING
+    return f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}"
