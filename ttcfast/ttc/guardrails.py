@@ -62,11 +62,6 @@ def finite_states(x: Tensor, axes: int = 1) -> Tensor:
     return x.isfinite().flatten(axes).all(axes)
 
 
-def over(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` with trailing axes of size 1, to broadcast over ``like``."""
-    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
-
-
 class Spread:
     """How far the scores of each row's candidates lie apart.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttcfast.ttc.guardrails import over
+from ttcfast.stochastic_sampling.row_axis import over
 from ttcfast.ttc.paths import Beams, Survivors
 
 
