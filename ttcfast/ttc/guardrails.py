@@ -1,4 +1,4 @@
-"""The checks around a rollout: states that do not fit, candidates that are alike, scores that carry no information."""
+"""Guards a rollout against unusable states, identical candidates and scores that carry no information."""
 
 from __future__ import annotations
 

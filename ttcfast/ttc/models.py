@@ -1,4 +1,4 @@
-"""The models that candidates come from: a ``Surrogate``, or any object with ``sample_next``."""
+"""Adapts the models that candidates come from: a ``Surrogate``, or any object with ``sample_next``."""
 
 from __future__ import annotations
 

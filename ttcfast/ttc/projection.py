@@ -1,4 +1,4 @@
-"""Conservation imposed by removing the mean residual of each conserved channel from a new state."""
+"""Imposes conservation by removing the mean residual of each conserved channel from a new state."""
 
 from __future__ import annotations
 

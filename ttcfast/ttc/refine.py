@@ -1,4 +1,4 @@
-"""Copies of candidates, moved along a differentiable reward."""
+"""Moves copies of candidates along a differentiable reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a search between two steps, kept in a file, so that a rollout that is killed goes on from its last step."""
+"""Saves the state of a search after every step, so that a killed rollout resumes from its last step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OPAQUE = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}  # package
 
 
 class SavedRollout:
-    """The file that holds a rollout, replaced as a whole after every step.
+    """Manages the file that holds a rollout, which is replaced as a whole after every step.
 
     Args:
         folder: Folder of the file; made when missing.

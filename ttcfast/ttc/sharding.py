@@ -1,4 +1,4 @@
-"""One search in several processes, which divide the problems or the candidates of each step.
+"""Runs one search in several processes, which divide the problems or the candidates of each step.
 
 Candidates are keyed, so it does not matter which process draws them. With ``shard="candidates"`` the processes take turns at the chunks of
 a step and each keeps its own best k; then scores and ids are gathered, every process finds the same k best of all, and the process that

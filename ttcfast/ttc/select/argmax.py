@@ -1,4 +1,4 @@
-"""Of the candidates of a single beam, the best."""
+"""Keeps the best candidate of a single beam."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates combined: their mean weighted by score, or the best point of their span."""
+"""Combines candidates: their mean weighted by score, or the best point of their span."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every way of keeping candidates has in common."""
+"""Defines the interface of all selections of candidates."""
 
 from __future__ import annotations
 
