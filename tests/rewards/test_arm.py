@@ -1,4 +1,4 @@
-"""The seed's functions: equal to the sketch at B = 1, per candidate beyond it."""
+"""The plan's functions: equal to the sketch at B = 1, per candidate beyond it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS = ARMWeights(1.0, 0.5, 2.0, 0.3, 0.7)
 
 
 class sketch:
-    """The formulas of seeds/ttc-integration-plan.md section 4, transcribed; states ``[B, 4, H, W]``, mask of the same shape."""
+    """The formulas of TTC plan, "Analytical Reward Model (ARM)", transcribed; states ``[B, 4, H, W]``, mask of the same shape."""
 
     @staticmethod
     def integral(field: Tensor, dxdy: float | Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_every_rank_has_the_result_of_one_process(ranks, tmp_path, one_thread):
                 same(found[rank][case, shard][name], value, f"{case}, shard={shard}, {name}")
     assert events == {"fallbacks", "resamples", "nonfinite", "collapsed", "frozen"}
     for rank in range(ranks):
-        assert found[rank]["seed", "error"].startswith(f"the ranks 0 to {ranks - 1} have unequal configurations: cfg.seed is 0, 1")
+        assert found[rank]["seed", "error"].startswith(f"the ranks 0 to {ranks - 1} have unequal configurations: seed is 0, 1")
         assert re.search(r"x0 is 'torch.float32 \(3, 4, 8, 8\) \w+', 'torch", found[rank]["x0", "error"])
         assert ": scorer.weights.last_cell is 1.0, 2.0" in found[rank]["scorer", "error"]
         assert ": drop_duplicates is True, False" in found[rank]["duplicates", "error"]

@@ -1,4 +1,4 @@
-"""One-step surrogates: a state in physical units goes in, several next states come out."""
+"""Defines one-step surrogates, which map a state in physical units to several possible next states."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["BaseFM", "Surrogate", "temp_seed"]
 
 
 class BaseFM(nn.Module):
-    """Base class of models: subclass it, write ``forward``, and the searches can roll it out.
+    """Base class of models; a search can roll out any subclass that implements ``forward``.
 
     Source: TTC plan, "Minimal Interfaces (Copy-Paste Stubs)".
     """
 
     def forward(self, x_t: Tensor) -> Tensor:
-        """Next state of ``x_t``, ``[C, *S]`` or for a batch ``[B, C, *S]``."""
+        """Returns the next state of ``x_t``, ``[C, *S]``, or ``[B, C, *S]`` for a batch."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(x_t); write one that returns the next state")
 
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
-        """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``.
+        """Returns one stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``.
 
         The same random ``seed`` gives the same sample; None draws from the global streams. Threads take turns at calls with a seed.
         """
@@ -47,8 +47,8 @@ class BaseFM(nn.Module):
 class Surrogate(BaseFM):
     """Any ``nn.Module`` as a stochastic one-step surrogate: normalise, stack the history, call, un-normalise.
 
-    The model is put in evaluation mode and no call changes it: dropout, hooks and flags are restored, also after an exception or Ctrl-C,
-    which takes effect while the model runs and waits while something is restored.
+    The model is put in evaluation mode, and calls leave it unchanged: dropout, hooks and flags are restored, also after an exception or
+    Ctrl-C, which takes effect while the model runs and waits while something is restored.
 
     Several threads may use one surrogate, or several around one model or parts of it. They take turns call by call
     (``ttcfast.runtime.turns``) and get the results they would get alone, but no more throughput; on a CPU give torch the cores, or use
@@ -121,7 +121,7 @@ class Surrogate(BaseFM):
         self.eval()
 
     def forward(self, x_t: Tensor) -> Tensor:
-        """Next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), in the model's current mode; differentiable."""
+        """Returns the next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), differentiable, in the model's mode."""
         self._check("x_t", x_t)
         encoded = self._encode(x_t)
         if self.normalizer is None:  # it may be x_t itself, and the model may work in place
@@ -131,17 +131,17 @@ class Surrogate(BaseFM):
     @in_turn
     @torch.no_grad()
     def deterministic(self, x: Tensor) -> Tensor:
-        """The step without any noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
+        """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         self._check("x", x)
         return self._decoded(self._calls().deterministic(self._encode(x), self._unpacked), self._latest(x))
 
     @in_turn
     @torch.no_grad()
     def sample_next(self, x_t: Tensor, seed: int | None = None, multi: bool = False) -> Tensor:
-        """One stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``; [h, C, *S] with history.
+        """Returns one stochastic next state of ``[C, *S]``, or of every state in ``[B, C, *S]`` with ``multi=True``.
 
-        The states of a batch are candidates 0 to B - 1 of problem 0 at step 0 under the random ``seed``; None draws one from torch's
-        stream.
+        With history, states are ``[h, C, *S]``. A batch holds candidates 0 to B - 1 of problem 0 at step 0 under the random ``seed``;
+        None draws one from torch's stream.
         """
         x = x_t if multi else x_t.unsqueeze(0)
         self._check("x_t", x)
@@ -163,7 +163,7 @@ class Surrogate(BaseFM):
         step: int,
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """Stochastic next states from one forward pass of ``N*B`` states.
+        """Returns stochastic next states from one forward pass of ``N*B`` states.
 
         Each is a function of its state, problem, candidate id, random seed and step: the other states of the call, and their order, chunk,
         batch or process, change it by no more than the rounding of the model's arithmetic. Noise is keyed site by site
@@ -202,7 +202,7 @@ class Surrogate(BaseFM):
         return out
 
     def _require_stochastic(self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int) -> None:
-        """Raise ``DeterministicModelError`` if candidates of a state ``[1, C, *S]`` with ids from ``after`` are all the same at step 0."""
+        """Raises ``DeterministicModelError`` if candidates of a state ``[1, C, *S]`` with ids from ``after`` are all the same at step 0."""
         draws: list[Draw] = []
 
         def draw(ids: Tensor) -> Tensor:
@@ -223,9 +223,9 @@ class Surrogate(BaseFM):
         compile: bool | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Surrogate:
-        """Another surrogate around the same model; None keeps this one's option.
+        """Returns another surrogate around the same model; None keeps the option of this one.
 
-        For checkpoints (``load_surrogate(path).variant(compile=True)``), and for comparing ways to compute the same candidates.
+        It serves checkpoints (``load_surrogate(path).variant(compile=True)``) and comparisons of ways to compute the same candidates.
         """
         other = Surrogate(
             self.model,
@@ -248,7 +248,7 @@ class Surrogate(BaseFM):
         return bool(self._candidates.compile)
 
     def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
-        """Rates above 0, one per site, of the dropout that acts in ``candidates``; ``stochastic`` and errors as there."""
+        """Returns the positive dropout rates that act in ``candidates``, one per site; ``stochastic`` and errors as there."""
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         return [site.amount for site in noise_sites(self.model, config) if site.is_dropout and site.amount > 0]
 
@@ -347,7 +347,7 @@ class Surrogate(BaseFM):
 
 
 def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """(problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
+    """Returns (problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
 
     Args:
         ids: Candidate ids ``[B]``, or ``[n, B]`` for each state, whole numbers.

@@ -47,12 +47,7 @@ def nrmse(pred: Tensor, truth: Tensor, *, per_channel: bool = False, ndim: int =
 
     Source: Ohana et al., The Well, 2024; its NRMSE with norm_mode "norm".
     """
-
-    def frame(p: Tensor, t: Tensor) -> Tensor:
-        power = t.square().flatten(2).mean(2)
-        return _mean_channels(((p - t).square().flatten(2).mean(2) / (power + _EPS)).sqrt(), per_channel)
-
-    return _over_frames(pred, truth, ndim, frame)
+    return _over_frames(pred, truth, ndim, lambda p, t: _root(p, t, t.square().flatten(2).mean(2), per_channel))
 
 
 def vrmse(pred: Tensor, truth: Tensor, *, per_channel: bool = False, ndim: int = 2) -> Tensor:
@@ -63,12 +58,7 @@ def vrmse(pred: Tensor, truth: Tensor, *, per_channel: bool = False, ndim: int =
 
     Source: Ohana et al., The Well, 2024; its VRMSE (norm_mode "std").
     """
-
-    def frame(p: Tensor, t: Tensor) -> Tensor:
-        variance = t.flatten(2).var(2)
-        return _mean_channels(((p - t).square().flatten(2).mean(2) / (variance + _EPS)).sqrt(), per_channel)
-
-    return _over_frames(pred, truth, ndim, frame)
+    return _over_frames(pred, truth, ndim, lambda p, t: _root(p, t, t.flatten(2).var(2), per_channel))
 
 
 def relative_l1(
@@ -109,6 +99,11 @@ def _over_frames(pred: Tensor, truth: Tensor, ndim: int, frame: Callable[[Tensor
     p, t, single = matched(pred, truth, ndim)
     out = torch.stack([frame(p[:, i].double(), t[:, i].double()) for i in range(t.shape[1])], 1)
     return out[0] if single else out
+
+
+def _root(p: Tensor, t: Tensor, size: Tensor, per_channel: bool) -> Tensor:
+    """Root of the mean squared error of each field over ``size [N, C]``."""
+    return _mean_channels(((p - t).square().flatten(2).mean(2) / (size + _EPS)).sqrt(), per_channel)
 
 
 def _mean_channels(value: Tensor, per_channel: bool) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ttcfast.stochastic_sampling.row_axis import over
+
 
 def polyak_move(score: Callable[[Tensor], Tensor], candidates: Tensor, scale: Tensor, maximum: float, name: str) -> Tensor:
     """Returns the smallest displacement of each candidate that reaches the reward's maximum to first order.
@@ -40,8 +42,7 @@ def polyak_move(score: Callable[[Tensor], Tensor], candidates: Tensor, scale: Te
     size = direction.double().square().flatten(2).sum(2)
     useful = gap.isfinite() & size.isfinite() & (size > 0)
     length = torch.where(useful, gap / size, 0.0).to(candidates.dtype)
-    axes = [1] * (candidates.ndim - 2)
-    return torch.where(useful.reshape(*useful.shape, *axes), scale * direction * length.reshape(*length.shape, *axes), 0.0)
+    return torch.where(over(useful, candidates), scale * direction * over(length, candidates), 0.0)
 
 
 def channel_spread(state: Tensor) -> Tensor:
@@ -52,4 +53,4 @@ def channel_spread(state: Tensor) -> Tensor:
     cells = state.flatten(2)
     floor = 1e-3 * cells.square().mean(2).sqrt().amax(1, keepdim=True)
     spread = torch.maximum(cells.std(2, correction=0), floor)
-    return spread.reshape(*spread.shape, *[1] * (state.ndim - 2))
+    return over(spread, state)

@@ -171,14 +171,14 @@ class HeadFields(Directions):
         if any(cells % 4 for cells in state.shape[2:]):
             raise ValueError(f"these directions need grids of multiples of 4 cells; the states have {tuple(state.shape[2:])}")
         x = torch.cat([state, step], 1).to(self.lift.weight.dtype)
-        fine = self._residual(self.fine, self.lift(_padded(x, 1, self.periodic)))
-        coarse = self._residual(self.coarse, self.down(_padded(F.gelu(fine), 1, self.periodic)))
+        fine = self._residual(self.fine, self.lift(_padded(x, self.periodic)))
+        coarse = self._residual(self.coarse, self.down(_padded(F.gelu(fine), self.periodic)))
         both = F.gelu(fine + F.pixel_shuffle(self.up(F.gelu(coarse)), 2))
-        return F.pixel_shuffle(self.out(_padded(both, 1, self.periodic)), 2).unflatten(1, (self.heads, self.channels))
+        return F.pixel_shuffle(self.out(_padded(both, self.periodic)), 2).unflatten(1, (self.heads, self.channels))
 
     def _residual(self, convolutions: nn.ModuleList, h: Tensor) -> Tensor:
         for first, second in zip(convolutions[::2], convolutions[1::2]):
-            h = h + second(_padded(F.gelu(first(_padded(F.gelu(h), 1, self.periodic))), 1, self.periodic))
+            h = h + second(_padded(F.gelu(first(_padded(F.gelu(h), self.periodic))), self.periodic))
         return h
 
 
@@ -246,27 +246,22 @@ def _weights(cells: int, nodes: int, periodic: bool) -> Tensor:
     return torch.where(distance < 1, torch.cos(distance * math.pi / 2), 0.0)
 
 
-def _padded(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:
-    """Adds ghost cells around ``[N, C, *S]``: wrapped on periodic axes, edge values elsewhere."""
+def _padded(x: Tensor, periodic: Sequence[bool]) -> Tensor:
+    """Adds a ghost cell at both ends of every space axis of ``[N, C, *S]``: wrapped on periodic axes, edge values elsewhere."""
     for axis, wraps in enumerate(periodic, 2):
-        cells = x.shape[axis]
-        low, high = (x.narrow(axis, cells - margin, margin), x.narrow(axis, 0, margin)) if wraps else _edges(x, axis, margin)
-        x = torch.cat([low, x, high], axis)
+        x = _lengthened(x, axis, wraps)
     return x
 
 
-def _edges(x: Tensor, axis: int, margin: int) -> tuple[Tensor, Tensor]:
-    low, high = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
-    return torch.cat([low] * margin, axis), torch.cat([high] * margin, axis)
+def _lengthened(x: Tensor, axis: int, wraps: bool) -> Tensor:
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
+    return torch.cat([last, x, first] if wraps else [first, x, last], axis)
 
 
 def _neighbours(x: Tensor, axis: int, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """The previous and next cell along space axis ``axis``."""
-    at, cells = axis + 2, x.shape[axis + 2]
-    if periodic[axis]:
-        return x.roll(1, at), x.roll(-1, at)
-    low, high = _edges(x, at, 1)
-    return torch.cat([low, x.narrow(at, 0, cells - 1)], at), torch.cat([x.narrow(at, 1, cells - 1), high], at)
+    wide, cells = _lengthened(x, axis + 2, periodic[axis]), x.shape[axis + 2]
+    return wide.narrow(axis + 2, 0, cells), wide.narrow(axis + 2, 2, cells)
 
 
 def _slope(x: Tensor, axis: int, periodic: Sequence[bool]) -> Tensor:

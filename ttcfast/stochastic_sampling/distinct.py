@@ -1,4 +1,4 @@
-"""Whether candidates differ, and the error where they do not."""
+"""Checks whether candidates differ, and raises a clear error if they do not."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ROUNDING = 8  # units of the dtype's eps, relative to a channel's largest value
 
 
 class DeterministicModelError(ArgumentError):
-    """A model returns the same next state every time although several candidates are asked for."""
+    """Raised for a model that returns the same next state every time although several candidates are requested."""
 
 
 def all_same(first: Tensor, others: Tensor) -> bool:
-    """Whether every candidate in ``others [N, B, C, *S]`` equals ``first [N, C, *S]`` up to rounding; NaN counts as different.
+    """Returns whether every candidate in ``others [N, B, C, *S]`` equals ``first [N, C, *S]`` up to rounding; NaN counts as different.
 
-    Rounding is measured for each problem and channel: beside an energy of 1e5, or a problem that blows up, a density of 1 keeps its own.
+    Rounding is measured per problem and channel, so that a large energy, or a problem that blows up, does not hide differences elsewhere.
     """
     limit = _ROUNDING * torch.finfo(first.dtype).eps * _largest(first)  # [N, C, 1...]
     # one candidate at a time: stochastic models leave at the first
@@ -33,7 +33,7 @@ def all_same(first: Tensor, others: Tensor) -> bool:
 
 
 def distinct_count(projections: Tensor, state: Tensor) -> Tensor:
-    """Number of each problem's candidates that differ by more than rounding, int64 ``[N]``; a non-finite one differs from all others.
+    """Counts each problem's candidates that differ by more than rounding, int64 ``[N]``; a non-finite one differs from all others.
 
     Args:
         projections: Projections ``[N, B, C]`` of the candidates, from ``projected``.
@@ -50,9 +50,9 @@ def distinct_count(projections: Tensor, state: Tensor) -> Tensor:
 
 
 def projected(candidates: Tensor) -> Tensor:
-    """Project each channel of candidates ``[N, B, C, *S]`` to the sum of its cells under random signs, ``[N, B, C]``.
+    """Projects each channel of candidates ``[N, B, C, *S]`` to the sum of its cells with random signs, ``[N, B, C]``.
 
-    Candidates that differ have equal projections by rare chance only. Those of 16-bit candidates are float32.
+    Different candidates have equal projections only by rare chance. Projections of 16-bit candidates are float32.
     """
     flat = candidates.flatten(3).to(torch.promote_types(candidates.dtype, torch.float32))
     with torch.autocast(flat.device.type, enabled=False):
@@ -83,7 +83,7 @@ def require_distinct(
     sites: Sequence[Site] | None = None,
     acting: Sequence[Site] | None = None,
 ) -> None:
-    """Raise ``DeterministicModelError`` if the candidates ``[N, B, C, *S]`` are all the same for every problem.
+    """Raises ``DeterministicModelError`` if the candidates ``[N, B, C, *S]`` of every problem are all the same.
 
     The message calls them ``what``; ``sites`` and ``acting`` are those of ``deterministic_error``.
 
@@ -99,23 +99,23 @@ def require_distinct(
 def require_stochastic(
     draw: Callable[[Tensor], Tensor], after: int, at_once: int, model: object, sites: Callable[[], Mapping[str, Sequence[Site]]] = dict
 ) -> int:
-    """Draw more candidates of a state whose candidates are all the same, as a low dropout rate may leave a few of them by chance.
+    """Draws more candidates of a state whose candidates are all the same, since at low dropout rates a few may agree by chance.
 
-    This is the only check of its kind: ``Surrogate`` makes it for the candidates of one call, a search for those of its first step.
+    ``Surrogate`` calls it for the candidates of one call, a search for those of its first step.
 
     Args:
         draw: Returns the candidates ``[1, B, C, *S]`` of ids ``[B]``.
         after: The first id to draw.
-        at_once: Number of candidates that are drawn, and compared, together. Noise drawn once per call, which leaves a group without
-            choice, thus counts as none unless they are drawn one by one.
+        at_once: Number of candidates drawn and compared together. Noise drawn once per call, which leaves nothing to choose within a
+            group, thus counts as none unless candidates are drawn one by one.
         model: Model to name in the message.
-        sites: Returns the arguments ``sites`` and ``acting`` of ``deterministic_error``; called when all are drawn.
+        sites: Returns the arguments ``sites`` and ``acting`` of ``deterministic_error``; called after all draws.
 
     Returns:
         The number of candidates drawn, at least ``PROBES``.
 
     Raises:
-        DeterministicModelError: These are the same, too.
+        DeterministicModelError: They are all the same too.
     """
     ids = torch.arange(after, after + max(PROBES, at_once)).split(at_once)
     count, drawn = sum(map(len, ids)), [draw(part) for part in ids]
@@ -129,12 +129,12 @@ def require_stochastic(
 def deterministic_error(
     model: object, why: str, *, sites: Sequence[Site] | None = None, acting: Sequence[Site] | None = None
 ) -> DeterministicModelError:
-    """The error for a model whose candidates are the same, with remedies.
+    """Returns the error for a model whose candidates are all the same, with remedies.
 
     Args:
         model: Model to name in the message.
-        why: What was seen of its candidates.
-        sites: Places where noise enters a surrogate's model, where they are known.
+        why: Observation about its candidates.
+        sites: Places where noise enters a surrogate's model, if known.
         acting: Those of ``sites`` that the model passed through.
     """
     last = "set chunk_size=1 for a model that draws its noise once per call, or use branching_factor=1"

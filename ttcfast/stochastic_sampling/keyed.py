@@ -25,7 +25,7 @@ from ttcfast.runtime.turns import turn
 
 from .attention import attend
 from .dropout_wrap import drop_entries, edit_output, eval_mode, switched_on
-from .row_axis import RowAxis
+from .row_axis import RowAxis, over
 from .sites import Site
 
 Drop = Callable[[Tensor, float], Tensor]  # keyed dropout of a tensor whose first axis holds the states, at a rate
@@ -260,7 +260,7 @@ def _entries(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    return x * _over(drop(x.real.new_ones(x.shape[:2]), site.amount), x)
+    return x * over(drop(x.real.new_ones(x.shape[:2]), site.amount), x)
 
 
 def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
@@ -273,7 +273,7 @@ def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor
             f"module {site.name!r} is an alpha dropout, which is not defined for {x.dtype}; use nn.Dropout or latent noise there"
         )
     p, saturation = site.amount, 1.7580993408473766
-    kept = _over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
+    kept = over(drop(x.new_ones(x.shape[:axes]), p) != 0, x)
     scale = 1 / math.sqrt((1 - p) * (1 + p * saturation**2))
     return torch.where(kept, x, -saturation) * scale + scale * p * saturation
 
@@ -282,7 +282,7 @@ def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
     keep = drop(x.real.new_ones(x.shape[:1]), site.amount)
     if getattr(site.module, "scale_by_keep", True) is False:  # timm's option
         keep = keep != 0
-    return x * _over(keep, x)
+    return x * over(keep, x)
 
 
 def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
@@ -305,7 +305,7 @@ def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
     around = [width for b in reversed(sizes) for width in (b - 1, b - 1)]
     keep = 1 - pool(F.pad(centres, around), sizes, stride=1)  # a centre is the first corner of its block
     if getattr(module, "scale_by_keep", True):
-        keep = keep / _over(keep.flatten(1).mean(1).clamp_min(torch.finfo(x.dtype).eps), x)
+        keep = keep / over(keep.flatten(1).mean(1).clamp_min(torch.finfo(x.dtype).eps), x)
     return x * keep
 
 
@@ -320,29 +320,22 @@ _DROP: dict[str, Callable[[Tensor, Site, Drop], Tensor]] = {
 }
 
 
-def _over(values: Tensor, like: Tensor) -> Tensor:
-    """Appends axes of size 1 to ``values``, so that they broadcast over ``like``."""
-    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
-
-
 def _unkeyed(site: Site, x: Tensor, m: int) -> Tensor:
     """Adds noise from the global streams to a tensor that has no axis for the states."""
-    _warn(_at(site), f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch")
-    if site.kind == "latent":
-        return torch.add(x, torch.randn_like(x), alpha=site.amount)
-    if site.kind == "after":
-        return drop_entries(x, site.amount)
-    assert site.module is not None
-    with switched_on(site.module, site.amount):
-        return type(site.module).forward(site.module, x)
+    why = f"sees a tensor of shape {tuple(x.shape)}, in which no axis holds the {m} states of the batch"
+    if site.kind not in ("latent", "after"):
+        out: Tensor = _own_forward(site, why, (x,), {})
+        return out
+    _warn(_at(site), why)
+    return torch.add(x, torch.randn_like(x), alpha=site.amount) if site.kind == "latent" else drop_entries(x, site.amount)
 
 
-def _own_forward(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any] | None = None) -> Any:
+def _own_forward(site: Site, why: str, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
     """Runs the module's own forward in training mode."""
     _warn(_at(site), why)
     assert site.module is not None
     with switched_on(site.module, site.amount):
-        return type(site.module).forward(site.module, *inputs, **(options or {}))
+        return type(site.module).forward(site.module, *inputs, **options)
 
 
 def _at(site: Site) -> str:

@@ -69,3 +69,8 @@ class RowAxis:
         if self.outer > 1:
             x = x.unflatten(0, (m, self.outer, self.inner)).movedim(1, 0).flatten(0, 2)
         return x if self.axis == 0 else x.movedim(0, self.axis)
+
+
+def over(values: Tensor, like: Tensor) -> Tensor:
+    """Appends axes of size 1 to ``values``, so that they broadcast over ``like``."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))

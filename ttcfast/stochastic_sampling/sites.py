@@ -21,16 +21,7 @@ INPUT = "input"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # they hold the model as "module"
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # its name in torch's other wrappers, used by nothing else
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
-DROPOUTS = (
-    "entries",
-    "channels",
-    "alpha",
-    "channels alpha",
-    "path",
-    "block",
-    "attention",
-    "own",
-)  # kinds of the model's own dropout modules
+_ADDED = (INPUT, "latent", "directions")  # kinds that add noise; all others drop entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +58,7 @@ class Site:
     @property
     def is_dropout(self) -> bool:
         """Whether the site drops entries rather than adding noise."""
-        return self.kind in ("after", "training") or self.kind in DROPOUTS
+        return self.kind not in _ADDED
 
     def __post_init__(self) -> None:
         text = f"{self.kind}:{self.name if self.plain_name is None else self.plain_name}"

@@ -1,4 +1,4 @@
-"""Search over several beams at test time: at every step keep the k best partial rollouts of each problem."""
+"""Searches over several beams: every step keeps the k best partial rollouts of each problem."""
 
 from __future__ import annotations
 

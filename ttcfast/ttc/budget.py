@@ -1,4 +1,4 @@
-"""Limits on what a rollout may spend."""
+"""Limits the model evaluations and the time of a rollout."""
 
 from __future__ import annotations
 

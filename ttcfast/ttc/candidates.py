@@ -1,4 +1,4 @@
-"""The candidates of a step, one chunk at a time."""
+"""Draws the candidates of a step, one chunk at a time."""
 
 from __future__ import annotations
 

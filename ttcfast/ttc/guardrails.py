@@ -1,4 +1,4 @@
-"""The checks around a rollout: states that do not fit, candidates that are alike, scores that carry no information."""
+"""Guards a rollout against unusable states, identical candidates and scores that carry no information."""
 
 from __future__ import annotations
 
@@ -60,11 +60,6 @@ def check_start(x0: Tensor, T: int, problem_ids: Tensor | None, source: Source) 
 def finite_states(x: Tensor, axes: int = 1) -> Tensor:
     """Whether all values beyond the first ``axes`` axes are finite."""
     return x.isfinite().flatten(axes).all(axes)
-
-
-def over(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` with trailing axes of size 1, to broadcast over ``like``."""
-    return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
 class Spread:

@@ -1,4 +1,4 @@
-"""Greedy search at test time: at every step draw candidates, score them, keep the best."""
+"""Searches greedily: every step draws candidates, scores them and keeps the best."""
 
 from __future__ import annotations
 

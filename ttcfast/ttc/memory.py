@@ -1,4 +1,4 @@
-"""Measured memory of one candidate, by torch's counters on a GPU and by the process's high-water mark on a CPU."""
+"""Measures the memory of one candidate, by torch's counters on a GPU and by the process's high-water mark on a CPU."""
 
 from __future__ import annotations
 

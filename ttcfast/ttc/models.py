@@ -1,11 +1,11 @@
-"""The models that candidates come from: a ``Surrogate``, or any object with ``sample_next``."""
+"""Adapts the models that candidates come from: a ``Surrogate``, or any object with ``sample_next``."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,43 +18,43 @@ from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
 logger = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """What the search needs of a model.
+class Source:
+    """Base class of the sources of candidates: what the search needs of a model.
 
     Attributes:
         model: The network itself, for messages about it.
-        spec: Layout of the states; None where it is not known.
+        spec: Layout of the states; None if unknown.
         ndim: Number of space axes.
         history: Number of frames that the model sees.
-        has_deterministic: There is a step without noise.
-        keyed: A candidate does not depend on what else is drawn with it.
-        fixed_shapes: A new number of problems or candidates costs more than drawing some in vain.
+        has_deterministic: Whether there is a step without noise.
+        keyed: Whether a candidate is independent of what else is drawn with it.
+        fixed_shapes: Whether a new number of problems or candidates costs more than drawing some in vain.
     """
 
     model: object
     spec: StateSpec | None
     ndim: int
-    history: int
-    has_deterministic: bool
-    keyed: bool
-    fixed_shapes: bool
+    history: int = 1
+    has_deterministic: bool = False
+    keyed: bool = False
+    fixed_shapes: bool = False
 
     @property
     def stochastic(self) -> StochasticConfig | None:
         """Noise in force; None for a model that draws in its own way."""
-        ...
+        return None
 
     def dropout_rates(self) -> list[float]:
-        """Rates of the dropout that acts on candidates."""
-        ...
+        """Returns the rates of the dropout that acts on candidates."""
+        return []
 
     def deterministic(self, x: Tensor) -> Tensor:
-        """``[N, C, *S]`` (with history ``[N, h, C, *S]``) -> ``[N, C, *S]``."""
-        ...
+        """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
+        raise NotImplementedError
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
-        """Stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` with ids for each state."""
-        ...
+        """Returns stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` with ids for each state."""
+        raise NotImplementedError
 
 
 def as_source(fm: Any, cfg: TTCConfig) -> Source:
@@ -82,13 +82,13 @@ def log_noise(source: Source, stochastic: bool, seed: int) -> None:
         )
 
 
-class _SurrogateSource:
+class _SurrogateSource(Source):
     has_deterministic = True
 
     def __init__(self, fm: Surrogate, cfg: TTCConfig) -> None:
         self.fm, self.ndim, self.history = fm, fm.spec.ndim, getattr(fm, "history", 1)
-        self.model: object = fm.model if isinstance(fm, Surrogate) else fm
-        self.spec: StateSpec | None = fm.spec
+        self.model = fm.model if isinstance(fm, Surrogate) else fm
+        self.spec = fm.spec
         self.keyed = isinstance(fm, Surrogate)
         self.fixed_shapes = self.keyed and fm.compiled
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
@@ -117,16 +117,12 @@ class _SurrogateSource:
         return nullcontext() if kind.__module__.partition(".")[0] == "ttcfast" else lent(f"{kind.__name__}.{method}", given)
 
 
-class _ForeignSource:
+class _ForeignSource(Source):
     """Draws in sequence under one random seed per call, so that another chunking draws other candidates."""
-
-    has_deterministic = keyed = fixed_shapes = False
-    history = 1
-    stochastic = None
 
     def __init__(self, fm: Any, cfg: TTCConfig) -> None:
         self.fm = self.model = fm
-        self.spec: StateSpec | None = getattr(fm, "spec", None)
+        self.spec = getattr(fm, "spec", None)
         self.ndim = cfg.ndim if self.spec is None else self.spec.ndim
         if cfg.stochastic is not None:
             warnings.warn(
@@ -134,9 +130,6 @@ class _ForeignSource:
                 "Surrogate to have it applied",
                 stacklevel=4,
             )
-
-    def dropout_rates(self) -> list[float]:
-        return []
 
     def deterministic(self, x: Tensor) -> Tensor:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The beams of a rollout between two steps, and the tree of states that leads to them."""
+"""Holds the beams of a rollout between two steps, and the tree of states that leads to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conservation imposed by removing the mean residual of each conserved channel from a new state."""
+"""Imposes conservation by removing the mean residual of each conserved channel from a new state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from ttcfast.metrics.conservation import conserved_fields
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts
 from ttcfast.rewards.scorer import Project, ScoreContext
 from ttcfast.spec import StateSpec
+
+from .guardrails import finite_states
 
 
 def check_projectable(spec: StateSpec | None) -> StateSpec:
@@ -79,6 +81,23 @@ def spec_of_problems(spec: StateSpec, problem_ids: Tensor | None, repeats: int =
         return spec
     own = gamma if problem_ids is None else gamma[problem_ids.to(gamma.device)]
     return spec.replace(gamma=own.repeat_interleave(repeats))
+
+
+def stays_physical(before: Tensor, after: Tensor, spec: StateSpec | None, context: ScoreContext | None) -> Tensor:
+    """Whether states ``[N, B, C, *S]`` are finite and have lost no positive density or pressure, bool ``[N, B]``.
+
+    Args:
+        before: What they were, ``[N, B, C, *S]``, or ``[N, 1, C, *S]`` for all.
+        after: What they are now.
+        spec: Layout by which density and pressure are found; None checks for finite values only.
+        context: Context with the problem ids, for a gamma per problem.
+    """
+    finite = finite_states(after, 2)
+    if spec is None:
+        return finite
+    ids = None if context is None else context.problem_ids
+    was, still = (positive(x.flatten(0, 1), spec_of_problems(spec, ids, x.shape[1])).view(x.shape[:2]) for x in (before, after))
+    return finite & (still | ~was)
 
 
 def positive(state: Tensor, spec: StateSpec) -> Tensor:

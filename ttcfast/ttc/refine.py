@@ -1,4 +1,4 @@
-"""Copies of candidates, moved along a differentiable reward."""
+"""Moves copies of candidates along a differentiable reward."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from ttcfast.rewards.ascent import channel_spread
 from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.stochastic_sampling.row_axis import over
 
-from .guardrails import finite_states, over
-from .projection import positive, spec_of_problems
+from .guardrails import finite_states
+from .projection import stays_physical
 
 
 def refine(
@@ -100,18 +101,6 @@ def copies(steps: int, lengths: Sequence[float]) -> int:
     return 1 + steps * len(lengths)
 
 
-def within_trust(origin: Tensor, moved: Tensor, reach: Tensor, scale: Tensor) -> Tensor:
-    """``moved``, pulled back towards ``origin`` where it is further than ``reach [N, B]`` away, in units of ``scale``."""
-    away = size_of(moved - origin, scale)
-    share = torch.where(away > reach, reach / away, 1.0).to(moved.dtype)
-    return torch.where(over(away > reach, moved), origin + over(share, moved) * (moved - origin), moved)
-
-
-def size_of(change: Tensor, scale: Tensor) -> Tensor:
-    """Norm over channels and cells of ``[N, B, C, *S]`` in units of ``scale``, float64 ``[N, B]``."""
-    return (change / scale).double().square().flatten(2).sum(2).sqrt()
-
-
 def _climb(
     state: Tensor,
     candidates: Tensor,
@@ -136,7 +125,7 @@ def _climb(
         elif known is not None and len(lengths) == 1:  # then ``current`` is the last block where that is finite
             scores[-1] = torch.where(finite_states(blocks[-1], 2), known, -torch.inf)
         moved = [_within(candidates, current + length * move, state, scale, trust) for length in lengths]
-        moved = [_physical(candidates, copy, spec, context) for copy in moved]
+        moved = [torch.where(over(stays_physical(candidates, copy, spec, context), copy), copy, torch.nan) for copy in moved]
         blocks += moved
         scores += [None] * len(moved)
         if left and len(lengths) == 1:
@@ -150,16 +139,17 @@ def _climb(
 
 
 def _within(candidates: Tensor, moved: Tensor, state: Tensor, scale: Tensor, trust: float | None) -> Tensor:
-    return moved if trust is None else within_trust(candidates, moved, trust * size_of(candidates - state.unsqueeze(1), scale), scale)
+    """Pulls ``moved`` back towards its candidate where it is outside the trust region."""
+    if trust is None:
+        return moved
+    away, reach = _size(moved - candidates, scale), trust * _size(candidates - state.unsqueeze(1), scale)
+    share = torch.where(away > reach, reach / away, 1.0).to(moved.dtype)
+    return torch.where(over(away > reach, moved), candidates + over(share, moved) * (moved - candidates), moved)
 
 
-def _physical(candidates: Tensor, moved: Tensor, spec: StateSpec | None, context: ScoreContext | None) -> Tensor:
-    lost = ~finite_states(moved, 2)
-    if spec is not None:
-        own = spec_of_problems(spec, None if context is None else context.problem_ids, candidates.shape[1])
-        was, still = (positive(c.flatten(0, 1), own).view(lost.shape) for c in (candidates, moved))
-        lost = lost | (was & ~still)
-    return torch.where(over(lost, moved), torch.nan, moved)
+def _size(change: Tensor, scale: Tensor) -> Tensor:
+    """Norm over channels and cells of ``[N, B, C, *S]`` in units of ``scale``, float64 ``[N, B]``."""
+    return (change / scale).double().square().flatten(2).sum(2).sqrt()
 
 
 def _best(current: Tensor, moved: list[Tensor], found: Tensor) -> Tensor:

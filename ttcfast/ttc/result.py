@@ -1,4 +1,4 @@
-"""What a rollout returns beside its trajectory: every choice, and every time a guardrail stepped in."""
+"""Defines the results of steps and rollouts: every choice, and every intervention of a guardrail."""
 
 from __future__ import annotations
 

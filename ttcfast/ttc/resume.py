@@ -1,4 +1,4 @@
-"""The state of a search between two steps, kept in a file, so that a rollout that is killed goes on from its last step."""
+"""Saves the state of a search after every step, so that a killed rollout resumes from its last step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ttcfast.runtime import distributed
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.files import output_folder, strict
-from ttcfast.spec import StochasticConfig
+from ttcfast.spec import StochasticConfig, TTCConfig
 
 from .budget import Budget
 from .paths import History, Layer, Rollout
@@ -38,7 +38,7 @@ _OPAQUE = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}  # package
 
 
 class SavedRollout:
-    """The file that holds a rollout, replaced as a whole after every step.
+    """Manages the file that holds a rollout, which is replaced as a whole after every step.
 
     Args:
         folder: Folder of the file; made when missing.
@@ -55,15 +55,15 @@ class SavedRollout:
     def __init__(self, folder: str | os.PathLike[str], run: Rollout, x0: Tensor, *, describe: Callable[[], Mapping[str, Any]]) -> None:
         self.path, self._writes = output_folder(folder) / FILE, run.cfg.shard != "candidates" or distributed.rank() == 0
         self._describe, self._objects, self._changing, self._used = describe, describe(), set[str](), False
-        cfg = {f.name: getattr(run.cfg, f.name) for f in dataclasses.fields(run.cfg) if f.name not in ("use_prm", "shard")}
-        given = {**cfg, "T": run.T, "x0": checksum_of(x0), "problem_ids": run.problem_ids.tolist(), "budget": run.budget}
-        plain = {name: dataclasses.asdict(v) if isinstance(v, StochasticConfig | Budget) else v for name, v in given.items()}
+        given = settings_of_rollout(run.cfg, x0, run.T, run.problem_ids, run.budget)
+        kept = {name: value for name, value in given.items() if name not in ("use_prm", "shard")}
+        plain = {name: dataclasses.asdict(v) if isinstance(v, StochasticConfig | Budget) else v for name, v in kept.items()}
         self._settings = {**json.loads(json.dumps(strict(plain))), **self._objects}
 
-    def restore(self, run: Rollout) -> bool:
-        """Put ``run`` where the rollout was left; return False where there is none yet."""
+    def restore(self, run: Rollout) -> None:
+        """Continues ``run`` from the saved step, if there is one."""
         if not self.path.exists():
-            return False
+            return
         from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
 
         state, meta = checkpoints.load_state(self.path)
@@ -78,7 +78,6 @@ class SavedRollout:
             run.history.layers = [Layer(**moved(layer, device)) for layer in state["layers"]]
             run.outputs = [kind(**moved(output, device)) for output in state["outputs"]]
             run.ended = moved(state["ended"], device)
-        return True
 
     def keep(self, run: Rollout) -> None:
         """Write the state after a step."""
@@ -144,6 +143,12 @@ def _require_tensor(name: str, value: Any, dtype: torch.dtype, shape: tuple[int,
 def _require_range(name: str, values: Tensor, least: int, end: int) -> None:
     if values.numel() and not least <= int(values.min()) <= int(values.max()) < end:
         raise ValueError(f"{name} goes from {int(values.min())} to {int(values.max())}; it lies from {least} to {end - 1}")
+
+
+def settings_of_rollout(cfg: TTCConfig, x0: Tensor, T: int, problem_ids: Tensor, budget: Budget | None) -> dict[str, Any]:
+    """Returns the settings of a rollout by name, apart from those of its objects."""
+    given = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    return {**given, "T": T, "x0": checksum_of(x0), "problem_ids": problem_ids.tolist(), "budget": budget}
 
 
 def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str, Any]:

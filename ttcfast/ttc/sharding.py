@@ -1,4 +1,4 @@
-"""One search in several processes, which divide the problems or the candidates of each step.
+"""Runs one search in several processes, which divide the problems or the candidates of each step.
 
 Candidates are keyed, so it does not matter which process draws them. With ``shard="candidates"`` the processes take turns at the chunks of
 a step and each keeps its own best k; then scores and ids are gathered, every process finds the same k best of all, and the process that
@@ -23,7 +23,7 @@ from ttcfast.spec import TTCConfig
 from .budget import Budget
 from .guardrails import DistinctWatch
 from .result import RolloutResult
-from .resume import checksum_of, moved
+from .resume import moved, settings_of_rollout
 from .select.beams import BestOfBeams
 from .select.topk import Keys, TopPool, best
 
@@ -50,9 +50,7 @@ def check_ranks(
     """
     if cfg.shard is None or distributed.ranks() == 1:
         return
-    given = {f"cfg.{f.name}": getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
-    given |= {"x0": checksum_of(x0), "T": T, "problem_ids": problem_ids.tolist(), "budget": budget}
-    distributed.require_equal({**given, **describe()})
+    distributed.require_equal({**settings_of_rollout(cfg, x0, T, problem_ids, budget), **describe()})
 
 
 def in_parts(

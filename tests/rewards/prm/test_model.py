@@ -24,7 +24,7 @@ NORMALIZER = Normalizer(torch.tensor([1.0, 0.1, -0.2, 3.0]), torch.tensor([0.5, 
 
 
 class SeedPRM(nn.Module):
-    """The seed's section 5, as printed."""
+    """The network of the TTC plan, "Process Reward Model (PRM)", as printed."""
 
     def __init__(self, in_ch, width=64, depth=6):
         super().__init__()

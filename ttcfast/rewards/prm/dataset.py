@@ -72,15 +72,23 @@ class PRMTripletSet(Dataset[Sample]):
         return self._ends[-1]
 
     def __getitem__(self, i: int) -> Sample:
-        part, inner = self._find(i)
-        return _four(part.frames([inner], first=4)[0])
+        return _four(self.frames([i])[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Returns a batch for ``DataLoader``, read at once; consecutive samples of one file share memory."""
-        samples: list[Sample] = []
-        for part, picks in itertools.groupby((self._find(i) for i in indices), lambda found: found[0]):
-            samples += map(_four, part.frames([inner for _, inner in picks], first=4))
-        return samples
+        """Returns a batch for ``DataLoader``, read at once; its samples share memory."""
+        return list(map(_four, self.frames(indices)))
+
+    def frames(self, indices: Sequence[int], *, first: int = 4) -> Tensor:
+        """Reads samples ``[m, first, C, *S]`` into new memory: state, best, median, worst, and of triplet files also those after them."""
+        places = [self.find(int(i)) for i in indices]
+        parts = dict.fromkeys(part for part, _ in places)
+        if len(parts) == 1:
+            return places[0][0].frames([inner for _, inner in places], first=first)
+        out = torch.empty(len(places), first, *self.shape)
+        for part in parts:
+            slots = [slot for slot, (own, _) in enumerate(places) if own is part]
+            out[slots] = part.frames([places[slot][1] for slot in slots], first=first)
+        return out
 
     def errors(self, i: int) -> Tensor:
         """Returns the errors ``[K]`` of all candidates of sample ``i``.
@@ -88,12 +96,13 @@ class PRMTripletSet(Dataset[Sample]):
         Raises:
             DataError: The sample is from a ``.pt`` file, which stores none.
         """
-        part, inner = self._find(i)
+        part, inner = self.find(i)
         if isinstance(part, _TensorFile):
             raise DataError(f"{part.path} holds three candidates and no errors; errors are stored by `ttcfast build_prm_data`")
         return torch.from_numpy(part.errors[inner])
 
-    def _find(self, i: int) -> tuple[TripletFile | _TensorFile, int]:
+    def find(self, i: int) -> tuple[TripletFile | _TensorFile, int]:
+        """Returns the file of sample ``i`` and its index within that file."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         i %= len(self)
@@ -136,7 +145,7 @@ class _TensorFile:
         held = load_triplet_file(self.path)
         if self.expected is not None:
             _require_shape(self.path, tuple(held["best"].shape), *self.expected)
-        return torch.stack([held[key].float() for key in TRIPLET_KEYS[:first]]).expand(len(indices), first, *held["best"].shape)
+        return torch.stack([held[key].float() for key in TRIPLET_KEYS[:first]]).repeat(len(indices), *[1] * (1 + held["best"].ndim))
 
 
 def _require_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...], other: Path) -> None:

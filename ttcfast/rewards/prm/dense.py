@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttcfast.checks import whole
-from ttcfast.core.normalizer import Normalizer
-from ttcfast.spec import StateSpec
 
-from .network import Padding, PairNetwork, outside_autocast
-from .residual import EulerResidual
+from .network import PairNetwork, outside_autocast
 
 _GROWTH = (1.0, 2.0, 3.0, 4.0)  # width of each level relative to the finest
 
@@ -33,7 +30,7 @@ class DensePRM(PairNetwork):
         levels: Number of resolutions; each halves the cells per axis.
         patch: Stride of the first convolution in cells: 1, or 2 for a network three to four times cheaper, with one convolution at full
             resolution before the last.
-        periodic, padding, normalizer, spec, residual, info: See ``PairNetwork``.
+        common: ``periodic``, ``padding``, ``normalizer``, ``spec``, ``residual`` and ``info``; see ``PairNetwork``.
 
     Source: docs/design/decisions.md ("Refinement"), ("Process reward model").
     """
@@ -48,14 +45,9 @@ class DensePRM(PairNetwork):
         *,
         levels: int = 4,
         patch: int = 1,
-        periodic: bool | Sequence[bool] | None = None,
-        padding: Padding = "boundary",
-        normalizer: Normalizer | None = None,
-        spec: StateSpec | None = None,
-        residual: EulerResidual | Mapping[str, Any] | None = None,
-        info: Mapping[str, Any] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, residual=residual, info=info)
+        super().__init__(in_ch, **common)
         whole("levels", levels, 1)
         whole("patch", patch, 1)
         self.levels, self.patch = int(levels), int(patch)

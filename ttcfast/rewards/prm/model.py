@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ttcfast.checks import whole
-from ttcfast.core.normalizer import Normalizer
-from ttcfast.spec import StateSpec
 
-from .network import Padding, PairNetwork, outside_autocast
-from .residual import EulerResidual
+from .network import PairNetwork, outside_autocast
 
 
 class PRM(PairNetwork):
@@ -26,27 +22,15 @@ class PRM(PairNetwork):
         in_ch: Channels of state and candidate together, 2C.
         width: Channels of each convolution.
         depth: Number of convolutions.
-        periodic, padding, normalizer, spec, residual, info: See ``PairNetwork``.
+        common: ``periodic``, ``padding``, ``normalizer``, ``spec``, ``residual`` and ``info``; see ``PairNetwork``.
 
     Source: TTC plan, "Process Reward Model (PRM)"; docs/design/decisions.md ("Process reward model").
     """
 
     kind = "scalar"
 
-    def __init__(
-        self,
-        in_ch: int,
-        width: int = 64,
-        depth: int = 6,
-        *,
-        periodic: bool | Sequence[bool] | None = None,
-        padding: Padding = "boundary",
-        normalizer: Normalizer | None = None,
-        spec: StateSpec | None = None,
-        residual: EulerResidual | Mapping[str, Any] | None = None,
-        info: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(in_ch, periodic=periodic, padding=padding, normalizer=normalizer, spec=spec, residual=residual, info=info)
+    def __init__(self, in_ch: int, width: int = 64, depth: int = 6, **common: Any) -> None:
+        super().__init__(in_ch, **common)
         whole("width", width, 1)
         whole("depth", depth, 1)
         self.width, self.depth = int(width), int(depth)

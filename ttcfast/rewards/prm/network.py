@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -64,12 +65,12 @@ class PairNetwork(nn.Module):
         self,
         in_ch: int,
         *,
-        periodic: bool | Sequence[bool] | None,
-        padding: Padding,
-        normalizer: Normalizer | None,
-        spec: StateSpec | None,
-        residual: EulerResidual | Mapping[str, Any] | None,
-        info: Mapping[str, Any] | None,
+        periodic: bool | Sequence[bool] | None = None,
+        padding: Padding = "boundary",
+        normalizer: Normalizer | None = None,
+        spec: StateSpec | None = None,
+        residual: EulerResidual | Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         whole("in_ch", in_ch, 2)
@@ -108,7 +109,7 @@ class PairNetwork(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Returns the sizes that the constructor takes, as JSON values; a subclass adds its own."""
-        residual = None if self.residual is None else self.residual.to_dict()
+        residual = None if self.residual is None else dataclasses.asdict(self.residual)
         return {"in_ch": self.in_ch, "periodic": list(self.periodic), "padding": self.padding, "residual": residual}
 
     def forward(self, state: Tensor, cand: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,9 +48,6 @@ class EulerResidual:
     def of(cls, value: EulerResidual | Mapping[str, Any] | None) -> EulerResidual | None:
         return value if value is None or isinstance(value, EulerResidual) else cls(**value)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @staticmethod
     def check(spec: StateSpec | None, normalizer: Normalizer | None) -> None:
         """Raises ``ValueError`` unless the features can be computed: conserved variables of 2-D Euler, one gamma, a normalizer."""
@@ -75,7 +72,7 @@ class EulerResidual:
     def of_candidates(self, x: Tensor, candidates: Tensor, spec: StateSpec, normalizer: Normalizer, periodic: Sequence[bool]) -> Tensor:
         """Returns features ``[N, B, 16, X, Y]`` of candidates ``[N, B, C, X, Y]`` for states ``[N, C, X, Y]``."""
         n, b = candidates.shape[:2]
-        at = [spec.density, *spec.momentum, _energy(spec)]
+        at = _conserved(spec)
         unit = _units(normalizer, spec, x)
         c = candidates.flatten(0, 1)
         start, before = self.rate(x, spec, periodic)
@@ -89,7 +86,7 @@ class EulerResidual:
 
     def rate(self, u: Tensor, spec: StateSpec, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Returns R(u) of density, momentum and energy, ``[N, 4, X, Y]``, and the velocity, log p and log rho, ``[N, 4, X, Y]``."""
-        return self._rate(u[:, [spec.density, *spec.momentum, _energy(spec)]], float(spec.gamma), periodic)
+        return self._rate(u[:, _conserved(spec)], float(spec.gamma), periodic)
 
     def _rate(self, u: Tensor, gamma: float, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
         density, mx, my, energy = u.unbind(1)
@@ -113,11 +110,10 @@ def _difference(f: Tensor, axis: int, periodic: Sequence[bool]) -> Tensor:
     return (8 * (d - b) - (e - a)) / 12
 
 
-def _energy(spec: StateSpec) -> int:
+def _conserved(spec: StateSpec) -> list[int]:
     assert spec.energy is not None  # conserved variables have one
-    return spec.energy
+    return [spec.density, *spec.momentum, spec.energy]
 
 
 def _units(normalizer: Normalizer, spec: StateSpec, like: Tensor) -> Tensor:
-    at = [spec.density, *spec.momentum, _energy(spec)]
-    return normalizer.delta_std.to(like)[at].view(-1, 1, 1)
+    return normalizer.delta_std.to(like)[_conserved(spec)].view(-1, 1, 1)

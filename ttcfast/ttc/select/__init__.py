@@ -1,1 +1,1 @@
-"""How candidates are kept: the best, the best k of a beam, a resampled set, a combination."""
+"""Selects candidates: the best, the best k of the beams, a resampled set, or a combination."""

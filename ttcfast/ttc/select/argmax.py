@@ -1,4 +1,4 @@
-"""Of the candidates of a single beam, the best."""
+"""Keeps the best candidate of a single beam."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ttcfast.ttc.guardrails import Spread, over
+from ttcfast.stochastic_sampling.row_axis import over
+from ttcfast.ttc.guardrails import Spread
 from ttcfast.ttc.paths import Survivors
 
 from .keep import Chunk, Group, Keep

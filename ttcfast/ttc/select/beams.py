@@ -1,4 +1,4 @@
-"""Of the candidates of several beams, the best k of each problem, in memory that does not grow with the number of candidates."""
+"""Keeps the best k candidates of several beams, in memory that does not grow with the number of candidates."""
 
 from __future__ import annotations
 

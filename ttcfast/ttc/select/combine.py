@@ -1,4 +1,4 @@
-"""Candidates combined: their mean weighted by score, or the best point of their span."""
+"""Combines candidates: their mean weighted by score, or the best point of their span."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec
-from ttcfast.ttc.guardrails import Spread, finite_states, over
+from ttcfast.stochastic_sampling.row_axis import over
+from ttcfast.ttc.guardrails import Spread
 from ttcfast.ttc.paths import Survivors
-from ttcfast.ttc.projection import positive, spec_of_problems
+from ttcfast.ttc.projection import stays_physical
 
 from .argmax import Argmax
 from .keep import Chunk, Group, Keep
@@ -118,7 +119,7 @@ class Span(Argmax):
             tried = [span.within(w + move, self._trust) for move in moves]
             reached = torch.stack([span.at(t) for t in tried], 1)
             scores = scorer.score_group(x, reached, context).double()
-            scores = torch.where(self._sound(reached, span.base, context), scores, -torch.inf)
+            scores = torch.where(stays_physical(span.base.unsqueeze(1), reached, self._spec, context), scores, -torch.inf)
             self.reward_evaluations += (1 + len(tried)) * len(rows)
             best, at = scores.max(1)
             every = torch.arange(len(rows), device=at.device)
@@ -126,15 +127,6 @@ class Span(Argmax):
             state = torch.where(over(better, state), reached[every, at], state)
             top, coefficients = torch.where(better, best, top), torch.where(better.unsqueeze(1), w, coefficients)
         return state, top, span.shares(coefficients)
-
-    def _sound(self, reached: Tensor, base: Tensor, context: ScoreContext) -> Tensor:
-        """Whether ``[m, b, C, *S]`` are finite and have lost no positive density or pressure, bool ``[m, b]``."""
-        finite, spec = finite_states(reached, 2), self._spec
-        if spec is None:
-            return finite
-        was = positive(base, spec_of_problems(spec, context.problem_ids))
-        still = positive(reached.flatten(0, 1), spec_of_problems(spec, context.problem_ids, reached.shape[1]))
-        return finite & (still.view_as(finite) | ~was.unsqueeze(1))
 
 
 class _Deviations:

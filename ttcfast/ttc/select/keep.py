@@ -1,4 +1,4 @@
-"""What every way of keeping candidates has in common."""
+"""Defines the interface of all selections of candidates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ttcfast.ttc.guardrails import over
+from ttcfast.stochastic_sampling.row_axis import over
 from ttcfast.ttc.paths import Beams, Survivors
 
 

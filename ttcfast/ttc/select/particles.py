@@ -1,4 +1,4 @@
-"""Candidates drawn by weight in place of the best k."""
+"""Draws survivors by weight instead of keeping the best k."""
 
 from __future__ import annotations
 

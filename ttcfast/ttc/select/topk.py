@@ -1,4 +1,4 @@
-"""The best k of a stream of scored states: keys of all, copies only of those that are among the best so far."""
+"""Keeps the best k of a stream of scored states; only states among the best so far are copied."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from ttcfast.models.checkpoint import surrogate_hash
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.triplets.batches import Triplets
+from ttcfast.rewards.prm.triplets.file import TripletFile
 from ttcfast.runtime.errors import DataError
 from ttcfast.spec import StochasticConfig
 
@@ -138,16 +139,15 @@ class Validation:
             scores.append(torch.cat([network.score_group(state, part.unsqueeze(0))[0] for part in candidates.split(self.batch)]).cpu())
             scale = torch.ones(()) if network.normalizer is None else network.normalizer.delta_std.reshape(-1, 1, 1)
             near.append(_nearness(candidates.unsqueeze(0), scale.to(device))[0].cpu())
-            file, inner = self.triplets.place(i)
-            errors.append(torch.from_numpy(self.triplets.files[file].errors[inner]))
+            errors.append(self.triplets.set.errors(i))
         return torch.stack(scores), torch.stack(near), torch.stack(errors)
 
     def candidates(self, i: int) -> Tensor:
         """All K candidates ``[K, C, X, Y]`` of a sample, made again from their keys."""
         if i not in self._made:
             assert self.surrogate is not None
-            number, inner = self.triplets.place(i)
-            file = self.triplets.files[number]
+            file, inner = self.triplets.set.find(i)
+            assert isinstance(file, TripletFile)  # .pt files store no errors, and give no groups
             frames = file.frames([inner])[0]
             key = {"seed": int(file.config["seed"]), "step": int(file.step[inner])}
             rows = torch.tensor([int(file.trajectory[inner])])

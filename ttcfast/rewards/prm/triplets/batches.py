@@ -75,7 +75,6 @@ class Triplets:
         self.surrogate = first.surrogate if first else None
         self.frames_each = len(FRAMES) if whole else 4
         self.trajectory = np.concatenate([f.trajectory for f in self.files]) if whole else np.arange(len(self.set))
-        self._ends = np.cumsum([len(part) for part in self.set.parts])
 
     def __len__(self) -> int:
         return len(self.set)
@@ -86,19 +85,9 @@ class Triplets:
         digest = hashlib.sha256("".join(part.fingerprint() for part in self.set.parts).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
-    def place(self, i: int) -> tuple[int, int]:
-        """Returns the file of sample ``i`` and its index within that file."""
-        file = int(np.searchsorted(self._ends, i, side="right"))
-        return file, int(i - (self._ends[file - 1] if file else 0))
-
     def frames(self, indices: Sequence[int]) -> Tensor:
         """Reads samples ``[m, frames_each, C, X, Y]`` in physical units into new memory."""
-        places = [self.place(int(i)) for i in indices]
-        out = torch.empty((len(places), self.frames_each, *self.set.parts[0].frames([0], first=1).shape[2:]))
-        for file in {f for f, _ in places}:
-            slots = [slot for slot, (f, _) in enumerate(places) if f == file]
-            out[slots] = self.set.parts[file].frames([places[slot][1] for slot in slots], first=self.frames_each)
-        return out
+        return self.set.frames(indices, first=self.frames_each)
 
     def split(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Splits sample indices into training and validation by trajectory.

@@ -29,7 +29,7 @@ from ttcfast.runtime.units import time_step_of
 from ttcfast.spec import StateSpec, StochasticConfig
 
 from .file import FILE_NAME, SUFFIXES, TripletHeader
-from .writer import TripletWriter, finished
+from .writer import TripletWriter, require_same
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,8 @@ def build_triplets(
     header = _header(surrogate, trajectories, config, noise, source)
     count = len(trajectories) * len(config.states)
     with run_lock(path, file=True):
-        if finished(path, header, count, shape):
+        if path.exists():
+            require_same(path, header, count, shape)
             logger.info("%s is there already, made with the same settings", path)
         else:
             _write(path, trajectories, _Maker(surrogate, config, noise), header, count, shape)

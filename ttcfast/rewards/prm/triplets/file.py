@@ -74,7 +74,8 @@ class TripletHeader:
 
     def attributes(self) -> dict[str, str]:
         """Returns the attributes that the file stores."""
-        return {"surrogate": self.surrogate, "spec": _dumped(_spec_values(self.spec)), "config": _dumped(self.config)}
+        spec = spec_meta(self.spec) | {name: value for name in _TENSORS if (value := getattr(self.spec, name)) is not None}
+        return {"surrogate": self.surrogate, "spec": _dumped(spec), "config": _dumped(self.config)}
 
 
 class TripletFile:
@@ -200,16 +201,6 @@ class TripletFile:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def trajectory_of(self, index: int) -> int:
-        """Returns the trajectory of the data set that the sample is from."""
-        return int(self.trajectory[index])
-
-    def spec_of(self, indices: Sequence[int] | Tensor) -> StateSpec:
-        """Returns the layout with the gamma of these samples, if it differs between trajectories."""
-        if not torch.is_tensor(self.spec.gamma) or self.spec.gamma.ndim == 0:
-            return self.spec
-        return self.spec.replace(gamma=self.spec.gamma[torch.as_tensor(self.trajectory[np.asarray(indices)])])
-
     def _read_header(self, file: h5py.File) -> None:
         if file.attrs.get("format") != FORMAT:
             raise DataError(
@@ -218,7 +209,8 @@ class TripletFile:
         if int(file.attrs["version"]) != VERSION:
             raise DataError(f"triplet file {self.path} has version {file.attrs['version']}; this ttcfast reads {VERSION}: make it again")
         if not bool(file.attrs["complete"]):
-            raise DataError(f"triplet file {self.path} is unfinished ({_progress(file)}); run the command that makes it once more")
+            progress = f"{int(file['done'][0])} of {file['frames'].shape[0]} samples"
+            raise DataError(f"triplet file {self.path} is unfinished ({progress}); run the command that makes it once more")
         self.surrogate, self.config = str(file.attrs["surrogate"]), parse_json(file.attrs["config"])
         self.spec = _spec_from(parse_json(file.attrs["spec"]))
         self.normalizer = Normalizer(*(torch.from_numpy(hdf5.array(file[f"normalizer/{n}"])) for n in ("mean", "std", "delta_std")))
@@ -280,16 +272,8 @@ def opened(path: Path) -> h5py.File:
     return hdf5.open_hdf5(path, "triplet file", "make it with `ttcfast build_prm_data out=...`, or give another path")
 
 
-def _progress(file: h5py.File) -> str:
-    return f"{int(file['done'][0])} of {file['frames'].shape[0]} samples"
-
-
 def _dumped(value: Any) -> str:
     return json.dumps(strict(value), sort_keys=True, allow_nan=False)
-
-
-def _spec_values(spec: StateSpec) -> dict[str, Any]:
-    return spec_meta(spec) | {name: value for name in _TENSORS if (value := getattr(spec, name)) is not None}
 
 
 def _spec_from(values: Mapping[str, Any]) -> StateSpec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,12 @@ class TripletWriter:
         OutputError: The disk is full, or another process is writing.
     """
 
-    def __init__(self, path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> None:
+    def __init__(self, path: Path, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
         self.path = path
         if path.exists():
-            _require_same(path, header, count, tuple(shape))
+            require_same(path, header, count, shape)
         else:
-            self._create(header, count, tuple(shape))
+            self._create(header, count, shape)
         self._places: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
         with opened(path) as held:
             for name in held:
@@ -117,19 +116,8 @@ class TripletWriter:
             reserve(fresh)
 
 
-def finished(path: Path, header: TripletHeader, count: int, shape: Sequence[int]) -> bool:
-    """Returns whether the complete file exists.
-
-    Raises:
-        DataError: The file holds other samples or is not a triplet file.
-    """
-    if not path.exists():
-        return False
-    _require_same(path, header, count, tuple(shape))
-    return True
-
-
-def _require_same(path: Path, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
+def require_same(path: Path, header: TripletHeader, count: int, shape: tuple[int, ...]) -> None:
+    """Raises ``DataError`` unless the file, complete or not, is a triplet file of these samples."""
     remedy = "give another out=, or remove it"
     with opened(path) as file:
         try:
