@@ -49,7 +49,7 @@ def compose(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def settle(command: str, arguments: Sequence[str], *, sweeps: bool = False) -> Values:
-    """Return what the arguments give each key, by its own name; ``sweeps`` reads ``a,b`` and the like as several values.
+    """Return the value that the arguments assign to each key, aliases resolved; ``sweeps`` parses ``a,b`` and the like as several values.
 
     Raises:
         ArgumentError: As ``compose``, but for values that cannot be parsed.
@@ -88,7 +88,7 @@ def overrides(command: str, values: Values) -> list[str]:
 
 
 def resolve(command: str, values: Values) -> dict[str, Any]:
-    """Return the configuration of ``command`` after settled values as plain containers; ``ArgumentError`` where Hydra cannot read one."""
+    """Return the configuration of ``command`` after settled values as plain containers; ``ArgumentError`` if Hydra cannot parse one."""
     return _hydra(command, overrides(command, values))
 
 
@@ -98,7 +98,7 @@ def layout_of(command: str) -> Layout:
 
 
 def register(command: str) -> str:
-    """Make the command's defaults known to Hydra, and return the name of its configuration there."""
+    """Register the command's defaults with Hydra and return the name of its configuration there."""
     ConfigStore.instance().store(f"{command}_defaults", layout_of(command).defaults())
     return command if (CONFIGS / f"{command}.yaml").is_file() else f"{command}_defaults"
 
@@ -152,7 +152,7 @@ def _words_as_list(layout: Layout, command: str, arguments: Sequence[str], defau
 
 
 def _canonical(layout: Layout, name: str, text: str, sweeps: bool) -> tuple[str, str | list[str]]:
-    """The key that a name stands for, and its value or values in Hydra's notation."""
+    """Resolve an alias: the key, and its value or values in Hydra's notation."""
     found = (a for a in layout.aliases if name == a or (a.endswith(".") and name.startswith(a)))
     alias = next(found, "")
     key = layout.aliases[alias] + name[len(alias) :] if alias else name
@@ -172,7 +172,7 @@ def _swept(text: str) -> list[str] | None:
     try:
         override = OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
-        return None  # Hydra says what is wrong with it, in its place
+        return None  # Hydra reports the error later
     listed = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
     return list(override.sweep_string_iterator()) if listed else None
 
@@ -189,11 +189,11 @@ def _as_path(key: str, text: str) -> str:
 
 
 def _parse(text: str) -> Any:
-    """What a value means, so that ``true`` and ``True`` do not count as a conflict."""
+    """Parse a value, so that ``true`` and ``True`` do not count as a conflict."""
     try:
         return OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
-        return text  # Hydra says what is wrong with it, in its place
+        return text  # Hydra reports the error later
 
 
 def _check_key(command: str, key: str, defaults: Mapping[str, Any]) -> None:
@@ -224,7 +224,7 @@ def _hydra(command: str, written: list[str]) -> dict[str, Any]:
 
 
 def refused(error: Exception, written: Sequence[str]) -> ArgumentError:
-    """What Hydra says against overrides, as one line."""
+    """Return Hydra's complaint about overrides as a one-line error."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     given = " ".join(override.removeprefix("++") for override in written)
     return ArgumentError(f"{text.replace('++', '')} (given: {given}); quote a value with spaces or signs: 'key=\"a b\"'")

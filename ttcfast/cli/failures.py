@@ -1,4 +1,4 @@
-"""Errors as the user of a command sees them: one line and an exit status."""
+"""Translation of exceptions into the errors that users of a command see: one line and an exit status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def as_user_error(error: Exception) -> UserError:
-    """Return the error whose message and status end a command that ``error`` stopped."""
+    """Return the user error that reports ``error``."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, PermissionError):
@@ -21,7 +21,7 @@ def as_user_error(error: Exception) -> UserError:
 
 
 def _is_our_check(error: Exception) -> bool:
-    """Whether the library itself refused an argument: a ValueError that our code raised, and not what it called (numpy, a codec, JSON)."""
+    """Whether ``error`` is a ValueError raised by this package itself, not by a library it calls (numpy, a codec, JSON)."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""Where a command's keys come from: the fields of a dataclass, under their own names or under others."""
+"""Mapping between the keys of a command and the fields of its dataclass."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments after ``ttcfast``; None takes the process's.
+        argv: Arguments after ``ttcfast``; None takes those of the process.
 
     Returns:
         Exit status: 0 done, 1 failed while running, 2 bad arguments, 130 interrupted. Errors are one line on stderr; ``--debug`` shows
@@ -89,7 +89,7 @@ def _help() -> str:
 
 
 def _summary(name: str) -> str:
-    """What the command's file says of itself, read without importing it."""
+    """Return the summary in the docstring of the command's file, without importing it."""
     text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))) or ""
     return text.splitlines()[0].partition(": ")[2]
 

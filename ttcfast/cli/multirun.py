@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -63,8 +62,10 @@ def multirun(command: str, arguments: Sequence[str]) -> None:
     written += [f"+hydra.callbacks.ttcfast._target_={__name__}.SideBySide", *own, *overrides(command, values)]
     written += [f"+{_VARIANT}=choice({','.join(variants)})"] * bool(variants)
     try:
-        with _process_of_hydra(written):
-            hydra.main(config_path=str(CONFIGS), config_name=register(command), version_base="1.3")(_job)()
+        with _root_logger_kept(), initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            application = GlobalHydra.instance().hydra
+            assert application is not None
+            application.multirun(register(command), _job, written)
     except (HydraException, OmegaConfBaseException) as error:
         launcher = re.search(r"hydra/launcher/(\w+)", str(error))
         if launcher is not None:
@@ -151,17 +152,12 @@ def _ablations() -> str:
 
 
 @contextlib.contextmanager
-def _process_of_hydra(written: list[str]) -> Iterator[None]:
-    """Lend Hydra, which reads the process's arguments and reports errors itself unless told not to, what it looks at."""
+def _root_logger_kept() -> Iterator[None]:
+    """Restore the root logger, which Hydra configures anew for every run."""
     root = logging.getLogger()
-    argv, full, handlers, level = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), list(root.handlers), root.level
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], "--multirun", *written], "1"
+    handlers, level = list(root.handlers), root.level
     try:
         yield
     finally:
-        sys.argv, root.handlers = argv, handlers
+        root.handlers = handlers
         root.setLevel(level)
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full

@@ -1,4 +1,4 @@
-"""Dataclasses made from configuration values, whose types are checked against the annotations."""
+"""Construction of dataclasses from configuration values, with their types checked against the annotations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def build(kind: Callable[..., T], values: Mapping[str, Any], where: str = "", na
     """Make the dataclass ``kind`` from configuration values, whose types are checked against its annotations.
 
     Args:
-        kind: a dataclass; nested dataclasses are built from nested mappings.
-        values: by field name.
-        where: dotted prefix of the keys, for messages.
-        names: keys of fields that the user knows by another name.
+        kind: A dataclass; nested dataclasses are built from nested mappings.
+        values: Values by field name.
+        where: Dotted prefix of the keys, for messages.
+        names: Keys of the fields that users know by another name.
 
     Raises:
-        ArgumentError: an unknown key, a value of another type, or the dataclass's own checks.
+        ArgumentError: A key is unknown, a value has another type, or the dataclass itself refuses a value.
     """
     names = names or {}
     fitted = fit(kind, values, where, names)
@@ -41,7 +41,7 @@ def build(kind: Callable[..., T], values: Mapping[str, Any], where: str = "", na
 
 
 def fit(target: Callable[..., Any], values: Mapping[str, Any], where: str = "", names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The arguments of a function or dataclass, made from configuration values by its annotations; see :func:`build`."""
+    """Convert configuration values to the arguments of a function or dataclass, by its annotations; see ``build``."""
     hints = typing.get_type_hints(target)  # of a dataclass: its fields
     known = list(inspect.signature(target).parameters)
     names = names or {}
@@ -52,12 +52,13 @@ def fit(target: Callable[..., Any], values: Mapping[str, Any], where: str = "", 
 
 
 def unknown(key: str, known: Sequence[str]) -> str:
+    """Return the message for an unknown key, with the nearest known one."""
     near = difflib.get_close_matches(key, known, n=1)
     return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if len(known) < 12 else "")
 
 
 def _fit(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as the annotation ``hint`` wants it, or one clear error."""
+    """Convert ``value`` to the annotation ``hint``, or raise ``ArgumentError``."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if value == "???":
         raise ArgumentError(f"{key} is not given; add {key}=...")

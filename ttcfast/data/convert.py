@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttcfast.physics.equation_of_state import gamma_field
 from ttcfast.spec import StateSpec
 
 
@@ -32,19 +33,22 @@ def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
     check_convertible(source, target)
     if same_channels(source, target):
         return x
-    wide = {c: x.select(axis, c).double() for c in source.channels}
+    # StateSpec demands the pressure of primitive variables and the energy of conserved ones.
+    wide: dict[int | None, Tensor] = {c: x.select(axis, c).double() for c in source.channels}
     rho, flow = wide[source.density], [wide[c] for c in source.momentum]
     stored = source.variables == "conserved"
     momentum = flow if stored else [rho * v for v in flow]
     velocity = [m / rho for m in flow] if stored else flow
-    gamma = _gamma_over(source.gamma, x, axis)
+    gamma = source.gamma
+    if torch.is_tensor(gamma):
+        gamma = float(gamma) if gamma.numel() == 1 else gamma_field(gamma, rho.unsqueeze(1) if axis else rho[None, None])
     kinetic = 0.5 * sum(m * v for m, v in zip(momentum, velocity, strict=True))
     fields: dict[int, Tensor] = {target.density: rho}
     fields |= dict(zip(target.momentum, momentum if target.variables == "conserved" else velocity, strict=True))
     if target.energy is not None:
-        fields[target.energy] = wide[source.energy] if source.energy is not None else wide[_pressure(source)] / (gamma - 1) + kinetic
+        fields[target.energy] = wide[source.energy] if source.energy is not None else wide[source.pressure] / (gamma - 1) + kinetic
     if target.pressure is not None:
-        fields[target.pressure] = wide[source.pressure] if source.pressure is not None else (gamma - 1) * (wide[_energy(source)] - kinetic)
+        fields[target.pressure] = wide[source.pressure] if source.pressure is not None else (gamma - 1) * (wide[source.energy] - kinetic)
     fields |= {to: wide[taken] for to, taken in zip(target.extra, source.extra, strict=False)}
     return torch.stack([fields[c] for c in range(target.num_channels)], axis).to(x.dtype)
 
@@ -77,23 +81,3 @@ def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
         raise ValueError("grid prescribes boundary values in its own channels; convert them and set boundary_value afterwards")
     names = ("gamma", "cell_volume", "periodic", "closed", "boundary_mask", "boundary_value")
     return layout.replace(**{name: getattr(grid, name) for name in names})
-
-
-def _gamma_over(gamma: float | Tensor, x: Tensor, axis: int) -> float | Tensor:
-    """Gamma, shaped to broadcast over ``x`` without its channel axis ``axis``."""
-    if not torch.is_tensor(gamma) or gamma.numel() == 1:
-        return float(gamma)
-    problems = x.shape[0] if axis else 1
-    if gamma.shape[0] != problems:
-        raise ValueError(f"gamma has {gamma.shape[0]} values for {problems} problems; give a number or one per problem")
-    return gamma.to(x.device, torch.float64).reshape(-1, *[1] * (x.ndim - 2))
-
-
-def _pressure(spec: StateSpec) -> int:
-    assert spec.pressure is not None  # StateSpec demands it of primitive variables
-    return spec.pressure
-
-
-def _energy(spec: StateSpec) -> int:
-    assert spec.energy is not None  # and the energy of conserved ones
-    return spec.energy

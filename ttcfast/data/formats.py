@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -111,25 +112,15 @@ def open_trajectories(
     return TrajectorySet(readers, Picks(runs))
 
 
-def kind_of(path: Path) -> str | None:
-    """Return the format that the entries of a file indicate, or None.
-
-    Raises:
-        DataError: The file is missing or not HDF5.
-    """
-    with open_file(path) as file:
-        return next((kind for kind, marks in _MARKS.items() if any(mark in file for mark in marks)), None)
-
-
 def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, list[Path]]:
     """The format and the files of ``root``, in order."""
     kind: str = options.format
     if root.exists() and not root.is_dir():
-        return (_told(root) if kind == "auto" else kind), [root]
+        return (_detect(root) if kind == "auto" else kind), [root]
     if kind == "auto":
         here = entries(root, ".nc", *SUFFIXES)
         # Splits in folders are The Well's.
-        kind = _told(here[0]) if here else "well"
+        kind = _detect(here[0]) if here else "well"
     if not root.is_dir():
         raise DataError(f"{root} does not exist; give a data file or a folder that holds some (`ttcfast generate out=...` makes one)")
     if kind == "pdegym":
@@ -137,15 +128,16 @@ def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, lis
     return kind, find_files(root, split if kind == "well" else None)
 
 
-def _told(path: Path) -> str:
-    kind = kind_of(path)
-    if kind is None:
-        with open_file(path) as file:
-            raise DataError(
-                f"data file {path} holds {held(file)}; expected t0_fields and t1_fields (The Well), data or solution (PDEGym), or density, "
-                "pressure, Vx (PDEBench)"
-            )
-    return kind
+def _detect(path: Path) -> str:
+    """The format that the root entries of a file indicate."""
+    with open_file(path) as file:
+        for kind, marks in _MARKS.items():
+            if any(mark in file for mark in marks):
+                return kind
+        raise DataError(
+            f"data file {path} holds {held(file)}; expected t0_fields and t1_fields (The Well), data or solution (PDEGym), or density, "
+            "pressure, Vx (PDEBench)"
+        )
 
 
 def _open(kind: str, path: Path, options: ReadOptions) -> TrajectoryReader:
@@ -161,16 +153,11 @@ def _open(kind: str, path: Path, options: ReadOptions) -> TrajectoryReader:
             return TrajectoryFile(path)
         return PDEGymFile(path, energy=options.energy, **given) if kind == "pdegym" else PDEBenchFile(path, **given)
     except DataError as error:
-        other = _kind_if_any(path)
-        hint = "" if other in (None, kind) else f"; it looks like format={other}"
+        other = kind
+        with contextlib.suppress(DataError):
+            other = _detect(path)
+        hint = "" if other == kind else f"; it looks like format={other}"
         raise DataError(f"{error}{hint}") from error
-
-
-def _kind_if_any(path: Path) -> str | None:
-    try:
-        return kind_of(path)
-    except DataError:
-        return None
 
 
 def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, split: str | None) -> list[tuple[int, int, int]]:
@@ -182,16 +169,11 @@ def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, sp
         if split is None or kind == "well":
             picked += everything.runs
         else:
-            counts = options.split_counts or _published(files[members[0]], len(everything))
-            picked += everything[_part(kind, split, counts, len(everything), files[members[0]].path, len(members))].runs
+            first, tests = files[members[0]], int(0.1 * len(everything))
+            published = PUBLISHED[first.variable] if isinstance(first, PDEGymFile) else (len(everything) - tests, 0, tests)
+            counts = options.split_counts or published
+            picked += everything[_part(kind, split, counts, len(everything), first.path, len(members))].runs
     return picked
-
-
-def _published(file: TrajectoryReader, total: int) -> tuple[int, ...]:
-    if isinstance(file, PDEGymFile):
-        return PUBLISHED[file.variable]
-    tests = int(0.1 * total)
-    return (total - tests, 0, tests)
 
 
 def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, files: int) -> slice:
@@ -207,9 +189,6 @@ def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, 
         )
     if not sizes[split]:
         raise DataError(f"{path}: split {split} holds no trajectory ({said}); give split_counts=[train,valid,test], or split=null for all")
-    before = 0
-    for name in _PLACES[kind]:
-        if name == split:
-            break
-        before += sizes[name]
+    order = _PLACES[kind]
+    before = sum(sizes[name] for name in order[: order.index(split)])
     return slice(before, before + sizes[split])

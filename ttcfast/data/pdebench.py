@@ -28,21 +28,20 @@ class PDEBenchFile(TrajectoryReader):
     ``t-coordinate``. The channels are those of ``StateSpec.pdebench``, (Vx, Vy, density, pressure), with as many velocities as dimensions.
 
     Args:
-        path: the ``.hdf5`` file.
-        gamma: of the gas; the files do not say.
-        periodic: the domain; None reads it in the file's name (``..._periodic_...`` or ``..._trans_...``, which is outflow). A name
-            that says neither counts as open, with a warning: conservation is then not imposed.
+        path: The ``.hdf5`` file.
+        gamma: Ratio of specific heats, which the files do not store; None takes 5/3.
+        periodic: Whether the domain is periodic. None derives it from the file name (``..._periodic_...``, or ``..._trans_...`` for
+            outflow); a name that states neither is taken as open, with a warning, so that conservation is not imposed.
 
     Attributes:
-        spec: ``cell_volume`` from the coordinates.
-        times: ``t-coordinate`` without its last entry where it has one more than there are frames, as in the published files, whose
-            generator counts one instant too many.
-        parameters: the attributes ``eta``, ``zeta`` (viscosities) and ``M`` (Mach number), where the file has them.
+        spec: State layout; ``cell_volume`` follows from the coordinates.
+        times: ``t-coordinate``, without its last entry if it has one more than there are frames, as in the published files.
+        parameters: The attributes ``eta`` and ``zeta`` (viscosities) and ``M`` (Mach number), if the file has them.
 
     Raises:
-        DataError: missing, damaged, truncated or of another layout (PDEBench's other equations hold ``tensor``).
+        DataError: The file is missing, damaged, truncated or of another layout (PDEBench's other equations store ``tensor``).
 
-    Source: pdebench/data_gen/data_gen_NLE/Data_Merge.py and CompressibleFluid of PDEBench (Takamoto et al., 2022).
+    Source: the data generator of PDEBench (Takamoto et al., PDEBench: An Extensive Benchmark for Scientific Machine Learning, 2022).
     """
 
     layout = "PDEBench's"
@@ -92,6 +91,6 @@ class PDEBenchFile(TrajectoryReader):
 
 
 def _dimensions(file: h5py.File) -> int:
-    """Space dimensions, by the axes of the density; 1 where that says nothing, so that what is missing is named."""
+    """Number of space dimensions of the density; 1 if there is no usable density, so that the error names what is missing."""
     density = file.get("density")
     return density.ndim - 2 if isinstance(density, h5py.Dataset) and 3 <= density.ndim <= 5 else 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import one_of
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
 from ttcfast.spec import StateSpec
 
@@ -27,9 +27,9 @@ AXES = ("sample", "time", "channel", "x", "y")
 CHANNELS = 5
 # Trajectories of train, valid and test, in this order in the whole set.
 PUBLISHED = {"data": (9640, 120, 240), "solution": (1030, 100, 130)}
-# Between snapshots: 21 of them up to T = 1, and up to T = 2 in CE-RM.
+# Time between snapshots: 21 of them up to T = 1, or up to T = 2 in CE-RM.
 TIME_STEP = {"data": 0.05, "solution": 0.1}
-# The stored energy holds the motion that averaging to 128 x 128 cells took out of the velocities, a few per cent of it at most.
+# The stored energy includes the kinetic energy below the 128 x 128 grid, at most a few per cent.
 _ENERGY_TOLERANCE = 0.1
 
 
@@ -37,24 +37,26 @@ class PDEGymFile(TrajectoryReader):
     """One NetCDF4 file (which is HDF5) of PDEGym's compressible Euler sets: a chunk, or a whole set; see ``TrajectoryReader``.
 
     The variable ``data`` ``[N, T+1, 5, X, Y]`` holds rho, u, v, p, E; in CE-RM it is called ``solution`` and its fifth channel is a tracer.
-    They are handed out as they are, in physical units: no mean pressure is taken off and nothing is normalised, as Poseidon's loader does.
+    Values are returned in physical units: unlike Poseidon's loader, the reader neither subtracts the mean pressure nor normalises.
 
     Args:
-        path: the file.
-        gamma: of the gas; the files do not say.
-        periodic: the domain; None takes True for ``data`` and, since it is not documented for CE-RM, an open one for ``solution``.
-        energy: ``"stored"`` reads the fifth channel as the total energy density; ``"pressure"`` leaves it to ``StateSpec.extra``, so that
+        path: The file.
+        gamma: Ratio of specific heats, which the files do not store; None takes 1.4.
+        periodic: Whether the domain is periodic. None takes ``data`` as periodic and ``solution`` as open, with a warning, since the
+            boundary of CE-RM is not documented.
+        energy: ``"stored"`` takes the fifth channel as the total energy density; ``"pressure"`` treats it as an extra channel, so that
             the energy is computed from the pressure. The files hold averages of a finer grid, so the two differ slightly.
 
     Attributes:
-        spec: ``StateSpec.pdegym`` on the unit square. times: from 0 in steps of 0.05 (CE-RM 0.1), which the files do not say either.
+        spec: ``StateSpec.pdegym`` on the unit square.
+        times: From 0 in steps of 0.05 (CE-RM 0.1), which the files do not store.
         variable: ``"data"`` or ``"solution"``.
 
     Raises:
-        DataError: missing, damaged, truncated or of another layout; a fifth channel that cannot be the total energy.
+        DataError: The file is missing, damaged, truncated or of another layout, or its fifth channel cannot be the total energy.
 
-    Source: the data cards of huggingface.co/datasets/camlab-ethz/CE-* and Herde et al., Poseidon, 2024
-    (arXiv:2405.19101).
+    Source: the data cards of huggingface.co/datasets/camlab-ethz/CE-* and Herde et al., Poseidon: Efficient Foundation Models for PDEs,
+    2024 (arXiv:2405.19101).
     """
 
     layout = "PDEGym's"
@@ -71,7 +73,7 @@ class PDEGymFile(TrajectoryReader):
         self.variable = "solution" if "solution" in file and "data" not in file else "data"
         data = values(file, self.variable, ["sample", "time", CHANNELS, "x", "y"])
         named = _dimension_names(data)
-        if any(name in AXES and name != expected for name, expected in zip(named, AXES, strict=True)):  # other names tell nothing
+        if any(name in AXES and name != expected for name, expected in zip(named, AXES, strict=True)):  # unknown names are ignored
             raise ValueError(f"{self.variable} has axes {', '.join(named)}; expected {', '.join(AXES)}")
         self._count, frames = data.shape[:2]
         self.shape = tuple(data.shape[3:])
@@ -96,7 +98,7 @@ class PDEGymFile(TrajectoryReader):
             self._check_energy(np.asarray(data[0, 0], dtype=np.float64))
 
     def _check_energy(self, state: np.ndarray) -> None:
-        """A file of another scale or channel order would give wrong physics without a word."""
+        """Reject files of another scale or channel order, which would silently give wrong physics."""
         rho, u, v, pressure, energy = state
         computed = float((pressure / (self._gamma - 1) + 0.5 * rho * (u**2 + v**2)).mean())
         found = float(energy.mean())
@@ -111,16 +113,14 @@ class PDEGymFile(TrajectoryReader):
 
 
 def chunk_files(folder: Path, order: ChunkOrder = "numeric") -> list[Path]:
-    """The ``.nc`` files of a folder in the order that the set is put together in: ``data_0.nc``, ``data_1.nc``, ..., or one whole file.
+    """Return the ``.nc`` files of a folder in the order of the set: ``data_0.nc``, ``data_1.nc``, ..., or one whole file.
 
-    The test split lies at the end of the set, so the order decides which trajectories it holds. ``"numeric"`` (0, 1, 2, ...) is that of the
-    papers, as camlab-ethz/Phaedra says; ``"lexicographic"`` (0, 1, 10, 11, ..., 2, ...) that of the published assemble_data.py.
+    The test split is the end of the set, so the order determines which trajectories it holds: ``"numeric"`` (0, 1, 2, ...) is that of the
+    papers, ``"lexicographic"`` (0, 1, 10, 11, ..., 2, ...) that of the published script assemble_data.py.
 
     Raises:
-        ArgumentError: another ``order``. DataError: no file, files that are not the chunks of one set, a chunk that is missing.
+        DataError: There is no file, the files are not the chunks of one set, or a chunk is missing or there twice.
     """
-    if order not in ("numeric", "lexicographic"):
-        raise ArgumentError(f"chunk_order is {order!r}; it must be one of 'numeric', 'lexicographic'")
     files = entries(folder, ".nc")
     if len(files) < 2:
         if not files:

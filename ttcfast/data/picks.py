@@ -47,7 +47,14 @@ class Picks(Sequence[tuple[int, int]]):
     def __getitem__(self, i: slice) -> Picks: ...
     def __getitem__(self, i: int | slice) -> tuple[int, int] | Picks:
         if isinstance(i, slice):
-            return self._part(*i.indices(len(self)))
+            start, stop, step = i.indices(len(self))
+            if step != 1:
+                return Picks.of(self[k] for k in range(start, stop, step))
+            cut = []
+            for (file, first, count), end in zip(self.runs, self._ends, strict=True):
+                low, high = max(start, end - count), min(stop, end)
+                cut.append((file, first + low - (end - count), high - low))
+            return Picks(cut)
         if not -len(self) <= i < len(self):
             raise IndexError(f"pick {i} of {len(self)}")
         i %= len(self)
@@ -76,15 +83,6 @@ class Picks(Sequence[tuple[int, int]]):
                 turn = sorted(_nth(held, upto, turns) for held, upto in zip(ranges.values(), ends, strict=True) if upto[-1] > turns)
             found.append(turn[k - start])
         return found
-
-    def _part(self, start: int, stop: int, step: int) -> Picks:
-        if step != 1:
-            return Picks.of(self[i] for i in range(start, stop, step))
-        cut = []
-        for (file, first, count), end in zip(self.runs, self._ends, strict=True):
-            low, high = max(start, end - count), min(stop, end)
-            cut.append((file, first + low - (end - count), high - low))
-        return Picks(cut)
 
 
 def _nth(ranges: Sequence[range], ends: Sequence[int], n: int) -> int:

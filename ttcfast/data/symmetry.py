@@ -10,29 +10,34 @@ from ttcfast.spec import StateSpec
 
 
 def random_symmetry(windows: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
-    """Shift, mirror and transpose each window at random, its momentum with it.
+    """Shift, mirror and transpose each window at random, and its momentum accordingly.
 
     Args:
         windows: ``[M, L, C, X, Y]`` in the layout of ``spec``; shifts need both axes periodic, transposing needs X = Y.
-        spec: two space dimensions and two momentum (or velocity) components.
-        rng: source of the choices.
+        spec: Layout with two space dimensions and two momentum (or velocity) components.
+        rng: Random generator of the choices.
 
     Returns:
-        ``[M, L, C, X, Y]``: solutions of the same equations, frame by frame.
+        ``[M, L, C, X, Y]``: the transformed windows, which solve the same equations.
+
+    Raises:
+        ValueError: ``spec`` has another number of dimensions or components.
     """
     if spec.ndim != 2 or len(spec.momentum) != 2:
         raise ValueError(
             f"spec has {spec.ndim} dimensions and {len(spec.momentum)} momentum components; symmetries are written for 2 and 2"
         )
-    return torch.stack([_one(w, spec, rng) for w in windows])
+    return torch.stack([_transformed(window, spec, rng) for window in windows])
 
 
-def _one(window: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
+def _transformed(window: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
     shape = window.shape[-2:]
     swap = bool(rng.integers(2)) and shape[0] == shape[1] and len(set(spec.periodic_axes)) == 1
     shifts = [int(rng.integers(n)) if wraps else 0 for n, wraps in zip(shape, spec.periodic_axes, strict=True)]
     mirrored = [axis for axis in range(2) if rng.integers(2)]
-    out = window.roll(shifts, (-2, -1)).flip([axis - 2 for axis in mirrored]) if mirrored else window.roll(shifts, (-2, -1))
+    out = window.roll(shifts, (-2, -1))
+    if mirrored:
+        out = out.flip([axis - 2 for axis in mirrored])
     for axis in mirrored:
         out[:, spec.momentum[axis]].neg_()
     if not swap:

@@ -37,17 +37,17 @@ class TrajectoryFile(TrajectoryReader):
     sets also store is not read, since the other fields determine it.
 
     Args:
-        path: the ``.hdf5`` file.
+        path: The ``.hdf5`` file.
 
     Attributes:
-        spec: ``cell_volume`` from the coordinates, ``periodic`` and ``closed`` from the boundary conditions, ``gamma`` from the scalars
-            (``[N]`` where it varies between trajectories; 1.4 where the file has none).
-        parameters: how our generator made it (empty for other files).
+        spec: State layout: ``cell_volume`` follows from the coordinates, ``periodic`` and ``closed`` from the boundary conditions,
+            ``gamma`` from the scalars (``[N]`` if it varies between trajectories, 1.4 if the file has none).
+        parameters: Settings of ``ttcfast generate``; empty for other files.
 
     Raises:
         DataError: The file is missing, damaged, truncated or of another layout; the message says what was found.
 
-    Source: docs/data_format.md of The Well (PolymathicAI).
+    Source: the description of the data format in The Well's repository (PolymathicAI).
     """
 
     layout = "The Well's"
@@ -93,7 +93,7 @@ class TrajectoryFile(TrajectoryReader):
         _verify(file, self.path)
 
 
-def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None = None) -> tuple[Tensor, TrajectoryFile]:
+def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None = None) -> tuple[Tensor, TrajectoryReader]:
     """Read ``count`` trajectories ``[N, T+1, C, *S]`` of files in The Well's layout; also return the first file, for its spec and times.
 
     Trajectories are taken in round-robin order: the first of each file, then the second of each. ``open_trajectories`` reads other
@@ -102,11 +102,9 @@ def read_trajectories(paths: Sequence[str | os.PathLike[str]], count: int | None
     Raises:
         DataError: No path, an unreadable file, fewer than ``count`` trajectories, or files on different grids or of different gamma.
     """
-    if not paths:
-        raise DataError("no data file given; name at least one .hdf5 file or a folder that holds some")
-    files = [TrajectoryFile(p) for p in paths]
-    require_alike(files)
-    return TrajectorySet(files).first(count).stack(), files[0]
+    found = TrajectorySet([TrajectoryFile(p) for p in paths])
+    require_alike(found.files)
+    return found.first(count).stack(), found.files[0]
 
 
 def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[Path]:
@@ -126,7 +124,7 @@ def find_files(root: str | os.PathLike[str], split: str | None = None) -> list[P
 
 
 def _verify(file: h5py.File, path: Path) -> None:
-    """Compare the checksum of a header of ours; data that are read later have HDF5's own."""
+    """Verify the header checksum of files written by ttcfast; HDF5's own checksums cover the fields."""
     if CHECKSUM in file.attrs:
         if int(file.attrs[CHECKSUM]) != int(header_checksum(file)):
             raise ValueError(
@@ -144,13 +142,13 @@ def _text(value: Any) -> str:
 
 
 def _parameters(file: h5py.File) -> dict[str, Any]:
-    """What our generator wrote; other files have names of scalars there."""
+    """Settings that ``ttcfast generate`` stored; other files list names of scalars in that attribute."""
     said = _text(file.attrs.get("simulation_parameters", "")).lstrip()
     return parse_json(said) if said.startswith("{") else {}
 
 
 def _gamma(file: h5py.File, count: int) -> float | Tensor:
-    """One number for the file, or float64 ``[N]`` where its trajectories differ."""
+    """Return one number, or float64 ``[N]`` if the trajectories differ."""
     if "scalars" not in file or "gamma" not in file["scalars"]:
         return 1.4
     stored = file["scalars"]["gamma"]
@@ -164,7 +162,7 @@ def _gamma(file: h5py.File, count: int) -> float | Tensor:
 
 
 def _sides(file: h5py.File, ndim: int) -> list[set[str]]:
-    """The kinds of boundary that each axis has: WALL, OPEN, PERIODIC, or another. What only a part of its ends has counts beside OPEN."""
+    """Return the boundary kinds of each axis: WALL, OPEN, PERIODIC or others; an end that no entry covers adds OPEN."""
     kinds: list[set[str]] = [set() for _ in range(ndim)]
     ends: list[list[np.ndarray]] = [[] for _ in range(ndim)]  # per axis, which of the first and last cells each part covers
     for name, side in file.get("boundary_conditions", {}).items():

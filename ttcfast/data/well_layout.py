@@ -1,7 +1,8 @@
 """Writing trajectories in The Well's HDF5 layout.
 
 Groups ``dimensions`` (time and coordinates), ``boundary_conditions``, ``scalars``, and one group per tensor rank:
-``t0_fields`` ``[B, T, *S]``, ``t1_fields`` ``[B, T, *S, D]``, ``t2_fields``. Source: docs/data_format.md of The Well (PolymathicAI).
+``t0_fields`` ``[B, T, *S]``, ``t1_fields`` ``[B, T, *S, D]``, ``t2_fields``. Source: the description of the data format
+in The Well's repository (PolymathicAI).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ Range = tuple[float, float]
 Array = np.ndarray
 Fields = tuple[Array, list[Array], Array]  # density, velocity components, pressure
 Bend = Callable[[np.random.Generator, Array, Array], tuple[Array, Array]]
+Draw = Callable[..., Fields]  # of a random generator and the coordinates of the cells
 
 
 def riemann4(
@@ -34,8 +35,8 @@ def riemann4(
     velocity: Range = (-1.0, 1.0),
     pressure: Range = (0.1, 1.0),
 ) -> Tensor:
-    """2x2 constant quadrants with uniformly drawn states; on a periodic square every interface is doubled."""
-    return _quadrants("riemann4", n, grid, seed, first, gamma, (density, velocity, pressure), lambda rng, x, y: (x, y))
+    """Four constant quadrants with uniformly drawn states; on a periodic square every interface appears twice."""
+    return _stack("riemann4", n, grid, seed, first, gamma, _quadrants(density, velocity, pressure, lambda rng, x, y: (x, y)), ndim=2)
 
 
 def riemann_curved(
@@ -51,9 +52,9 @@ def riemann_curved(
     amplitude: float = 0.05,
     modes: int = 2,
 ) -> Tensor:
-    """Four states on quadrants whose borders are bent by sigma = sum_ij a_ij sin(2 pi (i x + j y + b_ij)), a ~ U[-amplitude, amplitude].
+    """Four constant states on quadrants with borders bent by sum_ij a_ij sin(2 pi (i x + j y + b_ij)), a ~ U[-amplitude, amplitude].
 
-    The appendix gives amplitude 0.1 and leaves the number of modes open; ours are 0.05 and 2, which keeps the borders from folding.
+    The appendix gives an amplitude of 0.1 and no number of modes; the defaults of 0.05 and 2 keep the borders from folding.
     """
 
     def bend(rng: np.random.Generator, x: Array, y: Array) -> tuple[Array, Array]:
@@ -68,15 +69,15 @@ def riemann_curved(
             bent.append(coordinate + sum(waves))
         return bent[0], bent[1]
 
-    return _quadrants("riemann_curved", n, grid, seed, first, gamma, (density, velocity, pressure), bend)
+    return _stack("riemann_curved", n, grid, seed, first, gamma, _quadrants(density, velocity, pressure, bend), ndim=2)
 
 
 def kelvin_helmholtz(
     n: int, grid: Sequence[int], *, seed: int, first: int = 0, gamma: float = 1.4, amplitude: float = 0.05, modes: int = 10
 ) -> Tensor:
-    """A heavy stream between two light ones, (rho, u, v, p) = (2, -0.5, 0, 2.5) and (1, 0.5, 0, 2.5), with rippled borders.
+    """Shear layers: a stream (rho, u, v, p) = (2, -0.5, 0, 2.5) between two of (1, 0.5, 0, 2.5), with perturbed interfaces.
 
-    The appendix does not state the number of modes; ours is 10.
+    The appendix does not state the number of modes; the default is 10.
     """
 
     def draw(rng: np.random.Generator, x: Array, y: Array) -> Fields:
@@ -104,9 +105,10 @@ def gauss_vortices(
     pressure: float = 2.5,
     speed: float = 0.6,
 ) -> Tensor:
-    """Velocity of Gaussian vorticity blobs on the periodic square at uniform density and pressure.
+    """Velocity field of Gaussian vortices on the periodic square, at uniform density and pressure.
 
-    The vorticity is inverted spectrally; the field is scaled to a root mean square ``speed`` per component (released data: 0.58).
+    The vorticity is inverted spectrally and the velocity scaled to a root mean square of ``speed`` per component (0.58 in the
+    released data).
     """
 
     def draw(rng: np.random.Generator, x: Array, y: Array) -> Fields:
@@ -135,7 +137,7 @@ def richtmyer_meshkov(
 ) -> Tensor:
     """A blast (p = ``blast`` for r < 0.1, else 1) inside a rippled bubble of density 2 (r < 0.25 + ripple), at rest.
 
-    The appendix does not state the ripple's size; ours is 0.05, a mean over the modes.
+    The appendix does not state the amplitude of the ripple; the default is 0.05, averaged over the modes.
     """
 
     def draw(rng: np.random.Generator, x: Array, y: Array) -> Fields:
@@ -159,9 +161,10 @@ def isentropic_vortex(
     length: float = 10.0,
     mean_flow: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
-    """The smooth vortex that moves with the mean flow and keeps its shape; scaled from the usual box ``length`` to the unit square.
+    """A smooth isentropic vortex advected by the mean flow without change of shape, scaled from a box of ``length`` to the unit square.
 
-    An exact solution up to the jump exp(-length**2 / 8) at the border: after ``1 / mean_flow`` it is back. ``seed`` is not used.
+    It is an exact solution up to a jump of exp(-length**2 / 8) at the border and returns after a time of ``1 / mean_flow``. ``seed`` is
+    ignored.
     """
 
     def draw(rng: np.random.Generator, x: Array, y: Array) -> Fields:
@@ -184,7 +187,7 @@ def entropy_wave(
     velocity: float = 1.0,
     pressure: float = 1.0,
 ) -> Tensor:
-    """rho = 1 + amplitude sin(2 pi sum of coordinates), carried unchanged at constant velocity and pressure; any dimension."""
+    """Density wave rho = 1 + amplitude sin(2 pi sum of coordinates), advected at constant velocity and pressure; 1 to 3 dimensions."""
 
     def draw(rng: np.random.Generator, *x: Array) -> Fields:
         rho = 1 + amplitude * np.sin(2 * np.pi * sum(x))
@@ -194,7 +197,7 @@ def entropy_wave(
 
 
 def sod(n: int, grid: Sequence[int], *, seed: int = 0, first: int = 0, gamma: float = 1.4, interface: float = 0.5) -> Tensor:
-    """Sod's shock tube along the first axis: (rho, u, p) = (1, 0, 1) left of ``interface``, (0.125, 0, 0.1) right of it; any dimension."""
+    """Sod's shock tube along the first axis: (rho, u, p) = (1, 0, 1) left of ``interface``, (0.125, 0, 0.1) right of it; 1D to 3D."""
 
     def draw(rng: np.random.Generator, *x: Array) -> Fields:
         left = x[0] < interface
@@ -209,17 +212,8 @@ PRESETS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _quadrants(
-    name: str,
-    n: int,
-    grid: Sequence[int],
-    seed: int,
-    first: int,
-    gamma: float,
-    ranges: tuple[Range, Range, Range],
-    bend: Bend,
-) -> Tensor:
-    density, velocity, pressure = ranges
+def _quadrants(density: Range, velocity: Range, pressure: Range, bend: Bend) -> Draw:
+    """Four constant states with uniformly drawn density, velocity and pressure, on quadrants of the coordinates that ``bend`` returns."""
 
     def draw(rng: np.random.Generator, x: Array, y: Array) -> Fields:
         rho, u, v, p = (rng.uniform(*r, (2, 2)) for r in (density, velocity, velocity, pressure))
@@ -227,12 +221,10 @@ def _quadrants(
         i, j = (np.floor(2 * bx).astype(int) % 2), (np.floor(2 * by).astype(int) % 2)
         return rho[i, j], [u[i, j], v[i, j]], p[i, j]
 
-    return _stack(name, n, grid, seed, first, gamma, draw, ndim=2)
+    return draw
 
 
-def _stack(
-    name: str, n: int, grid: Sequence[int], seed: int, first: int, gamma: float, draw: Callable[..., Fields], ndim: int | None = None
-) -> Tensor:
+def _stack(name: str, n: int, grid: Sequence[int], seed: int, first: int, gamma: float, draw: Draw, ndim: int | None = None) -> Tensor:
     shape = tuple(int(s) for s in grid)
     if n < 1 or len(shape) not in (1, 2, 3) or (ndim and len(shape) != ndim):
         raise ValueError(f"{name} got n = {n} and grid = {tuple(grid)}; give n >= 1 and {ndim or '1 to 3'} grid sizes")
@@ -249,7 +241,7 @@ def _stack(
 
 
 def _velocity_of(vorticity: Array) -> tuple[Array, Array]:
-    """Divergence-free periodic velocity of a vorticity field on the unit square: u = d psi/dy, v = -d psi/dx, -lap psi = vorticity."""
+    """Return the divergence-free periodic velocity of a vorticity field on the unit square: u = psi_y, v = -psi_x, -lap psi = vorticity."""
     kx, ky = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(s, 1 / s) for s in vorticity.shape), indexing="ij")
     square = kx**2 + ky**2
     square[0, 0] = 1.0

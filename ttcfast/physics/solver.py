@@ -109,7 +109,7 @@ class EulerSolver:
             u = self._advance(advance, u, gap, gamma, cells_per_length, time)
             time += gap
             out[:, i] = u
-        return out[:, :, _inverse(self._order)]
+        return out[:, :, [self._order.index(c) for c in range(len(self._order))]]
 
     def _advance(self, advance: Step, u: Tensor, gap: float, gamma: Gamma, cells_per_length: tuple[float, ...], start: float) -> Tensor:
         remaining = torch.full((u.shape[0],), gap, dtype=u.dtype, device=u.device)
@@ -150,7 +150,3 @@ def can_compile(device: str) -> bool:
 @cache
 def _compiled_step() -> Step:
     return torch.compile(ssp_rk2_step, dynamic=False)
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return [order.index(c) for c in range(len(order))]
