@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.report.small_run import small_evaluation
+from tests.small_run import small_evaluation
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.report.outputs import write_outputs
 from ttcfast.report.table import cells, explanation, markdown, metrics, print_table, summary_rows
