@@ -79,3 +79,12 @@ def in_time():
     signal.alarm(10)
     yield
     signal.alarm(0)
+
+
+@pytest.fixture
+def figures_undrawn() -> Iterator[None]:
+    """Figures are files without a drawing."""
+    from tests.small_run import undrawn
+
+    with undrawn():
+        yield

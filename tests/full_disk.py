@@ -1,8 +1,9 @@
-"""Writers on a disk that ends: ``python -m tests.full_disk JOB FOLDER LIMIT...`` runs a job once per limit, each in a child of its own.
+"""Writers on a disk that ends: ``python -m tests.full_disk FOLDER JOBS`` runs each job once per limit, each in a child of its own.
 
 A child may write no file longer than its limit (the disk's end as every user may set it), or take no more memory than that where the
-job's name starts with ``memory:``; it leaves by the C library's ``exit``, where HDF5 tries once more to write what it holds. Prints a JSON
-list with the children's status (below 0: the signal that killed it), what they said on stderr, and the files that they left.
+job's name starts with ``memory:``; it leaves by the C library's ``exit``, where HDF5 tries once more to write what it holds. JOBS is a JSON
+mapping of jobs to lists of limits. Prints, as JSON by job, a list with the children's status (below 0: the signal that killed it), what
+they said on stderr, and the files that they left.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def outcomes(job: str, folder: Path, limits: list[int]) -> list[dict[str, Any]]:
-    """What became of ``job`` at each limit in bytes."""
-    command = [sys.executable, "-m", "tests.full_disk", job, str(folder), *map(str, limits)]
+def outcomes(folder: Path, limits: dict[str, list[int]]) -> dict[str, list[dict[str, Any]]]:
+    """What became of each job at each of its limits in bytes."""
+    command = [sys.executable, "-m", "tests.full_disk", str(folder), json.dumps(limits)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -89,34 +90,37 @@ def _child(job: str, folder: Path, limit: int) -> int:
         return error.status
 
 
-def _main(job: str, folder: Path, limits: list[int]) -> None:
+def _outcome(job: str, place: Path, limit: int) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 70
+        try:
+            status = _child(job, place, limit)
+        finally:
+            sys.stderr.flush()
+            ctypes.CDLL(None).exit(status)
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="replace") as said:
+        text = said.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    return {"limit": limit, "status": status, "said": text, "left": left}
+
+
+def _main(folder: Path, limits: dict[str, list[int]]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    name = job.rpartition(":")[2]
-    JOBS["generate" if name == "large" else name](folder / "whole")  # imports everything, which the children then need no room for
-    found = []
-    for limit in limits:
-        place = folder / str(limit)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.dup2(writing, 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            status = 70
-            try:
-                status = _child(job, place, limit)
-            finally:
-                sys.stderr.flush()
-                ctypes.CDLL(None).exit(status)
-        os.close(writing)
-        with open(reading, encoding="utf-8", errors="replace") as said:
-            text = said.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        left = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
-        found.append({"limit": limit, "status": status, "said": text, "left": left})
+    found = {}
+    for job in limits:
+        name, at = job.rpartition(":")[2], folder / job.replace(":", "_")
+        JOBS["generate" if name == "large" else name](at / "whole")  # imports everything, which the children then need no room for
+        found[job] = [_outcome(job, at / str(limit), limit) for limit in limits[job]]
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]), [int(limit) for limit in sys.argv[3:]])
+    _main(Path(sys.argv[1]), json.loads(sys.argv[2]))

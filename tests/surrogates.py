@@ -74,6 +74,11 @@ def shifted(x0: Tensor, steps: int) -> Tensor:
     return torch.stack([x0.roll(t, -1) for t in range(steps + 1)], 1)
 
 
+def draw(fm: Surrogate, x: Tensor, ids: Tensor | None = None, **options: object) -> Tensor:
+    """Candidates 1 to 4, or those named, of step 1 and seed 3 unless ``options`` name others."""
+    return fm.candidates(x, torch.arange(1, 5) if ids is None else ids, **{"seed": 3, "step": 1, **options})  # type: ignore[arg-type]
+
+
 class Foreign:
     """A model of somebody else: only ``sample_next``, with noise of its own. ``spoil`` may break what it returns."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ttcfast
-from tests.report.small_run import arm, problems, surrogate
+from tests.small_run import arm, problems, surrogate
 from ttcfast.evaluation.evaluate import evaluate
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.spec import TTCConfig

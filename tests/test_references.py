@@ -22,6 +22,7 @@ FORBIDDEN = {  # what is not in the repository, and random seeds that are none
     r"\b(?:ARCHITECTURE|MOVES|STYLE|API)\.md": "cite docs/design",
     r"\b[Ss]eed'?s? (?:sketch|plan|section|dict|gather|switch|PRM|command|name|loop|contract)": 'a "seed" is a random seed',
 }
+ABSENT = {"ttcfast/kernels/__init__.py"}  # whose absence a test holds
 HERE = Path(__file__).resolve().relative_to(ROOT)
 
 
@@ -107,7 +108,7 @@ def test_files_exist(sources):
             f"{path}: {name}"
             for path, text in sources
             for name in FILE.findall(text)
-            if not (ROOT / name).exists() and "<" not in name and not path.name.startswith("CHANGELOG")
+            if not (ROOT / name).exists() and not path.name.startswith("CHANGELOG") and name not in ABSENT
         }
     )
     assert not wrong, wrong

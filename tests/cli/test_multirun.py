@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.report.small_run import write_examples
+from tests.small_run import write_examples
 from ttcfast.cli import multirun
 from ttcfast.cli.configuration import compose
 from ttcfast.cli.main import main
@@ -131,6 +130,7 @@ def test_a_command_that_writes_one_file_writes_it_into_each_runs_folder(monkeypa
     assert found == [f"{tmp_path}/rank-{rank}/d.safetensors" for rank in (2, 4)]
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 def test_a_multirun_leaves_a_run_in_every_folder(tmp_path, capsys):
     (tmp_path / "examples").mkdir()
     examples = write_examples(tmp_path / "examples", steps=2)
@@ -147,13 +147,12 @@ def test_a_multirun_leaves_a_run_in_every_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_launchers_run_in_processes_of_their_own(launcher, tmp_path):
+def test_launchers_run_in_processes_of_their_own(launcher, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "runs"
-    words = [sys.executable, "-m", "ttcfast.cli.generate", "--multirun", *SMALL, f"hydra/launcher={launcher}", f"out={out}", "frames=1,2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 2, ran.stderr
-    assert ran.stderr.splitlines()[-1] == "ttcfast: frames is 1; it must be at least 2"
+    status, line = refusal(capsys, ["generate", "--multirun", *SMALL, f"hydra/launcher={launcher}", f"out={out}", "frames=1,2"])
+    assert (status, line) == (2, "ttcfast: frames is 1; it must be at least 2")
     assert list((out / "frames-2" / "data" / "train").glob("*.hdf5"))
 
 

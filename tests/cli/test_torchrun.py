@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.report.small_run import write_examples
+from tests.small_run import write_examples
 
 KEYS = ("ttc.branching_factor=4", "ttc.beam_width=2", "ttc.approach=beam", "eval.rollout_T=3", "data.split=null", "data.n=2")
 FIXED = "ttc.chunk_size=8"  # the shapes of the model's products, and with them their rounding, whatever a process has of the problems

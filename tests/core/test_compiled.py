@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.surrogates import DropNet, euler_state
+from tests.surrogates import DropNet, draw, euler_state
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.compiled import CompileError
 from ttcfast.models.vit import ViT, ViTConfig
@@ -36,10 +36,6 @@ def recordings(monkeypatch):
 
 def two_of(model: nn.Module, **options) -> tuple[Surrogate, Surrogate]:
     return tuple(Surrogate(model, SPEC, predicts="delta", compile=c, **options) for c in (False, True))  # type: ignore[return-value]
-
-
-def draw(fm: Surrogate, x: Tensor, ids: Tensor | None = None, **changes) -> Tensor:
-    return fm.candidates(x, torch.arange(1, 5) if ids is None else ids, **{"seed": 3, "step": 1, **changes})
 
 
 @pytest.mark.parametrize("noise, share_prefix", [*((noise, True) for noise in NOISES), ("dropout", False)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.surrogates import DropNet, drop_surrogate, euler_state
+from tests.surrogates import DropNet, draw, drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.low_precision import DTYPES, LowPrecision
 from ttcfast.models.vit import ViT, ViTConfig
@@ -20,10 +20,6 @@ def vit() -> nn.Module:
     model = ViT(ViTConfig(grid=(8, 8), patch=4, width=16, depth=2, heads=2, refine=4, dropout=0.2)).eval()
     nn.init.normal_(model.out.weight, std=0.1)
     return model
-
-
-def draw(fm: Surrogate, x: Tensor, **changes) -> Tensor:
-    return fm.candidates(x, torch.arange(1, 5), **{"seed": 3, "step": 1, **changes})
 
 
 def products_of(model: nn.Module, x: Tensor) -> dict[str, tuple[torch.dtype, ...]]:

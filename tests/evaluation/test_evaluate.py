@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from tests.report.small_run import SCALE, SPEC, arm, problems, small_evaluation, surrogate, trajectories
+from tests.small_run import SCALE, SPEC, arm, problems, small_evaluation, surrogate, trajectories
 from ttcfast.evaluation.evaluate import Problems, evaluate, evaluate_method
 from ttcfast.evaluation.frontier import trace_frontier
 from ttcfast.evaluation.methods import variants

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from tests.report.small_run import write_examples
+from tests.small_run import undrawn, write_examples
 from ttcfast.experiments.demo import record_finetuned, run_demo
 from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
@@ -13,6 +13,7 @@ from ttcfast.spec import TTCConfig
 
 FIGURES = ["calibration", "drift_branching", "drift_time", "error_branching", "error_time", "fields_problem0", "fields_problem4"]
 FIGURES += ["gain_histogram"]
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def examples(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demo(examples, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
-    return run_demo(out, examples=examples, branching_factor=3, steps=8, sweep=(1, 2, 4), sweep_problems=2, quiet=True), out
+    with undrawn():
+        return run_demo(out, examples=examples, branching_factor=3, steps=8, sweep=(1, 2, 4), sweep_problems=2, quiet=True), out
 
 
 def test_demo_writes_everything(demo):

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from tests.report.small_run import arm, problems, surrogate
+from tests.small_run import arm, problems, surrogate
 from ttcfast.evaluation.evaluate import evaluate
 from ttcfast.report.compare import CompareConfig, compare
 from ttcfast.report.outputs import metrics

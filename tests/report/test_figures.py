@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from tests.report.small_run import arm, problems, small_evaluation, surrogate
+from tests.small_run import arm, problems, small_evaluation, surrogate
 from ttcfast.evaluation.results import LABELS
 from ttcfast.evaluation.sweep import sweep_branching
 from ttcfast.report.figures import (

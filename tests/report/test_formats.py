@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.data.layouts import flow, total_energy, write_pdebench, write_pdegym, write_the_well
-from tests.report.small_run import write_surrogate
+from tests.small_run import write_surrogate
 from ttcfast.cli.main import main
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.models import load_surrogate

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.report.browser import Browser, find_chromium
-from tests.report.small_run import arm, problems, surrogate, write_examples
+from tests.small_run import arm, problems, surrogate, write_examples
 from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.experiments.demo import run_demo
 from ttcfast.report.compare import CompareConfig, compare
@@ -250,7 +250,7 @@ def test_page_stays_small_and_says_what_it_left_out(run, tmp_path):
 
 
 def test_fields_keep_what_the_rollouts_were(tmp_path):
-    from tests.report.small_run import small_evaluation
+    from tests.small_run import small_evaluation
 
     evaluation = small_evaluation()
     result = evaluation.find("arm", projected=True)

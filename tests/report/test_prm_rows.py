@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.report.small_run import SCALE, write_examples
+from tests.small_run import SCALE, undrawn, write_examples
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.experiments.demo import run_demo
 from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
@@ -13,6 +13,8 @@ from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import TTCConfig
 from ttcfast.stochastic_sampling.directions import LocalFields, save_directions
+
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
 
 
 def write_prm(folder, in_ch=8):
@@ -45,7 +47,8 @@ def config(examples, out, **changes):
 def run(examples, prm, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "prm"
     changes = {"prm": prm, "sweep": (1, 2), "sweep_problems": 2, "finetuned": str(examples / "surrogate.safetensors")}
-    return run_ttc(config(examples, out, **changes), quiet=True), out
+    with undrawn():
+        return run_ttc(config(examples, out, **changes), quiet=True), out
 
 
 def test_rows_of_the_learned_reward_stand_beside_the_others_in_both_forms(run):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.report.small_run import problems, surrogate, trajectories
+from tests.small_run import problems, surrogate, trajectories
 from ttcfast.evaluation.evaluate import evaluate_method
 from ttcfast.report.recorded import read_recorded, write_recorded
 from ttcfast.runtime.errors import DataError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.report.small_run import small_evaluation
+from tests.small_run import small_evaluation
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.evaluation.table import cells, explanation, markdown_table, print_table
 from ttcfast.report.outputs import metrics, summary_rows, write_outputs

@@ -23,23 +23,32 @@ JOBS = {
 }
 
 
+MEMORY = "memory:large"  # first, before the others leave free memory behind
+LIMITS = {MEMORY: [4_000_000, 16_000_000, 32_000_000]}
+LIMITS |= {job: [1, 511, 2_048, 4_096, *range(4_099, whole, whole // 7), 10_000_000] for job, (whole, _) in JOBS.items()}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return outcomes(tmp_path_factory.mktemp("jobs"), LIMITS)
+
+
 @pytest.mark.parametrize("job", JOBS)
-def test_a_disk_that_ends_anywhere_is_one_line(job, tmp_path):
-    whole, named = JOBS[job]
-    *small, enough = outcomes(job, tmp_path, [1, 511, 2_048, 4_096, *range(4_099, whole, whole // 7), 10_000_000])
-    for found in small:
-        assert found["status"] == 1, found
-        assert found["said"].count("\n") == 1 and found["said"].startswith("ttcfast: cannot write "), found
-        assert named in found["said"] and "File too large; free some space" in found["said"], found
-        assert not found["left"], found
+def test_a_disk_that_ends_anywhere_is_one_line(job, found):
+    named, (*small, enough) = JOBS[job][1], found[job]
+    for one in small:
+        assert one["status"] == 1, one
+        assert one["said"].count("\n") == 1 and one["said"].startswith("ttcfast: cannot write "), one
+        assert named in one["said"] and "File too large; free some space" in one["said"], one
+        assert not one["left"], one
     assert enough["status"] == 0 and not enough["said"] and any(Path(left).name in named for left in enough["left"])
 
 
-def test_too_little_memory_is_one_line(tmp_path):
-    for found in outcomes("memory:large", tmp_path, [4_000_000, 16_000_000, 32_000_000]):
-        assert found["status"] == 1 and found["said"].count("\n") == 1, found
-        assert "out of memory" in found["said"] and "lower what is held at once (batch, per_file, grid" in found["said"], found
-        assert not found["left"], found
+def test_too_little_memory_is_one_line(found):
+    for one in found[MEMORY]:
+        assert one["status"] == 1 and one["said"].count("\n") == 1, one
+        assert "out of memory" in one["said"] and "lower what is held at once (batch, per_file, grid" in one["said"], one
+        assert not one["left"], one
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

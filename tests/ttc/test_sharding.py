@@ -84,7 +84,8 @@ def run_processes(ranks, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.start_processes(process, (ranks, port, folder), nprocs=ranks, start_method="spawn")
+    multiprocessing.set_forkserver_preload([__name__])  # imported once, in a process that has computed nothing
+    multiprocessing.start_processes(process, (ranks, port, folder), nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import typing
@@ -54,7 +55,7 @@ def settle(command: str, arguments: Sequence[str], *, sweeps: bool = False) -> V
     Raises:
         ArgumentError: As ``compose``, but for values that cannot be parsed.
     """
-    layout, defaults = layout_of(command), _hydra(command, [])
+    layout, defaults = layout_of(command), _defaults(command)
     if arguments and not defaults:
         raise ArgumentError(f"ttcfast {command} takes no keys; it was given {' '.join(arguments)}")
     given = [_split(argument) for argument in _words_as_list(layout, command, arguments, defaults)]
@@ -105,7 +106,7 @@ def register(command: str) -> str:
 
 def defaults_text(command: str) -> str:
     """Return the keys of ``command`` with their defaults as YAML, for ``--help``."""
-    defaults = _hydra(command, [])
+    defaults = _defaults(command)
     if not defaults:
         return "(none)"
     text = yaml.safe_dump(defaults, sort_keys=False, default_flow_style=None, width=100).rstrip()
@@ -211,6 +212,11 @@ def _paths(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if isinstance(value, Mapping):
             yield from _paths(value, f"{prefix}{key}.")
+
+
+@functools.cache  # Hydra takes a tenth of a second, and every run of a sweep asks
+def _defaults(command: str) -> Mapping[str, Any]:
+    return _hydra(command, [])
 
 
 def _hydra(command: str, written: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.flips import unnoticed
-from tests.report.small_run import write_surrogate
+from tests.small_run import write_surrogate
 from tests.surrogates import brittle, drop_surrogate, euler_state, shifted
 from ttcfast.cli.main import main
 from ttcfast.rewards.prm.dataset import PRMTripletSet
@@ -355,8 +355,8 @@ def everything(path) -> tuple:
 @pytest.mark.parametrize("size", [8, 9], ids=["even", "odd"])
 def test_a_flipped_bit_is_noticed(size, tmp_path):
     path = build_triplets(drop_surrogate(), shifted(euler_state(2, size), 1), tmp_path, K=4, T_prm=1, units="physical")
-    assert unnoticed(path, lambda: everything(path), 200) == []
-    assert unnoticed(path, lambda: everything(path), 200, last=6000) == [], "what lies beside the frames"
+    assert unnoticed(path, lambda: everything(path), 80) == []
+    assert unnoticed(path, lambda: everything(path), 80, last=6000) == [], "what lies beside the frames"
 
 
 def test_frames_are_compared_where_a_tool_has_chunked_them(made, tmp_path):

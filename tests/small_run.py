@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
@@ -82,3 +87,16 @@ def write_surrogate(path: Path, grid: int = 16) -> Path:
     normalizer = Normalizer(torch.tensor([1.0, 0.2, -0.1, 2.5]), SCALE, 0.1 * SCALE)
     save_surrogate(path, model, surrogate_meta(model, normalizer, StateSpec.euler2d(cell_volume=1.0 / grid**2)))
     return path
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Leave every figure blank, in its file and format: drawing takes ten times as long as a small run, and tests/report holds it."""
+    draw = Figure.savefig
+
+    def blank(figure: Figure, target: Any, **options: Any) -> None:
+        draw(Figure(figsize=(0.5, 0.5)), target, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", blank)
+        yield
