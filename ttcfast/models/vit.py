@@ -62,7 +62,7 @@ class ViT(nn.Module):
     ``forward(x [N, C, X, Y] normalised) -> [N, C, X, Y]``, the change over one step in units of its standard deviation.
     ``latent_module`` names the module whose output is the latent (``[N, X/patch, Y/patch, width]``).
 
-    Source: the paper's surrogate is a ViT used image to image (arXiv:2509.02846, facts/ttc-paper.md 1); sizes are ours.
+    Source: the paper's surrogate is a ViT used image to image (arXiv:2509.02846); sizes are ours.
     """
 
     latent_module = "blocks.0"

@@ -60,7 +60,7 @@ def ranking(scores: Tensor, errors: Tensor) -> dict[str, float]:
 def precision_regret(reference: Tensor, cheaper: Tensor) -> Tensor:
     """What a cheaper way of scoring the same groups ``[M, K]`` costs: the reference's score that its choices lose, over the group's spread.
 
-    ``[M]``, 0 where nothing is lost; DECISIONS (Precision) allows 0.05.
+    ``[M]``, 0 where nothing is lost; docs/design/decisions.md ("Precision") allows 0.05.
     """
     top, low = reference.amax(1), reference.amin(1)
     lost = top - reference.gather(1, cheaper.argmax(1, keepdim=True)).squeeze(1)
