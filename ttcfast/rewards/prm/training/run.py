@@ -39,6 +39,7 @@ class PRMTraining(TrainingRun):
         in_ch: Channels of a pair of states, checked against the triplets; None for no check.
     """
 
+    config: TrainPRMConfig
     options, settings_key = "optim.", "settings"
 
     def __init__(self, config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) -> None:
