@@ -25,12 +25,14 @@ MOST_SHARED_BYTES = 48 * 1024  # what every one of these GPUs gives a block with
 
 @dataclass(frozen=True)
 class Usage:
+    """Resources that a compiled kernel takes."""
+
     registers: int
     spill_bytes: int
     shared_bytes: int
 
     def over(self, limit: int) -> str:
-        """What exceeds its limit, or nothing."""
+        """Return what exceeds its limit, empty if nothing does; ``limit`` is of registers."""
         found = []
         if self.registers > limit:
             found.append(f"{self.registers} registers, at most {limit}")
@@ -66,22 +68,18 @@ def compile_for(architecture: int, kernel: Any, signature: dict[str, str], const
 
 def usage_of(compiled: Any) -> Usage:
     """Registers and stack as ``cuobjdump --dump-resource-usage`` reports them; shared memory is asked for at launch, so Triton knows it."""
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        done = subprocess.run([cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        done = subprocess.run([str(cuobjdump), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {done.stdout!r}")
     registers, stack, static, local = map(int, found.groups())
     return Usage(registers, stack + local, static + compiled.metadata.shared)
-
-
-def cuobjdump() -> str:
-    """The one that comes with Triton."""
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,12 @@
-"""``ops.arm`` against the seed's eager functions and what torch.compile makes of two formulations of the same terms.
+"""``ops.arm`` against the plan's eager functions and what torch.compile makes of two formulations of the same terms.
 
 All peers compute the same scores with mask and finite check, which the gate holds against the reference in float64, on the inputs that are
 timed and again with NaN, infinities and negative densities put into some of the candidates. ``bytes_moved`` counts each candidate once.
 
-* ``seed, eager``: the functions of the TTC plan, "Analytical Reward Model (ARM)", per candidate, each integral for itself.
+* ``seed, eager``: the functions printed in TTC plan, "Analytical Reward Model (ARM)", per candidate, each integral for itself. The row's
+  name stands for that sketch.
 * ``tuned, eager``: the best we could write in eager torch.
-* ``natural, torch.compile``: the seed's functions compiled.
+* ``natural, torch.compile``: the plan's functions compiled.
 * ``sliced, torch.compile``: the channels as slices and every statistic a reduction over the same [N, B] x cells, so that Inductor makes one
   pass of it. On CUDA tuned by ``max-autotune-no-cudagraphs``; the graph column is its best number.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 from ttcfast.ops import arm
 from ttcfast.spec import ARMWeights, StateSpec
 
+from . import timing
 from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
@@ -67,24 +69,15 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         if tiny:
             n, b, side = min(n, 2), 5, 6
         problem = Problem(n, b, side, violating, device)
-        peers = problem.peers(tiny)
-        yield Case(
-            "arm",
-            name,
-            f"[{n}, {b}, 4, {side}, {side}]",
-            "float32",
-            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
-            ours=next(iter(peers)),
-            check=partial(problem.check, peers),
-            bytes_moved=4 * n * b * 4 * side * side,
-            device=device,
+        yield problem.case(
+            "arm", name, f"[{n}, {b}, 4, {side}, {side}]", "float32", problem.peers(tiny), bytes_moved=4 * n * b * 4 * side * side
         )
 
 
 Peer = Callable[["Problem"], Tensor]  # -> scores [N, B]
 
 
-class Problem:
+class Problem(timing.Problem):
     """A state of gas, candidates near it that drift a little in every total, walls as boundary; made at first use."""
 
     def __init__(self, n: int, b: int, side: int, violating: bool, device: str) -> None:
@@ -124,31 +117,25 @@ class Problem:
     def spec(self) -> StateSpec:
         return StateSpec.euler2d(cell_volume=self.volume, boundary_mask=self.mask)
 
-    def generator(self, seed: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(seed)
-
     def peers(self, tiny: bool) -> dict[str, Peer]:
         """Ours first."""
         backend = backend_of("arm", self.device)
         tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-        natural, fused = compiled(seed, tiny=tiny), compiled(sliced, tiny=tiny, **tuned)
+        natural, fused = compiled(plan, tiny=tiny), compiled(sliced, tiny=tiny, **tuned)
         return {
             f"ttcfast, {backend}": lambda p: arm(p.state, p.cand, p.spec, W, backend=backend).score,
-            "seed, eager": lambda p: seed(p.state, p.cand, p.masked, p.volume),
+            "seed, eager": lambda p: plan(p.state, p.cand, p.masked, p.volume),
             "tuned, eager": lambda p: tuned_eager(p.state, p.cand, p.masked, p.volume),
             "natural, torch.compile": lambda p: natural(p.state, p.cand, p.masked, p.volume),
             "sliced, torch.compile": lambda p: fused(p.state, p.cand, p.mask, p.volume),
         }
-
-    def run(self, function: Peer) -> Tensor:
-        return function(self)
 
     def check(self, peers: dict[str, Peer]) -> None:
         for trouble in (contextlib.nullcontext, self.poisoned):
             with trouble():
                 expected = self.expected()
                 for name, function in peers.items():
-                    # The seed subtracts two float32 integrals, which costs it digits (docs/design/decisions.md, "Sums of differences").
+                    # The plan subtracts two float32 integrals, which costs digits: docs/design/decisions.md ("Sums of differences").
                     loose = 1e-5 if name.startswith(("ttcfast", "sliced")) else 1e-4
                     found = function(self).double()
                     torch.testing.assert_close(found, expected, rtol=loose, atol=loose, msg=partial("{}: {}".format, name))
@@ -177,8 +164,8 @@ class Problem:
                 self.cand[-1, b, c, i, j] = old
 
 
-def seed(state: Tensor, cand: Tensor, masked: Tensor, volume: float) -> Tensor:
-    """Section 4 of the seed, with a candidate axis: [N, C, H, W] and [N, B, C, H, W] -> [N, B]."""
+def plan(state: Tensor, cand: Tensor, masked: Tensor, volume: float) -> Tensor:
+    """TTC plan, "Analytical Reward Model (ARM)", with a candidate axis: [N, C, H, W] and [N, B, C, H, W] -> [N, B]."""
 
     def integral(field: Tensor) -> Tensor:
         return (field * volume).sum(dim=(-2, -1))

@@ -19,6 +19,7 @@ from torch import Tensor
 from ttcfast.ops import keyed_dropout
 from ttcfast.spec import Key
 
+from . import timing
 from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
@@ -51,21 +52,17 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         if tiny:
             m, tokens, width = 4, 8, 16
         problem = Problem((m, tokens, width), dtype, device)
-        peers = problem.peers(tiny)
-        yield Case(
+        yield problem.case(
             "dropout",
             name,
             f"[{m}, {tokens}, {width}]",
             str(dtype).removeprefix("torch."),
-            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
-            ours=next(iter(peers)),
-            check=partial(problem.check, peers),
+            problem.peers(tiny),
             bytes_moved=2 * m * tokens * width * dtype.itemsize,
-            device=device,
         )
 
 
-class Problem:
+class Problem(timing.Problem):
     """Activations without zeros, made at first use."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
@@ -73,7 +70,7 @@ class Problem:
 
     @cached_property
     def x(self) -> Tensor:
-        return (1 + torch.rand(self.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1))).to(self.dtype)
+        return (1 + torch.rand(self.shape, device=self.device, generator=self.generator(1))).to(self.dtype)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -88,9 +85,6 @@ class Problem:
             "F.dropout, eager": lambda p: plain(p.x),
             "F.dropout, torch.compile": lambda p: fused(p.x),
         }
-
-    def run(self, function: Peer) -> Tensor:
-        return function(self)
 
     def check(self, peers: dict[str, Peer]) -> None:
         for place, (name, function) in enumerate(peers.items()):

@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 
 from ttcfast.pwm.utils.metrics import ESNR, ESNRMeter, esnr
 
+from . import timing
 from .targets import Target
 from .timing import Case
 
@@ -48,24 +49,20 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         if tiny:
             width, batch, count, steps = 8, 12, 12 if batch == count else 3, min(steps, 2)
         problem = Problem(width, norm, batch, count, steps, device)
-        peers = problem.peers()
-        yield Case(
+        yield problem.case(
             "esnr",
             name,
             f"[{batch}, {width}] x {steps} steps, M = {count}",
             "float32",
-            peers={peer: partial(function, problem) for peer, function in peers.items()},
-            ours=next(iter(peers)),
-            check=partial(problem.check, peers),
+            problem.peers(),
             note="the GPU's host waits once per measurement" if device == "cuda" else "",
-            device=device,
         )
 
 
 Peer = Callable[["Problem"], Any]
 
 
-class Problem:
+class Problem(timing.Problem):
     """A residual MLP applied ``steps`` times, its mean squared distance from a target; made at first use."""
 
     def __init__(self, width: int, norm: bool, batch: int, count: int, steps: int, device: str) -> None:
@@ -81,7 +78,7 @@ class Problem:
 
     @cached_property
     def data(self) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator(self.device).manual_seed(2)
+        generator = self.generator(2)
         x, noise = (torch.randn(self.batch, self.width, device=self.device, generator=generator) for _ in range(2))
         return x, x.roll(1, 1) + 0.5 * noise
 

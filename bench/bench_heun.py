@@ -16,6 +16,7 @@ from torch import Tensor
 from ttcfast.ops import heun_correct, heun_predict
 from ttcfast.ops.heun import heun_ref
 
+from . import timing
 from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
@@ -37,48 +38,45 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         for step, count in (("predict", 2), ("correct", 3)):
             for kind, group in GROUPS.items():
                 problem = Problem((2, 8) if tiny else shape, step, group, device)
-                peers = problem.peers(tiny)
-                yield Case(
+                yield problem.case(
                     "heun",
                     f"{name} {step} {kind}",
                     f"[{shape[0]}, {shape[1]}]",
                     "float32",
-                    peers=peers,
-                    ours=next(iter(peers)),
-                    check=partial(problem.check, peers),
+                    problem.peers(tiny),
                     bytes_moved=4 * shape[0] * shape[1] * (count + 1),
-                    device=device,
                 )
 
 
-class Problem:
+Peer = Callable[["Problem"], Tensor]
+
+
+class Problem(timing.Problem):
     def __init__(self, shape: tuple[int, int], step: str, group: int, device: str) -> None:
         self.shape, self.step, self.group, self.device = shape, step, group, device
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        generator = torch.Generator(self.device).manual_seed(1)
+        generator = self.generator(1)
         return [torch.randn(self.shape, device=self.device, generator=generator) for _ in range(2 + (self.step == "correct"))]
 
-    def peers(self, tiny: bool) -> dict[str, Callable[[], Tensor]]:
+    def peers(self, tiny: bool) -> dict[str, Peer]:
         backend = backend_of("heun", self.device)
         ours = heun_predict if self.step == "predict" else heun_correct
         plain = partial(expression, group=self.group)
+        fused = compiled(plain, tiny=tiny)
         return {
-            f"ttcfast, {backend}": lambda: ours(*self.tensors, DT, group=self.group, backend=backend),
-            "eager": lambda: plain(*self.tensors),
-            "torch.compile": partial(self.run, compiled(plain, tiny=tiny)),
+            f"ttcfast, {backend}": lambda p: ours(*p.tensors, DT, group=p.group, backend=backend),
+            "eager": lambda p: plain(*p.tensors),
+            "torch.compile": lambda p: fused(*p.tensors),
         }
 
-    def run(self, function: Callable[..., Tensor]) -> Tensor:
-        return function(*self.tensors)
-
-    def check(self, peers: dict[str, Callable[[], Tensor]]) -> None:
+    def check(self, peers: dict[str, Peer]) -> None:
         z, *slopes = (t.double() for t in self.tensors)
         second, step = (slopes[1], 0.5 * DT) if len(slopes) > 1 else (None, DT)
         expected = heun_ref(z, slopes[0], second, step, 1.0, self.group)
         for name, run in peers.items():
-            torch.testing.assert_close(run().double(), expected, rtol=1e-5, atol=1e-5, msg=partial("{}: {}".format, name))
+            torch.testing.assert_close(run(self).double(), expected, rtol=1e-5, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 def expression(z: Tensor, k1: Tensor, k2: Tensor | None = None, *, group: int) -> Tensor:

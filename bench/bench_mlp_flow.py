@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from ttcfast.integrators import Heun
 from ttcfast.ops.mlp_flow import VelocityMLP, mlp_flow
 
+from . import timing
 from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
@@ -62,20 +63,19 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         latent, conditions, widths, b, k = (16, 3, (8, 8), 4, 2) if tiny else sizes
         for mode in MODES:
             problem = Problem(latent, conditions, widths, b, k, mode, device)
-            peers = problem.peers(tiny)
-            yield Case(
+            yield problem.case(
                 "mlp_flow",
                 f"{name} {mode}",
                 f"[{b}, {latent}] + {conditions} -> {'x'.join(map(str, widths))}, K = {k}",
                 "float32",
-                peers=peers,
-                ours=next(iter(peers)),
-                check=partial(problem.check, peers),
-                device=device,
+                problem.peers(tiny),
             )
 
 
-class Problem:
+Peer = Callable[["Problem"], Sequence[Tensor]]
+
+
+class Problem(timing.Problem):
     """Latents on the simplices, conditions, and the parameters of a velocity; made at first use."""
 
     def __init__(self, latent: int, conditions: int, widths: tuple[int, ...], b: int, k: int, mode: str, device: str) -> None:
@@ -100,26 +100,26 @@ class Problem:
         shifts = [0.1 * self.normal(40 + i, o) for i, o in enumerate(self.widths)]
         return [weights, biases, scales, shifts]
 
-    def peers(self, tiny: bool) -> dict[str, Callable[[], Sequence[Tensor]]]:
+    def peers(self, tiny: bool) -> dict[str, Peer]:
         """Ours first; each gives the result and the gradients that it was asked for."""
         tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
         fused = compiled(eager, tiny=tiny, **tuned)
         ours = f"ttcfast, {backend_of('mlp_flow', self.device)}"
         if self.mode == "frozen":
             return {
-                ours: partial(self.run, our_step, False),
-                "eager, with weight gradients": partial(self.run, eager, True),
-                "eager": partial(self.run, eager, False),
-                "torch.compile": partial(self.run, fused, False),
+                ours: lambda p: p.run(our_step, False),
+                "eager, with weight gradients": lambda p: p.run(eager, True),
+                "eager": lambda p: p.run(eager, False),
+                "torch.compile": lambda p: p.run(fused, False),
             }
         trained = self.mode == "trained"
         found = {
-            ours: partial(self.run, our_step, trained),
-            "eager": partial(self.run, eager, trained),
-            "torch.compile": partial(self.run, fused, trained),
+            ours: lambda p: p.run(our_step, trained),
+            "eager": lambda p: p.run(eager, trained),
+            "torch.compile": lambda p: p.run(fused, trained),
         }
         if find_spec("torchdiffeq") is not None and not trained:
-            found["torchdiffeq"] = partial(self.run, by_torchdiffeq, trained)
+            found["torchdiffeq"] = lambda p: p.run(by_torchdiffeq, trained)
         return found
 
     def run(self, step: Callable[..., Tensor], trained: bool) -> Sequence[Tensor]:
@@ -133,23 +133,23 @@ class Problem:
         result = step(self.z, self.c, parameters, self.k)
         return [result.detach(), *torch.autograd.grad(result.square().sum(), leaves)]
 
-    def check(self, peers: dict[str, Callable[[], Sequence[Tensor]]]) -> None:
+    def check(self, peers: dict[str, Peer]) -> None:
         z, c = (t.detach().double().requires_grad_() for t in (self.z, self.c))
         parameters = [[t.double().requires_grad_() for t in part] for part in self.parameters]
         result = eager(z, c, parameters, self.k)
         grads = torch.autograd.grad(result.square().sum(), [z, c, *(t for part in parameters for t in part)])
         for name, run in peers.items():
-            for found, expected in zip(run(), [result.detach(), *grads]):
+            for found, expected in zip(run(self), [result.detach(), *grads]):
                 error = (found.double() - expected).norm() / expected.norm()
                 assert float(error) < 1e-4, f"{name}: off by {float(error):.1e} of the size of {tuple(found.shape)}"
 
     def normal(self, seed: int, *shape: int) -> Tensor:
-        return torch.randn(shape, device=self.device, generator=torch.Generator(self.device).manual_seed(seed))
+        return torch.randn(shape, device=self.device, generator=self.generator(seed))
 
 
-def velocity(z: Tensor, c: Tensor, parameters: list[list[Tensor]], tau: float) -> Tensor:
+def velocity(z: Tensor, c: Tensor, parameters: list[list[Tensor]], tau: Tensor) -> Tensor:
     weights, biases, scales, shifts = parameters
-    x = torch.cat([z, c, torch.full_like(z[:, :1], tau)], -1)
+    x = torch.cat([z, c, tau], -1)
     for w, b, scale, shift in zip(weights, biases, scales, shifts):
         x = F.mish(F.layer_norm(F.linear(x, w, b), scale.shape, scale, shift))
     x = F.linear(x, weights[-1], biases[-1]).unflatten(-1, (-1, GROUP))
@@ -159,8 +159,8 @@ def velocity(z: Tensor, c: Tensor, parameters: list[list[Tensor]], tau: float) -
 def eager(z: Tensor, c: Tensor, parameters: list[list[Tensor]], count: int) -> Tensor:
     dt = 1 / count
     for k in range(count):
-        k1 = velocity(z, c, parameters, k * dt)
-        k2 = velocity(z + dt * k1, c, parameters, (k + 1) * dt)
+        k1 = velocity(z, c, parameters, torch.full_like(z[:, :1], k * dt))
+        k2 = velocity(z + dt * k1, c, parameters, torch.full_like(z[:, :1], (k + 1) * dt))
         z = z + (0.5 * dt) * (k1 + k2)
     return z
 
@@ -169,16 +169,7 @@ def by_torchdiffeq(z: Tensor, c: Tensor, parameters: list[list[Tensor]], count: 
     from torchdiffeq import odeint
 
     times = torch.arange(count + 1, device=z.device, dtype=z.dtype) / count
-    weights = parameters[0]
-
-    def slope(t: Tensor, y: Tensor) -> Tensor:
-        x = torch.cat([y, c, t.expand(len(y), 1)], -1)
-        for w, b, scale, shift in zip(weights, *parameters[1:]):
-            x = F.mish(F.layer_norm(F.linear(x, w, b), scale.shape, scale, shift))
-        x = F.linear(x, weights[-1], parameters[1][-1]).unflatten(-1, (-1, GROUP))
-        return (x - x.mean(-1, keepdim=True)).flatten(-2)
-
-    return odeint(slope, z, times, method="heun2")[-1]
+    return odeint(lambda t, y: velocity(y, c, parameters, t.expand(len(y), 1)), z, times, method="heun2")[-1]
 
 
 def our_step(z: Tensor, c: Tensor, parameters: list[list[Tensor]], count: int) -> Tensor:

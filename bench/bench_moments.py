@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ttcfast.ops import accumulate_moments
 
+from . import timing
 from .groups import backend_of
 from .targets import Target
 from .timing import Case
@@ -48,25 +49,21 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         if tiny:
             count, elements = 7, 1000
         problem = Problem(count, elements, grad, total, zero, device)
-        peers = problem.peers()
         kinds = [str(dtype).removeprefix("torch.") for dtype in (grad, total)]
-        yield Case(
+        yield problem.case(
             "moments",
             name,
             f"{count} tensors, {elements} elements",
             kinds[0] if grad == total else " into ".join(kinds),
-            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
-            ours=next(iter(peers)),
-            check=partial(problem.check, peers),
+            problem.peers(),
             bytes_moved=elements * ((2 if zero else 1) * grad.itemsize + 2 * total.itemsize),
-            device=device,
         )
 
 
 Peer = Callable[["Problem"], Tensor]  # -> sum of squares, or the norm
 
 
-class Problem:
+class Problem(timing.Problem):
     """Gradients of a model with layers of several sizes, one of every six tensors large; made at first use."""
 
     def __init__(self, count: int, elements: int, grad: torch.dtype, total: torch.dtype, zero: bool, device: str) -> None:
@@ -79,7 +76,7 @@ class Problem:
 
     @cached_property
     def grads(self) -> list[Tensor]:
-        generator = torch.Generator(self.device).manual_seed(1)
+        generator = self.generator(1)
         return [(1e-3 * torch.randn(n, device=self.device, generator=generator)).to(self.types[0]) for n in self.sizes]
 
     @cached_property
@@ -89,16 +86,13 @@ class Problem:
     def peers(self) -> dict[str, Peer]:
         """Ours first."""
         backend = backend_of("accumulate_moments", self.device)
-        return {
+        found: dict[str, Peer] = {
             f"ttcfast, {backend}": lambda p: accumulate_moments(p.grads, p.totals, zero_grads=p.zero, backend=backend),
             "foreach pair": foreach_pair,
             "get_total_norm": total_norm,
             "plain loop": plain_loop,
         }
-
-    def run(self, function: Peer) -> Tensor:
-        with torch.no_grad():
-            return function(self)
+        return {name: torch.no_grad()(function) for name, function in found.items()}
 
     def check(self, peers: dict[str, Peer]) -> None:
         grads = [g.clone() for g in self.grads]
@@ -107,7 +101,7 @@ class Problem:
         for name, function in peers.items():
             torch._foreach_zero_(self.totals)
             torch._foreach_copy_(self.grads, grads)
-            found = self.run(function).double()
+            found = function(self).double()
             found = found if name.startswith("ttcfast") else found.square()
             loose = 1e-12 if name.startswith("ttcfast") else 1e-2 if self.types[0] == torch.bfloat16 else 1e-5
             torch.testing.assert_close(found, square, rtol=loose, atol=0, msg=partial("{}: {}".format, name))

@@ -20,6 +20,7 @@ from torch import Tensor
 from ttcfast.ops import add_noise, normal
 from ttcfast.spec import Key
 
+from . import timing
 from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
@@ -60,20 +61,17 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
             n, b, side = min(n, 2), 5, 6
         problem = Problem(n, b, side, dtype, device)
         peers = problem.draws(tiny) if name.startswith("normal") else problem.sums(tiny)
-        yield Case(
+        yield problem.case(
             "noise",
             name,
             f"[{n}, {b}, 4, {side}, {side}]",
             str(dtype).removeprefix("torch."),
-            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
-            ours=next(iter(peers)),
-            check=partial(problem.check, peers),
+            peers,
             bytes_moved=n * b * 4 * side * side * dtype.itemsize,
-            device=device,
         )
 
 
-class Problem:
+class Problem(timing.Problem):
     """States of order 1, made at first use."""
 
     def __init__(self, n: int, b: int, side: int, dtype: torch.dtype, device: str) -> None:
@@ -81,7 +79,7 @@ class Problem:
 
     @cached_property
     def x(self) -> Tensor:
-        return torch.rand(self.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(1)).to(self.dtype)
+        return torch.rand(self.shape, device=self.device, generator=self.generator(1)).to(self.dtype)
 
     @cached_property
     def expanded(self) -> Tensor:
@@ -113,9 +111,6 @@ class Problem:
             "torch.randn, eager": lambda p: torch.randn(shape, device=p.device, dtype=p.dtype),
             "torch.compile": lambda p: fused(p.expanded),
         }
-
-    def run(self, function: Peer) -> Tensor:
-        return function(self)
 
     def check(self, peers: dict[str, Peer]) -> None:
         drawn = "torch.randn, eager" in peers

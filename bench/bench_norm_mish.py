@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ttcfast.ops import norm_mish
 
+from . import timing
 from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
@@ -36,41 +37,41 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     for name, (rows, width) in (CPU_CASES if device == "cpu" else CUDA_CASES).items():
         for backward in (False, True):
             problem = Problem(*((3, 5) if tiny else (rows, width)), backward, device)
-            peers = problem.peers(tiny)
-            yield Case(
+            yield problem.case(
                 "norm_mish",
                 f"{name} {'backward' if backward else 'forward'}",
                 f"[{rows}, {width}]",
                 "float32",
-                peers=peers,
-                ours=next(iter(peers)),
-                check=partial(problem.check, peers),
+                problem.peers(tiny),
                 bytes_moved=4 * rows * width * (5 if backward else 2),
-                device=device,
             )
 
 
-class Problem:
+Peer = Callable[["Problem"], Sequence[Tensor]]
+
+
+class Problem(timing.Problem):
     def __init__(self, rows: int, width: int, backward: bool, device: str) -> None:
         self.shape, self.backward, self.device = (rows, width), backward, device
 
     @cached_property
     def tensors(self) -> list[Tensor]:
         """x, bias, scale, shift."""
-        generator = torch.Generator(self.device).manual_seed(1)
+        generator = self.generator(1)
         shapes = [self.shape, *[self.shape[1:]] * 3]
         return [torch.randn(s, device=self.device, generator=generator).requires_grad_(self.backward) for s in shapes]
 
     @cached_property
     def grad(self) -> Tensor:
-        return torch.randn(self.shape, device=self.device, generator=torch.Generator(self.device).manual_seed(2))
+        return torch.randn(self.shape, device=self.device, generator=self.generator(2))
 
-    def peers(self, tiny: bool) -> dict[str, Callable[[], Sequence[Tensor]]]:
-        backend = backend_of("norm_mish", self.device)
+    def peers(self, tiny: bool) -> dict[str, Peer]:
+        backend, fused = backend_of("norm_mish", self.device), compiled(eager, tiny=tiny)
+        ours = partial(norm_mish, backend=backend)
         return {
-            f"ttcfast, {backend}": partial(self.run, partial(norm_mish, backend=backend)),
-            "eager": partial(self.run, eager),
-            "torch.compile": partial(self.run, compiled(eager, tiny=tiny)),
+            f"ttcfast, {backend}": lambda p: p.run(ours),
+            "eager": lambda p: p.run(eager),
+            "torch.compile": lambda p: p.run(fused),
         }
 
     def run(self, function: Callable[..., Tensor]) -> Sequence[Tensor]:
@@ -80,12 +81,12 @@ class Problem:
         found = function(*self.tensors)
         return [found.detach(), *torch.autograd.grad(found, self.tensors, self.grad)]
 
-    def check(self, peers: dict[str, Callable[[], Sequence[Tensor]]]) -> None:
+    def check(self, peers: dict[str, Peer]) -> None:
         wide = [t.detach().double().requires_grad_() for t in self.tensors]
         result = eager(*wide)
         expected = [result.detach(), *torch.autograd.grad(result, wide, self.grad.double())]
         for name, run in peers.items():
-            for found, true in zip(run(), expected):
+            for found, true in zip(run(self), expected):
                 error = (found.double() - true).norm() / true.norm()
                 assert float(error) < 1e-5, f"{name}: off by {float(error):.1e} of the size of {tuple(found.shape)}"
 

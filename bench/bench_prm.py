@@ -1,15 +1,16 @@
-"""Scoring candidates by a reward model: ``PRMScorer`` against the seed's plain forward on the same weights, and its arithmetic.
+"""Scoring candidates by a reward model: ``PRMScorer`` against the plan's plain forward on the same weights, and its arithmetic.
 
-* ``seed, plain``: the seed's section 5 as it stands: state expanded, concatenated, all candidates at once.
+* ``seed, plain``: the network of TTC plan, "PRM Model", as printed: state expanded, concatenated, all candidates at once. In names of rows
+  and sizes, ``seed`` stands for this sketch.
 * ``seed, torch.compile``: the same compiled.
 * ``ttcfast, one chunk``: what is saved by linearity alone.
 
-All compute in float32 and agree to rounding. ``zeros`` is the seed's padding and opens its state dict; ``periodic`` pads as the data's
-boundary does, where the seed's net stands with ``padding_mode="circular"``.
+All compute in float32 and agree to rounding. ``zeros`` is the plan's padding and opens its state dict; ``periodic`` pads as the data's
+boundary does, where the plan's network stands with ``padding_mode="circular"``.
 
 ``shipped`` is the reward in ``examples/prm`` on 16 structured candidates of the shipped surrogate for each of 8 true states: float32 and
 bfloat16 (autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by
-bfloat16 lose by the float32 scores, relative to the group's spread (docs/design/decisions.md, "Precision").
+bfloat16 lose by the float32 scores, relative to the group's spread; see docs/design/decisions.md ("Precision").
 
 ``sizes`` compares what sizes of reward models cost beside the surrogate; nothing there is to agree.
 """
@@ -17,7 +18,7 @@ bfloat16 lose by the float32 scores, relative to the group's spread (docs/design
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.prm.sizes import make_prm
 from ttcfast.spec import StochasticConfig
 
+from . import timing
 from .groups import compiled
 from .targets import Target
 from .timing import Case
@@ -50,44 +52,14 @@ TARGETS = (
 def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     for name, (b, side, padding) in (CPU_CASES if device == "cpu" else CUDA_CASES).items():
         problem = Problem(*((5, 8) if tiny else (b, side)), padding, device)
-        peers = problem.peers(tiny)
-        yield Case(
-            "prm",
-            name,
-            f"[{b}, 4, {side}, {side}]",
-            "float32",
-            peers=peers,
-            ours="ttcfast",
-            check=partial(problem.check, peers),
-            device=device,
-        )
+        yield problem.case("prm", name, f"[{b}, 4, {side}, {side}]", "float32", problem.peers(tiny))
     shipped = Shipped(device, tiny)
-    yield Case(
-        "prm",
-        "shipped, 8 groups of 16",
-        "[8, 16, 4, 64, 64]",
-        "float32, bfloat16",
-        peers={name: partial(shipped.score, name) for name in Shipped.ways},
-        ours="float32",
-        check=shipped.check,
-        note=shipped.regret,
-        device=device,
-    )
-
-    sizes = Sizes(device, tiny)
-    yield Case(
-        "prm",
-        "sizes",
-        "[4, 16, 4, 64, 64]",
-        "float32",
-        peers={name: partial(sizes.run, name) for name in Sizes.names},
-        ours=Sizes.names[0],
-        check=sizes.check,
-        device=device,
-    )
+    ways = {name: partial(Shipped.score, way=name) for name in Shipped.ways}
+    yield shipped.case("prm", "shipped, 8 groups of 16", "[8, 16, 4, 64, 64]", "float32, bfloat16", ways, note=shipped.regret)
+    yield Sizes(device, tiny).case("prm", "sizes", "[4, 16, 4, 64, 64]", "float32", {n: partial(Sizes.run, name=n) for n in Sizes.names})
 
 
-class Sizes:
+class Sizes(timing.Problem):
     """64 candidates through reward models of several sizes, untrained but for the shipped one, and as many states through the surrogate."""
 
     names = ("PRM small", "PRM seed", "PRM surrogate", "DensePRM small", "shipped DensePRM", "surrogate")
@@ -115,10 +87,10 @@ class Sizes:
     def run(self, name: str) -> Tensor:
         return self.runs[name]()
 
-    def check(self) -> None:
+    def check(self, peers: dict[str, Callable[[Sizes], Tensor]]) -> None:
         torch.manual_seed(0)
-        for name in self.names:
-            assert self.run(name).isfinite().all(), f"{name} is not finite"
+        for name, run in peers.items():
+            assert run(self).isfinite().all(), f"{name} is not finite"
 
 
 _SIZE = {
@@ -129,7 +101,7 @@ _SIZE = {
 }
 
 
-class Shipped:
+class Shipped(timing.Problem):
     """The shipped reward on the candidates of the shipped surrogate; made at first use."""
 
     ways: Mapping[str, Mapping[str, Any]] = {
@@ -167,10 +139,10 @@ class Shipped:
     def score(self, way: str) -> Tensor:
         return self.scorers[way].score_group(*self.groups, None)
 
-    def check(self) -> None:
+    def check(self, peers: dict[str, Callable[[Shipped], Tensor]]) -> None:
         expected = self.score("float32").double()
-        for way in self.ways:
-            error = float((self.score(way).double() - expected).abs().max() / expected.abs().max())
+        for way, score in peers.items():
+            error = float((score(self).double() - expected).abs().max() / expected.abs().max())
             assert error < (0.1 if "bfloat16" in way else 1e-4), f"{way}: scores off by {error:.1e} of their size"
 
     def regret(self) -> str:
@@ -188,8 +160,8 @@ class Shipped:
         return network
 
 
-class SeedPRM(nn.Module):
-    """The seed's section 5."""
+class PlanPRM(nn.Module):
+    """TTC plan, "PRM Model", as printed."""
 
     def __init__(self, in_ch: int, width: int = 64, depth: int = 6, padding_mode: str = "zeros") -> None:
         super().__init__()
@@ -206,64 +178,60 @@ class SeedPRM(nn.Module):
         return self.head(self.trunk(x)).squeeze(-1)
 
 
-class Problem:
+class Problem(timing.Problem):
     """One state and its candidates; made at first use."""
 
     def __init__(self, b: int, side: int, padding: str, device: str) -> None:
         self.sizes, self.padding, self.device = (b, side), padding, device
 
     @cached_property
-    def seed(self) -> SeedPRM:
+    def plain(self) -> PlanPRM:
         torch.manual_seed(0)
-        return SeedPRM(8, padding_mode="zeros" if self.padding == "zeros" else "circular").eval().to(self.device)
+        return PlanPRM(8, padding_mode="zeros" if self.padding == "zeros" else "circular").eval().to(self.device)
 
     @cached_property
     def ours(self) -> PRM:
         prm = PRM(8, padding="zeros" if self.padding == "zeros" else "boundary").to(self.device)
-        prm.load_state_dict(self.seed.state_dict())
+        prm.load_state_dict(self.plain.state_dict())
         return prm
 
     @cached_property
     def state(self) -> Tensor:
         side = self.sizes[1]
-        return 1 + torch.rand(1, 4, side, side, device=self.device, generator=torch.Generator(self.device).manual_seed(1))
+        return 1 + torch.rand(1, 4, side, side, device=self.device, generator=self.generator(1))
 
     @cached_property
     def cand(self) -> Tensor:
         b, side = self.sizes
-        noise = torch.randn(b, 4, side, side, device=self.device, generator=torch.Generator(self.device).manual_seed(2))
+        noise = torch.randn(b, 4, side, side, device=self.device, generator=self.generator(2))
         return self.state + 0.02 * noise
 
-    def peers(self, tiny: bool) -> dict[str, Callable[[], Tensor]]:
+    def peers(self, tiny: bool) -> dict[str, Callable[[Problem], Tensor]]:
+        @cache
+        def fused() -> Callable[..., Tensor]:
+            return compiled(self.plain, tiny=tiny)
+
         return {
-            "ttcfast": partial(self._score, None),
-            "ttcfast, one chunk": partial(self._score, self.sizes[0]),
-            "seed, plain": partial(self._plain, lambda: self.seed),
-            "seed, torch.compile": partial(self._plain, lambda: self._compiled(tiny)),
+            "ttcfast": lambda p: p.score(None),
+            "ttcfast, one chunk": lambda p: p.score(p.sizes[0]),
+            "seed, plain": lambda p: p.scored_by(p.plain),
+            "seed, torch.compile": lambda p: p.scored_by(fused()),
         }
 
-    def check(self, peers: dict[str, Callable[[], Tensor]]) -> None:
+    def check(self, peers: dict[str, Callable[[Problem], Tensor]]) -> None:
         with torch.no_grad():
-            seed = SeedPRM(8, padding_mode=self.seed.trunk[0].padding_mode).to(self.device).double()  # type: ignore[arg-type]
-            seed.load_state_dict(self.seed.state_dict())
+            plain = PlanPRM(8, padding_mode=self.plain.trunk[0].padding_mode).to(self.device).double()  # type: ignore[arg-type]
+            plain.load_state_dict(self.plain.state_dict())
             wide, cand = self.state.double(), self.cand.double()
-            expected = torch.cat([seed(wide.expand_as(part), part) for part in cand.split(16)])
+            expected = torch.cat([plain(wide.expand_as(part), part) for part in cand.split(16)])
         for name, run in peers.items():
-            error = (run().double() - expected).abs().max() / expected.abs().max()
+            error = (run(self).double() - expected).abs().max() / expected.abs().max()
             assert float(error) < 1e-5, f"{name}: scores off by {float(error):.1e} of their size"
 
     @torch.no_grad()
-    def _score(self, chunk: int | None) -> Tensor:
-        return self._scorer(chunk).score_group(self.state, self.cand.unsqueeze(0), None)[0]
-
-    def _scorer(self, chunk: int | None) -> PRMScorer:
-        return PRMScorer(self.ours, chunk=chunk)
+    def score(self, chunk: int | None) -> Tensor:
+        return PRMScorer(self.ours, chunk=chunk).score_group(self.state, self.cand.unsqueeze(0), None)[0]
 
     @torch.no_grad()
-    def _plain(self, model: Callable[[], Callable[..., Tensor]]) -> Tensor:
-        return model()(self.state.expand_as(self.cand), self.cand)
-
-    def _compiled(self, tiny: bool) -> Callable[..., Tensor]:
-        if not hasattr(self, "_made"):
-            self._made = compiled(self.seed, tiny=tiny)
-        return self._made
+    def scored_by(self, model: Callable[..., Tensor]) -> Tensor:
+        return model(self.state.expand_as(self.cand), self.cand)

@@ -6,8 +6,8 @@
   which the formula 1 / (1 - f (1 - 1/B)) takes f, its share of the unshared time.
 * ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
 * ``arithmetic``: the whole step in float32 and bfloat16, called as it is and compiled. The gate compares their choices teacher-forced on
-  the same keys (docs/design/decisions.md, "Precision") and prints the regret. On a CPU without
-  bfloat16 instructions bfloat16 is emulated and slow.
+  the same keys, see docs/design/decisions.md ("Precision"), and prints the regret. On a CPU without bfloat16 instructions bfloat16 is
+  emulated and slow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .timing import Case
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SEED, STEP = 0, 1  # not step 0, at which a rollout also looks whether candidates differ
-SHIPPED = {"latent_sigma": 0.01}  # as ttcfast/configs/ttc.yaml has it, with dropout
+SHIPPED = {"latent_sigma": 0.01}  # as the shipped configuration has it, with dropout
 UNSHARED, EVERY_ROW = "unshared", "prefix of every row"
 
 # Peers by kind of case, ours first, with the method of Setting that each calls; those that compile are left out of tiny cases.

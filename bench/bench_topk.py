@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ttcfast.ops import topk
 
-from . import cub_topk
+from . import cub_topk, timing
 from .groups import backend_of
 from .targets import Target
 from .timing import Case
@@ -80,24 +80,13 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         if tiny:
             rows, n, k = min(rows, 3), min(n, 700), min(k, 40)
         problem = Problem(rows, n, k, order, device)
-        peers = problem.peers()
-        yield Case(
-            "topk",
-            name,
-            f"[{rows}, {n}], k {k}",
-            "float32",
-            peers={peer: partial(problem.run, function) for peer, function in peers.items()},
-            ours=next(iter(peers)),
-            check=partial(problem.check, peers),
-            bytes_moved=4 * rows * n,
-            device=device,
-        )
+        yield problem.case("topk", name, f"[{rows}, {n}], k {k}", "float32", problem.peers(), bytes_moved=4 * rows * n)
 
 
 Peer = Callable[["Problem"], tuple[Any, Any]]  # -> values and indices, best first
 
 
-class Problem:
+class Problem(timing.Problem):
     """Scores in one of the orders; made at first use."""
 
     def __init__(self, rows: int, n: int, k: int, order: str, device: str) -> None:
@@ -105,7 +94,7 @@ class Problem:
 
     @cached_property
     def scores(self) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(3)
+        generator = self.generator(3)
         return ORDERS[self.order](torch.randn(self.rows, self.n, device=self.device, generator=generator))
 
     @cached_property
@@ -126,9 +115,6 @@ class Problem:
         if self.rows == 1 and cub_topk.headers() is not None:
             found["CUB DeviceTopK"] = lambda p: cub_topk.select(p.scores, p.k)
         return found
-
-    def run(self, function: Peer) -> tuple[Any, Any]:
-        return function(self)
 
     def check(self, peers: dict[str, Peer]) -> None:
         values, indices = topk(self.scores, self.k, backend="reference")

@@ -29,6 +29,7 @@ from ttcfast.rewards.prm.triplets.file import FRAMES, TripletFile, TripletHeader
 from ttcfast.rewards.prm.triplets.writer import TripletWriter
 from ttcfast.spec import StateSpec
 
+from . import timing
 from .targets import Target
 from .timing import Case
 
@@ -50,20 +51,14 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         return
     for name, (count, at_once, side) in CASES.items():
         problem = Problem(12, 4, 6) if tiny else Problem(count, at_once, side)
-        yield Case(
-            "triplets",
-            name,
-            f"[{problem.at_once}, 4, 4, {problem.side}, {problem.side}]",
-            "float32",
-            peers={peer: partial(function, problem) for peer, function in PEERS.items()},
-            ours=next(iter(PEERS)),
-            check=problem.check,
-            bytes_moved=2 * problem.at_once * 4 * 4 * side * side * 4,
-        )
+        shape = f"[{problem.at_once}, 4, 4, {problem.side}, {problem.side}]"
+        yield problem.case("triplets", name, shape, "float32", PEERS, bytes_moved=2 * problem.at_once * 4 * 4 * side * side * 4)
 
 
-class Problem:
+class Problem(timing.Problem):
     """Files of random samples, made at first use in a temporary folder and removed when the process ends."""
+
+    device = "cpu"
 
     def __init__(self, count: int, at_once: int, side: int) -> None:
         self.count, self.at_once, self.side = count, at_once, side
@@ -123,9 +118,9 @@ class Problem:
 
         return (part.tolist() for part in endless() if len(part) == self.at_once)
 
-    def check(self) -> None:
+    def check(self, peers: dict[str, Peer]) -> None:
         picks = list(range(self.at_once))[::-1]
-        for name, function in PEERS.items():
+        for name, function in peers.items():
             self.order = iter([picks])
             if not np.array_equal(function(self).numpy(), self.values[picks][:, :4]):
                 raise AssertionError(f"{name} reads other values")

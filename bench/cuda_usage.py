@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .aot import MOST_SHARED_BYTES
+from .aot import Usage
 
 MOST_REGISTERS = 64  # two blocks of 512 threads on a multiprocessor of 65536 registers
 ENTRY = re.compile(r"Compiling entry function '(?P<name>[^']+)' for '(?P<gpu>sm_\w+)'")
@@ -21,37 +21,23 @@ USED = re.compile(r"Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Usage):
     name: str
     gpu: str
-    registers: int
-    spilled_bytes: int
-    shared_bytes: int
-
-    def over(self) -> str:
-        """What exceeds its limit, or nothing."""
-        found = [f"{self.spilled_bytes} bytes spilled, none allowed"] if self.spilled_bytes else []
-        for what, number, most in (
-            ("registers", self.registers, MOST_REGISTERS),
-            ("bytes of shared memory", self.shared_bytes, MOST_SHARED_BYTES),
-        ):
-            if number > most:
-                found.append(f"{number} {what}, at most {most}")
-        return "; ".join(found)
 
 
 def kernels(log: str) -> Iterator[Kernel]:
     """Every kernel of which ``log`` holds ptxas' report.
 
     Raises:
-        ValueError: a kernel's report is not complete.
+        ValueError: A kernel's report is not complete.
     """
     for part in re.split(r"(?=Compiling entry function)", log)[1:]:
         entry, spills, used = ENTRY.search(part), SPILLS.search(part), USED.search(part)
         if not entry or not spills or not used:
             raise ValueError(f"ptxas' report on a kernel is not complete: {part[:300]!r}")
         spilled = int(spills["stores"]) + int(spills["loads"])
-        yield Kernel(entry["name"], entry["gpu"], int(used["registers"]), spilled, int(used["shared"] or 0))
+        yield Kernel(int(used["registers"]), spilled, int(used["shared"] or 0), entry["name"], entry["gpu"])
 
 
 def main(log: str) -> int:
@@ -59,7 +45,7 @@ def main(log: str) -> int:
     if not found:
         print(f"no kernel's report in {log}; build anew with TTCFAST_CUDA=ON and CMAKE_CUDA_FLAGS='-Xptxas -v'")
         return 1
-    wrong = [(kernel, kernel.over()) for kernel in found if kernel.over()]
+    wrong = [(kernel, reason) for kernel in found if (reason := kernel.over(MOST_REGISTERS))]
     for kernel, reason in wrong:
         print(f"{kernel.name} for {kernel.gpu}: {reason}")
     gpus = sorted({kernel.gpu for kernel in found}, key=lambda gpu: int(re.sub(r"\D", "", gpu)))

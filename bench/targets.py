@@ -1,4 +1,4 @@
-"""What a group is meant to reach, and whether rows reach it."""
+"""Targets of a group, and whether rows reach them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Target:
     """A bound on one column.
 
     Args:
-        case: name of the cases it holds for, ``*`` and ``?`` as in file names.
-        peer: names of the peers it holds for, likewise; a ratio's peer, or ``""`` for our own row.
-        column: of ``bench.rows.Row``: ``"ratio"``, ``"graph_ratio"``, ``"share_of_read"``, ``"share_of_copy"``, ``"graph_hot_us"``, ...
-        least: at least this; None for no lower bound.
-        most: at most this; None for no upper bound.
+        case: Names of the cases it holds for, ``*`` and ``?`` as in file names.
+        peer: Names of the peers it holds for, likewise; a ratio's peer, or ``""`` for our own row.
+        column: Column of ``bench.rows.Row``, such as ``"ratio"``, ``"share_of_copy"`` or ``"graph_hot_us"``.
+        least: Lower bound, or None.
+        most: Upper bound, or None.
         device: ``"cpu"`` or ``"cuda"``.
-        threads: the number of threads it is stated for.
-        stretch: what would be better still, told beside it.
+        threads: Number of threads it is stated for.
+        stretch: Better bound, printed beside the first.
     """
 
     case: str

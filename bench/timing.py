@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from . import environment
 from .clocks import Clock, Run, clock_for
 from .rows import GATE_FAILED, OK, PEER_FAILED, Row
 
-__all__ = ["Case", "Row", "measure"]
+__all__ = ["Case", "Problem", "Row", "measure"]
 
 LEAST_SECONDS = 0.02  # a sample's least length: a thousand times what a call of perf_counter and a wake-up of the system cost
 MOST_LOOPS = 10_000
@@ -32,16 +33,16 @@ class Case:
     group allocates nothing. A peer that cannot run here is left out of ``peers``.
 
     Args:
-        group: of which it is part, the name after ``bench_``.
-        name: within the group, unique.
-        shape: for people, such as ``"[1, 256, 4, 128, 128]"``.
-        dtype: for people, such as ``"float32"``.
-        peers: by name, calls without arguments that all do the same work. On CUDA they only queue it. Gradients are on: a peer that
+        group: Group of the case, the name after ``bench_``.
+        name: Name, unique within the group.
+        shape: Shape to print, such as ``"[1, 256, 4, 128, 128]"``.
+        dtype: Dtype to print, such as ``"float32"``.
+        peers: By name, calls without arguments that all do the same work. On CUDA they only queue it. Gradients are on: a peer that
             needs none says so itself.
-        ours: the name in ``peers`` to which ratios refer.
-        check: raises unless all peers agree to the reference; called before any timing.
-        bytes_moved: the least that the work must read and write, in bytes; None where bandwidth says nothing.
-        note: what a reader of the row must know, or what says it once ``check`` has run.
+        ours: Name in ``peers`` to which ratios refer.
+        check: Raises unless all peers agree with the reference; called before any timing.
+        bytes_moved: Fewest bytes that the work must read and write; None where bandwidth says nothing.
+        note: Note for readers of the row, or a call that returns it once ``check`` has run.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -59,6 +60,24 @@ class Case:
     def __post_init__(self) -> None:
         if self.ours not in self.peers:
             raise ValueError(f"ours is {self.ours!r}; case {self.group}/{self.name} has the peers {', '.join(self.peers) or '(none)'}")
+
+
+class Problem:
+    """What the peers of a case solve; a group's own subclass makes its tensors at first use."""
+
+    device: str
+
+    def check(self, peers: Any) -> None:
+        """Raise unless ``peers``, as for :meth:`case`, agree with the reference."""
+        raise NotImplementedError
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def case(self, group: str, name: str, shape: str, dtype: str, peers: Mapping[str, Callable[[Any], Any]], **rest: Any) -> Case:
+        """A case of ``peers``, functions of this problem, ours first; ``rest`` as :class:`Case` takes it."""
+        calls = {peer: partial(function, self) for peer, function in peers.items()}
+        return Case(group, name, shape, dtype, calls, next(iter(peers)), partial(self.check, peers), device=self.device, **rest)
 
 
 @dataclass
@@ -85,12 +104,12 @@ def measure(
     """Time every peer of ``case``.
 
     Args:
-        case: what to time.
-        rounds: samples of each peer.
-        threads: of torch, during the check too, since Inductor compiles for one number of threads.
-        least_seconds: each sample makes as many calls as fill this time.
-        quick: only marks the rows.
-        clock: None takes that of the case's device.
+        case: Case to time.
+        rounds: Samples of each peer.
+        threads: Threads of torch, during the check too, since Inductor compiles for one number of threads.
+        least_seconds: Shortest sample, which makes as many calls as fill it.
+        quick: Only marks the rows.
+        clock: Clock; None takes that of the case's device.
 
     Returns:
         One row per peer, ours first. If the gate fails, one row with status ``"gate failed"`` and no times. A peer that raises has a row

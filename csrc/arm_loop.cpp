@@ -126,7 +126,7 @@ bool add_changes(Sums<Acc>& sums, Cursor<T, M> at, int64_t volume_step, Acc gamm
             if constexpr (is_conserved(kind)) {
                 unroll<M>([&](auto k) { momentum[k][p] += volume * (m[k] - old(1 + k)); });
             } else {
-                // Differences of products, written so that each small factor is itself a difference (docs/design/decisions.md, "Sums of
+                // Differences of products, written so that each small factor is itself a difference: docs/design/decisions.md ("Sums of
                 // differences").
                 V square{}, change{};
                 unroll<M>([&](auto k) {

@@ -9,16 +9,14 @@
 #include <cstdint>
 
 #include "topk_digits.h"
+#include "topk_lanes.h"
 
 namespace ttcfast {
 namespace {
 
-constexpr int kThreads = 512;  // of a block
-constexpr int kWarps = kThreads / 32;
 constexpr int kUnrolled = 4;          // scores that a thread asks for before it uses them
 constexpr unsigned kMostRoom = 2048;  // places in shared memory
 constexpr unsigned kWarpRow = 64;     // scores of a row that a warp takes
-constexpr unsigned kAll = 0xffffffffu;
 
 // Strides in elements; n < 2^30, so that a position and a step beyond it are an unsigned number.
 struct Rows {
@@ -86,24 +84,6 @@ union Scratch {
     } best;
 };
 
-__device__ inline unsigned lane_id() { return threadIdx.x % 32; }
-__device__ inline unsigned lower_lanes() { return (1u << lane_id()) - 1; }
-
-// Adds one to bin `digit` for every lane that takes part. Lanes that agree with the first one are added at once: equal scores would
-// otherwise wait for each other 32 times. All lanes of the warp call it.
-__device__ inline void count(unsigned* bins, bool takes_part, unsigned digit) {
-    const unsigned mask = __ballot_sync(kAll, takes_part);
-    if (mask == 0) return;
-    const unsigned leader = __ffs(static_cast<int>(mask)) - 1;
-    const unsigned common = __shfl_sync(kAll, digit, static_cast<int>(leader));
-    const unsigned same = __ballot_sync(kAll, takes_part && digit == common);
-    if (lane_id() == leader) {
-        atomicAdd(&bins[common], static_cast<unsigned>(__popc(same)));
-    } else if (takes_part && digit != common) {
-        atomicAdd(&bins[digit], 1u);
-    }
-}
-
 // Adds the histogram of the next digit of the scores [first, last) inside the prefix to `bins` in shared memory.
 template <class T, bool named>
 __device__ void count_digits(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, unsigned* bins) {
@@ -153,35 +133,6 @@ __device__ inline void descend(Prefix& p, int rank_bits, unsigned k, const unsig
     __syncthreads();
 }
 
-// Takes one more place of `taken` for every lane that wants one; its number. All lanes of the warp call it.
-__device__ inline unsigned place_of(unsigned* taken, bool wants) {
-    const unsigned mask = __ballot_sync(kAll, wants);
-    if (mask == 0) return 0;
-    const unsigned leader = __ffs(static_cast<int>(mask)) - 1;
-    unsigned start = 0;
-    if (lane_id() == leader) start = atomicAdd(taken, static_cast<unsigned>(__popc(mask)));
-    start = __shfl_sync(kAll, start, static_cast<int>(leader));
-    return start + static_cast<unsigned>(__popc(mask & lower_lanes()));
-}
-
-// How many threads of lower number in the block say yes, and of all of them. All threads call it.
-struct Standing {
-    unsigned before, total;
-};
-__device__ inline Standing standing(bool yes) {
-    __shared__ unsigned warp_yes[kWarps];
-    const unsigned mask = __ballot_sync(kAll, yes);
-    if (lane_id() == 0) warp_yes[threadIdx.x / 32] = static_cast<unsigned>(__popc(mask));
-    __syncthreads();
-    Standing s{static_cast<unsigned>(__popc(mask & lower_lanes())), 0};
-    for (unsigned warp = 0; warp < kWarps; ++warp) {
-        if (warp < threadIdx.x / 32) s.before += warp_yes[warp];
-        s.total += warp_yes[warp];
-    }
-    __syncthreads();
-    return s;
-}
-
 // Writes the positions of the scores [first, last) that are among the best: all above the prefix, in any order, and all inside it where
 // that fits. Otherwise those inside are ties, and the first of the row fill the places behind those above; `ties` of them stand before
 // `first`.
@@ -228,17 +179,9 @@ __device__ void sort_and_write(const Row<T, named>& row, unsigned k, unsigned co
                 const unsigned a = 2 * t - (t & (apart - 1)), b = a + apart;
                 const bool best_first = (a & run) == 0;
                 if (!(best_first ? before(b, a) : before(a, b))) continue;
-                const unsigned long long rank = best.rank[a];
-                best.rank[a] = best.rank[b];
-                best.rank[b] = rank;
-                if (named) {
-                    const unsigned long long name = best.name[a];
-                    best.name[a] = best.name[b];
-                    best.name[b] = name;
-                }
-                const unsigned position = best.position[a];
-                best.position[a] = best.position[b];
-                best.position[b] = position;
+                exchange(best.rank[a], best.rank[b]);
+                if (named) exchange(best.name[a], best.name[b]);
+                exchange(best.position[a], best.position[b]);
             }
         }
     }

@@ -21,13 +21,13 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Integrator(ABC):
-    """K substeps of equal length from ``start`` to ``end``.
+    """Integrator that takes K substeps of equal length.
 
     Args:
-        substeps: K, at least 1.
+        substeps: Number K of substeps, at least 1.
 
     Raises:
-        ValueError: Substeps below 1.
+        ValueError: ``substeps`` is below 1.
     """
 
     substeps: int = 2
@@ -40,27 +40,27 @@ class Integrator(ABC):
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Evaluations of the velocity per call."""
+        """Number of velocity evaluations per call."""
 
     @abstractmethod
     def step(self, velocity: Velocity, z: Tensor, tau: float, after: float, dt: float) -> Tensor:
-        """One substep of length ``dt`` from time ``tau`` to time ``after``."""
+        """Take one substep of length ``dt`` from time ``tau`` to time ``after``."""
 
     def __call__(self, velocity: Velocity, z: Tensor, *, start: float = 0.0, end: float = 1.0) -> Tensor:
         """Integrate ``dz/dtau = velocity(z, tau)``.
 
         Args:
-            velocity: Gives the slope of a state ``[..., D]`` at a time, in its shape and dtype; time is a Python number.
+            velocity: Called with a state ``[..., D]`` and a time, a Python number; returns the slope in the state's shape and dtype.
             z: State at ``start``, ``[..., D]``, float32 or float64.
             start: Time of ``z``.
-            end: Time of the result; before ``start`` it integrates backwards.
+            end: Time of the result; a time before ``start`` integrates backwards.
 
         Returns:
-            State at ``end``, like ``z``. Differentiable in ``z`` and in whatever the velocity depends on. Nothing waits for the device, so
-            that the whole loop can be captured as one CUDA graph.
+            State at ``end``, shape and dtype of ``z``. Differentiable in ``z`` and in whatever the velocity depends on. Nothing waits for
+            the device, so that a CUDA graph can capture the whole loop.
 
         Raises:
-            ValueError: The velocity's shape, dtype or device is not that of the state; or a time is a tensor to be differentiated.
+            ValueError: The velocity's shape, dtype or device is not that of the state, or a time is a tensor to be differentiated.
         """
         transforms.constant("start", start)
         transforms.constant("end", end)
@@ -71,7 +71,7 @@ class Integrator(ABC):
         return z
 
     def times(self) -> list[float]:
-        """The distinct times of the unit interval at which the velocity is asked for, ascending."""
+        """Return the distinct times of the unit interval at which the velocity is evaluated, ascending."""
         return [k / self.substeps for k in range(self.substeps + (self.order > 1))]
 
 
@@ -97,7 +97,10 @@ class Heun(Integrator):
 
 @dataclass(frozen=True)
 class Euler(Integrator):
-    """Forward Euler, order 1, one evaluation per substep; the ablation of the plan's section 4."""
+    """Forward Euler, order 1, one evaluation per substep, the ablation.
+
+    Source: Flow plan, "ODE Integrator Choice and Justification".
+    """
 
     name = "euler"
     order = 1
@@ -114,10 +117,10 @@ METHODS: dict[str, type[Integrator]] = {"heun": Heun, "heun2": Heun, "euler": Eu
 
 
 def make(method: str, substeps: int) -> Integrator:
-    """The integrator of that name, ``"heun"`` (also ``"heun2"``, torchdiffeq's name) or ``"euler"``.
+    """Return an integrator by name: ``"heun"`` (also ``"heun2"``, torchdiffeq's name) or ``"euler"``.
 
     Raises:
-        ValueError: The name is unknown, or substeps is below 1.
+        ValueError: The name is unknown, or ``substeps`` is below 1.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(map(repr, METHODS))}")
@@ -125,17 +128,17 @@ def make(method: str, substeps: int) -> Integrator:
 
 
 def integrate(velocity: Velocity, z: Tensor, *, method: str = "heun", substeps: int = 2, start: float = 0.0, end: float = 1.0) -> Tensor:
-    """``make(method, substeps)(velocity, z)``: see :class:`Integrator`.
+    """Integrate a velocity field by a named method, as ``make(method, substeps)(velocity, z)``.
 
     Args:
-        velocity: ``velocity(z, tau)``; torchdiffeq's functions take the time first.
+        velocity: Called as ``velocity(z, tau)``; torchdiffeq's functions take the time first.
         z: State at ``start``, ``[..., D]``, float32 or float64.
         method: ``"heun"`` or ``"euler"``.
-        substeps: K.
+        substeps: Number K of substeps, at least 1.
         start: Time of ``z``.
         end: Time of the result.
 
     Raises:
-        ValueError: An unknown method, substeps below 1, or as :class:`Integrator`.
+        ValueError: The method is unknown, ``substeps`` is below 1, or as for :class:`Integrator`.
     """
     return make(method, substeps)(velocity, z, start=start, end=end)

@@ -18,7 +18,7 @@ WITHOUT_SHARED = FINE.replace("_Zfine", "_Zwarp").replace(", used 1 barriers, 41
 
 def test_kernels_are_read_whole():
     first, second = kernels(FINE + WITHOUT_SHARED)
-    assert first == Kernel("_Zfine", "sm_90", 49, 0, 41032) and second == Kernel("_Zwarp", "sm_90", 49, 0, 0)
+    assert first == Kernel(49, 0, 41032, "_Zfine", "sm_90") and second == Kernel(49, 0, 0, "_Zwarp", "sm_90")
     with pytest.raises(ValueError, match="not complete"):
         list(kernels(FINE.replace("Used", "used")))
 

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tests.replays import write_replays
-from ttcfast.cli.configuration import build, compose
+from ttcfast.cli.configuration import compose
 from ttcfast.cli.main import main
+from ttcfast.cli.typed import build
 from ttcfast.pwm.checkpoint import load_world_model
 from ttcfast.pwm.train_wm import TrainWMConfig
 

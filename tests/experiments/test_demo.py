@@ -41,6 +41,7 @@ def test_demo_writes_everything(demo):
         "summary.csv",
         "table.md",
         *(f"figures/{f}.png" for f in FIGURES),
+        *(f"figures/{f}.svg" for f in FIGURES if not f.startswith("fields")),
     ]
     assert written == sorted(expected)
     assert sorted(p.stem for p in result.figures) == FIGURES

@@ -21,7 +21,7 @@ TASKS = ("walker-walk", "cheetah-run", "reacher-easy")
 MT30 = {"observation_dim": 24, "action_dim": 6, "multitask": True, "tasks": tuple(f"task-{i}" for i in range(30))}
 
 
-# facts/pwm-and-flow.md 1.2 and 6: (encoder, MLP dynamics, flow dynamics, reward, whole MLP model with the embedding).
+# Counted from the public code's layer sizes: (encoder, MLP dynamics, flow dynamics, reward, whole MLP model with the embedding).
 GOLDEN = {
     "5M": (155_904, 826_880, 826_368, 615_013, 1_599_717),
     "19M": (1_670_656, 2_176_512, 2_176_512, 1_754_213, 5_603_301),

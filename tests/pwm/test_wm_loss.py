@@ -55,7 +55,7 @@ def plain_next(model: BaseWorldModel, z: Tensor, a: Tensor) -> Tensor:
 
 
 def plain_loss(model: BaseWorldModel, obs: Tensor, act: Tensor, rew: Tensor, tau: Tensor | None) -> Tensor:
-    """The plan's section 3, step by step, with DECISIONS' means and the two-hot cross-entropy written out."""
+    """Flow plan, "Mathematical Specification", step by step, with means over entries and the two-hot cross-entropy written out."""
     z, total = plain_network(model.encoder_network, obs[0]), 0
     bins = torch.linspace(-10, 10, 101, dtype=obs.dtype)
     for t in range(H):

@@ -160,7 +160,7 @@ def test_no_reader_and_no_writer_waits_for_a_pipe(tmp_path, in_time, name, read)
 
 def test_a_pipe_among_the_figures_is_left_out(tmp_path, in_time):
     os.mkfifo(tmp_path / "a.png")
-    assert importlib.import_module("ttcfast.report.page.png").read_picture(tmp_path / "a.png") is None
+    assert importlib.import_module("ttcfast.report.page.pictures").read_picture(tmp_path / "a.png") is None
 
 
 def test_threads_that_write_one_file_never_show_a_broken_one(tmp_path):

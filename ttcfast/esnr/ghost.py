@@ -47,7 +47,7 @@ class GhostNorms:
     Raises:
         ValueError: M does not divide B, or a layer cannot be measured (its name and type are told).
 
-    Source: facts/hotpaths.md section 3; the identity is that of Goodfellow, arXiv:1510.01799, and of "ghost clipping", arXiv:2205.10683.
+    Source: Goodfellow, "Efficient per-example gradient computations", 2015; "ghost clipping" of Bu et al., arXiv:2205.10683.
     """
 
     def __init__(

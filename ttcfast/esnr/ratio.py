@@ -27,7 +27,8 @@ class ESNR(NamedTuple):
     and signal are equal; NaN where ``unbiased`` is not positive.
     Where all gradients are zero the ratios are NaN; where one is not finite, everything but M is NaN or inf.
 
-    Source: seeds/flow-world-model-plan.md section 6; DECISIONS, World models 9; noise scale: arXiv:1812.06162.
+    Source: Flow plan, "ESNR"; docs/design/decisions.md ("ESNR"); McCandlish et al., "An empirical model of
+    large-batch training", 2018, for the noise scale.
     """
 
     raw: float

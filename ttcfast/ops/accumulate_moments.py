@@ -68,7 +68,7 @@ def accumulate_moments(
 
 
 def check(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
-    """Everything the implementations rely on, so that a wrong argument is a message and never a wrong address.
+    """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address.
 
     Written over whole lists: with hundreds of tensors, a look at each of them in turn would cost as much as a millisecond.
     """
@@ -124,7 +124,7 @@ def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bo
 
 
 def accumulate_moments_ref(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool, _addresses: object = None) -> Tensor:
-    """The definition."""
+    """Compute the definition in torch's own functions."""
     result = torch.zeros((), dtype=torch.float64, device=grads[0].device)
     for grad in grads:
         result += grad.double().square().sum()
@@ -193,11 +193,9 @@ def _triton_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reaso
 # On the CPU the C++ path is first, on CUDA Triton.
 BACKENDS = register(
     "accumulate_moments",
-    [
-        Backend("cpu", native.available, _cpu_supports, _accumulate_moments_cpu),
-        Backend("triton", triton_available, _triton_supports, _accumulate_moments_triton),
-        Backend("reference", yes, yes, accumulate_moments_ref),
-    ],
+    Backend("cpu", native.available, _cpu_supports, _accumulate_moments_cpu),
+    Backend("triton", triton_available, _triton_supports, _accumulate_moments_triton),
+    Backend("reference", yes, yes, accumulate_moments_ref),
 )
 
 

@@ -1,4 +1,4 @@
-"""B noisy copies of each state, every copy with its own keyed normals, written in one pass."""
+"""Writes B noisy copies of each state in one pass, each with its own keyed normals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_noise(
         x: States, ``[N, C, *S]`` with any number of axes after N, float32, float64 or bfloat16, any strides.
         B: Candidates per problem.
         sigma: Standard deviation of the noise, in the units of x; 0 or more.
-        key: Names the stream; see ``normal``.
+        key: Key of the random stream; see :func:`normal`.
         rows: (problem, candidate) of each result, int64 ``[N B, 2]``, problem-major: row n B + b belongs to ``[n, b]``.
         antithetic: Candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
@@ -43,9 +43,9 @@ def add_noise(
         stay. Writes the result once; the copies of x and the noise are never stored.
 
     Raises:
-        TypeError: Key is not a ``Key``.
-        ValueError: Rows have another shape or dtype or are not N B, B is below 1, sigma is negative, not finite or a tensor
-            to be differentiated.
+        TypeError: ``key`` is not a :class:`ttcfast.spec.Key`.
+        ValueError: ``rows`` is not int64 ``[N B, 2]``, B is below 1, or ``sigma`` is negative, not finite or a tensor to be
+            differentiated.
         BackendError: The backend asked for cannot run, with its reason.
 
     Source: docs/design/decisions.md ("Keyed candidates").
@@ -76,10 +76,7 @@ class Call(NamedTuple):
 
 def check(call: Call) -> None:
     x, rows = call.x, call.rows
-    keyed.check_rows(rows, call.stream)
-    keyed.check_site(call.site)
-    if x.device != rows.device:
-        raise ValueError(f"x is on {x.device} and rows on {rows.device}; give both on one device")
+    keyed.check_names(rows, call.stream, call.site, x)
     if x.ndim < 1:
         raise ValueError("x has no axes; give [N, C, *S]")
     if call.B < 1:
@@ -101,8 +98,7 @@ def add_noise_ref(call: Call) -> Tensor:
     return noisy if wide else noisy.float().to(x.dtype)
 
 
-def _add_noise_cpu(call: Call) -> Tensor:
-    rows, out = call.rows.contiguous(), call.empty()
+def _add_noise_cpu(call: Call, out: Tensor, rows: Tensor) -> None:
     x, sizes, strides = keyed.grid(call.x)
     native.module().add_noise(
         native.code(x.dtype),
@@ -113,16 +109,12 @@ def _add_noise_cpu(call: Call) -> Tensor:
         call.sigma,
         *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements),
     )
-    return out
 
 
-def _add_noise_triton(call: Call) -> Tensor:
+def _add_noise_triton(call: Call, out: Tensor, rows: Tensor) -> None:
     from ttcfast.kernels import keyed as kernels
 
-    out = call.empty()
-    rows = call.rows.contiguous()
     kernels.launch_add_noise(out, *keyed.grid(call.x), call.B, call.sigma, rows, call.stream, call.site, call.elements, call.antithetic)
-    return out
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""The analytical reward: conservation, boundary and positivity penalties of every candidate, in one pass over them."""
+"""Scores candidates by the analytical reward: conservation, boundary and positivity penalties in one pass over them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class ArmScores(NamedTuple):
-    """What ``arm`` returns, each ``[N, B]``; penalties are >= 0 and inf where the candidate is not finite."""
+    """Results of :func:`arm`, each ``[N, B]``; penalties are >= 0, and inf where the candidate is not finite."""
 
     score: Tensor
     mass: Tensor
@@ -72,12 +72,12 @@ def arm(
         Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
 
     Raises:
-        ValueError: Shapes, channels, dtypes or devices do not fit, B is 0, an option is unknown, or a parameter is a tensor to be
+        ValueError: Shapes, channels, dtypes or devices do not match, B is 0, an option is unknown, or a parameter is a tensor to be
             differentiated.
         BackendError: The backend asked for cannot run, with its reason.
 
     Source: TTC plan, "Analytical Reward Model (ARM)". Terms are per candidate instead of batch means, see
-    docs/design/decisions.md ("Penalties per candidate"); differences are summed, see docs/design/decisions.md ("Sums of differences").
+    docs/design/decisions.md ("Penalties per candidate"), and differences are summed, see docs/design/decisions.md ("Sums of differences").
     """
     dense(state=state, candidates=candidates)
     of_type("spec", spec, StateSpec)
@@ -120,7 +120,7 @@ def _split(given: float | Tensor | None, default: float) -> tuple[Tensor | None,
 
 
 def check(call: Call) -> None:
-    """Everything the implementations rely on, so that a wrong argument is a message and never a wrong address."""
+    """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address."""
     state, candidates = call.state, call.candidates
     if (candidates.dtype, candidates.device) != (state.dtype, state.device):
         raise ValueError(
@@ -265,11 +265,9 @@ def _arm_triton(call: Call) -> tuple[Tensor, ...]:
 # On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
 BACKENDS = register(
     "arm",
-    [
-        Backend("cpu", native.available, lambda call: cpu_device(call.state), _arm_cpu),
-        Backend("triton", triton_available, lambda call: triton_device(call.state.device.type), _arm_triton),
-        Backend("reference", yes, yes, arm_ref),
-    ],
+    Backend("cpu", native.available, lambda call: cpu_device(call.state), _arm_cpu),
+    Backend("triton", triton_available, lambda call: triton_device(call.state.device.type), _arm_triton),
+    Backend("reference", yes, yes, arm_ref),
 )
 
 

@@ -21,6 +21,7 @@ TYPES = {
     bool: "bool",
     str: "str",
     list[float]: "float[]",
+    list[Tensor]: "Tensor[]",
     torch.dtype: "ScalarType",
 }
 
@@ -39,6 +40,12 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
     for key in keys:
         LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"ttcfast::{name}", fake, lib=LIBRARY)
+
+
+def arguments(call: type[Any], whole: str = "SymInt") -> str:
+    """Return the fields of a record as arguments of a schema; ``whole`` is the type of whole numbers."""
+    types: dict[Any, str] = {**TYPES, int: whole, list[int]: f"{whole}[]"}
+    return ", ".join(f"{types[hint]} {field}" for field, hint in get_type_hints(call).items())
 
 
 def define_call(
@@ -66,8 +73,6 @@ def define_call(
         whole: Schema type of whole numbers: ``SymInt``, or ``int`` where each value deserves a graph of its own.
         autograd: ``backward``, ``setup_context`` and ``policy`` of :func:`transforms.register`.
     """
-    types: dict[Any, str] = {**TYPES, int: whole, list[int]: f"{whole}[]"}
-    arguments = ", ".join(f"{types[hint]} {field}" for field, hint in get_type_hints(call).items())
 
     def checked(*args: Any) -> Any:
         given = call(*args)
@@ -78,5 +83,5 @@ def define_call(
         given = checked(*args[:-1])
         return choose(name, backends, args[-1], given).run(given)
 
-    define(f"{name}({arguments}, str backend) -> {returns}", run, lambda *args: empty(checked(*args[:-1])))
+    define(f"{name}({arguments(call, whole)}, str backend) -> {returns}", run, lambda *args: empty(checked(*args[:-1])))
     transforms.register(LIBRARY, name, lambda *args: definition(checked(*args)), **autograd)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,16 +75,16 @@ def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0
     return result
 
 
-def check(z: Tensor, slopes: dict[str, Tensor], group: int) -> None:
-    """Everything the implementations rely on."""
+def check(z: Tensor, slopes: Sequence[Tensor], group: int) -> None:
+    """Check everything that the implementations rely on."""
     if z.dtype not in DTYPES:
         raise ValueError(f"z is {z.dtype}; give float32 or float64")
-    for name, k in slopes.items():
-        wanted = (z.dtype, torch.bfloat16) if z.dtype == torch.float32 else (z.dtype,)
+    wanted = (z.dtype, torch.bfloat16) if z.dtype == torch.float32 else (z.dtype,)
+    for name, k in zip(("k1", "k2"), slopes):
         if k.shape != z.shape or k.device != z.device or k.dtype not in wanted:
             raise ValueError(f"{name} is {k.dtype} {tuple(k.shape)} on {k.device}; z is {z.dtype} {tuple(z.shape)} on {z.device}")
-    if len({k.dtype for k in slopes.values()}) > 1:
-        raise ValueError(f"the slopes are {' and '.join(str(k.dtype) for k in slopes.values())}; give both in one dtype")
+    if len({k.dtype for k in slopes}) > 1:
+        raise ValueError(f"the slopes are {' and '.join(str(k.dtype) for k in slopes)}; give both in one dtype")
     check_group("group", group, z.shape[-1] if z.ndim else 0)
 
 
@@ -161,56 +161,39 @@ def _triton_supports(base: Tensor | None, first: Tensor, second: Tensor | None) 
 
 BACKENDS = register(
     "heun",
-    [
-        Backend("cpu", native.available, _cpu_supports, fill_cpu),
-        Backend("triton", triton_available, _triton_supports, fill_triton),
-        Backend("reference", yes, yes, fill_reference),
-    ],
+    Backend("cpu", native.available, _cpu_supports, fill_cpu),
+    Backend("triton", triton_available, _triton_supports, fill_triton),
+    Backend("reference", yes, yes, fill_reference),
 )
 
 
-def _predict(z: Tensor, k1: Tensor, dt: float, group: int, backend: str) -> Tensor:
-    check(z, {"k1": k1}, group)
-    return update(z, k1, None, dt, 1.0, group, backend)
+def _arguments(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None, float, float, int]:
+    """What :func:`heun_ref` takes, from the arguments of either operation, checked."""
+    *slopes, dt, group = rest
+    check(z, slopes, group)
+    return (z, slopes[0], None, dt, 1.0, group) if len(slopes) == 1 else (z, *slopes, 0.5 * dt, 1.0, group)
 
 
-def _correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int, backend: str) -> Tensor:
-    check(z, {"k1": k1, "k2": k2}, group)
-    return update(z, k1, k2, 0.5 * dt, 1.0, group, backend)
+def _run(*args: Any) -> Tensor:
+    return update(*_arguments(*args[:-1]), args[-1])
 
 
-def _fake_predict(z: Tensor, k1: Tensor, dt: float, group: int, backend: str) -> Tensor:
-    check(z, {"k1": k1}, group)
-    return torch.empty_like(z)
+def _fake(*args: Any) -> Tensor:
+    return torch.empty_like(_arguments(*args[:-1])[0])
 
 
-def _fake_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int, backend: str) -> Tensor:
-    check(z, {"k1": k1, "k2": k2}, group)
-    return torch.empty_like(z)
+def _definition(*args: Any) -> Tensor:
+    return heun_ref(*_arguments(*args))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.dt, ctx.group = inputs[-3:-1]
-    ctx.slope_dtype = inputs[1].dtype
+    _, *slopes, dt, ctx.group, _ = inputs
+    ctx.slopes, ctx.slope_dtype, ctx.step = len(slopes), slopes[0].dtype, dt / len(slopes)
 
 
-def _backward_predict(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return grad, (ctx.dt * centered(grad, ctx.group)).to(ctx.slope_dtype), None, None, None
-
-
-def _backward_correct(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    half = (0.5 * ctx.dt * centered(grad, ctx.group)).to(ctx.slope_dtype)
-    return grad, half, half, None, None, None
-
-
-def _predict_ref(z: Tensor, k1: Tensor, dt: float, group: int) -> Tensor:
-    check(z, {"k1": k1}, group)
-    return heun_ref(z, k1, None, dt, 1.0, group)
-
-
-def _correct_ref(z: Tensor, k1: Tensor, k2: Tensor, dt: float, group: int) -> Tensor:
-    check(z, {"k1": k1, "k2": k2}, group)
-    return heun_ref(z, k1, k2, 0.5 * dt, 1.0, group)
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    share = (ctx.step * centered(grad, ctx.group)).to(ctx.slope_dtype)
+    return (grad, *[share] * ctx.slopes, None, None, None)
 
 
 def _in_float32(op: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -219,7 +202,6 @@ def _in_float32(op: Callable[..., Tensor], *args: Any) -> Tensor:
     return op(*(t.to(dtype) for t in tensors), *args[len(tensors) :])
 
 
-define("heun_predict(Tensor z, Tensor k1, float dt, int group, str backend) -> Tensor", _predict, _fake_predict)
-define("heun_correct(Tensor z, Tensor k1, Tensor k2, float dt, int group, str backend) -> Tensor", _correct, _fake_correct)
-transforms.register(LIBRARY, "heun_predict", _predict_ref, backward=_backward_predict, setup_context=_setup, policy=_in_float32)
-transforms.register(LIBRARY, "heun_correct", _correct_ref, backward=_backward_correct, setup_context=_setup, policy=_in_float32)
+for _name, _slopes in (("heun_predict", "Tensor k1"), ("heun_correct", "Tensor k1, Tensor k2")):
+    define(f"{_name}(Tensor z, {_slopes}, float dt, int group, str backend) -> Tensor", _run, _fake)
+    transforms.register(LIBRARY, _name, _definition, backward=_backward, setup_context=_setup, policy=_in_float32)

@@ -24,6 +24,7 @@ from .registry import Backend, cpu_device, register, triton_available, triton_de
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 Run = Callable[[Any], Tensor]
+Fill = Callable[[Any, Tensor, Tensor], None]  # of the call, the result and the contiguous rows
 MOST_ELEMENTS = 2**34  # of a row: the counter holds element // 4 in 32 bits
 LOW = 0xFFFFFFFF
 GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
@@ -33,17 +34,17 @@ PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
-    """The 64 bits that stand for (seed, step) in the raw operations, as int64 ``[1]``.
+    """Return the 64 bits that stand for (seed, step) in the raw operations, as int64 ``[1]``.
 
-    A step of a compiled model or of a captured CUDA graph gets its noise by another content of this tensor.
+    A compiled model or a captured CUDA graph draws the noise of another step once this tensor holds other bits.
 
     Args:
-        seed: Of the run, 0 to 2**63 - 1.
-        step: Of the rollout, 0 to 2**63 - 1.
-        device: Where the rows of the operation are.
+        seed: Seed of the run, 0 to 2**63 - 1.
+        step: Step of the rollout, 0 to 2**63 - 1.
+        device: Device of the operation's rows.
 
     Raises:
-        ValueError: Seed or step is out of range.
+        ValueError: ``seed`` or ``step`` is out of range.
     """
     if torch.compiler.is_compiling():
         # Seed and step stay symbols: a new step needs no new graph.
@@ -114,11 +115,11 @@ def normals_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithet
 
 
 def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
-    """A ``Key`` as the raw operations take it.
+    """Return a ``Key`` as the raw operations take it.
 
     Raises:
-        TypeError: Key is something else, or rows are no tensor.
-        ValueError: A number of the key is not whole or out of range, or rows are sparse.
+        TypeError: ``key`` is not a ``Key``, or ``rows`` is not a tensor.
+        ValueError: A number of the key is not whole or is out of range, or ``rows`` is sparse.
     """
     if not isinstance(key, Key):
         raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")
@@ -133,8 +134,8 @@ def check_site(site: int) -> None:
     _in_range("site", site, 2**63)
 
 
-def check_rows(rows: Tensor, stream: Tensor) -> None:
-    """Shape, dtype and device; the numbers only where the host can read them without waiting for a device."""
+def check_names(rows: Tensor, stream: Tensor, site: int, x: Tensor | None = None) -> None:
+    """Check shapes, dtypes and devices of what names the draws, and that ``x`` is where they are."""
     if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != 2:
         raise ValueError(f"rows are {rows.dtype} {tuple(rows.shape)}; give int64 [M, 2], a (problem, candidate) for each row")
     if stream.dtype != torch.int64 or tuple(stream.shape) != (1,) or stream.device != rows.device:
@@ -142,6 +143,9 @@ def check_rows(rows: Tensor, stream: Tensor) -> None:
             f"stream is {stream.dtype} {tuple(stream.shape)} on {stream.device}; give int64 [1] on {rows.device}, as stream_of(seed, step, "
             "rows.device) makes it"
         )
+    check_site(site)
+    if x is not None and x.device != rows.device:
+        raise ValueError(f"x is on {x.device} and rows on {rows.device}; give both on one device")
 
 
 def check_row_values(rows: Tensor) -> None:
@@ -165,23 +169,28 @@ def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
         raise ValueError(f"a row has {elements} elements; at most 2**34 can be numbered, so split it over sites")
 
 
-def backends(op: str, cpu: Run, triton: Run, reference: Run) -> tuple[Backend, ...]:
+def backends(op: str, cpu: Fill, triton: Fill, reference: Run) -> tuple[Backend, ...]:
     """Register the implementations of a keyed operation; the C++ one looks at the numbers in rows by itself."""
 
-    def checked(run: Run) -> Run:
-        def checking(call: Any) -> Tensor:
-            check_row_values(call.rows)
-            return run(call)
+    def filled_by(fill: Fill, *, look: bool) -> Run:
+        def run(call: Any) -> Tensor:
+            if look:
+                check_row_values(call.rows)
+            out: Tensor = call.empty()
+            fill(call, out, call.rows.contiguous())
+            return out
 
-        return checking
+        return run
+
+    def defined(call: Any) -> Tensor:
+        check_row_values(call.rows)
+        return reference(call)
 
     return register(
         op,
-        [
-            Backend("cpu", native.available, lambda call: cpu_device(call.rows), cpu),
-            Backend("triton", triton_available, lambda call: triton_device(call.rows.device.type), checked(triton)),
-            Backend("reference", yes, yes, checked(reference)),
-        ],
+        Backend("cpu", native.available, lambda call: cpu_device(call.rows), filled_by(cpu, look=False)),
+        Backend("triton", triton_available, lambda call: triton_device(call.rows.device.type), filled_by(triton, look=True)),
+        Backend("reference", yes, yes, defined),
     )
 
 

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a function of (seed, step, site, problem, candidate, element) and of nothing else."""
+"""Applies dropout whose mask depends on (seed, step, site, problem, candidate, element) alone."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def keyed_dropout(
     Args:
         x: ``[M, ...]``, float32, float64 or bfloat16, any strides; the elements of a row are numbered row-major.
         p: Probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
-        key: Names the stream; see ``normal``.
-        rows: (problem, candidate) of each row, int64 ``[M, 2]``; see ``normal``.
+        key: Key of the random stream; see :func:`normal`.
+        rows: (problem, candidate) of each row, int64 ``[M, 2]``; see :func:`normal`.
         antithetic: Candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
             what that one dropped.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
@@ -42,12 +42,11 @@ def keyed_dropout(
         nothing changes but that float16 is taken.
 
     Raises:
-        TypeError: Key is not a ``Key``.
-        ValueError: Rows have another shape or dtype or are not as many as x has rows; p is outside [0, 1).
+        TypeError: ``key`` is not a :class:`ttcfast.spec.Key`.
+        ValueError: ``rows`` is not int64 ``[M, 2]``, or ``p`` is outside [0, 1).
         BackendError: The backend asked for cannot run, with its reason.
 
-    Source: Srivastava et al. (2014), inverted; docs/design/decisions.md ("Keyed candidates"),
-    docs/design/decisions.md ("Dropout that acts").
+    Source: Srivastava et al. (2014), inverted; docs/design/decisions.md ("Keyed candidates", "Dropout that acts").
     """
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
@@ -85,10 +84,7 @@ class Call(NamedTuple):
 
 def check(call: Call) -> None:
     x, rows = call.x, call.rows
-    keyed.check_rows(rows, call.stream)
-    keyed.check_site(call.site)
-    if x.device != rows.device:
-        raise ValueError(f"x is on {x.device} and rows on {rows.device}; give both on one device")
+    keyed.check_names(rows, call.stream, call.site, x)
     if x.ndim < 1 or x.shape[0] != rows.shape[0]:
         raise ValueError(f"x has shape {tuple(x.shape)} and rows {tuple(rows.shape)}; give one (problem, candidate) for each row of x")
     if not 0 <= call.p < 1:
@@ -104,8 +100,7 @@ def keyed_dropout_ref(call: Call) -> Tensor:
     return torch.where(kept, wide * call.scale, 0.0).to(call.x.dtype).contiguous()
 
 
-def _keyed_dropout_cpu(call: Call) -> Tensor:
-    rows, out = call.rows.contiguous(), call.empty()
+def _keyed_dropout_cpu(call: Call, out: Tensor, rows: Tensor) -> None:
     x, sizes, strides = keyed.grid(call.x)
     native.module().keyed_dropout(
         native.code(x.dtype),
@@ -116,18 +111,14 @@ def _keyed_dropout_cpu(call: Call) -> Tensor:
         call.scale,
         *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements),
     )
-    return out
 
 
-def _keyed_dropout_triton(call: Call) -> Tensor:
+def _keyed_dropout_triton(call: Call, out: Tensor, rows: Tensor) -> None:
     from ttcfast.kernels import keyed as kernels
 
-    out = call.empty()
-    rows = call.rows.contiguous()
     kernels.launch_keyed_dropout(
         out, *keyed.grid(call.x), call.threshold, call.scale, rows, call.stream, call.site, call.elements, call.antithetic
     )
-    return out
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

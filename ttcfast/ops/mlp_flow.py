@@ -1,4 +1,4 @@
-"""A state carried over the unit interval by a velocity MLP: K substeps of Heun or Euler as one operation, forward and backward."""
+"""Carries a state over the unit interval by a velocity MLP: K substeps of Heun or Euler as one operation, forward and backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttcfast.checks import at_least, one_of, whole
 
 from . import native, transforms
 from .arguments import dense, of_type
-from .define import LIBRARY, define
+from .define import LIBRARY, arguments, define, define_call
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
 from .norm_mish import EPS, Layer, norm_mish_ref
@@ -54,13 +54,13 @@ def mlp_flow(
 
     Args:
         z: State at 0, ``[B, D]``, float32 or float64.
-        rows: What the first product adds for each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
-        times: What it adds at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
+        rows: Added to the first product of each row (conditions and bias), ``[B, U1]``, dtype of ``z``.
+        times: Added to the first product at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K.
         network: The other parameters, dtype of ``z``; those of the products may have any strides.
         method: ``"heun"`` (2 K evaluations) or ``"euler"`` (K).
-        substeps: K.
+        substeps: Number K of substeps, at least 1.
         group: See :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
-        eps: Of LayerNorm.
+        eps: Added to the variance in LayerNorm.
         matmul_dtype: None or the dtype of ``z``: products in it. ``torch.bfloat16`` with a float32 ``z``: inputs and results of the
             products are rounded to bfloat16; state, statistics and all sums stay float32.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
@@ -74,7 +74,7 @@ def mlp_flow(
         made in bfloat16 where that is autocast's dtype.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not fit, or an option is unknown.
+        ValueError: Shapes, dtypes or devices do not match, or an option is unknown.
         BackendError: The backend asked for cannot run, with its reason.
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
@@ -129,7 +129,7 @@ def mlp_flow_ref(
 
 
 def check(call: Call) -> None:
-    """Everything the implementations rely on."""
+    """Check everything that the implementations rely on."""
     one_of("method", call.method, METHODS)
     whole("substeps", call.substeps, 1)
     one_of("keep", call.keep, (NOTHING, FROZEN, TRAINED))
@@ -191,20 +191,11 @@ def _triton_supports(call: Call) -> Reason:
 
 BACKENDS = register(
     "mlp_flow",
-    [
-        Backend("cpu", native.available, _cpu_supports, _run_with(CPU)),
-        Backend("triton", triton_available, _triton_supports, _run_with(TRITON)),
-        Backend("reference", yes, yes, _run_with(REFERENCE)),
-    ],
+    Backend("cpu", native.available, _cpu_supports, _run_with(CPU)),
+    Backend("triton", triton_available, _triton_supports, _run_with(TRITON)),
+    Backend("reference", yes, yes, _run_with(REFERENCE)),
 )
 _PIECES = {"cpu": CPU, "triton": TRITON, "reference": REFERENCE}
-
-
-def _run(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    call = Call(*args[:-1])
-    check(call)
-    result: tuple[Tensor, list[Tensor]] = choose("mlp_flow", BACKENDS, args[-1], call).run(call)
-    return result
 
 
 def _run_backward(grad: Tensor, *args: Any) -> Result:
@@ -214,9 +205,7 @@ def _run_backward(grad: Tensor, *args: Any) -> Result:
     return Backward(call, Kept.of(kept, len(call.scales)), pieces).run(grad.contiguous())
 
 
-def _fake(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    call = Call(*args[:-1])
-    check(call)
+def _empty(call: Call) -> tuple[Tensor, list[Tensor]]:
     return torch.empty_like(call.z), buffers(call).flat() if call.keep != NOTHING else []
 
 
@@ -253,25 +242,22 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     n = ctx.hidden
     *options, keep, backend = ctx.options
     if grad is None:
-        return (None, None, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
+        return (*_grouped([None] * (4 + 4 * n), n), *[None] * 7)
     saved = list(ctx.saved_tensors)
     tensors, kept = saved[: 4 + 4 * n], saved[4 + 4 * n :]
     if transforms.watched([grad]):
-        again = transforms.gradients(lambda *places: _definition(*_grouped(places, n), *options, keep), tensors, [grad])
+        again = transforms.gradients(lambda *places: _definition(Call._make([*_grouped(places, n), *options, keep])), tensors, [grad])
         return (*_grouped(again, n), *[None] * 7)
     z, rows, times, *parts = _grouped(tensors, n)
     found = Result(*torch.ops.ttcfast.mlp_flow_backward(grad, z, rows, times, *parts, *options, keep, kept, backend))
     if keep != TRAINED:
-        return (found.z, found.rows, None, [None] * (n + 1), [None] * n, [None] * n, [None] * n, *[None] * 7)
+        return (*_grouped([found.z, found.rows, *[None] * (2 + 4 * n)], n), *[None] * 7)
     return (*found, *[None] * 7)
 
 
-def _definition(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    call = Call(*args)
-    check(call)
-    network = VelocityMLP(*call[3:7])
+def _definition(call: Call) -> tuple[Tensor, list[Tensor]]:
     options = (call.method, call.substeps, call.group, call.eps, call.matmul_dtype)
-    return mlp_flow_ref(call.z, call.rows, call.times, network, *options), []
+    return mlp_flow_ref(call.z, call.rows, call.times, VelocityMLP(*call[3:7]), *options), []
 
 
 def _mixed(op: Callable[..., tuple[Tensor, list[Tensor]]], *args: Any) -> tuple[Tensor, list[Tensor]]:
@@ -284,13 +270,21 @@ def _mixed(op: Callable[..., tuple[Tensor, list[Tensor]]], *args: Any) -> tuple[
     return op(z, rows, times, *parts, call.method, call.substeps, call.group, call.eps, half, call.keep, args[-1])
 
 
-_ARGUMENTS = (
-    "Tensor z, Tensor rows, Tensor times, Tensor[] weights, Tensor[] biases, Tensor[] scales, Tensor[] shifts, "
-    "str method, int substeps, int group, float eps, bool half, int keep"
+define_call(
+    "mlp_flow",
+    Call,
+    "(Tensor, Tensor[])",
+    check=check,
+    backends=BACKENDS,
+    empty=_empty,
+    definition=_definition,
+    whole="int",
+    backward=_backward,
+    setup_context=_setup,
+    policy=_mixed,
 )
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor[], Tensor[], Tensor[], Tensor[])"
-define(f"mlp_flow({_ARGUMENTS}, str backend) -> (Tensor, Tensor[])", _run, _fake)
-define(f"mlp_flow_backward(Tensor grad, {_ARGUMENTS}, Tensor[] kept, str backend) -> {_GRADIENTS}", _run_backward, _fake_backward)
-transforms.register(LIBRARY, "mlp_flow", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
+_SCHEMA = f"mlp_flow_backward(Tensor grad, {arguments(Call, 'int')}, Tensor[] kept, str backend) -> {_GRADIENTS}"
+define(_SCHEMA, _run_backward, _fake_backward)
 _refused = transforms.refuse("mlp_flow_backward")
 transforms.register(LIBRARY, "mlp_flow_backward", _refused, backward=_refused)

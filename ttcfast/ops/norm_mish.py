@@ -1,9 +1,8 @@
-"""What stands between two matrix products of the world models' networks: bias, LayerNorm and Mish in one pass, and back in one."""
+"""Applies bias, LayerNorm and Mish between two matrix products of the world models' networks in one pass, and backward in one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from ttcfast.checks import at_least
 
 from . import native, transforms
 from .arguments import dense
-from .define import LIBRARY, define
+from .define import LIBRARY, arguments, define, define_call
 from .registry import Backend, Reason, choose, contiguous, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -21,7 +20,7 @@ EPS = 1e-5
 
 
 class Layer(NamedTuple):
-    """What stands after one matrix product: ``[D]`` each."""
+    """Parameters of the steps after one matrix product, ``[D]`` each."""
 
     bias: Tensor
     scale: Tensor
@@ -60,7 +59,7 @@ def norm_mish(
         converted to float32 (float64 with float64 ``x``). A row with NaN or infinity is NaN, the others are untouched.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not fit, or eps is negative or a tensor to be differentiated.
+        ValueError: Shapes, dtypes or devices do not match, or ``eps`` is negative or a tensor to be differentiated.
         BackendError: The backend asked for cannot run, with its reason.
     """
     dense(x=x, bias=bias, scale=scale, shift=shift)
@@ -71,25 +70,39 @@ def norm_mish(
     return result
 
 
-def check(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> None:
-    """Everything the implementations rely on."""
+class Call(NamedTuple):
+    x: Tensor  # [..., D]
+    rows: Tensor | None  # [..., D]
+    bias: Tensor  # [D], like the two that follow
+    scale: Tensor
+    shift: Tensor
+    eps: float
+
+    @property
+    def layer(self) -> Layer:
+        return Layer(self.bias, self.scale, self.shift, self.eps)
+
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """The result and its statistics, not filled in."""
+        return torch.empty_like(self.x), self.scale.new_empty((*self.x.shape[:-1], 2))
+
+
+def check(call: Call) -> None:
+    """Check everything that the implementations rely on."""
+    x = call.x
     if x.dtype not in DTYPES:
         raise ValueError(f"x is {x.dtype}; give float32, float64 or bfloat16")
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; give [..., D] with D at least 1")
     wanted = accumulator(x)
-    for name, t, shape in (
-        ("bias", bias, x.shape[-1:]),
-        ("scale", scale, x.shape[-1:]),
-        ("shift", shift, x.shape[-1:]),
-        ("rows", rows, x.shape),
-    ):
+    for name in ("bias", "scale", "shift", "rows"):
+        t, shape = getattr(call, name), x.shape if name == "rows" else x.shape[-1:]
         if t is not None and (t.shape != shape or t.dtype != wanted or t.device != x.device):
             raise ValueError(
                 f"{name} is {t.dtype} {tuple(t.shape)} on {t.device}; x is {x.dtype} {tuple(x.shape)} on {x.device}, "
                 f"so give {wanted} {tuple(shape)}"
             )
-    at_least("eps", eps, 0)
+    at_least("eps", call.eps, 0)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -164,67 +177,48 @@ def fill_backward_triton(grad: Tensor, x: Tensor, rows: Tensor | None, layer: La
 _BACKWARD = {"reference": fill_backward_reference, "cpu": fill_backward_cpu, "triton": fill_backward_triton}
 
 
-def _cpu_supports(*tensors: Tensor | None) -> Reason:
-    if any(t is not None and t.dtype == torch.bfloat16 for t in tensors):
-        return cpu_device(*tensors) or "x is torch.bfloat16; the C++ path takes float32 or float64"
-    return cpu_device(*tensors) or contiguous(*tensors)
+def _cpu_supports(call: Call) -> Reason:
+    if call.x.dtype == torch.bfloat16:
+        return cpu_device(*call[:5]) or "x is torch.bfloat16; the C++ path takes float32 or float64"
+    return cpu_device(*call[:5]) or contiguous(*call[:5])
 
 
-def _triton_supports(x: Tensor, *tensors: Tensor | None) -> Reason:
-    return triton_device(x.device.type) or contiguous(x, *tensors)
+def _triton_supports(call: Call) -> Reason:
+    return triton_device(call.x.device.type) or contiguous(*call[:5])
+
+
+def _filled_by(fill: Callable[..., None]) -> Callable[[Call], tuple[Tensor, Tensor]]:
+    def run(call: Call) -> tuple[Tensor, Tensor]:
+        out = call.empty()
+        fill(call.x, call.rows, call.layer, *out)
+        return out
+
+    return run
 
 
 BACKENDS = register(
     "norm_mish",
-    [
-        Backend("cpu", native.available, _cpu_supports, fill_cpu),
-        Backend("triton", triton_available, _triton_supports, fill_triton),
-        Backend("reference", yes, yes, fill_reference),
-    ],
+    Backend("cpu", native.available, _cpu_supports, _filled_by(fill_cpu)),
+    Backend("triton", triton_available, _triton_supports, _filled_by(fill_triton)),
+    Backend("reference", yes, yes, _filled_by(fill_reference)),
 )
 
 
-def _run(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
-    check(x, rows, bias, scale, shift, eps)
-    y, stats = torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
-    chosen = choose("norm_mish", BACKENDS, backend, x, rows, bias, scale, shift)
-    chosen.run(x, rows, Layer(bias, scale, shift, eps), y, stats)
-    return y, stats
-
-
-def _run_backward(
-    grad: Tensor,
-    x: Tensor,
-    rows: Tensor | None,
-    bias: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: float,
-    stats: Tensor,
-    parameters: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = choose("norm_mish", BACKENDS, backend, x, rows, bias, scale, shift)
-    found = _outputs(x, scale, parameters)
+def _run_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *given, stats, parameters, backend = args
+    call = Call(*given)
+    chosen = choose("norm_mish", BACKENDS, backend, call)
+    found = _fake_backward(grad, *args)
     wanted = Gradients(found[0], None, *(found[1:] if parameters else (None, None)))
-    _BACKWARD[chosen.name](grad.contiguous(), x, rows, Layer(bias, scale, shift, eps), stats, wanted)
+    _BACKWARD[chosen.name](grad.contiguous(), call.x, call.rows, call.layer, stats, wanted)
     return found
 
 
-def _outputs(x: Tensor, scale: Tensor, parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, scale and shift, not filled in; the last two empty where they are not wanted."""
+    x, scale, parameters = args[0], args[3], args[7]
     shape = scale.shape if parameters else (0,)
     return torch.empty_like(x), scale.new_empty(shape), scale.new_empty(shape)
-
-
-def _fake(*args: Any) -> tuple[Tensor, Tensor]:
-    check(*args[:-1])
-    x, scale = args[0], args[3]
-    return torch.empty_like(x), scale.new_empty((*x.shape[:-1], 2))
-
-
-def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(args[0], args[3], args[7])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -239,7 +233,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
         return (None,) * 7
     *tensors, stats = ctx.saved_tensors
     if transforms.watched([grad]):
-        return (*transforms.gradients(partial(_definition, eps=ctx.eps), tensors, [grad]), None, None)
+        return (*transforms.gradients(lambda *places: _definition(Call._make([*places, ctx.eps])), tensors, [grad]), None, None)
     x, rows, bias, scale, shift = tensors
     wants_x, wants_rows, wants_bias, wants_scale, wants_shift = ctx.needs_input_grad[:5]
     parameters = wants_scale or wants_shift
@@ -255,9 +249,8 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
     )
 
 
-def _definition(x: Tensor, rows: Tensor | None, bias: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    check(x, rows, bias, scale, shift, eps)
-    y, stats = norm_mish_ref(x, rows, Layer(bias, scale, shift, eps))
+def _definition(call: Call) -> tuple[Tensor, Tensor]:
+    y, stats = norm_mish_ref(call.x, call.rows, call.layer)
     return y, stats.detach()
 
 
@@ -269,11 +262,22 @@ def _mixed(op: Callable[..., Any], x: Tensor, rows: Tensor | None, *rest: Any) -
     return y.to(x.dtype), stats
 
 
-_PARAMETERS = "Tensor x, Tensor? rows, Tensor bias, Tensor scale, Tensor shift, float eps"
-_BACKWARD_PARAMETERS = f"Tensor grad, {_PARAMETERS}, Tensor stats, bool parameters, str backend"
-define(f"norm_mish({_PARAMETERS}, str backend) -> (Tensor, Tensor)", _run, _fake)
-define(f"norm_mish_backward({_BACKWARD_PARAMETERS}) -> (Tensor, Tensor, Tensor)", _run_backward, _fake_backward)
-transforms.register(LIBRARY, "norm_mish", _definition, backward=_backward, setup_context=_setup, policy=_mixed)
-transforms.register(
-    LIBRARY, "norm_mish_backward", transforms.refuse("norm_mish_backward"), backward=transforms.refuse("norm_mish_backward")
+define_call(
+    "norm_mish",
+    Call,
+    "(Tensor, Tensor)",
+    check=check,
+    backends=BACKENDS,
+    empty=Call.empty,
+    definition=_definition,
+    backward=_backward,
+    setup_context=_setup,
+    policy=_mixed,
 )
+define(
+    f"norm_mish_backward(Tensor grad, {arguments(Call)}, Tensor stats, bool parameters, str backend) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+)
+_refused = transforms.refuse("norm_mish_backward")
+transforms.register(LIBRARY, "norm_mish_backward", _refused, backward=_refused)

@@ -1,4 +1,4 @@
-"""Standard normals that are a function of (seed, step, site, problem, candidate, element) and of nothing else."""
+"""Draws standard normals that depend on (seed, step, site, problem, candidate, element) alone."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def normal(
 
     Args:
         M: Number of rows.
-        shape: Of one row; its elements are numbered row-major, and the number of an element names its draw.
-        key: Names the stream. Two keys that differ in seed, step or site give unrelated numbers.
+        shape: Shape of one row. Its elements are numbered row-major, and the number of an element selects its draw.
+        key: Key of the random stream. Two keys that differ in seed, step or site give unrelated numbers.
         rows: (problem, candidate) of each row, int64 ``[M, 2]``, both 0 or more, problems below 2**32. Negative numbers raise where the
             rows are in host memory; on a GPU they are not looked at, since that would make the host wait.
         dtype: Float32, float64 or bfloat16: the float32 draw, widened or rounded.
@@ -46,8 +46,8 @@ def normal(
         changes nothing.
 
     Raises:
-        TypeError: Key is not a ``Key``, or M not a whole number.
-        ValueError: Rows have another shape or dtype, hold negative numbers, or are not M; the dtype is another one.
+        TypeError: ``key`` is not a :class:`ttcfast.spec.Key`, or M is not a whole number.
+        ValueError: ``rows`` is not int64 ``[M, 2]`` or holds negative numbers, or ``dtype`` is not one of the three.
         BackendError: The backend asked for cannot run, with its reason.
 
     Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958);
@@ -79,8 +79,7 @@ class Call(NamedTuple):
 
 
 def check(call: Call) -> None:
-    keyed.check_rows(call.rows, call.stream)
-    keyed.check_site(call.site)
+    keyed.check_names(call.rows, call.stream, call.site)
     if any(size < 0 for size in call.shape):
         raise ValueError(f"shape is {tuple(call.shape)}; sizes are 0 or more")
     keyed.check_draws(call.dtype, "dtype", call.elements)
@@ -92,20 +91,16 @@ def normal_ref(call: Call) -> Tensor:
     return draws.to(call.dtype).reshape(call.rows.shape[0], *call.shape)
 
 
-def _normal_cpu(call: Call) -> Tensor:
-    rows, out = call.rows.contiguous(), call.empty()
+def _normal_cpu(call: Call, out: Tensor, rows: Tensor) -> None:
     native.module().normal(
         native.code(call.dtype), out.data_ptr(), *keyed.native_rows(rows, call.stream, call.site, call.antithetic, call.elements)
     )
-    return out
 
 
-def _normal_triton(call: Call) -> Tensor:
+def _normal_triton(call: Call, out: Tensor, rows: Tensor) -> None:
     from ttcfast.kernels import keyed as kernels
 
-    out = call.empty()
-    kernels.launch_normal(out, call.rows.contiguous(), call.stream, call.site, call.elements, call.antithetic)
-    return out
+    kernels.launch_normal(out, rows, call.stream, call.site, call.elements, call.antithetic)
 
 
 define.define_call(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,10 @@ class BackendError(UserError, RuntimeError):
     status = 2
 
 
-def register(op: str, backends: Iterable[Backend]) -> tuple[Backend, ...]:
+def register(op: str, *backends: Backend) -> tuple[Backend, ...]:
     """Register an operation's backends in order of preference, and return them."""
-    OPS[op] = tuple(backends)
-    return OPS[op]
+    OPS[op] = backends
+    return backends
 
 
 def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Backend:

@@ -1,4 +1,4 @@
-"""The k best scores of every row, in one total order: larger first, equal ones by the smaller index or id, NaN last."""
+"""Selects the k best scores of every row in one total order: larger first, equal ones by the smaller index or id, NaN last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
 
     Args:
         scores: ``[N, n]``, float32, float64, bfloat16 or float16, any strides.
-        k: How many of each row, 1 to n.
+        k: Number of scores to take from each row, 1 to n.
         ids: Names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
             That is how a running top k is merged with a new chunk. Where a row repeats an id, the smaller index decides.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"``.
@@ -38,8 +38,8 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
 
     Raises:
-        TypeError: Scores or ids are not tensors, or k is not an integer.
-        ValueError: K is below 1 or above n; scores or ids have another shape or dtype, or are on two devices.
+        TypeError: ``scores`` or ``ids`` is not a tensor, or ``k`` is not an integer.
+        ValueError: ``k`` is below 1 or above n, a shape or dtype is not supported, or scores and ids are on different devices.
         BackendError: The backend asked for cannot run, with its reason.
     """
     dense(scores=scores)
@@ -63,7 +63,7 @@ class Call(NamedTuple):
 
 
 def check(call: Call) -> None:
-    """Everything the implementations rely on, so that a wrong argument is a message and never a wrong address."""
+    """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address."""
     scores, k, ids = call
     if scores.dtype not in DTYPES:
         raise ValueError(f"scores are {scores.dtype}; give float32, float64, bfloat16 or float16")
@@ -148,11 +148,9 @@ def _cuda_supports(call: Call) -> Reason:
 # The reference is what there is without the extension, and on a GPU for k above MOST_CUDA_K.
 BACKENDS = register(
     "topk",
-    [
-        Backend("cpu", native.available, lambda call: cpu_device(call.scores), _topk_cpu),
-        Backend("cuda", _cuda_available, _cuda_supports, _topk_cuda),
-        Backend("reference", yes, yes, topk_ref),
-    ],
+    Backend("cpu", native.available, lambda call: cpu_device(call.scores), _topk_cpu),
+    Backend("cuda", _cuda_available, _cuda_supports, _topk_cuda),
+    Backend("reference", yes, yes, topk_ref),
 )
 
 

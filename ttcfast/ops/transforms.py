@@ -1,4 +1,4 @@
-"""What torch may do around an operation, answered once for all: autocast, function transforms, forward mode, gradients of gradients.
+"""Makes operations work under autocast, function transforms, forward mode and gradients of gradients.
 
 An operation has fast implementations and a gradient of its own, which are opaque to torch. Whatever torch transforms is therefore handed
 to the operation's definition, which consists of torch's own functions, so that every transform and every nesting of them is torch's:
@@ -65,12 +65,13 @@ def register(
     """Register how an operation behaves under autocast, function transforms and differentiation.
 
     Args:
-        library: Which defined it.
-        op: Its name, with ``.overload`` where it has several. Its last argument is the backend.
-        definition: Of all arguments but the backend, in torch's own functions; or what raises, where no transform is possible.
-        backward: Its gradient, as ``torch.library.register_autograd`` takes it; None: it has none.
-        setup_context: What that needs, likewise.
-        policy: Under autocast.
+        library: Library that defines the operation.
+        op: Name of the operation, with ``.overload`` where it has several. Its last argument is the backend.
+        definition: Computes the results from all arguments but the backend in torch's own functions, or raises where no transform is
+            possible.
+        backward: Gradient, as ``torch.library.register_autograd`` takes it; None for an operation without one.
+        setup_context: Saves what ``backward`` needs, likewise.
+        policy: Prepares the arguments under autocast.
     """
     name, _, overload = op.partition(".")
     opaque = getattr(getattr(torch.ops.ttcfast, name), overload or "default")
@@ -112,7 +113,7 @@ def register(
 
 
 def has_tangent(args: Sequence[Any]) -> bool:
-    """Whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
+    """Tell whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
     return forward_ad._current_level >= 0 and bool(_any_dual(args))
 
 
@@ -128,18 +129,18 @@ def _any_dual(args: Sequence[Any]) -> bool:
 
 
 def watched(grads: Sequence[Tensor | None]) -> bool:
-    """Whether a backward pass of ``grads`` is itself transformed: to be differentiated, or of many gradients at once."""
+    """Tell whether a backward pass of ``grads`` is itself transformed: differentiated, or run for many gradients at once."""
     batched = any(g is not None and (functorch.is_functorch_wrapped_tensor(g) or functorch.is_legacy_batchedtensor(g)) for g in grads)
     return batched or torch.is_grad_enabled() or has_tangent(grads)
 
 
 def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of ``function(*tensors)`` in those tensors that require one, as torch's functions, to be differentiated once more.
+    """Return the gradients of ``function(*tensors)`` in the tensors that require one, differentiable once more.
 
     Args:
-        function: A definition, of the tensors alone.
-        tensors: Its arguments.
-        grads: Gradients of its first results; None where there is none.
+        function: Definition, called with the tensors alone.
+        tensors: Arguments of ``function``.
+        grads: Gradients of its first results; None for a result without one.
     """
     with torch.enable_grad():
         # Views, since one argument may have been computed from another: the gradient of each is by its own place alone.
@@ -153,7 +154,7 @@ def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], gr
 
 
 def refuse(op: str) -> Callable[..., Any]:
-    """The definition of an operation that cannot be transformed: an error that says so."""
+    """Return the definition of an operation that cannot be transformed, which raises an error that says so."""
 
     def definition(*_: Any) -> Any:
         raise NotImplementedError(

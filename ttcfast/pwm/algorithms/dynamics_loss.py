@@ -22,7 +22,8 @@ class DynamicsLoss(ABC):
 
     @abstractmethod
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
-        """The loss of every step, means over batch and latent entries (DECISIONS, world models 4).
+        """The loss of every step, means over batch and latent entries
+        (docs/design/decisions.md ("Loss scale and gradient")).
 
         Args:
             model: whose rollout it is.
@@ -48,7 +49,8 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
 
     With ``z_s = latents[t]``, ``z_e = targets[t]`` and a time tau per sample, ``|| v((1 - tau) z_s + tau z_e, a, tau) - (z_e - z_s) ||^2``.
     The gradient flows through ``z_s``, both where the velocity is asked and in what it is compared with, and so through the rollout into
-    the encoder, as the baseline's does; it stops at the target (DECISIONS, world models 4). All steps are one evaluation.
+    the encoder, as the baseline's does; it stops at the target (docs/design/decisions.md ("Loss scale and gradient")).
+    All steps are one evaluation.
 
     Args:
         tau_sampling: ``"uniform"``, or ``"midpoint"``: tau = 1/2 always, which never trains the times that integrators ask for; it warns.
@@ -56,7 +58,7 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
     Raises:
         ValueError: an unknown sampling; when called, a model that has no velocity.
 
-    Source: seeds/flow-world-model-plan.md section 3.
+    Source: Flow plan, "Mathematical Specification".
     """
 
     def __init__(self, tau_sampling: str = "uniform") -> None:

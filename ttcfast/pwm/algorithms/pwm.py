@@ -52,7 +52,7 @@ class PWM:
     Raises:
         ValueError: a number out of range, or a loss that does not fit the model.
 
-    Source: seeds/flow-world-model-plan.md sections 3, 7 and 10; facts/pwm-and-flow.md 1.3 and 1.4.
+    Source: Flow plan, "Mathematical Specification", "Algorithmic Rollout and Loss (Responsibility Separation)".
     """
 
     def __init__(
@@ -157,8 +157,9 @@ class PWM:
         Raises:
             ValueError: shapes that do not fit.
 
-        Source: seeds/flow-world-model-plan.md sections 3 and 7. Departures of DECISIONS, world models 4 and 5: the reward loss is a soft
-        cross-entropy where the reward is two-hot, and is divided by H once.
+        Source: Flow plan, "Mathematical Specification", "Algorithmic Rollout and Loss (Responsibility Separation)". Departures: the
+        reward loss is a soft cross-entropy where the reward is two-hot, and it is divided by H once;
+        see docs/design/decisions.md ("Loss scale and gradient", "Two-hot rewards").
         """
         self._check(obs, act, rew)
         horizon = len(act)

@@ -27,7 +27,7 @@ class SanityChecks:
         skipped: updates that were skipped, in all.
         stopped: whether training should end.
 
-    Source: seeds/flow-world-model-plan.md section 10.
+    Source: Flow plan, "Verification and Invariants".
     """
 
     max_gradient_norm: float = 1e3

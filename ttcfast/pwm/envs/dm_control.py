@@ -55,7 +55,7 @@ class DMControlEnv:
 
     Rendering is switched off (``MUJOCO_GL=disabled``) unless the environment variable says otherwise, so no display is needed.
 
-    Source: facts/pwm-and-flow.md section 2 (TD-MPC2's wrapper).
+    Source: Hansen, Su and Wang, "TD-MPC2", 2023, whose wrapper fixes action repeat and observation order.
     """
 
     def __init__(self, task: str, *, action_repeat: int = 2) -> None:

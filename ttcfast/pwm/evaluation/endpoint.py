@@ -22,7 +22,7 @@ def endpoint_error(model: BaseWorldModel, obs: Tensor, act: Tensor, task: Task |
         ``[H]``: entry 0 is the one-step error, the last one that of H steps. A latent's scale is the encoder's own, so errors of two models
         are comparable relative to :func:`latent_variance`.
 
-    Source: DECISIONS, world models 7.
+    Source: docs/design/decisions.md ("Control arms").
     """
     z, errors = model.encode(obs[0], task), []
     targets = model.encode(obs[1:], task)

@@ -8,7 +8,7 @@ is the observation's variance, in which saying "nothing changes" has its error t
 dynamics' doing and is told apart (``unread``): a model that encodes nothing would be easy to predict, and is seen there. Rewards need no
 probe. The error in the model's own latent space, relative to its variance, is kept as a diagnostic (``endpoint_error``).
 
-Source: DECISIONS, world models 7.
+Source: docs/design/decisions.md ("Control arms").
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def parameter_parity(
         ParityError: the gap is over the tolerance and ``on_violation`` is ``"abort"``.
         ValueError: an unknown ``on_violation`` or a negative tolerance.
 
-    Source: seeds/flow-world-model-plan.md sections 5 and 12; DECISIONS, world models 3.
+    Source: Flow plan, "Fairness: Parameter Parity"; docs/design/decisions.md ("Parameter parity").
     """
     one_of("on_violation", on_violation, ("warn", "abort"))
     at_least("tolerance", tolerance, 0)

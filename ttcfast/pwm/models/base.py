@@ -45,7 +45,7 @@ class BaseWorldModel(nn.Module, ABC):
     Raises:
         ValueError: sizes that do not fit, each with the argument's name and what to give.
 
-    Source: seeds/flow-world-model-plan.md sections 3 and 9; facts/pwm-and-flow.md 1.2.
+    Source: Flow plan, "Mathematical Specification"; docs/design/decisions.md ("World models and losses").
     """
 
     def __init__(

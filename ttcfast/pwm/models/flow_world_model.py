@@ -24,7 +24,7 @@ class FlowWorldModel(BaseWorldModel):
     """``dz/dtau = v(z, a, tau)`` for tau in [0, 1].
 
     The velocity is an MLP on ``[z, task embedding, a, tau]`` whose last layer is linear, with the mean of each of the latent's groups taken
-    out, so that every integrator keeps the sums of the groups (DECISIONS, world models 6 and 8).
+    out, so that every integrator keeps the sums of the groups (docs/design/decisions.md ("Simplex", "Time channel")).
 
     Args:
         integrator: an integrator of ``ttcfast.integrators``; used by :meth:`next` wherever it is called from.
@@ -35,7 +35,7 @@ class FlowWorldModel(BaseWorldModel):
     Raises:
         ValueError: as :class:`BaseWorldModel`; or dynamics that do not end in a linear layer.
 
-    Source: seeds/flow-world-model-plan.md sections 3, 4 and 9.
+    Source: Flow plan, "Mathematical Specification", "ODE Integrator Choice and Justification".
     """
 
     def __init__(

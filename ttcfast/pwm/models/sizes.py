@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# TD-MPC2's names; "48M" counts its whole agent, of which the world model is 19 million (facts/pwm-and-flow.md 1.2).
+# TD-MPC2's names; "48M" counts its whole agent, of which the world model is 19 million.
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {"latent_dim": 64, "units": (128, 128), "encoder_units": (128,), "task_dim": 16},
     "5M": {"latent_dim": 512, "units": (512, 512), "encoder_units": (256,), "task_dim": 64},

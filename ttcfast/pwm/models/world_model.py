@@ -32,7 +32,7 @@ class MLPWorldModel(BaseWorldModel):
 class ResidualWorldModel(BaseWorldModel):
     """``z' = z + f(z, a)``, the change with its group means taken out: what Euler with one substep is of a flow asked at tau = 0 alone.
 
-    The control of DECISIONS, world models 7: without it "flow" may only mean "residual".
+    Without this control, "flow" may only mean "residual"; see docs/design/decisions.md ("Control arms").
     """
 
     def _make_dynamics(self, inputs: int, last: Mapping[str, Any] | None) -> Network:

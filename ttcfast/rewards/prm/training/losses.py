@@ -28,7 +28,7 @@ def triplet_margin_loss(s_best: Tensor, s_med: Tensor, s_worst: Tensor, margin: 
     Raises:
         ValueError: The margin is no finite number above 0; with none, a constant score would be perfect.
 
-    Source: TTC plan, "Process Reward Model (PRM)".
+    Source: TTC plan, "Training the PRM".
     """
     _check_margin(margin)
     return F.relu(margin - (s_best - s_med)).mean() + F.relu(margin - (s_med - s_worst)).mean()
@@ -48,7 +48,7 @@ class LossOptions:
             prescribed values, once its field is added to the candidate. A scalar one: by how much a copy of the best candidate that breaks
             them fails to score a margin lower.
 
-    Source: TTC plan, "Process Reward Model (PRM)" and "Pitfalls & Gotchas".
+    Source: TTC plan, "Training the PRM", "Pitfalls & Gotchas".
     """
 
     margin: float = 0.2

@@ -1,4 +1,4 @@
-"""Every name at every module path that the seed of the test-time-computing wing prints, and at those of API.md, imports.
+"""Every name at every module path that the plans print, and at those of the public interface, imports.
 
 The names that a later version brings (the process reward model, the beam) join this list with it.
 """
@@ -8,7 +8,7 @@ import inspect
 
 import pytest
 
-SEED = {  # seeds/ttc-integration-plan.md, section by section, with ``ttcfast.`` before the module
+TTC_PLAN = {  # section by section, with ``ttcfast.`` before the module
     "stochastic_sampling.dropout_wrap": ["enable_mc_dropout"],
     "stochastic_sampling.latent_noise": ["inject_latent_noise"],
     "stochastic_sampling.input_perturb": ["perturb_state"],
@@ -55,7 +55,7 @@ API = {
         "calibration",
     ],
 }
-WORLD_MODELS = {  # seeds/flow-world-model-plan.md, sections 8 and 9, and API.md
+WORLD_MODELS = {  # the sections on configuration and on files, and what the README prints
     "pwm.models.base": ["BaseWorldModel"],
     "pwm.models.world_model": ["MLPWorldModel", "ResidualWorldModel"],
     "pwm.models.flow_world_model": ["FlowWorldModel"],
@@ -94,8 +94,8 @@ SIGNATURES = {  # the sketch's arguments come first, in its order and under its 
 }
 
 
-@pytest.mark.parametrize("module, name", [(m, n) for table in (SEED, API, WORLD_MODELS) for m, names in table.items() for n in names])
-def test_the_name_is_where_the_seed_or_the_api_puts_it(module, name):
+@pytest.mark.parametrize("module, name", [(m, n) for table in (TTC_PLAN, API, WORLD_MODELS) for m, names in table.items() for n in names])
+def test_the_name_is_where_the_plan_or_the_readme_puts_it(module, name):
     assert getattr(importlib.import_module(f"ttcfast.{module}"), name) is not None
 
 
