@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
@@ -102,8 +102,3 @@ def build_model(meta: Mapping[str, Any], path: str | os.PathLike[str] | Path = "
         return model(config(**meta["model"]))
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"checkpoint {path} describes a {name} that this version cannot build ({error})") from error
-
-
-def ema_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the floating-point parameters, to be averaged over training."""
-    return {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Trajectories for a surrogate: opened, and checked to be on its grid."""
+"""Opening trajectories for a surrogate, and checking that they have its grid, time step and cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.units import Units, require_units
-from ttcfast.spec import StochasticConfig
+from ttcfast.spec import StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
 
 from .checkpoint import units_of
@@ -19,10 +19,10 @@ from .checkpoint import units_of
 def open_on_grid(
     places: str | Sequence[str], split: str | None, reading: ReadOptions, surrogate: Surrogate, checkpoint: str
 ) -> TrajectorySet:
-    """The trajectories of a split, if they are on the grid that the surrogate takes, in cells and frames as far apart.
+    """Open the trajectories of a split that have the surrogate's grid, cell volume and time step.
 
     Raises:
-        DataError: they are not, or cannot be read.
+        DataError: They differ in one of these, or cannot be read.
     """
     found = open_trajectories(places, split=split, **dataclasses.asdict(reading))
     grid = getattr(getattr(surrogate.model, "config", None), "grid", None)
@@ -35,8 +35,21 @@ def open_on_grid(
     return found
 
 
+def open_conserved(places: str | Sequence[str], split: str, reading: ReadOptions, spec: StateSpec | None = None) -> TrajectorySet:
+    """Open the trajectories of a split in conserved variables.
+
+    Args:
+        spec: Layout that primitive variables are converted to; None for density, momentum and energy of a gas.
+    """
+    found = open_trajectories(places, split=split, **dataclasses.asdict(reading))
+    if found.spec.variables == "conserved":
+        return found
+    gas = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}
+    return found.converted(gas[found.spec.ndim]() if spec is None else spec)
+
+
 def units_of_data(found: TrajectorySet) -> Units:
-    """Time step, cell volume and gamma of trajectories, named by their first file."""
+    """Return the time step, cell volume and gamma of trajectories, named by their first file."""
     return Units.of_data(f"data file {found.files[0].path}", found.times, found.spec)
 
 

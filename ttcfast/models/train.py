@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttcfast.checks import at_least, one_of
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.data import ReadOptions, TrajectorySet, field_statistics, open_trajectories
+from ttcfast.data import ReadOptions, TrajectorySet, field_statistics
 from ttcfast.data.pairs import WindowSampler
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
-from ttcfast.runtime.training import (
-    CLOCKS,
-    Stopwatch,
-    TrainingError,
-    TrainingRun,
-    adamw,
-    average_again,
-    learning_rate,
-    set_learning_rate,
-    settings,
-    update_average,
-)
+from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingError, TrainingRun, check_training
 from ttcfast.runtime.units import time_step_of
-from ttcfast.spec import StateSpec
 
-from .checkpoint import ema_tensors, load_surrogate, save_surrogate, surrogate_meta
+from .checkpoint import load_surrogate, save_surrogate, surrogate_meta
+from .on_grid import open_conserved
 from .quality import one_step_error
 from .vit import ViT, ViTConfig
 
@@ -97,22 +85,9 @@ class TrainConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("loss", self.loss, ("l1", "mse", "huber"))
+        check_training(self, shares=("pushforward", "pushforward_from", "ema"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
-        one_of("clock", self.clock, CLOCKS)
-        for name, least in (
-            ("steps", 1),
-            ("batch", 1),
-            ("valid", 1),
-            ("warmup", 0),
-            ("input_noise", 0),
-            ("val_every", 1),
-            ("save_every", 1),
-        ):
-            at_least(name, getattr(self, name), least)
-        for name in ("pushforward", "pushforward_from", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+        at_least("input_noise", self.input_noise, 0)
 
 
 @dataclass(frozen=True)
@@ -159,35 +134,24 @@ class _Run(TrainingRun):
         self.model.to(self.device)
         self.normalizer.to(self.device)
         self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
-        self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
-        self.average = ema_tensors(self.model)
+        self.start_optimizer()
         self.surrogate_meta = surrogate_meta(self.model, self.normalizer, self.spec, time_step=time_step_of(data.times))
         self.valid = self._open("valid").spread(config.valid).stack().to(self.device)
         self.watch = Stopwatch(config.clock)
 
     def _open(self, split: str) -> TrajectorySet:
-        """The data of a split as density, momentum, energy."""
-        data = open_trajectories(self.config.data, split=split, **asdict(self.config.reading))
-        conserved = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}[data.spec.ndim]
-        return data if data.spec.variables == "conserved" else data.converted(conserved())
+        return open_conserved(self.config.data, split, self.config.reading)
 
     def step(self, step: int) -> dict[str, float]:
         """One update; returns loss, gradient norm and learning rate."""
-        lr = learning_rate(self.config.lr, step, self.config.warmup, self.share_done(step))
-        set_learning_rate(self.optimizer, lr)
         start, target = self._pair(step)
         # The target is the clean next state seen from the noisy start, so the model learns to take noise back.
         wanted = (target - start) / self.normalizer.delta_std.view(-1, 1, 1)
         self.model.train()
         with self._autocast():
             predicted = self.forward(self.normalizer.encode(start))
-        loss = _LOSSES[self.config.loss](predicted.float(), wanted)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        update_average(self.average, self.model.parameters(), self.config.ema, step)
-        return {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": lr}
+        loss = LOSSES[self.config.loss](predicted.float(), wanted)
+        return {"loss": float(loss.detach()), **self.descend(loss, step)}
 
     def _pair(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -224,15 +188,6 @@ class _Run(TrainingRun):
                 result[f"rollout_mse_{horizon}"] = float(error[:, horizon].mean())
         return result
 
-    def settings(self) -> dict[str, Any]:
-        return settings(self.config, _FREE_ON_RESUME)
-
-    def state(self) -> dict[str, Any]:
-        return {"average": dict(self.average)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.average = average_again(state["average"], self.average)
-
     def meta(self) -> dict[str, Any]:
         return self.surrogate_meta
 
@@ -264,19 +219,3 @@ class _Run(TrainingRun):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
-
-
-_FREE_ON_RESUME = {
-    "out",
-    "resume",
-    "device",
-    "compile",
-    "max_seconds",
-    "valid",
-    "val_every",
-    "save_every",
-    "log_every",
-    "tensorboard",
-    "wandb",
-}
-_LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}

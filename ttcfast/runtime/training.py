@@ -1,4 +1,4 @@
-"""What training runs have in common: the loop, their time, optimizer, averaged weights, and the settings that a resume must not change."""
+"""What training runs share: the loop, the clock, one update, the averaged weights, and the settings that a resume must not change."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttcfast.checks import at_least, one_of
+
 from . import checkpoints
 from .distributed import gathered, rank
-from .errors import CheckpointError, UserError
+from .errors import ArgumentError, CheckpointError, UserError
 from .logs import RunLog
 from .progress import bar
 
+LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
 CLOCKS = ("wall", "cpu")
+FREE_ON_RESUME = frozenset(
+    ["out", "resume", "device", "compile", "max_seconds", "valid", "val_every", "save_every", "log_every", "tensorboard", "wandb"]
+)
+"""Settings of a run that a resume may change, since they do not decide what is learned from a given step on."""
 
 
 class TrainingError(UserError):
@@ -58,27 +65,29 @@ class Stopwatch:
 
 
 class TrainingRun:
-    """One training run: its loop, its saves, its resume. A trainer derives from it and gives what is its own.
+    """Base class of trainers: the loop, one AdamW update, averaged weights, saves and the resume.
 
-    A trainer sets ``config`` (with log_every, val_every, save_every, tensorboard, wandb), ``out``, ``model``, ``optimizer``, ``watch``,
-    ``steps`` (length of the run) and ``max_seconds``, and defines ``step``, ``validate``, ``settings``, ``state`` and ``restore``.
-    Under torchrun, process 0 logs, saves and reads the clock for all.
+    A trainer sets ``config`` (with log_every, val_every, save_every, tensorboard, wandb), ``out``, ``model``, ``steps`` (the run's length),
+    ``max_seconds``, ``watch`` and, by ``start_optimizer``, ``optimizer`` and ``average``. It defines ``step`` and, where it validates,
+    ``validate``. Under torchrun, process 0 logs, saves and reads the clock for all.
     """
 
     config: Any
     out: Path
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
     watch: Stopwatch
     steps: int
     max_seconds: float | None = None
-    options = ""  # prefix of the optimiser's options, for error messages
+    options = ""  # prefix of the optimizer's options, for error messages
+    cosine = True  # whether the learning rate decays
     settings_key = "config"
     require_finite = True
     done = 0
 
     def step(self, step: int) -> dict[str, float]:
-        """Make one update; returns what is logged, ``loss`` among it."""
+        """Make one update and return what is logged, ``loss`` among it."""
         raise NotImplementedError
 
     def validate(self, step: int) -> dict[str, float]:
@@ -86,20 +95,64 @@ class TrainingRun:
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """What a resume must not change, as JSON has it."""
-        raise NotImplementedError
+        """Settings that a resume must not change, as JSON values."""
+        return settings(self.config, FREE_ON_RESUME)
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs beside model, optimizer, random states, step, seconds and settings."""
-        raise NotImplementedError
+        """State that a resume needs beside model, optimizer, random states, step, seconds and settings."""
+        return {"average": dict(self.average)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what ``state`` returned."""
-        raise NotImplementedError
+        self.average = average_again(state["average"], self.average)
 
     def meta(self) -> dict[str, Any]:
         """Header of the training state; a resume requires the same."""
         return {}
+
+    @property
+    def optim(self) -> Any:
+        """Options of the optimizer: ``lr``, ``warmup``, ``weight_decay``, ``clip`` (0 for none) and ``ema``."""
+        return self.config
+
+    def start_optimizer(self) -> None:
+        """Make the optimizer of ``model``, and its averaged weights."""
+        self.optimizer = adamw(self.model.parameters(), self.optim.lr, self.optim.weight_decay)
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def descend(self, loss: Tensor, step: int) -> dict[str, float]:
+        """Make one AdamW update from the gradient of ``loss``, and move the averaged weights.
+
+        Returns:
+            ``grad_norm``, before it is clipped, and the learning rate ``lr``.
+        """
+        optim = self.optim
+        lr = learning_rate(optim.lr, step, optim.warmup, self.share_done(step), cosine=self.cosine)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_average(self.average, self.model.parameters(), optim.ema, step)
+        return {"grad_norm": float(norm), "lr": lr}
+
+    @contextmanager
+    def averaged(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Give ``model`` its averaged weights, or ``weights``, for the length of a block, in evaluation mode."""
+        own = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self._put(self.average if weights is None else weights)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self._put(own)
+            self.model.train()
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
 
     def saved(self, step: int) -> None:
         """Called after each save, on process 0."""
@@ -215,11 +268,6 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) ->
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 def update_average(average: Mapping[str, Tensor], parameters: Iterable[Tensor], ema: float, step: int) -> None:
     """Move the averaged weights towards ``parameters`` (same order), faster in the first steps."""
     decay = min(ema, (1 + step) / (10 + step))
@@ -234,7 +282,7 @@ def average_again(held: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dic
 
 
 def settings(config: Any, free: Collection[str]) -> dict[str, Any]:
-    """The fields of a dataclass that a resume may not change (all but ``free``), as JSON has them."""
+    """The fields of a dataclass that a resume may not change (all but ``free``), as JSON values."""
     return {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in free}
 
 
@@ -244,3 +292,15 @@ def require_same_settings(path: str | os.PathLike[str], before: Mapping[str, Any
         raise CheckpointError(
             f"checkpoint {path} is of a run with other settings ({'; '.join(other)}); give them again, or another out=, or resume=false"
         )
+
+
+def check_training(config: Any, shares: Iterable[str]) -> None:
+    """Raise ``ValueError`` for an option of a training run that is out of range; ``shares`` names those that lie in [0, 1]."""
+    one_of("loss", config.loss, tuple(LOSSES))
+    one_of("clock", config.clock, CLOCKS)
+    at_least("warmup", config.warmup, 0)
+    for name in ("steps", "batch", "valid", "val_every", "save_every", "log_every"):
+        at_least(name, getattr(config, name), 1)
+    for name in shares:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ArgumentError(f"{name} is {getattr(config, name)}; give a number in [0, 1]")

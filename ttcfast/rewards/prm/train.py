@@ -20,7 +20,7 @@ from .training.config import (
     TrainPRMResult,
 )
 from .training.losses import LossOptions, triplet_margin_loss
-from .training.run import run
+from .training.run import PRMTraining
 from .triplets.batches import AugmentOptions
 from .triplets.file import Place
 
@@ -93,4 +93,6 @@ def train(config: TrainPRMConfig, *, in_ch: int | None = None) -> TrainPRMResult
         CheckpointError, DataError: another surrogate.
     """
     with process_group() as device:
-        return run(config, device if ranks() > 1 else None, in_ch)
+        training = PRMTraining(config, device if ranks() > 1 else None, in_ch)
+        training.train()
+        return training.result()

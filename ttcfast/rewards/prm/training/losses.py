@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ttcfast.checks import at_least, one_of
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.network import PairNetwork
+from ttcfast.runtime.training import LOSSES
 from ttcfast.spec import StateSpec
 
 STATE, BEST, MEDIAN, WORST, DETERMINISTIC, TRUTH = range(6)  # frames of a sample, as triplet files have them
 CANDIDATES = {"best": BEST, "median": MEDIAN, "worst": WORST, "deterministic": DETERMINISTIC}
-_FIELD = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.smooth_l1_loss}
 VIOLATION = 0.5  # how far a penalised copy is moved, in standard deviations of a step's change (conservation) or of the state (boundary)
 
 
@@ -26,7 +26,7 @@ def triplet_margin_loss(s_best: Tensor, s_med: Tensor, s_worst: Tensor, margin: 
     """Zero once best beats median, and median worst, by ``margin``; scores ``[M]``, a scalar back.
 
     Raises:
-        ValueError: a margin that is no finite number above 0: with none, a constant score would be perfect.
+        ValueError: The margin is no finite number above 0; with none, a constant score would be perfect.
 
     Source: TTC plan, "Training the PRM".
     """
@@ -61,7 +61,7 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         _check_margin(self.margin)
-        one_of("field", self.field, tuple(_FIELD))
+        one_of("field", self.field, tuple(LOSSES))
         for name in self.frames:
             one_of("frames", name, tuple(CANDIDATES))
         if not self.frames or len(set(self.frames)) != len(self.frames):
@@ -132,7 +132,7 @@ class RewardLoss(nn.Module):
         fields = network.error_group(state, cands)
         wanted = (frames[:, TRUTH].unsqueeze(1) - cands) / self.step_scale
         learned = [names.index(n) for n in options.frames]
-        terms = {"field": _FIELD[options.field](fields[:, learned], wanted[:, learned])}
+        terms = {"field": LOSSES[options.field](fields[:, learned], wanted[:, learned])}
         if self.margin_weight:
             scores, exact = (-x[:, :3].square().mean((2, 3, 4)) for x in (fields, wanted))
             half = ((exact[:, 0] - exact[:, 2]) / 2).clamp_min(torch.finfo(exact.dtype).tiny)

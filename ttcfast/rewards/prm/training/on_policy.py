@@ -9,35 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttcfast.checks import at_least, one_of
+from ttcfast.checks import at_least
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
+from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
-from ttcfast.models.checkpoint import ema_tensors, load_surrogate
-from ttcfast.models.on_grid import require_fit, units_of_data
+from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.models.on_grid import open_conserved, require_fit, units_of_data
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
-from ttcfast.runtime.training import (
-    CLOCKS,
-    Stopwatch,
-    TrainingRun,
-    adamw,
-    average_again,
-    learning_rate,
-    set_learning_rate,
-    settings,
-    update_average,
-)
+from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingRun, check_training
 from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import StateSpec
-
-LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
 
 
 @dataclass(frozen=True)
@@ -89,15 +77,9 @@ class OnPolicyConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("loss", self.loss, tuple(LOSSES))
-        one_of("clock", self.clock, CLOCKS)
         if not self.fm:
             raise ArgumentError("fm.ckpt is missing; name the surrogate's checkpoint, whose errors the reward model is to learn")
-        for name, least in (("steps", 1), ("batch", 1), ("valid", 1), ("warmup", 0), ("val_every", 1), ("save_every", 1), ("log_every", 1)):
-            at_least(name, getattr(self, name), least)
-        for name in ("restart", "refined", "stochastic", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+        check_training(self, shares=("restart", "refined", "stochastic", "ema"))
 
 
 def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
@@ -187,8 +169,7 @@ class _Run(TrainingRun):
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
-        self.optimizer = adamw(self.model.parameters(), config.lr, config.weight_decay)
-        self.average = ema_tensors(self.model)
+        self.start_optimizer()
         self.valid = self._open("valid").first(config.valid).stack().to(self.device)
         self.watch = Stopwatch(config.clock)
 
@@ -198,29 +179,22 @@ class _Run(TrainingRun):
         return self.surrogate.normalizer
 
     def _open(self, split: str) -> TrajectorySet:
-        data = open_trajectories(self.config.data, split=split, **asdict(self.config.reading))
-        return data if data.spec.variables == "conserved" else data.converted(self.surrogate.spec)
+        return open_conserved(self.config.data, split, self.config.reading, self.surrogate.spec)
 
     def step(self, step: int) -> dict[str, float]:
         """One update."""
         config = self.config
-        lr = learning_rate(config.lr, step, config.warmup, self.share_done(step))
-        set_learning_rate(self.optimizer, lr)
         state, truth = (v.to(self.device) for v in self.pool.batch())
         candidate = self._candidates(state, step)
         target = (truth - candidate) / self.unit
         self.model.train()
         found = self.model.error(state, candidate)
         loss = LOSSES[config.loss](found, target)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        update_average(self.average, self.model.parameters(), config.ema, step)
+        made = self.descend(loss, step)
         after = candidate + found.detach() * self.unit
         self.pool.advance(_conserving(state, after, self.spec), step)
         unmoved = float(LOSSES[config.loss](target, torch.zeros_like(target)))
-        return {"loss": float(loss.detach()), "unmoved": unmoved, "grad_norm": float(norm), "lr": lr}
+        return {"loss": float(loss.detach()), "unmoved": unmoved, **made}
 
     @torch.no_grad()
     def _candidates(self, state: Tensor, step: int) -> Tensor:
@@ -242,16 +216,19 @@ class _Run(TrainingRun):
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
         """Mean squared errors of the averaged weights over those of the deterministic step: one step, and rollouts with 0, 1, 2 moves."""
-        model, truth = self._averaged(), self.valid
+        with self.averaged():
+            return self._errors(self.valid)
+
+    def _errors(self, truth: Tensor) -> dict[str, float]:
         scale = self._normalizer().std.to(self.device)
         before, after = truth[:, :-1:4].flatten(0, 1), truth[:, 1::4].flatten(0, 1)
         result: dict[str, float] = {}
         base: dict[str, float] = {}
         for moves in (0, 1, 2):
-            one = torch.cat([self._moved(model, b, moves) for b in before.split(32)])
+            one = torch.cat([self._moved(b, moves) for b in before.split(32)])
             rolled = [truth[:, 0]]
             for _ in range(truth.shape[1] - 1):
-                rolled.append(self._moved(model, rolled[-1], moves))
+                rolled.append(self._moved(rolled[-1], moves))
             error = rollout_mse(torch.stack(rolled, 1), truth, scale=scale)
             found = {"one_step": float(rollout_mse(one.unsqueeze(1), after.unsqueeze(1), scale=scale).mean())}
             found |= {f"rollout_{h}": float(error[:, h].mean()) for h in (4, 16) if h < truth.shape[1]}
@@ -262,35 +239,24 @@ class _Run(TrainingRun):
                 result[f"improved_{moves}"] = float((error.mean(1) < first.mean(1)).float().mean())
         return result
 
-    def _moved(self, model: DensePRM, state: Tensor, moves: int) -> Tensor:
+    def _moved(self, state: Tensor, moves: int) -> Tensor:
         new = self.surrogate.deterministic(state)
         for _ in range(moves):
-            new = new + model.error(state, new) * self.unit
+            new = new + self.model.error(state, new) * self.unit
         return _conserving(state, new, self.spec)
 
-    def settings(self) -> dict[str, Any]:
-        return settings(self.config, _FREE_ON_RESUME)
-
     def state(self) -> dict[str, Any]:
-        return {"average": dict(self.average), "pool": self.pool.state_dict()}
+        return {**super().state(), "pool": self.pool.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.average = average_again(state["average"], self.average)
+        super().restore(state)
         self.pool.load_state_dict(state["pool"])
 
     def export(self, step: int, validation: dict[str, float]) -> None:
-        model = self._averaged()
         training = {**asdict(self.config), "steps_done": step, "seconds": round(self.watch.seconds())}
-        model.info = {**model.info, "training": training, "validation": validation}
-        model.save_pretrained(self.out)
-
-    def _averaged(self) -> DensePRM:
-        model = _model(self.config, self.surrogate, self.pool.data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.load_state_dict(self.average, strict=False)
-        return model.eval()
-
-
-_FREE_ON_RESUME = {"out", "resume", "device", "max_seconds", "valid", "val_every", "save_every", "log_every", "tensorboard", "wandb"}
+        self.model.info = {**self.model.info, "training": training, "validation": validation}
+        with self.averaged():
+            self.model.save_pretrained(self.out)
 
 
 def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) -> DensePRM:

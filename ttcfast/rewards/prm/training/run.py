@@ -7,14 +7,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ttcfast.models.checkpoint import ema_tensors, load_surrogate, units_of
+from ttcfast.models.checkpoint import load_surrogate, units_of
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.sizes import make_prm
 from ttcfast.rewards.prm.triplets.batches import Batches, Triplets
@@ -22,40 +21,29 @@ from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.distributed import gathered, rank, ranks, require_equal
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
-from ttcfast.runtime.training import (
-    Stopwatch,
-    TrainingError,
-    TrainingRun,
-    adamw,
-    average_again,
-    learning_rate,
-    require_same_settings,
-    set_learning_rate,
-    update_average,
-)
+from ttcfast.runtime.training import Stopwatch, TrainingError, TrainingRun, average_again, require_same_settings
 from ttcfast.runtime.units import require_units
 
-from .config import TrainPRMConfig, TrainPRMResult
+from .config import OptimOptions, TrainPRMConfig, TrainPRMResult
 from .losses import RewardLoss
 from .validation import Validation
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) -> TrainPRMResult:
-    """See ``train.train``; ``device`` is that of this process where there are several."""
-    state = _Run(config, device_of(config.device) if device is None else device, in_ch)
-    state.train()
-    return state.result(state.done)
+class PRMTraining(TrainingRun):
+    """One training run of a reward model.
 
+    Args:
+        device: Device of this process; None for that of ``config``.
+        in_ch: Channels of a pair of states, checked against the triplets; None for no check.
+    """
 
-class _Run(TrainingRun):
-    """The state of one training run."""
-
+    config: TrainPRMConfig
     options, settings_key = "optim.", "settings"
 
-    def __init__(self, config: TrainPRMConfig, device: torch.device, in_ch: int | None) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TrainPRMConfig, device: torch.device | None, in_ch: int | None) -> None:
+        self.config, self.device = config, device_of(config.device) if device is None else device
         self.out = output_folder(config.out)
         require_equal(config.settings())
         if config.optim.batch % ranks():
@@ -65,45 +53,41 @@ class _Run(TrainingRun):
         pool, held = self.triplets.split(config.data.valid, config.seed)
         self.batches = Batches(self.triplets, pool, config.optim.batch, config.augment, config.seed)
         self.steps = config.optim.steps or config.optim.epochs * -(-len(pool) // config.optim.batch)
-        self.max_seconds = config.optim.max_seconds
-        self.model = self.network = self._network(in_ch).to(device)
+        self.max_seconds, self.cosine = config.optim.max_seconds, config.sched.cosine
+        self.model = self.network = self._network(in_ch).to(self.device)
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = RewardLoss(self.network, config.loss, self.triplets.spec).to(device)
+        self.loss = RewardLoss(self.network, config.loss, self.triplets.spec).to(self.device)
         if self.triplets.frames_each < 6 and self.network.kind == "dense":
             raise ArgumentError("model.kind is 'dense', which learns the way to the truth; .pt files keep none: use ttcfast build_prm_data")
         self.validation = self._validation(held) if len(held) and rank() == 0 else None
         self.valid = len(held) > 0
-        self.optimizer = adamw(self.network.parameters(), config.optim.lr, config.optim.weight_decay)
+        self.start_optimizer()
         self.forward: nn.Module = self.loss
         if config.compile:
             self.loss.compile(dynamic=False)
         if ranks() > 1:
-            self.forward = DistributedDataParallel(self.loss, device_ids=[device] if device.type == "cuda" else None)
-        self.average = ema_tensors(self.network)
+            self.forward = DistributedDataParallel(self.loss, device_ids=[self.device] if self.device.type == "cuda" else None)
         self.best: dict[str, Tensor] | None = None
         self.best_loss, self.since_best, self.finished = math.inf, 0, False
         self.metrics: dict[str, float] = {}
         self.watch = Stopwatch()
 
+    @property
+    def optim(self) -> OptimOptions:
+        return self.config.optim
+
     def step(self, step: int) -> dict[str, float]:
         """One update; the losses are those of the whole batch."""
-        optim = self.config.optim
-        lr = learning_rate(optim.lr, step, optim.warmup, self.share_done(step), cosine=self.config.sched.cosine)
-        set_learning_rate(self.optimizer, lr)
-        share = self.config.optim.batch // ranks()
+        share = self.optim.batch // ranks()
         frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share)).to(self.device)
         self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             terms = self.forward(frames)
-        terms["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        update_average(self.average, self.network.parameters(), optim.ema, step)
+        made = self.descend(terms["loss"], step)
         values = {name: float(value.detach()) for name, value in terms.items()}
         everyone = gathered(values)
-        return {**{n: sum(v[n] for v in everyone) / len(everyone) for n in values}, "grad_norm": float(norm), "lr": lr}
+        return {**{n: sum(v[n] for v in everyone) / len(everyone) for n in values}, **made}
 
     def validate(self, step: int) -> dict[str, float]:
         """Metrics of the averaged weights; keeps the best, and decides whether to stop."""
@@ -111,7 +95,7 @@ class _Run(TrainingRun):
             return {}
         found: dict[str, float] = {}
         if self.validation is not None:
-            with _Averaged(self):
+            with self.averaged():
                 found = self.validation.metrics(self.loss, self.device)
             self._tell_collapse(found, step)
         found = gathered(found)[0]
@@ -129,7 +113,7 @@ class _Run(TrainingRun):
 
     def state(self) -> dict[str, Any]:
         return {
-            "average": dict(self.average),
+            **super().state(),
             "best": {} if self.best is None else dict(self.best),
             "best_loss": self.best_loss,
             "since_best": self.since_best,
@@ -144,7 +128,7 @@ class _Run(TrainingRun):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         require_same_settings(self.training, state, self._sources())
-        self.average = average_again(state["average"], self.average)
+        super().restore(state)
         self.best = average_again(state["best"], self.average) if state["best"] else None
         self.best_loss, self.since_best, self.metrics = float(state["best_loss"]), int(state["since_best"]), dict(state["metrics"])
         self.finished = bool(state["finished"]) and self.config.patience is not None
@@ -152,16 +136,14 @@ class _Run(TrainingRun):
     def stopped(self) -> bool:
         return self.finished
 
-    def saved(self, step: int) -> None:
-        self._export(step)
-
-    def result(self, step: int) -> TrainPRMResult:
+    def result(self) -> TrainPRMResult:
+        """Write the reward model and return it; every process calls this."""
         if rank() == 0:
-            self._export(step)
+            self.saved(self.done)
         gathered(None)  # so that no process reads the folder before it is written
-        return TrainPRMResult(PairNetwork.from_pretrained(self.out), Path(self.out), step, dict(self.metrics))
+        return TrainPRMResult(PairNetwork.from_pretrained(self.out), self.out, self.done, dict(self.metrics))
 
-    def _export(self, step: int) -> None:
+    def saved(self, step: int) -> None:
         weights = self.average if self.best is None else self.best
         self.network.info = {
             "surrogate": self.triplets.surrogate,
@@ -170,7 +152,7 @@ class _Run(TrainingRun):
             "training": {**asdict(self.config), "steps_done": step, "processes": ranks(), "seconds": round(self.watch.seconds(), 1)},
             "validation": self.metrics,
         }
-        with _Averaged(self, weights):
+        with self.averaged(weights):
             self.network.save_pretrained(self.out)
 
     def _network(self, in_ch: int | None) -> PairNetwork:
@@ -210,24 +192,3 @@ class _Run(TrainingRun):
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-class _Averaged:
-    """The network with other weights, for the length of a block, and in evaluation."""
-
-    def __init__(self, run: _Run, weights: dict[str, Tensor] | None = None) -> None:
-        self.network, self.weights = run.network, run.average if weights is None else weights
-
-    def __enter__(self) -> None:
-        self.own = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-        self._put(self.weights)
-        self.network.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self._put(self.own)
-        self.network.train()
-
-    @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.network.named_parameters():
-            parameter.copy_(weights[name])

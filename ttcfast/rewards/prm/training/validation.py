@@ -183,7 +183,8 @@ class Validation:
 
 def _nearness(group: Tensor, scale: Tensor) -> Tensor:
     """The trivial scorer ``-||c - c_0||`` ``[M, B]``: candidate 0 comes first in a group."""
-    return -((group - group[:, :1]) / scale).flatten(2).norm(dim=2)
+    distance: Tensor = ((group - group[:, :1]) / scale).flatten(2).norm(dim=2)
+    return -distance
 
 
 def _left_over(network: DensePRM, frames: Tensor, scale: Tensor) -> tuple[float, float]:
