@@ -67,7 +67,7 @@ def write_pdebench(
 def write_the_well(
     path: Path, n: int, *, frames: int = 5, grid: int = 8, seed: int = 0, gamma: float | Sequence[float] = 1.4, kind: str = "PERIODIC"
 ) -> dict[str, np.ndarray]:
-    """A file of euler_multi_quadrants after docs/data_format.md of The Well: pressure among the fields, a gamma per file or trajectory."""
+    """A file of euler_multi_quadrants after the data format page of The Well: pressure among the fields, a gamma per file or trajectory."""
     rho, (u, v), pressure = flow(n, frames, (grid, grid), seed)
     gammas = np.broadcast_to(np.asarray(gamma, dtype=np.float32), (n,))
     energy = np.concatenate([total_energy(rho[i : i + 1], [u[i : i + 1], v[i : i + 1]], pressure[i : i + 1], gammas[i]) for i in range(n)])
