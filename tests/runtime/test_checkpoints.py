@@ -142,10 +142,10 @@ def test_a_training_state_that_does_not_fit_is_told(tmp_path):
 
 
 def test_entries_that_are_missing_or_of_another_type_are_one_error(tmp_path):
-    from ttcfast.experiments.demo import _examples
+    from ttcfast.front_door import examples
     from ttcfast.models import load_surrogate
 
-    held, meta = load(next(p for p in _examples(None).glob("surrogate.safetensors")))
+    held, meta = load(next(p for p in examples(None).glob("surrogate.safetensors")))
     path = tmp_path / "odd.safetensors"
     for entry in ("normalizer", "spec", "predicts"):
         save(path, held, {k: v for k, v in meta.items() if k != entry})
