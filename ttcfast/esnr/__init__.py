@@ -1,6 +1,6 @@
-"""Signal-to-noise ratio of gradients: ``ratio`` of stacked gradients, ``meter`` over microbatches, ``ghost`` norms from one backward.
+"""Signal-to-noise ratio of gradients: ``ratio`` of stacked gradients, ``meter`` of training steps, ``ghost`` norms from one backward.
 
-``ttcfast.esnr`` is this package and, called, the function ``ratio.esnr``: version 0.1 exported the function under that name.
+The package is callable and then acts as ``ratio.esnr``, since version 0.1 exported that function as ``ttcfast.esnr``.
 """
 
 import sys

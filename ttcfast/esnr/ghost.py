@@ -1,9 +1,9 @@
-"""Squared norms of many microbatches' gradients from one backward, without forming those gradients ("ghost norms").
+"""Squared gradient norms of many microbatches from one backward, without forming those gradients ("ghost norms").
 
 A linear layer's gradient from rows x_r and output gradients g_r is sum_r g_r x_r^T, so its squared norm is
-sum_{r,s} (x_r . x_s)(g_r . g_s): two Gram matrices, or two row norms where a microbatch is one row. Where rows are many, the gradient of
-each microbatch is formed instead; each layer takes the cheaper way. Weights used several times in one forward (the steps of a rollout,
-the evaluations of a Heun loop) have the rows of all uses in one sum.
+sum_{r,s} (x_r . x_s)(g_r . g_s): two Gram matrices, or two row norms if a microbatch is one row. With many rows the gradient of each
+microbatch is formed instead; each layer takes the cheaper way. Where one forward uses a weight several times (the steps of a rollout, the
+evaluations of a Heun loop), the rows of all uses enter one sum.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from .ghost_layers import RULES, Broadcast, Layer, Split
 
-PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the sum of magnitudes; 16-bit backwards round to 2^-8
+PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the sum of magnitudes; 16-bit backwards round to 2^-8
 PROBE_TOLERANCE_16_BIT = 2e-2
 
 
 class GhostNorms:
-    """Measures every microbatch's share of the gradient during one forward and backward.
+    """Measures the share of every microbatch in the gradient during one forward and backward.
 
     ::
 
@@ -30,22 +30,22 @@ class GhostNorms:
             loss_of(batch).backward()
         squares = ghost.squared_norms()  # [16]
 
-    Samples are in order: microbatch m is samples ``m * b`` to ``(m + 1) * b - 1``, ``b = samples / microbatches``; ``microbatches=samples``
-    gives the norm of every single sample. The loss must be a sum or mean over samples of terms that depend on one sample each.
+    Microbatch m holds the samples ``m * b`` to ``(m + 1) * b - 1`` with ``b = samples / microbatches``; ``microbatches=samples`` gives the
+    norm of every sample. The loss must be a sum or mean over samples of terms that depend on one sample each.
 
     Args:
-        module: what is measured; all its parameters that require grad must belong to ``nn.Linear``, ``nn.LayerNorm`` or ``nn.Embedding``
+        module: Module to measure. All its parameters that require grad must belong to ``nn.Linear``, ``nn.LayerNorm`` or ``nn.Embedding``
             modules, or be named in ``broadcast``.
-        samples: B, the size of the batch.
-        microbatches: M; divides B.
-        batch_dim: the axis of the module's activations that is the batch, all features counting as one last axis: 0 for ``[B, D]`` and
-            ``[B, T, D]``, -2 for ``[B, D]`` and ``[H, B, D]``. Other axes are sequences, of which a sample owns its part.
-        broadcast: names of parameters (as in ``module.named_parameters()``) that enter the forward elementwise beside activations
-            ``[..., B, *shape]``, such as a state-independent ``log_std``. During the measurement they appear as ``[B, *shape]``.
-        verify: compare what the layers contributed with ``.grad``, along one direction; costs a matrix-vector product per activation.
+        samples: Size B of the batch.
+        microbatches: Number M of microbatches; it must divide B.
+        batch_dim: Batch axis of the module's activations, all features counting as one last axis: 0 for ``[B, D]`` and ``[B, T, D]``, -2
+            for ``[B, D]`` and ``[H, B, D]``. The other axes are sequences, of which each sample owns its part.
+        broadcast: Names of parameters (as in ``module.named_parameters()``) that enter the forward elementwise beside activations
+            ``[..., B, *shape]``, such as a state-independent ``log_std``. While they are measured they appear as ``[B, *shape]``.
+        verify: Compare the contributions of the layers with ``.grad`` along one direction, at a matrix-vector product per activation.
 
     Raises:
-        ValueError: M does not divide B, or a layer cannot be measured (its name and type are told).
+        ValueError: M does not divide B, or a layer cannot be measured; the message names it and its type.
 
     Source: Goodfellow, "Efficient per-example gradient computations", 2015; "ghost clipping" of Bu et al., arXiv:2205.10683.
     """
@@ -82,15 +82,17 @@ class GhostNorms:
             entry.remove()
 
     def squared_norms(self) -> Tensor:
-        """``[M]``, float64: squared norm over all parameters of each microbatch's share of what the backward left in ``.grad``.
+        """Return the squared norm, over all parameters, of each microbatch's share of ``.grad``; ``[M]`` float64.
 
-        Of a mean over B samples the share is the microbatch's own mean gradient divided by M.
+        For a loss that is a mean over samples, the share is the microbatch's own mean gradient divided by M.
 
         Raises:
-            ValueError: what a layer contributed is not its parameters' ``.grad``: they are used outside the module's forward or penalised
-                in the loss, or ``.grad`` was not zero before.
+            ValueError: The contributions of a layer do not add up to the ``.grad`` of its parameters: they are used outside the module's
+                forward or penalised in the loss, or ``.grad`` was not zero before.
         """
-        found = [*(layer.finish() for layer in self.layers), *(entry.finish() for entry in self.broadcast)]
+        for layer in self.layers:
+            layer.measure()
+        found = [*(layer.norms for layer in self.layers), *(entry.norms for entry in self.broadcast)]
         parts = [norms for norms in found if norms is not None]
         if self.verify:
             self._verify()
@@ -113,8 +115,9 @@ class GhostNorms:
 
 
 def _layers(module: nn.Module, covered: set[int], split: Split) -> list[Layer]:
-    """One for each module that owns parameters that require grad; all those that cannot be measured are told in one message."""
-    layers, refused = [], []
+    """Return a rule for each module that owns parameters that require grad; one error names all modules that cannot be measured."""
+    layers: list[Layer] = []
+    refused: list[str] = []
     owners: dict[int, str] = {}
     for path, child in module.named_modules():
         name = path or "the module itself"
@@ -123,15 +126,19 @@ def _layers(module: nn.Module, covered: set[int], split: Split) -> list[Layer]:
         shared = next((owners[id(p)] for p in own.values() if id(p) in owners), None)
         owners |= {id(p): name for p in own.values()}
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
-            refused.append(f"{name} ({type(child).__name__}: samples depend on each other)")
-        elif own and rule is None:
-            refused.append(f"{name} ({type(child).__name__} with {', '.join(own)})")
-        elif own and shared:
-            refused.append(f"{name} ({type(child).__name__} that shares a parameter with {shared})")
-        elif own and rule is not None and (reason := rule.refuses(child)):
-            refused.append(f"{name} ({type(child).__name__} with {reason})")
-        elif own and rule is not None:
+            reason = ": samples depend on each other"
+        elif not own:
+            continue
+        elif rule is None:
+            reason = f" with {', '.join(own)}"
+        elif shared:
+            reason = f" that shares a parameter with {shared}"
+        elif isinstance(child, nn.Embedding) and (child.sparse or child.scale_grad_by_freq):
+            reason = " with sparse=True" if child.sparse else " with scale_grad_by_freq=True"
+        else:
             layers.append(rule(name, child, split))
+            continue
+        refused.append(f"{name} ({type(child).__name__}{reason})")
     if refused:
         raise ValueError(
             f"ghost norms know Linear, LayerNorm, Embedding and parameters named in broadcast, but not {'; '.join(refused)}. "

@@ -1,41 +1,44 @@
-"""What ``GhostNorms`` gathers of each kind of layer during a backward."""
+"""Per-layer rules of ``GhostNorms``: what each kind of layer contributes to the gradient norms of the microbatches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MOST_NUMBERS = 1 << 24  # of a temporary: microbatches are taken in groups below it
+MOST_NUMBERS = 1 << 24  # in a temporary; microbatches are processed in groups that stay below it
 
 
+@dataclass(frozen=True)
 class Split:
-    """How an activation falls into microbatches."""
+    """Splits activations into microbatches; ``verify`` asks the layers to check what they measured against ``.grad``."""
 
-    def __init__(self, samples: int, microbatches: int, batch_dim: int, verify: bool = True) -> None:
-        self.samples, self.microbatches, self.batch_dim, self.verify = samples, microbatches, batch_dim, verify
+    samples: int
+    microbatches: int
+    batch_dim: int
+    verify: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[..., D]`` with the batch at ``batch_dim`` -> rows by microbatch, ``[M, R, D]``; 16-bit numbers in float32."""
+        """Reshape ``[..., D]`` to the rows of each microbatch, ``[M, R, D]``; 16-bit floats become float32."""
         x = x.detach().movedim(self.batch_dim, 0)
-        x = x.reshape(self.microbatches, -1, x.shape[-1])
-        return x.float() if x.is_floating_point() and x.element_size() == 2 else x
+        return _wide(x.reshape(self.microbatches, -1, x.shape[-1]))
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether an activation ``[..., D]`` of this shape has the batch where it should be."""
+        """Return whether an activation ``[..., D]`` of this shape has the batch at ``batch_dim``."""
         axes = len(shape)
         return axes >= 2 and -axes <= self.batch_dim < axes - 1 and self.batch_dim != -1 and shape[self.batch_dim] == self.samples
 
 
-# Layer, parameter, its contributions, their magnitudes' sum, what .grad says, by how many times the terms exceed their difference.
+# Layer, parameter, sum of its contributions, sum of their magnitudes, the same projection of .grad, factor by which terms exceed sums.
 Probe = tuple["Layer", str, Tensor, Tensor, Tensor, Tensor]
 
 
 class Layer:
-    """What is gathered of one module: ``take`` is called in the backward with each use's input and output gradient."""
+    """Gathers the norms of one module: the backward calls ``take`` with the input and output gradient of each use."""
 
     def __init__(self, name: str, module: Any, split: Split) -> None:
         self.name, self.module, self.split = name, module, split
@@ -45,14 +48,10 @@ class Layer:
         self.dtype = torch.float32
         self.norms: Tensor | None = None  # [M] float64
         self.found: dict[str, tuple[Tensor, Tensor]] = {}  # by parameter: sum of the projected contributions, sum of their magnitudes
-        self.offset: dict[str, Tensor] = {}  # by parameter, where what was contributed are differences of larger numbers
-
-    @classmethod
-    def refuses(cls, module: Any) -> str | None:
-        """Why this module cannot be measured though others of its kind can."""
-        return None
+        self.offset: dict[str, Tensor] = {}  # by parameter, where contributions are differences of larger numbers
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Forward hook: have ``take`` called when the gradient of ``output`` arrives."""
         if not output.requires_grad:
             return
         if not self.split.fits((*output.shape[: output.ndim - self.feature_axes], 1)):
@@ -66,22 +65,25 @@ class Layer:
         output.register_hook(lambda g: self.take(x, g))
 
     def take(self, x: Tensor, g: Tensor) -> None:
+        """Take one use's input ``x`` and output gradient ``g``."""
         raise NotImplementedError
 
-    def finish(self) -> Tensor | None:
-        """``[M]``: squared norms, once the backward is done; None where no gradient came by."""
-        return self.norms
+    def measure(self) -> None:
+        """Add the squared norms of everything taken so far and drop it; called at the latest when the backward is done."""
+        raise NotImplementedError
 
     def add(self, squares: Tensor) -> None:
+        """Add squared norms ``[M]``."""
         self.norms = squares if self.norms is None else self.norms + squares
 
     def probe(self, parameter: str, terms: Tensor) -> None:
+        """Record projected contributions to the gradient of ``parameter``."""
         total, size = terms.sum(dtype=torch.float64), terms.abs().sum(dtype=torch.float64)
         before = self.found.get(parameter)
         self.found[parameter] = (total, size) if before is None else (before[0] + total, before[1] + size)
 
     def probes(self) -> Iterator[Probe]:
-        """For each parameter, what was contributed and what is in ``.grad``, projected on the same direction."""
+        """Yield, for each parameter, its contributions and its ``.grad``, projected on the same direction."""
         for parameter in sorted(self.trained):
             weight = getattr(self.module, parameter)
             zero = torch.zeros((), dtype=torch.float64, device=weight.device)
@@ -90,13 +92,14 @@ class Layer:
             yield self, parameter, total, size, actual, self.offset.get(parameter, zero)
 
     def projected(self, grad: Tensor) -> Tensor:
+        """Project the whole gradient of a parameter, as the contributions are."""
         while grad.ndim:
             grad = _along(grad)
         return grad
 
 
 class Linear(Layer):
-    """weight [out, in], bias [out]. A bias is a feature that is always 1: it adds 1 to each product of inputs."""
+    """Rule for weight [out, in] and bias [out]; a bias is a feature that is always 1 and adds 1 to each product of inputs."""
 
     def __init__(self, name: str, module: nn.Linear, split: Split) -> None:
         super().__init__(name, module, split)
@@ -113,14 +116,11 @@ class Linear(Layer):
             if self.bias:
                 self.probe("bias", along)
         if self.uses == 1:
-            self._measure()
+            self.measure()
 
-    def finish(self) -> Tensor | None:
-        if self.pairs:
-            self._measure()
-        return self.norms
-
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        if not self.pairs:
+            return
         x, g = self.pairs[0]
         rows, inputs, outputs = sum(x.shape[1] for x, _ in self.pairs), x.shape[2], g.shape[2]
         if not self.weight:
@@ -155,7 +155,7 @@ class Linear(Layer):
 
 
 class LayerNorm(Layer):
-    """weight and bias of the normalised shape; their gradients per microbatch are as small as activations and are formed."""
+    """Rule for weight and bias of the normalised shape; their gradients per microbatch are as small as activations and are formed."""
 
     def __init__(self, name: str, module: nn.LayerNorm, split: Split) -> None:
         super().__init__(name, module, split)
@@ -173,7 +173,7 @@ class LayerNorm(Layer):
             self._add("bias", g)
 
     def _see_offset(self, rows: Tensor) -> None:
-        """torch normalises a row as ``x rstd - mean rstd``, whose rounding grows with ``|mean| rstd``, here and in its own backward."""
+        """Record ``|mean| rstd``: torch normalises as ``x rstd - mean rstd``, here and in its backward, and rounds in proportion."""
         variance, mean = torch.var_mean(rows, -1, correction=0)
         found = (mean.abs() * (variance + self.module.eps).rsqrt()).amax().double()
         self.offset["weight"] = torch.maximum(self.offset["weight"], found) if "weight" in self.offset else found
@@ -184,27 +184,22 @@ class LayerNorm(Layer):
         total = rows.sum(1) if rows.shape[1] > 1 else rows[:, 0]
         self.sums[parameter] = self.sums[parameter] + total if parameter in self.sums else total
         if self.uses == 1:
-            self.add(_square_norms(self.sums.pop(parameter)))
+            self.measure()
 
-    def finish(self) -> Tensor | None:
+    def measure(self) -> None:
         while self.sums:
             self.add(_square_norms(self.sums.popitem()[1]))
-        return self.norms
 
     def projected(self, grad: Tensor) -> Tensor:
         return super().projected(grad.flatten())
 
 
 class Embedding(Layer):
-    """weight [numbers, D]: the rows that a microbatch looked up several times are added before the norm is taken."""
+    """Rule for weight [numbers, D]; rows that a microbatch looked up several times are summed before the norm is taken."""
 
     def __init__(self, name: str, module: nn.Embedding, split: Split) -> None:
         super().__init__(name, module, split)
         self.pairs: list[tuple[Tensor, Tensor]] = []  # of each use, [M, R] and [M, R, D]
-
-    @classmethod
-    def refuses(cls, module: nn.Embedding) -> str | None:
-        return "sparse=True" if module.sparse else "scale_grad_by_freq=True" if module.scale_grad_by_freq else None
 
     def take(self, x: Tensor, g: Tensor) -> None:
         index, g = self.split(x.unsqueeze(-1))[..., 0], self.split(g)
@@ -217,21 +212,21 @@ class Embedding(Layer):
     def projected(self, grad: Tensor) -> Tensor:
         return _along(grad).sum(dtype=torch.float64)
 
-    def finish(self) -> Tensor | None:
-        if self.pairs:
-            index, g = (torch.cat([pair[i] for pair in self.pairs], 1) for i in (0, 1))
-            numbers, m = self.module.num_embeddings, self.split.microbatches
-            key = torch.arange(m, device=index.device).unsqueeze(1) * numbers + index  # [M, R]
-            looked_up, place = key.flatten().unique(return_inverse=True)
-            sums = g.new_zeros(len(looked_up), g.shape[-1]).index_add_(0, place, g.flatten(0, 1))
-            squares = torch.zeros(m, dtype=torch.float64, device=g.device)
-            self.add(squares.index_add_(0, looked_up // numbers, _square_norms(sums)))
-            self.pairs.clear()
-        return self.norms
+    def measure(self) -> None:
+        if not self.pairs:
+            return
+        index, g = (torch.cat([pair[i] for pair in self.pairs], 1) for i in (0, 1))
+        numbers, m = self.module.num_embeddings, self.split.microbatches
+        key = torch.arange(m, device=index.device).unsqueeze(1) * numbers + index  # [M, R]
+        looked_up, place = key.flatten().unique(return_inverse=True)
+        sums = g.new_zeros(len(looked_up), g.shape[-1]).index_add_(0, place, g.flatten(0, 1))
+        squares = torch.zeros(m, dtype=torch.float64, device=g.device)
+        self.add(squares.index_add_(0, looked_up // numbers, _square_norms(sums)))
+        self.pairs.clear()
 
 
 class Broadcast:
-    """A parameter that stands as ``[B, *shape]`` beside the activations while it is measured."""
+    """A parameter that is expanded to ``[B, *shape]`` while it is measured."""
 
     def __init__(self, name: str, owner: nn.Module, attribute: str, split: Split) -> None:
         if type(owner) in RULES:
@@ -241,43 +236,42 @@ class Broadcast:
         self.norms: Tensor | None = None
 
     def put(self) -> None:
+        """Expand the parameter on its module."""
         if self.parameter.requires_grad:
             beside = self.parameter.expand(self.split.samples, *self.parameter.shape)
             beside.register_hook(self.take)
             self.owner.__dict__[self.attribute] = beside  # found before the parameter of that name
 
     def remove(self) -> None:
+        """Give the module its parameter back."""
         self.owner.__dict__.pop(self.attribute, None)
 
     def take(self, g: Tensor) -> None:
+        """Take the gradient ``[B, *shape]``."""
         rows = _wide(g.detach()).reshape(self.split.microbatches, self.split.samples // self.split.microbatches, -1)
         self.norms = _square_norms(rows.sum(1))
-
-    def finish(self) -> Tensor | None:
-        return self.norms
 
 
 RULES: dict[type[nn.Module], type[Layer]] = {nn.Linear: Linear, nn.LayerNorm: LayerNorm, nn.Embedding: Embedding}
 
 
 def _in_groups(microbatches: int, numbers: int, squares: Callable[[slice], Tensor]) -> Tensor:
-    """``[M]``, computed for as many microbatches at a time as keep temporaries of ``numbers`` each small."""
+    """Compute ``[M]`` in groups of microbatches that keep temporaries of ``numbers`` numbers per microbatch small."""
     step = max(1, MOST_NUMBERS // max(1, numbers))
     return torch.cat([squares(slice(start, start + step)) for start in range(0, microbatches, step)])
 
 
 def _square_norms(rows: Tensor) -> Tensor:
-    """``[n, D]`` -> ``[n]``, float64, whatever the scale of the rows."""
-    norms = torch.linalg.vector_norm(rows, dim=1) if _on_host(rows) else None  # in one pass, no square is stored
-    if norms is None or not _within(norms, 1e-15, 1e18):
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.double().square()
+    """Return the squared norms of ``[n, D]``, ``[n]`` float64, whatever the scale of the rows."""
+    if _on_host(rows) and _within(norms := torch.linalg.vector_norm(rows, dim=1), 1e-15, 1e18):  # one pass that stores no squares
+        return norms.double().square()
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
 
 def _near_one(rows: Tensor, low: float, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """``[m, R, D]`` over a power of two per microbatch, and those ``[m, 1, 1]``, so that the Gram matrices stay within float32's range.
+    """Divide ``[m, R, D]`` by a power of two per microbatch, ``[m, 1, 1]``, to keep Gram matrices in float32's range; return both.
 
-    A power brings the largest magnitude, or ``least`` if that is larger, near 1; it is 1 where all norms lie between ``low`` and 1e9.
+    The power brings the largest magnitude, or ``least`` if that is larger, near 1; it is 1 where all norms lie between ``low`` and 1e9.
     """
     if _on_host(rows) and _within(torch.linalg.vector_norm(rows, dim=(1, 2)), low, 1e9):
         return rows, rows.new_ones(())
@@ -287,20 +281,21 @@ def _near_one(rows: Tensor, low: float, least: float = 0.0) -> tuple[Tensor, Ten
 
 
 def _on_host(x: Tensor) -> bool:
-    """Whether a look at its values waits for no device."""
+    """Return whether reading values of ``x`` waits for no device."""
     return x.device.type == "cpu"
 
 
 def _within(norms: Tensor, low: float, high: float) -> bool:
-    """Whether all are."""
+    """Return whether all norms lie between ``low`` and ``high``."""
     return bool(((norms > low) & (norms < high)).all())
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() == 2 else x
+    """Return ``x``, 16-bit floats as float32."""
+    return x.float() if x.is_floating_point() and x.element_size() == 2 else x
 
 
 def _along(x: Tensor) -> Tensor:
-    """``[..., D]`` -> ``[...]``: projected on a fixed vector without structure, drawn from no generator."""
+    """Project ``[..., D]`` on a fixed vector without structure, drawn from no generator; ``[...]``."""
     numbers = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64, device=x.device)
     return x @ torch.cos(numbers.square()).to(x.dtype)

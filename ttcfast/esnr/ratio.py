@@ -1,4 +1,4 @@
-"""ESNR, the signal-to-noise ratio of a gradient estimate, from the gradients of M microbatches."""
+"""The signal-to-noise ratio of a gradient estimate (ESNR), from the gradients of M microbatches."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-COLUMNS = 1 << 20  # numbers of all microbatches together that are turned into float64 at a time
-RESOLUTION = 2.0**-52  # of E||g||^2: a variance below it is rounding
+COLUMNS = 1 << 20  # numbers, over all microbatches, that are converted to float64 at a time
+RESOLUTION = 2.0**-52  # a variance below this fraction of E||g||^2 is rounding
 
 
 class ESNR(NamedTuple):
-    """Signal and noise of M microbatch gradients ``g_i`` with mean ``mu``, of b samples each.
+    """Signal and noise of M microbatch gradients ``g_i`` of b samples each, with mean ``mu``.
 
-    ``raw`` is the plan's ``||mu||^2 / max(Var, eps)``, ``Var = E||g||^2 - ||mu||^2``; eps is 2^-52 of ``E||g||^2``, so a gradient without
-    noise reads 4.5e15 (157 dB) at most. It is biased: of pure noise it is ``1/(M-1)`` on average, and ``(rho + 1/M) M/(M-1)`` where the
-    true ratio is rho. ``unbiased`` is the ratio of the unbiased estimates of ``||E g||^2`` and of the trace of a microbatch gradient's
-    covariance, ``((M-1) raw - 1) / M``; it may be negative. Both grow with b: compare them at equal b, and averages of them over time by
-    averaging the two estimates first (``ESNRMeter.smoothed``).
-    ``raw_db``, ``unbiased_db`` are ``10 log10``, NaN where the estimate is not positive.
-    ``mean_sq_norm`` is ``E||g||^2``, ``trace_var`` the unbiased trace ``M/(M-1) Var``; ``||mu||^2 = mean_sq_norm - (M-1)/M trace_var``.
-    ``noise_scale`` is McCandlish's simple gradient-noise scale ``b trace_var / ||E g||^2`` (unbiased), in samples: the batch at which noise
-    and signal are equal; NaN where ``unbiased`` is not positive.
     Where all gradients are zero the ratios are NaN; where one is not finite, everything but M is NaN or inf.
+
+    Attributes:
+        raw: ``||mu||^2 / max(Var, eps)`` with ``Var = E||g||^2 - ||mu||^2``, as in the plan. eps is 2^-52 of ``E||g||^2``, so a gradient
+            without noise reads at most 4.5e15 (157 dB). It is biased: its mean is ``1/(M-1)`` for pure noise and ``(rho + 1/M) M/(M-1)``
+            for a true ratio rho.
+        raw_db: ``10 log10`` of ``raw``, NaN unless ``raw`` is positive.
+        unbiased: ``((M-1) raw - 1) / M``, the ratio of the unbiased estimates of ``||E g||^2`` and of the trace of a microbatch gradient's
+            covariance; it may be negative. Like ``raw`` it grows with b, so compare values of equal b, and average over time the two
+            estimates before taking the ratio (``ESNRMeter.smoothed``).
+        unbiased_db: ``10 log10`` of ``unbiased``, NaN unless ``unbiased`` is positive.
+        mean_sq_norm: ``E||g||^2``; ``||mu||^2 = mean_sq_norm - (M-1)/M trace_var``.
+        trace_var: Unbiased trace of the covariance, ``M/(M-1) Var``.
+        M: Number of microbatches.
+        noise_scale: Simple gradient-noise scale ``b trace_var / ||E g||^2`` (unbiased) in samples, the batch size at which noise and signal
+            are equal; NaN unless ``unbiased`` is positive.
 
     Source: Flow plan, "ESNR"; docs/design/decisions.md ("ESNR"); McCandlish et al., "An empirical model of
     large-batch training", 2018, for the noise scale.
@@ -42,17 +48,17 @@ class ESNR(NamedTuple):
 
 
 def esnr(grads: Tensor | Sequence[Tensor | Sequence[Tensor]], *, microbatch_size: int = 1) -> ESNR:
-    """Signal-to-noise ratio of the gradients of M microbatches.
+    """Return the signal-to-noise ratio of the gradients of M microbatches.
 
     Args:
-        grads: ``[M, P]``, or one list of gradients (one per parameter) or one tensor for each of the M microbatches; floating point.
-        microbatch_size: b, samples per microbatch; only ``noise_scale`` depends on it.
+        grads: Floating-point gradients: ``[M, P]``, or for each of the M microbatches one tensor or one list with a tensor per parameter.
+        microbatch_size: Samples b per microbatch; only ``noise_scale`` depends on it.
 
     Returns:
-        ESNR, from centred sums in float64: exact however small the noise is beside the mean.
+        The ESNR, computed from centred sums in float64, so that it stays exact when the noise is small beside the mean.
 
     Raises:
-        ValueError: M < 2, shapes differ between microbatches, or devices or dtypes are mixed.
+        ValueError: M is below 2, shapes differ between microbatches, or devices or dtypes are mixed.
     """
     if microbatch_size < 1:
         raise ValueError(f"microbatch_size is {microbatch_size}; it must be at least 1")
@@ -69,9 +75,8 @@ def esnr(grads: Tensor | Sequence[Tensor | Sequence[Tensor]], *, microbatch_size
 
 
 def ratios(square_of_mean: float, variance: float, count: int, microbatch_size: int) -> ESNR:
-    """From ``||mu||^2`` and ``Var = E||g||^2 - ||mu||^2``, which rounding may have made a little negative."""
-    if variance < 0:
-        variance = 0.0
+    """Return the ESNR of ``||mu||^2`` and ``Var = E||g||^2 - ||mu||^2``; a ``Var`` that rounding made negative counts as 0."""
+    variance = 0.0 if variance < 0 else variance
     mean_square = square_of_mean + variance
     floor = max(variance, RESOLUTION * mean_square) if math.isfinite(variance) else variance
     raw = square_of_mean / floor if floor else math.nan
@@ -93,16 +98,16 @@ def _decibel(ratio: float) -> float:
 
 
 def _columns(grads: Tensor | Sequence[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
-    """``[M, n]`` for each parameter."""
-    if isinstance(grads, Tensor):
-        if grads.ndim != 2:
-            raise ValueError(f"grads has shape {tuple(grads.shape)}; expected [M, P]")
-        _check_count(len(grads))
-        _check_kind("grads", grads, grads)
-        yield grads.detach()
+    """Yield the gradients of each parameter, ``[M, n]``."""
+    if isinstance(grads, Tensor) and grads.ndim != 2:
+        raise ValueError(f"grads has shape {tuple(grads.shape)}; expected [M, P]")
+    lists = grads if isinstance(grads, Tensor) else [[entry] if isinstance(entry, Tensor) else list(entry) for entry in grads]
+    if len(lists) < 2:
+        raise ValueError(f"M is {len(lists)}; ESNR needs the gradients of at least 2 microbatches")
+    if isinstance(lists, Tensor):
+        _check_kind("grads", lists, lists)
+        yield lists.detach()
         return
-    lists = [[entry] if isinstance(entry, Tensor) else list(entry) for entry in grads]
-    _check_count(len(lists))
     if not lists[0] or len({len(entry) for entry in lists}) > 1:
         raise ValueError(f"the microbatches have {', '.join(str(len(entry)) for entry in lists)} gradients; give each one per parameter")
     for p, column in enumerate(zip(*lists)):
@@ -111,11 +116,6 @@ def _columns(grads: Tensor | Sequence[Tensor | Sequence[Tensor]]) -> Iterator[Te
             if grad.shape != column[0].shape:
                 raise ValueError(f"grads[{m}][{p}] has shape {tuple(grad.shape)} and grads[0][{p}] {tuple(column[0].shape)}")
         yield torch.stack([grad.detach().flatten() for grad in column])
-
-
-def _check_count(count: int) -> None:
-    if count < 2:
-        raise ValueError(f"M is {count}; ESNR needs the gradients of at least 2 microbatches")
 
 
 def _check_kind(name: str, grad: Tensor, first: Tensor) -> None:
