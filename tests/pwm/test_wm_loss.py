@@ -14,9 +14,9 @@ from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 from ttcfast.pwm.algorithms.sanity import SanityChecks
-from ttcfast.pwm.evaluation.endpoint import endpoint_error, latent_variance
-from ttcfast.pwm.evaluation.simplex import simplex_distance
+from ttcfast.pwm.evaluation.imagination import endpoint_error, latent_variance
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
+from ttcfast.pwm.models.layers import simplex_distance
 from ttcfast.pwm.utils.metrics import ESNRMeter, esnr
 
 H, B = 4, 6

@@ -1,4 +1,4 @@
-"""The kinds of dynamics that are compared, as changes to one configuration: everything else stays the same."""
+"""The kinds of dynamics to compare, as changes to one configuration that leave everything else the same."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import Any
 
 from ttcfast.runtime.errors import ArgumentError
 
-_MODELS = {
-    "mlp": "ttcfast.pwm.models.world_model.MLPWorldModel",
-    "residual": "ttcfast.pwm.models.world_model.ResidualWorldModel",
-    "flow": "ttcfast.pwm.models.flow_world_model.FlowWorldModel",
-}
-_LOSSES = {
-    "mlp": "ttcfast.pwm.algorithms.dynamics_loss.MLPDynamicsLoss",
-    "residual": "ttcfast.pwm.algorithms.dynamics_loss.MLPDynamicsLoss",
-    "flow": "ttcfast.pwm.algorithms.dynamics_loss.FlowMatchingDynamicsLoss",
+_TARGETS = {  # model and loss
+    "mlp": ("ttcfast.pwm.models.world_model.MLPWorldModel", "ttcfast.pwm.algorithms.dynamics_loss.MLPDynamicsLoss"),
+    "residual": ("ttcfast.pwm.models.world_model.ResidualWorldModel", "ttcfast.pwm.algorithms.dynamics_loss.MLPDynamicsLoss"),
+    "flow": ("ttcfast.pwm.models.flow_world_model.FlowWorldModel", "ttcfast.pwm.algorithms.dynamics_loss.FlowMatchingDynamicsLoss"),
 }
 
 
@@ -26,7 +21,10 @@ class Arm:
     """One kind of dynamics.
 
     Args:
-        name: ``"mlp"``, ``"residual"``, or a flow's integrator and substeps: ``"euler1"``, ``"heun4"``.
+        name: ``"mlp"``, ``"residual"``, or integrator and substeps of a flow, such as ``"euler1"`` or ``"heun4"``.
+
+    Raises:
+        ArgumentError: The name is none of these.
     """
 
     name: str
@@ -37,37 +35,39 @@ class Arm:
 
     @property
     def kind(self) -> str:
+        """``"mlp"``, ``"residual"`` or ``"flow"``."""
         return self.name if self.name in ("mlp", "residual") else "flow"
 
     @property
     def method(self) -> str | None:
-        """The flow's integrator, ``"heun"`` or ``"euler"``."""
+        """Integrator of a flow, ``"heun"`` or ``"euler"``."""
         return self.name.rstrip("0123456789") if self.kind == "flow" else None
 
     @property
     def substeps(self) -> int | None:
-        """The flow's K."""
+        """Number of substeps K of a flow."""
         return int(self.name[len(self.method) :]) if self.method is not None else None
 
     @property
     def label(self) -> str:
-        """For tables and figures."""
+        """Name in tables and figures."""
         if self.method is None:
             return {"mlp": "MLP", "residual": "residual MLP"}[self.name]
         return f"flow, {self.method.capitalize()} K = {self.substeps}"
 
     def configure(self, alg: Mapping[str, Any]) -> dict[str, Any]:
-        """The ``alg`` group with this arm's model, loss and integrator; an MLP keeps the group's own last layer of the dynamics.
+        """Return the ``alg`` group with this arm's model, loss and integrator; an MLP keeps the group's last layer of the dynamics.
 
         Raises:
-            ArgumentError: a group without a model.
+            ArgumentError: The group has no model.
         """
         if not alg.get("model"):
             raise ArgumentError(f"alg is {dict(alg)}; give a group of ttcfast/configs/alg, such as alg=pwm_cpu")
-        model = {**alg["model"], "_target_": _MODELS[self.kind]}
+        model_class, loss_class = _TARGETS[self.kind]
+        model = {**alg["model"], "_target_": model_class}
         if self.kind != "mlp":
             model["dynamics"] = None
-        changed = {**alg, "use_flow_dynamics": None, "model": model, "dynamics_loss": {"_target_": _LOSSES[self.kind]}}
+        changed = {**alg, "use_flow_dynamics": None, "model": model, "dynamics_loss": {"_target_": loss_class}}
         if self.method is not None:
             changed["integrator"] = {**alg.get("integrator", {}), "type": self.method, "substeps": self.substeps}
         return changed

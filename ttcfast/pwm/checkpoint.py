@@ -1,4 +1,4 @@
-"""World models on disk: one safetensors file with the weights and the configuration that builds them again."""
+"""World models on disk: one safetensors file with the weights and the configuration to rebuild the model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from .algorithms import PWM
 _KIND = "world_model"
 
 
-def world_model_meta(alg: Mapping[str, Any], sizes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What a checkpoint says about its tensors (JSON): the ``alg`` group and the sizes that ``PWM.from_config`` was given."""
-    return {"architecture": _KIND, "alg": dict(alg), "sizes": dict(sizes), **more}
+def save_world_model(path: str | os.PathLike[str], agent: PWM, alg: Mapping[str, Any], sizes: Mapping[str, Any], **more: Any) -> None:
+    """Write the weights of ``agent.model`` atomically, with the ``alg`` group and the sizes given to ``PWM.from_config``.
 
-
-def save_world_model(path: str | os.PathLike[str], agent: PWM, meta: Mapping[str, Any]) -> None:
-    """Write the weights of ``agent.model`` and ``meta`` of :func:`world_model_meta`, atomically."""
-    checkpoints.save(path, agent.model.state_dict(), meta)
+    ``more`` is stored beside them, as JSON.
+    """
+    checkpoints.save(path, agent.model.state_dict(), {"architecture": _KIND, "alg": dict(alg), "sizes": dict(sizes), **more})
 
 
 def load_world_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> PWM:
-    """The agent of a checkpoint made by ``ttcfast train_wm``, with its trained model and a fresh optimizer.
+    """Return the agent of a checkpoint of ``ttcfast train_wm``, with its trained model and a fresh optimizer.
 
-    A checkpoint names the classes of its model and loss. Those of ttcfast are known, your own after
+    A checkpoint names the classes of its model and loss. Classes of ttcfast are known, your own after
     :func:`ttcfast.pwm.utils.targets.register`; no module is imported because a file names it.
 
     Raises:
-        CheckpointError: missing, damaged, no world model, or of an architecture that this version cannot build, or of an unknown class.
+        CheckpointError: The file is missing or damaged, is not a world model, or names a class or architecture that cannot be built.
     """
     tensors, meta = checkpoints.load(path, {"architecture": _KIND})
     try:

@@ -1,4 +1,4 @@
-"""Collecting replay shards of dm_control tasks with scripted controllers: resumable, deterministic in the seed."""
+"""Collects replay shards of dm_control tasks with scripted controllers, resumable and deterministic for a random seed."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ CONTROLLERS = ("random", "swingup")
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What ``ttcfast collect`` records.
+    """Settings of ``ttcfast collect``.
 
     Args:
-        out: folder; shards go to ``out/<task>_<number>.pt``.
-        tasks: names of ``ttcfast.pwm.envs.TASKS``; a task's place in the list is its number in the shards. Observations and actions of
+        out: Folder of the shards, which are named ``<task>_<number>.pt``.
+        tasks: Names in ``ttcfast.pwm.envs.TASKS``; the place in the list is the task's number in the shards. Observations and actions of
             several tasks are padded with zeros to the largest, as in MT30.
-        episodes: of each task, 1000 simulation steps each.
-        controllers: how often each is used, in any unit; ``swingup`` drives the cart-pole alone. They take turns, so that every part of a
-            shard holds all of them.
-        noise, pump: ranges of ``SwingUpController``, from which each episode draws.
-        action_repeat: simulation steps per action.
-        per_shard: episodes a file; a killed run goes on at the first missing file.
+        episodes: Number of episodes per task, each of 1000 simulation steps.
+        controllers: Relative frequency of each controller. They take turns, so that every part of a shard holds all of them; ``swingup``
+            drives only the cart-pole.
+        noise, pump: Ranges of ``SwingUpController`` from which each episode draws.
+        action_repeat: Simulation steps per action.
+        per_shard: Episodes per file; a killed run continues at the first missing file.
+        seed: Random seed of all episodes.
     """
 
     out: str = "data/cartpole"
@@ -75,7 +76,7 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class CollectResult:
-    """The shards, in order, and the returns of the episodes by ``(task, controller)``, float64."""
+    """The shards in order, the returns of the episodes by ``(task, controller)`` as float64, and the number of agent steps."""
 
     files: list[Path]
     returns: dict[tuple[str, str], Tensor]
@@ -83,26 +84,29 @@ class CollectResult:
 
 
 def collect(config: CollectConfig) -> CollectResult:
-    """Record the shards that are missing.
+    """Record the missing shards.
 
-    A shard already there is kept if it was made with the same settings and simulator, and refused otherwise, so a killed run is resumed by
-    running it again. An episode depends on the settings, its task and its number alone, not on what was recorded before.
+    A shard made with the same settings and simulator is kept and any other refused, so running again resumes a killed run. An episode
+    depends only on the settings, its task and its number.
 
     Raises:
-        DataError: a shard there was made otherwise or is damaged. OutputError: the folder cannot be written.
-        MissingPackageError: dm_control is not installed. ArgumentError: a controller that does not fit a task.
+        DataError: An existing shard has other settings or is damaged.
+        OutputError: The folder cannot be written.
+        MissingPackageError: dm_control is not installed.
+        ArgumentError: A controller does not fit a task.
     """
     output_folder(config.out)
     recorders = [_Recorder(config, task) for task in config.tasks]
     sizes = max(r.env.observation_dim for r in recorders), max(r.env.action_dim for r in recorders)
     jobs = [job for number, recorder in enumerate(recorders) for job in _jobs(config, recorder, number, sizes)]
     todo = [job for job in jobs if not _done(job)]
-    with bar(sum(job.count for job in todo), "collect") as progress:
+    with bar(sum(job.parameters["count"] for job in todo), "collect") as progress:
         for job in todo:
             episodes, told = [], []
-            for i in range(job.first, job.first + job.count):
+            first, count, number = (job.parameters[key] for key in ("first", "count", "number"))
+            for i in range(first, first + count):
                 episode, settings = job.recorder.record(i)
-                episodes.append(_padded(episode, job.number, *sizes))
+                episodes.append(_padded(episode, number, *sizes))
                 told.append(settings)
                 progress.advance(note=f"{settings['controller']}: return {float(episode.rew.double().sum()):.0f}")
             write_shard(job.path, episodes, {**job.parameters, "controllers_used": told})
@@ -111,16 +115,15 @@ def collect(config: CollectConfig) -> CollectResult:
 
 @dataclass(frozen=True)
 class _Job:
+    """One shard to record."""
+
     path: Path
     recorder: _Recorder
-    number: int
-    first: int
-    count: int
     parameters: dict[str, Any]
 
 
 class _Recorder:
-    """One task's simulator and controllers."""
+    """Simulator and controllers of one task."""
 
     def __init__(self, config: CollectConfig, task: str) -> None:
         self.task, self.seed = task, config.seed
@@ -137,8 +140,8 @@ class _Recorder:
                 self._controllers[name] = SwingUpController(other, noise=config.noise, pump=config.pump)
 
     def record(self, i: int) -> tuple[Episode, dict[str, Any]]:
-        """Episode ``i``, and the controller and settings that drove it."""
-        # By the task's name, so that other tasks in the list do not change it.
+        """Return episode ``i``, and the controller that drove it with its settings."""
+        # Keyed by the task's name, so that other tasks in the list do not change the episode.
         random = np.random.default_rng([self.seed, zlib.crc32(self.task.encode()), i])
         name = self._turn(i)
         controller = self._controllers[name]
@@ -154,7 +157,7 @@ class _Recorder:
         return Episode(obs, act, torch.tensor(rewards, dtype=torch.float32)), settings
 
     def _turn(self, i: int) -> str:
-        """Whose turn episode ``i`` is: always that of the one furthest behind its share."""
+        """Return the controller of episode ``i``, always the one furthest behind its share."""
         total = sum(self._shares.values())
         while len(self._turns) <= i:
             due = {name: share / total * (len(self._turns) + 1) - self._turns.count(name) for name, share in self._shares.items()}
@@ -170,7 +173,7 @@ def _jobs(config: CollectConfig, recorder: _Recorder, number: int, sizes: tuple[
         made = {"task": recorder.task, "number": number, "first": first, "count": count, "sizes": sizes}
         made["action_dim"] = recorder.env.action_dim  # without padding
         parameters = json.loads(json.dumps({**kept, **made, "versions": versions()}))
-        jobs.append(_Job(Path(config.out) / f"{recorder.task}_{place:04d}.pt", recorder, number, first, count, parameters))
+        jobs.append(_Job(Path(config.out) / f"{recorder.task}_{place:04d}.pt", recorder, parameters))
     return jobs
 
 

@@ -1,4 +1,4 @@
-"""Training world models of several kinds on the same data, and measuring each on the same held-out episodes; exact resume."""
+"""Trains world models of several kinds on the same data and measures each on the same held-out episodes, with exact resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settin
 
 from .algorithms import PWM
 from .arms import Arm
-from .checkpoint import save_world_model, world_model_meta
+from .checkpoint import save_world_model
 from .evaluation.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
 from .evaluation.parity import parameter_parity
 from .utils.metrics import ESNRMeter
@@ -30,27 +30,28 @@ from .utils.metrics import ESNRMeter
 logger = logging.getLogger(__name__)
 
 ARMS = ("mlp", "residual", "euler1", "euler2", "euler4", "heun1", "heun2", "heun4")
-# What may differ between a run and its resumption without changing what comes out; log_every says which updates are measured, in chunks.
+# Settings that a resume may change. log_every is not among them: it decides which updates are measured, in chunks.
 _FREE_ON_RESUME = {"out", "resume", "arms", "seeds", "save_every", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)
 class TrainWMConfig:
-    """What ``ttcfast train_wm`` does.
+    """Settings of ``ttcfast train_wm``.
 
     Args:
-        data: folder of replay shards, as ``ttcfast collect`` writes them.
-        out: receives ``<arm>_seed<k>/`` (world_model.safetensors, training.safetensors, result.json, the log) for each run.
-        alg: a group of ``ttcfast/configs/alg``: sizes, losses, optimizer. Arms change its model, loss and integrator.
-        arms: ``mlp``, ``residual``, and flows as ``heun<K>`` or ``euler<K>``; each is trained with each of the seeds. Runs of one seed
-            see the same batches in the same order.
-        steps, batch, horizon: updates, windows an update, steps a window.
-        warmup: updates of linear warm-up; then the step size falls linearly to 1 % of ``alg.wm.lr``.
-        held_out: share of the episodes that is measured on and not trained on; split_seed: of their choice.
-        eval_horizon: steps imagined when measuring; eval_stride: steps between the starts of held-out windows.
-        save_every, log_every: in updates. resume: finished runs are kept, a broken one goes on from its last save.
-        esnr_microbatches: M of the updates that are logged: their gradient is formed in M chunks and its ESNR logged; M divides batch, at
-            least 2. 0 measures none.
+        data: Folder of replay shards, as ``ttcfast collect`` writes them.
+        out: Folder that receives ``<arm>_seed<k>/`` for each run, with world_model.safetensors, training.safetensors, result.json and log.
+        alg: Group of ``ttcfast/configs/alg`` with sizes, losses and optimizer; arms change its model, loss and integrator.
+        arms: Kinds of dynamics, ``mlp``, ``residual`` or flows as ``heun<K>`` or ``euler<K>``, each trained with each of the seeds.
+        seeds: Random seeds; runs of one seed see the same batches in the same order.
+        steps, batch, horizon: Number of updates, windows per update, steps per window.
+        warmup: Updates of linear warm-up, after which the learning rate falls linearly to 1 % of ``alg.wm.lr``.
+        held_out, split_seed: Share of the episodes that is held out for measuring, and random seed of their choice.
+        eval_horizon, eval_stride: Steps imagined per held-out window, and steps between the starts of the windows.
+        save_every, log_every: Updates between saves and between log entries.
+        esnr_microbatches: Number M of chunks in which the gradient of logged updates is formed to measure its ESNR; a divisor of ``batch``
+            of at least 2, or 0 for no measurement.
+        resume: Whether to keep finished runs and to continue an interrupted one from its last save.
     """
 
     data: str = "data/cartpole"
@@ -98,12 +99,15 @@ class TrainWMConfig:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What one run gave.
+    """Outcome of one run.
 
-    ``parameters`` and ``dynamics_parameters`` with their gaps to the MLP's; ``evaluations``: of the dynamics network per imagined step;
-    ``training_evaluations``: of the dynamics network in training, one of a batch counting as one; ``seconds`` of the clock and
-    ``cpu_seconds`` of the process, of training alone; ``skipped`` updates and whether the sanity checks ``stopped`` it; ``esnr_db`` of the
-    loss's gradient, raw, smoothed over the last measurements (NaN: none).
+    Attributes:
+        parameters, dynamics_parameters: Parameter counts; ``parameter_gap`` and ``dynamics_gap`` are relative to the MLP.
+        evaluations: Evaluations of the dynamics network per imagined step.
+        training_evaluations: Evaluations of the dynamics network in training, that of a batch counting as one.
+        seconds, cpu_seconds: Wall-clock and processor time of the updates alone.
+        skipped, stopped: Number of skipped updates, and whether the sanity checks ended the run.
+        esnr_db: Raw ESNR of the loss gradient in dB, smoothed over the last measurements; NaN without any.
     """
 
     arm: str
@@ -125,7 +129,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, in order of arms and seeds, beside what saying "nothing changes" would err by; ``windows`` are those measured on."""
+    """All runs in order of arms and seeds, the errors of predicting no change, and the number of held-out windows."""
 
     runs: list[ArmResult]
     persistence: ImaginationErrors
@@ -134,14 +138,16 @@ class Comparison:
 
 
 def train_wm(config: TrainWMConfig) -> Comparison:
-    """Train every arm with every seed, or what is missing of that.
+    """Train every arm with every seed, except for runs that are already finished.
 
-    A run that is killed and started again goes on from its last save and ends with the same weights as one that was not (bit for bit on
-    one machine with the same number of threads). Other settings than the first time are refused.
+    A run that was killed continues from its last save and ends with the same weights as an uninterrupted one, bit for bit on one machine
+    with the same number of threads. A resume with other settings is refused.
 
     Raises:
-        DataError: no data. ArgumentError: a setting that does not fit the data or the models. ParityError: as ``alg.parity`` says.
-        CheckpointError: what a former run left there is damaged or of other settings.
+        DataError: There is no data.
+        ArgumentError: A setting does not fit the data or the models.
+        ParityError: As ``alg.parity`` decides.
+        CheckpointError: An earlier run in ``out`` is damaged or has other settings.
     """
     out = output_folder(config.out)
     material = _Material(config)
@@ -158,7 +164,7 @@ def train_wm(config: TrainWMConfig) -> Comparison:
 
 
 class _Material:
-    """The data as every run sees them."""
+    """The data that all runs share."""
 
     def __init__(self, config: TrainWMConfig) -> None:
         data = ReplaySet.open(config.data)
@@ -196,7 +202,7 @@ class _Run(TrainingRun):
         self._meter: ESNRMeter | None = None
 
     def result(self, note: Callable[[float, str | None], None]) -> ArmResult:
-        """Train, or go on, or read what was measured before; ``note(updates made, text)`` is called on the way."""
+        """Train or resume the run, or read its earlier result; ``note`` receives the updates made and a text."""
         if self.config.resume and (found := self._read()) is not None:
             note(self.steps, None)
             return found
@@ -214,15 +220,15 @@ class _Run(TrainingRun):
         if agent.sanity.stopped:
             logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, self.seed, self.done, self.steps)
             note(self.steps - self.done, None)
-        meta = world_model_meta(self.alg, self.material.sizes, arm=self.arm.name, seed=self.seed, steps=self.done)
-        save_world_model(self.out / "world_model.safetensors", agent, meta)
+        path, more = self.out / "world_model.safetensors", {"arm": self.arm.name, "seed": self.seed, "steps": self.done}
+        save_world_model(path, agent, self.alg, self.material.sizes, **more)
         found = self._measure(agent, self.done)
         write_json(self.report, {"result": asdict(found), "settings": self.settings()})
         return found
 
     @property
     def val_every(self) -> int:
-        return self.steps  # a world model is measured once, when it is trained
+        return self.steps  # a world model is measured once, after training
 
     def stopped(self) -> bool:
         return self.agent.sanity.stopped
@@ -238,28 +244,26 @@ class _Run(TrainingRun):
         self._cpu.restart_at(float(state["cpu_seconds"]))
 
     def step(self, step: int) -> dict[str, float]:
-        """One update; the clocks count updates alone."""
+        config, agent = self.config, self.agent
         self.watch.go_on()
         self._cpu.go_on()
-        said = self._update(self.agent, step)
-        self.watch.pause()
-        self._cpu.pause()
-        return said
-
-    def _update(self, agent: PWM, step: int) -> dict[str, float]:
-        lr = self._lr * _schedule(step, self.config.steps, self.config.warmup)
+        decayed = 1 - 0.99 * (step - config.warmup) / max(config.steps - config.warmup, 1)
+        lr = self._lr * ((step + 1) / config.warmup if step < config.warmup else decayed)
         for group in agent.wm_optimizer.param_groups:
             group["lr"] = lr
-        obs, act, rew, task = self.sampler.batch(step, self.config.batch).to(self.config.device)
+        obs, act, rew, task = self.sampler.batch(step, config.batch).to(config.device)
         of = task if agent.model.task_embedding is not None else None
-        logged = (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps
-        return {**agent.update_wm(obs, act, rew, of, meter=self._meter if logged else None), "lr": lr}
+        logged = (step + 1) % config.log_every == 0 or step + 1 == config.steps
+        found = agent.update_wm(obs, act, rew, of, meter=self._meter if logged else None)
+        self.watch.pause()
+        self._cpu.pause()
+        return {**found, "lr": lr}
 
     def _measure(self, agent: PWM, done: int) -> ArmResult:
         model, material = agent.model, self.material
         errors = imagination_errors(model, fit_probe(model, material.probing, material.scale), material.held_out, material.scale)
         parity = agent.parity or parameter_parity(model)
-        # The loss of a flow asks for the velocity once more at a time of its own.
+        # The loss of a flow evaluates the velocity once more, at a time of its own.
         per_step = model.evaluations + (1 if agent.use_flow_dynamics else 0)
         return ArmResult(
             arm=self.arm.name,
@@ -286,13 +290,15 @@ class _Run(TrainingRun):
             return math.nan
 
     def _read(self) -> ArmResult | None:
-        """The result of a finished run."""
+        """Return the result of a finished run, None if there is none."""
         if not self.report.exists():
             return None
         try:
             held = parse_json(require_regular(self.report, "result", "", CheckpointError).read_text(encoding="utf-8"))
-            values = dict(held["result"])
-            found = ArmResult(**values | {"errors": _read_errors(values["errors"]), "esnr_db": _number(values["esnr_db"])})
+            values: dict[str, Any] = dict(held["result"])
+            errors: dict[str, Any] = {k: tuple(map(_number, v)) if isinstance(v, list) else _number(v) for k, v in values["errors"].items()}
+            values |= {"errors": ImaginationErrors(**errors), "esnr_db": _number(values["esnr_db"])}
+            found = ArmResult(**values)
             before = dict(held["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.report} is damaged ({error}); remove it, or give another out= or resume=false") from error
@@ -300,24 +306,12 @@ class _Run(TrainingRun):
         return found
 
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome, as JSON has it."""
+        """Settings that decide the outcome, as JSON values."""
         kept = {k: v for k, v in asdict(self.config).items() if k not in _FREE_ON_RESUME}
         data = {"episodes": self.material.episodes, "windows": len(self.sampler)}
         return json.loads(json.dumps({**kept, "alg": self.alg, "seed": self.seed, "sizes": self.material.sizes, **data}))
 
 
-def _read_errors(held: Mapping[str, Any]) -> ImaginationErrors:
-    observation, reward, latent = (tuple(map(_number, held[name])) for name in ("observation", "reward", "latent"))
-    return ImaginationErrors(observation, reward, latent, _number(held["unread"]), _number(held["simplex_distance"]))
-
-
 def _number(value: float | None) -> float:
-    """Strict JSON has null for what is not finite, as after a training that diverged."""
+    """Return ``value``, NaN for the null that strict JSON has in its place, as after a training that diverged."""
     return math.nan if value is None else float(value)
-
-
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up to 1, then linear decay to 0.01."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 1 - 0.99 * (step - warmup) / max(steps - warmup, 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ttcfast.pwm.algorithms import PWM, DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
-from ttcfast.pwm.checkpoint import load_world_model, save_world_model, world_model_meta
+from ttcfast.pwm.checkpoint import load_world_model, save_world_model
 from ttcfast.pwm.models import BaseWorldModel, MLPWorldModel
 from ttcfast.pwm.utils import targets
 from ttcfast.runtime import checkpoints
@@ -38,7 +38,7 @@ def naming(key: str, target: str) -> dict[str, Any]:
 def saved(folder: Path, alg: dict[str, Any]) -> Path:
     agent = PWM.from_config(ALG, **SIZES)
     path = folder / "world_model.safetensors"
-    save_world_model(path, agent, world_model_meta(alg, SIZES))
+    save_world_model(path, agent, alg, SIZES)
     return path
 
 

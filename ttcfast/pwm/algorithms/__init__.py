@@ -1,4 +1,4 @@
-"""Rollouts, losses and updates; models know none of them."""
+"""Rollouts, losses and updates of world models."""
 
 from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 from .pwm import PWM, WorldModelLoss

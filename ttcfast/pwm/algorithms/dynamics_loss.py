@@ -1,4 +1,4 @@
-"""What the dynamics are trained on, given the rollout that the algorithm made: one strategy per kind of dynamics."""
+"""Losses of the dynamics on a rollout made by the algorithm, one strategy per kind of dynamics."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
 from ttcfast.pwm.models.layers import wide
 
-__all__ = ["DynamicsLoss", "Euler", "FlowMatchingDynamicsLoss", "Heun", "Integrator", "MLPDynamicsLoss", "discounts", "integrate"]
+__all__ = ["DynamicsLoss", "Euler", "FlowMatchingDynamicsLoss", "Heun", "Integrator", "MLPDynamicsLoss", "integrate"]
 
 
 class DynamicsLoss(ABC):
-    """A loss per step of a rollout; the algorithm weighs and adds the steps."""
+    """Computes a loss for each step of a rollout; the algorithm weighs and sums the steps."""
 
     @abstractmethod
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
-        """The loss of every step, means over batch and latent entries
-        (docs/design/decisions.md ("Loss scale and gradient")).
+        """Return the loss of every step, ``[H]``, a mean over batch and latent entries.
 
         Args:
-            model: whose rollout it is.
-            latents: the rollout ``[H + 1, B, latent_dim]``, with its gradient: ``latents[t + 1] = model.next(latents[t], act[t])``.
-            act: ``[H, B, action_dim]``.
-            targets: encodings of the observations after each action, ``[H, B, latent_dim]``, without gradient.
-            task: as for ``model.next``.
+            model: The model that made the rollout.
+            latents: The rollout with its gradient, ``[H + 1, B, latent_dim]``: ``latents[t + 1] = model.next(latents[t], act[t])``.
+            act: Actions, ``[H, B, action_dim]``.
+            targets: Encodings of the observations after each action, ``[H, B, latent_dim]``, without gradient.
+            task: As in ``model.next``.
 
-        Returns:
-            ``[H]``.
+        Source: docs/design/decisions.md ("Loss scale and gradient").
         """
 
 
 class MLPDynamicsLoss(DynamicsLoss):
-    """Squared error of the predicted latent state: PWM's consistency loss; for residual dynamics as well."""
+    """Squared error of the predicted latent state, PWM's consistency loss; it fits residual dynamics as well."""
 
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
         return (wide(latents[1:]) - targets).square().mean((1, 2))
@@ -47,18 +45,17 @@ class MLPDynamicsLoss(DynamicsLoss):
 class FlowMatchingDynamicsLoss(DynamicsLoss):
     """Rectified flow from the predicted state to the encoding of the next observation.
 
-    With ``z_s = latents[t]``, ``z_e = targets[t]`` and a time tau per sample, ``|| v((1 - tau) z_s + tau z_e, a, tau) - (z_e - z_s) ||^2``.
-    The gradient flows through ``z_s``, both where the velocity is asked and in what it is compared with, and so through the rollout into
-    the encoder, as the baseline's does; it stops at the target (docs/design/decisions.md ("Loss scale and gradient")).
-    All steps are one evaluation.
+    With ``z_s = latents[t]``, ``z_e = targets[t]`` and a time tau per sample it is
+    ``|| v((1 - tau) z_s + tau z_e, a, tau) - (z_e - z_s) ||^2``, all steps in one evaluation. The gradient flows through both uses of
+    ``z_s``, and so through the rollout into the encoder, as in the baseline; it stops at the target.
 
     Args:
-        tau_sampling: ``"uniform"``, or ``"midpoint"``: tau = 1/2 always, which never trains the times that integrators ask for; it warns.
+        tau_sampling: ``"uniform"``, or ``"midpoint"`` for tau = 1/2 always, which warns: integrators use other times.
 
     Raises:
-        ValueError: an unknown sampling; when called, a model that has no velocity.
+        ValueError: The sampling is unknown; or, when called, the model has no velocity.
 
-    Source: Flow plan, "Mathematical Specification".
+    Source: Flow plan, "Mathematical Specification"; docs/design/decisions.md ("Loss scale and gradient").
     """
 
     def __init__(self, tau_sampling: str = "uniform") -> None:
@@ -76,17 +73,11 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
         start = latents[:-1]
         tau = self.times(start)
         at = start + tau * (targets - start)
-        error = wide(model.velocity(at, act, tau, task)) - (targets - start)
-        return error.square().mean((1, 2))
+        return (wide(model.velocity(at, act, tau, task)) - (targets - start)).square().mean((1, 2))
 
     def times(self, like: Tensor) -> Tensor:
-        """Times ``[H, B, 1]`` for latents ``[H, B, D]``, from torch's global generator."""
+        """Draw times ``[H, B, 1]`` for latents ``[H, B, D]`` from torch's global generator."""
         shape = (*like.shape[:-1], 1)
         if self.tau_sampling == "midpoint":
             return like.new_full(shape, 0.5)
         return torch.rand(shape, dtype=like.dtype, device=like.device)
-
-
-def discounts(horizon: int, gamma: float, like: Tensor) -> Tensor:
-    """gamma^t for t = 0 ... horizon - 1, ``[horizon]``."""
-    return gamma ** torch.arange(horizon, dtype=like.dtype, device=like.device)

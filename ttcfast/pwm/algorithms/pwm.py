@@ -1,4 +1,4 @@
-"""PWM's world-model half: the rollout, the loss, and the update with its sanity checks."""
+"""The world-model half of PWM: rollout, loss, and update with sanity checks."""
 
 from __future__ import annotations
 
@@ -12,45 +12,44 @@ from ttcfast import integrators
 from ttcfast.checks import at_least, whole
 from ttcfast.pwm.algorithms.sanity import SanityChecks
 from ttcfast.pwm.evaluation.parity import Parity, parameter_parity
-from ttcfast.pwm.evaluation.simplex import simplex_distance
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.flow_world_model import FlowWorldModel
-from ttcfast.pwm.models.layers import wide
+from ttcfast.pwm.models.layers import simplex_distance, wide
 from ttcfast.pwm.models.world_model import MLPWorldModel
 from ttcfast.pwm.utils.metrics import ESNRMeter
 from ttcfast.pwm.utils.targets import build, locate
 from ttcfast.runtime.errors import ArgumentError
 
-from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss, discounts
+from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 
 
 class WorldModelLoss(NamedTuple):
-    """Scalars, but ``latents``; ``total`` is what is minimised."""
+    """Loss of a world model; all entries but ``latents`` are scalars."""
 
-    total: Tensor
+    total: Tensor  # what is minimised
     dynamics: Tensor
     reward: Tensor
     simplex_distance: Tensor  # of the predicted latents, without gradient
-    largest_latent: Tensor  # magnitude, without gradient
+    largest_latent: Tensor  # largest magnitude in the predicted latents, without gradient
     latents: Tensor  # [H + 1, B, latent_dim], the rollout
 
 
 class PWM:
-    """Trains a world model on sequences; the actor and the critic come on top of it.
+    """Trains a world model on sequences.
 
     Args:
-        model: any world model.
-        dynamics_loss: the strategy that fits it; None: flow matching for a ``FlowWorldModel``, else the squared error.
-        gamma: discount of later steps in the loss.
-        dynamics_weight: weight of the dynamics loss.
-        reward_weight: weight of the reward loss.
-        lr: Adam's step size (PWM: 3e-4).
-        betas: Adam's decay rates (PWM: 0.7 and 0.95).
-        clip: largest gradient norm (PWM: 20).
-        sanity: limits beyond which a batch is skipped; None: the defaults.
+        model: World model to train.
+        dynamics_loss: Loss of its dynamics; None for flow matching with a ``FlowWorldModel`` and the squared error otherwise.
+        gamma: Discount of later steps in the loss.
+        dynamics_weight: Weight of the dynamics loss.
+        reward_weight: Weight of the reward loss.
+        lr: Learning rate of Adam (PWM: 3e-4).
+        betas: Decay rates of Adam (PWM: 0.7 and 0.95).
+        clip: Largest gradient norm (PWM: 20).
+        sanity: Limits beyond which an update is skipped; None for the defaults.
 
     Raises:
-        ValueError: a number out of range, or a loss that does not fit the model.
+        ValueError: A number is out of range, or the loss does not fit the model.
 
     Source: Flow plan, "Mathematical Specification", "Algorithmic Rollout and Loss (Responsibility Separation)".
     """
@@ -84,7 +83,7 @@ class PWM:
 
     @property
     def use_flow_dynamics(self) -> bool:
-        """The plan's switch (section 2): whether the dynamics are trained by flow matching."""
+        """Whether the dynamics are trained by flow matching, the plan's switch."""
         return isinstance(self.dynamics_loss, FlowMatchingDynamicsLoss)
 
     @classmethod
@@ -97,26 +96,24 @@ class PWM:
         tasks: Sequence[str] | None = None,
         action_dims: Sequence[int] | None = None,
     ) -> PWM:
-        """Build it from the ``alg`` group of a configuration (``ttcfast/configs/alg``), and log and judge the parity of a flow or residual.
+        """Build an agent from the ``alg`` group of a configuration (``ttcfast/configs/alg``), checking the parity of a flow or residual.
 
         Args:
-            alg: ``model`` and ``dynamics_loss`` with their ``_target_``; ``integrator`` with ``type``, ``substeps``, ``tau_sampling``;
-                ``parity`` with ``tolerance``, ``on_violation``; ``sanity``; ``wm`` with this class's numbers; ``use_flow_dynamics``: None
-                leaves the choice to the ``_target_``s, true or false selects the pair of model and loss (the plan's section 2).
-            observation_dim: of the data.
-            action_dim: of the data.
-            tasks: names of the data's tasks; more than one makes the model multi-task.
-            action_dims: entries that each task's actions really have.
+            alg: Group with ``model`` and ``dynamics_loss``, each with its ``_target_``; ``integrator`` with ``type``, ``substeps`` and
+                ``tau_sampling``; ``parity`` with ``tolerance`` and ``on_violation``; ``sanity``; ``wm`` with this class's numbers; and
+                ``use_flow_dynamics``, where true or false selects model and loss, and None leaves the choice to the ``_target_``s.
+            observation_dim: Size of the observations.
+            action_dim: Size of the actions.
+            tasks: Names of the tasks; more than one make a multi-task model.
+            action_dims: Size of each task's own actions.
 
         Raises:
-            ArgumentError: an unknown key or class.
-            ParityError: see :func:`ttcfast.pwm.evaluation.parity.parameter_parity`.
-            ValueError: arguments that do not fit.
+            ArgumentError: A key or class is unknown.
+            ParityError: As :func:`ttcfast.pwm.evaluation.parity.parameter_parity` decides.
+            ValueError: The arguments do not fit.
         """
-        model_config, loss_config = _pair(alg)
+        model_class, model_config, loss_class, loss_config = _classes(alg)
         integration = {"type": "heun", "substeps": 2, "tau_sampling": "uniform", **(alg.get("integrator") or {})}
-        model_class = locate(model_config["_target_"], BaseWorldModel, "alg.model._target_")  # type: ignore[type-abstract]
-        loss_class = locate(loss_config["_target_"], DynamicsLoss, "alg.dynamics_loss._target_")  # type: ignore[type-abstract]
         several = tasks is not None and len(tasks) > 1
         extra: dict[str, Any] = {"tasks": tasks, "multitask": True} if several else {"multitask": False}
         extra["action_dims"] = action_dims
@@ -132,41 +129,37 @@ class PWM:
         return agent
 
     def rollout(self, z: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
-        """Latent states from ``z`` ``[B, latent_dim]`` under actions ``[H, B, action_dim]``: ``[H + 1, B, latent_dim]``, ``z`` first."""
+        """Return the latent states from ``z`` ``[B, latent_dim]`` on under actions ``[H, B, action_dim]``, ``[H + 1, B, latent_dim]``."""
         latents = [z]
         for a in act:
             latents.append(self.model.next(latents[-1], a, task))
         return torch.stack(latents)
 
     def compute_wm_loss(self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None) -> WorldModelLoss:
-        """Loss of the world model on sequences.
+        """Return the loss of the world model on sequences.
 
         The model encodes the first observation and is rolled out through its own predictions; targets are encodings of the later
         observations, without gradient. ``total = dynamics_weight * dynamics + reward_weight * reward``, each
         ``(1 / H) sum_t gamma^t loss_t`` with ``loss_t`` a mean over the batch.
 
         Args:
-            obs: ``[H + 1, B, observation_dim]``.
-            act: ``[H, B, action_dim]``; ``act[t]`` leads from ``obs[t]`` to ``obs[t + 1]``.
-            rew: ``[H, B, 1]``, what ``act[t]`` earned.
-            task: indices int64 ``[B]``, or one index or name for all; None for a single task.
-
-        Returns:
-            The loss, its parts, and what the sanity checks look at.
+            obs: Observations, ``[H + 1, B, observation_dim]``.
+            act: Actions, ``[H, B, action_dim]``; ``act[t]`` leads from ``obs[t]`` to ``obs[t + 1]``.
+            rew: Rewards of ``act[t]``, ``[H, B, 1]``.
+            task: Task indices, int64 ``[B]``, or one index or name for all; None for a single task.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: The shapes do not fit.
 
         Source: Flow plan, "Mathematical Specification", "Algorithmic Rollout and Loss (Responsibility Separation)". Departures: the
-        reward loss is a soft cross-entropy where the reward is two-hot, and it is divided by H once;
+        reward loss is a soft cross-entropy if the reward is two-hot, and it is divided by H once;
         see docs/design/decisions.md ("Loss scale and gradient", "Two-hot rewards").
         """
         self._check(obs, act, rew)
-        horizon = len(act)
         with torch.no_grad():
             targets = self.model.encode(obs[1:], task).detach()  # torch.no_grad alone would let forward-mode tangents through
         latents = self.rollout(self.model.encode(obs[0], task), act, task)
-        weights = discounts(horizon, self.gamma, latents) / horizon
+        weights = self.gamma ** torch.arange(len(act), dtype=latents.dtype, device=latents.device) / len(act)
         dynamics = (weights * self.dynamics_loss(self.model, latents, act, targets, task)).sum()
         reward = (weights * self.reward_loss(latents[:-1], act, rew, task)).sum()
         predicted = latents.detach()[1:]
@@ -180,7 +173,7 @@ class PWM:
         )
 
     def reward_loss(self, latents: Tensor, act: Tensor, rew: Tensor, task: Task | None = None) -> Tensor:
-        """Loss of the reward head per step ``[H]``: cross-entropy of the two-hot reward, or squared error of a scalar one."""
+        """Return the loss of the reward head per step, ``[H]``: cross-entropy of a two-hot reward, squared error of a scalar one."""
         head = self.model.reward(latents, act, task)
         if self.model.two_hot is None:
             return (wide(head) - rew).square().mean((1, 2))
@@ -189,16 +182,17 @@ class PWM:
     def update_wm(
         self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None, *, meter: ESNRMeter | None = None
     ) -> dict[str, float]:
-        """One step of Adam on :meth:`compute_wm_loss`, unless the sanity checks skip it.
+        """Make one step of Adam on :meth:`compute_wm_loss`, unless the sanity checks skip it.
+
+        A skipped update changes neither parameters nor Adam's moments. ``sanity.stopped`` says when training should end.
 
         Args:
-            obs, act, rew, task: as for :meth:`compute_wm_loss`.
-            meter: of ``self.model`` (``method="loop"``): the gradient is formed in its M chunks, and its ESNR measured on the way.
+            obs, act, rew, task: As in :meth:`compute_wm_loss`.
+            meter: Meter of ``self.model`` (``method="loop"``) that forms the gradient in M chunks and measures its ESNR.
 
         Returns:
             ``loss``, ``dynamics``, ``reward``, ``simplex_distance``, ``largest_latent``, ``gradient_norm`` (before clipping) and
-            ``updated`` (1 or 0); with a meter also ``esnr``, ``esnr_db``, ``esnr_unbiased`` and ``noise_scale``. A skipped batch changes
-            neither parameters nor Adam's moments; ``sanity.stopped`` tells that training should end.
+            ``updated`` (1 or 0); with a meter also ``esnr``, ``esnr_db``, ``esnr_unbiased`` and ``noise_scale``.
         """
         self.wm_optimizer.zero_grad(set_to_none=True)
         measured: dict[str, float] = {}
@@ -219,7 +213,7 @@ class PWM:
     def _measured_gradient(
         self, meter: ESNRMeter, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Leave the gradient in ``.grad``; the first five parts of the loss, of all chunks together, and what the meter says."""
+        """Leave the gradient in ``.grad``; return the first five entries of the loss over all chunks, and what the meter found."""
         chunks: list[Tensor] = []
 
         def loss_of(rows: Tensor) -> Tensor:
@@ -243,21 +237,14 @@ class PWM:
             )
 
 
-_PAIRS: dict[bool, tuple[type[BaseWorldModel], type[DynamicsLoss]]] = {
-    False: (MLPWorldModel, MLPDynamicsLoss),
-    True: (FlowWorldModel, FlowMatchingDynamicsLoss),
-}
-
-
-def _pair(alg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configurations of model and loss after ``use_flow_dynamics`` has had its say."""
+def _classes(alg: Mapping[str, Any]) -> tuple[type[BaseWorldModel], dict[str, Any], type[DynamicsLoss], dict[str, Any]]:
+    """Return the classes of model and loss that ``use_flow_dynamics`` or the ``_target_`` entries choose, each with its configuration."""
     model, loss = dict(alg.get("model") or {}), dict(alg.get("dynamics_loss") or {})
     flow = alg.get("use_flow_dynamics")
     if flow is not None and not isinstance(flow, bool):
         raise ArgumentError(f"alg.use_flow_dynamics is {flow!r}; give true, false, or null to leave it to the _target_ entries")
-    chosen = locate(model.get("_target_"), BaseWorldModel, "alg.model._target_")  # type: ignore[type-abstract]
-    if flow is not None and issubclass(chosen, FlowWorldModel) != flow:
-        model_class, loss_class = _PAIRS[flow]
-        model |= {"_target_": f"{model_class.__module__}.{model_class.__name__}", "dynamics": None}
-        loss = {"_target_": f"{loss_class.__module__}.{loss_class.__name__}"}
-    return model, loss
+    named = locate(model.get("_target_"), BaseWorldModel, "alg.model._target_")  # type: ignore[type-abstract]
+    if flow is not None and issubclass(named, FlowWorldModel) != flow:
+        model["dynamics"] = None
+        return (FlowWorldModel, model, FlowMatchingDynamicsLoss, {}) if flow else (MLPWorldModel, model, MLPDynamicsLoss, {})
+    return named, model, locate(loss.get("_target_"), DynamicsLoss, "alg.dynamics_loss._target_"), loss  # type: ignore[type-abstract]

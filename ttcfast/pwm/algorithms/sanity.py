@@ -1,4 +1,4 @@
-"""Stops a training that has gone wrong: what is not finite, gradients and latents that explode, counted one by one."""
+"""Skips updates that have gone wrong, and stops a training in which too many do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 
-from ttcfast.checks import at_least, whole
+from ttcfast.checks import whole
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +18,13 @@ class SanityChecks:
     """Judges every update before it is made.
 
     Args:
-        max_gradient_norm: largest norm, before clipping, of a gradient that is used.
-        max_latent: largest magnitude of an entry of a predicted latent; on the simplices it is 1.
-        patience: skipped updates in a row after which :attr:`stopped` is set; 0: never.
+        max_gradient_norm: Largest gradient norm, before clipping, with which an update is made.
+        max_latent: Largest magnitude allowed in predicted latents; on the simplices it is 1.
+        patience: Number of consecutive skipped updates that sets :attr:`stopped`; 0 for never.
 
     Attributes:
-        counts: how often each kind was found: ``"nan"`` (a loss, gradient or latent that is not finite), ``"gradient"``, ``"latent"``.
-        skipped: updates that were skipped, in all.
-        stopped: whether training should end.
+        counts: Skipped updates by reason: ``"nan"`` (loss, gradient or latent not finite), ``"gradient"``, ``"latent"``.
+        stopped: Whether training should end.
 
     Source: Flow plan, "Verification and Invariants".
     """
@@ -34,7 +33,6 @@ class SanityChecks:
     max_latent: float = 1e2
     patience: int = 20
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0), init=False)
-    skipped: int = field(default=0, init=False)
     stopped: bool = field(default=False, init=False)
     in_a_row: int = field(default=0, init=False)
 
@@ -45,13 +43,17 @@ class SanityChecks:
         whole("patience", self.patience, 0)
 
     def allows(self, *, loss: float, gradient_norm: float, latent: float) -> bool:
-        """Whether an update with these numbers is to be made; counts, logs, and sets :attr:`stopped` when patience is at its end."""
-        found = self.judge(loss, gradient_norm, latent)
-        if found is None:
+        """Return whether to make an update with these numbers; if not, count and log it, and set :attr:`stopped` when patience runs out."""
+        if not all(map(math.isfinite, (loss, gradient_norm, latent))):
+            found = "nan"
+        elif latent > self.max_latent:
+            found = "latent"
+        elif gradient_norm > self.max_gradient_norm:
+            found = "gradient"
+        else:
             self.in_a_row = 0
             return True
         self.counts[found] += 1
-        self.skipped += 1
         self.in_a_row += 1
         logger.warning("update skipped (%s): loss %.3g, gradient norm %.3g, largest latent %.3g", found, loss, gradient_norm, latent)
         if self.patience and self.in_a_row >= self.patience and not self.stopped:
@@ -59,20 +61,16 @@ class SanityChecks:
             logger.error("%d updates in a row were skipped (%s): training stops", self.in_a_row, self.counts)
         return False
 
-    def judge(self, loss: float, gradient_norm: float, latent: float) -> str | None:
-        """The kind of what is wrong, or None."""
-        if not all(map(math.isfinite, (loss, gradient_norm, latent))):
-            return "nan"
-        if latent > self.max_latent:
-            return "latent"
-        return "gradient" if gradient_norm > self.max_gradient_norm else None
+    @property
+    def skipped(self) -> int:
+        """Number of skipped updates."""
+        return sum(self.counts.values())
 
     def state_dict(self) -> dict[str, int | bool]:
-        """The counters, for a checkpoint."""
-        return {**self.counts, "skipped": self.skipped, "stopped": self.stopped, "in_a_row": self.in_a_row}
+        """Return the counters, for a checkpoint."""
+        return {**self.counts, "stopped": self.stopped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int | bool]) -> None:
-        """Takes what :meth:`state_dict` gave."""
+        """Continue from :meth:`state_dict`."""
         self.counts = {kind: int(state[kind]) for kind in KINDS}
-        self.skipped, self.stopped, self.in_a_row = int(state["skipped"]), bool(state["stopped"]), int(state["in_a_row"])
-        at_least("skipped", self.skipped, 0)
+        self.stopped, self.in_a_row = bool(state["stopped"]), int(state["in_a_row"])

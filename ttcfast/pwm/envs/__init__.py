@@ -1,4 +1,4 @@
-"""Environments to collect data from and to be evaluated in, and scripted controllers for them."""
+"""Environments for data collection and evaluation, and scripted controllers for them."""
 
 from .controllers import Controller, RandomController, SwingUpController
 from .dm_control import TASKS, DMControlEnv

@@ -1,4 +1,4 @@
-"""Scripted controllers for data collection: random actions, and a swing-up of the cart-pole by energy pumping and LQR."""
+"""Scripted controllers for data collection: random actions, and a cart-pole swing-up by energy pumping and LQR."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Controller(ABC):
 
     @abstractmethod
     def start(self, random: np.random.Generator) -> dict[str, float]:
-        """Draw the settings of the next episode and return them, to be written beside the data."""
+        """Draw the settings of the next episode and return them, to be stored with the data."""
 
     @abstractmethod
     def act(self, observation: NDArray[Any], random: np.random.Generator) -> Array:
-        """Action ``[A]`` in [-1, 1] for the observation ``[O]``."""
+        """Return the action ``[A]`` in [-1, 1] for the observation ``[O]``."""
 
 
 class RandomController(Controller):
@@ -43,25 +43,25 @@ class RandomController(Controller):
 
 
 class SwingUpController(Controller):
-    """Pumps energy into the pole until it can be caught, then holds it up by LQR; noise on the action spoils it to a chosen degree.
+    """Pumps energy into the pole until LQR can hold it upright; noise on the action degrades it.
 
-    Pumping (Åström and Furuta, Automatica 36, 2000): the cart's force has the sign of energy * omega * cos(theta), the energy being that of
-    the pole above its upright rest in units of m g l, and the cart is pulled back to the middle of its rail. Catching: discrete LQR for the
-    simulator's own agent step, linearised numerically at the upright rest.
+    The pumping force has the sign of energy * omega * cos(theta) (Åström and Furuta, Swinging up a pendulum by energy control, 2000), with
+    the energy of the pole relative to its upright rest in units of m g l, while the cart is pulled back to the middle of its rail. The pole
+    is caught by discrete LQR for the simulator's own agent step, linearised numerically at the upright rest.
 
     Args:
-        env: of a cart-pole task.
-        noise: range from which each episode's standard deviation of the Gaussian noise is drawn. At 0 the return is about 860 of 1000, at
-            2 about 300.
-        pump: range from which each episode's gain of the pump is drawn.
+        env: Environment of a cart-pole task.
+        noise: Range from which each episode draws the standard deviation of the Gaussian noise; the return is about 860 of 1000 at 0 and
+            about 300 at 2.
+        pump: Range from which each episode draws the gain of the pump.
 
     Raises:
-        ArgumentError: the task has no single pole.
+        ArgumentError: The task is not a cart-pole task, or a range is invalid.
     """
 
-    # Where LQR takes over: angle in rad and speed in rad/s from which it catches the pole before the cart meets the end of its rail.
+    # Angle in rad and speed in rad/s below which LQR catches the pole before the cart meets the end of its rail.
     CATCH_ANGLE, CATCH_SPEED = 0.5, 4.0
-    # Pull towards the middle of the rail while pumping, per metre and per metre/second.
+    # Pull towards the middle of the rail while pumping, per m and per m/s.
     PULL = (0.3, 0.2)
 
     def __init__(self, env: DMControlEnv, *, noise: tuple[float, float] = (0.0, 2.0), pump: tuple[float, float] = (0.6, 1.5)) -> None:
@@ -71,8 +71,7 @@ class SwingUpController(Controller):
         check_range("pump", pump)
         self.noise, self.pump = noise, pump
         self._frequency_squared = _pole_frequency_squared(env)
-        upright = np.zeros(4)  # cart position, pole angle, and their speeds
-        a, b = linearise(env, upright)
+        a, b = linearise(env, np.zeros(4))  # upright; cart position, pole angle, and their speeds
         self.gain = lqr_gain(a, b, np.diag([1.0, 10.0, 0.1, 0.1]), np.eye(1))
         self._sigma, self._pumping = noise[0], pump[0]
 
@@ -99,7 +98,7 @@ def check_range(name: str, values: Sequence[float]) -> None:
 
 
 def linearise(env: DMControlEnv, state: Array, *, size: float = 1e-4) -> tuple[Array, Array]:
-    """Central differences of one agent step at ``state [n]`` and zero action: ``A [n, n]`` and ``B [n, action_dim]``."""
+    """Return ``A [n, n]`` and ``B [n, action_dim]`` of one agent step by central differences at ``state [n]`` and zero action."""
     rest = np.zeros(env.action_dim)
     by_state = [(env.transition(state + d, rest) - env.transition(state - d, rest)) / (2 * size) for d in size * np.eye(len(state))]
     by_action = [(env.transition(state, d) - env.transition(state, -d)) / (2 * size) for d in size * np.eye(env.action_dim)]
@@ -107,10 +106,10 @@ def linearise(env: DMControlEnv, state: Array, *, size: float = 1e-4) -> tuple[A
 
 
 def lqr_gain(a: Array, b: Array, state_cost: Array, action_cost: Array, *, iterations: int = 10_000, tolerance: float = 1e-12) -> Array:
-    """The gain ``K [m, n]`` of ``u = -K x`` that minimises the sum of x'Qx + u'Ru for x <- A x + B u, by iterating the Riccati equation.
+    """Return the gain ``K [m, n]`` of ``u = -K x`` that minimises the sum of x'Qx + u'Ru for x <- A x + B u, by Riccati iteration.
 
     Raises:
-        ArgumentError: the iteration does not settle, as for a system that no action can stabilise.
+        ArgumentError: The iteration does not converge, as for a system that no action can stabilise.
     """
     value = state_cost
     for _ in range(iterations):
@@ -123,7 +122,7 @@ def lqr_gain(a: Array, b: Array, state_cost: Array, action_cost: Array, *, itera
 
 
 def _pole_frequency_squared(env: DMControlEnv) -> float:
-    """m g l / J of the pole about its hinge, 1/s^2, from the simulator's model."""
+    """Return m g l / J of the pole about its hinge in 1/s^2, from the simulator's model."""
     model = env.physics.named.model
     mass, arm = float(model.body_mass["pole_1"]), float(np.linalg.norm(model.body_ipos["pole_1"]))
     inertia = float(model.body_inertia["pole_1"][0]) + mass * arm**2  # across the pole, moved to the hinge

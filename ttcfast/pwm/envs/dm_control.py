@@ -1,4 +1,4 @@
-"""dm_control tasks as TD-MPC2 and PWM see them: flat observations, actions in [-1, 1], repeated, episodes of fixed length. Headless."""
+"""Headless dm_control tasks as in TD-MPC2 and PWM: flat observations, repeated actions in [-1, 1], episodes of fixed length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ttcfast.checks import one_of, whole
 from ttcfast.runtime.errors import ArgumentError, MissingPackageError
 
-# The tasks of TD-MPC2's MT30 that dm_control has as they are, in TD-MPC2's names (its other 11 are variations of its own).
+# The tasks of TD-MPC2's MT30 that dm_control provides, under TD-MPC2's names; MT30 adds 11 variations of its own.
 TASKS = (
     "walker-stand",
     "walker-walk",
@@ -38,22 +38,22 @@ _DOMAINS = {"cup": "ball_in_cup"}
 
 
 class DMControlEnv:
-    """One task. An episode is 1000 simulation steps: ``episode_length`` agent steps of ``action_repeat`` each, never ended earlier.
+    """A dm_control task with episodes of 1000 simulation steps, which never end earlier.
+
+    Rendering is disabled (``MUJOCO_GL=disabled``) unless the environment variable is set, so no display is needed.
 
     Args:
-        task: one of ``TASKS``, such as ``"cartpole-swingup"``.
-        action_repeat: simulation steps per agent step; their rewards are added, so that a return is at most 1000 whatever it is.
+        task: One of ``TASKS``, such as ``"cartpole-swingup"``.
+        action_repeat: Simulation steps per agent step, whose rewards are summed, so that a return is at most 1000.
 
     Attributes:
-        observation_dim, action_dim: sizes of a flat observation and of an action.
-        episode_length: agent steps of an episode.
-        physics: dm_control's simulator, to be read.
+        observation_dim, action_dim: Sizes of a flat observation and of an action.
+        episode_length: Agent steps per episode.
+        physics: Simulator of dm_control, for reading.
 
     Raises:
-        ArgumentError: an unknown task, or an action repeat that does not divide 1000.
-        MissingPackageError: dm_control is not installed, or with a version of mujoco that it does not work with.
-
-    Rendering is switched off (``MUJOCO_GL=disabled``) unless the environment variable says otherwise, so no display is needed.
+        ArgumentError: The task is unknown, or the action repeat does not divide 1000.
+        MissingPackageError: dm_control is not installed, or does not work with the installed mujoco.
 
     Source: Hansen, Su and Wang, "TD-MPC2", 2023, whose wrapper fixes action repeat and observation order.
     """
@@ -75,26 +75,22 @@ class DMControlEnv:
         self._left = 0
 
     def reset(self, seed: int) -> NDArray[np.float32]:
-        """Start an episode whose initial state depends on ``seed`` alone, not on the episodes before.
-
-        Returns:
-            The observation ``[O]``.
-        """
+        """Start an episode whose initial state depends only on ``seed``, and return its observation ``[O]``."""
         self._env.task.random.seed(seed)
         self._left = self.episode_length
         return _flat(self._env.reset())
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool]:
-        """One agent step.
+        """Make one agent step.
 
         Args:
-            action: ``[A]`` in [-1, 1].
+            action: Action ``[A]`` in [-1, 1].
 
         Returns:
-            Observation ``[O]``, reward (sum over the repeats, at most ``action_repeat``), and whether the episode is over.
+            Observation ``[O]``, reward (summed over the repeats, at most ``action_repeat``), and whether the episode is over.
 
         Raises:
-            ArgumentError: an action of another size, outside [-1, 1] or not finite; a step beyond the end of the episode.
+            ArgumentError: The action has another size, lies outside [-1, 1] or is not finite, or the episode is over.
         """
         if self._left == 0:
             raise ArgumentError(f"{self.task}: the episode of {self.episode_length} steps is over; call reset(seed)")
@@ -107,14 +103,14 @@ class DMControlEnv:
         return _flat(step), reward, self._left == 0
 
     def state(self) -> NDArray[np.float64]:
-        """The simulator's positions and velocities, ``[nq + nv]``."""
+        """Return the simulator's positions and velocities, ``[nq + nv]``."""
         return np.array(self.physics.get_state(), dtype=np.float64)
 
     def transition(self, state: NDArray[np.float64], action: NDArray[Any]) -> NDArray[np.float64]:
-        """Where one agent step leads from ``state [nq + nv]``, by the simulator itself. It ends the episode that was running.
+        """Return the state after one agent step of the simulator from ``state [nq + nv]``; ends the current episode.
 
         Raises:
-            ArgumentError: as :meth:`step`.
+            ArgumentError: As :meth:`step`.
         """
         scaled = self._scaled(action)
         self._left = 0
@@ -125,7 +121,7 @@ class DMControlEnv:
         return self.state()
 
     def _scaled(self, action: NDArray[Any]) -> NDArray[np.float64]:
-        """``action`` in the task's own units."""
+        """Return ``action`` in the task's own units."""
         given = np.asarray(action, dtype=np.float64)
         if given.shape != (self.action_dim,):
             raise ArgumentError(f"action has shape {given.shape}; {self.task} takes ({self.action_dim},)")
@@ -135,10 +131,10 @@ class DMControlEnv:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the simulator, which decide the physics.
+    """Return the versions of the simulator, on which the physics depends.
 
     Raises:
-        MissingPackageError: it is not installed.
+        MissingPackageError: dm_control is not installed.
     """
     from importlib.metadata import version
 
@@ -150,7 +146,7 @@ def _load(task: str) -> Any:
     domain, _, rest = task.partition("-")
     try:
         return _suite().load(_DOMAINS.get(domain, domain), rest.replace("-", "_"), task_kwargs={"random": 0})
-    except AttributeError as error:  # what dm_control 1.0.50 says on mujoco 4, whose model has other fields
+    except AttributeError as error:  # raised by dm_control 1.0.50 with mujoco 4, whose model has other fields
         found = versions()
         raise MissingPackageError(
             f"dm_control {found['dm_control']} does not work with mujoco {found['mujoco']} ({error}); "

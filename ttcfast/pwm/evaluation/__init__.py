@@ -1,1 +1,1 @@
-"""How good a world model is: parameter parity, endpoint and imagination errors, distance to the simplex."""
+"""Evaluation of world models: errors of imagination and parameter parity."""

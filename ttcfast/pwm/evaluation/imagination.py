@@ -1,12 +1,12 @@
-"""How far a world model's imagination is from the truth after 1 to H steps, in units that models with different encoders share.
+"""Errors of a world model's imagination after 1 to H steps, in units that models with different encoders share.
 
-Latents themselves cannot be compared: each model learns its own encoder, and one that encodes little is easy to predict. So the endpoint
-error is measured where all models meet, in observations. The same linear probe is fitted to every model (ridge regression in closed form,
-so without seed or stopping rule), from its encodings of training observations to these observations. Read through it, the latent imagined
-from the first observation of a held-out window and its recorded actions is compared with the encoding of what was observed then. The unit
-is the observation's variance, in which saying "nothing changes" has its error too. What encoder and probe lose of an observation is not the
-dynamics' doing and is told apart (``unread``): a model that encodes nothing would be easy to predict, and is seen there. Rewards need no
-probe. The error in the model's own latent space, relative to its variance, is kept as a diagnostic (``endpoint_error``).
+Latents cannot be compared directly: each model learns its own encoder, and one that encodes little is easy to predict. The endpoint error
+is therefore measured in observations. A linear probe (ridge regression in closed form, so without random seed or stopping rule) is fitted
+to every model from its encodings of training observations to these observations. Read through the probe, the latent imagined from the
+first observation of a held-out window under its recorded actions is compared with the encoding of what was observed. The unit is the
+variance of the observations. What encoder and probe lose of an observation is not the fault of the dynamics and is reported separately
+(``unread``), which exposes a model that encodes nothing. Rewards need no probe. The error in the model's own latent space, relative to its
+variance, is kept as a diagnostic (``endpoint_error``).
 
 Source: docs/design/decisions.md ("Control arms").
 """
@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 
 from ttcfast.data.replay import ReplaySet, Windows
-from ttcfast.pwm.models.base import BaseWorldModel
+from ttcfast.pwm.models.base import BaseWorldModel, Task
+from ttcfast.pwm.models.layers import simplex_distance
 from ttcfast.runtime.errors import DataError
 
-from .endpoint import endpoint_error, latent_variance
-from .simplex import simplex_distance
-
 _CHUNK = 1024  # windows imagined at once
-_CONSTANT = 1e-6  # spread below which an entry of the observations does not change: padding
-# Of the latents' mean variance: directions in which true latents hardly vary (3 % of the usual spread) are read less and less, since an
-# imagined latent is off them by chance. Without it such directions, which a linear map would blow up, decided the error.
+_CONSTANT = 1e-6  # spread below which an entry of the observations counts as constant, such as padding
+# Ridge in units of the latents' mean variance. It damps directions in which true latents hardly vary (3 % of the usual spread), off which
+# imagined latents drift by chance; amplified by the linear map, such directions would otherwise decide the error.
 _RIDGE = 1e-3
 
 
@@ -41,10 +39,10 @@ class Scale:
 
     @classmethod
     def of(cls, data: ReplaySet) -> Scale:
-        """Over all observations of ``data``.
+        """Return the scale of all observations of ``data``.
 
         Raises:
-            DataError: no entry changes.
+            DataError: No entry of the observations changes.
         """
         mean, std = data.observation_statistics()
         if not bool((std > _CONSTANT).any()):
@@ -52,7 +50,7 @@ class Scale:
         return cls(mean, std)
 
     def encode(self, obs: Tensor) -> Tensor:
-        """``obs [..., O]`` as float64 in units of its spread; entries that never change are left out."""
+        """Return ``obs [..., O]`` centred and in units of its spread, float64, without entries that never change."""
         changing = self.std > _CONSTANT
         return ((obs.double() - self.mean) / self.std)[..., changing]
 
@@ -67,7 +65,7 @@ class Probe:
 
     @classmethod
     def fit(cls, latents: Tensor, targets: Tensor, *, ridge: float = _RIDGE) -> Probe:
-        """Ridge regression of ``targets [N, O]`` on ``latents [N, L]``; ``ridge`` is in units of the latents' mean variance."""
+        """Fit ``targets [N, O]`` to ``latents [N, L]`` by ridge regression; ``ridge`` is in units of the latents' mean variance."""
         z, x = latents.double(), targets.double()
         centre, offset = z.mean(0), x.mean(0)
         z, x = z - centre, x - offset
@@ -82,11 +80,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class ImaginationErrors:
-    """Mean squared errors over windows and entries, in units of the variance of what is predicted; entry ``h - 1`` is that of step h.
+    """Mean squared errors over windows and entries, in units of the variance of what is predicted; entry ``h - 1`` belongs to step h.
 
-    ``observation``: the endpoint error as the probe reads it. ``reward``: of the reward that the step earns. ``latent``: in the model's
-    own latent space (empty where there is none). ``unread``: what encoder and probe lose of an observation. ``simplex_distance``: of the
-    latents after H steps.
+    Attributes:
+        observation: Endpoint error read through the probe.
+        reward: Error of the reward that the step earns.
+        latent: Error in the model's own latent space, empty if there is none.
+        unread: What encoder and probe lose of an observation.
+        simplex_distance: Distance of the latents after H steps from the simplices.
     """
 
     observation: tuple[float, ...]
@@ -98,7 +99,7 @@ class ImaginationErrors:
 
 @torch.no_grad()
 def fit_probe(model: BaseWorldModel, windows: Windows, scale: Scale) -> Probe:
-    """The probe of ``model``, from all observations of ``windows`` of training episodes."""
+    """Fit the probe of ``model`` to all observations of ``windows`` of training episodes."""
     latents = model.encode(windows.obs.to(_device(model)), _task(model, windows)).cpu()
     return Probe.fit(latents.flatten(0, 1), scale.encode(windows.obs).flatten(0, 1))
 
@@ -107,10 +108,10 @@ def imagination_errors(model: BaseWorldModel, probe: Probe, windows: Windows, sc
     """Imagine every held-out window from its first observation with its recorded actions, and compare each step with the truth.
 
     Args:
-        model: on any device.
-        probe: of :func:`fit_probe`.
-        windows: B windows of H steps.
-        scale: that the probe was fitted with.
+        model: World model on any device.
+        probe: Probe from :func:`fit_probe`.
+        windows: B held-out windows of H steps.
+        scale: Scale with which the probe was fitted.
     """
     task = _task(model, windows)
     obs, act = (values.to(_device(model)) for values in windows[:2])
@@ -127,16 +128,16 @@ def imagination_errors(model: BaseWorldModel, probe: Probe, windows: Windows, sc
 
 
 def persistence(windows: Windows, scale: Scale) -> ImaginationErrors:
-    """The errors of saying that nothing changes: the first observation for all later ones, the first reward for all later ones."""
+    """Return the errors of predicting no change, that is the first observation and the first reward for all later ones."""
     x = scale.encode(windows.obs)
     reward = _curve((windows.rew - windows.rew[:1]).double() / _spread(windows.rew))
-    # The first reward is what the copy is made of.
+    # There is no reward before the first.
     return ImaginationErrors(_curve((x - x[:1])[1:]), (float("nan"), *reward[1:]))
 
 
 @torch.no_grad()
 def imagine(model: BaseWorldModel, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Latents ``[H+1, B, L]`` from the first observation on and predicted rewards ``[H, B, 1]``, on the CPU."""
+    """Return latents ``[H+1, B, L]`` from the first observation on and predicted rewards ``[H, B, 1]``, on the CPU."""
     device, pieces = _device(model), []
     for start in range(0, windows.act.shape[1], _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -150,8 +151,33 @@ def imagine(model: BaseWorldModel, windows: Windows) -> tuple[Tensor, Tensor]:
     return torch.cat([piece[0] for piece in pieces], 1), torch.cat([piece[1] for piece in pieces], 1)
 
 
+@torch.no_grad()
+def endpoint_error(model: BaseWorldModel, obs: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
+    """Return the mean squared error of predicted latents against encodings of what was observed, after 1 to H steps.
+
+    The scale of a latent is the encoder's own, so divide by :func:`latent_variance` to compare models.
+
+    Args:
+        model: Encodes ``obs[0]`` and continues from its own predictions.
+        obs: Held-out observations, ``[H + 1, B, observation_dim]``.
+        act: Actions, ``[H, B, action_dim]``.
+        task: As in ``model.next``.
+    """
+    z, errors = model.encode(obs[0], task), []
+    for a, target in zip(act, model.encode(obs[1:], task)):
+        z = model.next(z, a, task)
+        errors.append((z - target).square().mean())
+    return torch.stack(errors)
+
+
+@torch.no_grad()
+def latent_variance(model: BaseWorldModel, obs: Tensor, task: Task | None = None) -> Tensor:
+    """Return the variance of the encodings of ``obs`` ``[..., observation_dim]``, averaged over latent entries."""
+    return model.encode(obs, task).flatten(0, -2).var(0, correction=0).mean()
+
+
 def _task(model: BaseWorldModel, windows: Windows, part: slice = slice(None)) -> Tensor | None:
-    """A model of a single task takes none."""
+    """Return the tasks of ``windows``, None for a model of a single task."""
     return windows.task[part].to(_device(model)) if model.task_embedding is not None else None
 
 
@@ -160,7 +186,7 @@ def _device(model: BaseWorldModel) -> torch.device:
 
 
 def _curve(error: Tensor) -> tuple[float, ...]:
-    """Mean square of every step of ``error [H, B, D]``."""
+    """Return the mean square of every step of ``error [H, B, D]``."""
     return tuple(error.square().mean((1, 2)).tolist())
 
 

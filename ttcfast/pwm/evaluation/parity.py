@@ -1,4 +1,4 @@
-"""Whether a model and its baseline have the same number of parameters, so that a comparison is not one of sizes."""
+"""Compares the number of parameters of a model and its baseline, so that a comparison of them is not one of sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 class ParityError(UserError, ValueError):
-    """The numbers of parameters differ by more than the tolerance, and ``on_violation`` is ``"abort"``."""
+    """The numbers of parameters differ by more than the tolerance and ``on_violation`` is ``"abort"``."""
 
     status = 2
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Numbers of parameters of the whole models and of their dynamics; gaps are relative to the baseline."""
+    """Parameter counts of two whole models and of their dynamics, with gaps relative to the baseline."""
 
     base: int
     model: int
@@ -32,12 +32,12 @@ class Parity:
 
     @property
     def gap(self) -> float:
-        """(model - base) / base, of the whole models: what the tolerance is about."""
+        """Gap of the whole models, (model - base) / base, to which the tolerance applies."""
         return (self.model - self.base) / self.base
 
     @property
     def dynamics_gap(self) -> float:
-        """The same of the dynamics, which the whole model's encoder and reward would hide."""
+        """Gap of the dynamics, which encoder and reward hide in the gap of the whole models."""
         return (self.dynamics_model - self.dynamics_base) / self.dynamics_base
 
     def __str__(self) -> str:
@@ -48,20 +48,17 @@ class Parity:
 def parameter_parity(
     model: BaseWorldModel, base: BaseWorldModel | None = None, *, tolerance: float = 0.02, on_violation: str = "warn"
 ) -> Parity:
-    """Count, log and judge.
+    """Compare the parameter counts of a model and its baseline, and log them.
 
     Args:
-        model: what is compared, such as a ``FlowWorldModel``.
-        base: the baseline; None: an ``MLPWorldModel`` made (without memory) with the arguments of ``model``.
-        tolerance: largest |gap| of the whole models.
-        on_violation: ``"warn"`` logs a warning and goes on (the plan's section 5); ``"abort"`` raises (its section 12).
-
-    Returns:
-        The numbers.
+        model: Model to compare, such as a ``FlowWorldModel``.
+        base: Baseline; None for an ``MLPWorldModel`` with the arguments of ``model``, made without memory.
+        tolerance: Largest |gap| of the whole models.
+        on_violation: ``"warn"`` to log a warning, ``"abort"`` to raise.
 
     Raises:
-        ParityError: the gap is over the tolerance and ``on_violation`` is ``"abort"``.
-        ValueError: an unknown ``on_violation`` or a negative tolerance.
+        ParityError: The gap exceeds the tolerance and ``on_violation`` is ``"abort"``.
+        ValueError: ``on_violation`` is unknown, or the tolerance is negative.
 
     Source: Flow plan, "Fairness: Parameter Parity"; docs/design/decisions.md ("Parameter parity").
     """

@@ -1,4 +1,4 @@
-"""World models: latent encoder, dynamics and two-hot reward; the dynamics as an MLP, a residual MLP, or a flow."""
+"""World models of latent encoder, dynamics (an MLP, a residual MLP or a flow) and two-hot reward."""
 
 from .base import BaseWorldModel
 from .flow_world_model import FlowWorldModel

@@ -1,4 +1,4 @@
-"""What every world model has: encoder, reward, tasks; the dynamics are a subclass's."""
+"""The base class of world models: encoder, reward and tasks; subclasses add the dynamics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttcfast.checks import one_of, whole
 
-from .layers import SIMNORM_GROUP, Network, count_parameters, state
+from .layers import SIMNORM_GROUP, Network, state
 from .sizes import SIZES
 from .two_hot import TwoHot
 
@@ -20,30 +20,30 @@ Task = Tensor | int | str
 
 
 class BaseWorldModel(nn.Module, ABC):
-    """Latent world model: ``z = encode(obs)``, ``z' = next(z, a)``, ``r = reward(z, a)``.
+    """A latent world model: ``z = encode(obs)``, ``z' = next(z, a)``, ``r = reward(z, a)``.
 
-    It maps single steps; rollouts and losses are the algorithm's. The arguments are those of PWM's configurations. Under
-    ``torch.autocast`` matrix products are rounded to 16 bits; latent states and rewards stay float32.
+    It maps single steps; rollouts and losses belong to the algorithm. The arguments are those of PWM's configurations. Under
+    ``torch.autocast`` matrix products are rounded to 16 bits, while latent states and rewards stay float32.
 
     Args:
-        observation_dim: entries of an observation; with several tasks, of the widest one, others padded by 0.
-        action_dim: entries of an action, likewise.
-        latent_dim: entries of a latent state; the group of SimNorm divides it.
-        units: sizes of the hidden layers of dynamics and reward.
-        encoder_units: sizes of the hidden layers of the encoder.
-        encoder: ``last_layer`` and ``last_layer_kwargs`` of :class:`ttcfast.pwm.models.layers.Network`; None: SimNorm in groups of 8.
-        dynamics: the same for the dynamics; None: what the model class needs.
-        reward: the same for the reward; None: linear, beginning at 0.
-        action_dims: entries that each task's action really has; the others are masked to 0. None: all.
-        num_bins: of the two-hot reward; None or 1 for a scalar reward.
-        vmin: symlog of the lowest reward that the bins reach.
-        vmax: symlog of the highest.
-        multitask: condition everything on a learned embedding of the task.
-        tasks: names of the tasks, in the order of their indices; needed when ``multitask``.
-        task_dim: size of the embedding when ``multitask``.
+        observation_dim: Size of an observation; with several tasks, of the widest one, to which others are padded with 0.
+        action_dim: Size of an action, likewise.
+        latent_dim: Size of a latent state, a multiple of SimNorm's group.
+        units: Sizes of the hidden layers of dynamics and reward.
+        encoder_units: Sizes of the hidden layers of the encoder.
+        encoder: ``last_layer`` and ``last_layer_kwargs`` of :class:`ttcfast.pwm.models.layers.Network`; None for SimNorm in groups of 8.
+        dynamics: The same for the dynamics; None for the default of the model class.
+        reward: The same for the reward; None for a linear layer that starts at 0.
+        action_dims: Size of each task's own actions, beyond which entries are masked to 0; None for no mask.
+        num_bins: Number of bins of the two-hot reward; None or 1 for a scalar reward.
+        vmin: Symlog of the lowest reward that the bins reach.
+        vmax: Symlog of the highest reward that the bins reach.
+        multitask: Whether to condition all networks on a learned embedding of the task.
+        tasks: Names of the tasks in the order of their indices; required if ``multitask``.
+        task_dim: Size of the task embedding.
 
     Raises:
-        ValueError: sizes that do not fit, each with the argument's name and what to give.
+        ValueError: An argument is out of range or does not fit the others.
 
     Source: Flow plan, "Mathematical Specification"; docs/design/decisions.md ("World models and losses").
     """
@@ -87,58 +87,52 @@ class BaseWorldModel(nn.Module, ABC):
 
     @classmethod
     def of_size(cls, size: str, observation_dim: int, action_dim: int, **changes: Any) -> BaseWorldModel:
-        """A model of one of the ``SIZES``: "cpu", "5M", "19M", "48M", "317M"; ``changes`` to its arguments.
+        """Return a model of one of the ``SIZES`` ("cpu", "5M", "19M", "48M", "317M"), with ``changes`` to its arguments.
 
         Raises:
-            ValueError: an unknown size, or arguments that do not fit.
+            ValueError: The size is unknown, or the arguments do not fit.
         """
         one_of("size", size, tuple(SIZES))
         return cls(observation_dim, action_dim, **{**SIZES[size], **changes})
 
     @abstractmethod
     def _make_dynamics(self, inputs: int, last: Mapping[str, Any] | None) -> Network:
-        """The network of the dynamics; ``inputs`` counts latent, task embedding and action."""
+        """Return the network of the dynamics; ``inputs`` is the size of latent, task embedding and action together."""
 
     @abstractmethod
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
-        """The next latent state.
+        """Return the next latent states, ``[..., latent_dim]``.
 
         Args:
-            z: latent states, ``[..., latent_dim]``.
-            a: actions in [-1, 1], ``[..., action_dim]``.
-            task: as for :meth:`encode`.
-
-        Returns:
-            ``[..., latent_dim]``.
+            z: Latent states, ``[..., latent_dim]``.
+            a: Actions in [-1, 1], ``[..., action_dim]``.
+            task: As in :meth:`encode`.
 
         Raises:
-            ValueError: as :meth:`encode`.
+            ValueError: As in :meth:`encode`.
         """
 
     @property
-    @abstractmethod
     def evaluations(self) -> int:
-        """How often one call of :meth:`next` runs the dynamics network."""
+        """Evaluations of the dynamics network per call of :meth:`next`."""
+        return 1
 
     def encode(self, obs: Tensor, task: Task | None = None) -> Tensor:
-        """Latent state of an observation.
+        """Return the latent states of observations, ``[..., latent_dim]``.
 
         Args:
-            obs: ``[..., observation_dim]``.
-            task: with several tasks their indices, int64 ``[...]`` that broadcasts to the leading axes of ``obs``, or one index or name
-                for all; else None.
-
-        Returns:
-            ``[..., latent_dim]``.
+            obs: Observations, ``[..., observation_dim]``.
+            task: Task indices, int64 ``[...]`` that broadcast to the leading axes of ``obs``, or one index or name for all; None for a
+                model of a single task.
 
         Raises:
-            ValueError: a wrong size, an unknown task, a task where the model has none or none where it has some.
+            ValueError: A size is wrong, a task is unknown, or the model has tasks and none is given, or the reverse.
         """
         self._check("obs", obs, self.observation_dim)
         return state(self.encoder_network(self._join(obs, task)))
 
     def reward(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
-        """What the reward head says of taking action ``a`` at ``z``: logits over bins ``[..., num_bins]``, or the reward ``[..., 1]``.
+        """Return the output of the reward head for action ``a`` at ``z``: logits ``[..., num_bins]``, or a scalar reward ``[..., 1]``.
 
         Arguments and errors are those of :meth:`next`.
         """
@@ -146,23 +140,20 @@ class BaseWorldModel(nn.Module, ABC):
         return self.reward_network(self._join(z, task, self.masked(a, task)))
 
     def step(self, z: Tensor, a: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
-        """Next latent state ``[..., latent_dim]`` and reward ``[..., 1]`` in the environment's unit. Arguments: see :meth:`next`."""
-        return self.next(z, a, task), self.decode_reward(self.reward(z, a, task))
-
-    def decode_reward(self, head: Tensor) -> Tensor:
-        """The reward ``[..., 1]`` that the output of :meth:`reward` stands for."""
-        return state(head) if self.two_hot is None else self.two_hot.decode(head)
+        """Return the next latent state ``[..., latent_dim]`` and the reward ``[..., 1]``; arguments and errors as in :meth:`next`."""
+        following, head = self.next(z, a, task), self.reward(z, a, task)
+        return following, state(head) if self.two_hot is None else self.two_hot.decode(head)
 
     def task_index(self, task: Task, device: torch.device | str = "cpu") -> Tensor:
-        """Indices of tasks, int64, checked.
+        """Return the int64 indices of tasks.
 
         Raises:
-            ValueError: a name or index that is not among the tasks, which the message lists.
+            ValueError: A name or index is not among the tasks, which the message lists.
         """
         if isinstance(task, str):
             if task not in self.tasks:
                 raise ValueError(f"task is {task!r}; the model knows {', '.join(self.tasks) or 'none'}")
-            return torch.tensor(self.tasks.index(task), device=device)
+            task = self.tasks.index(task)
         if isinstance(task, int):
             if not 0 <= task < len(self.tasks):
                 known = ", ".join(f"{i}: {name}" for i, name in enumerate(self.tasks))
@@ -173,7 +164,7 @@ class BaseWorldModel(nn.Module, ABC):
         return task.to(device)
 
     def masked(self, a: Tensor, task: Task | None = None) -> Tensor:
-        """``a`` with the entries that the task does not have set to 0, whatever they hold, NaN included."""
+        """Return ``a`` with the entries that the task does not have set to 0, even where they hold NaN."""
         if self.action_masks is None:
             return a
         has = self.action_masks[0] if task is None else self.action_masks[self.task_index(task, a.device)]
@@ -181,9 +172,9 @@ class BaseWorldModel(nn.Module, ABC):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within it the parameters count as constants: what is computed has no gradient for them, and backward passes form none.
+        """Treat the parameters as constants within the block, so that backward passes form no gradient for them.
 
-        For the actor's update, which needs the gradient with respect to actions alone. The backward pass may run after the block.
+        For the actor's update, which needs gradients with respect to actions alone. The backward pass may run after the block.
         """
         before = [p.requires_grad for p in self.parameters()]
         try:
@@ -195,18 +186,18 @@ class BaseWorldModel(nn.Module, ABC):
 
     @property
     def total_params(self) -> int:
-        """Numbers in all parameters."""
-        return count_parameters(self)
+        """Number of parameters of the whole model."""
+        return sum(p.numel() for p in self.parameters())
 
     @property
     def dynamics_params(self) -> int:
-        """Numbers in the parameters of the dynamics."""
-        return count_parameters(self.dynamics_network)
+        """Number of parameters of the dynamics."""
+        return sum(p.numel() for p in self.dynamics_network.parameters())
 
     def embedding_of(self, task: Task, like: Tensor) -> Tensor:
-        """Task embeddings ``[*like.shape[:-1], task_dim]``, of length at most 1.
+        """Return task embeddings ``[*like.shape[:-1], task_dim]`` of length at most 1.
 
-        Rows are scaled as they are read; ``nn.Embedding(max_norm=1)`` would write into the weight during the forward pass.
+        Rows are scaled when they are read, since ``nn.Embedding(max_norm=1)`` would write into the weight during the forward pass.
         """
         assert self.task_embedding is not None
         rows = self.task_embedding(self.task_index(task, like.device))
@@ -214,7 +205,7 @@ class BaseWorldModel(nn.Module, ABC):
         return rows.expand(*like.shape[:-1], self.task_dim)
 
     def _join(self, x: Tensor, task: Task | None, *rest: Tensor) -> Tensor:
-        """``[x, embedding, rest]`` along the last axis."""
+        """Concatenate ``x``, the task embedding and ``rest`` along the last axis."""
         parts = [x, *rest]
         if self.task_embedding is not None:
             if task is None:
@@ -258,7 +249,7 @@ class BaseWorldModel(nn.Module, ABC):
 
 
 def _simplex_group(encoder: Mapping[str, Any], latent_dim: int) -> int:
-    """Size of the simplices that latents lie on; 0 where the encoder does not end in SimNorm."""
+    """Return the size of the simplices that latents lie on, 0 if the encoder does not end in SimNorm."""
     if encoder.get("last_layer") != "simnorm":
         return 0
     group = (encoder.get("last_layer_kwargs") or {}).get("group", SIMNORM_GROUP)

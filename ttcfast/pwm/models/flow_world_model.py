@@ -1,4 +1,4 @@
-"""Dynamics as a flow: the next latent state is the current one carried over the unit interval by a learned velocity field."""
+"""Dynamics as a flow: a learned velocity field carries the latent state over the unit interval to the next one."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class FlowWorldModel(BaseWorldModel):
-    """``dz/dtau = v(z, a, tau)`` for tau in [0, 1].
+    """A world model with dynamics ``dz/dtau = v(z, a, tau)`` for tau in [0, 1].
 
-    The velocity is an MLP on ``[z, task embedding, a, tau]`` whose last layer is linear, with the mean of each of the latent's groups taken
-    out, so that every integrator keeps the sums of the groups (docs/design/decisions.md ("Simplex", "Time channel")).
+    The velocity is an MLP on ``[z, task embedding, a, tau]`` with a linear last layer, less its mean over each group of the latent, so that
+    every integrator preserves the sums of the groups (docs/design/decisions.md ("Simplex", "Time channel")).
 
     Args:
-        integrator: an integrator of ``ttcfast.integrators``; used by :meth:`next` wherever it is called from.
-        fused: integrate by ``ttcfast.ops.mlp_flow``; False: the plain loop over :meth:`velocity`, which is the same to rounding.
-        matmul_dtype: ``"bfloat16"`` rounds the inputs and results of the fused path's matrix products; the state stays float32.
-        others: see :class:`BaseWorldModel`.
+        integrator: Integrator of ``ttcfast.integrators`` that :meth:`next` uses; None for Heun with 2 substeps.
+        fused: Whether to integrate by ``ttcfast.ops.mlp_flow``; False runs the plain loop over :meth:`velocity`, equal up to rounding.
+        matmul_dtype: ``"bfloat16"`` rounds operands and results of the fused path's matrix products; the state stays float32.
+        others: Arguments of :class:`BaseWorldModel`.
 
     Raises:
-        ValueError: as :class:`BaseWorldModel`; or dynamics that do not end in a linear layer.
+        ValueError: As for :class:`BaseWorldModel`; or the dynamics do not end in a linear layer.
 
     Source: Flow plan, "Mathematical Specification", "ODE Integrator Choice and Justification".
     """
@@ -64,20 +64,17 @@ class FlowWorldModel(BaseWorldModel):
         return self.integrator.evaluations
 
     def velocity(self, z: Tensor, a: Tensor, tau: Tensor | float, task: Task | None = None) -> Tensor:
-        """Slope of the latent state at time ``tau`` of the step.
+        """Return the velocity at time ``tau`` of the step, ``[..., latent_dim]``; it sums to 0 over every group of the latent.
 
         Args:
-            z: latent states, ``[..., latent_dim]``.
-            a: actions, ``[..., action_dim]``.
-            tau: one time in [0, 1], or one per row, ``[...]`` or ``[..., 1]``.
-            task: as for :meth:`encode`.
-
-        Returns:
-            ``[..., latent_dim]``; every group of the latent's sums to 0.
+            z: Latent states, ``[..., latent_dim]``.
+            a: Actions, ``[..., action_dim]``.
+            tau: One time in [0, 1], or one per row, ``[...]`` or ``[..., 1]``.
+            task: As in :meth:`encode`.
 
         Raises:
-            ValueError: as :meth:`encode`; or a time outside [0, 1] (not looked at by
-                ``torch.func``, nor while a CUDA graph is captured or a graph is compiled).
+            ValueError: As in :meth:`encode`; or a time lies outside [0, 1] (not checked under ``torch.func``, nor while a CUDA graph is
+                captured or a graph is compiled).
         """
         self._check_pair(z, a)
         _check_times(tau)
@@ -100,9 +97,9 @@ class FlowWorldModel(BaseWorldModel):
         layers = self._hidden()
         last = self.dynamics_network.last
         assert isinstance(last, torch.nn.Linear)
-        flat = z.reshape(-1, self.latent_dim)
         rows = F.linear(self._conditions(z, a, task).reshape(-1, weight_c.shape[1]), weight_c, layers[0].linear.bias)
-        times = self._times(z) * weight_tau  # [K + 1, units[0]]
+        count = len(self.integrator.times())  # K + 1; Euler K
+        times = torch.arange(count, device=z.device, dtype=z.dtype) / self.integrator.substeps
         network = VelocityMLP(
             [weight_z, *(layer.linear.weight for layer in layers[1:]), last.weight],
             [*(layer.linear.bias for layer in layers[1:]), last.bias],
@@ -110,9 +107,9 @@ class FlowWorldModel(BaseWorldModel):
             [layer.norm.bias for layer in layers],
         )
         return mlp_flow(
-            flat,
+            z.reshape(-1, self.latent_dim),
             rows,
-            times,
+            times.unsqueeze(1) * weight_tau,
             network,
             method=self.integrator.name,
             substeps=self.integrator.substeps,
@@ -122,20 +119,14 @@ class FlowWorldModel(BaseWorldModel):
         ).reshape(z.shape)
 
     def _conditions(self, z: Tensor, a: Tensor, task: Task | None) -> Tensor:
-        """What does not change along the way: ``[task embedding, a]``."""
-        joined = self._join(z[..., :0], task, self.masked(a, task))
-        return joined.to(z.dtype)
+        """Return what stays constant during integration: ``[task embedding, a]``."""
+        return self._join(z[..., :0], task, self.masked(a, task)).to(z.dtype)
 
     def _split_weight(self) -> tuple[Tensor, ...]:
-        """The first product's parts for latent, conditions and time, views ``[units[0], ...]``; the last as ``[units[0]]``."""
+        """Return views of the first weight for latent and conditions, ``[units[0], ...]``, and for time, ``[units[0]]``."""
         weight = self._hidden()[0].linear.weight
         z, conditions, tau = weight.split([self.latent_dim, self.task_dim + self.action_dim, 1], dim=1)
         return z, conditions, tau.squeeze(1)
-
-    def _times(self, like: Tensor) -> Tensor:
-        """The distinct times of the integrator, ``[K + 1, 1]`` (Euler ``[K, 1]``), made on the device."""
-        count = len(self.integrator.times())
-        return (torch.arange(count, device=like.device, dtype=like.dtype) / self.integrator.substeps).unsqueeze(1)
 
     def _hidden(self) -> list[NormedLinear]:
         return list(self.dynamics_network.hidden)  # type: ignore[arg-type]

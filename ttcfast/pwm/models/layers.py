@@ -1,4 +1,4 @@
-"""The layers that all networks of a world model are made of."""
+"""Layers of the networks of a world model."""
 
 from __future__ import annotations
 
@@ -12,28 +12,22 @@ from torch.nn import functional as F
 from ttcfast.checks import one_of, whole
 from ttcfast.ops import norm_mish
 
-LAST_LAYERS = ("simnorm", "normed", "linear")
 SIMNORM_GROUP = 8
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32: what losses, probabilities and statistics are computed in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def wide(x: Tensor) -> Tensor:
-    """``x`` in :func:`wide_dtype`."""
-    return x.to(wide_dtype(x.dtype))
+    """Return ``x`` in at least float32, the precision of losses, probabilities and statistics."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def state(x: Tensor) -> Tensor:
-    """``x`` as a latent state: float32 at least under ``torch.autocast``, which by itself rounds what goes into matrix products."""
-    narrow, device = wide_dtype(x.dtype) != x.dtype, x.device.type
+    """Return ``x`` as a latent state, in at least float32 under ``torch.autocast``, which rounds the operands of matrix products itself."""
+    narrow, device = x.element_size() < 4, x.device.type
     return wide(x) if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x
 
 
 class SimNorm(nn.Module):
-    """Softmax over groups of ``group`` consecutive entries: a point on a product of simplices (TD-MPC2, arXiv:2310.16828)."""
+    """Softmax over groups of ``group`` consecutive entries, giving a point on a product of simplices (Hansen et al., TD-MPC2, 2023)."""
 
     def __init__(self, group: int = SIMNORM_GROUP) -> None:
         super().__init__()
@@ -41,12 +35,25 @@ class SimNorm(nn.Module):
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., D]`` -> ``[..., D]``; the group divides D."""
+        """Map ``[..., D]`` to ``[..., D]``; the group must divide D."""
         return state(x).unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
 
 
+def simplex_distance(z: Tensor, group: int) -> Tensor:
+    """Return the mean over groups of ``|sum - 1|`` plus the magnitude of negative entries, 0 on the product of simplices.
+
+    Args:
+        z: Latents, ``[..., D]``.
+        group: Entries per simplex; 0 for no simplices, whose distance is 0.
+    """
+    if not group:
+        return z.new_zeros(())
+    groups = z.unflatten(-1, (-1, group))
+    return ((groups.sum(-1) - 1).abs() + groups.clamp_max(0).abs().sum(-1)).mean()
+
+
 class NormedLinear(nn.Module):
-    """Linear, LayerNorm, Mish; the last two and the bias are one fused operation."""
+    """Linear, LayerNorm and Mish; bias, LayerNorm and Mish are one fused operation."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -54,26 +61,26 @@ class NormedLinear(nn.Module):
         self.norm = nn.LayerNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., inputs]`` -> ``[..., outputs]``."""
+        """Map ``[..., inputs]`` to ``[..., outputs]``."""
         return self.finish(F.linear(x, self.linear.weight))
 
     def finish(self, product: Tensor, rows: Tensor | None = None) -> Tensor:
-        """What follows the product of the weight; ``rows``, like it, is added to it."""
+        """Apply what follows the product with the weight, to which ``rows`` of the same shape is added."""
         return norm_mish(product, self.linear.bias, self.norm.weight, self.norm.bias, rows=rows, eps=self.norm.eps)
 
 
 class Network(nn.Module):
-    """Hidden layers (Linear, LayerNorm, Mish) and a last one.
+    """An MLP with hidden layers of Linear, LayerNorm and Mish.
 
     Args:
-        inputs: size of the input.
-        units: sizes of the hidden layers, at least one.
-        outputs: size of the output.
-        last_layer: ``"linear"``; ``"normed"``: Linear, LayerNorm, Mish; ``"simnorm"``: Linear, LayerNorm, SimNorm.
-        last_layer_kwargs: ``group`` of simnorm (8); ``zero`` of linear (False): its weight begins at 0.
+        inputs: Size of the input.
+        units: Sizes of the hidden layers, at least one.
+        outputs: Size of the output.
+        last_layer: ``"linear"``, ``"normed"`` (Linear, LayerNorm, Mish) or ``"simnorm"`` (Linear, LayerNorm, SimNorm).
+        last_layer_kwargs: ``group`` of a simnorm (default 8), or ``zero`` of a linear layer (default False): start its weight at 0.
 
     Raises:
-        ValueError: an unknown last layer or keyword, no hidden layer, or a size below 1.
+        ValueError: The last layer or a keyword is unknown, there is no hidden layer, or a size is below 1.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         given = dict(last_layer_kwargs or {})
-        one_of("last_layer", last_layer, LAST_LAYERS)
+        one_of("last_layer", last_layer, ("simnorm", "normed", "linear"))
         if not units:
             raise ValueError("units is empty; give the size of at least one hidden layer")
         for size in (inputs, *units, outputs):
@@ -107,19 +114,14 @@ class Network(nn.Module):
             nn.init.zeros_(self.last.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., inputs]`` -> ``[..., outputs]``."""
+        """Map ``[..., inputs]`` to ``[..., outputs]``."""
         for layer in self.hidden:
             x = layer(x)
         return self.last(x)
 
 
 def _initialise(module: nn.Module) -> None:
-    """TD-MPC2's: weights from a normal of deviation 0.02 cut at two deviations, biases 0."""
+    """Initialise as TD-MPC2: weights normal with deviation 0.02, cut at two deviations; biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(module.bias)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Numbers in all parameters of the module."""
-    return sum(p.numel() for p in module.parameters())

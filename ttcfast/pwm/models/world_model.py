@@ -1,4 +1,4 @@
-"""The baseline dynamics, an MLP that gives the next latent state, and the control that gives its change."""
+"""The baseline dynamics, an MLP that predicts the next latent state, and a control that predicts its change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layers import Network, state
 
 
 class MLPWorldModel(BaseWorldModel):
-    """``z' = F(z, a)``: PWM's and TD-MPC2's dynamics, which end in SimNorm like the encoder."""
+    """The dynamics of PWM and TD-MPC2, ``z' = F(z, a)``, which end in SimNorm like the encoder."""
 
     def _make_dynamics(self, inputs: int, last: Mapping[str, Any] | None) -> Network:
         default = {"last_layer": "simnorm", "last_layer_kwargs": {"group": self.group}} if self.group else {"last_layer": "linear"}
@@ -24,13 +24,9 @@ class MLPWorldModel(BaseWorldModel):
         self._check_pair(z, a)
         return state(self.dynamics_network(self._join(z, task, self.masked(a, task))))
 
-    @property
-    def evaluations(self) -> int:
-        return 1
-
 
 class ResidualWorldModel(BaseWorldModel):
-    """``z' = z + f(z, a)``, the change with its group means taken out: what Euler with one substep is of a flow asked at tau = 0 alone.
+    """Residual dynamics ``z' = z + f(z, a)`` without the group means of ``f``: one Euler step of a flow that is evaluated at tau = 0 alone.
 
     Without this control, "flow" may only mean "residual"; see docs/design/decisions.md ("Control arms").
     """
@@ -41,7 +37,3 @@ class ResidualWorldModel(BaseWorldModel):
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
         self._check_pair(z, a)
         return heun_predict(z, self.dynamics_network(self._join(z, task, self.masked(a, task))), 1.0, group=self.group)
-
-    @property
-    def evaluations(self) -> int:
-        return 1

@@ -1,1 +1,1 @@
-"""What world models and their training are measured by."""
+"""Measures of world models, and classes named in configurations."""

@@ -1,4 +1,4 @@
-"""What a world model and the gradients through it are measured by."""
+"""Measures of a world model and of the gradients through it."""
 
 from ttcfast.esnr.meter import ESNRMeter, Measurement
 from ttcfast.esnr.ratio import ESNR, esnr

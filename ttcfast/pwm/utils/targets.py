@@ -1,4 +1,4 @@
-"""Objects from configurations that name their class by ``_target_``, as Hydra's ``instantiate`` does, without Hydra."""
+"""Builds objects from configurations that name their class by ``_target_``, like Hydra's ``instantiate`` but without imports."""
 
 from __future__ import annotations
 
@@ -16,31 +16,25 @@ _registered: dict[str, type] = {}
 
 
 def register(kind: type[T]) -> type[T]:
-    """Let configurations and checkpoints name a class of yours; also a decorator.
+    """Let configurations and checkpoints name the class ``kind``, a world model or a dynamics loss; also works as a decorator.
 
-    A file says which class it wants, and importing whatever it names would run code of its choosing. So nothing is ever imported for a
-    name: classes of ttcfast are known, others are after this call, by ``module.Class`` as Python names them.
-
-    Args:
-        kind: a world model or a dynamics loss.
-
-    Returns:
-        ``kind``.
+    Importing whatever a file names would run code of the file's choosing, so nothing is imported for a name: classes of ttcfast are known,
+    and others after this call, by ``module.Class``.
     """
     _registered[f"{kind.__module__}.{kind.__qualname__}"] = kind
     return kind
 
 
 def locate(path: Any, kind: type[T], where: str) -> type[T]:
-    """The class that ``path`` names, checked to be a subclass of ``kind``; one of ttcfast or :func:`register`, and nothing is imported.
+    """Return the subclass of ``kind`` that ``path`` names, without importing anything.
 
     Args:
-        path: such as ``"ttcfast.pwm.models.world_model.MLPWorldModel"``.
-        kind: what it must derive from.
-        where: the key it comes from, for messages.
+        path: Path such as ``"ttcfast.pwm.models.world_model.MLPWorldModel"``.
+        kind: Class from which it must derive.
+        where: Key of ``path``, for error messages.
 
     Raises:
-        ArgumentError: no such class, a class of another kind, or one that is neither ttcfast's nor registered.
+        ArgumentError: There is no such class, it does not derive from ``kind``, or it is neither ttcfast's nor registered.
     """
     if not isinstance(path, str) or "." not in path:
         raise ArgumentError(f"{where} is {path!r}; give the full path of a class that derives from {kind.__module__}.{kind.__qualname__}")
@@ -58,10 +52,10 @@ def locate(path: Any, kind: type[T], where: str) -> type[T]:
 
 
 def build(kind: type[T], where: str, config: Mapping[str, Any], *positional: Any, **extra: Any) -> T:
-    """``kind(*positional, **config, **extra)`` without the entry ``_target_``; every key is checked before.
+    """Return ``kind(*positional, **config, **extra)``, leaving out the entry ``_target_``.
 
     Raises:
-        ArgumentError: a key that the class does not take, or a value that is no number where it wants one.
+        ArgumentError: The class does not take a key, or a value that should be a number is none.
     """
     given = {key: value for key, value in config.items() if key != "_target_"}
     known = _parameters(kind)
@@ -74,7 +68,7 @@ def build(kind: type[T], where: str, config: Mapping[str, Any], *positional: Any
 
 
 def _parameters(kind: type) -> dict[str, str]:
-    """What the class's ``__init__`` takes and the annotations, with those of its base classes where it hands on ``**others``."""
+    """Return the parameters of ``__init__`` and their annotations, with those of base classes if it passes on ``**others``."""
     found: dict[str, str] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
