@@ -24,7 +24,7 @@ SUMS = {
     torch.float64: Tolerance(relative=1e-13, absolute=1e-14),
 }
 
-# The seed's formulas in the same dtype: their difference of two integrals loses digits, so float64 alone is compared closely.
+# The plan's formulas in the same dtype: their difference of two integrals loses digits, so float64 alone is compared closely.
 SEED = {torch.float64: Tolerance(relative=1e-12, absolute=1e-13), torch.float32: Tolerance(relative=1e-5, absolute=2e-6)}
 
 # Gradients are per cell, not sums; bfloat16 ones are rounded to bfloat16 at the end (2^-9).

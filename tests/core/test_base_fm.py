@@ -20,7 +20,7 @@ def draw(fm: Surrogate, x: Tensor, ids: Tensor = IDS, **changes) -> Tensor:
     return fm.candidates(x, ids, **{"problem_ids": torch.arange(len(x)), "seed": 0, "step": 0, **changes})
 
 
-def test_the_seeds_contract():
+def test_the_plans_contract():
     class Noisy(BaseFM):
         def forward(self, x_t: Tensor) -> Tensor:
             return x_t + torch.randn_like(x_t)

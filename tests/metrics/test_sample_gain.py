@@ -9,7 +9,7 @@ errors = st.lists(st.tuples(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3)), min_siz
 
 
 @given(errors)
-def test_gain_is_the_seeds_formula_and_agrees_with_the_fraction(pairs):
+def test_gain_is_the_plans_formula_and_agrees_with_the_fraction(pairs):
     baseline, ttc = torch.tensor(pairs, dtype=torch.float64).T
     gain = sample_gain(baseline, ttc)
     torch.testing.assert_close(gain, 100.0 * (baseline - ttc) / (baseline + 1e-12))

@@ -82,7 +82,7 @@ def losses(folder):
     return {e["step"]: e["loss"] for e in entries if "loss" in e}
 
 
-def test_the_margin_loss_is_the_seeds():
+def test_the_margin_loss_is_the_plans():
     best, median, worst = torch.tensor([1.0, 0.3]), torch.tensor([0.9, 0.5]), torch.tensor([0.0, 0.45])
     assert float(triplet_margin_loss(best, median, worst)) == pytest.approx((0.1 + 0.4) / 2 + (0.0 + 0.15) / 2)
     for margin in (0.0, -1.0, float("inf"), float("nan"), "0.2", None):
@@ -313,7 +313,7 @@ def write_sketch_files(folder, count):
         torch.save({"state_t": state, **kinds}, folder / f"triplet_{i:08d}.pt")
 
 
-def test_the_seeds_function_takes_its_own_files(tmp_path):
+def test_the_plans_function_takes_its_own_files(tmp_path):
     write_sketch_files(tmp_path, 8)
     prm = train_prm([tmp_path], 8, epochs=2, lr=1e-3, margin=0.2, bs=4, model={"width": 6, "depth": 2})
     assert isinstance(prm, PRM) and prm.normalizer is None and not prm.training
@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(config):
         train(dataclasses.replace(config, optim=OptimOptions(batch=4, steps=30, lr=1e12, warmup=0, clip=0.0)))
 
 
-def test_the_seeds_command_runs_as_printed(triplets, tmp_path, capsys):
+def test_the_plans_command_runs_as_printed(triplets, tmp_path, capsys):
     command = f"data.root={triplets} model.width=64 model.depth=6 optim.lr=3e-4 sched.cosine=True loss.margin=0.2".split()
     assert main(["train_prm", *command, "optim.steps=1", "optim.batch=2", f"out={tmp_path / 'run'}"]) == 0
     assert "reward model after 1 steps" in capsys.readouterr().out
