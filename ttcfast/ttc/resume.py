@@ -70,7 +70,6 @@ class SavedRollout:
         self._changing |= set(meta.get("changing", []))
         self._check(meta.get("rollout", {}))
         with checkpoints.entries_of(self.path, "a rollout to go on from"):
-            _require_fitting(run, state)
             device, kind = run.window.device, BeamStepOutput if run.reports_beams else StepOutput
             for name in (*_TENSORS, *_NUMBERS):
                 setattr(run, name, moved(state[name], device))
@@ -105,44 +104,6 @@ class SavedRollout:
             raise CheckpointError(
                 f"{Path(self.path).parent} holds a rollout of another configuration: {told}{more}; give another folder, or resume=false"
             )
-
-
-def _require_fitting(run: Rollout, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` or ``TypeError`` unless ``state`` can be that of ``run`` at a later step.
-
-    A file may have been changed by hand, and what does not fit would be noticed steps later, or never.
-    """
-    count = len(state["problem"])
-    for name in _TENSORS:
-        like = getattr(run, name)
-        _require_tensor(name, state[name], like.dtype, (count, *like.shape[1:]))
-    for name, kind in (("step", int), ("spent", int), ("copies", int), ("seconds", (int, float)), ("coasting", bool)):
-        if not isinstance(state[name], kind) or (kind is int and isinstance(state[name], bool)) or state[name] < 0:
-            raise TypeError(f"{name} is {state[name]!r}")
-    if not len(state["layers"]) <= len(state["outputs"]) == state["step"] <= run.T:
-        raise ValueError(f"{len(state['layers'])} layers and {len(state['outputs'])} outputs at step {state['step']} of {run.T}")
-    above, states = len(run.problem), run.window.shape[-state["layers"][0]["states"].ndim + 1 :] if state["layers"] else ()
-    for layer in state["layers"]:
-        rows = len(layer["parent"])
-        _require_tensor("states", layer["states"], run.window.dtype, (len(layer["states"]), *states))
-        for name, least, end in (("parent", 0, above), ("stored", -1, len(layer["states"]))):
-            _require_tensor(name, layer[name], torch.int64, (rows,))
-            _require_range(name, layer[name], least, end)
-        above = rows
-    _require_range("problem", state["problem"], 0, run.n)
-    _require_range("beam", state["beam"], 0, run.k)
-    _require_range("rows", state["rows"], 0, above if state["layers"] else max(count, 1))
-
-
-def _require_tensor(name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    found = (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-    if found != (dtype, shape):
-        raise TypeError(f"{name} is {found}; expected {dtype} {shape}")
-
-
-def _require_range(name: str, values: Tensor, least: int, end: int) -> None:
-    if values.numel() and not least <= int(values.min()) <= int(values.max()) < end:
-        raise ValueError(f"{name} goes from {int(values.min())} to {int(values.max())}; it lies from {least} to {end - 1}")
 
 
 def settings_of_rollout(cfg: TTCConfig, x0: Tensor, T: int, problem_ids: Tensor, budget: Budget | None) -> dict[str, Any]:
