@@ -25,13 +25,14 @@ struct ArmProblem {
     int64_t extent[3];  // cells per axis; leading axes of lower-dimensional states are 1
     ArmField state, cand;
 
-    const double* gamma;  // [problems]
-    const void* volumes;  // accumulator [cells], or null: `volume` everywhere
-    double volume;        // cell volume where `volumes` is null
-    const uint8_t* mask;  // [cells], or null: no boundary term
-    const void* values;   // accumulator [channels, cells], or null: `value` everywhere
-    double value;         // prescribed boundary value where `values` is null
-    bool relative;        // residuals over the state's integrals: of abs(rho), of rho (abs(u) + sound speed), of abs(E)
+    const double* gamma;     // [problems]
+    const void* volumes;     // accumulator [cells], or null: `volume` everywhere
+    double volume;           // cell volume where `volumes` is null
+    const uint8_t* mask;     // [cells], or null: no boundary term
+    const void* values;      // accumulator [channels, cells], or null: `value` everywhere
+    double value;            // prescribed boundary value where `values` is null
+    const double* expected;  // [problems, components + 2], subtracted from the residuals, or null
+    bool relative;           // residuals over the state's integrals: of abs(rho), of rho (abs(u) + sound speed), of abs(E)
 
     int density, energy, pressure;  // channels; -1 where there is none
     int momentum[3], components;

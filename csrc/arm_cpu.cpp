@@ -34,6 +34,7 @@ void finish(const ArmProblem& p, const ArmOutput& out, const StateSums& scale, i
     residuals[0] = volume * total.sums[kMass];
     for (int k = 0; k < p.components; ++k) residuals[1 + k] = volume * total.sums[kMomentum + k];
     residuals[1 + p.components] = volume * total.sums[kEnergy];
+    for (int k = 0; p.expected && k < p.components + 2; ++k) residuals[k] -= p.expected[at / p.candidates * (p.components + 2) + k];
 
     double penalties[5] = {
         std::abs(residuals[0]) / scale.mass,

@@ -8,13 +8,14 @@
 
 #include "accumulate_moments.h"
 #include "arm.h"
+#include "arm_fields.h"
 #include "device_info.h"
 #include "heun.h"
 #include "keyed.h"
 #include "norm_mish.h"
 #include "topk.h"
 
-#define TTCFAST_ABI 4  // the same as ABI in ttcfast/ops/native.py
+#define TTCFAST_ABI 5  // the same as ABI in ttcfast/ops/native.py
 
 namespace py = pybind11;
 using namespace ttcfast;
@@ -31,8 +32,8 @@ ArmField field(uintptr_t data, const std::array<int64_t, 6>& s) { return {pointe
 
 void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const std::array<int64_t, 6>& state_strides, uintptr_t cand,
          const std::array<int64_t, 6>& cand_strides, uintptr_t gamma, uintptr_t volumes, double volume, uintptr_t mask, uintptr_t values,
-         double value, bool relative, int density, const std::vector<int>& momentum, int energy, int pressure, bool primitive, int mode,
-         const std::array<double, 5>& weights, const std::array<uintptr_t, 8>& out, int threads, int level) {
+         double value, uintptr_t expected, bool relative, int density, const std::vector<int>& momentum, int energy, int pressure,
+         bool primitive, int mode, const std::array<double, 5>& weights, const std::array<uintptr_t, 8>& out, int threads, int level) {
     ArmProblem problem{};
     problem.dtype = static_cast<DType>(dtype);
     problem.problems = sizes[0];
@@ -47,6 +48,7 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
     problem.mask = pointer<const uint8_t>(mask);
     problem.values = pointer<const void>(values);
     problem.value = value;
+    problem.expected = pointer<const double>(expected);
     problem.relative = relative;
     problem.density = density;
     problem.energy = energy;
@@ -62,6 +64,44 @@ void arm(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const 
                            pointer<void>(out[4]), pointer<void>(out[5]), pointer<uint8_t>(out[6]), pointer<double>(out[7])};
     py::gil_scoped_release release;
     arm_cpu(problem, output);
+}
+
+// fields: volumes, mask, values, expected, units. out: score, penalties, finite.
+void arm_fields(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state, const std::array<int64_t, 6>& state_strides,
+                uintptr_t cand, const std::array<int64_t, 6>& cand_strides, const std::array<uintptr_t, 5>& fields, double volume,
+                double value, const std::vector<int64_t>& groups, int64_t quantities, const std::vector<int64_t>& anchored,
+                const std::vector<double>& low, const std::vector<double>& high, const std::vector<int64_t>& vectors,
+                const std::vector<double>& distances, const std::vector<int64_t>& periodic, int mode, const std::vector<double>& weights,
+                const std::array<uintptr_t, 3>& out, int threads, int level) {
+    const FieldsProblem problem{static_cast<DType>(dtype),
+                                sizes[0],
+                                sizes[1],
+                                sizes[2],
+                                {sizes[3], sizes[4], sizes[5]},
+                                field(state, state_strides),
+                                field(cand, cand_strides),
+                                pointer<const void>(fields[0]),
+                                volume,
+                                pointer<const uint8_t>(fields[1]),
+                                pointer<const void>(fields[2]),
+                                value,
+                                pointer<const double>(fields[3]),
+                                pointer<const double>(fields[4]),
+                                groups,
+                                quantities,
+                                anchored,
+                                low,
+                                high,
+                                vectors,
+                                distances,
+                                periodic,
+                                static_cast<Momentum>(mode),
+                                weights,
+                                threads,
+                                static_cast<Level>(level)};
+    const FieldsOutput output{pointer<void>(out[0]), pointer<void>(out[1]), pointer<uint8_t>(out[2])};
+    py::gil_scoped_release release;
+    arm_fields_cpu(problem, output);
 }
 
 // sizes: rows, elements of a row. What every keyed operation takes, in the order in which ttcfast/ops/keyed.py gives it.
@@ -239,6 +279,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("cpu_levels") = cpu_levels();
     m.def("accumulate_moments", &accumulate_moments);
     m.def("arm", &arm);
+    m.def("arm_fields", &arm_fields);
     m.def("device_info", &info);
     m.def("keyed_dropout", &keyed_dropout);
     m.def("keyed_words", &keyed_words);

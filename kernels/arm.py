@@ -135,6 +135,7 @@ def launch(call, out, volumes, mask, values, *, mode, relative):
         state.device,
         partials,
         sizes,
+        None if call.expected is None else call.expected.contiguous(),
         *out,
         b,
         channels,
@@ -171,7 +172,7 @@ def variants():
         signature = {"partials": f"*{stored}:16", "sizes": f"*{stored}:16", **outputs, "finite": "*i1", "residuals": "*fp64"}
         signature |= {**dict.fromkeys(("B", "C", "cells", "tiles"), "i32"), **dict.fromkeys(floats, "fp64")}
         config = pick_config((1, 256, 4, 512 * 512), None, element)
-        constants = {"COMPONENTS": 2, "MASKED": True, "MODE": 2, "STEP": config.step}
+        constants = {"expected": None, "COMPONENTS": 2, "MASKED": True, "MODE": 2, "STEP": config.step}
         yield f"arm_finish {stored}", arm_finish_kernel, signature, constants, config.finish_warps, 128
 
 

@@ -226,6 +226,7 @@ def arm_partial_kernel(
 def arm_finish_kernel(
     partials,
     sizes,
+    expected,
     score,
     mass,
     momentum,
@@ -267,6 +268,15 @@ def arm_finish_kernel(
     if COMPONENTS > 2:
         r2 = unit * third
     r_energy = unit * energy_change
+    if expected is not None:
+        row = expected + n * (COMPONENTS + 2)
+        r_mass -= tl.load(row)
+        r0 -= tl.load(row + 1)
+        if COMPONENTS > 1:
+            r1 -= tl.load(row + 2)
+        if COMPONENTS > 2:
+            r2 -= tl.load(row + 3)
+        r_energy -= tl.load(row + COMPONENTS + 1)
     p_positivity = negative / cells
     good = masked >= 0
     p_boundary = tl.zeros_like(r0)

@@ -1,171 +1,20 @@
-"""Dataclasses that every layer uses: the layout of a state, the weights of its penalties, the noise of candidates, the search."""
+"""Dataclasses that every layer uses: the weights of penalties, the noise of candidates, the search; and the layouts of ``states.py``."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from ttcfast.checks import at_least, one_of, whole
 from ttcfast.searches import Refine, Search, as_refinement, as_search
+from ttcfast.states import EulerSpec as EulerSpec
+from ttcfast.states import FieldSpec as FieldSpec
+from ttcfast.states import StateSpec as StateSpec
 
 Momentum = Literal["sum", "components", "norm"]
 Scale = Literal["absolute", "relative"]
-
-
-@dataclass(frozen=True, eq=False)
-class StateSpec:
-    """Layout of a state: the meaning of its channels and the grid they live on.
-
-    Args:
-        density: Channel of the density.
-        momentum: Channels of the momentum (conserved variables) or velocity (primitive variables), one per component.
-        energy: Channel of the total energy density, or None if it is computed from the pressure.
-        pressure: Channel of the pressure. Required for ``variables="primitive"``, optional otherwise.
-        variables: ``"conserved"`` (rho, rho u, E) or ``"primitive"`` (rho, u, p).
-        gamma: Ratio of specific heats: a number above 1, or a tensor ``[N]`` with one value per problem.
-        cell_volume: Volume of a cell: a positive number, or a tensor ``[*S]``.
-        ndim: Number of space dimensions, 1 to 3.
-        periodic: Whether the domain is periodic: True, or one flag per dimension. Conservation can be imposed only where every dimension
-            is periodic or the domain is ``closed``.
-        closed: Whether every non-periodic side is a wall, so that mass and energy (but not momentum) are conserved.
-        boundary_mask: Bool ``[*S]``, cells whose value is prescribed; None for no boundary penalty.
-        boundary_value: Prescribed values: a number, or a tensor that broadcasts to ``[C, *S]``; None means 0.
-        extra: Channels that no physical term reads, such as tracers.
-
-    Raises:
-        ValueError: A channel that is named twice or is negative, a missing pressure, gamma <= 1, a cell volume <= 0, ndim outside 1..3.
-
-    Source: TTC plan, "Analytical Reward Model (ARM)"; docs/design/decisions.md ("Declared layouts").
-    """
-
-    density: int = 0
-    momentum: tuple[int, ...] = (1, 2)
-    energy: int | None = 3
-    _: KW_ONLY
-    pressure: int | None = None
-    variables: Literal["conserved", "primitive"] = "conserved"
-    gamma: float | Tensor = 1.4
-    cell_volume: float | Tensor = 1.0
-    ndim: int = 2
-    periodic: bool | tuple[bool, ...] = True
-    closed: bool = False
-    boundary_mask: Tensor | None = None
-    boundary_value: float | Tensor | None = None
-    extra: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "momentum", tuple(self.momentum))
-        object.__setattr__(self, "extra", tuple(self.extra))
-        one_of("variables", self.variables, ("conserved", "primitive"))
-        one_of("ndim", self.ndim, (1, 2, 3))
-        used = self.channels
-        if min(used) < 0 or len(set(used)) != len(used):
-            raise ValueError(f"channels are {used}; each must be a different index of 0 or more")
-        if not self.momentum:
-            raise ValueError("momentum is (); name at least one momentum or velocity channel")
-        if self.variables == "primitive" and self.pressure is None:
-            raise ValueError("pressure is None; with variables='primitive' name the pressure channel")
-        if self.variables == "conserved" and self.energy is None:
-            raise ValueError("energy is None; with variables='conserved' name the energy channel")
-        if not torch.is_tensor(self.gamma) and not 1 < self.gamma < math.inf:
-            raise ValueError(f"gamma is {self.gamma}; it must be above 1")
-        if torch.is_tensor(self.gamma) and (self.gamma.ndim > 1 or not bool((self.gamma > 1).all())):
-            raise ValueError(f"gamma has shape {tuple(self.gamma.shape)} and minimum {self.gamma.min():g}; give [N] values above 1")
-        volume = self.cell_volume
-        if torch.is_tensor(volume) and volume.ndim not in (0, self.ndim):
-            raise ValueError(f"cell_volume has shape {tuple(volume.shape)}; give a number or one value per cell in {self.ndim} dimensions")
-        if not (bool(((volume > 0) & (volume < math.inf)).all()) if torch.is_tensor(volume) else 0 < volume < math.inf):
-            raise ValueError(
-                f"cell_volume is {volume if not torch.is_tensor(volume) else float(volume.min())}; it must be positive and finite"
-            )
-        mask = self.boundary_mask
-        if mask is not None and (mask.dtype != torch.bool or mask.ndim != self.ndim):
-            raise ValueError(f"boundary_mask is {mask.dtype} {tuple(mask.shape)}; give a bool mask over the {self.ndim} space dimensions")
-        if isinstance(self.periodic, (tuple, list)):
-            object.__setattr__(self, "periodic", tuple(bool(p) for p in self.periodic))
-            if len(self.periodic_axes) != self.ndim:
-                raise ValueError(f"periodic is {self.periodic}; give one flag or {self.ndim} of them")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """All named channels, in the order density, momentum, energy, pressure, extra."""
-        named = [self.density, *self.momentum]
-        named += [c for c in (self.energy, self.pressure) if c is not None]
-        return (*named, *self.extra)
-
-    @property
-    def num_channels(self) -> int:
-        """The smallest number of channels that a state of this layout can have."""
-        return max(self.channels) + 1
-
-    @property
-    def periodic_axes(self) -> tuple[bool, ...]:
-        return self.periodic if isinstance(self.periodic, tuple) else (self.periodic,) * self.ndim
-
-    @property
-    def conserved_channels(self) -> tuple[int, ...]:
-        """Channels whose integral is conserved: all on a periodic domain, density and energy between walls, otherwise none."""
-        if self.variables != "conserved":
-            return ()
-        assert self.energy is not None
-        if all(self.periodic_axes):
-            return (self.density, *self.momentum, self.energy)
-        return (self.density, self.energy) if self.closed else ()
-
-    def replace(self, **changes: Any) -> StateSpec:
-        """Return a copy with some fields changed and checked."""
-        return dataclasses.replace(self, **changes)
-
-    def check_state(self, name: str, x: Tensor, *, channel_axis: int) -> None:
-        """Raise ``ValueError`` unless ``x`` has this layout's channels at ``channel_axis``, followed by the space axes."""
-        if not x.is_floating_point():
-            raise ValueError(f"{name} is {x.dtype}; give a floating-point tensor")
-        if x.ndim != channel_axis + 1 + self.ndim:
-            lead = ["N", "B"][:channel_axis] if channel_axis <= 2 else ["..."]
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)} ({x.ndim} axes); expected [{', '.join([*lead, 'C', '*S'])}] with {self.ndim} space axes"
-            )
-        if x.shape[channel_axis] < self.num_channels:
-            raise ValueError(
-                f"{name} has {x.shape[channel_axis]} channels (shape {tuple(x.shape)}); the spec names channel {self.num_channels - 1}, "
-                f"so at least {self.num_channels} are needed"
-            )
-
-    @classmethod
-    def euler1d(cls, **changes: Any) -> StateSpec:
-        """rho, rho u, E in one dimension."""
-        return cls(**{"momentum": (1,), "energy": 2, "ndim": 1, **changes})
-
-    @classmethod
-    def euler2d(cls, **changes: Any) -> StateSpec:
-        """rho, rho u, rho v, E in two dimensions: the layout of our own solver and files."""
-        return cls(**{"ndim": 2, **changes})
-
-    @classmethod
-    def euler3d(cls, **changes: Any) -> StateSpec:
-        """rho, rho u, rho v, rho w, E in three dimensions."""
-        return cls(**{"momentum": (1, 2, 3), "energy": 4, "ndim": 3, **changes})
-
-    @classmethod
-    def pdegym(cls, **changes: Any) -> StateSpec:
-        """rho, u, v, p, as in PDEGym and Poseidon; name a fifth channel (E, or the tracer of CE-RM) by ``energy`` or ``extra``."""
-        return cls(**{"energy": None, "pressure": 3, "variables": "primitive", **changes})
-
-    @classmethod
-    def well(cls, **changes: Any) -> StateSpec:
-        """energy, density, pressure, momentum_x, momentum_y of The Well's Euler sets."""
-        return cls(**{"density": 1, "momentum": (3, 4), "energy": 0, "pressure": 2, **changes})
-
-    @classmethod
-    def pdebench(cls, **changes: Any) -> StateSpec:
-        """Vx, Vy, density, pressure in PDEBench's loader order, gamma 5/3."""
-        return cls(**{"density": 2, "momentum": (0, 1), "energy": None, "pressure": 3, "variables": "primitive", "gamma": 5 / 3, **changes})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 from .reader import TrajectoryReader
 
@@ -74,26 +74,30 @@ def require_alike(files: Sequence[TrajectoryReader], *, gamma: bool = True) -> N
     for file in files if gamma else ():
         if torch.is_tensor(file.spec.gamma) and file.spec.gamma.ndim:
             raise DataError(f"data file {file.path} has a gamma per trajectory; what is asked for needs one for all")
-    described = first.physics() | ({"gamma": float(first.spec.gamma)} if gamma else {})
+    described = first.physics() | ({"gamma": _one_gamma(first.spec)} if gamma else {})
     for other in files[1:]:
-        found = difference(other.physics() | ({"gamma": float(other.spec.gamma)} if gamma else {}), described)
+        found = difference(other.physics() | ({"gamma": _one_gamma(other.spec)} if gamma else {}), described)
         if found := found or times_difference(other.times, first.times):
             name, one, wanted = found
             raise DataError(f"data file {other.path} has {name} {one}; {first.path} has {wanted}: read them in two runs")
 
 
 def _described(spec: StateSpec) -> dict[str, Any]:
-    one_gamma = not torch.is_tensor(spec.gamma) or spec.gamma.ndim == 0
     volume = spec.cell_volume
     return {
-        "variables": spec.variables,
-        "channels": spec.channels,
+        "variables": spec.variables if isinstance(spec, EulerSpec) else "fields",
+        "channels": spec.channels if isinstance(spec, EulerSpec) else spec.names,
         "dimensions": spec.ndim,
-        "gamma": float(spec.gamma) if one_gamma else None,
+        "gamma": _one_gamma(spec),
         "cell volume": volume.tolist() if torch.is_tensor(volume) else volume,
         "periodic axes": spec.periodic_axes,
-        "closed": spec.closed,
+        "closed": isinstance(spec, EulerSpec) and spec.closed,
     }
+
+
+def _one_gamma(spec: StateSpec) -> float | None:
+    several = torch.is_tensor(spec.gamma) and spec.gamma.ndim > 0
+    return None if several or spec.gamma is None else float(spec.gamma)
 
 
 def _is_measured(value: Any) -> TypeGuard[float | Sequence[float]]:

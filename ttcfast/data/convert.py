@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.physics.equation_of_state import gamma_field
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 
 def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
@@ -33,7 +33,8 @@ def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
     check_convertible(source, target)
     if same_channels(source, target):
         return x
-    # StateSpec demands the pressure of primitive variables and the energy of conserved ones.
+    assert isinstance(source, EulerSpec) and isinstance(target, EulerSpec)  # as other layouts are not convertible
+    # EulerSpec demands the pressure of primitive variables and the energy of conserved ones.
     wide: dict[int | None, Tensor] = {c: x.select(axis, c).double() for c in source.channels}
     rho, flow = wide[source.density], [wide[c] for c in source.momentum]
     stored = source.variables == "conserved"
@@ -55,6 +56,10 @@ def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
 
 def check_convertible(source: StateSpec, target: StateSpec) -> None:
     """Raise ``ValueError`` unless states in layout ``source`` can be converted to ``target``."""
+    if same_channels(source, target):
+        return
+    if not isinstance(source, EulerSpec) or not isinstance(target, EulerSpec):
+        raise ValueError(f"source has channels {', '.join(source.names)} and target {', '.join(target.names)}; only a gas can be converted")
     if source.ndim != target.ndim or len(source.momentum) != len(target.momentum):
         raise ValueError(
             f"source has {source.ndim} dimensions and {len(source.momentum)} velocity components, target {target.ndim} and "
@@ -68,7 +73,7 @@ def check_convertible(source: StateSpec, target: StateSpec) -> None:
 
 def same_channels(a: StateSpec, b: StateSpec) -> bool:
     """Return whether both layouts store the same quantities in the same channels of the same space."""
-    return all(getattr(a, name) == getattr(b, name) for name in ("ndim", "variables", "density", "momentum", "energy", "pressure", "extra"))
+    return a.ndim == b.ndim and a.meaning == b.meaning
 
 
 def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
@@ -79,5 +84,6 @@ def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
     """
     if grid.boundary_value is not None:
         raise ValueError("grid prescribes boundary values in its own channels; convert them and set boundary_value afterwards")
-    names = ("gamma", "cell_volume", "periodic", "closed", "boundary_mask", "boundary_value")
-    return layout.replace(**{name: getattr(grid, name) for name in names})
+    names = ["cell_volume", "periodic", "boundary_mask", "boundary_value", *(["gamma", "closed"] if isinstance(grid, EulerSpec) else [])]
+    found: StateSpec = layout.replace(**{name: getattr(grid, name) for name in names})
+    return found

@@ -20,7 +20,7 @@ from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec
 
 from .statistics import write_statistics
 from .trajectory_file import TrajectoryFile
@@ -215,7 +215,7 @@ def _times(config: GenerateConfig) -> Tensor:
     return torch.linspace(0, config.t_end, config.frames, dtype=torch.float64)
 
 
-def _spec(config: GenerateConfig) -> StateSpec:
-    return StateSpec.euler2d(
+def _spec(config: GenerateConfig) -> EulerSpec:
+    return EulerSpec.euler2d(
         gamma=config.gamma, cell_volume=1.0 / config.grid**2, periodic=config.boundary == "periodic", closed=config.boundary == "reflecting"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 Place = str | os.PathLike[str]
 # What h5py raises on a header that is not what we expect.
@@ -110,14 +110,15 @@ class TrajectoryReader:
             "frames": len(self.times),
             "cell size": self.spacing,
             "periodic axes": spec.periodic_axes,
-            "closed": spec.closed,
-            "channels": (spec.variables, *spec.channels),
+            "closed": isinstance(spec, EulerSpec) and spec.closed,
+            "channels": (spec.variables, *spec.channels) if isinstance(spec, EulerSpec) else spec.names,
         }
 
     def _require_gas(self, states: Tensor, i: int, start: int) -> None:
         """Check all values in one pass; locate the frame only if a value is wrong."""
-        spec = self.spec
-        least = [("density", spec.density, False), ("total energy", spec.energy, False), ("pressure", spec.pressure, True)]
+        spec, least = self.spec, list[tuple[str, int | None, bool]]()
+        if isinstance(spec, EulerSpec):
+            least = [("density", spec.density, False), ("total energy", spec.energy, False), ("pressure", spec.pressure, True)]
         if not states.numel() or (
             bool(states.sum().isfinite())  # anything that is not finite makes the sum so; a sum that overflows is looked into
             and all(_above(states[:, c], zero) for _, c, zero in least if c is not None)

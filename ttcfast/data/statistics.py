@@ -41,7 +41,7 @@ class Statistics:
             # The sums are float64 and the data float32: a deviation below 1e-7 of the size is rounding.
             still = (std <= 1e-7 * (mean**2 + std**2).sqrt()).nonzero().flatten().tolist()
             if still:
-                names = ", ".join(f"channel {c} ({_channel_name(spec, c)})" for c in still)
+                names = ", ".join(f"channel {c} ({spec.names[c]})" for c in still)
                 raise DataError(
                     f"{names} of {where} {what} (deviation {float(std[still[0]]):.3g}), so that it cannot be normalised; give trajectories "
                     "in which it varies (other presets, more of them, a longer time), or files without that channel"
@@ -77,12 +77,6 @@ def write_statistics(paths: Sequence[str | os.PathLike[str]], out: str | os.Path
     with atomic_write(out) as file:
         yaml.safe_dump(entries, file, sort_keys=True)
     return found
-
-
-def _channel_name(spec: StateSpec, channel: int) -> str:
-    flow = "momentum" if spec.variables == "conserved" else "velocity"
-    names = {spec.density: "density", spec.energy: "energy", spec.pressure: "pressure"}
-    return names.get(channel) or (f"{flow} {spec.momentum.index(channel)}" if channel in spec.momentum else "extra")
 
 
 def _moments(x: Tensor) -> Tensor:

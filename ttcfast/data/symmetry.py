@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 
 def random_symmetry(windows: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
@@ -23,14 +23,12 @@ def random_symmetry(windows: Tensor, spec: StateSpec, rng: np.random.Generator) 
     Raises:
         ValueError: ``spec`` has another number of dimensions or components.
     """
-    if spec.ndim != 2 or len(spec.momentum) != 2:
-        raise ValueError(
-            f"spec has {spec.ndim} dimensions and {len(spec.momentum)} momentum components; symmetries are written for 2 and 2"
-        )
+    if not isinstance(spec, EulerSpec) or spec.ndim != 2 or len(spec.momentum) != 2:
+        raise ValueError(f"spec is {spec}; the symmetries are those of a gas with two momentum components in two dimensions")
     return torch.stack([_transformed(window, spec, rng) for window in windows])
 
 
-def _transformed(window: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
+def _transformed(window: Tensor, spec: EulerSpec, rng: np.random.Generator) -> Tensor:
     shape = window.shape[-2:]
     swap = bool(rng.integers(2)) and shape[0] == shape[1] and len(set(spec.periodic_axes)) == 1
     shifts = [int(rng.integers(n)) if wraps else 0 for n, wraps in zip(shape, spec.periodic_axes, strict=True)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries, parse_json
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec
 
 from .alike import agree, require_alike
 from .reader import TrajectoryReader, instants, spacing, values
@@ -81,7 +81,7 @@ class TrajectoryFile(TrajectoryReader):
         self.parameters = _parameters(file)
         self.spacing = tuple(spacing(file, f"dimensions/{name}", n) for name, n in zip("xyz", self.shape, strict=False))
         sides = _sides(file, ndim)
-        self.spec = StateSpec(
+        self.spec = EulerSpec(
             momentum=tuple(range(1, channels - 1)),
             energy=channels - 1,
             gamma=_gamma(file, self._count),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 from .alike import agree, require_alike
 from .convert import check_convertible, on_grid_of, same_channels, to_spec
@@ -47,7 +47,8 @@ class TrajectorySet:
         self.index = Picks((f, 0, len(file)) for f, file in enumerate(files)) if index is None else Picks.of(index)
         self.times, self.shape = files[0].times, files[0].shape
         self.layout = layout
-        own = files[0].spec.replace(gamma=self._gamma())
+        own = files[0].spec
+        own = own.replace(gamma=self._gamma()) if isinstance(own, EulerSpec) else own
         self.spec = own if layout is None else self._checked(own, layout)
 
     def __len__(self) -> int:
@@ -63,9 +64,10 @@ class TrajectorySet:
             raise IndexError(f"trajectory {i} of {len(self)}")
         f, trajectory = self.index[i]
         states = self.files[f].read(trajectory, start, stop)
-        if self.layout is None:
+        own = self.files[f].spec
+        if self.layout is None or not isinstance(own, EulerSpec):
             return states
-        return to_spec(states, self.files[f].spec.replace(gamma=self._gamma_of(f, trajectory)), self.layout)
+        return to_spec(states, own.replace(gamma=self._gamma_of(f, trajectory)), self.layout)
 
     def stack(self) -> Tensor:
         """Read all trajectories into memory, ``[N, T+1, C, *S]``."""
@@ -119,10 +121,12 @@ class TrajectorySet:
         gamma = self.files[f].spec.gamma
         return float(gamma[trajectory]) if torch.is_tensor(gamma) and gamma.ndim else float(gamma)
 
-    def _gamma(self) -> float | Tensor:
+    def _gamma(self) -> float | Tensor | None:
         if not len(self.index):
             raise DataError(f"no trajectory in {', '.join(str(file.path) for file in self.files)}; give files that hold some")
         own = [file.spec.gamma for file in self.files]
+        if None in own:
+            return None
         gammas = [g.numpy() if torch.is_tensor(g) and g.ndim else np.float64(g) for g in own]
         runs = [gammas[f][first : first + count] if gammas[f].ndim else gammas[f] for f, first, count in self.index.runs]
         found = np.hstack(runs)  # one entry for a run that has one gamma

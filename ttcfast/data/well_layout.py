@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.hdf5_writing import new_hdf5
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec
 
 AXES = ("x", "y", "z")
 CHECKSUM = "ttcfast_checksum"  # root attribute
@@ -30,7 +30,7 @@ def write_well(
     path: str | os.PathLike[str],
     trajectories: Tensor,
     times: Sequence[float],
-    spec: StateSpec,
+    spec: EulerSpec,
     *,
     dataset_name: str,
     boundary: Sequence[str],

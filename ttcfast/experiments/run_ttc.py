@@ -38,7 +38,7 @@ from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
 from ttcfast.runtime.units import require_units
-from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec, TTCConfig
+from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec, TTCConfig
 from ttcfast.ttc.beam import check_select
 
 
@@ -226,13 +226,13 @@ def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
 def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
     """Return notes on how the data differ from those the surrogate was trained on."""
     notes = []
-    if source.layout is not None:
-        own = source.files[0].spec
+    own = source.files[0].spec
+    if source.layout is not None and isinstance(own, EulerSpec):
         notes.append(
             f"The data hold {own.variables} variables; they were converted to the surrogate's, with the energy "
             + ("stored in the files." if own.energy is not None else "of the pressure.")
         )
-    gammas = sorted({round(g, 6) for g in torch.as_tensor(source.spec.gamma).reshape(-1).tolist()})
+    gammas = [] if source.spec.gamma is None else sorted({round(g, 6) for g in torch.as_tensor(source.spec.gamma).reshape(-1).tolist()})
     if any(abs(g - float(trained.gamma)) > 1e-4 for g in gammas):
         notes.append(f"The data have gamma {', '.join(f'{g:g}' for g in gammas)}; the surrogate was trained with {float(trained.gamma):g}.")
     return notes

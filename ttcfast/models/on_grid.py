@@ -10,7 +10,7 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.units import Units, require_units
-from ttcfast.spec import StateSpec, StochasticConfig
+from ttcfast.spec import EulerSpec, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
 
 from .checkpoint import units_of
@@ -42,7 +42,7 @@ def open_conserved(places: str | Sequence[str], split: str, reading: ReadOptions
         spec: Layout that primitive variables are converted to; None for density, momentum and energy of a gas.
     """
     found = open_trajectories(places, split=split, **dataclasses.asdict(reading))
-    if found.spec.variables == "conserved":
+    if not isinstance(found.spec, EulerSpec) or found.spec.variables == "conserved":
         return found
     gas = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}
     return found.converted(gas[found.spec.ndim]() if spec is None else spec)

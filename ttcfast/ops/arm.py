@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from ttcfast.checks import one_of
-from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec
+from ttcfast.spec import ARMWeights, EulerSpec, FieldSpec, Momentum, Scale, StateSpec
 
 from . import native, transforms
 from .arguments import dense, of_type
+from .arm_checks import MOMENTA, SCALES, changes_of, check_fields, check_states, in_float32, pad_sizes, pad_strides, split
+from .arm_fields import FieldScores, quantities_of, score_fields
 from .arm_ref import Call, arm_backward, arm_ref
 from .define import define_call
 from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
-
-MOMENTA, SCALES = get_args(Momentum), get_args(Scale)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class ArmScores(NamedTuple):
@@ -32,37 +31,66 @@ class ArmScores(NamedTuple):
     positivity: Tensor
     finite: Tensor
 
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The penalties by name."""
+        return dict(zip(TERMS, self[1:6]))
+
+
+TERMS = ("mass", "momentum", "energy", "boundary", "positivity")
+Weights: TypeAlias = ARMWeights | Mapping[str, float] | None
+Expected: TypeAlias = Mapping[str, float | Tensor] | None
+
+
+@overload
+def arm(state: Tensor, candidates: Tensor, spec: EulerSpec, weights: Weights = None, **options: Any) -> ArmScores: ...
+
+
+@overload
+def arm(state: Tensor, candidates: Tensor, spec: StateSpec, weights: Weights = None, **options: Any) -> ArmScores | FieldScores: ...
+
 
 def arm(
     state: Tensor,
     candidates: Tensor,
     spec: StateSpec,
-    weights: ARMWeights | None = None,
+    weights: Weights = None,
     *,
     momentum: Momentum = "sum",
     scale: Scale = "absolute",
+    expected: Expected = None,
     backend: str = "auto",
-) -> ArmScores:
+) -> ArmScores | FieldScores:
     """Score candidate next states by physics; higher is better.
 
     Every conservation residual is a sum over cells of ``cell_volume * (candidate - state)``, the difference taken per cell: the
     difference of two float32 integrals would be wrong in its first digit. Primitive channels are turned into
     differences of rho, rho u and E per cell first.
 
+    The penalties of a gas (``EulerSpec``) are those of mass, momentum, energy, boundary and positivity. Those of other fields are one for
+    each conserved quantity by its name, ``mean`` where channels have mean zero, ``boundary``, ``bounds`` (the mean over cells of the
+    distances from the declared intervals) and ``divergence`` (the mean over cells of the absolute divergence by central differences,
+    where both neighbours exist; relative to the state's absolute slopes, so that 1 stands for slopes that do not cancel at all).
+
     Args:
         state: The state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
         candidates: Possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
         spec: Which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
             they are parameters, converted to the accumulation dtype and not differentiable.
-        weights: Weights of the five penalties in the score; None takes the defaults.
+        weights: Weights of the penalties in the score, by name or for a gas as ``ARMWeights``; None takes the defaults, 1 for conserved
+            quantities and 0.1 for the others.
         momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (TTC plan);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
         scale: ``"absolute"``, in units of the integral (TTC plan), or ``"relative"``: mass over the integral of abs(rho), energy
-            over that of abs(E), momentum over that of rho (abs(u) + c), all of the state.
+            over that of abs(E), momentum over that of rho (abs(u) + c), a quantity of other fields over that of its magnitude, all of
+            the state.
+        expected: Change of conserved quantities over this step by name, where sources or open sides make one: a number, ``[N]``, or
+            ``[N, components]``, in units of the integral. It is subtracted from the residual. None expects no change.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
-        ArmScores of ``[N, B]``, float32 (float64 for float64 states), and ``finite``, bool: whether every channel of the
+        ArmScores of ``[N, B]``, float32 (float64 for float64 states), for other fields FieldScores with the penalties in ``terms``.
+        ``finite``, bool, tells whether every channel of the
         candidate is finite. ``boundary`` is the mean over masked cells and all channels of abs(candidate - value), 0 where
         nothing is masked. ``positivity`` is the mean over cells of relu(-rho) plus that of relu(-p). Both are absolute.
         A candidate that is not finite, or whose penalties overflow, scores -inf; no output is ever NaN.
@@ -81,26 +109,46 @@ def arm(
     """
     dense(state=state, candidates=candidates)
     of_type("spec", spec, StateSpec)
-    of_type("weights", weights, ARMWeights, type(None))
+    of_type("weights", weights, ARMWeights, Mapping, type(None))
     one_of("momentum", momentum, MOMENTA)
     one_of("scale", scale, SCALES)
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
-    for name, value in vars(weights or ARMWeights()).items():
-        transforms.constant(name, value)
-    call = flatten(state, candidates, spec, weights or ARMWeights(), momentum, scale)
+    if isinstance(spec, FieldSpec):
+        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2])
+        return score_fields(state, candidates, spec, weights, momentum, scale, change, backend)
+    assert isinstance(spec, EulerSpec)
+    rows = len(spec.momentum) + 2
+    change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
+    call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
     return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
 
 
-def flatten(state: Tensor, candidates: Tensor, spec: StateSpec, weights: ARMWeights, momentum: str, scale: str) -> Call:
+def _weights(given: Weights) -> ARMWeights:
+    if isinstance(given, Mapping):
+        fields = dict(zip(TERMS, ("w_mass", "w_momentum", "w_energy", "w_bc", "w_positivity")))
+        for name in given:
+            if name not in fields:
+                raise ValueError(f"weights names {name!r}, which is no penalty; the penalties are {', '.join(fields)}")
+        given = ARMWeights(**{fields[name]: value for name, value in given.items()})
+    given = ARMWeights() if given is None else given
+    for name, value in vars(given).items():
+        transforms.constant(name, value)
+    return given
+
+
+def flatten(
+    state: Tensor, candidates: Tensor, spec: EulerSpec, weights: ARMWeights, momentum: str, scale: str, expected: Tensor | None
+) -> Call:
     """Return the arguments of ``torch.ops.ttcfast.arm`` but the backend: torch's schemas hold no dataclasses."""
     return Call(
         state,
         candidates,
-        *_split(spec.gamma, 1.0),
-        *_split(spec.cell_volume, 1.0),
+        *split(spec.gamma, 1.0),
+        *split(spec.cell_volume, 1.0),
         spec.boundary_mask,
-        *_split(spec.boundary_value, 0.0),
+        *split(spec.boundary_value, 0.0),
+        expected,
         spec.density,
         list(spec.momentum),
         -1 if spec.energy is None else spec.energy,
@@ -112,34 +160,9 @@ def flatten(state: Tensor, candidates: Tensor, spec: StateSpec, weights: ARMWeig
     )
 
 
-def _split(given: float | Tensor | None, default: float) -> tuple[Tensor | None, float]:
-    """A parameter as (tensor or None, number)."""
-    if isinstance(given, Tensor):
-        return given, default
-    return None, default if given is None else float(given)
-
-
 def check(call: Call) -> None:
     """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address."""
-    state, candidates = call.state, call.candidates
-    if (candidates.dtype, candidates.device) != (state.dtype, state.device):
-        raise ValueError(
-            f"candidates are {candidates.dtype} on {candidates.device} and state is {state.dtype} on {state.device}; "
-            "give both in one dtype on one device"
-        )
-    if state.dtype not in DTYPES:
-        raise ValueError(f"state is {state.dtype}; give float32, float64 or bfloat16")
-    if not 3 <= state.ndim <= 5:
-        raise ValueError(f"state has shape {tuple(state.shape)}; expected [N, C, *S] with 1 to 3 space axes")
-    if candidates.ndim != state.ndim + 1 or candidates.shape[:1] + candidates.shape[2:] != state.shape:
-        raise ValueError(
-            f"candidates have shape {tuple(candidates.shape)} and state {tuple(state.shape)}; expected [N, B, C, *S] and [N, C, *S] "
-            "with the same N, C and *S"
-        )
-    if candidates.shape[1] == 0:
-        raise ValueError(f"candidates have shape {tuple(candidates.shape)}, so B = 0; give at least one candidate per problem")
-    if 0 in state.shape[1:]:
-        raise ValueError(f"state has shape {tuple(state.shape)}; it needs at least one channel and one cell")
+    check_states(call.state, call.candidates)
     _check_channels(call)
     _check_parameters(call)
 
@@ -162,27 +185,13 @@ def _check_channels(call: Call) -> None:
 
 
 def _check_parameters(call: Call) -> None:
-    space, problems = tuple(call.space), call.state.shape[0]
-    for name, tensor in (
-        ("gamma", call.gammas),
-        ("cell_volume", call.volumes),
-        ("boundary_mask", call.mask),
-        ("boundary_value", call.values),
-    ):
-        if tensor is not None and tensor.device != call.state.device:
-            raise ValueError(f"{name} is on {tensor.device} and state on {call.state.device}; move it with spec.replace({name}=...)")
-    if call.gammas is not None and tuple(call.gammas.shape) not in ((), (1,), (problems,)):
-        raise ValueError(f"gamma has shape {tuple(call.gammas.shape)}; state has N = {problems}, so give a number or [{problems}]")
-    if call.volumes is not None and tuple(call.volumes.shape) not in ((), space):
-        raise ValueError(f"cell_volume has shape {tuple(call.volumes.shape)}; give a number or one value per cell, {space}")
-    if call.mask is not None and (call.mask.dtype != torch.bool or tuple(call.mask.shape) != space):
-        raise ValueError(
-            f"boundary_mask is {call.mask.dtype} {tuple(call.mask.shape)}; expected torch.bool {space}, the space axes of state"
-        )
-    if call.values is not None:
-        want, given = (call.state.shape[1], *space), tuple(call.values.shape)
-        if len(given) > len(want) or any(g not in (1, w) for g, w in zip(reversed(given), reversed(want))):
-            raise ValueError(f"boundary_value has shape {given}; it must broadcast to [C, *S] = {want}")
+    check_fields(call.state, call.volumes, call.mask, call.values, gamma=call.gammas)
+    n, rows = call.state.shape[0], len(call.velocity) + 2
+    if call.gammas is not None and tuple(call.gammas.shape) not in ((), (1,), (n,)):
+        raise ValueError(f"gamma has shape {tuple(call.gammas.shape)}; state has N = {n}, so give a number or [{n}]")
+    if call.expected is not None and (call.expected.dtype != torch.float64 or tuple(call.expected.shape) != (n, rows)):
+        found = f"{call.expected.dtype} {tuple(call.expected.shape)}"
+        raise ValueError(f"expected is {found}; give float64 {(n, rows)}, the change of the integrals of rho, each momentum and E")
 
 
 def _outputs(call: Call) -> tuple[Tensor, ...]:
@@ -213,33 +222,25 @@ def _fields(call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     return volumes, None if call.mask is None else call.mask.contiguous(), values
 
 
-def _sizes(x: Tensor, lead: int) -> list[int]:
-    """Leading sizes and then exactly three space sizes, padded by 1 on the left."""
-    return [*x.shape[:lead], *[1] * (3 + lead - x.ndim), *x.shape[lead:]]
-
-
-def _strides(x: Tensor, lead: int) -> list[int]:
-    return [*x.stride()[:lead], *[0] * (3 + lead - x.ndim), *x.stride()[lead:]]
-
-
 def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
     out = _outputs(call)
-    parameters = _parameters(call)
-    gammas, volumes, mask, values = native.addresses(*parameters)
-    n_stride, *state_strides = _strides(call.state, 2)
+    parameters = (*_parameters(call), None if call.expected is None else call.expected.contiguous())
+    gammas, volumes, mask, values, expected = native.addresses(*parameters)
+    n_stride, *state_strides = pad_strides(call.state, 2)
     native.module().arm(
         native.code(call.state.dtype),
-        _sizes(call.candidates, 3),
+        pad_sizes(call.candidates, 3),
         call.state.data_ptr(),
         [n_stride, 0, *state_strides],
         call.candidates.data_ptr(),
-        _strides(call.candidates, 3),
+        pad_strides(call.candidates, 3),
         gammas,
         volumes,
         call.volume,
         mask,
         values,
         call.value,
+        expected,
         call.scale == "relative",
         call.density,
         call.velocity,
@@ -290,11 +291,12 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad = transforms.gradients(lambda candidates: _definition(call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
     else:
         grad = arm_backward(call, score, residuals, grads[:6])
-    return (None, grad, *[None] * 16)
+    return (None, grad, *[None] * (len(Call._fields) - 1))
 
 
 def _check_constants(call: Call) -> None:
-    for name, value in (("gamma", call.gammas), ("cell_volume", call.volumes), ("boundary_value", call.values)):
+    given = {"gamma": call.gammas, "cell_volume": call.volumes, "boundary_value": call.values, "expected": call.expected}
+    for name, value in given.items():
         transforms.constant(name, value)
 
 
@@ -310,14 +312,6 @@ def _definition(given: Call) -> tuple[Tensor, ...]:
     return (*(torch.where(alive, x, constant) for x, constant in zip(found[:6], fixed[:6])), *fixed[6:])
 
 
-def _in_float32(op: Callable[..., tuple[Tensor, ...]], state: Tensor, candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Both as they are where they are of one dtype that the operation knows, else widened."""
-    if state.dtype == candidates.dtype and state.dtype in DTYPES:
-        return op(state, candidates, *rest)
-    dtype = transforms.wider(state, candidates)
-    return op(state.to(dtype), candidates.to(dtype), *rest)
-
-
 _PENALTIES = "Tensor mass, Tensor momentum, Tensor energy_, Tensor boundary, Tensor positivity"
 define_call(
     "arm",
@@ -330,5 +324,5 @@ define_call(
     whole="int",
     backward=_backward,
     setup_context=_setup,
-    policy=_in_float32,
+    policy=in_float32,
 )

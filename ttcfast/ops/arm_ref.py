@@ -25,6 +25,7 @@ class Call(NamedTuple):
     mask: Tensor | None  # bool [*S]
     values: Tensor | None  # broadcasts to [C, *S]
     value: float
+    expected: Tensor | None  # float64 [N, components + 2], change of the integrals over the step; None for conserved ones
     density: int
     velocity: list[int]  # momentum channels; velocity channels of primitive states
     energy: int
@@ -122,6 +123,8 @@ def _finish(call: Call, sums: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
     """Penalties and score from the sums, in float64. The other implementations do the same arithmetic in the same order."""
     m, cells = len(call.velocity), math.prod(call.space)
     residuals, boundary, negative = sums[..., : m + 2], sums[..., m + 2], sums[..., m + 3] + sums[..., m + 4]
+    if call.expected is not None:
+        residuals = residuals - call.expected.unsqueeze(1)
     scale = scales(call)
     per = [1.0, 1.0, 1.0] if scale is None else list(scale.unsqueeze(1).unbind(-1))
     parts = [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import UserError
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec
 
 from .boundary import per_axis
 from .equation_of_state import gamma_field
@@ -49,7 +49,7 @@ class EulerSolver:
 
     def __init__(
         self,
-        spec: StateSpec,
+        spec: EulerSpec,
         boundary: str | Sequence[str] = "periodic",
         cfl: float = 0.4,
         dtype: torch.dtype = torch.float32,

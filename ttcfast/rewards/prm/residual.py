@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.periodic import pad_grid
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 _LEAST = 1e-3  # lower bound of density and pressure in divisions and logarithms
 
@@ -51,10 +51,10 @@ class EulerResidual:
     @staticmethod
     def check(spec: StateSpec | None, normalizer: Normalizer | None) -> None:
         """Raises ``ValueError`` unless the features can be computed: conserved variables of 2-D Euler, one gamma, a normalizer."""
-        ok = spec is not None and spec.variables == "conserved" and spec.ndim == 2 and len(spec.momentum) == 2
-        if not ok or spec is None or torch.is_tensor(spec.gamma):
+        euler = isinstance(spec, EulerSpec) and spec.variables == "conserved" and spec.ndim == 2 and len(spec.momentum) == 2
+        if spec is None or not euler or torch.is_tensor(spec.gamma):
             raise ValueError(
-                "residual needs a StateSpec with conserved variables in two dimensions and one gamma; use residual=None otherwise"
+                "residual needs an EulerSpec with conserved variables in two dimensions and one gamma; use residual=None otherwise"
             )
         if normalizer is None:
             raise ValueError("residual is given without a normalizer, whose delta_std is its unit; give one, or residual=None")
@@ -111,7 +111,7 @@ def _difference(f: Tensor, axis: int, periodic: Sequence[bool]) -> Tensor:
 
 
 def _conserved(spec: StateSpec) -> list[int]:
-    assert spec.energy is not None  # conserved variables have one
+    assert isinstance(spec, EulerSpec) and spec.energy is not None  # as check() requires
     return [spec.density, *spec.momentum, spec.energy]
 
 

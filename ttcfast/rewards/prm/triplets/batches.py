@@ -17,7 +17,7 @@ from ttcfast.data.symmetry import random_symmetry
 from ttcfast.rewards.prm.dataset import PRMTripletSet
 from ttcfast.rewards.prm.training.losses import BEST, STATE, TRUTH
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 from .file import FRAMES, Place, TripletFile
 
@@ -121,7 +121,7 @@ class Batches:
     def __init__(self, triplets: Triplets, pool: np.ndarray, batch: int, options: AugmentOptions, seed: int) -> None:
         self.triplets, self.pool, self.batch, self.options, self.seed = triplets, pool, batch, options, seed
         spec = triplets.spec
-        self._symmetric = options.symmetry and spec is not None and spec.ndim == 2 and len(spec.momentum) == 2
+        self._symmetric = options.symmetry and isinstance(spec, EulerSpec) and spec.ndim == 2 and len(spec.momentum) == 2
         if options.blend and triplets.frames_each != len(FRAMES):
             raise DataError("augment.blend needs the truth, which the plan's .pt files do not store; use augment.blend=0")
 

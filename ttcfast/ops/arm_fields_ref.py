@@ -1,0 +1,152 @@
+"""The definition of the analytical reward of declared fields, in pure torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .arm_ref import SCALE_GUARD
+
+
+class FieldCall(NamedTuple):
+    """The flattened arguments, in the order of the torch schema. Lists have one entry per channel unless they say otherwise."""
+
+    state: Tensor  # [N, C, *S]
+    candidates: Tensor  # [N, B, C, *S]
+    volumes: Tensor | None  # [*S]
+    volume: float
+    mask: Tensor | None  # bool [*S]
+    values: Tensor | None  # broadcasts to [C, *S]
+    value: float
+    expected: Tensor | None  # float64 [N, C], change of each channel's integral over the step
+    groups: list[int]  # number of the conserved quantity that the channel belongs to; -1 for none
+    quantities: int  # number of conserved quantities
+    anchored: list[int]  # 1 where the integral's change counts, 0 where the integral itself does
+    low: list[float]  # -inf for no bound
+    high: list[float]  # inf for no bound
+    vectors: list[int]  # channels of the fields without divergence, one per space dimension and field
+    distances: list[float]  # of cells, one per space dimension
+    periodic: list[int]  # one per space dimension
+    mode: str
+    scale: str
+    weights: list[float]  # of the quantities, then of boundary, bounds and divergence
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        return torch.float64 if self.state.dtype == torch.float64 else torch.float32
+
+    @property
+    def space(self) -> torch.Size:
+        return self.state.shape[2:]
+
+    @property
+    def fields(self) -> int:
+        """Number of fields without divergence."""
+        return len(self.vectors) // len(self.distances)
+
+    @property
+    def inner_cells(self) -> int:
+        """Number of cells that have both neighbours along every axis."""
+        return math.prod(n if wraps else max(n - 2, 0) for n, wraps in zip(self.space, self.periodic))
+
+
+def arm_fields_ref(call: FieldCall) -> tuple[Tensor, ...]:
+    """The definition, in torch. Differentiable by autograd; makes temporaries of the candidates' size."""
+    new = call.candidates.flatten(3).to(call.accumulator)  # [N, B, C, L]
+    old = call.state.flatten(2).to(call.accumulator).unsqueeze(1)  # [N, 1, C, L]
+    anchored = torch.tensor(call.anchored, dtype=torch.bool, device=new.device).unsqueeze(-1)
+    changes = _volume(call) * (new - torch.where(anchored, old, 0.0))
+    terms = [changes, _away(call, new).sum(2, keepdim=True), _outside(call, new).sum(2, keepdim=True)]
+    # One sum over all terms, cells innermost: torch never splits it over threads, so its order is fixed for any N and B.
+    sums = torch.cat(terms, 2).sum(-1, dtype=torch.float64)  # [N, B, C + 2]
+    divergence = _slopes(call, call.candidates).sum(3).abs().flatten(2).sum(-1, dtype=torch.float64)
+    return _finish(call, sums, divergence, new.detach().isfinite().flatten(2).all(-1))
+
+
+def _volume(call: FieldCall) -> Tensor | float:
+    return call.volume if call.volumes is None else call.volumes.to(call.accumulator).expand(call.space).reshape(-1)
+
+
+def _away(call: FieldCall, new: Tensor) -> Tensor:
+    """abs(candidate - prescribed value) in masked cells, 0 elsewhere, ``[N, B, C, L]``."""
+    if call.mask is None:
+        return torch.zeros_like(new)
+    value = call.value if call.values is None else call.values.to(call.accumulator).expand(call.state.shape[1:]).flatten(1)
+    return torch.where(call.mask.reshape(-1), (new - value).abs(), 0.0)
+
+
+def _outside(call: FieldCall, new: Tensor) -> Tensor:
+    """Distance of each value from its channel's interval, ``[N, B, C, L]``."""
+    low, high = (torch.tensor(ends, dtype=new.dtype, device=new.device).unsqueeze(-1) for ends in (call.low, call.high))
+    return torch.relu(low - new) + torch.relu(new - high)
+
+
+def _slopes(call: FieldCall, x: Tensor) -> Tensor:
+    """Central differences of each component along its axis, 0 where a cell lacks a neighbour, ``[N, B, F, D, *S]`` of ``[N, B, C, *S]``."""
+    d = len(call.distances)
+    fields = x[:, :, call.vectors].to(call.accumulator).unflatten(2, (call.fields, d))
+    slopes = []
+    for k, h in enumerate(call.distances):
+        u, axis = fields[:, :, :, k], k - d
+        slopes.append((u.roll(-1, axis) - u.roll(1, axis)) * (0.5 / h))
+    inside = torch.ones(tuple(call.space), dtype=torch.bool, device=x.device)
+    for axis in (axis for axis, wraps in enumerate(call.periodic) if not wraps):
+        for end in (0, -1):
+            inside.select(axis, end).fill_(False)
+    return torch.where(inside, torch.stack(slopes, 3), 0.0) if slopes else fields
+
+
+def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
+    """Units of the quantities' residuals, ``[N, quantities]``, and of the divergence, ``[N]``, float64; None where penalties are absolute.
+
+    A quantity's unit is the integral of its magnitude over the state, abs(x) or the vector's length. The divergence's unit is the sum over
+    cells of the absolute slopes that it adds up, so that 1 stands for slopes that do not cancel at all.
+    """
+    if call.scale == "absolute":
+        return None, None
+    u = call.state.detach().to(call.accumulator)
+    volume = _volume(call)
+    whole = torch.as_tensor(volume, dtype=torch.float64).expand(math.prod(call.space)).sum()
+    units = []
+    for number in range(call.quantities):
+        x = u[:, [c for c, group in enumerate(call.groups) if group == number]].flatten(2)
+        units.append((volume * (x * x).sum(1).sqrt()).sum(-1, dtype=torch.float64))
+    of_quantities = torch.stack(units, 1) if units else u.new_zeros((len(u), 0), dtype=torch.float64)
+    slopes = _slopes(call, u.unsqueeze(1))[:, 0].abs().flatten(1).sum(-1, dtype=torch.float64)
+    return of_quantities.clamp_min(SCALE_GUARD * whole), slopes.clamp_min(SCALE_GUARD * math.prod(call.space))
+
+
+def _finish(call: FieldCall, sums: Tensor, divergence: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
+    """Penalties and score from the sums, in float64. The other implementations do the same arithmetic in the same order."""
+    channels, cells = call.state.shape[1], math.prod(call.space)
+    residuals = sums[..., :channels]
+    if call.expected is not None:
+        residuals = residuals - call.expected.unsqueeze(1)
+    units, slope = scales(call)
+    parts = []
+    for number, components in enumerate(_components(call)):
+        part = _combined(call.mode, residuals[..., components])
+        parts.append(part if units is None else part / units[:, number : number + 1])
+    masked = 1.0 if call.mask is None else call.mask.sum().clamp_min(1) * channels
+    roughness = divergence / max(call.fields * call.inner_cells, 1) if slope is None else divergence / slope.unsqueeze(1)
+    parts += [sums[..., channels] / masked, sums[..., channels + 1] / cells, roughness]
+    penalties = [torch.where(finite & ~p.isnan(), p, math.inf) for p in parts]
+    total = cast(Tensor, sum(w * p for w, p in zip(call.weights, penalties)))
+    score = torch.where(total.isfinite(), -total, -math.inf)
+    return score.to(call.accumulator), torch.stack(penalties, -1).to(call.accumulator), finite
+
+
+def _components(call: FieldCall) -> Iterator[list[int]]:
+    """Channels of each quantity."""
+    for number in range(call.quantities):
+        yield [c for c, group in enumerate(call.groups) if group == number]
+
+
+def _combined(mode: str, residuals: Tensor) -> Tensor:
+    if mode == "sum":
+        return residuals.sum(-1).abs()
+    return residuals.abs().sum(-1) if mode == "components" else torch.linalg.vector_norm(residuals, dim=-1)
