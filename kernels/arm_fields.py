@@ -14,7 +14,7 @@ import triton.language as tl
 from .fold import fold, totals
 from .launch import submit
 
-CELLS_A_THREAD = {2: 8, 4: 8, 8: 4}  # as in arm.py, by bytes of a stored value
+CELLS_A_THREAD = {2: 4, 4: 4, 8: 2}  # by bytes of a stored value: every cell has an address of its own, and eight would spill registers
 MOST_ROWS = 512  # partials that a step of stage 2 reads at once
 BEYOND = tl.constexpr(4)  # slots of a partial after the channels': away from the boundary, outside of bounds, divergence, not finite
 COLUMNS = tl.constexpr(4)  # of the table: low, high, anchored, group
@@ -114,13 +114,12 @@ def arm_fields_partial_kernel(
         for k in tl.static_range(DIMENSIONS):
             channel = tl.load(table + VECTORS + f * DIMENSIONS + k).to(tl.int64)
             scale = tl.load(table + VECTORS + FIELDS * DIMENSIONS + k).to(ACC)
-            axis: tl.constexpr = 3 - DIMENSIONS + k
             at = base + channel * cand_c
-            if axis == 0:
+            if 3 - DIMENSIONS + k == 0:  # the axis of component k
                 after, has_after = _neighbour(i0, 1, e0, WRAPS_0)
                 before, has_before = _neighbour(i0, -1, e0, WRAPS_0)
                 rest, step = i1 * cand_1 + i2 * cand_2, cand_0
-            elif axis == 1:
+            elif 3 - DIMENSIONS + k == 1:
                 after, has_after = _neighbour(i1, 1, e1, WRAPS_1)
                 before, has_before = _neighbour(i1, -1, e1, WRAPS_1)
                 rest, step = i0 * cand_0 + i2 * cand_2, cand_1
@@ -290,7 +289,7 @@ def _tile(cells, element):
     """Cells of a tile, threads that its tree deals it out to, and neighbours that it adds first."""
     per_thread = CELLS_A_THREAD[element]
     tile = min(per_thread * 32, max(16, triton.next_power_of_2(cells)))
-    return tile, max(1, tile // per_thread), 16 // element
+    return tile, max(1, tile // per_thread), min(16 // element, per_thread)
 
 
 def variants():
@@ -307,7 +306,7 @@ def variants():
             constants = {**({} if fields else dict.fromkeys(optional)), "C": channels, "FIELDS": fields, "DIMENSIONS": 2}
             constants |= {"WRAPS_0": True, "WRAPS_1": True, "WRAPS_2": not fields, "VECTORS": 4 * channels + 5, "SLOTS": 8}
             constants |= {"ACC": tl.float64 if acc == "fp64" else tl.float32, "TILE": tile, "VECTOR": vector, "THREADS": threads}
-            yield f"arm_fields_partial {stored} {name}", arm_fields_partial_kernel, signature | {"value": "fp64"}, constants, 1, 255
+            yield f"arm_fields_partial {stored} {name}", arm_fields_partial_kernel, signature | {"value": "fp64"}, constants, 1, 168
         signature = {"partials": f"*{acc}:16", "table": "*fp64:16", "score": f"*{acc}", "penalties": f"*{acc}", "finite": "*i1"}
         signature |= {"mask_count": "*fp64", "expected": "*fp64", "units": "*fp64", **dict.fromkeys(("B", "cells", "tiles"), "i32")}
         signature |= {"inner": "fp64", "volume": "fp64"}

@@ -134,7 +134,8 @@ class TTCConfig:
         beam_width, score_aggregation, discount, lookahead, temperature: Settings of a search over several beams; see ``TTCBeam``.
         select: ``"argmax"`` takes the best candidate. Experimental: ``"softmax_mean"`` takes the mean weighted by
             softmax(score / temperature), ``"span"`` the best point in the span of the candidates by a differentiable reward.
-        project: ``"conservation"`` removes the mean residual of every conserved variable from the chosen state.
+        project: ``"conservation"`` removes the mean residual of every conserved variable from the chosen state. ``"declared"`` imposes
+            all that ``StateSpec.fields`` declares: zero divergence, totals, bounds.
         refine_steps: Number of moves of every candidate along the reward, which must be differentiable.
         refine_lengths: Lengths of each move, relative to a full step; each length makes a copy of every candidate.
         trust: Limit of a move or a combination, relative to the size of the candidate's own time step; None for no limit.
@@ -205,7 +206,7 @@ class TTCConfig:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be positive and finite")
         at_least("seed", self.seed, 0)
-        one_of("project", self.project, (None, "conservation"))
+        one_of("project", self.project, (None, "conservation", "declared"))
         one_of("approach", self.approach, ("greedy", "beam", "diverse_beam", "particle"))
         one_of("select", self.select, ("argmax", "softmax_mean", "span"))
         one_of("score_aggregation", self.score_aggregation, ("sum", "last", "mean", "discounted"))

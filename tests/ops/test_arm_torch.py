@@ -126,5 +126,5 @@ def test_wrong_input_gives_one_clear_line(message, call):
 def test_raw_operation_refuses_channels_that_are_not_there():
     with pytest.raises(ValueError, match="density is channel 9"):
         torch.ops.ttcfast.arm(
-            STATE, CANDIDATES, None, 1.4, None, 1.0, None, None, 0.0, 9, [1, 2], 3, -1, False, "sum", "absolute", [1.0] * 5, "auto"
+            STATE, CANDIDATES, None, 1.4, None, 1.0, None, None, 0.0, None, 9, [1, 2], 3, -1, False, "sum", "absolute", [1.0] * 5, "auto"
         )

@@ -9,7 +9,7 @@ from ttcfast.metrics import conservation_drift
 from ttcfast.rewards.common import ARMScorer
 from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
-from ttcfast.ttc.projection import positive, project_conservation
+from ttcfast.ttc.projection import physical, project_conservation
 
 SPEC = StateSpec.euler2d()
 ARM = ARMScorer(ARMWeights(), 1.0, momentum="sum", scale="relative")
@@ -65,7 +65,7 @@ def test_a_projection_that_would_make_density_negative_is_not_done():
     new[1] += 0.01
     projected, kept = project_conservation(state, new, SPEC)
     assert kept.tolist() == [True, False]
-    assert torch.equal(projected[0], new[0]) and positive(projected, SPEC).all()
+    assert torch.equal(projected[0], new[0]) and physical(projected, SPEC).all()
 
 
 def test_a_state_that_was_not_positive_is_projected_all_the_same():

@@ -59,7 +59,8 @@ class Surrogate(BaseFM):
     (``ttcfast.core.row_trace``); if they do, a ``RuntimeWarning`` names the likely reason.
 
     Args:
-        model: Maps normalised ``[M, h*C, *S]`` (oldest frame first) to ``[M, C, *S]``. It is called in its own dtype on its own device;
+        model: Maps normalised ``[M, h*C, *S]`` (oldest frame first) to ``[M, C, *S]``, of which the layout's given channels may be left
+            out; they are carried on from the latest frame. It is called in its own dtype on its own device;
             results have the state's dtype. An attribute ``latent_module: str`` names the module that takes latent noise.
         spec: Layout of the physical state.
         normalizer: Converts between physical and model units; None passes states as they are.
@@ -298,17 +299,25 @@ class Surrogate(BaseFM):
 
     def _decoded(self, out: Tensor, latest: Tensor) -> Tensor:
         """The model's output for ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""
-        expected = (latest.shape[: -self.spec.ndim - 1].numel(), *latest.shape[-self.spec.ndim - 1 :])
+        axis, given = -self.spec.ndim - 1, list(self.spec.given_channels)
+        expected = (latest.shape[:axis].numel(), *latest.shape[axis:])
+        predicted = [c for c in range(expected[1]) if c not in given]
+        if given and out.shape == (expected[0], len(predicted), *expected[2:]):
+            out = out.new_zeros(expected).index_copy(1, torch.tensor(predicted, device=out.device), out)
         if out.shape != expected:
             raise ValueError(
                 f"{type(self.model).__name__} returned shape {tuple(out.shape)} for {expected[0]} states; expected {expected}; "
                 "take the next state out with Surrogate(unpack=...)"
             )
         out = out.to(latest.dtype).reshape(latest.shape)
-        axis = -self.spec.ndim - 1
         if self.predicts == "state":
-            return out if self.normalizer is None else self.normalizer.decode(out, channel_axis=axis)
-        return latest + (out if self.normalizer is None else self.normalizer.decode_delta(out, channel_axis=axis))
+            out = out if self.normalizer is None else self.normalizer.decode(out, channel_axis=axis)
+        else:
+            out = latest + (out if self.normalizer is None else self.normalizer.decode_delta(out, channel_axis=axis))
+        if given:
+            at = torch.tensor(given, device=out.device)
+            out = out.index_copy(axis, at, latest.index_select(axis, at))
+        return out
 
     def _encode(self, x: Tensor) -> Tensor:
         """Normalised model input ``[N, h*C, *S]`` in the model's dtype."""

@@ -1,4 +1,4 @@
-"""Measures how far a trajectory drifts from its initial mass, momentum and energy."""
+"""Measures how far the conserved totals of a trajectory drift from their initial values."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from torch import Tensor
 
 from ttcfast.checks import one_of
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts, to_conserved
-from ttcfast.spec import Momentum, StateSpec
+from ttcfast.spec import EulerSpec, Momentum, StateSpec
 
 from .layout import batched
 
 
 def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentum = "components") -> dict[str, Tensor]:
-    """Returns the relative change of total mass, momentum and energy since the first frame.
+    """Returns the relative change of the conserved totals since the first frame: of a gas those of mass, momentum and energy.
 
     With ``d_q(t) = sum_cells volume * (q(t) - q(0))``, summed over per-cell differences in float64, the drift of mass is
     ``|d_rho| / sum volume |rho(0)|`` and that of energy ``|d_E| / sum volume |E(0)|``. That of momentum combines the components of
     ``d_(rho u)`` and divides by ``sum volume |rho| (|u| + c)`` at the first frame, which is positive even if the total momentum is 0.
+    A quantity of other fields is divided by the integral of its magnitude at the first frame.
 
     Args:
         trajectory: ``[N, T+1, C, *S]`` or ``[C, T+1, *S]`` in physical units, in the variables of ``spec``.
@@ -26,8 +27,8 @@ def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentu
             before the absolute value, so that errors can cancel.
 
     Returns:
-        ``{"mass", "momentum", "energy"}``, each float64 ``[N, T+1]`` (``[T+1]`` for one trajectory), non-negative, 0 at the first frame,
-        and NaN at frames that hold NaN.
+        By name, mass, momentum and energy or the quantities that the layout declares; each float64 ``[N, T+1]`` (``[T+1]`` for one
+        trajectory), non-negative, 0 at the first frame, and NaN at frames that hold NaN.
 
     Raises:
         ValueError: The axes match neither layout, or the trajectory lacks channels that ``spec`` names.
@@ -37,27 +38,37 @@ def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentu
     one_of("momentum", momentum, ("sum", "components", "norm"))
     frames, single = batched("trajectory", trajectory, spec.ndim)
     spec.check_state("trajectory", frames[:, 0], channel_axis=1)
-    first = conserved_fields(frames[:, 0], spec)
-    volume = _volume(spec, first)
-    sizes = _sizes(first, spec, volume)
+    gas = isinstance(spec, EulerSpec)
+    first = conserved_fields(frames[:, 0], spec) if isinstance(spec, EulerSpec) else frames[:, 0].double()
+    rows = first.shape[1]
+    groups = {"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)} if gas else spec.conserved_groups
+    if not groups:
+        return {}
+    volume = torch.as_tensor(spec.cell_volume, dtype=first.dtype, device=first.device)
+    if isinstance(spec, EulerSpec):
+        sizes = _sizes(first, spec, volume)
+    else:
+        magnitudes = [first[:, list(group)].square().sum(1).sqrt() for group in groups.values()]
+        sizes = _integral(torch.stack(magnitudes, 1), volume).clamp_min(1e-300)
     drift = []
     for t in range(frames.shape[1]):
-        change = _integral(conserved_fields(frames[:, t], spec) - first, volume)  # [N, d+2]
-        drift.append(torch.stack([change[:, 0].abs(), _combine(change[:, 1:-1], momentum), change[:, -1].abs()], 1) / sizes)
-    out = torch.stack(drift, 1)  # [N, T+1, 3]
+        fields = conserved_fields(frames[:, t], spec) if isinstance(spec, EulerSpec) else frames[:, t].double()
+        change = _integral(fields - first, volume)  # [N, rows]
+        drift.append(torch.stack([_combine(change[:, list(group)], momentum) for group in groups.values()], 1) / sizes)
+    out = torch.stack(drift, 1)  # [N, T+1, quantities]
     out = out[0] if single else out
-    return dict(zip(("mass", "momentum", "energy"), out.unbind(-1)))
+    return dict(zip(groups, out.unbind(-1)))
 
 
-def conserved_fields(x: Tensor, spec: StateSpec) -> Tensor:
-    """Converts states ``[N, C, *S]`` to float64 density, momentum and energy, ``[N, d+2, *S]``."""
+def conserved_fields(x: Tensor, spec: EulerSpec) -> Tensor:
+    """Converts states of a gas ``[N, C, *S]`` to float64 density, momentum and energy, ``[N, d+2, *S]``."""
     last = spec.energy if spec.variables == "conserved" else spec.pressure
     assert last is not None  # StateSpec requires the one that its variables need
     fields = x[:, [spec.density, *spec.momentum, last]].double()
     return fields if spec.variables == "conserved" else to_conserved(fields, spec.gamma)
 
 
-def _sizes(first: Tensor, spec: StateSpec, volume: Tensor) -> Tensor:
+def _sizes(first: Tensor, spec: EulerSpec, volume: Tensor) -> Tensor:
     """Denominators ``[N, 3]`` of the drifts: volume integrals of |rho|, |rho| (|u| + c) and |E|."""
     gamma = gamma_field(spec.gamma, first)
     rho, velocity, pressure = primitive_parts(first, gamma)
@@ -65,10 +76,6 @@ def _sizes(first: Tensor, spec: StateSpec, volume: Tensor) -> Tensor:
     sound = (gamma * pressure.clamp_min(0) / rho.abs().clamp_min(1e-300)).sqrt()
     parts = torch.stack([rho.abs(), rho.abs() * (speed + sound), first[:, -1].abs()], 1)
     return _integral(parts, volume).clamp_min(1e-300)
-
-
-def _volume(spec: StateSpec, like: Tensor) -> Tensor:
-    return torch.as_tensor(spec.cell_volume, dtype=like.dtype, device=like.device)
 
 
 def _integral(fields: Tensor, volume: Tensor) -> Tensor:

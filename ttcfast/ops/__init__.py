@@ -9,7 +9,8 @@ torch's own functions are then what is computed, at the speed of those. A deriva
 
 from .accumulate_moments import accumulate_moments
 from .add_noise import add_noise
-from .arm import ArmScores, arm
+from .arm import ArmScores, arm, arm_weights
+from .arm_fields import FieldScores
 from .heun import heun_correct, heun_predict
 from .info import Info, info
 from .keyed_dropout import keyed_dropout
@@ -22,11 +23,13 @@ from .topk import topk
 __all__ = [
     "ArmScores",
     "BackendError",
+    "FieldScores",
     "Info",
     "VelocityMLP",
     "accumulate_moments",
     "add_noise",
     "arm",
+    "arm_weights",
     "heun_correct",
     "heun_predict",
     "info",

@@ -14,7 +14,7 @@ from ttcfast.spec import ARMWeights, EulerSpec, FieldSpec, Momentum, Scale, Stat
 from . import native, transforms
 from .arguments import dense, of_type
 from .arm_checks import MOMENTA, SCALES, changes_of, check_fields, check_states, in_float32, pad_sizes, pad_strides, split
-from .arm_fields import FieldScores, quantities_of, score_fields
+from .arm_fields import OTHERS, FieldScores, quantities_of, score_fields, weights_of
 from .arm_ref import Call, arm_backward, arm_ref
 from .define import define_call
 from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
@@ -43,11 +43,31 @@ Expected: TypeAlias = Mapping[str, float | Tensor] | None
 
 
 @overload
-def arm(state: Tensor, candidates: Tensor, spec: EulerSpec, weights: Weights = None, **options: Any) -> ArmScores: ...
+def arm(
+    state: Tensor,
+    candidates: Tensor,
+    spec: EulerSpec,
+    weights: Weights = ...,
+    *,
+    momentum: Momentum = ...,
+    scale: Scale = ...,
+    expected: Expected = ...,
+    backend: str = ...,
+) -> ArmScores: ...
 
 
 @overload
-def arm(state: Tensor, candidates: Tensor, spec: StateSpec, weights: Weights = None, **options: Any) -> ArmScores | FieldScores: ...
+def arm(
+    state: Tensor,
+    candidates: Tensor,
+    spec: StateSpec,
+    weights: Weights = ...,
+    *,
+    momentum: Momentum = ...,
+    scale: Scale = ...,
+    expected: Expected = ...,
+    backend: str = ...,
+) -> ArmScores | FieldScores: ...
 
 
 def arm(
@@ -124,6 +144,17 @@ def arm(
     return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
 
 
+def arm_weights(spec: StateSpec, weights: Weights) -> dict[str, float]:
+    """Returns the weight of each penalty of a layout by name.
+
+    Raises:
+        ValueError: A name is no penalty's, or a weight is negative or not finite.
+    """
+    if isinstance(spec, FieldSpec):
+        return dict(zip([*quantities_of(spec), *OTHERS], weights_of(spec, weights)))
+    return dict(zip(TERMS, vars(_weights(weights)).values()))
+
+
 def _weights(given: Weights) -> ARMWeights:
     if isinstance(given, Mapping):
         fields = dict(zip(TERMS, ("w_mass", "w_momentum", "w_energy", "w_bc", "w_positivity")))
@@ -138,7 +169,7 @@ def _weights(given: Weights) -> ARMWeights:
 
 
 def flatten(
-    state: Tensor, candidates: Tensor, spec: EulerSpec, weights: ARMWeights, momentum: str, scale: str, expected: Tensor | None
+    state: Tensor, candidates: Tensor, spec: EulerSpec, weights: ARMWeights, momentum: str, scale: str, expected: Tensor | None = None
 ) -> Call:
     """Return the arguments of ``torch.ops.ttcfast.arm`` but the backend: torch's schemas hold no dataclasses."""
     return Call(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ttcfast import ops
 from ttcfast.checks import one_of
-from ttcfast.ops.arm import MOMENTA, SCALES, ArmScores
-from ttcfast.spec import ARMWeights, Momentum, Scale, StateSpec
+from ttcfast.ops.arm import ArmScores, Weights
+from ttcfast.ops.arm_checks import MOMENTA, SCALES
+from ttcfast.ops.arm_fields import FieldScores
+from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec
 
 from .rounding import arm_spread_floor
 from .scorer import ScoreContext, Scorer, grouped
@@ -29,6 +32,9 @@ __all__ = [
 ]
 
 
+Budget: TypeAlias = Callable[[Tensor, ScoreContext | None], Tensor]
+
+
 class ARMScorer(Scorer):
     """Analytical reward: minus the weighted conservation, boundary and positivity penalties of ``ttcfast.ops.arm``.
 
@@ -36,17 +42,21 @@ class ARMScorer(Scorer):
     ``momentum="sum", scale="absolute"`` for the plan's reward.
 
     Args:
-        weights: Weight of each penalty; None means ``ARMWeights()``.
+        weights: Weight of each penalty, by name or as ``ARMWeights``; None means the defaults of ``ttcfast.ops.arm``.
         dxdy: Cell volume, a number or ``[*S]``; None means that of ``spec``.
         bc_mask: Cells with a prescribed value, bool ``[*S]``; None means those of ``spec``.
         spec: Layout of the states, in physical units; None means ``StateSpec.euler2d()``. A gamma per problem is selected by the
-            context's problem ids; without a context it belongs to the states in order.
+            context's problem ids; without a context it belongs to the states in order. Fields of other physics are scored by what
+            ``StateSpec.fields`` declares of them.
+        budgets: Expected change over one step of conserved quantities by name, for forced and open systems, in units of the integral: a
+            number, a tensor with one value (or one per component) for each problem, selected by problem ids as gamma is, or a function
+            ``(states [N, C, *S], context) -> [N]``. None expects no change.
         momentum: How momentum components combine; see ``ttcfast.ops.arm``.
         scale: Whether penalties are absolute or relative; see ``ttcfast.ops.arm``.
 
     Raises:
         ValueError: The cell volume is not positive, the mask is not bool over the space axes (its size is checked when scoring), or
-            ``momentum`` or ``scale`` is unknown.
+            ``momentum`` or ``scale`` is unknown, or a weight or budget has a name that is no penalty's or quantity's.
 
     Source: TTC plan, "Analytical Reward Model (ARM)"; docs/design/decisions.md ("Momentum penalty"), ("Absolute and relative penalties").
     """
@@ -56,27 +66,42 @@ class ARMScorer(Scorer):
 
     def __init__(
         self,
-        weights: ARMWeights | None = None,
+        weights: Weights = None,
         dxdy: float | Tensor | None = None,
         bc_mask: Tensor | None = None,
         *,
         spec: StateSpec | None = None,
         momentum: Momentum = "components",
         scale: Scale = "relative",
+        budgets: Mapping[str, float | Tensor | Budget] | None = None,
     ) -> None:
         super().__init__()
         one_of("momentum", momentum, MOMENTA)
         one_of("scale", scale, SCALES)
         self.momentum, self.scale = momentum, scale
         self.weights = ARMWeights() if weights is None else weights
-        self.spec = _with(StateSpec.euler2d() if spec is None else spec, dxdy, bc_mask)
+        self.spec: StateSpec = _with(StateSpec.euler2d() if spec is None else spec, dxdy, bc_mask)
         self.ndim = self.spec.ndim
+        self.budgets = dict(budgets or {})
+        ops.arm_weights(self.spec, weights)  # raises for unknown names
         self._specs: dict[torch.device, StateSpec] = {}
 
-    def terms(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> ArmScores:
+    def terms(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> ArmScores | FieldScores:
         """Returns all penalties of candidates ``[N, B, C, *S]``, each ``[N, B]``, as ``ttcfast.ops.arm`` does."""
-        spec = self._spec_for(state, context)
-        return ops.arm(state, candidates, spec, self.weights, momentum=self.momentum, scale=self.scale)
+        spec, expected = self._spec_for(state, context), self._expected(state, context)
+        return ops.arm(state, candidates, spec, self.weights, momentum=self.momentum, scale=self.scale, expected=expected)
+
+    def _expected(self, state: Tensor, context: ScoreContext | None) -> dict[str, float | Tensor] | None:
+        """The budgets of these problems."""
+        found: dict[str, float | Tensor] = {}
+        for name, budget in self.budgets.items():
+            if callable(budget):
+                found[name] = budget(state, context)
+            elif torch.is_tensor(budget) and budget.ndim and context is not None:
+                found[name] = budget.to(state.device)[context.problem_ids.to(state.device)]
+            else:
+                found[name] = budget
+        return found or None
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         return self.terms(state, candidates, context).score
@@ -85,19 +110,15 @@ class ARMScorer(Scorer):
         """See ``arm_spread_floor``; None for a subclass that overrides the score."""
         if type(self).score_group is not ARMScorer.score_group:
             return None
-        needs_gamma = self.spec.variables == "primitive" and self.scale == "absolute"
+        needs_gamma = isinstance(self.spec, EulerSpec) and self.spec.variables == "primitive" and self.scale == "absolute"
         return arm_spread_floor(state, self._spec_for(state, context if needs_gamma else None), self.weights, self.scale)
 
     def _spec_for(self, state: Tensor, context: ScoreContext | None) -> StateSpec:
         """The spec on the state's device, with the gamma of the context's problems."""
         if state.device not in self._specs:  # the spec's tensors are small and move once
-            names = ("gamma", "cell_volume", "boundary_mask", "boundary_value")
-            moved = {name: v.to(state.device) for name in names if torch.is_tensor(v := getattr(self.spec, name))}
-            self._specs[state.device] = self.spec.replace(**moved) if moved else self.spec
+            self._specs[state.device] = self.spec.to(state.device)
         spec = self._specs[state.device]
-        if torch.is_tensor(spec.gamma) and spec.gamma.numel() > 1 and context is not None:
-            return spec.replace(gamma=spec.gamma[context.problem_ids.to(state.device)])
-        return spec
+        return spec if context is None else spec.of_problems(context.problem_ids)
 
 
 def arm_score(
@@ -200,17 +221,20 @@ def integral(field: Tensor, dxdy: float | Tensor) -> Tensor:
     return (field * dxdy).sum(dim=(-2, -1))
 
 
-def _spec(cand: Tensor, spec: StateSpec | None, dxdy: float | Tensor | None) -> StateSpec:
+def _spec(cand: Tensor, spec: StateSpec | None, dxdy: float | Tensor | None) -> EulerSpec:
     """The caller's spec or the plan's channels, with this cell volume."""
     if spec is None:
         ndim = cand.ndim - 2
         if not 1 <= ndim <= 3:
             raise ValueError(f"cand_tp1 has shape {tuple(cand.shape)}; expected [B, C, *S] with 1 to 3 space axes")
-        spec = StateSpec(0, tuple(range(1, ndim + 1)), ndim + 1, ndim=ndim)
-    return _with(spec, dxdy, None)
+        spec = EulerSpec(0, tuple(range(1, ndim + 1)), ndim + 1, ndim=ndim)
+    if not isinstance(spec, EulerSpec):
+        raise ValueError("spec declares other fields than a gas; score them by ARMScorer(spec=spec)")
+    made: EulerSpec = _with(spec, dxdy, None)
+    return made
 
 
-def _with(spec: StateSpec, cell_volume: float | Tensor | None, boundary_mask: Tensor | None) -> StateSpec:
+def _with(spec: Any, cell_volume: float | Tensor | None, boundary_mask: Tensor | None) -> Any:
     """The spec with those of the given values that are not None."""
     given: dict[str, Any] = {"cell_volume": cell_volume, "boundary_mask": boundary_mask}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -220,7 +244,7 @@ def _with(spec: StateSpec, cell_volume: float | Tensor | None, boundary_mask: Te
 def _scores(
     state: Tensor,
     cand: Tensor,
-    spec: StateSpec,
+    spec: EulerSpec,
     w: ARMWeights | None = None,
     momentum: Momentum = "sum",
     scale: Scale = "absolute",

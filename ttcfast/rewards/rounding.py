@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ttcfast.spec import ARMWeights, Scale, StateSpec
+from ttcfast.ops.arm import Weights, arm_weights
+from ttcfast.ops.arm_fields import quantities_of
+from ttcfast.spec import EulerSpec, FieldSpec, Scale, StateSpec
 
 
-def arm_spread_floor(state: Tensor, spec: StateSpec, weights: ARMWeights, scale: Scale) -> Tensor:
+def arm_spread_floor(state: Tensor, spec: StateSpec, weights: Weights, scale: Scale) -> Tensor:
     """Returns an upper estimate of the spread of analytical scores that rounding alone can cause, float64 ``[N]``.
 
     A cell of a candidate is a number x rounded to half a unit in the last place, by at most eps |x| / 2. Its total sum(volume x) is
@@ -30,25 +32,46 @@ def arm_spread_floor(state: Tensor, spec: StateSpec, weights: ARMWeights, scale:
         weights: Weight of each penalty.
         scale: Whether penalties are absolute or relative; see ``ttcfast.ops.arm``.
     """
-    eps, channels = torch.finfo(state.dtype).eps, [spec.density, *spec.momentum]
-    rounded = (1.0, 2.0, 3.0) if spec.variables == "primitive" else (1.0, 1.0, 1.0)
-    parts = [w * factor for w, factor in zip((weights.w_mass, weights.w_momentum, weights.w_energy), rounded)]
-    if scale == "relative":
-        total = state.new_full((len(state),), parts[0] + math.sqrt(len(spec.momentum)) * parts[1] + parts[2], dtype=torch.float64)
-    else:
-        sizes = state[:, channels].double().abs()
-        if spec.variables == "primitive":
-            sizes = torch.cat([sizes[:, :1], sizes[:, :1] * sizes[:, 1:]], 1)
-        sums = (torch.cat([sizes, _energy(state, spec).unsqueeze(1)], 1) * spec.cell_volume).flatten(2).sum(2)  # [N, d + 2]
-        total = parts[0] * sums[:, 0] + parts[1] * sums[:, 1:-1].sum(1) + parts[2] * sums[:, -1]
+    eps = torch.finfo(state.dtype).eps
+    total = _of_fields(state, spec, weights, scale) if isinstance(spec, FieldSpec) else _of_gas(state, spec, weights, scale)
     if spec.boundary_mask is not None:
         masked = spec.boundary_mask
         size = torch.where(masked, state.double().abs(), 0.0).flatten(1).sum(1)
-        total = total + weights.w_bc * size / (masked.sum().clamp_min(1) * state.shape[1])
+        total = total + arm_weights(spec, weights)["boundary"] * size / (masked.sum().clamp_min(1) * state.shape[1])
     return eps * total
 
 
-def _energy(state: Tensor, spec: StateSpec) -> Tensor:
+def _of_fields(state: Tensor, spec: FieldSpec, weights: Weights, scale: Scale) -> Tensor:
+    """The spread in units of eps: of quantities as for a gas, and of the divergence by the size of the values that it subtracts."""
+    named, total = arm_weights(spec, weights), state.new_zeros(len(state), dtype=torch.float64)
+    for name, channels in quantities_of(spec).items():
+        sizes = (state[:, list(channels)].double().abs() * spec.cell_volume).flatten(1).sum(1)
+        total = total + named[name] * (math.sqrt(len(channels)) if scale == "relative" else sizes)
+    for vector in spec.solenoidal:
+        fields = state[:, list(vector)].double()
+        distances = torch.tensor(spec.distances, dtype=torch.float64, device=state.device).reshape(-1, *[1] * spec.ndim)
+        rough = (fields.abs() / distances).flatten(1).sum(1)
+        slopes = sum((fields[:, k].diff(dim=1 + k) / h).abs().flatten(1).sum(1) for k, h in enumerate(spec.distances))
+        cells = fields[0, 0].numel()
+        total = total + named["divergence"] * (rough / torch.as_tensor(slopes).clamp_min(1e-300) if scale == "relative" else rough / cells)
+    return total
+
+
+def _of_gas(state: Tensor, spec: StateSpec, weights: Weights, scale: Scale) -> Tensor:
+    assert isinstance(spec, EulerSpec)
+    named, channels = arm_weights(spec, weights), [spec.density, *spec.momentum]
+    rounded = (1.0, 2.0, 3.0) if spec.variables == "primitive" else (1.0, 1.0, 1.0)
+    parts = [named[name] * factor for name, factor in zip(("mass", "momentum", "energy"), rounded)]
+    if scale == "relative":
+        return state.new_full((len(state),), parts[0] + math.sqrt(len(spec.momentum)) * parts[1] + parts[2], dtype=torch.float64)
+    sizes = state[:, channels].double().abs()
+    if spec.variables == "primitive":
+        sizes = torch.cat([sizes[:, :1], sizes[:, :1] * sizes[:, 1:]], 1)
+    sums = (torch.cat([sizes, _energy(state, spec).unsqueeze(1)], 1) * spec.cell_volume).flatten(2).sum(2)  # [N, d + 2]
+    return parts[0] * sums[:, 0] + parts[1] * sums[:, 1:-1].sum(1) + parts[2] * sums[:, -1]
+
+
+def _energy(state: Tensor, spec: EulerSpec) -> Tensor:
     """Absolute energy of each cell, ``[N, *S]`` float64."""
     if spec.energy is not None:
         return state[:, spec.energy].double().abs()

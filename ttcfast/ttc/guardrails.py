@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.rewards.scorer import Scorer
+from ttcfast.spec import FieldSpec, StateSpec
 from ttcfast.stochastic_sampling.distinct import distinct_count, projected, require_stochastic
 
 from .models import Source
@@ -48,6 +49,7 @@ def check_start(x0: Tensor, T: int, problem_ids: Tensor | None, source: Source) 
         raise ValueError(
             f"x0 has {x.shape[-ndim - 1]} channels (shape {tuple(x0.shape)}); the surrogate's StateSpec has {spec.num_channels}"
         )
+    _require_within_bounds(x, spec)
     finite = finite_states(x)
     if not bool(finite.all()):
         raise ValueError(f"x0 is not finite in problems {(~finite).nonzero().flatten().tolist()[:8]}; a rollout starts from finite states")
@@ -55,6 +57,19 @@ def check_start(x0: Tensor, T: int, problem_ids: Tensor | None, source: Source) 
     if ids.shape != (n,) or ids.is_floating_point():
         raise ValueError(f"problem_ids are {ids.dtype} {tuple(ids.shape)}; give one integer for each of the {n} problems")
     return x, single, ids
+
+
+def _require_within_bounds(x: Tensor, spec: StateSpec | None) -> None:
+    """Raise ``ValueError`` where the declared bounds of a channel exclude every value of ``x [N, (h,) C, *S]``."""
+    if not isinstance(spec, FieldSpec):
+        return
+    for channel, (low, high) in spec.bounded_channels.items():
+        least, most = x.select(-spec.ndim - 1, channel).aminmax()
+        if (low is not None and bool(most < low)) or (high is not None and bool(least > high)):
+            raise ValueError(
+                f"channel {spec.names[channel]!r} of x0 goes from {float(least):g} to {float(most):g}, outside its bounds ({low}, {high}); "
+                "declare the bounds in the units of the states"
+            )
 
 
 def finite_states(x: Tensor, axes: int = 1) -> Tensor:

@@ -33,7 +33,7 @@ from .candidates import Chunks
 from .memory import ChunkLimit, reset_peak
 from .models import as_source, log_noise
 from .paths import Beams, History, Rollout, Survivors
-from .projection import check_projectable, project_conservation, projector, spec_of_problems
+from .projection import check_projectable, project, projector
 from .refine import copies, refine, refine_and_score, scored
 from .result import RolloutResult, StepOutput
 from .resume import SavedRollout, settings_of
@@ -66,7 +66,7 @@ class Search:
                 "Surrogate, or use include_deterministic=False"
             )
         if cfg.project is not None:
-            self.scorer = self.scorer.of_projected(projector(check_projectable(self._source.spec)))
+            self.scorer = self.scorer.of_projected(projector(check_projectable(self._source.spec, cfg.project), cfg.project))
         self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
         self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # a candidate is more than the deterministic step
         self._limit = ChunkLimit(self._source, self.scorer, cfg)
@@ -285,8 +285,8 @@ class Search:
     ) -> StepOutput:
         """Project the survivors and continue from them; ``at_risk`` where a problem may have none."""
         if self.cfg.project is not None and self._source.spec is not None:
-            spec = spec_of_problems(self._source.spec, beams.problem_ids[kept.parent])
-            state, unprojected = project_conservation(beams.latest[kept.parent], kept.state, spec)
+            spec = self._source.spec.of_problems(beams.problem_ids[kept.parent])
+            state, unprojected = project(self.cfg.project, beams.latest[kept.parent], kept.state, spec)
             kept = dataclasses.replace(kept, state=state)
         else:
             unprojected = torch.zeros_like(kept.collapsed)
