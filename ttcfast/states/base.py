@@ -233,9 +233,8 @@ class StateSpec:
     @classmethod
     def pdebench(cls, **changes: Any) -> EulerSpec:
         """Vx, Vy, density, pressure in PDEBench's loader order, gamma 5/3."""
-        return EulerSpec(
-            **{"density": 2, "momentum": (0, 1), "energy": None, "pressure": 3, "variables": "primitive", "gamma": 5 / 3, **changes}
-        )
+        layout = {"density": 2, "momentum": (0, 1), "energy": None, "pressure": 3, "variables": "primitive", "gamma": 5 / 3}
+        return _euler({**layout, **changes})
 
 
 def _euler(options: dict[str, Any]) -> EulerSpec:
