@@ -18,6 +18,7 @@ from ttcfast.stochastic_sampling.sites import Site, noise_sites
 
 from .candidate_forward import CandidateForward
 from .compiled import MODES
+from .context import Inputs, StepContext, candidate_rows, conditions, rows_of
 from .normalizer import Normalizer
 from .seeds import hash_seed, temp_seed
 
@@ -69,6 +70,9 @@ class Surrogate(BaseFM):
             ``delta_std``.
         stochastic: What makes candidates differ, also as a dict with the plan's keys; None is MC dropout at the model's rates.
         unpack: Takes the next state out of a tuple or output object that the model returns.
+        inputs: Further keyword arguments of the model, a function of a ``StepContext`` for N states that returns numbers for all of them
+            or tensors ``[N, ...]``: ``lambda context: {"time": context.time, "nu": nu[context.problem_ids]}``. Each state's candidates
+            get its entries, whatever the chunks, beams and processes.
         share_prefix: Run the part of the model before the first noise once per problem instead of once per candidate, where that changes
             nothing but rounding (``ttcfast.core.shared_prefix``; verified on four rows). Nothing is shared with noise on the input.
         compile: Compile the model for candidates and the deterministic step, by torch.compile in its default mode or in the one named
@@ -101,6 +105,7 @@ class Surrogate(BaseFM):
         predicts: Literal["state", "delta"] = "state",
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
         unpack: Callable[[Any], Tensor] | None = None,
+        inputs: Inputs | None = None,
         share_prefix: bool = True,
         compile: bool | str = False,
         dtype: torch.dtype | None = None,
@@ -116,25 +121,34 @@ class Surrogate(BaseFM):
             )
         self.model, self.spec, self.normalizer = model, spec, normalizer
         self._candidates = CandidateForward(model, share_prefix=share_prefix, compile=compile, dtype=dtype)
-        self.history, self.unpack = int(history), unpack
+        self.history, self.unpack, self.inputs = int(history), unpack, inputs
         self.predicts: Literal["state", "delta"] = predicts
         self.stochastic = StochasticConfig.of(stochastic)
         self.eval()
 
-    def forward(self, x_t: Tensor) -> Tensor:
-        """Returns the next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), differentiable, in the model's mode."""
+    def forward(self, x_t: Tensor, *, step: int = 0, problem_ids: Tensor | None = None) -> Tensor:
+        """Returns the next state ``[M, C, *S]`` of ``[M, C, *S]`` (``[M, h, C, *S]`` with history), differentiable, in the model's mode.
+
+        ``step`` and ``problem_ids [M]`` are for ``inputs``; None counts the problems from 0.
+        """
         self._check("x_t", x_t)
         encoded = self._encode(x_t)
+        given = self._given(encoded, step, problem_ids)
         if self.normalizer is None:  # it may be x_t itself, and the model may work in place
             encoded = encoded.clone()
-        return self._decoded(self._unpacked(self._plain_call(encoded)), self._latest(x_t))
+        return self._decoded(self._unpacked(self._plain_call(encoded, given)), self._latest(x_t))
 
     @in_turn
     @torch.no_grad()
-    def deterministic(self, x: Tensor) -> Tensor:
-        """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
+    def deterministic(self, x: Tensor, *, step: int = 0, problem_ids: Tensor | None = None) -> Tensor:
+        """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``.
+
+        ``step`` and ``problem_ids [N]`` are for ``inputs``; None counts the problems from 0.
+        """
         self._check("x", x)
-        return self._decoded(self._calls().deterministic(self._encode(x), self._unpacked), self._latest(x))
+        encoded = self._encode(x)
+        given = self._given(encoded, step, problem_ids)
+        return self._decoded(self._calls().deterministic(encoded, self._unpacked, given=given), self._latest(x))
 
     @in_turn
     @torch.no_grad()
@@ -149,7 +163,8 @@ class Surrogate(BaseFM):
         rows = candidate_rows(torch.arange(len(x)), None, 1, x.device)
         key = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed) % 2**63
         with temp_seed(seed):
-            out = self._sample(x, Draw.of(key, 0, rows, self.stochastic.antithetic), self.stochastic)[:, 0]
+            draw = Draw.of(key, 0, rows, self.stochastic.antithetic)
+            out = self._sample(x, draw, self.stochastic, self._given(x, 0, None))[:, 0]
         return out if multi else out[0]
 
     @in_turn
@@ -196,19 +211,22 @@ class Surrogate(BaseFM):
         Key(seed, step)  # raises for what the streams cannot tell apart
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
         first = 0 if problem_ids is None else int(problem_ids[0])
+        given = self._given(x, step, problem_ids)
         with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
-            out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config)
+            out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config, given)
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
-                self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed)
+                self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed, rows_of(given, [0]))
         return out
 
-    def _require_stochastic(self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int) -> None:
+    def _require_stochastic(
+        self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int, given: Mapping[str, Tensor]
+    ) -> None:
         """Raises ``DeterministicModelError`` if candidates of a state ``[1, C, *S]`` with ids from ``after`` are all the same at step 0."""
         draws: list[Draw] = []
 
         def draw(ids: Tensor) -> Tensor:
             draws.append(Draw.of(seed, 0, candidate_rows(ids, torch.tensor([problem]), 1, x.device), config.antithetic))
-            return self._sample(x, draws[-1], config, compile=False)
+            return self._sample(x, draws[-1], config, given, compile=False)
 
         def sites() -> dict[str, list[Site]]:
             found, unseen = noise_sites(self.model, config), ("own", "training")  # these draw by themselves
@@ -236,6 +254,7 @@ class Surrogate(BaseFM):
             predicts=self.predicts,
             stochastic=self.stochastic if stochastic is None else stochastic,
             unpack=self.unpack,
+            inputs=self.inputs,
             share_prefix=self._candidates.share_prefix if share_prefix is None else share_prefix,
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
@@ -253,19 +272,20 @@ class Surrogate(BaseFM):
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         return [site.amount for site in noise_sites(self.model, config) if site.is_dropout and site.amount > 0]
 
-    def _sample(self, x: Tensor, draw: Draw, config: StochasticConfig, *, compile: bool = True) -> Tensor:
+    def _sample(self, x: Tensor, draw: Draw, config: StochasticConfig, given: Mapping[str, Tensor], *, compile: bool = True) -> Tensor:
         """Next states ``[N, B, C, *S]`` for a new ``draw`` of ``N * B`` rows; row n * B + b is candidate b of state n."""
         n, count = x.shape[0], draw.rows.shape[0] // x.shape[0]
         sites, latest = noise_sites(self.model, config), self._latest(x)
         wide = latest.unsqueeze(1).expand(n, count, *latest.shape[1:])
-        if config.directions is None:
-            return self._decoded(self._calls()(self._encode(x), sites, draw, self._unpacked, compile=compile), wide)
         encoded = self._encode(x)
-        still = self._decoded(self._calls().deterministic(encoded, self._unpacked, compile=compile), latest)
+        options: Any = {"given": given, "compile": compile}
+        if config.directions is None:
+            return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide)
+        still = self._decoded(self._calls().deterministic(encoded, self._unpacked, **options), latest)
         moves = self._moves(encoded, still - latest, draw, config)
         if sites:
             draw.start(draw.rows, draw.stream)
-            return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, compile=compile), wide) + moves
+            return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide) + moves
         return still.unsqueeze(1) + moves
 
     def _moves(self, encoded: Tensor, change: Tensor, draw: Draw, config: StochasticConfig) -> Tensor:
@@ -284,12 +304,20 @@ class Surrogate(BaseFM):
         )
         return (moves if self.normalizer is None else self.normalizer.decode_delta(moves, channel_axis=2)).to(change.dtype)
 
-    def _plain_call(self, encoded: Tensor) -> Any:
+    def _given(self, x: Tensor, step: int, problem_ids: Tensor | None) -> dict[str, Tensor]:
+        """Keyword arguments of the model for each state."""
+        if self.inputs is None:
+            return {}
+        problems = torch.arange(len(x)) if problem_ids is None else problem_ids
+        time = None if self.time_step is None else step * self.time_step
+        return conditions(self.inputs, StepContext(step, problems.to(x.device), time), x)
+
+    def _plain_call(self, encoded: Tensor, given: Mapping[str, Tensor]) -> Any:
         """Call the model in a turn, so that no other thread has its noise installed."""
         if torch.compiler.is_compiling():
-            return self.model(encoded)
+            return self.model(encoded, **given)
         with turn("Surrogate.forward"), interruptible():
-            return self.model(encoded)
+            return self.model(encoded, **given)
 
     def _calls(self) -> CandidateForward:
         """The calls of the current model; what is known of one that has been replaced is forgotten."""
@@ -353,33 +381,3 @@ class Surrogate(BaseFM):
         parameter = self._parameter()
         if parameter is not None and parameter.device != x.device:
             raise ValueError(f"{name} is on {x.device} and {type(self.model).__name__} on {parameter.device}; move one of them with .to()")
-
-
-def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns (problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
-
-    Args:
-        ids: Candidate ids ``[B]``, or ``[n, B]`` for each state, whole numbers.
-        problem_ids: Problem ids ``[n]``, whole numbers; None counts from 0.
-        n: Number of problems in the batch.
-        device: Device of the batch.
-
-    Raises:
-        ValueError: A shape or dtype does not fit; on the CPU also for a number below 0, or a problem of 2^32 or more.
-    """
-    if ids.ndim not in (1, 2) or ids.numel() == 0 or not _whole(ids) or (ids.ndim == 2 and len(ids) != n):
-        raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B], or as many for each of {n} states")
-    problems = torch.arange(n) if problem_ids is None else problem_ids
-    if tuple(problems.shape) != (n,) or not _whole(problems):
-        raise ValueError(f"problem_ids are {problems.dtype} {tuple(problems.shape)}; give one integer for each of the {n} problems")
-    for name, values, end in (("ids", ids, 2**63), ("problem_ids", problems, 2**32)):
-        if not values.is_cuda and not 0 <= int(values.min()) <= int(values.max()) < end:
-            raise ValueError(f"{name} are {int(values.min())} to {int(values.max())}; give numbers from 0 to {end - 1}")
-    problems, ids = problems.to(device, torch.int64), ids.to(device, torch.int64)
-    if ids.ndim == 1:
-        return torch.cartesian_prod(problems, ids)
-    return torch.stack([problems.unsqueeze(1).expand_as(ids), ids], 2).flatten(0, 1)
-
-
-def _whole(values: Tensor) -> bool:
-    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ttcfast.stochastic_sampling.keyed import Draw, keyed_noise
 from ttcfast.stochastic_sampling.sites import INPUT, Site
 
 from .compiled import CompiledCall, compiled_call
+from .context import repeated, rows_of
 from .low_precision import LowPrecision, storage_of, versions_of
 from .row_trace import Found, row_trace
 from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
@@ -24,6 +25,25 @@ from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
 logger = logging.getLogger(__name__)
 
 Unpack = Callable[[Any], Tensor]
+
+
+class _Call(NamedTuple):
+    """What one call of the model is made from."""
+
+    encoded: Tensor  # model inputs, [N, ...]
+    given: Mapping[str, Tensor]  # keyword arguments of the model, [N, ...] each
+    sites: Sequence[Site]
+    draw: Draw  # of N * B rows
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return [self.encoded, *self.given.values()]
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """Key of the caches: sites, and inputs up to their number."""
+        sites, shapes = tuple((s.name, s.kind) for s in self.sites), tuple((x.shape[1:], x.dtype) for x in self.inputs)
+        return sites, tuple(self.given), shapes, self.encoded.device, _autocast(self.encoded)
 
 
 class CandidateForward:
@@ -68,7 +88,16 @@ class CandidateForward:
         return forward
 
     @in_turn
-    def __call__(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, unpack: Unpack, *, compile: bool = True) -> Tensor:
+    def __call__(
+        self,
+        encoded: Tensor,
+        sites: Sequence[Site],
+        draw: Draw,
+        unpack: Unpack,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        compile: bool = True,
+    ) -> Tensor:
         """Returns the model's output for ``[N * B, ...]``, problem-major.
 
         Args:
@@ -76,98 +105,112 @@ class CandidateForward:
             sites: Places of noise, from ``noise_sites``.
             draw: A new draw of ``N * B`` rows.
             unpack: Extracts the tensor from what the model returns.
+            given: Keyword arguments of the model for each of the N states, ``[N, ...]``.
             compile: False calls the model itself this time, whatever the setting.
 
         Raises:
             CompileError: The model cannot be compiled.
         """
-        found = self._traced(encoded, sites, unpack)
+        call = _Call(encoded, given or {}, sites, draw)
+        found = self._traced(call, unpack)
         draw.axes = found.axes
-        out = self._candidates(encoded, sites, draw, unpack, compile and bool(self.compile))
+        out = self._candidates(call, unpack, compile and bool(self.compile))
         if found.warning is not None:  # only after the model has been called successfully
             warnings.warn(found.warning, RuntimeWarning, stacklevel=7)
             found.warning = None
         return out
 
-    def _candidates(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, unpack: Unpack, compile: bool) -> Tensor:
+    def _candidates(self, call: _Call, unpack: Unpack, compile: bool) -> Tensor:
         if self._low is None:
-            return unpack(self._called(encoded, sites, draw, compile))
-        out = unpack(self._called(encoded, self._low.sites(sites), draw, compile, low=True))
-        still = Draw(_rows_of(encoded), draw.stream)
-        full, low = self.deterministic(encoded, unpack, compile=compile), unpack(self._called(encoded, [], still, compile, low=True))
-        difference = full - low.to(full.dtype)
+            return unpack(self._called(call, compile))
+        out = unpack(self._called(call._replace(sites=self._low.sites(call.sites)), compile, low=True))
+        still = call._replace(sites=[], draw=Draw(_rows_of(call.encoded), call.draw.stream))
+        full = self.deterministic(call.encoded, unpack, given=call.given, compile=compile)
+        difference = full - unpack(self._called(still, compile, low=True)).to(full.dtype)
         difference = torch.where(difference.isfinite(), difference, 0.0)  # a step that overflows corrects nothing
         return out.to(full.dtype) + difference.repeat_interleave(len(out) // len(full), 0)
 
     @in_turn
-    def deterministic(self, encoded: Tensor, unpack: Unpack, *, compile: bool = True) -> Tensor:
+    def deterministic(self, encoded: Tensor, unpack: Unpack, *, given: Mapping[str, Tensor] | None = None, compile: bool = True) -> Tensor:
         """Returns the model's output for ``[N, ...]`` without noise, in its own precision."""
         weights = None if self._low is None else (storage_of(self.model), versions_of(self.model))
-        if self._last is not None and self._last[0] == weights and _same(self._last[1], encoded):
-            return self._last[2].clone()
-        out = unpack(self._called(encoded, [], Draw.of(0, 0, _rows_of(encoded)), compile and bool(self.compile)))
+        call = _Call(encoded, given or {}, [], Draw.of(0, 0, _rows_of(encoded)))
+        if self._last is not None and self._last[0] == weights and _same(self._last[1], call.inputs):
+            last: Tensor = self._last[2]
+            return last.clone()
+        out = unpack(self._called(call, compile and bool(self.compile)))
         if self._low is not None:
-            self._last = (weights, encoded.clone(), out.clone())
+            self._last = (weights, [x.clone() for x in call.inputs], out.clone())
         return out
 
-    def _traced(self, encoded: Tensor, sites: Sequence[Site], unpack: Unpack) -> Found:
-        layout = _layout(encoded, sites)
-        found, modules = self._traces.get(layout), tuple(s.module for s in sites)
+    def _traced(self, call: _Call, unpack: Unpack) -> Found:
+        modules = tuple(s.module for s in call.sites)
+        found = self._traces.get(call.layout)
         if found is None or found.modules != modules:
-            found = self._traces[layout] = row_trace(self.model, sites, encoded[0], unpack, _autocast(encoded))
+            encoded = call.encoded
+            found = row_trace(self.model, call.sites, encoded[0], unpack, _autocast(encoded), call.given)
+            self._traces[call.layout] = found
         return found
 
     @in_turn
-    def prefix(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, *, low: bool = False) -> SharedPrefix | None:
+    def prefix(
+        self, encoded: Tensor, sites: Sequence[Site], draw: Draw, *, given: Mapping[str, Tensor] | None = None, low: bool = False
+    ) -> SharedPrefix | None:
         """Returns the work that candidates of inputs like ``encoded`` share; None if nothing is shared."""
         if not self.share_prefix or not sites or any(s.kind == INPUT for s in sites):
             return None
         if len(draw.rows) == len(encoded) or len(draw.rows) < CHECKED_ROWS:  # the check would cost more than it saves
             return None
-        layout = (low, *_layout(encoded, sites))
+        call = _Call(encoded, given or {}, sites, draw)
+        layout = (low, *call.layout)
         prefix = self._prefixes.get(layout)
         if prefix is None or prefix.outdated or prefix.model is not self._model(low):
-            finite = encoded.flatten(1).isfinite().all(1)
-            if not finite.any():  # NaN equals NaN in any row, so that the check would find nothing
+            finite = encoded.flatten(1).isfinite().all(1).nonzero().flatten()
+            if not len(finite):  # NaN equals NaN in any row, so that the check would find nothing
                 return None
-            prefix = self._prefixes[layout] = self._checked(encoded[finite][0], sites, draw, low)
+            prefix = self._prefixes[layout] = self._checked(call, int(finite[0]), low)
         return prefix if prefix.reason is None else None
 
     def _model(self, low: bool) -> nn.Module:
         return self._low.current if low and self._low is not None else self.model
 
-    def _called(self, encoded: Tensor, sites: Sequence[Site], draw: Draw, compile: bool, *, low: bool = False) -> Any:
-        model, prefix = self._model(low), self.prefix(encoded, sites, draw, low=low)
+    def _called(self, call: _Call, compile: bool, *, low: bool = False) -> Any:
+        encoded, draw = call.encoded, call.draw
+        model, prefix = self._model(low), self.prefix(encoded, call.sites, draw, given=call.given, low=low)
         if not compile:
-            return self._run(model, prefix, encoded, sites, draw, low)
-        noise = tuple((s.name, s.kind, s.amount) for s in sites)
-        where = (low, encoded.shape, encoded.dtype, encoded.device, _autocast(encoded), len(draw.rows), draw.antithetic, noise)
+            return self._run(model, prefix, call, low)
+        noise = tuple((s.name, s.kind, s.amount) for s in call.sites)
+        shapes = tuple((x.shape, x.dtype) for x in call.inputs)
+        where = (low, shapes, encoded.device, tuple(call.given), _autocast(encoded), len(draw.rows), draw.antithetic, noise)
         # A compiled call sees new values of the same tensors, but neither replaced tensors nor new hooks.
         held = (storage_of(model), tuple(len(m._forward_hooks) for m in model.modules()))
-        if (call := self._compiled.get(where)) is None or call.held != held:
+        if (compiled := self._compiled.get(where)) is None or compiled.held != held:
 
-            def run(x: Tensor, rows: Tensor, stream: Tensor) -> Any:
-                return self._run(model, prefix, x, sites, Draw(rows, stream, draw.antithetic, axes=draw.axes), low)
+            def run(rows: Tensor, stream: Tensor, x: Tensor, *given: Tensor) -> Any:
+                own = Draw(rows, stream, draw.antithetic, axes=draw.axes)
+                return self._run(model, prefix, _Call(x, dict(zip(call.given, given)), call.sites, own), low)
 
-            call = self._compiled[where] = compiled_call(
+            compiled = self._compiled[where] = compiled_call(
                 run,
-                (encoded, draw.rows, draw.stream),
+                (draw.rows, draw.stream, *call.inputs),
                 model=model,
                 mode="default" if self.compile is True else str(self.compile),
                 held=held,
             )
         with interruptible():
-            return call(encoded, draw.rows, draw.stream)
+            return compiled(draw.rows, draw.stream, *call.inputs)
 
-    def _checked(self, state: Tensor, sites: Sequence[Site], draw: Draw, low: bool) -> SharedPrefix:
+    def _checked(self, call: _Call, row: int, low: bool) -> SharedPrefix:
+        state, sites, draw = call.encoded[row], call.sites, call.draw
         model, starts = self._model(low), [Start(s.module, s.kind in ("after", "latent")) for s in sites if s.module is not None]
         prefix = SharedPrefix(model, starts, precision=self.dtype if low else _autocast(state))
         wave = torch.arange(state.numel(), device=state.device).sin().view_as(state).to(state.dtype)
         pair = torch.stack([state, 0.9 * state.roll(1, -1) + 0.1 * wave])  # another similar state, even if this one is uniform
+        of_pair = rows_of(call.given, [row, (row + 1) % len(call.encoded)])
         rows = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(draw.rows.device)
         with warnings.catch_warnings(), self._products(state, low):
             warnings.simplefilter("ignore")  # warned about when candidates are made
-            prefix.check(pair, lambda: keyed_noise(model, sites, Draw(rows, draw.stream, draw.antithetic, axes=draw.axes)))
+            prefix.check(pair, lambda: keyed_noise(model, sites, Draw(rows, draw.stream, draw.antithetic, axes=draw.axes)), of_pair)
         name = type(model).__name__
         if prefix.reason is None:
             logger.info("%s: candidates share what precedes the first noise: %s", name, ", ".join(prefix.shared))
@@ -175,20 +218,21 @@ class CandidateForward:
             logger.info("%s: candidates share nothing, since %s", name, prefix.reason)
         return prefix
 
-    def _run(self, model: nn.Module, prefix: SharedPrefix | None, encoded: Tensor, sites: Sequence[Site], draw: Draw, low: bool) -> Any:
+    def _run(self, model: nn.Module, prefix: SharedPrefix | None, call: _Call, low: bool) -> Any:
+        encoded, draw, sites = call.encoded, call.draw, call.sites
         count = len(draw.rows) // len(encoded)
         with self._products(encoded, low):
             if prefix is not None and prefix.reason is None:
                 try:
                     with keyed_noise(model, sites, draw):
-                        return prefix(encoded, count)
+                        return prefix(encoded, count, call.given)
                 except OtherPathError as error:  # raised before anything is returned: run the model unshared
                     logger.warning("%s", error)
                     prefix.reason = str(error)
                     draw.start(draw.rows, draw.stream)
             batch = _copies(encoded, count, sites, draw)
             with keyed_noise(model, sites, draw), interruptible():
-                return model(batch)
+                return model(batch, **repeated(call.given, count))
 
     def _products(self, encoded: Tensor, low: bool) -> AbstractContextManager[None]:
         return self._low.products(encoded.device) if low and self._low is not None else nullcontext()
@@ -200,17 +244,14 @@ def _autocast(encoded: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _layout(encoded: Tensor, sites: Sequence[Site]) -> tuple[Any, ...]:
-    """Key of the caches: sites, and inputs up to their number."""
-    return tuple((s.name, s.kind) for s in sites), encoded.shape[1:], encoded.dtype, encoded.device, _autocast(encoded)
-
-
 def _rows_of(encoded: Tensor) -> Tensor:
     return torch.zeros(len(encoded), 2, dtype=torch.int64, device=encoded.device)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device) and torch.equal(x, y) for x, y in zip(a, b)
+    )
 
 
 def _copies(encoded: Tensor, count: int, sites: Sequence[Site], draw: Draw) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ttcfast.stochastic_sampling.keyed import Call, Draw, Trace, keyed_noise
 from ttcfast.stochastic_sampling.row_axis import RowAxis
 from ttcfast.stochastic_sampling.sites import Site
 
+from .context import rows_of
 from .row_outputs import close, first_line
 from .seeds import temp_seed
 
@@ -47,7 +48,12 @@ class Found:
 
 
 def row_trace(
-    model: nn.Module, sites: Sequence[Site], state: Tensor, unpack: Callable[[Any], Tensor], precision: torch.dtype | None = None
+    model: nn.Module,
+    sites: Sequence[Site],
+    state: Tensor,
+    unpack: Callable[[Any], Tensor],
+    precision: torch.dtype | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Found:
     """Finds the axis of the states at each site, and whether a candidate is the same in another batch.
 
@@ -66,6 +72,7 @@ def row_trace(
         state: One model input, without the axis of states.
         unpack: Extracts the tensor from what the model returns.
         precision: Precision of the model's arithmetic, if it differs from the dtype of its outputs.
+        given: Keyword arguments of the model for some states, ``[N, ...]`` each.
 
     Returns:
         Axes of the sites, and a warning if candidates depend on each other.
@@ -73,7 +80,7 @@ def row_trace(
     modules, name = tuple(site.module for site in sites), type(model).__name__
     with torch.inference_mode(False), torch.no_grad():
         try:
-            tracing = _Tracing(*_copied(model, sites), _four_of(state.clone()), unpack, precision)
+            tracing = _Tracing(*_copied(model, sites), _four_of(state.clone()), unpack, precision, given or {})
             axes, reason = tracing.run()
         except Exception as error:  # the model's own errors recur in the call itself, before the warning
             what = f"{name} could not be run on {len(_TWO)} and {len(_FOUR)} states ({type(error).__name__}: {first_line(error)})"
@@ -92,9 +99,16 @@ class _Tracing:
     """Traces one model with its sites on four states."""
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[Site], states: Tensor, unpack: Callable[[Any], Tensor], precision: torch.dtype | None
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        states: Tensor,
+        unpack: Callable[[Any], Tensor],
+        precision: torch.dtype | None,
+        given: Mapping[str, Tensor],
     ) -> None:
         self.model, self.states, self.unpack, self.precision = model, states, unpack, precision
+        self.given = {name: value[[i % len(value) for i in range(len(states))]] for name, value in given.items()}
         self.sites = [replace(s, amount=max(s.amount, _STRONG if s.is_dropout else 1.0)) for s in sites if s.module is not None]
         self.axes: dict[Call, RowAxis | None] = {}
 
@@ -131,7 +145,7 @@ class _Tracing:
         # Another seed for another batch, so that draws from torch's own streams show as differences.
         seed, acting = len(order) if seed is None else seed, sites if trace is None else self.sites
         with temp_seed(seed), keyed_noise(self.model, acting, draw), interruptible():
-            return self.unpack(self.model(batch)).clone()
+            return self.unpack(self.model(batch, **rows_of(self.given, order))).clone()
 
     def _agree(self, sites: Sequence[Site], still: Tensor) -> bool:
         """Whether two states' candidates are equal in both batches, with the noise of these sites."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from ttcfast.runtime.turns import in_turn, interruptible
 
+from .context import repeated
 from .row_outputs import Uses, close, first_line, map_tensors, repeat_rows, same_structure, stand_in, tensors_of, with_each
 from .seeds import temp_seed
 
 Forward = Callable[..., Any]
+Noise = Callable[[], AbstractContextManager[Any]]
 Axes = tuple[int | None, ...]  # for each tensor of an output, the axis of the rows; None without rows
 
 _PAIR = 2  # problems, and candidates per problem, in the check
@@ -51,8 +53,8 @@ class SharedPrefix:
 
     This is valid for a model that treats rows independently, takes the same path through its modules for any number of rows, and passes
     activations on by returning them. ``check`` verifies this on two problems of two candidates, module by module: one whose output cannot
-    be divided into rows, that draws noise, or that modifies its input runs again like the functions around it. If the result would differ,
-    nothing is shared and ``reason`` says why. A path that depends on values may pass the check and change later; ``__call__`` then raises.
+    be divided into rows, that draws noise, or that modifies its input runs again. If the result would differ, nothing is shared and
+    ``reason`` says why. A path that depends on values may pass the check and change later; ``__call__`` then raises.
 
     With a fraction f of the work before the first noise, the speed-up is 1 / (1 - f (1 - 1/B)).
 
@@ -77,20 +79,21 @@ class SharedPrefix:
         self.reason: str | None = "check() has not been called"
 
     @in_turn
-    def check(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]] = nullcontext) -> str | None:
+    def check(self, pair: Tensor, noise: Noise = nullcontext, given: Mapping[str, Tensor] | None = None) -> str | None:
         """Finds what can be shared, and verifies that sharing changes results by rounding at most. Costs about 15 rows of a forward.
 
         Args:
             pair: Two different problems ``[2, ...]`` as the model takes them.
             noise: Returns a context for one forward of ``[4, ...]`` in which row ``2 n + b`` is candidate b of problem n, with the same
                 noise every time. Also entered for two rows, which stop before any noise.
+            given: Keyword arguments of the model for the two problems, ``[2, ...]`` each.
 
         Returns:
             ``reason``: None, or why nothing is shared.
         """
         with torch.inference_mode(False), torch.no_grad():  # inference tensors have no version counters
             try:
-                self.reason = self._find(pair.clone(), noise)
+                self.reason = self._find(pair.clone(), noise, given or {})
             except BaseException as error:
                 self.reason = f"the check ended with {type(error).__name__}: {first_line(error)}"
                 if not isinstance(error, Exception):  # the model's own errors recur in the unshared call
@@ -112,23 +115,25 @@ class SharedPrefix:
         return [len(m._forward_hooks) for m in self._visible]
 
     @in_turn
-    def __call__(self, x: Tensor, count: int) -> Any:
+    def __call__(self, x: Tensor, count: int, given: Mapping[str, Tensor] | None = None) -> Any:
         """Returns the model's output for ``x.repeat_interleave(count, 0)``, up to rounding; shares nothing if ``reason`` is not None.
 
         Args:
             x: One row per problem, ``[N, ...]``.
             count: B, candidates per problem. The caller's context provides the noise, for ``N*B`` rows, problem-major.
+            given: Keyword arguments of the model for each problem, ``[N, ...]``.
 
         Raises:
             OtherPathError: The model took another path through its modules than when it was checked.
         """
+        given = given or {}
         if self.reason is not None or count == 1:
             with interruptible():
-                return self.model(x.repeat_interleave(count, 0))
-        return self._resume(self.run_prefix(x), x, count, [])
+                return self.model(x.repeat_interleave(count, 0), **repeated(given, count))
+        return self._resume(self.run_prefix(x, given), x, count, [], given)
 
     @in_turn
-    def run_prefix(self, x: Tensor) -> list[Any]:
+    def run_prefix(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> list[Any]:
         """Runs only the first call, on ``[N, ...]``, and returns the kept outputs. Benches derive f from its time."""
         path, kept = _Path(self.model, self._steps), []
 
@@ -151,7 +156,7 @@ class SharedPrefix:
 
         try:
             with _wrapped({*path.modules, *self._starts}, wrap), interruptible():
-                self.model(x)
+                self.model(x, **(given or {}))
         except _Stop as stop:
             if stop.of is not path:  # from an enclosing call, whose noise is within this model
                 raise
@@ -159,8 +164,8 @@ class SharedPrefix:
             return kept
         raise OtherPathError(self.model, "it reached no noise")
 
-    def _resume(self, outputs: list[Any], x: Tensor, count: int, given: list[Any]) -> Any:
-        """The second call: all rows, with kept outputs replacing their modules; the repeated outputs are appended to ``given``."""
+    def _resume(self, outputs: list[Any], x: Tensor, count: int, handed: list[Any], given: Mapping[str, Tensor]) -> Any:
+        """The second call: all rows, with kept outputs replacing their modules; the repeated outputs are appended to ``handed``."""
         path = _Path(self.model, self._steps)
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
@@ -171,37 +176,37 @@ class SharedPrefix:
                     if step is None or step.axes is None:
                         return forward(*args, **kwargs)
                     axes = [(axis, used) for axis, used in zip(step.axes, step.used)]
-                    given.append(with_each(axes, outputs[len(given)], lambda t, a: repeat_rows(t, a[0], len(x), count, stored=a[1])))
-                    return given[-1]
+                    handed.append(with_each(axes, outputs[len(handed)], lambda t, a: repeat_rows(t, a[0], len(x), count, stored=a[1])))
+                    return handed[-1]
 
             return run
 
         with _wrapped(path.modules, wrap), interruptible():
-            out = self.model(x.repeat_interleave(count, 0))  # problem-major: row n * count + b
-        path.require_end(len(given))
+            out = self.model(x.repeat_interleave(count, 0), **repeated(given, count))  # problem-major: row n * count + b
+        path.require_end(len(handed))
         return out
 
-    def _find(self, pair: Tensor, noise: Callable[[], AbstractContextManager[Any]]) -> str | None:
+    def _find(self, pair: Tensor, noise: Noise, given: Mapping[str, Tensor]) -> str | None:
         """Makes the plan; returns the reason if nothing can be shared."""
         with temp_seed(1), noise():
-            single = self._traced(pair, stop=True)
+            single = self._traced(pair, given, stop=True)
         with temp_seed(0), noise():  # another seed, so that draws from torch's own streams show as differences
-            double = self._traced(pair.repeat_interleave(_PAIR, 0), stop=False)
+            double = self._traced(pair.repeat_interleave(_PAIR, 0), repeated(given, _PAIR), stop=False)
         if not (single.started and double.started):
             return "no noise was reached, so all candidates are the same"
         self._steps, self.reason = _plan(single.root, double.root, self.precision), None
         if not self._steps:
             return "no module can be shared before the first noise"
-        handed_on, given = self._steps, list[Any]()
+        handed_on, handed = self._steps, list[Any]()
         try:
             with temp_seed(0), noise(), Uses() as uses:
-                out = self._resume(self.run_prefix(pair), pair, _PAIR, given)
+                out = self._resume(self.run_prefix(pair, given), pair, _PAIR, handed, given)
             if not self._same(out, double.output):
                 return "the outcome would not be the unshared one"
             uses.note(out)
-            self._steps = [_Step(s.module, s.axes, uses.of(next(each))) if s.axes else s for each in [iter(given)] for s in handed_on]
+            self._steps = [_Step(s.module, s.axes, uses.of(next(each))) if s.axes else s for each in [iter(handed)] for s in handed_on]
             with temp_seed(0), noise():
-                if not self._same(self(pair, _PAIR), double.output):  # an output is used undetected: store all of them
+                if not self._same(self(pair, _PAIR, given), double.output):  # an output is used undetected: store all of them
                     self._steps = handed_on
         except RuntimeError as error:  # shapes differ if a model keeps activations on itself
             return f"the model cannot be run in two parts: {first_line(error)}"
@@ -211,7 +216,7 @@ class SharedPrefix:
         pairs = zip(tensors_of(out), tensors_of(expected))
         return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in pairs)
 
-    def _traced(self, x: Tensor, *, stop: bool) -> _Trace:
+    def _traced(self, x: Tensor, given: Mapping[str, Tensor], *, stop: bool) -> _Trace:
         """Calls the model and records the calls of its modules up to the first noise, then stops or goes on without recording."""
         trace = _Trace(stop)
 
@@ -224,10 +229,10 @@ class SharedPrefix:
                 if trace.started:
                     return forward(*args, **kwargs)
                 with trace.call(module) as note:
-                    given = [(t, t._version) for t in tensors_of((args, kwargs))]
+                    taken = [(t, t._version) for t in tensors_of((args, kwargs))]
                     out = forward(*args, **kwargs)
                     if not trace.started:
-                        note.keep(out, changes_input=any(t._version != version for t, version in given))
+                        note.keep(out, changes_input=any(t._version != version for t, version in taken))
                 if after:
                     trace.reach()
                 return out
@@ -236,7 +241,7 @@ class SharedPrefix:
 
         try:
             with _wrapped(self._visible, wrap), interruptible():
-                trace.output = self.model(x)
+                trace.output = self.model(x, **given)
         except _Stop as ended:
             if ended.of is not trace:
                 raise

@@ -6,31 +6,21 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from ttcfast.core.context import StepContext
 from ttcfast.runtime.lent import lent
 
 from .ascent import channel_spread, polyak_move
 
+ScoreContext: TypeAlias = StepContext
+"""Locates a call of a scorer within a rollout."""
 
-@dataclass(frozen=True)
-class ScoreContext:
-    """Locates a call of a scorer within a rollout.
-
-    Attributes:
-        step: Index t of the current states; the candidates are for t + 1.
-        problem_ids: Problem that each state belongs to, int64 ``[N]``.
-    """
-
-    step: int
-    problem_ids: Tensor
-
-
-Project = Callable[[Tensor, Tensor, "ScoreContext | None"], Tensor]
+Project = Callable[[Tensor, Tensor, ScoreContext | None], Tensor]
 """Maps states ``[N, C, *S]``, candidates ``[N, B, C, *S]`` and a context to the candidates with conservation imposed."""
 
 
@@ -80,7 +70,7 @@ class Scorer(nn.Module):
         """
         state, candidates, pick = grouped(x_t, cand_tp1, self.ndim)
         if context is not None and context.problem_ids.numel() == 1 and state.shape[0] > 1:
-            context = ScoreContext(context.step, context.problem_ids.reshape(1).expand(state.shape[0]))
+            context = replace(context, problem_ids=context.problem_ids.reshape(1).expand(state.shape[0]))
         return pick(self.score_group(state, candidates, context))
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:

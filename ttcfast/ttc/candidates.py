@@ -80,11 +80,10 @@ class Chunks:
         for number, (rows, start) in enumerate(self._plan(len(beams), again)):
             if number % self._ranks != self._rank:
                 continue
-            x = beams.window[rows]
             if start == 0 and self._deterministic and not self._whole:
-                yield rows, 0, self.deterministic(x).unsqueeze(1)
+                yield rows, 0, self.deterministic(beams.rows(rows), step).unsqueeze(1)
                 continue
-            parts = [self.deterministic(x).unsqueeze(1)] if start == 0 and self._deterministic else []
+            parts = [self.deterministic(beams.rows(rows), step).unsqueeze(1)] if start == 0 and self._deterministic else []
             first = max(start, self._first)
             if self._cfg.branching_factor > first:
                 parts.append(self._sample(beams.rows(rows), step, again, first))
@@ -106,14 +105,18 @@ class Chunks:
         """Number of candidates in a chunk where it is fixed, else None."""
         return None if not self._fixed else (self._problems or 1) * self._at_once
 
-    def deterministic(self, window: Tensor) -> Tensor:
-        """The deterministic step of ``window [m, C, *S]`` (``[m, h, C, *S]`` with history), in blocks of the fixed size."""
-        parts = [self._source.deterministic(self._filled(window[rows]))[: rows.stop - rows.start] for rows in self._blocks(len(window))]
+    def deterministic(self, beams: Beams, step: int) -> Tensor:
+        """The deterministic step of beams, ``[m, C, *S]``, in blocks of the fixed size."""
+        parts = []
+        for rows in self._blocks(len(beams)):
+            window, ids = self._filled(beams.window[rows]), self._filled(beams.problem_ids[rows])
+            parts.append(self._source.deterministic(window, ids, step=step)[: rows.stop - rows.start])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def continued(self, window: Tensor) -> Tensor:
+    def continued(self, window: Tensor, problem_ids: Tensor, step: int) -> Tensor:
         """The deterministic step of the candidates of a chunk, ``[m * b, C, *S]``, filled up to a whole chunk."""
-        return self._source.deterministic(_filled(window, self.size or 0))[: len(window)]
+        size = self.size or 0
+        return self._source.deterministic(_filled(window, size), _filled(problem_ids, size), step=step)[: len(window)]
 
     def again(self, beams: Beams, positions: Tensor, step: int, again: int) -> Tensor:
         """Draw candidates ``[m, C, *S]`` once more, one of each beam at ``positions [m]``. Only a keyed source draws the same ones."""
@@ -128,7 +131,7 @@ class Chunks:
         first = (positions == 0).nonzero().flatten() if self._deterministic and again == 0 else positions[:0]
         out = torch.cat(made)
         if len(first):
-            out[first] = self.deterministic(beams.window[first])
+            out[first] = self.deterministic(beams.rows(first), step)
         return out
 
     def id_of(self, position: int, again: int) -> int:

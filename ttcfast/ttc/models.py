@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.context import StepContext
 from ttcfast.core.seeds import hash_seed, temp_seed
 from ttcfast.runtime.lent import lent
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
@@ -29,6 +31,7 @@ class Source:
         has_deterministic: Whether there is a step without noise.
         keyed: Whether a candidate is independent of what else is drawn with it.
         fixed_shapes: Whether a new number of problems or candidates costs more than drawing some in vain.
+        time_step: Time between a state and the next; None where it is not known.
     """
 
     model: object
@@ -38,6 +41,11 @@ class Source:
     has_deterministic: bool = False
     keyed: bool = False
     fixed_shapes: bool = False
+    time_step: float | None = None
+
+    def context(self, step: int, problem_ids: Tensor) -> StepContext:
+        """Returns where these problems stand at a step."""
+        return StepContext(step, problem_ids, None if self.time_step is None else step * self.time_step)
 
     @property
     def stochastic(self) -> StochasticConfig | None:
@@ -48,7 +56,7 @@ class Source:
         """Returns the rates of the dropout that acts on candidates."""
         return []
 
-    def deterministic(self, x: Tensor) -> Tensor:
+    def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
         """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         raise NotImplementedError
 
@@ -91,6 +99,8 @@ class _SurrogateSource(Source):
         self.spec = fm.spec
         self.keyed = isinstance(fm, Surrogate)
         self.fixed_shapes = self.keyed and fm.compiled
+        self.time_step = getattr(fm, "time_step", None)
+        self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
 
     @property
@@ -100,9 +110,9 @@ class _SurrogateSource(Source):
     def dropout_rates(self) -> list[float]:
         return self.fm.dropout_rates(self._override) if isinstance(self.fm, Surrogate) else []
 
-    def deterministic(self, x: Tensor) -> Tensor:
+    def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
         with self._lent("deterministic", state=x):
-            return self.fm.deterministic(x)
+            return self.fm.deterministic(x, problem_ids=problem_ids, step=step) if self._located else self.fm.deterministic(x)
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         if ids.ndim == 2 and not self.keyed:  # a foreign class, which takes ids [B] only
@@ -131,7 +141,7 @@ class _ForeignSource(Source):
                 stacklevel=4,
             )
 
-    def deterministic(self, x: Tensor) -> Tensor:
+    def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
         raise ValueError(
             f"{type(self.fm).__name__} has only sample_next and no deterministic step; wrap the model in a Surrogate, or use "
             "include_deterministic=False"

@@ -319,7 +319,7 @@ class Search:
 
     def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None) -> int:
         """Refine, score and hand over a chunk ``[m, b, C, *S]``; the number of reward evaluations for each of its candidates."""
-        x, b, context = keep.beams.latest[rows], candidates.shape[1], ScoreContext(run.step, keep.beams.problem_ids[rows])
+        x, b, context = keep.beams.latest[rows], candidates.shape[1], self._source.context(run.step, keep.beams.problem_ids[rows])
         refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec)
         states, usable = refined.candidates, refined.scores.isfinite()
         if not self.scorer.marks_nonfinite or finite is None:
@@ -338,7 +338,7 @@ class Search:
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
         """An empty selection of the kind that the configuration asks for."""
-        cfg, context = self.cfg, ScoreContext(run.step, beams.problem_ids)
+        cfg, context = self.cfg, self._source.context(run.step, beams.problem_ids)
         found = self.scorer.spread_floor(beams.latest, context)
         rounding = torch.full_like(beams.offset, -torch.inf) if found is None else found.double()
         if found is not None:
@@ -349,7 +349,7 @@ class Search:
             if cfg.select == "softmax_mean":
                 return SoftmaxMean(group, cfg.temperature)
             if cfg.select == "span":
-                return Span(group, self.scorer, run.step, cfg.trust, self._source.spec)
+                return Span(group, self.scorer, context, cfg.trust, self._source.spec)
             return self._selection(group)
         if cfg.approach == "particle":
             uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])
@@ -364,7 +364,7 @@ class Search:
         cfg, own = self.cfg, beams.rows(rows)
         made = run.chunks.again(own, positions % cfg.branching_factor, run.step, again).unsqueeze(1)
         options: Any = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust, "spec": self._source.spec}
-        group = refine(own.latest, made, self.scorer, ScoreContext(run.step, own.problem_ids), **options)
+        group = refine(own.latest, made, self.scorer, self._source.context(run.step, own.problem_ids), **options)
         return group[torch.arange(len(rows), device=rows.device), positions // cfg.branching_factor]
 
     def _ahead(self, run: Rollout, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
@@ -376,8 +376,8 @@ class Search:
         value = score.flatten()
         for further in range(1, run.ahead + 1):
             window = torch.cat([window[:, 1:], x.unsqueeze(1)], 1) if self._source.history > 1 else x
-            after = run.chunks.continued(window)
-            found = scored(x, after.unsqueeze(1), self.scorer, ScoreContext(context.step + further, ids))[:, 0].double()
+            after, later = run.chunks.continued(window, ids, context.step + further), self._source.context(context.step + further, ids)
+            found = scored(x, after.unsqueeze(1), self.scorer, later)[:, 0].double()
             usable = found.isfinite() & score.flatten().isfinite()
             if not self.scorer.marks_nonfinite:
                 usable &= guardrails.finite_states(after)
@@ -387,7 +387,7 @@ class Search:
     def _plain_step(self, run: Rollout, beams: Beams) -> Tensor:
         """The deterministic step of each beam, or one fresh sample of a model that has none, ``[M, C, *S]``."""
         if self._source.has_deterministic:
-            return run.chunks.deterministic(beams.window)
+            return run.chunks.deterministic(beams, run.step)
         fresh = torch.tensor([run.chunks.id_of(0, self.cfg.max_resample + 1)])
         return self._source.candidates(beams.window, fresh, beams.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
 

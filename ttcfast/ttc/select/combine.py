@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -73,16 +75,16 @@ class Span(Argmax):
     Args:
         group: As for ``Keep``.
         scorer: Differentiable reward that scores each candidate by itself.
-        step: Index of the state being left.
+        context: Step, time and problems of the states being left.
         trust: Largest distance from candidate 0 relative to the size of its own step; None for no limit.
         spec: Layout by which density and pressure are found; None requires finite values only.
 
     Source: docs/design/decisions.md ("Combining candidates").
     """
 
-    def __init__(self, group: Group, scorer: Scorer, step: int, trust: float | None, spec: StateSpec | None) -> None:
+    def __init__(self, group: Group, scorer: Scorer, context: ScoreContext, trust: float | None, spec: StateSpec | None) -> None:
         super().__init__(group)
-        self._scorer, self._step, self._trust, self._spec = scorer, step, trust, spec
+        self._scorer, self._context, self._trust, self._spec = scorer, context, trust, spec
         self._candidates = self.first.new_zeros((len(self.beams), self._width, *self.first.shape[1:]))
 
     def add(self, rows: slice, start: int, chunk: Chunk) -> None:
@@ -109,7 +111,7 @@ class Span(Argmax):
 
     def _combine(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best combination of these problems: states ``[m, C, *S]``, scores ``[m]`` (-inf where unusable), coefficients ``[m, B]``."""
-        scorer, x, context = self._scorer, self.beams.latest[rows], ScoreContext(self._step, self.beams.problem_ids[rows])
+        scorer, x, context = self._scorer, self.beams.latest[rows], replace(self._context, problem_ids=self.beams.problem_ids[rows])
         span = _Deviations(x, self._candidates[rows], self.scores[rows], scorer, context)
         w = torch.zeros_like(self.scores[rows])
         state, top, coefficients = span.at(w), torch.full_like(w[:, 0], -torch.inf), w

@@ -1,0 +1,119 @@
+"""Conditioning: what ``Surrogate(inputs=...)`` gives to each state, whatever is shared, compiled, chunked or rounded."""
+
+import pytest
+import torch
+from torch import nn
+
+from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.context import StepContext
+from ttcfast.rewards.scorer import Scorer
+from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.ttc.beam import TTCBeam
+from ttcfast.ttc.inference import TTCGreedy
+
+SPEC = StateSpec.fields("q")
+NU = torch.tensor([0.1, 0.4, 0.9, 0.2])
+
+
+class Conditioned(nn.Module):
+    """Diffuses by a coefficient per state and adds a source that follows time; noise comes late, so that a prefix can be shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Conv2d(1, 6, 3, padding=1), nn.Dropout(0.3), nn.Conv2d(6, 1, 1)
+
+    def forward(self, x, *, nu, time):
+        hidden = torch.tanh(self.first(x)) * nu.reshape(-1, 1, 1, 1)
+        return x + self.last(self.drop(hidden)) + time.reshape(-1, 1, 1, 1)
+
+
+def inputs(context: StepContext):
+    return {"nu": NU[context.problem_ids], "time": 0.0 if context.time is None else context.time}
+
+
+def surrogate(**options) -> Surrogate:
+    torch.manual_seed(0)
+    made = Surrogate(Conditioned(), SPEC, inputs=inputs, **options)
+    made.time_step = 0.25
+    return made
+
+
+def states(n=4):
+    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def expected(fm, x, step, ids):
+    """The deterministic step, state by state, by the model itself."""
+    with torch.no_grad():
+        return torch.cat([fm.model(x[i : i + 1], nu=NU[[p]], time=torch.tensor([step * 0.25])) for i, p in enumerate(ids)])
+
+
+def test_every_state_gets_the_conditions_of_its_problem_and_step():
+    fm, x, ids = surrogate(), states(3), torch.tensor([2, 0, 3])
+    torch.testing.assert_close(fm.deterministic(x, step=5, problem_ids=ids), expected(fm, x, 5, [2, 0, 3]))
+    torch.testing.assert_close(fm(x, step=5, problem_ids=ids).detach(), expected(fm, x, 5, [2, 0, 3]))
+    torch.testing.assert_close(fm(x).detach(), expected(fm, x, 0, [0, 1, 2]))
+    assert fm.sample_next(x, seed=3, multi=True).shape == x.shape
+
+
+@pytest.mark.parametrize("options", [{}, {"share_prefix": False}, {"dtype": torch.bfloat16}], ids=["shared", "unshared", "bfloat16"])
+def test_candidates_have_the_conditions_of_their_problem(options):
+    fm, x, ids = surrogate(**options), states(), torch.tensor([3, 1, 0, 2])
+    together = fm.candidates(x, torch.arange(6), problem_ids=ids, seed=1, step=3)
+    alone = [fm.candidates(x[i : i + 1], torch.arange(6), problem_ids=ids[i : i + 1], seed=1, step=3) for i in range(4)]
+    close = {"rtol": 1e-3, "atol": 1e-3} if "dtype" in options else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(together, torch.cat(alone), **close)
+    plain = surrogate(share_prefix=False).candidates(x, torch.arange(6), problem_ids=ids, seed=1, step=3)
+    torch.testing.assert_close(together, plain, **({"rtol": 0.02, "atol": 0.02} if "dtype" in options else close))
+    mean = together.mean(1)
+    torch.testing.assert_close(mean, expected(fm, x, 3, ids.tolist()), rtol=0.5, atol=0.5)
+    if not options:
+        assert fm._candidates._prefixes and next(iter(fm._candidates._prefixes.values())).reason is None  # it was shared
+
+
+def test_compiled_calls_take_the_conditions_as_inputs():
+    fm, plain, x = surrogate(compile=True), surrogate(), states(2)
+    for step, ids in ((1, torch.tensor([0, 1])), (4, torch.tensor([3, 2]))):  # the second call uses what the first compiled
+        key = {"problem_ids": ids, "seed": 0, "step": step}
+        torch.testing.assert_close(fm.candidates(x, torch.arange(3), **key), plain.candidates(x, torch.arange(3), **key))
+    assert len(fm._candidates._compiled) == 1
+
+
+class Clock(Scorer):
+    """Prefers candidates with a high mean, and notes the times and problems that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, float | None, tuple[int, ...]]] = []
+
+    def score_group(self, state, candidates, context):
+        self.seen.append((context.step, context.time, tuple(context.problem_ids.tolist())))
+        return candidates.mean((2, 3, 4))
+
+
+@pytest.mark.parametrize("controller, cfg", [(TTCGreedy, {}), (TTCBeam, {"approach": "beam", "beam_width": 2, "lookahead": 1})])
+def test_searches_agree_over_chunks_and_hand_the_time_to_scorers(controller, cfg):
+    clock, x = Clock(), states()
+    whole = controller(surrogate(), clock, TTCConfig(branching_factor=4, **cfg)).rollout(x, 3)
+    parts = controller(surrogate(), Clock(), TTCConfig(branching_factor=4, chunk_size=2, **cfg)).rollout(x, 3)
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-5)
+    alone = controller(surrogate(), Clock(), TTCConfig(branching_factor=4, **cfg)).rollout(x[2:3], 3, problem_ids=torch.tensor([2]))
+    torch.testing.assert_close(whole[2:3], alone, rtol=1e-5, atol=1e-5)
+    assert {(step, time) for step, time, _ in clock.seen} >= {(0, 0.0), (1, 0.25), (2, 0.5)}
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            lambda c: {"nu": torch.ones(7), "time": 0.0},
+            r"inputs returned 'nu' of \(7,\) for 4 states; return a number, or a tensor with one",
+        ),
+        (lambda c: {"nu": "high", "time": 0.0}, "inputs returned 'nu' of str for 4 states"),
+        (lambda c: [1.0], "inputs returned a list; return a dict"),
+    ],
+)
+def test_conditions_of_another_length_are_one_clear_error(given, message):
+    fm = Surrogate(Conditioned(), SPEC, inputs=given)
+    with pytest.raises(ValueError, match=message):
+        fm.deterministic(states())

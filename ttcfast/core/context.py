@@ -1,0 +1,100 @@
+"""Where a rollout stands: what models with conditions and scorers may depend on besides the states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Locates a call of a model or a scorer within a rollout.
+
+    Attributes:
+        step: Index t of the current states; the candidates are for t + 1.
+        problem_ids: Problem that each state belongs to, int64 ``[N]``.
+        time: Time of the current states since the start, step times the surrogate's ``time_step``; None where that is not known.
+    """
+
+    step: int
+    problem_ids: Tensor
+    time: float | None = None
+
+
+Inputs: TypeAlias = Callable[[StepContext], Mapping[str, Any]]
+"""Returns keyword arguments of a model for the states of a context: numbers for all of them, or tensors with one entry for each."""
+
+
+def conditions(inputs: Inputs | None, context: StepContext, like: Tensor) -> dict[str, Tensor]:
+    """Returns keyword arguments with one entry per state, ``[N, ...]`` each.
+
+    Args:
+        inputs: Function of the context; None means no arguments.
+        context: The step, and the problems of the N states.
+        like: The states as the model takes them, for the dtype of numbers and the device.
+
+    Raises:
+        ValueError: A tensor has not one entry per state, or there is no mapping.
+    """
+    if inputs is None:
+        return {}
+    given, n, found = inputs(context), len(like), {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"inputs returned a {type(given).__name__}; return a dict of the model's keyword arguments")
+    for name, value in given.items():
+        if isinstance(value, (int, float)):
+            value = torch.full((n,), value, dtype=like.dtype if isinstance(value, float) else None, device=like.device)
+        elif isinstance(value, Tensor) and value.ndim == 0:
+            value = value.expand(n)
+        if not isinstance(value, Tensor) or value.shape[0] != n:
+            what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"inputs returned {name!r} of {what} for {n} states; return a number, or a tensor with one entry for each state "
+                "(select by context.problem_ids)"
+            )
+        found[name] = value.to(like.device)
+    return found
+
+
+def repeated(given: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Returns the arguments of each state's candidates, ``[N * count, ...]``, problem-major."""
+    return {name: value.repeat_interleave(count, 0) for name, value in given.items()}
+
+
+def rows_of(given: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    """Returns the arguments of some states."""
+    return {name: value[rows] for name, value in given.items()}
+
+
+def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns (problem, candidate) of each state in a batch of candidates, int64 ``[n * B, 2]``, problem-major.
+
+    Args:
+        ids: Candidate ids ``[B]``, or ``[n, B]`` for each state, whole numbers.
+        problem_ids: Problem ids ``[n]``, whole numbers; None counts from 0.
+        n: Number of problems in the batch.
+        device: Device of the batch.
+
+    Raises:
+        ValueError: A shape or dtype does not fit; on the CPU also for a number below 0, or a problem of 2^32 or more.
+    """
+    if ids.ndim not in (1, 2) or ids.numel() == 0 or not _whole(ids) or (ids.ndim == 2 and len(ids) != n):
+        raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; give at least one integer id, [B], or as many for each of {n} states")
+    problems = torch.arange(n) if problem_ids is None else problem_ids
+    if tuple(problems.shape) != (n,) or not _whole(problems):
+        raise ValueError(f"problem_ids are {problems.dtype} {tuple(problems.shape)}; give one integer for each of the {n} problems")
+    for name, values, end in (("ids", ids, 2**63), ("problem_ids", problems, 2**32)):
+        if not values.is_cuda and not 0 <= int(values.min()) <= int(values.max()) < end:
+            raise ValueError(f"{name} are {int(values.min())} to {int(values.max())}; give numbers from 0 to {end - 1}")
+    problems, ids = problems.to(device, torch.int64), ids.to(device, torch.int64)
+    if ids.ndim == 1:
+        return torch.cartesian_prod(problems, ids)
+    return torch.stack([problems.unsqueeze(1).expand_as(ids), ids], 2).flatten(0, 1)
+
+
+def _whole(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
