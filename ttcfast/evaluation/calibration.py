@@ -69,11 +69,11 @@ def candidate_scores(
         where = torch.tensor([problem], device=device)
         state = problems.truth[problem : problem + 1, step].to(device)
         key: dict[str, Any] = {"problem_ids": where, "seed": config.seed, "step": step}
-        parts = [surrogate.deterministic(state).unsqueeze(1)] if first else []
+        parts = [surrogate.deterministic(state, step=step, problem_ids=where).unsqueeze(1)] if first else []
         if len(ids):
             parts.append(surrogate.candidates(state, ids, **key, stochastic=config.stochastic))
         candidates = torch.cat(parts, 1)
-        context = ScoreContext(step, where)
+        context = ScoreContext(step, where, None if surrogate.time_step is None else step * surrogate.time_step)
         true = -oracle.score_group(state.cpu(), candidates.cpu(), ScoreContext(step, where.cpu()))[0].double()
         errors.append(true.nan_to_num(nan=torch.inf, posinf=torch.inf))
         for name, scorer in scorers.items():

@@ -139,7 +139,7 @@ def _one_step(
         for i in range(len(problems.truth)):
             x, target = problems.truth[i : i + 1, step].to(device), problems.truth[i, step + 1].to(device)
             ids, number = torch.arange(1, most), torch.tensor([i])
-            parts = [surrogate.deterministic(x)]
+            parts = [surrogate.deterministic(x, step=step, problem_ids=number)]
             parts += [
                 surrogate.candidates(x, part, problem_ids=number, seed=config.seed, step=step, stochastic=stochastic)[0]
                 for part in ids.split(32)

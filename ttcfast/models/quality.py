@@ -32,6 +32,12 @@ def one_step_error(surrogate: Surrogate, truth: Tensor, *, batch: int = 64) -> O
     normalizer, ndim = surrogate.normalizer, surrogate.spec.ndim
     mean, scale = (None, None) if normalizer is None else (normalizer.mean, normalizer.std)
     before, after = truth[:, :-1], truth[:, 1:]
-    steps = torch.cat([surrogate.deterministic(piece) for piece in before.flatten(0, 1).split(batch)]).view_as(after)
+    ids = torch.arange(len(truth))
+    steps = torch.stack([_step(surrogate, before[:, t], t, ids, batch) for t in range(before.shape[1])], 1)
     errors = (float(relative_l1(guess, after, mean=mean, scale=scale, ndim=ndim).mean()) for guess in (steps, before))
     return OneStepError(*errors)
+
+
+def _step(surrogate: Surrogate, state: Tensor, step: int, ids: Tensor, batch: int) -> Tensor:
+    pieces = zip(state.split(batch), ids.split(batch), strict=True)
+    return torch.cat([surrogate.deterministic(x, step=step, problem_ids=own) for x, own in pieces])

@@ -179,7 +179,7 @@ class _Run(TrainingRun):
         one_step = one_step_error(surrogate, truth)
         states = [truth[:, 0]]
         for _ in range(frames - 1):
-            states.append(surrogate.deterministic(states[-1]))
+            states.append(surrogate.deterministic(states[-1], step=len(states) - 1))
         rolled = torch.stack(states, 1)
         error = rollout_mse(rolled, truth, scale=self.normalizer.std)
         result = {"one_step_l1": one_step.surrogate, "persistence_l1": one_step.persistence}

@@ -158,7 +158,7 @@ class Validation:
                 self.surrogate.candidates(state, ids, problem_ids=rows, stochastic=noise, **key)[0]
                 for ids in torch.arange(1, file.K).split(self.batch)
             ]
-            made = torch.cat([self.surrogate.deterministic(state), *parts]).cpu()
+            made = torch.cat([self.surrogate.deterministic(state, step=key["step"], problem_ids=rows), *parts]).cpu()
             stored, again = frames[BEST : BEST + 3], made[torch.from_numpy(file.picked[inner])]
             if not torch.allclose(again, stored, rtol=1e-3, atol=1e-3 * float((stored - frames[STATE]).std())):
                 raise DataError(

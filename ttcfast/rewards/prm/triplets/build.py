@@ -181,9 +181,9 @@ class _Maker:
         truth = truth.to(self.device)
         own, parts = truth[:, 0], []
         on_policy: dict[int, Tensor] = {}
-        for step in range(1, self.config.T_prm) if self.config.on_policy else ():
-            own = on_policy[step] = self.surrogate.deterministic(own)
         numbers = torch.arange(first, first + len(truth))
+        for step in range(1, self.config.T_prm) if self.config.on_policy else ():
+            own = on_policy[step] = self.surrogate.deterministic(own, step=step - 1, problem_ids=numbers)
         for step, is_own in self.config.states:
             state = on_policy[step] if is_own else truth[:, step]
             made = self._samples(state, truth[:, step + 1], numbers, step)
@@ -191,7 +191,7 @@ class _Maker:
         return {name: torch.stack([p[name] for p in parts], 1).flatten(0, 1).cpu().numpy() for name in parts[0]}
 
     def _samples(self, state: Tensor, target: Tensor, numbers: Tensor, step: int) -> dict[str, Tensor]:
-        still = self.surrogate.deterministic(state)
+        still = self.surrogate.deterministic(state, step=step, problem_ids=numbers)
         # One tensor for all: small tensors kept between the freed candidates would fragment the allocator's memory.
         errors = torch.empty(len(state), self.config.K, dtype=torch.float32, device=still.device)
         errors[:, :1] = self._error(still.unsqueeze(1), target)
