@@ -108,3 +108,14 @@ def test_missing_channels_are_named():
         conservation_drift(torch.zeros(1, 2, 3, 4, 4), SPEC)
     with pytest.raises(ValueError, match="momentum is 'each'"):
         conservation_drift(torch.zeros(1, 2, 4, 4, 4), SPEC, momentum="each")
+
+
+def test_declared_quantities_drift_relative_to_their_magnitude():
+    spec = StateSpec.fields("h", "hu", "hv", "t", conserved={"mass": "h", "momentum": ("hu", "hv")}, cell_volume=0.5)
+    first = torch.ones(2, 4, 4, 4)
+    later = first + torch.tensor([0.5, 0.3, -0.4, 9.0]).reshape(4, 1, 1)
+    drift = conservation_drift(torch.stack([first, later], 1), spec, momentum="norm")
+    torch.testing.assert_close(drift["mass"], torch.tensor([[0.0, 0.5]] * 2, dtype=torch.float64))
+    torch.testing.assert_close(drift["momentum"], torch.tensor([[0.0, 0.5 / 2**0.5]] * 2, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert list(drift) == ["mass", "momentum"]
+    assert conservation_drift(torch.stack([first, later], 1), StateSpec.fields("a", "b", "c", "d")) == {}

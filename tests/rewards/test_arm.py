@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.tolerances import SEED, assert_within
 from ttcfast.rewards import arm
-from ttcfast.rewards.arm import ARMWeights, arm_score
+from ttcfast.rewards.arm import ARMScorer, ARMWeights, arm_score
+from ttcfast.rewards.scorer import ScoreContext
 from ttcfast.spec import StateSpec
 
 WEIGHTS = ARMWeights(1.0, 0.5, 2.0, 0.3, 0.7)
@@ -181,3 +182,24 @@ def test_wrong_input_gives_one_clear_line(message, call):
     state, cand, _ = pair(torch.float32, b=2)
     with pytest.raises(ValueError, match=message):
         call(state, cand)
+
+
+def test_budgets_are_taken_off_by_problem():
+    spec = StateSpec.fields("q", conserved="all", cell_volume=0.25)
+    state, ids = torch.zeros(3, 1, 4, 4), torch.tensor([2, 0, 1])
+    candidates = torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1, 1).expand(3, 2, 1, 4, 4)
+    sources = torch.tensor([4.0, 8.0, 6.0])  # totals of the two candidates: 4 and 8
+    context = ScoreContext(0, ids)
+    expected = -(torch.tensor([[4.0, 8.0]]) - sources[ids].unsqueeze(1)).abs()
+    for budget in (sources, lambda x, context: sources[context.problem_ids]):
+        scorer = ARMScorer(spec=spec, scale="absolute", budgets={"q": budget})
+        torch.testing.assert_close(scorer.score_group(state, candidates, context), expected)
+    constant = ARMScorer(spec=spec, scale="absolute", budgets={"q": 6.0})
+    torch.testing.assert_close(constant.score_group(state, candidates, None), torch.full((3, 2), -2.0))
+
+
+def test_names_that_are_no_penalties_are_refused_at_once():
+    with pytest.raises(ValueError, match="weights names 'mass', which is no penalty; the penalties are q, boundary, bounds, divergence"):
+        ARMScorer({"mass": 1.0}, spec=StateSpec.fields("q", conserved="all"))
+    with pytest.raises(ValueError, match="declares other fields than a gas; score them by ARMScorer"):
+        arm_score(torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4), 1.0, None, ARMWeights(), spec=StateSpec.fields("q"))

@@ -276,3 +276,18 @@ class Outlier(Scorer):
 def test_one_bad_candidate_does_not_make_a_choice_of_the_rounding_among_the_others(kind, floor, chosen):
     result = kind(shift_surrogate(), Outlier(floor), TTCConfig(branching_factor=4)).rollout(euler_state(2), T=2, return_info=True)
     assert (result.chosen == chosen).all() and (result.collapsed == (chosen == 0)).all()
+
+
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_the_floor_of_declared_fields_bounds_what_rounding_does_to_their_scores(scale):
+    spec = StateSpec.fields("q", "u", "v", conserved="all", divergence_free=("u", "v"), cell_volume=0.25)
+    state = torch.randn(2, 3, 16, 16) + 3
+    exact = state.double().unsqueeze(1) + 1e-7 * torch.rand(
+        2, 64, 3, 16, 16, dtype=torch.float64
+    )  # less than half a unit in the last place
+    scorer = ARMScorer(spec=spec, scale=scale)
+    scores = scorer.score_group(state, exact.float(), None)
+    floor = scorer.spread_floor(state, None)
+    assert floor is not None and bool((scores.amax(1) - scores.amin(1) <= floor).all())
+    different = scorer.score_group(state, (exact + 0.01 * torch.randn(2, 64, 3, 1, 1, dtype=torch.float64)).float(), None)
+    assert bool((different.amax(1) - different.amin(1) > 10 * floor).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -130,7 +131,12 @@ class StateSpec:
         """Return the layout with its tensors on ``device``; itself if it has none elsewhere."""
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         moved = {name: v.to(device) for name, v in held.items() if torch.is_tensor(v) and v.device != device}
-        return self.replace(**moved) if moved else self
+        if not moved:
+            return self
+        other = copy.copy(self)
+        for name, value in moved.items():
+            object.__setattr__(other, name, value)  # checked before, and a check would wait for the device
+        return other
 
     def to_meta(self) -> dict[str, Any]:
         """Return the layout as JSON for ``from_meta``, without the tensors of a boundary, which belong to the data."""
