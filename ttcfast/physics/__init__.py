@@ -1,7 +1,8 @@
-"""Compressible Euler: equation of state, boundary conditions, finite-volume solver, initial conditions."""
+"""Solvers and initial conditions: compressible Euler by finite volumes, incompressible Navier-Stokes in two dimensions by Fourier series."""
 
 from . import initial_conditions
 from .equation_of_state import to_conserved, to_primitive
+from .navier_stokes import VorticitySolver
 from .solver import EulerSolver, SolverError
 
-__all__ = ["EulerSolver", "SolverError", "initial_conditions", "to_conserved", "to_primitive"]
+__all__ = ["EulerSolver", "SolverError", "VorticitySolver", "initial_conditions", "to_conserved", "to_primitive"]
