@@ -28,22 +28,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def names() -> list[str]:
-    """Of all groups, sorted."""
+    """Return the names of all groups, sorted."""
     return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
 def cases(group: str, device: str, *, tiny: bool = False) -> Iterator[Case]:
-    """The cases of ``group`` on ``device``, one by one, so that the tensors of one are gone before the next makes its own."""
+    """Yield the cases of ``group`` on ``device``, one by one, so that the tensors of one are gone before the next makes its own."""
     return _module(group).cases(device, tiny=tiny)
 
 
 def targets(group: str) -> Sequence[Target]:
-    """What ``group`` is meant to reach."""
+    """Return the targets of ``group``."""
     return tuple(getattr(_module(group), "TARGETS", ()))
 
 
 def further(group: str, device: str, pattern: str) -> Iterator[Row]:
-    """Rows of ``group`` that are no timings of a case, for the cases that ``pattern`` names; most groups have none."""
+    """Yield the rows of ``group`` that time no case, for the cases that match ``pattern``; most groups have none."""
     make = getattr(_module(group), "further", None)
     return iter(()) if make is None else make(device, pattern)
 
@@ -65,7 +65,7 @@ def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:
 
 
 def backend_of(op: str, device: str) -> str:
-    """The backend of ``op`` that "auto" takes on ``device``; Triton's interpreter is no backend to be timed."""
+    """Return the backend of ``op`` that "auto" takes on ``device``; Triton's interpreter is no backend to be timed."""
     return next(b.name for b in registry.OPS[op] if b.name in RUNS_ON[device] and b.available() is None)
 
 

@@ -1,4 +1,4 @@
-"""Plain tables of what is measured: aligned, of any width, the same in a file as on a terminal."""
+"""Formats measurements as plain tables: aligned, of any width, the same in a file as on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MISSING = "–"
 
 
 def listing(cases: Sequence[Case], wanted: Sequence[target_module.Target]) -> str:
-    """The cases of a group, their peers, and the targets."""
+    """List the cases of a group with their peers, and its targets."""
     lines = [("case", "shape", "dtype", "ours", "peers")]
     lines += [(f"{c.group}/{c.name}", c.shape, c.dtype, c.ours, "; ".join(p for p in c.peers if p != c.ours)) for c in cases]
     text = aligned(lines)
@@ -20,7 +20,7 @@ def listing(cases: Sequence[Case], wanted: Sequence[target_module.Target]) -> st
 
 
 def measured(rows: Sequence[Row]) -> str:
-    """The rows of one case at one number of threads."""
+    """Format the rows of one case at one number of threads."""
     first = rows[0]
     title = f"\n{first.group}/{first.case}  {first.shape} {first.dtype}, {first.device_name}"
     title += f", {first.threads} thread{'s' * (first.threads > 1)}" if first.device == "cpu" else ""
@@ -46,7 +46,7 @@ def measured(rows: Sequence[Row]) -> str:
 
 
 def targets(wanted: Sequence[target_module.Target], rows: Sequence[Row]) -> str:
-    """Each target beside what was measured for it, ``–`` where nothing was."""
+    """Format each target beside the value measured for it, ``–`` where there is none."""
     if not wanted:
         return ""
     lines = [("target", "device", "threads", "case", "peer", "bound", "measured", "")]
@@ -61,7 +61,7 @@ def targets(wanted: Sequence[target_module.Target], rows: Sequence[Row]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """The first line is the heading. Columns of numbers lean right."""
+    """Align lines, the first of which is the heading, into columns; columns of numbers are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     right = [all(_numeric(cell) for cell in column[1:]) and len(column) > 1 for column in zip(*lines)]
     out = []

@@ -1,4 +1,4 @@
-"""Targets of a group, and whether rows reach them."""
+"""Defines the targets of a group and tells whether rows reach them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Target:
         return value >= self.least if self.least is not None else value <= (self.most or 0.0)
 
     def measured(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
-        """The rows that it speaks of and their values; none where nothing was measured."""
+        """Yield the rows that the target applies to, with their values."""
         for row in rows:
             ours = row.peer == row.ours
             named = ours if not self.peer else not ours and fnmatchcase(row.peer, self.peer)

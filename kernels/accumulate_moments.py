@@ -20,8 +20,8 @@ MOST_TABLES = 32  # kept, least recently used first out; each is 32 bytes per te
 ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def pick_config(shape, capability, grad, total):
-    """Blocks and warps for ``shape = (tensors, chunks)``, gradients of dtype ``grad`` and totals of ``total``.
+def pick_config(grad, total):
+    """Return the blocks and warps for gradients of dtype ``grad`` and totals of ``total``.
 
     Returns:
         (elements per step, tensors per step of the search, warps, partial sums per step of the second stage, its warps).
@@ -168,7 +168,7 @@ def launch(grads, totals, zero_grads, addresses):
     if not rows:
         return result.zero_()
     types = grads[0].dtype, (totals or grads)[0].dtype
-    block, search, warps, step, finish_warps = pick_config((len(rows), first), None, *types)
+    block, search, warps, step, finish_warps = pick_config(*types)
     partials = torch.empty(first, dtype=torch.float64, device=device)
     submit(
         accumulate_moments_partial_kernel,
@@ -205,7 +205,7 @@ def variants():
     ]
     kinds = {"": (True, False, True), ", zeroing": (True, True, True), ", unaligned, norm alone": (False, False, False)}
     for grad, total in pairs:
-        block, search, warps, step, finish_warps = pick_config((223, 3000), None, grad, total)
+        block, search, warps, step, finish_warps = pick_config(grad, total)
         for kind, (accumulate, zero, aligned) in kinds.items():
             constants = {"GRAD": ELEMENTS[grad], "TOTAL": ELEMENTS[total], "ACCUMULATE": accumulate, "ZERO": zero, "ALIGNED": aligned}
             constants |= {"SIZE": CHUNK, "BLOCK": block, "SEARCH": search}

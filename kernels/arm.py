@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .arm_stages import SLOTS, arm_finish_kernel, arm_partial_kernel
-from .launch import submit
+from .launch import is_contiguous, submit
 
 
 class Config(NamedTuple):
@@ -58,11 +58,7 @@ def _grid(x, lead):
     """Three space sizes, three space strides, and whether they are one contiguous run."""
     pad = 3 + lead - x.ndim
     sizes, strides = [1] * pad + list(x.shape[lead:]), [0] * pad + list(x.stride()[lead:])
-    expected, contiguous = 1, True
-    for size, stride in zip(reversed(sizes), reversed(strides)):
-        contiguous &= size == 1 or stride == expected
-        expected *= size
-    return sizes, strides, contiguous
+    return sizes, strides, is_contiguous(sizes, strides)
 
 
 def launch(call, out, volumes, mask, values, *, mode, relative):

@@ -1,4 +1,4 @@
-"""Sums whose order is written down: trees of additions of two, the same bits however the compiler lays a tile over threads.
+"""Sums in a fixed order: pairwise trees that give the same bits however the compiler lays a tile over threads.
 
 ``tl.sum`` over a whole tile adds in an order that follows the layout, which follows the alignment of the pointers: a slice of the same
 candidates would get other last digits.
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def fold(x, TILE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, THREADS: tl.constexpr):
-    """Column sums ``[WIDTH]`` of ``x [TILE, WIDTH]`` by additions of two, whose order is that of this text.
+    """Return the column sums ``[WIDTH]`` of ``x [TILE, WIDTH]``, added pairwise in the order written here.
 
     First what a thread of the contiguous layout holds (the neighbours of one load, then its loads), then neighbouring threads: without
     shared memory while ``TILE`` is a warp's.
@@ -27,7 +27,7 @@ def fold(x, TILE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, THREA
 
 @triton.jit
 def totals(at, tiles, WIDTH: tl.constexpr, STEP: tl.constexpr):
-    """Column sums ``[WIDTH]`` of ``tiles`` rows in float64: steps in order, then a tree."""
+    """Return the column sums ``[WIDTH]`` of ``tiles`` rows in float64: steps in order, then a tree."""
     row = tl.arange(0, STEP)
     place = row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # [STEP, WIDTH]
     total = tl.zeros([STEP, WIDTH], dtype=tl.float64)

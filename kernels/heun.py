@@ -10,7 +10,7 @@ import triton.language as tl
 from .launch import submit
 
 
-def pick_config(shape, capability):
+def pick_config(shape):
     """Groups per program and warps for ``shape = (groups, group)``, the tensor as groups of entries that share a mean; 1 for no mean.
 
     Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). 1024 entries a program are 8 per thread: two 16-byte loads
@@ -59,10 +59,9 @@ def launch(base, first, second, step, ratio, group, out):
     count = first.numel()
     if count == 0:
         return
-    capability = torch.cuda.get_device_capability(first.device) if first.is_cuda else None
     width = max(group, 1)
     rows = count // width
-    per_program, warps = pick_config((rows, width), capability)
+    per_program, warps = pick_config((rows, width))
     submit(
         heun_update_kernel,
         triton.cdiv(rows, per_program),
@@ -95,7 +94,7 @@ def variants():
         wide = first == "*fp64"
         out = "*fp64" if wide else "*fp32"
         for group in (0, 8):
-            per_program, warps = pick_config((1 << 14, group or 1), None)
+            per_program, warps = pick_config((1 << 14, group or 1))
             signature = {"base": base, "first": first, "second": second, "out": out, "step": "fp64", "ratio": "fp64", "groups": "i32"}
             constants = {"GROUP": group or 1, "BLOCK": triton.next_power_of_2(group or 1), "GROUPS": per_program, "CENTER": group > 0}
             constants |= {"ACC": tl.float64 if wide else tl.float32}

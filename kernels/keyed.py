@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from .launch import submit
+from .launch import is_contiguous, submit
 
 
-def pick_config(elements, rows, capability):
-    """Tile and group sizes for rows of so many elements, so many of which share an input row, on a device of this compute capability.
+def pick_config(elements, rows):
+    """Return tile and group sizes for rows of so many elements, so many of which share an input row.
 
     Returns:
         (groups of four elements per tile, rows per program, warps).
@@ -243,7 +243,7 @@ def launch_normal(out, rows, stream, site, elements, antithetic):
     """Fill ``out`` [M, elements]. The arguments are those that ttcfast/ops/normal.py has checked."""
     if out.numel() == 0:
         return
-    tile, _, warps = pick_config(elements, 1, capability_of(out))
+    tile, _, warps = pick_config(elements, 1)
     tiles = triton.cdiv(elements, 4 * tile)
     submit(
         normal_kernel,
@@ -266,7 +266,7 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
     """Fill ``out`` [N, B, elements] from x [N, three sizes]. The arguments are those that ttcfast/ops/add_noise.py has checked."""
     if out.numel() == 0:
         return
-    tile, share, warps = pick_config(elements, B, capability_of(out))
+    tile, share, warps = pick_config(elements, B)
     tiles, shares = triton.cdiv(elements, 4 * tile), triton.cdiv(B, share)
     submit(
         add_noise_kernel,
@@ -303,7 +303,7 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
     if threshold >= 2**32:  # no draw is that large
         out.zero_()
         return
-    tile, _, warps = pick_config(elements, 1, capability_of(out))
+    tile, _, warps = pick_config(elements, 1)
     tiles = triton.cdiv(elements, 4 * tile)
     submit(
         keyed_dropout_kernel,
@@ -331,21 +331,8 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
     )
 
 
-def is_contiguous(sizes, strides):
-    """Whether the elements of a row follow each other in memory."""
-    expected, contiguous = 1, True
-    for size, stride in zip(reversed(sizes), reversed(strides)):
-        contiguous &= size == 1 or stride == expected
-        expected *= size
-    return contiguous
-
-
 def interpreted():
     return isinstance(normal_kernel, InterpretedFunction)
-
-
-def capability_of(tensor):
-    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else None
 
 
 def variants():
@@ -353,7 +340,7 @@ def variants():
 
     128 registers let four blocks of 128 threads share a multiprocessor; nothing may spill.
     """
-    tile, share, warps = pick_config(65536, 64, None)
+    tile, share, warps = pick_config(65536, 64)
     for stored in ("fp32", "bf16", "fp64"):
         common = {"out": f"*{stored}", "rows": "*i64", "stream": "*i64"}
         acc = tl.float64 if stored == "fp64" else tl.float32

@@ -1,4 +1,4 @@
-"""The one way to launch a Triton kernel: on the device that holds its tensors, and with the arithmetic that its text says."""
+"""Launches Triton kernels on the device that holds their tensors, without fused multiply-adds."""
 
 from contextlib import nullcontext
 
@@ -6,11 +6,20 @@ import torch
 
 
 def guard(device):
-    """Makes a CUDA device the current one: Triton compiles for it and launches on its stream, wherever the pointers point."""
+    """Make a CUDA device the current one, since Triton compiles for it and launches on its stream, wherever the pointers point."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def submit(kernel, programs, device, *arguments, **options):
-    """So many programs of ``kernel`` on ``device``. No fused multiply-adds but those written down: bits would depend on the compiler."""
+    """Launch ``programs`` programs of ``kernel`` on ``device`` without implicit fused multiply-adds, which would change bits."""
     with guard(device):
         kernel[(programs,)](*arguments, **options, enable_fp_fusion=False)
+
+
+def is_contiguous(sizes, strides):
+    """Tell whether the elements of a grid follow each other in memory."""
+    expected, contiguous = 1, True
+    for size, stride in zip(reversed(sizes), reversed(strides)):
+        contiguous &= size == 1 or stride == expected
+        expected *= size
+    return contiguous

@@ -12,7 +12,7 @@ from .launch import submit
 PROGRAMS = 264  # most programs that leave partial sums of the parameters' gradients: two for each multiprocessor of an H100
 
 
-def pick_config(shape, capability, wide=False):
+def pick_config(shape, wide=False):
     """Rows per step of a program, block width and warps for ``shape = (rows, width)``; ``wide`` for float64.
 
     Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). From ``python -m bench.aot``: 16 entries per thread spill in
@@ -131,9 +131,8 @@ def norm_mish_backward_kernel(
 def _config(x, scale):
     width = x.shape[-1]
     count = x.numel() // width
-    capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
     wide = scale.dtype == torch.float64
-    return count, width, tl.float64 if wide else tl.float32, pick_config((count, width), capability, wide)
+    return count, width, tl.float64 if wide else tl.float32, pick_config((count, width), wide)
 
 
 def launch(x, rows, bias, scale, shift, eps, y, stats):
@@ -206,7 +205,7 @@ def variants():
     """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers)."""
     for stored, acc in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
         for width in (512, 1792) if acc == "fp32" else (512,):
-            per_step, block, warps = pick_config((4096, width), None, acc == "fp64")
+            per_step, block, warps = pick_config((4096, width), acc == "fp64")
             constants = {"ACC": tl.float64 if acc == "fp64" else tl.float32, "ROWS": per_step, "BLOCK": block}
             shared = {"x": f"*{stored}", "rows": f"*{acc}", "bias": f"*{acc}", "scale": f"*{acc}", "shift": f"*{acc}", "stats": f"*{acc}"}
             shared |= {"y": f"*{stored}", "count": "i32", "width": "i32"}

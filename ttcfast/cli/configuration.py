@@ -142,7 +142,7 @@ def _split(argument: str) -> tuple[str, str]:
 
 
 def _words_as_list(layout: Layout, command: str, arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
-    """``report a b out=c`` as ``report runs=[a,b] out=c``. A folder called ``ttc.seed=1`` is a word too."""
+    """Rewrite ``report a b out=c`` as ``report runs=[a,b] out=c``; an existing folder called ``ttc.seed=1`` counts as a word."""
     key = layout.words
     if key is None:
         return list(arguments)
@@ -153,7 +153,7 @@ def _words_as_list(layout: Layout, command: str, arguments: Sequence[str], defau
 
 
 def _canonical(layout: Layout, name: str, text: str, sweeps: bool) -> tuple[str, str | list[str]]:
-    """Resolve an alias: the key, and its value or values in Hydra's notation."""
+    """Resolve an alias and return the key with its value, or values, in Hydra's notation."""
     found = (a for a in layout.aliases if name == a or (a.endswith(".") and name.startswith(a)))
     alias = next(found, "")
     key = layout.aliases[alias] + name[len(alias) :] if alias else name
@@ -169,7 +169,7 @@ def _canonical(layout: Layout, name: str, text: str, sweeps: bool) -> tuple[str,
 
 
 def _swept(text: str) -> list[str] | None:
-    """The values of a sweep over listed ones; None for a plain value, and for sweeps that only the sweeper can resolve."""
+    """Return the values of a discrete sweep; None for a plain value and for sweeps that only the sweeper can resolve."""
     try:
         override = OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
@@ -179,7 +179,7 @@ def _swept(text: str) -> list[str] | None:
 
 
 def _as_path(key: str, text: str) -> str:
-    """A path as the user wrote it, quoted for Hydra; ``~`` is the home folder, as shells expand it elsewhere."""
+    """Quote a path for Hydra, with a leading ``~`` expanded."""
     if text.strip() in ("", "''", '""'):
         raise ArgumentError(f"{key} is empty; give a path, as {key}=runs/mine")
     if "\0" in text:

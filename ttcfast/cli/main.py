@@ -1,4 +1,4 @@
-"""``ttcfast <command> key=value ...``: finds the command, hands it its configuration, turns errors into one line and a status."""
+"""``ttcfast <command> key=value ...``: dispatches to the command and turns errors into one line and an exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ttcfast <command> --multirun``: Hydra's sweeper and launchers over runs of a command, each in a folder of its own.
+"""``ttcfast <command> --multirun``: runs a command several times through Hydra's sweeper and launchers, each in its own folder.
 
 The ``out`` of a run is ``<hydra.sweep.dir>/<hydra.sweep.subdir>``: by default the ``out`` that was given, and the swept values
 (``branching_factor-3,scale-relative``). Hydra adds ``multirun.yaml`` to the former and ``.hydra/`` to the folder of every run.
@@ -77,14 +77,14 @@ def multirun(command: str, arguments: Sequence[str]) -> None:
 
 
 class SideBySide(Callback):
-    """Says, after all runs, how to see them on one page."""
+    """Prints, after all runs, the command that shows them on one page."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         print(f"Side by side: ttcfast report {shlex.quote(str(config.hydra.sweep.dir))}")
 
 
 def _job(config: DictConfig) -> None:
-    """One run, in this process or in one of the launcher's."""
+    """Execute one run, in this process or in one of the launcher."""
     settings = HydraConfig.get()
     try:
         with memory_errors():
@@ -104,7 +104,7 @@ def _job(config: DictConfig) -> None:
 
 
 def _run_name(task: Sequence[str], swept: Sequence[str]) -> str:
-    """A name for the folder of a run: that in its ablation (behind the ablation's, where there are several), and the other swept values."""
+    """Return the folder name of a run: its name in the ablation (prefixed by the ablation if there are several) and the swept values."""
     held = dict(setting.lstrip("+").split("=", 1) for setting in task)
     variant = held.get(_VARIANT, "")
     short = ",".join(_short(key, held[key]) for key in swept if key != _VARIANT)
@@ -131,7 +131,7 @@ def _check(command: str, values: Values, swept: Sequence[str], variants: dict[st
 
 
 def _folder(command: str, values: Values) -> str:
-    """The folder of all runs."""
+    """Return the folder that contains all runs."""
     config = resolve(command, {key: value for key, value in values.items() if isinstance(value, str)})
     if "out" not in config:
         raise ArgumentError(f"ttcfast {command} has no out, so that its runs would not have a folder each; run it without --multirun")

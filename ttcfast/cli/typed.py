@@ -88,7 +88,7 @@ def _fit(hint: Any, value: Any, key: str) -> Any:
 
 
 def _require_machine_number(key: str, value: float) -> None:
-    """Counts, seeds and sizes go into 64-bit integers; NaN and infinities have no use as a setting and pass every comparison or none."""
+    """Reject integers beyond 64 bits, NaN and infinities, which would slip past range checks."""
     if not math.isfinite(value) if isinstance(value, float) else not -(2**63) <= value < 2**63:
         raise ArgumentError(f"{key} is {value}; give a finite number" + (" of at most 64 bits" if isinstance(value, int) else ""))
 

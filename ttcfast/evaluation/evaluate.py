@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ttcfast.spec import StateSpec, TTCConfig
 from .baselines import BASELINES
 from .methods import ORACLES, Variant, roll_method
 from .results import Gain, MethodResult
-from .table import plain_table
+from .table import print_table
 
 HORIZONS = (1, 4, 16, 20, 64, 128)
 """Steps at which tables show the error, as far as a rollout goes."""
@@ -109,12 +110,16 @@ class Evaluation:
         return f"Evaluation({self.problems} problems, {self.steps} steps: {names})"
 
     def table(self, horizons: Sequence[int] = HORIZONS) -> str:
-        """The table that the commands print, as plain text: all methods, and what the columns mean.
+        """Return the table that the commands print, as plain text, with the meaning of its columns.
 
         Args:
             horizons: Steps of the error columns; those beyond T are left out.
         """
-        return plain_table(self, [h for h in horizons if h <= self.steps])
+        from rich.console import Console
+
+        text = io.StringIO()
+        print_table(self, [h for h in horizons if h <= self.steps], console=Console(file=text, force_terminal=False))
+        return text.getvalue()
 
     @property
     def baseline(self) -> MethodResult:

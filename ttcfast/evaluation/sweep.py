@@ -44,11 +44,6 @@ class Sweep:
         """Every B of the sweep, in ascending order."""
         return tuple(sorted({r.branching_factor for r in self.results}))
 
-    @property
-    def swept_projected(self) -> bool:
-        """Whether any method was swept with projection."""
-        return any(r.projected for r in self.results)
-
     def lines(self) -> list[list[MethodResult]]:
         """Return the results of each method and projection, in ascending order of B."""
         keys = dict.fromkeys((r.method, r.projected) for r in self.results)

@@ -1,8 +1,7 @@
-"""The table of all methods for readers, and how tables are printed and written."""
+"""The table of all methods, and the printing and writing of tables."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ MISSING = "–"
 
 
 def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | None = None, console: Console | None = None) -> None:
-    """Print the table, with the form with projection indented under each method, and what its columns mean.
+    """Print the table and the meaning of its columns; rows with projection are indented under their method.
 
     Args:
         evaluation: What to show.
@@ -36,24 +35,15 @@ def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | No
     print_with_notes(rich_table(heads, rows, title=title), explanation(evaluation), console)
 
 
-def plain_table(evaluation: Evaluation, horizons: Sequence[int]) -> str:
-    """What ``print_table`` prints to a file."""
-    from rich.console import Console
-
-    text = io.StringIO()
-    print_table(evaluation, horizons, console=Console(file=text, force_terminal=False))
-    return text.getvalue()
-
-
 def cells(evaluation: Evaluation, horizons: Sequence[int]) -> tuple[list[str], list[list[str]]]:
-    """Column heads and the text of every cell, for a reader: short numbers, "none" for a gain that is none, what blew up."""
+    """Return the column heads and the text of every cell."""
     heads = ["method", *(f"MSE at\nstep {h}" for h in horizons), "gain %\nmean / median", "improved\n%"]
     heads += ["gain % over\ndet. + proj.", "drift", "\ns", "model\nevals"]
     return heads, [_cells(evaluation, result, horizons) for result in evaluation.results]
 
 
 def explanation(evaluation: Evaluation) -> list[str]:
-    """What the columns mean, and the evaluation's own notes."""
+    """Return the meaning of the columns, followed by the notes of the evaluation."""
     unit = "each channel in units of its training standard deviation" if evaluation.scale is not None else "physical units"
     lines = [
         f"MSE: mean over {evaluation.problems} problems of the squared error at a step, {unit}.",
@@ -70,7 +60,7 @@ def explanation(evaluation: Evaluation) -> list[str]:
 
 
 def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, text_columns: int = 1) -> Table:
-    """A table for a terminal, with the first ``text_columns`` columns aligned left and the others right."""
+    """Return a table for a terminal, with the first ``text_columns`` columns aligned left and the others right."""
     from rich import box
     from rich.table import Table
 
@@ -83,7 +73,7 @@ def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: st
 
 
 def print_with_notes(table: Table, notes: Sequence[str], console: Console | None = None) -> None:
-    """Print a table and the notes below it, each line whole even where the console is narrower."""
+    """Print a table with notes below it, without wrapping lines on a narrow console."""
     console = plain_console(console)
     print_whole(console, table)
     for note in notes:
@@ -91,7 +81,7 @@ def print_with_notes(table: Table, notes: Sequence[str], console: Console | None
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *, text_columns: int = 1) -> str:
-    """A table in Markdown, followed by the notes as a list."""
+    """Return a table in Markdown, followed by the notes as a list."""
     lines = [[head.replace("\n", " ") for head in heads], ["---"] * text_columns + ["---:"] * (len(heads) - text_columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes)
 
@@ -122,17 +112,21 @@ def _error(result: MethodResult, step: int) -> str:
 
 
 def _gain(gain: Gain) -> str:
-    return f"{_percent(gain.mean)} / {_percent(gain.median)}"
+    return f"{percent(gain.mean)} / {percent(gain.median)}"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Format a gain in percent: "none" where it is not above 0.
+
+    Source: docs/design/decisions.md ("Honest baselines").
+    """
     if math.isnan(value):
         return MISSING
     return f"{value:.1f}" if value >= 0.05 else "<0.05" if value > 0 else "none"
 
 
 def _short(value: float) -> str:
-    """Three digits: 0.00812, 1.19, 3.2e-07."""
+    """Format to three digits: 0.00812, 1.19, 3.2e-07."""
     if not math.isfinite(value):
         return MISSING
     return f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}"

@@ -135,7 +135,7 @@ def _made(config: FitDirectionsConfig, spec: StateSpec) -> Directions:
 
 
 def _parted(file: TripletFile, share: float) -> tuple[list[int], list[int]]:
-    """Samples of the trajectories to learn from, and of those kept out."""
+    """Split the samples by trajectory into those to learn from and those held out."""
     numbers = sorted(set(file.trajectory.tolist()))
     if len(numbers) < 2:
         raise DataError(
@@ -148,7 +148,7 @@ def _parted(file: TripletFile, share: float) -> tuple[list[int], list[int]]:
 
 
 def _batch(file: TripletFile, picks: list[int], conserved: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised state, step and error of samples, ``[m, C, *S]`` each."""
+    """Return normalised state, step and error of samples, ``[m, C, *S]`` each."""
     frames, normal = file.frames(picks), file.normalizer
     state, still, truth = frames[:, 0], frames[:, _STILL], frames[:, _TRUTH]
     error = normal.encode_delta(truth - still)
@@ -164,7 +164,7 @@ def _without_mean(fields: Tensor, conserved: tuple[int, ...], axis: int = 1) -> 
 
 
 def _train(directions: HeadFields, file: TripletFile, train: list[int], config: FitDirectionsConfig) -> int:
-    """Train the heads on the mean absolute error of the nearest, and a little of all; the weights are averaged over the run's end."""
+    """Train the heads on the mean absolute error of the nearest head plus a share of all, and average the weights towards the end."""
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(directions.parameters(), lr=config.lr, weight_decay=1e-4)
     averaged = {name: p.detach().clone() for name, p in directions.named_parameters()}
@@ -199,7 +199,7 @@ def _train(directions: HeadFields, file: TripletFile, train: list[int], config: 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Of M samples: Gram matrices of the fields ``[M, J, J]``, their products with the error ``[M, J]``, the error's square ``[M]``."""
+    """Gram matrices of the fields ``[M, J, J]``, their products with the error ``[M, J]`` and the squared error ``[M]`` of M samples."""
 
     gram: Tensor
     product: Tensor
@@ -220,10 +220,10 @@ def _fitted(directions: Directions, file: TripletFile, samples: list[int], batch
 
 
 def _fit_coefficients(directions: Directions, fit: _Fitted) -> None:
-    """Mean and spread of the coefficients.
+    """Fit mean and spread of the coefficients.
 
-    States are weighted by one over the size of their error, and the spread along a mode is that of the median state: errors, and with them
-    the coefficients, have heavy tails, and what suits the few largest overshoots everywhere else.
+    States are weighted by the inverse size of their error, and the spread along a mode is that of the median state, because errors and
+    coefficients have heavy tails: coefficients that suit the few largest errors overshoot everywhere else.
     """
     weight = fit.square.clamp_min(1e-12).rsqrt()
     weight = weight / weight.mean()
@@ -246,7 +246,7 @@ def _fit_coefficients(directions: Directions, fit: _Fitted) -> None:
 
 
 def _left(directions: Directions, fit: _Fitted) -> tuple[float, float, float]:
-    """Shares of the squared error left: by the mean, by the best within mean and spread, by the best in the span."""
+    """Return the shares of the squared error left by the mean, by the best within the spread, and by the best in the span."""
     mean, spread, total = directions.mean.double(), directions.spread.double(), fit.square.sum()
     by_mean = fit.square - 2 * fit.product @ mean + torch.einsum("mij,i,j->m", fit.gram, mean, mean)
     rest = fit.product - fit.gram @ mean

@@ -1,4 +1,4 @@
-"""The logic of ``ttcfast train_wm``: train the arms, put them into one table (terminal, CSV, Markdown), draw one figure."""
+"""The logic of ``ttcfast train_wm``: trains the arms and writes their table and figure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def run_train_wm(config: TrainWMConfig, console: Console | None = None) -> Comparison:
-    """Train and measure every arm, print the table, write it (``table.csv``, ``table.md``), every run's numbers and one figure.
+    """Train and measure every arm, print the table, and write it, the numbers of every run and the figure to ``config.out``.
 
     Raises:
-        as ``ttcfast.pwm.train_wm.train_wm``. OutputError: the folder cannot be written.
+        OutputError: The folder cannot be written. Others as ``ttcfast.pwm.train_wm.train_wm``.
     """
     out = output_folder(config.out)
     comparison = train_wm(config)

@@ -16,7 +16,7 @@ from .define import LIBRARY, arguments, define, define_call
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
 from .norm_mish import EPS, Layer, norm_mish_ref
-from .registry import Backend, Reason, choose, register, triton_available, triton_device, yes
+from .registry import Backend, Reason, choose, cpu_device, register, triton_available, triton_device, yes
 
 METHODS = ("heun", "euler")
 
@@ -180,9 +180,8 @@ def _contiguous(call: Call) -> Reason:
 
 
 def _cpu_supports(call: Call) -> Reason:
-    if call.z.device.type != "cpu":
-        return f"the tensors are on {call.z.device}; the C++ path reads host memory"
-    return "matmul_dtype is torch.bfloat16; the C++ path takes float32 or float64" if call.half else _contiguous(call)
+    half = "matmul_dtype is torch.bfloat16; the C++ path takes float32 or float64" if call.half else None
+    return cpu_device(call.z) or half or _contiguous(call)
 
 
 def _triton_supports(call: Call) -> Reason:

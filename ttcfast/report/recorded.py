@@ -53,10 +53,8 @@ def write_recorded(path: str | os.PathLike[str], results: list[MethodResult], pr
     Raises:
         OutputError: The file cannot be written.
     """
-    rows = []
-    for result in results:
-        row = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("trajectory", "recorded")}
-        rows.append(row)
+    names = [field.name for field in dataclasses.fields(MethodResult) if field.name not in ("trajectory", "recorded")]
+    rows = [{name: getattr(result, name) for name in names} for result in results]
     scale = None if problems.scale is None else problems.scale.flatten().tolist()
     write_json(path, {"about": about, "problems": fingerprints(problems.truth), "scale": scale, "results": rows})
 

@@ -1,4 +1,4 @@
-"""The table that compares the arms of ``ttcfast train_wm``: rows for files, cells for readers, and the order of the arms."""
+"""The table that compares the arms of ``ttcfast train_wm``, and the ranking of the arms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = ("observation", "reward", "latent")
 
 
 def summary(comparison: Comparison) -> list[dict[str, Any]]:
-    """One flat row per arm, persistence first: what ``table.csv`` holds."""
+    """Return one flat row per arm, persistence first, as in ``table.csv``."""
     last = len(comparison.persistence.reward)
     still = _errors([comparison.persistence], last)
     rows: list[dict[str, Any]] = [{"arm": "persistence", "label": "nothing changes", **still}]
@@ -48,7 +48,7 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """One flat row per run: what ``runs.csv`` holds."""
+    """Return one flat row per run, as in ``runs.csv``."""
     last = len(comparison.persistence.reward)
     rows = []
     for run in comparison.runs:
@@ -58,7 +58,7 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def by_arm(comparison: Comparison) -> dict[str, list[ArmResult]]:
-    """The runs of each arm, in order."""
+    """Group the runs by arm, in order."""
     found: dict[str, list[ArmResult]] = {}
     for run in comparison.runs:
         found.setdefault(run.arm, []).append(run)
@@ -66,9 +66,9 @@ def by_arm(comparison: Comparison) -> dict[str, list[ArmResult]]:
 
 
 def order(comparison: Comparison, kind: str = "observation") -> list[str]:
-    """The arms from the smallest to the largest error of ``kind`` after the last step; "~" where the seeds leave the order open.
+    """Rank the arms by their error of ``kind`` after the last step, smallest first; "~" joins neighbours that cannot be told apart.
 
-    Two neighbours are apart when their means differ by more than the standard error of that difference, twice.
+    Two arms are told apart if their means differ by more than twice the standard error of the difference.
     """
     last = len(comparison.persistence.reward)
     runs = by_arm(comparison)
@@ -81,7 +81,7 @@ def order(comparison: Comparison, kind: str = "observation") -> list[str]:
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Column heads and the text of every cell."""
+    """Return the column heads and the text of every cell."""
     last = len(comparison.persistence.reward)
     heads = ["dynamics", "parameters\n(gap)", "evals\n/ step"]
     heads += [f"observation error\n{h} step{'s' * (h > 1)}" for h in (1, last)]
@@ -92,7 +92,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def explanation(comparison: Comparison, config: TrainWMConfig) -> list[str]:
-    """What the columns mean, and the order that was found."""
+    """Return the meaning of the columns, followed by the ranking of the arms."""
     last, (trained, held) = len(comparison.persistence.reward), comparison.episodes
     lines = [
         f"Mean over {len(config.seeds)} seeds ± its standard error. {config.steps} updates of {config.batch} windows of "
@@ -119,7 +119,7 @@ def explanation(comparison: Comparison, config: TrainWMConfig) -> list[str]:
 
 
 def _errors(errors: Sequence[ImaginationErrors], last: int) -> dict[str, Any]:
-    """Mean and standard error of the errors at step 1 and the last, and of what is not read."""
+    """Return means and standard errors of the errors at the first and the last step, and of the unread part."""
     found = {f"{kind}_error_{h}": [c[h - 1] for e in errors if (c := getattr(e, kind))] for kind in _KINDS for h in (1, last)}
     columns: dict[str, Any] = {}
     for name, values in {**found, "unread": [e.unread for e in errors]}.items():
@@ -148,7 +148,7 @@ def _cells(row: dict[str, Any], last: int) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over the seeds and its standard error, NaN with one seed."""
+    """Return the mean over random seeds and its standard error, which is NaN for a single one."""
     if not _all_finite(values):
         return math.nan, math.nan
     return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -167,7 +167,7 @@ def _all_finite(values: Sequence[float]) -> bool:
 
 
 def _with_spread(mean: float, spread: float) -> str:
-    """``0.0312 ± 0.0041``: three digits, the spread to two."""
+    """Format ``0.0312 ± 0.0041``: three digits, two for the spread."""
     if not math.isfinite(mean):
         return MISSING
     return f"{mean:.3g}" + (f" ± {spread:.2g}" if math.isfinite(spread) else "")

@@ -1,4 +1,4 @@
-"""Scores against the errors that the scored candidates turned out to have."""
+"""Calibration of rewards: scores of candidates against their true errors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .style import GREY, colour, finish, new_figure, value_axis
 
 
 def calibration_figure(scores: Mapping[str, Tensor], errors: Tensor, bins: int = 10) -> Figure:
-    """One row per reward: left all candidates of all states together, right each state's candidates among themselves.
+    """Plot the mean error against the score, one row per reward: on the left over all candidates, on the right within each state.
 
-    The left asks whether a score tells easy states from hard ones; choosing rests on the right, where scores count by their rank within
-    the group and errors as a ratio to the group's mean. A good reward falls from left to right.
+    The left column shows whether scores tell easy states from hard ones. Choosing rests on the right column, which takes ranks of scores
+    and ratios of errors to the mean within each state. The curve of a good reward falls.
 
     Args:
-        scores: by reward, ``[M, B]``; not finite where a candidate was rejected.
-        errors: mean squared error of the candidates, ``[M, B]``.
-        bins: of equal count.
+        scores: Scores ``[M, B]`` by reward; not finite for a rejected candidate.
+        errors: ``[M, B]``, mean squared errors of the candidates.
+        bins: Number of bins of equal count.
 
     Raises:
-        ValueError: no reward, or shapes that differ.
+        ValueError: There is no reward, or shapes differ.
 
     Source: TTC plan, "Logging (e.g., W&B)".
     """
@@ -50,7 +50,7 @@ def calibration_figure(scores: Mapping[str, Tensor], errors: Tensor, bins: int =
 
 
 def calibration_rows(scores: Mapping[str, Tensor], errors: Tensor, bins: int = 10) -> list[dict[str, Any]]:
-    """The same as a table: a row per reward, form (``all`` or ``within``) and bin. Arguments and errors as ``calibration_figure``."""
+    """Return the points of ``calibration_figure`` as one row per reward, form (``all`` or ``within``) and bin."""
     rows = []
     for name, given in scores.items():
         forms = {"all": calibration(given, errors, bins), "within": calibration(*_within(given, errors), min(bins, errors.shape[1]))}
@@ -62,12 +62,12 @@ def calibration_rows(scores: Mapping[str, Tensor], errors: Tensor, bins: int = 1
 
 
 def comparable(scores: Tensor, errors: Tensor) -> bool:
-    """Whether any candidate of ``[M, B]`` has a finite score and an error that its group's mean gives a measure for."""
+    """Whether any candidate of ``[M, B]`` has a finite score and a finite error relative to the mean of its group."""
     return bool(torch.stack(_within(scores, errors)).isfinite().all(0).any())
 
 
 def _within(scores: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank of each score in its group, 0 to 1, ties at their mean rank, and error over the group's mean; NaN where not usable."""
+    """Return the rank of each score in its group (0 to 1, mean rank for ties) and its error over the mean of the group; NaN if unusable."""
     usable = scores.isfinite() & errors.isfinite()
     s, e = scores.double(), errors.double()
     pairs = usable.unsqueeze(1) & usable.unsqueeze(2)

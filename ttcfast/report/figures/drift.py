@@ -1,4 +1,4 @@
-"""Drift of the conserved totals, against time and against the branching factor."""
+"""Drift of the conserved totals against time and branching factor."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Grid = dict[tuple[bool, str], Axes]
 
 
 def drift_against_time(evaluation: Evaluation) -> Figure:
-    """Relative drift of total mass, momentum and energy at each step, mean over problems.
+    """Plot the relative drift of total mass, momentum and energy at each step, averaged over problems.
 
-    Methods with projection have a row of their own, since they lie decades below; the truth's own drift stands beside them in grey.
+    Methods with projection have their own row, since their drift is smaller by decades. The drift of the truth is drawn in grey.
     """
     results = evaluation.results
     title = f"Conservation drift since step 0, mean over {evaluation.problems} problems"
@@ -58,9 +58,9 @@ def drift_against_time(evaluation: Evaluation) -> Figure:
 
 
 def drift_against_branching(sweep: Sweep) -> Figure:
-    """Relative drift of the totals at the last step against B, mean over problems.
+    """Plot the relative drift of the totals at the last step against B, averaged over problems.
 
-    What projection leaves of it is told in words where it was not swept.
+    If projection was not swept, the titles give the drift of the deterministic rollout with projection.
     """
     title = f"Conservation drift at step {sweep.steps} against B, mean over {sweep.problems} problems"
     figure, grid = _grid(title, sorted({r.projected for r in sweep.results}), shared=False)
@@ -86,7 +86,7 @@ def drift_against_branching(sweep: Sweep) -> Figure:
 
 
 def _grid(title: str, forms: Sequence[bool], *, shared: bool) -> tuple[Figure, Grid]:
-    """One row of axes for each of (without, with) projection that there is, one column per quantity; ``shared``: one y axis per row."""
+    """Make one row of axes per value of ``forms`` (without, with projection) and one column per quantity; ``shared`` shares y by row."""
     figure = new_figure(12.5, 1.0 + 3.1 * len(forms), title)
     axes = figure.subplots(len(forms), len(QUANTITIES), sharex=True, sharey="row" if shared else False, squeeze=False)
     for column, quantity in zip(axes[0], QUANTITIES, strict=True):

@@ -1,4 +1,4 @@
-"""Errors of imagined observations: against the number of steps, and against what training cost."""
+"""Errors of imagined observations against the number of steps and the cost of training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARKERS = {None: "o", 1: "v", 2: "s", 4: "D"}
 
 
 def endpoint_error(comparison: Comparison) -> Figure:
-    """Left: the observation error after each step, mean over seeds, with the range of the seeds. Right: the last one against CPU time."""
+    """Plot the observation error after each step (mean and range over random seeds) and, on the right, the last one against CPU time."""
     last = len(comparison.persistence.reward)
     figure = new_figure(11.0, 4.4, f"Imagined observations, {comparison.windows} held-out windows")
     left, right = figure.subplots(1, 2)

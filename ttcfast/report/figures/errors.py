@@ -1,4 +1,4 @@
-"""Errors of the methods against time, the branching factor and the number of model evaluations."""
+"""Errors of the methods against time, branching factor and number of model evaluations."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _STYLES = {  # colours of Okabe and Ito, as in style.py
 
 
 def error_against_time(evaluation: Evaluation) -> Figure:
-    """Mean squared error of each step, over all problems: as it is, and as a ratio to the deterministic rollout.
+    """Plot the mean squared error over all problems at each step, and its ratio to the deterministic rollout.
 
-    A method that blew up is drawn as far as its mean is finite; the legend says how many problems it lost.
+    A method that blew up is drawn as far as its mean is finite; the legend gives the number of problems lost.
     """
     figure = new_figure(11.0, 4.4, f"Rollout error, mean over {evaluation.problems} problems")
     left, right = figure.subplots(1, 2)
@@ -69,9 +69,9 @@ def error_against_time(evaluation: Evaluation) -> Figure:
 
 
 def error_against_branching(sweep: Sweep) -> Figure:
-    """Rollout error against B as a ratio to the deterministic rollout: mean over problems, and in the background every problem.
+    """Plot the rollout error against B as a ratio to the deterministic rollout: the mean over problems and, thinner, every problem.
 
-    Left the average over all steps, right the last step alone; methods with projection in a row of their own.
+    The left column averages over all steps, the right column shows the last step; methods with projection have their own row.
     """
     forms = sorted({r.projected for r in sweep.results})
     title = f"Error against B, mean over {sweep.problems} problems (thin lines: single problems)"
@@ -104,7 +104,7 @@ def _ratios(axes: Axes, sweep: Sweep, projected: bool, last_only: bool) -> None:
         if reference.projected == projected:
             reference_line(axes, ratio, reference)
             shown.append(ratio)
-        elif not sweep.swept_projected:  # far below: a line there would flatten the others
+        elif not any(r.projected for r in sweep.results):  # far below: a line there would flatten the others
             axes.text(0.02, 0.03, f"{reference.name}: {ratio:.2f}", transform=axes.transAxes, fontsize=8, ha="left", va="bottom")
     branching_axis(axes, sweep.branching_factors)
     value_axis(axes, shown)
@@ -112,20 +112,20 @@ def _ratios(axes: Axes, sweep: Sweep, projected: bool, last_only: bool) -> None:
 
 
 def _error(result: MethodResult, last_only: bool) -> Tensor:
-    """``[N]``, with infinity as NaN so that a blown-up problem leaves its line open."""
+    """Return the errors ``[N]``, with infinities as NaN so that the line of a blown-up problem has a gap."""
     error = result.mse[:, -1] if last_only else result.rollout_error
     return error.masked_fill(~error.isfinite(), torch.nan)
 
 
 def search_label(search: str) -> str:
-    """A search's name for readers; one that is not known stays as it is."""
+    """Return the label of a search; unknown names are returned unchanged."""
     return _STYLES[search][2] if search in _STYLES else search
 
 
 def error_against_evaluations(frontier: Frontier) -> Figure:
-    """Rollout error as a ratio to the deterministic rollout against the model evaluations of a step, a panel for each reward.
+    """Plot the ratio of the rollout error to the deterministic rollout against model evaluations per step, with one panel per reward.
 
-    Thick lines are means over problems, the bars their standard errors; 1 is the deterministic rollout, which takes one evaluation.
+    Lines are means over problems, error bars are standard errors; 1 is the deterministic rollout, which takes one evaluation.
     """
     rewards = list(dict.fromkeys(reward for reward, _ in frontier.results))
     title = f"Error against model evaluations, {frontier.problems} problems, {frontier.steps} steps"

@@ -1,4 +1,4 @@
-"""How SampleGain is spread over the problems."""
+"""Histogram of SampleGain over the problems."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ttcfast.evaluation.results import LABELS, Gain, MethodResult
 from .style import GREY, colour, finish, new_figure
 
 LOWEST = -100.0
-"""Percent. Everything worse (twice the error, or blown up) is drawn in the leftmost bin, which says so."""
+"""Lowest gain drawn, in percent. Worse ones (twice the error, or blown up) are counted in the leftmost bin, labelled "or worse"."""
 
 
 def gain_histogram(evaluation: Evaluation) -> Figure:
-    """Per-problem SampleGain, one row per method: left over the deterministic rollout, right, with projection, over the projected one.
+    """Plot the SampleGain of every problem, one row per method.
 
-    Like is compared with like, so that what projection gains alone is not counted as the method's.
+    The left column compares with the deterministic rollout; the right column compares methods with projection with the projected
+    deterministic rollout, so that the gain of projection alone is not credited to the method.
     """
     columns = [reference for reference in (evaluation.baseline, evaluation.projected_baseline) if reference is not None]
     methods = list(dict.fromkeys(r.method for r in evaluation.results if r.method != "deterministic"))
@@ -47,7 +48,7 @@ def gain_histogram(evaluation: Evaluation) -> Figure:
 
 
 def _gains(result: MethodResult | None, reference: MethodResult) -> np.ndarray:
-    """Per problem in percent; a problem that both lost counts as the worst."""
+    """Return gains per problem in percent; a problem on which both blew up counts as the worst."""
     return np.zeros(0) if result is None else np.nan_to_num(Gain.of(result, reference).per_problem.numpy(), nan=-np.inf, neginf=-np.inf)
 
 
@@ -67,7 +68,7 @@ def _histogram(axes: Axes, method: str, gains: np.ndarray, bins: np.ndarray, *, 
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """About 24 bins of a round width that cover 0 and all values from ``LOWEST`` up, with 0 on an edge."""
+    """Return the edges of about 24 bins of round width that cover all values from ``LOWEST`` up, with an edge at 0."""
     low = min(max(float(values.min()), LOWEST), 0.0)
     high = max(float(values.max()), 0.0)
     widths = [m * 10.0**e for e in range(-3, 2) for m in (1, 2, 5)]

@@ -1,4 +1,4 @@
-"""Plain lines: what a training log says against the step, and ablations against the key that differs."""
+"""Line plots of training logs and ablations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .style import branching_axis, colour, finish, new_figure, value_axis
 
 @dataclass(frozen=True)
 class Line:
-    """A line through ``y`` against ``x``, None where there is a gap, in the colour of ``method`` and dashed with projection."""
+    """A curve ``y`` over ``x`` in the colour of ``method``, dashed with projection; None in ``y`` is a gap."""
 
     name: str
     x: Sequence[float]
@@ -27,7 +27,7 @@ class Line:
 def line_figure(
     title: str, lines: Sequence[Line], *, xlabel: str, ylabel: str, ticks: Sequence[float] | None = None, log: bool = False
 ) -> Figure:
-    """Lines over one axis, with a legend where there are several.
+    """Plot lines over one axis, with a legend if there are several.
 
     Args:
         title: Title of the figure.

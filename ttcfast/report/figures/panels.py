@@ -1,4 +1,4 @@
-"""The fields themselves: truth, deterministic rollout, a method's rollout and both errors at several times."""
+"""Fields of the truth, the deterministic rollout and a method at several times, with both errors."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ def field_panels(
     times: Tensor | None = None,
     extent: float = 1.0,
 ) -> Figure:
-    """Rows truth, deterministic, ``result``, error of each; columns steps. All fields share one colour scale, both errors another.
+    """Draw truth, deterministic rollout, ``result`` and both errors as rows, with steps as columns.
 
-    Two dimensions: x (the first space axis) to the right, y upwards. Three: the slice through the middle of z. One: curves.
+    Fields share one colour scale, errors another. x, the first space axis, points to the right, y upwards; three dimensions show the slice
+    through the middle of z, one dimension shows curves.
 
     Args:
-        evaluation: holds the deterministic trajectory and the truth.
-        result: the method to show beside it, with its trajectory.
-        position: which of the kept trajectories.
-        channel: channel to show. quantity: what to call it, with its unit if it has one.
-        steps: columns; None takes four spread over the steps that have a truth.
-        times: ``[K+1]``, the instants of the steps, for the titles; None leaves them out.
-        extent: length of the domain in x.
+        evaluation: Evaluation with the deterministic trajectory and the truth.
+        result: Method to compare, with its trajectory.
+        position: Index into the kept trajectories.
+        channel: Channel to show.
+        quantity: Name of the channel, with its unit if it has one.
+        steps: Steps to show; None takes four spread over the steps with a known truth.
+        times: ``[K+1]``, times of the steps, for the titles; None omits them.
+        extent: Length of the domain in x.
 
     Raises:
-        ValueError: a result without trajectory.
+        ValueError: A result has no trajectory.
     """
     if result.trajectory is None or evaluation.baseline.trajectory is None:
         raise ValueError(f"{result.name} has no trajectory; evaluate with Problems(shown=...) naming the problem to draw")
@@ -64,7 +66,7 @@ def _spread(last: int) -> list[int]:
 
 
 def _slice(fields: Tensor) -> Masked:
-    """``[steps, *S]`` as ``[steps, X]`` or ``[steps, X, Y]``, non-finite cells masked."""
+    """Return ``[steps, *S]`` as ``[steps, X]`` or ``[steps, X, Y]`` with non-finite cells masked."""
     fields = fields[..., fields.shape[-1] // 2] if fields.ndim == 4 else fields
     return np.ma.masked_invalid(fields.double().numpy())
 
@@ -84,7 +86,7 @@ def _images(
     figure = new_figure(2.0 + 2.1 * len(titles), 1.0 + 2.0 * len(rows) * min(shape[1] / shape[0], 1.5), f"{quantity}, problem {problem}")
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     low, high = float(truth.min()), float(truth.max())  # of the truth alone: a rollout that ran away must not flatten the others
-    largest = _error_scale(baseline - truth, ours - truth)
+    largest = error_scale(baseline - truth, ours - truth)
     for (label, fields, is_error), line in zip(rows, grid, strict=True):
         for axes, field in zip(line, fields, strict=True):
             limits: dict[str, Any] = (
@@ -112,7 +114,7 @@ def _images(
 
 
 def _corner(axes: Axes, width: float, height: float) -> None:
-    """Ticks and axis names on the lower left panel alone; they hold for all."""
+    """Label the axes of the lower left panel, on behalf of all panels."""
     axes.set_xticks([0, width])
     axes.set_yticks([0, height])
     axes.tick_params(labelsize=7)
@@ -120,8 +122,8 @@ def _corner(axes: Axes, width: float, height: float) -> None:
     axes.annotate("y", (0, 0.5), xytext=(-7, 0), xycoords="axes fraction", textcoords="offset points", fontsize=8, ha="center", va="center")
 
 
-def _error_scale(*errors: Masked) -> float:
-    """The 99.5th percentile of what is finite: a few cells at a shock would otherwise hide everything else."""
+def error_scale(*errors: Masked) -> float:
+    """Return the 99.5th percentile of the unmasked magnitudes, so that a few cells at a shock do not set the scale."""
     values = np.concatenate([np.abs(e.compressed()) for e in errors])
     return max(float(np.percentile(values, 99.5)) if values.size else 1.0, 1e-12)
 

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour and marker per method, dashed with projection, and how a figure is laid out and saved."""
+"""Shared style of the figures: one colour and marker per method, dashed lines with projection, axes, legends and saving."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GREY = "#7F7F7F"
 
 
 def colour(method: str) -> str:
-    """The colour of a method in every figure; a name that is no method's gets a spare one, always the same."""
+    """Return the colour of a method, the same in every figure; unknown names get a fixed spare colour."""
     if method in _VARIANTS:  # golden-ratio steps around the circle: neighbours in the list are far apart
         i = _VARIANTS.index(method)
         return to_hex(colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.55 + 0.35 * (i % 2), 0.8 - 0.25 * (i % 3 == 0)))
@@ -48,7 +48,7 @@ def colour(method: str) -> str:
 
 
 def line_style(result: MethodResult) -> dict[str, Any]:
-    """Keyword arguments of ``Axes.plot`` for a method: dashed and hollow with projection."""
+    """Return keyword arguments of ``Axes.plot`` for a method; lines with projection are dashed, their markers hollow."""
     c = colour(result.method)
     return {
         "color": c,
@@ -63,14 +63,14 @@ def line_style(result: MethodResult) -> dict[str, Any]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches that leaves room for what stands outside its axes."""
+    """Return an empty figure of ``width`` x ``height`` inches whose layout reserves space for legends outside the axes."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def finish(axes: Axes, xlabel: str | None = None, ylabel: str | None = None) -> None:
-    """Labels, a light grid behind the data, and no frame where no axis is."""
+    """Add labels and a light grid behind the data, and hide the top and right spines."""
     if xlabel:
         axes.set_xlabel(xlabel, fontsize=9)
     if ylabel:
@@ -83,20 +83,20 @@ def finish(axes: Axes, xlabel: str | None = None, ylabel: str | None = None) -> 
 
 
 def step_axis(axes: Axes, steps: int) -> None:
-    """Steps 1 to ``steps``, with a tick at 1 and at round numbers."""
+    """Set the x axis to steps 1 to ``steps``, with ticks at 1 and at round numbers."""
     axes.set_xlim(1 - 0.02 * steps, steps * 1.02)
     gap = next((g for g in (1, 2, 5, 10, 20, 50, 100, 200, 500) if steps <= 6 * g), max(1, steps // 5))
     axes.xaxis.set_major_locator(FixedLocator([1.0, *(float(t) for t in range(gap, steps + 1, gap) if t > 1)]))
 
 
 def markers(points: int, order: int) -> dict[str, Any]:
-    """About six markers per line, set off from line to line so that coinciding curves still show."""
+    """Place about six markers per line, staggered by ``order`` so that coinciding curves remain visible."""
     gap = max(1, points // 6)
     return {"markevery": (order % gap, gap)}
 
 
 def branching_axis(axes: Axes, factors: Sequence[float]) -> None:
-    """A logarithmic axis with a tick at every B that was run."""
+    """Make the x axis logarithmic, with a tick at each of ``factors``."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([float(b) for b in factors]))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -105,7 +105,7 @@ def branching_axis(axes: Axes, factors: Sequence[float]) -> None:
 
 
 def value_axis(axes: Axes, values: Iterable[float]) -> None:
-    """Logarithmic where the positive ``values`` span more than a decade."""
+    """Make the y axis logarithmic if the positive ``values`` span more than a decade."""
     positive = [v for v in values if 0 < v < float("inf")]
     if positive and max(positive) > 10 * min(positive):
         axes.set_yscale("log")
@@ -129,12 +129,13 @@ def positive(values: Tensor) -> Tensor:
 
 
 def method_legend(figure: Figure, results: Sequence[MethodResult], extra: Sequence[Line2D] = ()) -> None:
-    """A legend right of all axes: one entry per method by colour, and what dashes mean, instead of one per line."""
+    """Add a legend to the right of all axes, with one entry per method and one for the dashes of projection."""
     handles = []
     for method in dict.fromkeys(r.method for r in results):
         shown = next((r for r in results if r.method == method and not r.projected), None)
         style = line_style(shown or next(r for r in results if r.method == method))
-        note = _blow_up_note([r for r in results if r.method == method])
+        lost = max((int(r.blown_up.sum()), len(r.blown_up)) for r in results if r.method == method)
+        note = f"\n({lost[0]}/{lost[1]} blew up)" if lost[0] else ""  # so that a curve that stops is not read as a good one
         handles.append(Line2D([], [], label=LABELS.get(method, method) + note, **style))
     if any(r.projected for r in results):
         dashed: dict[str, Any] = {"color": GREY, "linestyle": (0, (4, 2)), "marker": "o", "markerfacecolor": "white"}
@@ -142,16 +143,10 @@ def method_legend(figure: Figure, results: Sequence[MethodResult], extra: Sequen
     figure.legend(handles=[*handles, *extra], loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2)
 
 
-def _blow_up_note(results: Sequence[MethodResult]) -> str:
-    """``" (2/8 blew up)"`` for a method that has lost problems, so that a curve that stops is not read as a good one."""
-    worst = max((int(r.blown_up.sum()) for r in results), default=0)
-    return f"\n({worst}/{len(results[0].blown_up)} blew up)" if worst else ""
-
-
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Write a figure as PNG and, beside it, as SVG if it holds lines alone; each file is written whole or not at all.
+    """Write a figure as PNG and, unless it contains images, as SVG beside it. Each file is written atomically.
 
-    The title is kept in the files, for pages that show it.
+    The title is stored in the metadata of both files.
 
     Raises:
         OutputError: The folder cannot be written or the disk is full.
@@ -168,13 +163,13 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove the figure that an earlier run has left at ``path``, in both formats."""
+    """Remove the figure at ``path`` in both formats, if an earlier run left one."""
     for suffix in (path.suffix, ".svg"):
         path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def svg_of(figure: Figure) -> bytes:
-    """A figure as SVG: the same bytes for the same figure, with text as text."""
+    """Render a figure as SVG, reproducibly and with text kept as text."""
     picture = io.BytesIO()
     with rc_context({"svg.hashsalt": "ttcfast", "svg.fonttype": "none"}):
         figure.savefig(picture, format="svg", metadata={"Title": figure.get_suptitle(), "Date": None})

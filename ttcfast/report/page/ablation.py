@@ -1,4 +1,4 @@
-"""Runs beside each other: only what differs between their configurations, and what came of it."""
+"""Comparison of runs: the configuration keys that differ, and the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ALWAYS_DIFFER = ("out",)  # where a run wrote says nothing about it
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The configuration keys that are not the same in all runs, each with its values in the order of the runs; a missing key is None."""
+    """Return the configuration keys that differ between runs, each with its values in the order of the runs; None for a missing key."""
     configs = [run.config for run in runs]
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if key not in _ALWAYS_DIFFER]
     values = {key: [config.get(key) for config in configs] for key in keys}
@@ -26,10 +26,12 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def ablation(runs: Sequence[Run], title: str, anchors: Sequence[str]) -> Markup:
-    """One row per run: its values of the keys that differ, and every method's error over that of its deterministic step.
+    """Tabulate per run the values of the keys that differ, and the error of every method over that of the deterministic step.
 
     Args:
-        runs: of ``run_ttc``, at least two. title: heads the section. anchors: of the runs' own sections.
+        runs: Two or more runs of ``run_ttc``.
+        title: Title of the section.
+        anchors: Anchors of the sections of the runs.
     """
     keys = differing(runs)
     shown = list(keys)[:MOST_KEYS]
@@ -70,7 +72,7 @@ def _value(value: Any) -> Cell:
 
 
 def _curve(runs: Sequence[Run], keys: dict[str, list[Any]]) -> Markup | None:
-    """Errors against the key, where a single number differs: at least three runs, no value twice."""
+    """Draw the errors against the key, if a single numeric key differs between at least three runs and no value repeats."""
     if len(keys) != 1 or len(runs) < 3:
         return None
     ((key, values),) = keys.items()

@@ -1,4 +1,4 @@
-"""The fields in motion: one picture that holds every frame of every panel, which the page's script plays on canvases."""
+"""Animation of fields: one picture holds every frame of every panel, and the script of the page plays it on canvases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from ttcfast.report.fields import ShownFields
-from ttcfast.report.figures.panels import ERROR_MAP, FIELD_MAP
+from ttcfast.report.figures.panels import ERROR_MAP, FIELD_MAP, error_scale
 
 from .html import Markup, short, tag
 from .pictures import palette_url
@@ -15,16 +15,15 @@ _LEVELS, _NOT_FINITE = 127, 255  # colours of each of the two maps in one palett
 
 
 def animation(fields: ShownFields, position: int) -> Markup:
-    """Truth, deterministic step, method and both errors of one problem, with a button and a slider.
+    """Return the player of one problem: truth, deterministic rollout, method and both errors, with a button and a slider.
 
-    x to the right, y upwards; one dimension is a strip. The fields share the colours of the truth's range; the errors share others, up to
-    the 99.5th percentile of what is finite, as in the PNG figures. Grey is what is not finite.
+    x points to the right, y upwards; one dimension is drawn as a strip. Colours of fields span the range of the truth; errors reach
+    to the 99.5th percentile, as in ``field_panels``. Non-finite cells are grey.
     """
     truth, plain, ours = (_pictures(f[position]) for f in (fields.truth, fields.deterministic, fields.method))
     low, high = float(truth.min()), float(truth.max())
     differences = plain - truth, ours - truth
-    finite = np.abs(np.concatenate([d[np.isfinite(d)] for d in differences]))
-    largest = max(float(np.percentile(finite, 99.5)) if finite.size else 1.0, 1e-12)
+    largest = error_scale(*map(np.ma.masked_invalid, differences))
     strips = [_indices(f, low, high, 0) for f in (truth, plain, ours)] + [_indices(d, -largest, largest, _LEVELS) for d in differences]
     sheet = np.concatenate([s.reshape(-1, s.shape[-1]) for s in strips], 1)  # columns are panels, frames run downwards
     names = ("truth", "deterministic", fields.name, "deterministic − truth", f"{fields.name} − truth")
@@ -61,7 +60,7 @@ def animation(fields: ShownFields, position: int) -> Markup:
 
 
 def _pictures(field: np.ndarray) -> np.ndarray:
-    """``[F, X, Y]`` or ``[F, X]`` as pictures ``[F, rows from above, columns]``."""
+    """Return ``[F, X, Y]`` or ``[F, X]`` as pictures ``[F, rows from the top, columns]``."""
     frames = field if field.ndim == 3 else np.repeat(field[:, :, None], max(4, field.shape[1] // 8), 2)
     return frames.astype(np.float64).transpose(0, 2, 1)[:, ::-1]
 

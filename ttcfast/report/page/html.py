@@ -1,4 +1,4 @@
-"""HTML written so that nothing can slip in: every child and attribute is escaped unless this module made it."""
+"""HTML generation that escapes every child and attribute unless this module made it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _VOID = {"img", "input", "meta", "br"}
 
 
 class Markup(str):
-    """Text that is HTML already. Only ``tag``, ``joined`` and ``trusted`` make it."""
+    """Text that is HTML already, made only by ``tag``, ``joined`` and ``trusted``."""
 
     __slots__ = ()
 
 
 def trusted(text: str) -> Markup:
-    """HTML, CSS or JavaScript of our own. Never for what comes from a file."""
+    """Mark HTML, CSS or JavaScript of the package as safe. Never use it for the contents of a run."""
     return Markup(text)
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """An element. ``class_`` is class, ``aria_label`` is aria-label; None and False leave an attribute or child out, True has no value."""
+    """Return an element. ``class_`` is class, ``aria_label`` is aria-label; None and False omit an item, True has no value."""
     given = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None and value is not False)
     written = "".join(f" {key}" if value is True else f' {key}="{html.escape(_plain(value))}"' for key, value in given)
     return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{joined(*children)}</{name}>")
 
 
 def joined(*children: Any) -> Markup:
-    """Several pieces in a row: Markup as it is, everything else escaped, lists opened, None left out."""
+    """Concatenate pieces: Markup unchanged, other values escaped, lists flattened, None omitted."""
     return Markup("".join(_child(child) for child in children))
 
 
@@ -47,13 +47,13 @@ def _child(child: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """As text that UTF-8 can hold: a lone surrogate (of a file name) would stop the whole page from being written."""
+    """Return text that UTF-8 can encode; a lone surrogate in a file name would keep the page from being written."""
     return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: what it shows, the number it is sorted by (None: by its text), and whether it is the best of its column."""
+    """A table cell: its text, the number it is sorted by (None sorts by text), and whether it is the best of its column."""
 
     text: Any
     value: float | None = None
@@ -61,14 +61,14 @@ class Cell:
 
 
 def number(value: Any, *, best: bool = False) -> Cell:
-    """A number to three digits, sorted by its whole value; None and what is not finite as a dash."""
+    """Return the cell of a number: three digits, sorted by the exact value; a dash for None and non-finite values."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return Cell(MISSING if value is None or isinstance(value, float) else value)
     return Cell(short(value), float(value), best)
 
 
 def short(value: float) -> str:
-    """Three digits: 0.00812, 1.19, 3.2e-07, 12,480."""
+    """Format to three digits: 0.00812, 1.19, 3.2e-07, 12,480."""
     if not math.isfinite(value):
         return MISSING
     if isinstance(value, int) or abs(value) >= 1000:
@@ -77,13 +77,14 @@ def short(value: float) -> str:
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, text_columns: int = 1, small: bool = False) -> Markup:
-    """A table that the page's script makes sortable.
+    """Return a table, which the script of the page makes sortable.
 
     Args:
-        caption: what it holds; also its name for screen readers.
-        heads: one per column. rows: cells, ``Cell`` or plain values.
-        text_columns: so many from the left are text, aligned left; the first is the row's head.
-        small: for provenance and other long lists.
+        caption: Caption, which screen readers announce, too.
+        heads: Column heads.
+        rows: Cells, as ``Cell`` or plain values.
+        text_columns: Number of columns from the left that hold text and are aligned left; the first is the head of the row.
+        small: Use small print, for long lists such as provenance.
     """
     head = tag("tr", [tag("th", h, scope="col", class_="text" if i < text_columns else None) for i, h in enumerate(heads)])
     body = [tag("tr", [_cell(c, i, text_columns) for i, c in enumerate(row)]) for row in rows]
@@ -102,5 +103,5 @@ def _cell(given: Any, column: int, text_columns: int) -> Markup:
 
 
 def facts(caption: str, pairs: Iterable[tuple[Any, Any]]) -> Markup:
-    """A list of names and values as a small table of two columns."""
+    """Return names and values as a small table of two columns."""
     return table(caption, ("key", "value"), [(key, value) for key, value in pairs], text_columns=2, small=True)

@@ -1,4 +1,4 @@
-"""The section of a run of ``run_ttc`` or ``demo``: what the methods reached, in tables."""
+"""Tables of the section of a run of ``run_ttc`` or ``demo``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttcfast.evaluation.results import LABELS, QUANTITIES
+from ttcfast.evaluation.table import percent
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
@@ -19,13 +20,13 @@ def name_of(method: Method) -> str:
 
 
 def best_reward(methods: Sequence[Method]) -> Method | None:
-    """The method with the smallest error among those that choose by a reward."""
+    """Return the method with the smallest error among those that choose by a reward, or None."""
     chosen = [m for m in methods if m["method"] not in _REFERENCES and not m.get("recorded") and m["rollout_mse"] is not None]
     return min(chosen, key=lambda m: m["rollout_mse"], default=None)
 
 
 def headline(metrics: Mapping[str, Any]) -> Markup:
-    """The run in three numbers: the best reward's error, the problems it improves, and the oracle's error."""
+    """Summarise the run: the error of the best reward, the share of problems it improves, and the error of the oracle."""
     methods, n = metrics["methods"], metrics["problems"]
     base, best = methods[0]["rollout_mse"], best_reward(methods)
     oracles = [m for m in methods if m["method"] == "oracle" and m["rollout_mse"] is not None]
@@ -42,7 +43,7 @@ def headline(metrics: Mapping[str, Any]) -> Markup:
 
 
 def method_table(metrics: Mapping[str, Any]) -> Markup:
-    """Every method: errors at the horizons, gains, conservation, cost."""
+    """Tabulate errors at the horizons, gains, conservation and cost of every method."""
     methods, horizons = metrics["methods"], metrics["horizons"]
     base = methods[0]["rollout_mse"]
     heads = ["method", "B", *(f"MSE at {h}" for h in horizons), "rollout MSE", "× deterministic", "gain %", "median %"]
@@ -76,13 +77,8 @@ def _largest_drift(method: Method) -> Cell:
 
 
 def gain(value: float | None) -> Cell:
-    """A gain in percent: "none" where it is not above 0, sorted by what was measured.
-
-    Source: docs/design/decisions.md ("Honest baselines").
-    """
-    if value is None or not math.isfinite(value):
-        return Cell(MISSING)
-    return Cell(f"{value:.1f}" if value >= 0.05 else "<0.05" if value > 0 else "none", float(value))
+    """Return the cell of a gain in percent, sorted by the measured value."""
+    return Cell(MISSING) if value is None or not math.isfinite(value) else Cell(percent(value), float(value))
 
 
 def explanation(metrics: Mapping[str, Any]) -> Markup:
@@ -108,7 +104,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def sweep_section(metrics: Mapping[str, Any]) -> Markup | None:
-    """The table of the B sweep: error against B beside the oracle's and the mean's."""
+    """Tabulate the sweep over B; None if the run has none."""
     sweep = metrics.get("sweep")
     if not sweep:
         return None
@@ -136,14 +132,14 @@ def _sweep_table(rows: Sequence[Method], plain: float | None, n: int) -> Markup:
 
 
 def _first_problems(methods: Sequence[Method], projected: bool, n: int) -> float | None:
-    """The deterministic rollout's error on the sweep's problems; None where one blew up or there is none."""
+    """Return the error of the deterministic rollout on the first ``n`` problems; None if one blew up or there is no such row."""
     found = next((m for m in methods if m["method"] == "deterministic" and bool(m["projection"]) == projected), None)
     errors = [] if found is None else found["per_problem"]["rollout_mse"][:n]
     return sum(errors) / len(errors) if errors and None not in errors else None
 
 
 def _single_means(metrics: Mapping[str, Any], rows: Sequence[Method], n: int) -> list[dict[str, Any]]:
-    """Where a run did not sweep the mean of B: the table's own, as one point."""
+    """Return the mean of B from the table as a point of the sweep, where it was not swept."""
     points = []
     for form in sorted({bool(r["projection"]) for r in rows}):
         held = next((m for m in metrics["methods"] if m["method"] == "mean" and bool(m["projection"]) == form), None)

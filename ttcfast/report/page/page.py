@@ -1,4 +1,4 @@
-"""The page as a whole: sections in order, pictures as far as there is room, one file without a network."""
+"""Assembly of the page: sections in order, and pictures as far as space allows, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .runs import Run, flat, guarded
 from .training import training_section
 
 MOST_BYTES = 7_500_000
-"""Of the whole page: what mail and chat programs still take, and a phone opens at once."""
+"""Limit on the size of the page, which mail and chat programs accept and a phone opens at once."""
 _FIRST = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching", "frontier", "calibration")
-"""The order of figures; others follow by name."""
+"""Order of the figures; others follow by name."""
 _HERE = Path(__file__).parent
 
 
 @dataclass
 class _Room:
-    """What is left of ``MOST_BYTES``, and what found no place."""
+    """The rest of ``MOST_BYTES``, and the names of the parts that did not fit."""
 
     left: int = MOST_BYTES
     refused: list[str] = field(default_factory=list)
@@ -51,14 +51,17 @@ def write_page(path: str | os.PathLike[str], runs: Sequence[Run], comparison: Se
     """Write one HTML file with everything in it.
 
     Args:
-        path: the file.
-        runs: of ``runs.load``. comparison: rows of ``compare``, empty where no run compares methods. notes: for readers.
+        path: The file.
+        runs: Runs, as returned by ``runs.load``.
+        comparison: Rows of ``compare``; empty if no run compares methods.
+        notes: Notes for readers.
 
     Returns:
-        What was left out for want of room, by name.
+        Names of the parts left out because the page is full.
 
     Raises:
-        DataError: a run's numbers are damaged or of another version. OutputError: the file cannot be written.
+        DataError: The numbers of a run are damaged or of another version.
+        OutputError: The file cannot be written.
     """
     room = _Room()
     anchors = {run.folder: f"run-{i + 1}" for i, run in enumerate(runs)}
@@ -111,7 +114,7 @@ def _header(title: str, runs: Sequence[Run], anchors: dict[Path, str]) -> Markup
 def _overview(
     runs: Sequence[Run], anchors: dict[Path, str], comparison: Sequence[dict[str, Any]], notes: Sequence[str]
 ) -> Iterator[tuple[str, Markup]]:
-    """What concerns several runs: notes, ablations by family, the table of all methods of all runs."""
+    """Yield the parts on several runs: notes, ablations by family, and the table of all methods of all runs."""
     if notes:
         yield "notes", tag("ul", [tag("li", note) for note in notes], class_="notes")
     families: dict[Path | None, list[Run]] = {}
@@ -146,7 +149,7 @@ def _numbers(run: Run) -> Markup:
 
 
 def _section(run: Run, anchor: str, parts: Sequence[Markup | None], *, folded: bool) -> Markup:
-    """A run's section; of many, each is folded under its name."""
+    """Return the section of a run, folded under its name on request."""
     top = guarded(run.folder, _top, run.metrics) if run.compares_methods else None
     inside = joined(tag("p", str(run.folder), class_="path"), top, *parts)
     if folded:
@@ -168,7 +171,7 @@ def _animations(run: Run, room: _Room) -> Markup | None:
 
 
 def _stills(run: Run, room: _Room) -> Markup | None:
-    """The figures of the folder, each as SVG where there is one, else as PNG."""
+    """Return the figures of the folder, each as SVG if there is one, or else as PNG."""
     found: dict[str, Path] = {}
     for folder in (run.folder, run.folder / "figures"):
         for suffix in (".png", ".svg"):
@@ -186,7 +189,7 @@ def _stills(run: Run, room: _Room) -> Markup | None:
 
 
 def _provenance(run: Run) -> Markup:
-    """Configuration, seeds, versions, commit, machine, folded."""
+    """Return configuration, random seeds, versions, commit and machine, folded."""
     p = run.provenance
     if not p:
         return tag("p", "This run kept no provenance.", class_="note")

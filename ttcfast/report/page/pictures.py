@@ -36,14 +36,14 @@ class Picture:
         return f"data:image/{self.kind};base64," + base64.b64encode(self.data).decode("ascii")
 
     def still(self, name: str) -> Markup:
-        """The picture with its title, or else ``name``, as caption. In an ``img`` element no script of an SVG file runs."""
+        """Return the picture captioned by its title, or else ``name``. An ``img`` element runs no script of an SVG file."""
         caption = self.title or name
         image = tag("img", src=self.url, alt=caption, width=self.width, height=self.height)
         return tag("figure", tag("figcaption", caption), image, class_="still")
 
 
 def read_picture(path: Path) -> Picture | None:
-    """Read a PNG or SVG file; None where it is not a whole picture."""
+    """Read a PNG or SVG file; None if it is not a complete picture."""
     if not path.is_file():  # a named pipe would be waited for without end
         return None
     try:
@@ -54,14 +54,14 @@ def read_picture(path: Path) -> Picture | None:
 
 
 def drawn(figure: Figure) -> Markup:
-    """A figure that the page draws itself."""
+    """Return a figure made for the page itself."""
     picture = _svg(svg_of(figure))
     assert picture is not None
     return picture.still("")
 
 
 def palette_url(indices: np.ndarray, palette: np.ndarray) -> str:
-    """A PNG of ``indices`` uint8 ``[rows, columns]`` into ``palette`` uint8 ``[n, 3]``, n at most 256, as a data URL."""
+    """Return a PNG of ``indices`` uint8 ``[rows, columns]`` into ``palette`` uint8 ``[n, 3]``, n at most 256, as a data URL."""
     rows, columns = indices.shape
     image = Image.frombytes("P", (columns, rows), np.ascontiguousarray(indices).tobytes())
     image.putpalette(palette.tobytes())

@@ -1,4 +1,4 @@
-"""Sections on what the rewards' scores are worth (calibration) and what more model evaluations buy (compute frontier)."""
+"""Sections on the calibration of the rewards and on the compute frontier."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Group = list[tuple[float, float]]  # (score, error) of the usable candidates of 
 
 
 def calibration_section(folder: Path) -> Markup | None:
-    """For every reward: true error by bucket of score over all candidates, and what choosing within each state is worth.
+    """Tabulate for every reward the true error by bucket of score, and the value of choosing within each state.
 
-    None where the run kept no scores. The run's figure shows both.
+    None if the run kept no scores.
     """
     path = folder / CALIBRATION
     if not path.exists():
@@ -96,7 +96,7 @@ def _signed(value: float) -> str:
 
 
 def _kendall(group: Group) -> float:
-    """Tau-a of score against minus error; ties count nothing."""
+    """Return Kendall's tau-a of score and minus error; ties count as 0."""
     total = 0
     for i, (s, e) in enumerate(group):
         total += sum(int(math.copysign(1, (s - t) * (f - e))) for t, f in group[:i] if (s - t) * (f - e) != 0)
@@ -111,7 +111,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def frontier_section(folder: Path) -> Markup | None:
-    """The points of the frontier as a table, the best of each reward marked. None where the run traced none."""
+    """Tabulate the compute frontier, with the best point of each reward marked; None if the run traced none."""
     path = folder / FRONTIER
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""Run folders: which there are, what kind each is, and what it is called on a page."""
+"""Discovery and reading of run folders."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Run:
     """One run folder.
 
     Args:
-        folder: where it lies.
-        name: short, different for every run of a page.
-        metrics: ``metrics.json``, {} where the run wrote none.
-        provenance: configuration, versions, seeds and so on; {} where none was kept.
-        family: the folder above that was named instead of this one (a multirun); None where this one was named.
-        log: entries of ``log.jsonl``, of runs without methods only.
-        tables: rows of the CSV tables, by file name, of runs without methods only.
+        folder: The run folder.
+        name: Short name, unique on a page.
+        metrics: Contents of ``metrics.json``; {} if the run wrote none.
+        provenance: Configuration, versions, random seeds and so on; {} if none was kept.
+        family: Folder of a multirun that was named in place of this run; None if this run was named.
+        log: Entries of ``log.jsonl``, only for runs that do not compare methods.
+        tables: Rows of the CSV tables by file name, only for runs that do not compare methods.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def compares_methods(self) -> bool:
-        """Whether it is a run of ``run_ttc`` or ``demo``."""
+        """Whether this is a run of ``run_ttc`` or ``demo``."""
         return "methods" in self.metrics
 
     @property
@@ -52,13 +52,13 @@ class Run:
 
 
 def load(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs in ``folders``, and notes about what was left out.
+    """Return the runs in ``folders``, and notes about those left out.
 
-    A folder that is no run but holds runs (a multirun) stands for all of them; those of them that have no numbers yet are left out and
-    named in the notes.
+    A folder that contains runs (a multirun) stands for all of them; those without numbers yet are left out and named in the notes.
 
     Raises:
-        ArgumentError: a folder named twice. DataError: a folder that is missing, no run, has no numbers yet, or is damaged.
+        ArgumentError: A folder is named twice.
+        DataError: A folder is missing, not a run, without numbers yet, or damaged.
     """
     found: dict[Path, Path | None] = {}
     for folder in map(Path, folders):
@@ -86,7 +86,7 @@ def load(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parts before it as tell runs of the same name apart."""
+    """Return the last part of each path, preceded by as many parts as are needed to make it unique."""
     parts = [folder.resolve().parts for folder in folders]
     names = []
     for own in parts:
@@ -97,7 +97,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
+    """Flatten nested mappings into one with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + str(key): value}
@@ -120,7 +120,7 @@ def _numbers_in_order(path: Path) -> tuple[int, str]:
 
 
 def _lacks(folder: Path) -> str | None:
-    """What a run folder has not got yet; None where there is something to show."""
+    """Say what a run folder lacks so far; None if it can be shown."""
     if (folder / "metrics.json").is_file():
         return None
     if _evaluates(folder):
@@ -145,7 +145,7 @@ def _open(folder: Path, name: str, family: Path | None) -> Run:
 
 
 def guarded(folder: Path, read: Callable[..., T], *arguments: Any) -> T:
-    """``read(*arguments)``, with whatever a damaged or foreign file does to it told as a DataError."""
+    """Call ``read(*arguments)`` and turn the errors of a damaged or foreign file into ``DataError``."""
     try:
         return read(*arguments)
     except OSError as error:
@@ -168,7 +168,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> list[Path]:
-    """Provenance of whatever ran here, but for ``report`` itself, which may write into a run's folder."""
+    """Return the provenance files of a folder, except that of ``report``, which may write into a run folder."""
     return sorted(p for p in folder.glob("*provenance.json") if p.name != "report.provenance.json")
 
 

@@ -1,4 +1,4 @@
-"""The section of a run that is not a comparison of methods (training): its tables, and what its log says against the step."""
+"""The section of a training run: its tables, and charts of its log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_ROWS, MOST_CURVES, MOST_POINTS = 200, 12, 200
 
 
 def training_section(run: Run) -> Markup:
-    """Every CSV table of the folder, then one chart per number of the log."""
+    """Return every CSV table of the folder, then one chart per number of the log."""
     tables = [_table(name, rows) for name, rows in run.tables.items() if rows]
     curves = _curves(run.log)
     charts = [
@@ -48,7 +48,7 @@ def _cell(text: str) -> Cell:
 
 
 def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Numbers of the log that appear at two steps or more."""
+    """Return the numbers of the log that appear at two steps or more."""
     found: dict[str, list[tuple[float, float]]] = {}
     for entry in log:
         for key, value in entry.items():
@@ -58,7 +58,7 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, flo
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """At most ``MOST_POINTS``, means over equal stretches of the log."""
+    """Thin to at most ``MOST_POINTS`` by means over equal stretches of the log."""
     stretch = -(-len(points) // MOST_POINTS)
     parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
     xs, ys = ([sum(p[axis] for p in part) / len(part) for part in parts] for axis in (0, 1))
