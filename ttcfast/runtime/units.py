@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +30,6 @@ class Units:
     time_step: float | None = None
     cell_volume: float | Tensor | None = None
     gamma: float | Tensor | None = None
-
-    @classmethod
-    def of_data(cls, of: str, times: Tensor, spec: StateSpec) -> Units:
-        """Of trajectories with frames at ``times [T+1]``."""
-        return cls(of, time_step_of(times), spec.cell_volume, spec.gamma)
 
 
 def time_step_of(times: Tensor) -> float | None:
