@@ -19,11 +19,13 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Units:
-    """What something was made for; None where it does not say, or where it does not matter to it.
+    """Time step, cell volume and gamma that an object was made for; None where one is unknown or irrelevant.
 
     Args:
-        of: how a message calls it (``"the surrogate of runs/train_fm/surrogate.safetensors"``).
-        time_step: between two frames. cell_volume: a number, or a tensor ``[*S]``. gamma: a number, or a tensor ``[N]``.
+        of: Name of the object in messages (``"the surrogate of runs/train_fm/surrogate.safetensors"``).
+        time_step: Time between two frames.
+        cell_volume: A number, or a tensor ``[*S]``.
+        gamma: Ratio of specific heats, a number or a tensor ``[N]``.
     """
 
     of: str
@@ -33,7 +35,7 @@ class Units:
 
 
 def time_step_of(times: Tensor) -> float | None:
-    """The mean step between frames at ``times [T+1]``; None of a single frame."""
+    """Return the mean step between frames at ``times [T+1]``; None for a single frame."""
     return float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
 
 
