@@ -48,8 +48,8 @@ class VorticitySolver:
         drag: float = 0.1,
         wave_number: int = 4,
         amplitude: float = 1.0,
-        cfl: float = 0.5,
-        longest: float = 0.02,
+        cfl: float = 0.8,
+        longest: float = 0.05,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         for name, value, least in (("viscosity", viscosity, 0), ("cfl", cfl, 0), ("longest", longest, 0)):
