@@ -19,16 +19,19 @@ from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec, StochasticConfig
 
+from .fno import FNO, FNOConfig
 from .vit import ViT, ViTConfig
 
-ARCHITECTURES = {"vit": (ViTConfig, ViT)}
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {"vit": (ViTConfig, ViT), "fno": (FNOConfig, FNO)}
 _SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
 
 
-def surrogate_meta(model: ViT, normalizer: Normalizer, spec: StateSpec, *, time_step: float | None = None, **more: Any) -> dict[str, Any]:
+def surrogate_meta(
+    model: ViT | FNO, normalizer: Normalizer, spec: StateSpec, *, time_step: float | None = None, **more: Any
+) -> dict[str, Any]:
     """What a checkpoint says about its tensors (JSON); ``time_step``: between a state and the next, in the data that it was trained on."""
     return {
-        "architecture": "vit",
+        "architecture": next(name for name, (_, kind) in ARCHITECTURES.items() if isinstance(model, kind)),
         "model": model.config.to_dict(),
         "predicts": "delta",
         "normalizer": {name: getattr(normalizer, name).tolist() for name in ("mean", "std", "delta_std")},

@@ -15,18 +15,20 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, field_statistics
 from ttcfast.data.pairs import WindowSampler
-from ttcfast.data.symmetry import random_symmetry
+from ttcfast.data.symmetry import random_shift, random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingError, TrainingRun, check_training
 from ttcfast.runtime.units import time_step_of
+from ttcfast.spec import EulerSpec
 
-from .checkpoint import load_surrogate, save_surrogate, surrogate_meta
+from .checkpoint import ARCHITECTURES, load_surrogate, save_surrogate, surrogate_meta
+from .fno import FNO
 from .on_grid import open_conserved
 from .quality import one_step_error
-from .vit import ViT, ViTConfig
+from .vit import ViT
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingError", "train"]
 
@@ -39,7 +41,8 @@ class TrainConfig:
         data: folder made by ``ttcfast generate``, or data of another format; split: the one trained on; valid: trajectories of the valid
             split used for validation. reading: the format, and what it leaves open; primitive variables are converted to conserved ones.
         out: receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
-        model: sizes of the ViT (ViTConfig); channels, grid and periodicity come from the data.
+        architecture: ``"vit"``, or ``"fno"`` for periodic domains.
+        model: sizes of it (ViTConfig, FNOConfig); channels, grid and periodicity come from the data.
         init: a checkpoint to start from (fine-tuning); its architecture and normaliser are kept.
         steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
         input_noise: deviation of the Gaussian noise on the normalised input; the target stays the clean next state.
@@ -48,7 +51,8 @@ class TrainConfig:
         loss: l1, mse or huber of the normalised change. precision: float32, or bfloat16 autocast.
         compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them);
             clock: of the ``wall``, or of this process's ``cpu`` time, which other work on the machine does not change.
-        augment: random shifts, mirrors and transposes.
+        augment: of a gas, random shifts, mirrors and transposes; of other fields, shifts along ``shifts``.
+        shifts: axes along which a periodic domain is homogeneous; forcing and boundaries distinguish places along others.
         val_every, save_every: in steps. resume: go on from out/training.safetensors if it is there.
     """
 
@@ -57,6 +61,7 @@ class TrainConfig:
     valid: int = 16
     reading: ReadOptions = field(default_factory=ReadOptions)
     out: str = "runs/train_fm"
+    architecture: str = "vit"
     model: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
     steps: int = 4000
@@ -73,6 +78,7 @@ class TrainConfig:
     precision: str = "float32"
     compile: bool = False
     augment: bool = True
+    shifts: tuple[int, ...] = ()
     max_seconds: float | None = None
     clock: str = "wall"
     val_every: int = 250
@@ -87,6 +93,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_training(self, shares=("pushforward", "pushforward_from", "ema"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("architecture", self.architecture, tuple(ARCHITECTURES))
+        object.__setattr__(self, "shifts", tuple(self.shifts))
         at_least("input_noise", self.input_noise, 0)
 
 
@@ -119,7 +127,7 @@ def train(config: TrainConfig) -> TrainResult:
 class _Run(TrainingRun):
     """The state of one training run."""
 
-    model: ViT
+    model: ViT | FNO
 
     def __init__(self, config: TrainConfig, out: Path) -> None:
         self.config, self.out = config, out
@@ -157,7 +165,9 @@ class _Run(TrainingRun):
         config = self.config
         windows = self.sampler.batch(step, config.batch)
         if config.augment:
-            windows = random_symmetry(windows, self.spec, np.random.default_rng([config.seed, 1, step]))
+            rng = np.random.default_rng([config.seed, 1, step])
+            gas = isinstance(self.spec, EulerSpec)
+            windows = random_symmetry(windows, self.spec, rng) if gas else random_shift(windows, config.shifts, rng)
         windows = windows.to(self.device)
         start, target = windows[:, 0].clone(), windows[:, 1].clone()
         pushed = round(config.pushforward * config.batch) if self.share_done(step) >= config.pushforward_from else 0
@@ -199,20 +209,21 @@ class _Run(TrainingRun):
         save_surrogate(self.checkpoint, self._averaged().model, meta)
 
     def _averaged(self) -> Surrogate:
-        model = ViT(self.model.config).to(self.device)
+        model = type(self.model)(self.model.config).to(self.device)  # type: ignore[arg-type]  # its own config
         model.load_state_dict({n: t.float() for n, t in self.average.items()}, strict=False)
         return Surrogate(model, self.spec, normalizer=self.normalizer, predicts="delta")
 
-    def _model(self, data: TrajectorySet) -> tuple[ViT, Normalizer]:
+    def _model(self, data: TrajectorySet) -> tuple[ViT | FNO, Normalizer]:
         if self.config.init is not None:
             surrogate = load_surrogate(self.config.init)
-            assert isinstance(surrogate.model, ViT) and surrogate.normalizer is not None
+            assert isinstance(surrogate.model, ViT | FNO) and surrogate.normalizer is not None
             return surrogate.model.train(), surrogate.normalizer
         sizes = {"channels": data.spec.num_channels, "grid": data.shape, "periodic": data.spec.periodic_axes}
         try:
-            model = ViT(ViTConfig(**{**self.config.model, **sizes}))
+            config, kind = ARCHITECTURES[self.config.architecture]
+            model = kind(config(**{**self.config.model, **sizes}))
         except TypeError as error:
-            raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
+            raise ArgumentError(f"model has an unknown size ({error}); see {config.__name__} for the names") from error
         found = field_statistics(data)
         found.require_variation(data.spec, self.config.data)
         return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
