@@ -15,7 +15,7 @@ from torch import Tensor
 from ttcfast.checks import at_least, one_of
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.initial_conditions import PRESETS
-from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_truncation
+from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_resampling
 from ttcfast.physics.solver import can_compile
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, DataError
@@ -250,7 +250,7 @@ def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
         parameters = {k: v for k, v in asdict(flow).items() if k != "spin_up"}
         rollout = VorticitySolver(**parameters, cfl=config.own("cfl"), dtype=getattr(torch, config.dtype)).rollout
         w0 = random_vorticity(n, side, seed=config.seed, first=first).to(config.device)
-        return spectral_truncation(rollout(w0, _times(config) + flow.spin_up), config.own("grid")).float().cpu()
+        return spectral_resampling(rollout(w0, _times(config) + flow.spin_up), config.own("grid")).float().cpu()
     # A batch of another size would be compiled anew; the tail is filled up with problems that are thrown away.
     batch = config.own("batch")
     filled = batch if job.n > batch else n

@@ -173,18 +173,21 @@ def random_vorticity(n: int, grid: int, *, seed: int, first: int = 0, peak: floa
     return torch.from_numpy(out)
 
 
-def spectral_truncation(x: Tensor, cells: int) -> Tensor:
-    """The waves of ``[..., n, n]`` that a grid of ``cells`` x ``cells`` can tell apart, on that grid.
+def spectral_resampling(x: Tensor, cells: int) -> Tensor:
+    """The waves of ``[..., n, n]`` that a grid of ``cells`` x ``cells`` can tell apart, on that grid, which may be coarser or finer.
 
-    Waves of the coarse grid's shortest length are left out, since there the two signs of their wave number fall together.
+    Waves of the coarser grid's shortest length are left out, since there the two signs of their wave number fall together.
+
+    Raises:
+        ValueError: A number of cells is odd.
     """
-    n, half = x.shape[-1], cells // 2
-    if cells > n or cells % 2 or n % 2:
-        raise ValueError(f"cells is {cells} for {n} cells; give an even number of at most {n}")
+    n, half = x.shape[-1], min(cells, x.shape[-1]) // 2
+    if cells % 2 or n % 2 or cells < 2:
+        raise ValueError(f"cells is {cells} for {n} cells; give even numbers")
     if cells == n:
         return x
-    fine = torch.fft.rfft2(x)
-    coarse = fine.new_zeros((*x.shape[:-2], cells, half + 1))
-    coarse[..., :half, :half] = fine[..., :half, :half]
-    coarse[..., -half + 1 :, :half] = fine[..., -half + 1 :, :half]
-    return torch.fft.irfft2(coarse, s=(cells, cells)) * (cells / n) ** 2
+    given = torch.fft.rfft2(x)
+    taken = given.new_zeros((*x.shape[:-2], cells, cells // 2 + 1))
+    taken[..., :half, :half] = given[..., :half, :half]
+    taken[..., -half + 1 :, :half] = given[..., -half + 1 :, :half]
+    return torch.fft.irfft2(taken, s=(cells, cells)) * (cells / n) ** 2
