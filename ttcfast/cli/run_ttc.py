@@ -19,7 +19,7 @@ from .main import main
 
 _EVALUATION = (
     *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-    *("one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates", "search_projected"),
+    *("solvers", "one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates", "search_projected"),
 )
 LAYOUT = Layout(
     RunTTCConfig,

@@ -16,10 +16,11 @@ from .evaluate import Problems
 from .results import MethodResult
 
 SYSTEM = "kolmogorov"
+SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from the frame that the model sees, on a grid of n x n cells."
 
 
 def solver_results(
-    problems: Problems, parameters: Mapping[str, Any], time_step: float, cells: Sequence[int] = (32, 64)
+    problems: Problems, parameters: Mapping[str, Any], time_step: float | None, cells: Sequence[int] = (32, 64)
 ) -> list[MethodResult]:
     """Solve Kolmogorov flow from the first frames of the truth on several grids and measure it as the methods are.
 
@@ -36,6 +37,8 @@ def solver_results(
     """
     if parameters.get("system") != SYSTEM:
         raise ValueError(f"the data are of system {parameters.get('system')!r}; there is a solver for {SYSTEM!r} here")
+    if time_step is None:
+        raise ValueError("time_step is None; a solver needs the time between frames")
     flow = {name: value for name, value in parameters["kolmogorov"].items() if name != "spin_up"}
     solver = VorticitySolver(**flow, cfl=parameters["cfl"])
     times = torch.arange(problems.steps + 1) * time_step

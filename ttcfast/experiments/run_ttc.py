@@ -20,6 +20,7 @@ from ttcfast.evaluation.frontier import Frontier, trace_frontier
 from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.solvers import SOLVER_NOTE, solver_results
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
@@ -37,7 +38,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
-from ttcfast.runtime.units import require_units
+from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec, TTCConfig
 from ttcfast.ttc.beam import check_select
 
@@ -78,6 +79,7 @@ class RunTTCConfig:
         horizons: Steps of the table's error columns; those beyond T are left out.
         shown: Problems whose fields are drawn.
         finetuned: Checkpoint of the same surrogate fine-tuned on the reward split, evaluated in rows of its own.
+        solvers: Cells per axis of the classical solver's rows, where the data's system has one here (Kolmogorov flow).
         one_step: Also compare single steps of the surrogate with persistence, at N T further model evaluations.
         calibration: Number of true states whose candidates' scores are compared with their true errors, at B model evaluations each.
         recorded: File of rows that another run measured on the same problems.
@@ -114,6 +116,7 @@ class RunTTCConfig:
     resume: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
+    solvers: tuple[int, ...] = ()
     one_step: bool = False
     calibration: int = 32
     finetuned: str | None = None
@@ -127,7 +130,7 @@ class RunTTCConfig:
         at_least("sweep_problems", self.sweep_problems, 1)
         at_least("calibration", self.calibration, 0)
         at_least("frontier_problems", self.frontier_problems, 1)
-        for name in ("sweep", "horizons", "frontier"):
+        for name in ("sweep", "horizons", "frontier", "solvers"):
             for value in getattr(self, name):
                 at_least(name, value, 1)
         if self.problems is not None:
@@ -202,6 +205,9 @@ def run_ttc(
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
+        if config.solvers:
+            found = solver_results(problems, source.files[0].parameters, time_step_of(source.times), config.solvers)
+            evaluation = evaluation.adding(*found, notes=[SOLVER_NOTE])
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
