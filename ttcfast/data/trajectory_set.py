@@ -32,6 +32,7 @@ class TrajectorySet:
         times: ``[T+1]`` float64.
         shape: Cells per space dimension.
         files: The files, as given.
+        scalars: Numbers that all files hold, such as a viscosity, by name: float64 ``[N]``, one per trajectory.
 
     Raises:
         DataError: No file, files that differ, or a ``layout`` to which they cannot be converted.
@@ -53,6 +54,12 @@ class TrajectorySet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def scalars(self) -> dict[str, Tensor]:
+        names = [name for name in self.files[0].scalars if all(name in file.scalars for file in self.files)]
+        own = {name: [file.scalars[name].expand(len(file)) for file in self.files] for name in names}
+        return {name: torch.cat([held[f][first : first + count] for f, first, count in self.index.runs]) for name, held in own.items()}
 
     def __getitem__(self, i: int) -> Tensor:
         """Return trajectory ``i``, ``[T+1, C, *S]`` float32."""
