@@ -1,4 +1,4 @@
-"""Surrogates on disk: one safetensors file with the weights, the architecture, the normaliser and the state's layout."""
+"""Saves and loads surrogates: one safetensors file with weights, architecture, normalizer and state layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma
 def surrogate_meta(
     model: ViT | FNO, normalizer: Normalizer, spec: StateSpec, *, time_step: float | None = None, **more: Any
 ) -> dict[str, Any]:
-    """What a checkpoint says about its tensors (JSON); ``time_step``: between a state and the next, in the data that it was trained on."""
+    """Return a checkpoint's description of its tensors as JSON; ``time_step`` is that of the training data."""
     return {
         "architecture": next(name for name, (_, kind) in ARCHITECTURES.items() if isinstance(model, kind)),
         "model": model.config.to_dict(),
@@ -58,10 +58,10 @@ def load_surrogate(
     device: str | torch.device = "cpu",
     stochastic: StochasticConfig | Mapping[str, Any] | None = None,
 ) -> Surrogate:
-    """The surrogate of a checkpoint made by ``ttcfast train_fm``, in evaluation, float32.
+    """Load the surrogate of a checkpoint written by ``ttcfast train_fm``, in float32 and evaluation mode.
 
     Raises:
-        CheckpointError: missing, damaged, of an architecture that this version does not know, or whose tensors do not fit it.
+        CheckpointError: It is missing or damaged, its architecture is unknown, or its tensors do not fit.
     """
     tensors, meta = checkpoints.load(path)
     model = build_model(meta, path)
@@ -78,12 +78,12 @@ def load_surrogate(
 
 
 def units_of(surrogate: Surrogate, path: str | os.PathLike[str]) -> Units:
-    """What the surrogate of a checkpoint was made for. Gamma is left out: its network does not read it, and the data's may be another."""
+    """Return the time step and cell volume that a checkpoint was trained for. Gamma is left out, which its network does not read."""
     return Units(f"the surrogate of {path}", surrogate.time_step, surrogate.spec.cell_volume)
 
 
 def surrogate_hash(surrogate: Surrogate) -> str:
-    """SHA-256, hex, of what determines a surrogate's steps: weights, normaliser, history, what it predicts; not of the domain."""
+    """Return the SHA-256 (hex) of what determines a surrogate's steps: weights, normalizer, history, prediction target; not the domain."""
     said = {"model": type(surrogate.model).__name__, "predicts": surrogate.predicts, "history": surrogate.history}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     modules = {"model": surrogate.model, "normalizer": surrogate.normalizer}
@@ -96,7 +96,7 @@ def surrogate_hash(surrogate: Surrogate) -> str:
 
 
 def build_model(meta: Mapping[str, Any], path: str | os.PathLike[str] | Path = "checkpoint") -> nn.Module:
-    """The untrained model that ``meta`` describes."""
+    """Return the untrained model that ``meta`` describes."""
     name = meta.get("architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(f"checkpoint {path} has architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")

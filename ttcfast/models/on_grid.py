@@ -1,4 +1,4 @@
-"""Opening trajectories for a surrogate, and checking that they have its grid, time step and cells."""
+"""Opens trajectories for a surrogate and checks that they have its grid, time step and cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training the one-step surrogate: noise, a pushforward phase, averaged weights, validation on rollouts, exact resume."""
+"""Trains one-step surrogates with input noise, a pushforward phase, averaged weights, validation on rollouts and exact resume."""
 
 from __future__ import annotations
 
@@ -35,25 +35,31 @@ __all__ = ["TrainConfig", "TrainResult", "TrainingError", "train"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What ``ttcfast train_fm`` does.
+    """Settings of ``ttcfast train_fm``.
 
     Args:
-        data: folder made by ``ttcfast generate``, or data of another format; split: the one trained on; valid: trajectories of the valid
-            split used for validation. reading: the format, and what it leaves open; primitive variables are converted to conserved ones.
-        out: receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
+        data: Folder written by ``ttcfast generate``, or data of another format.
+        split: Split to train on.
+        valid: Number of trajectories of the valid split used for validation.
+        reading: Format of the data, and what it leaves open. Primitive variables are converted to conserved ones.
+        out: Receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
         architecture: ``"vit"``, or ``"fno"`` for periodic domains.
-        model: sizes of it (ViTConfig, FNOConfig); channels, grid and periodicity come from the data.
-        init: a checkpoint to start from (fine-tuning); its architecture and normaliser are kept.
+        model: Sizes of the network (ViTConfig, FNOConfig); channels, grid and periodicity come from the data.
+        init: Checkpoint to start from (fine-tuning); its architecture and normalizer are kept.
         steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
-        input_noise: deviation of the Gaussian noise on the normalised input; the target stays the clean next state.
-        pushforward: share of each batch that starts from the model's own step, from the fraction ``pushforward_from`` of training on
-            (arXiv:2202.03376). ema: decay of the weight average.
-        loss: l1, mse or huber of the normalised change. precision: float32, or bfloat16 autocast.
-        compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them);
-            clock: of the ``wall``, or of this process's ``cpu`` time, which other work on the machine does not change.
-        augment: of a gas, random shifts, mirrors and transposes; of other fields, shifts along ``shifts``.
-        shifts: axes along which a periodic domain is homogeneous; forcing and boundaries distinguish places along others.
-        val_every, save_every: in steps. resume: go on from out/training.safetensors if it is there.
+        input_noise: Standard deviation of Gaussian noise on the normalised input; the target is the clean next state.
+        pushforward: Share of each batch that starts from the model's own step, from the fraction ``pushforward_from`` of training on
+            (arXiv:2202.03376).
+        ema: Decay of the weight average.
+        loss: ``"l1"``, ``"mse"`` or ``"huber"`` of the normalised change.
+        precision: ``"float32"``, or ``"bfloat16"`` autocast.
+        compile: Compile the forward pass of the training step.
+        max_seconds: Stop after so many seconds; the schedule then ends with them.
+        clock: ``"wall"``, or ``"cpu"`` for this process's processor time, which other work on the machine does not change.
+        augment: Random shifts, mirrors and transposes of a gas; shifts along ``shifts`` of other fields.
+        shifts: Axes along which a periodic domain is homogeneous; forcing and boundaries distinguish places along the others.
+        val_every, save_every, log_every: Intervals in steps.
+        resume: Continue from out/training.safetensors if it exists.
     """
 
     data: str = "data/euler64"
@@ -100,7 +106,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the checkpoint is and how it did on the validation trajectories."""
+    """Path of the checkpoint, and its errors on the validation trajectories."""
 
     checkpoint: Path
     steps: int
@@ -108,14 +114,15 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train, or go on training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
+    """Train, or continue training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
 
-    A run that is killed and started again goes on from its last save and ends with the same weights as one that was not (bit for bit on one
-    machine with the same number of threads), unless ``max_seconds`` ends it. Other settings than the first time are refused.
+    A run that is killed and restarted continues from its last save and ends with the same weights as an uninterrupted one (bit for bit on
+    one machine with the same number of threads), unless ``max_seconds`` ends it. Changed settings are refused.
 
     Raises:
-        DataError: no data. CheckpointError: ``init`` or the training state is of another architecture.
-        TrainingError: the loss is not finite.
+        DataError: There are no data.
+        CheckpointError: ``init`` or the training state is of another architecture.
+        TrainingError: The loss is not finite.
     """
     out = output_folder(config.out)
     run = _Run(config, out)
@@ -151,9 +158,9 @@ class _Run(TrainingRun):
         return open_conserved(self.config.data, split, self.config.reading)
 
     def step(self, step: int) -> dict[str, float]:
-        """One update; returns loss, gradient norm and learning rate."""
+        """Make one update and return loss, gradient norm and learning rate."""
         start, target = self._pair(step)
-        # The target is the clean next state seen from the noisy start, so the model learns to take noise back.
+        # The target is the change from the noisy start to the clean next state, so that the model learns to remove noise.
         wanted = (target - start) / self.normalizer.delta_std.view(-1, 1, 1)
         self.model.train()
         with self._autocast():
@@ -182,7 +189,7 @@ class _Run(TrainingRun):
         return start, target
 
     def validate(self, step: int) -> dict[str, float]:
-        """Error of the averaged weights: one step along the truth, and rollouts over the whole length."""
+        """Return errors of the averaged weights, of single steps along the truth and of rollouts over its whole length."""
         surrogate = self._averaged()
         truth = self.valid
         frames = truth.shape[1]

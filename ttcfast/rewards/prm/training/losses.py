@@ -1,4 +1,4 @@
-"""What a reward model is trained to do: rank the triplet by a margin, predict the error's field, respect what physics says of it."""
+"""Losses of reward models: margins between the candidates of a triplet, the error field, and physical penalties."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ttcfast.spec import StateSpec
 
 STATE, BEST, MEDIAN, WORST, DETERMINISTIC, TRUTH = range(6)  # frames of a sample, as triplet files have them
 CANDIDATES = {"best": BEST, "median": MEDIAN, "worst": WORST, "deterministic": DETERMINISTIC}
-VIOLATION = 0.5  # how far a penalised copy is moved, in standard deviations of a step's change (conservation) or of the state (boundary)
+VIOLATION = 0.5  # size of a violation, in standard deviations of a step's change (conservation) or of the state (boundary)
 
 
 def triplet_margin_loss(s_best: Tensor, s_med: Tensor, s_worst: Tensor, margin: float = 0.2) -> Tensor:
-    """Zero once best beats median, and median worst, by ``margin``; scores ``[M]``, a scalar back.
+    """Return the triplet margin loss of scores ``[M]`` as a scalar: zero if best beats median and median beats worst by ``margin``.
 
     Raises:
         ValueError: The margin is no finite number above 0; with none, a constant score would be perfect.
@@ -39,14 +39,15 @@ class LossOptions:
     """Terms of the loss and their weights.
 
     Args:
-        margin: of the triplet loss. A scalar model's scores are in units of their own; a dense model's are divided by half the true
-            distance from best to worst, so that exact scores are about 1 apart.
-        margin_weight: None: 1 for a scalar model, 0.05 for a dense one.
-        field: ``l1``, ``mse`` or ``huber`` of the field of a dense model, in units of ``delta_std``; field_weight: its weight.
-        frames: candidates that the field is learned on, of best, median, worst, deterministic.
-        conservation, boundary: weights of the penalties (0: none). A dense model: what is left of each conserved total, and of the
-            prescribed values, once its field is added to the candidate. A scalar one: by how much a copy of the best candidate that breaks
-            them fails to score a margin lower.
+        margin: Margin of the triplet loss. A scalar model's scores are in units of their own; a dense model's are divided by half the
+            true distance from best to worst, so that exact scores are about 1 apart.
+        margin_weight: Weight of the triplet loss; None means 1 for a scalar model and 0.05 for a dense one.
+        field: ``"l1"``, ``"mse"`` or ``"huber"`` loss of a dense model's field, in units of ``delta_std``.
+        field_weight: Weight of the field loss.
+        frames: Candidates on which the field is learned, among best, median, worst and deterministic.
+        conservation, boundary: Weights of the penalties; 0 for none. For a dense model they penalise the residual of each conserved total
+            and of the prescribed values after its field is added to the candidate; for a scalar one, copies of the best candidate that
+            violate them and do not score lower by the margin.
 
     Source: TTC plan, "Training the PRM", "Pitfalls & Gotchas".
     """
@@ -71,10 +72,10 @@ class LossOptions:
 
 
 class RewardLoss(nn.Module):
-    """``forward(frames [M, F, C, X, Y]) -> {"loss", "margin", "field", ...}``, means over the M samples; F = 4 will do for a scalar model.
+    """``forward(frames [M, F, C, X, Y]) -> {"loss", "margin", "field", ...}``, means over the M samples; F = 4 suffices for a scalar model.
 
     Raises:
-        ValueError: a penalty that the layout has no ground for, or the regression of a field without the frames of the truth.
+        ValueError: A penalty does not apply to the layout, or a field is to be learned without frames of the truth.
     """
 
     def __init__(self, network: PairNetwork, options: LossOptions, spec: StateSpec | None) -> None:
@@ -153,7 +154,7 @@ class RewardLoss(nn.Module):
         return terms
 
     def _violated(self, state: Tensor, best: Tensor, what: str) -> Tensor:
-        """Copies of the best candidates that break a conserved total, or the prescribed values; up in even samples and down in odd ones."""
+        """Return copies of the best candidates that violate a conserved total or the prescribed values, upwards in even samples, else downwards."""
         assert self.spec is not None
         sign = (1 - 2 * (torch.arange(len(best), device=best.device) % 2)).to(best.dtype).reshape(-1, 1, 1, 1)
         if what == "conservation":
