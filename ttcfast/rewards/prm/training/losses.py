@@ -154,7 +154,7 @@ class RewardLoss(nn.Module):
         return terms
 
     def _violated(self, state: Tensor, best: Tensor, what: str) -> Tensor:
-        """Return copies of the best candidates that violate a conserved total or the prescribed values, upwards in even samples, else downwards."""
+        """Return copies of the best candidates that violate a conserved total or prescribed values, up in even samples, else down."""
         assert self.spec is not None
         sign = (1 - 2 * (torch.arange(len(best), device=best.device) % 2)).to(best.dtype).reshape(-1, 1, 1, 1)
         if what == "conservation":

@@ -224,7 +224,7 @@ class _Run(TrainingRun):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Return mean squared errors of the averaged weights relative to the deterministic step, for single steps and rollouts with 0, 1, 2 moves."""
+        """Return mean squared errors relative to the deterministic step, for single steps and rollouts with 0, 1 and 2 moves."""
         with self.averaged():
             return self._errors(self.valid)
 
