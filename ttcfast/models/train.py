@@ -22,6 +22,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingError, TrainingRun, check_training
 from ttcfast.runtime.units import time_step_of
+from ttcfast.spec import EulerSpec
 
 from .checkpoint import load_surrogate, save_surrogate, surrogate_meta
 from .on_grid import open_conserved
@@ -39,7 +40,8 @@ class TrainConfig:
         data: folder made by ``ttcfast generate``, or data of another format; split: the one trained on; valid: trajectories of the valid
             split used for validation. reading: the format, and what it leaves open; primitive variables are converted to conserved ones.
         out: receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
-        model: sizes of the ViT (ViTConfig); channels, grid and periodicity come from the data.
+        model: sizes of the ViT (ViTConfig); channels, grid and periodicity come from the data. Channels that the data declare as given are
+            read by the model and left out of the loss.
         init: a checkpoint to start from (fine-tuning); its architecture and normaliser are kept.
         steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
         input_noise: deviation of the Gaussian noise on the normalised input; the target stays the clean next state.
@@ -48,7 +50,7 @@ class TrainConfig:
         loss: l1, mse or huber of the normalised change. precision: float32, or bfloat16 autocast.
         compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them);
             clock: of the ``wall``, or of this process's ``cpu`` time, which other work on the machine does not change.
-        augment: random shifts, mirrors and transposes.
+        augment: random shifts, mirrors and transposes, of a gas; what leaves other equations as they are is not known.
         val_every, save_every: in steps. resume: go on from out/training.safetensors if it is there.
     """
 
@@ -130,6 +132,13 @@ class _Run(TrainingRun):
         data = self._open(config.split)
         self.sampler = WindowSampler(data, length=3, seed=config.seed)
         self.spec = data.spec
+        if data.spec.ndim != 2:
+            raise ArgumentError(f"data has {data.spec.ndim} space dimensions; the ViT of train_fm takes 2 (bring a model by fm.factory)")
+        given = data.spec.given_channels
+        self.predicted = torch.tensor([c for c in range(data.spec.num_channels) if c not in given])
+        if not len(self.predicted):
+            raise ArgumentError(f"data declares all its channels ({', '.join(data.spec.names)}) as given; there is nothing to predict")
+        self.augment = config.augment and isinstance(data.spec, EulerSpec)
         self.model, self.normalizer = self._model(data)
         self.model.to(self.device)
         self.normalizer.to(self.device)
@@ -150,13 +159,16 @@ class _Run(TrainingRun):
         self.model.train()
         with self._autocast():
             predicted = self.forward(self.normalizer.encode(start))
-        loss = LOSSES[self.config.loss](predicted.float(), wanted)
+        predicted = predicted.float()
+        if self.spec.given_channels:
+            predicted, wanted = (x.index_select(1, self.predicted.to(self.device)) for x in (predicted, wanted))
+        loss = LOSSES[self.config.loss](predicted, wanted)
         return {"loss": float(loss.detach()), **self.descend(loss, step)}
 
     def _pair(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
         windows = self.sampler.batch(step, config.batch)
-        if config.augment:
+        if self.augment:
             windows = random_symmetry(windows, self.spec, np.random.default_rng([config.seed, 1, step]))
         windows = windows.to(self.device)
         start, target = windows[:, 0].clone(), windows[:, 1].clone()
@@ -165,10 +177,14 @@ class _Run(TrainingRun):
             with torch.no_grad(), self._autocast():
                 self.model.eval()
                 change = self.model(self.normalizer.encode(start[:pushed]))
-            start[:pushed] += self.normalizer.decode_delta(change.float())
+            change = self.normalizer.decode_delta(change.float())
+            change[:, list(self.spec.given_channels)] = 0
+            start[:pushed] += change
             target[:pushed] = windows[:pushed, 2]
         if config.input_noise:
-            start += config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+            noise = config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+            noise[:, list(self.spec.given_channels)] = 0
+            start += noise
         return start, target
 
     def validate(self, step: int) -> dict[str, float]:
@@ -215,7 +231,10 @@ class _Run(TrainingRun):
             raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
         found = field_statistics(data)
         found.require_variation(data.spec, self.config.data)
-        return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
+        std, delta_std = found.std.float(), found.delta_std.float()
+        for c in data.spec.given_channels:  # one that is the same everywhere has no deviation, and none changes on its own
+            std[c], delta_std[c] = std[c] if std[c] > 0 else 1.0, 1.0
+        return model, Normalizer(found.mean.float(), std, delta_std)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
