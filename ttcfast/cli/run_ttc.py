@@ -14,7 +14,7 @@ from ttcfast.runtime.locks import run_lock
 from ttcfast.spec import StochasticConfig
 
 from .configuration import save
-from .layout import Layout, plain_defaults
+from .layout import INSTEAD, MODEL, Layout, plain_defaults
 from .main import main
 
 _EVALUATION = (
@@ -24,7 +24,7 @@ _EVALUATION = (
 LAYOUT = Layout(
     RunTTCConfig,
     keys={
-        "checkpoint": "fm.ckpt",
+        **MODEL,
         "finetuned": "fm.finetuned",
         "data": "data.root",
         "problems": "data.n",
@@ -39,6 +39,8 @@ LAYOUT = Layout(
     }
     | {name: f"eval.{name}" for name in _EVALUATION},
     groups={"ttc.stochastic": plain_defaults(StochasticConfig)},
+    free=("fm.args",),
+    instead=INSTEAD,
     hidden=("ttc.use_prm", "ttc.project", "ttc.ndim"),
     places=("data",),
     aliases={  # the plan's command line writes the left, its configuration the right

@@ -73,7 +73,7 @@ class TrajectorySet:
         states = self.files[f].read(trajectory, start, stop)
         own = self.files[f].spec
         if self.layout is None or not isinstance(own, EulerSpec):
-            return states
+            return states if self.layout is None else to_spec(states, own, self.layout)
         return to_spec(states, own.replace(gamma=self._gamma_of(f, trajectory)), self.layout)
 
     def stack(self) -> Tensor:
@@ -109,8 +109,12 @@ class TrajectorySet:
         return self.subset(self.index.in_turn(places.round().long().tolist()))
 
     def converted(self, layout: StateSpec) -> TrajectorySet:
-        """Return the set read in the channels of ``layout``; the set itself if it has them already."""
-        return self if same_channels(self.spec, layout) else TrajectorySet(self.files, self.index, layout)
+        """Return the set read in the channels of ``layout``; the set itself if it is of a gas that has them already.
+
+        Of other fields the layout also says what the files leave open (``on_grid_of``).
+        """
+        known = same_channels(self.spec, layout) and isinstance(layout, EulerSpec)
+        return self if known else TrajectorySet(self.files, self.index, layout)
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""

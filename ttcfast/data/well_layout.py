@@ -150,7 +150,7 @@ def _scalars(file: h5py.File, scalars: Mapping[str, float | Sequence[float]], co
     group = file.create_group("scalars")
     group.attrs["field_names"] = list(scalars)
     for name, given in scalars.items():
-        value = np.float32(given)
+        value = np.asarray(given, np.float32)
         if value.ndim and value.shape != (count,):
             raise ValueError(f"scalars[{name!r}] has shape {value.shape}; give one number, or one per trajectory ({count},)")
         _attributes(group.create_dataset(name, data=value), sample=value.ndim > 0, time=False)

@@ -130,8 +130,9 @@ def record_finetuned(
         ArgumentError, DataError, CheckpointError, OutputError: As in ``run_demo``.
     """
     folder = examples_folder(examples)
-    config = RunTTCConfig(checkpoint=str(_checkpoint(folder)), data=(str(folder),), problems=problems, steps=steps)
-    given, data = read_problems(load_surrogate(config.checkpoint), config.data, steps, count=problems, checkpoint=config.checkpoint)
+    own = str(_checkpoint(folder))
+    config = RunTTCConfig(checkpoint=own, data=(str(folder),), problems=problems, steps=steps)
+    given, data = read_problems(load_surrogate(own), config.data, steps, count=problems, checkpoint=own)
     require_fit(data, load_surrogate(checkpoint), str(checkpoint))
     rows = finetuned_rows(str(checkpoint), given, config)
     write_recorded(folder / RECORDED, rows, given, dict(about))

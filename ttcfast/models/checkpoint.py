@@ -23,7 +23,6 @@ from .fno import FNO, FNOConfig
 from .vit import ViT, ViTConfig
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {"vit": (ViTConfig, ViT), "fno": (FNOConfig, FNO)}
-_SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
 
 
 def surrogate_meta(
@@ -35,15 +34,10 @@ def surrogate_meta(
         "model": model.config.to_dict(),
         "predicts": "delta",
         "normalizer": {name: getattr(normalizer, name).tolist() for name in ("mean", "std", "delta_std")},
-        "spec": spec_meta(spec),
+        "spec": spec.to_meta(),
         "time_step": time_step,
         **more,
     }
-
-
-def spec_meta(spec: StateSpec) -> dict[str, Any]:
-    """The layout of a state as JSON, for ``StateSpec(**meta)``; without the tensors of a boundary, which belong to the data."""
-    return {name: getattr(spec, name) for name in _SPEC_FIELDS}
 
 
 def save_surrogate(path: str | os.PathLike[str], model: nn.Module, meta: Mapping[str, Any], *, dtype: torch.dtype | None = None) -> None:
@@ -68,7 +62,7 @@ def load_surrogate(
     checkpoints.load_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, path)
     with checkpoints.entries_of(path, "a surrogate"):
         normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
-        spec = StateSpec(**meta["spec"])
+        spec = StateSpec.from_meta(meta["spec"])
         predicts = meta["predicts"]
         time_step = None if meta.get("time_step") is None else float(meta["time_step"])  # older checkpoints do not say
         Surrogate(model, spec, normalizer=normalizer, predicts=predicts)  # its checks, before those of stochastic, which is the caller's
@@ -78,8 +72,13 @@ def load_surrogate(
 
 
 def units_of(surrogate: Surrogate, path: str | os.PathLike[str]) -> Units:
-    """Return the time step and cell volume that a checkpoint was trained for. Gamma is left out, which its network does not read."""
-    return Units(f"the surrogate of {path}", surrogate.time_step, surrogate.spec.cell_volume)
+    """Return the time step and cell volume that a checkpoint was trained for. Gamma is left out, which its network does not read.
+
+    A factory's model with the default cell volume of ``StateSpec``, 1.0, leaves it open.
+    """
+    volume = surrogate.spec.cell_volume
+    unsaid = surrogate.origin is not None and not torch.is_tensor(volume) and volume == 1.0
+    return Units(f"the surrogate of {path}", surrogate.time_step, None if unsaid else volume)
 
 
 def surrogate_hash(surrogate: Surrogate) -> str:

@@ -32,6 +32,8 @@ def open_on_grid(
             f"{' x '.join(map(str, grid))}: give data on its grid, or a surrogate trained on this one"
         )
     require_fit(found, surrogate, checkpoint)
+    if surrogate.origin is not None and surrogate.time_step is None:  # a factory's model, which knows no data
+        surrogate.time_step = time_step_of(found.times)
     return found
 
 
@@ -39,10 +41,13 @@ def open_conserved(places: str | Sequence[str], split: str, reading: ReadOptions
     """Open the trajectories of a split in conserved variables.
 
     Args:
-        spec: Layout that primitive variables are converted to; None for density, momentum and energy of a gas.
+        spec: Layout that primitive variables are converted to, or whose fields are read; None for density, momentum and energy of a gas,
+            and all fields of other physics.
     """
     found = open_trajectories(places, split=split, **dataclasses.asdict(reading))
-    if not isinstance(found.spec, EulerSpec) or found.spec.variables == "conserved":
+    if not isinstance(found.spec, EulerSpec):
+        return found if spec is None else found.converted(spec)
+    if found.spec.variables == "conserved":
         return found
     gas = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}
     return found.converted(gas[found.spec.ndim]() if spec is None else spec)

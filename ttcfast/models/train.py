@@ -44,7 +44,8 @@ class TrainConfig:
         reading: Format of the data, and what it leaves open. Primitive variables are converted to conserved ones.
         out: Receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
         architecture: ``"vit"``, or ``"fno"`` for periodic domains.
-        model: Sizes of the network (ViTConfig, FNOConfig); channels, grid and periodicity come from the data.
+        model: Sizes of the network (ViTConfig, FNOConfig); channels, grid and periodicity come from the data. Channels that
+            the data declare as given are read by the model and left out of the loss.
         init: Checkpoint to start from (fine-tuning); its architecture and normalizer are kept.
         steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
         input_noise: Standard deviation of Gaussian noise on the normalised input; the target is the clean next state.
@@ -145,6 +146,12 @@ class _Run(TrainingRun):
         data = self._open(config.split)
         self.sampler = WindowSampler(data, length=3, seed=config.seed)
         self.spec = data.spec
+        if data.spec.ndim != 2:
+            raise ArgumentError(f"data has {data.spec.ndim} space dimensions; train_fm's models take 2 (bring a model by fm.factory)")
+        given = data.spec.given_channels
+        self.predicted = torch.tensor([c for c in range(data.spec.num_channels) if c not in given])
+        if not len(self.predicted):
+            raise ArgumentError(f"data declares all its channels ({', '.join(data.spec.names)}) as given; there is nothing to predict")
         self.model, self.normalizer = self._model(data)
         self.model.to(self.device)
         self.normalizer.to(self.device)
@@ -165,7 +172,10 @@ class _Run(TrainingRun):
         self.model.train()
         with self._autocast():
             predicted = self.forward(self.normalizer.encode(start))
-        loss = LOSSES[self.config.loss](predicted.float(), wanted)
+        predicted = predicted.float()
+        if self.spec.given_channels:
+            predicted, wanted = (x.index_select(1, self.predicted.to(self.device)) for x in (predicted, wanted))
+        loss = LOSSES[self.config.loss](predicted, wanted)
         return {"loss": float(loss.detach()), **self.descend(loss, step)}
 
     def _pair(self, step: int) -> tuple[Tensor, Tensor]:
@@ -182,10 +192,14 @@ class _Run(TrainingRun):
             with torch.no_grad(), self._autocast():
                 self.model.eval()
                 change = self.model(self.normalizer.encode(start[:pushed]))
-            start[:pushed] += self.normalizer.decode_delta(change.float())
+            change = self.normalizer.decode_delta(change.float())
+            change[:, list(self.spec.given_channels)] = 0
+            start[:pushed] += change
             target[:pushed] = windows[:pushed, 2]
         if config.input_noise:
-            start += config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+            noise = config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+            noise[:, list(self.spec.given_channels)] = 0
+            start += noise
         return start, target
 
     def validate(self, step: int) -> dict[str, float]:
@@ -233,7 +247,10 @@ class _Run(TrainingRun):
             raise ArgumentError(f"model has an unknown size ({error}); see {config.__name__} for the names") from error
         found = field_statistics(data)
         found.require_variation(data.spec, self.config.data)
-        return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
+        std, delta_std = found.std.float(), found.delta_std.float()
+        for c in data.spec.given_channels:  # one that is the same everywhere has no deviation, and none changes on its own
+            std[c], delta_std[c] = std[c] if std[c] > 0 else 1.0, 1.0
+        return model, Normalizer(found.mean.float(), std, delta_std)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")

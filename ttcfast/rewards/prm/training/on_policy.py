@@ -17,7 +17,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
-from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.on_grid import open_conserved, require_fit, units_of_data
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.devices import device_of
@@ -25,7 +25,7 @@ from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingRun, check_training
 from ttcfast.runtime.units import require_units, time_step_of
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class OnPolicyConfig:
 
     Args:
         fm: Checkpoint of the surrogate.
+        factory: Function of one's own that returns the surrogate instead, ``"package.module:function"``.
+        args: Keyword arguments of the factory.
         data: Folder of trajectories.
         split: Split to train on, which the surrogate has not seen.
         valid: Number of trajectories of the valid split that are rolled out for validation.
@@ -52,7 +54,7 @@ class OnPolicyConfig:
         resume: Continue from out/training.safetensors if it exists.
     """
 
-    fm: str = ""
+    fm: str | None = None
     data: str = "data/euler64"
     split: str = "reward"
     valid: int = 16
@@ -80,10 +82,11 @@ class OnPolicyConfig:
     device: str = "cpu"
     tensorboard: bool = False
     wandb: str | None = None
+    factory: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.fm:
-            raise ArgumentError("fm.ckpt is missing; name the surrogate's checkpoint, whose errors the reward model is to learn")
+        check_one_model(self.fm, self.factory, self.args)
         check_training(self, shares=("restart", "refined", "stochastic", "ema"))
 
 
@@ -157,7 +160,8 @@ class RolloutPool:
 
     def _begin(self, slot: int, rng: np.random.Generator) -> None:
         trajectory = self.data.read(int(rng.integers(len(self.data))))
-        self.truth[slot] = random_symmetry(trajectory.unsqueeze(0), self.spec, rng)[0]
+        gas = isinstance(self.spec, EulerSpec)  # what leaves other equations as they are is not known
+        self.truth[slot] = random_symmetry(trajectory.unsqueeze(0), self.spec, rng)[0] if gas else trajectory
         self.time[slot] = int(rng.integers(self.last))
         self.state[slot] = self.truth[slot, self.time[slot]]
 
@@ -172,9 +176,9 @@ class _Run(TrainingRun):
         self.steps, self.max_seconds = config.steps, config.max_seconds
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
-        self.surrogate = load_surrogate(config.fm).to(self.device)
+        self.surrogate = open_surrogate(config.fm, config.factory, config.args, device=self.device)
         data = self._open(config.split)
-        require_fit(data, self.surrogate, config.fm)
+        require_fit(data, self.surrogate, name_of_model(config.fm, config.factory))
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
@@ -184,7 +188,8 @@ class _Run(TrainingRun):
 
     def _normalizer(self) -> Normalizer:
         if self.surrogate.normalizer is None:
-            raise CheckpointError(f"{self.config.fm} has no normaliser; the reward model's units come from it")
+            name = name_of_model(self.config.fm, self.config.factory)
+            raise CheckpointError(f"the surrogate of {name} has no normaliser; the reward model's units come from it: give it one")
         return self.surrogate.normalizer
 
     def _open(self, split: str) -> TrajectorySet:
@@ -254,6 +259,12 @@ class _Run(TrainingRun):
             new = new + self.model.error(state, new) * self.unit
         return _conserving(state, new, self.spec)
 
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        if self.config.factory is None:  # runs of before there were factories have neither
+            found = {name: value for name, value in found.items() if name not in ("factory", "args")}
+        return found | provenance_of(self.surrogate)
+
     def state(self) -> dict[str, Any]:
         return {**super().state(), "pool": self.pool.state_dict()}
 
@@ -269,8 +280,10 @@ class _Run(TrainingRun):
 
 
 def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) -> DensePRM:
-    sizes = dict(config.model)
+    sizes, name = dict(config.model), name_of_model(config.fm, config.factory)
     residual = sizes.pop("residual", True)
+    if residual is True and not isinstance(surrogate.spec, EulerSpec):
+        residual = None  # its features are those of the Euler equations
     if residual is True:
         step = float(data.times[1] - data.times[0])
         volume = data.spec.cell_volume
@@ -284,7 +297,7 @@ def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) ->
             normalizer=surrogate.normalizer,
             spec=surrogate.spec,
             residual=residual or None,
-            info={"fm": Path(config.fm).name, "time_step": time_step_of(data.times)},
+            info={"fm": Path(name).name, "time_step": time_step_of(data.times), **provenance_of(surrogate)},
         )
     except TypeError as error:
         raise ArgumentError(f"model has an unknown size ({error}); see DensePRM for the names") from error
