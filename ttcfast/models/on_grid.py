@@ -9,7 +9,7 @@ from typing import Any
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.units import Units, require_units
+from ttcfast.runtime.units import Units, require_units, time_step_of
 from ttcfast.spec import StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
 
@@ -50,7 +50,7 @@ def open_conserved(places: str | Sequence[str], split: str, reading: ReadOptions
 
 def units_of_data(found: TrajectorySet) -> Units:
     """Return the time step, cell volume and gamma of trajectories, named by their first file."""
-    return Units.of_data(f"data file {found.files[0].path}", found.times, found.spec)
+    return Units(f"data file {found.files[0].path}", time_step_of(found.times), found.spec.cell_volume, found.spec.gamma)
 
 
 def require_fit(found: TrajectorySet, surrogate: Surrogate, checkpoint: str) -> None:

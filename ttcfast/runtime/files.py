@@ -87,7 +87,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))  # through a link, so that the link stays a link
     with disk_errors(target):
-        if _is_device(target):
+        _refuse_pipe(target)
+        if target.exists() and not (target.is_file() or target.is_dir()):
             yield target
             return
         output_folder(target.parent)
@@ -246,6 +247,12 @@ def strict(value: Any) -> Any:
     return value
 
 
+def error_number(error: OSError) -> int | None:
+    """Return the errno of an error, which h5py and others put into its text instead."""
+    in_text = re.search(r"(?:errno =|os error) (\d+)", str(error))
+    return error.errno if error.errno is not None else int(in_text[1]) if in_text else None
+
+
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
     """What the disk or the file system does to a writer of ``target`` within the block, as an ``OutputError``."""
@@ -254,10 +261,8 @@ def disk_errors(target: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        # h5py and others put the number into the text and leave errno empty.
-        in_text = re.search(r"errno = (\d+)|os error (\d+)", str(error))
-        number = error.errno if error.errno is not None else int(next(filter(None, in_text.groups()))) if in_text else None
-        if number not in _DISK:
+        number = error_number(error)
+        if number is None or number not in _DISK:
             raise
         raise OutputError(f"cannot write {target}: {os.strerror(number)}; free some space or give another place") from error
 
@@ -303,15 +308,6 @@ def _remove_if_dead(partial: str) -> None:
             os.unlink(partial)
     finally:
         os.close(descriptor)
-
-
-def _is_device(path: Path) -> bool:
-    _refuse_pipe(path)
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import math
 import os
-import re
 import resource
 import threading
 import weakref
@@ -18,7 +17,7 @@ import h5py
 import numpy as np
 
 from .errors import DataError
-from .files import require_regular
+from .files import error_number, require_regular
 
 # Deflate makes 1032 bytes of one at most; other filters of data sets that hold numbers do less.
 _EXPANSION = 1032
@@ -47,7 +46,7 @@ def open_hdf5(path: Path, what: str, missing: str) -> h5py.File:
     try:
         file = h5py.File(place, "r")
     except OSError as error:
-        if _errno(error) in (errno.EMFILE, errno.ENFILE):
+        if error_number(error) in (errno.EMFILE, errno.ENFILE):
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             raise DataError(f"{what} {path} cannot be opened: this process has too many open files (limit {limit}); ulimit -n") from error
         raise DataError(f"{what} {path} is empty, truncated or no HDF5 file ({error}); make or copy it again") from error
@@ -164,8 +163,3 @@ def close(owner: object) -> None:
     with _HANDLES.lock:
         if _HANDLES.process == os.getpid() and (handle := _HANDLES.of.pop(owner, None)) is not None and not handle.users:
             handle.opened.close()
-
-
-def _errno(error: OSError) -> int | None:
-    found = re.search(r"errno = (\d+)", str(error))
-    return error.errno if error.errno is not None else int(found.group(1)) if found else None

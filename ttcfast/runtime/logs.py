@@ -52,7 +52,7 @@ class RunLog:
             # First, so that a missing package is told before the old log is touched.
             self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
             self._wandb = _wandb(self.folder, wandb, config) if wandb else None
-            kept = _entries(self.folder / "log.jsonl", resume_step)
+            kept = [] if resume_step is None else [entry for entry in read_log(self.folder) if entry["step"] <= resume_step]
             with atomic_write(self.folder / "log.jsonl") as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in kept)
             self._rows = [_scalars(entry) for entry in kept]
@@ -131,20 +131,17 @@ class RunLog:
 
 
 def read_log(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``, without a last line that a killed run left half written."""
-    return _entries(Path(folder) / "log.jsonl", None, keep_all=True)
-
-
-def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[dict[str, Any]]:
-    if (last_step is None and not keep_all) or not path.exists():
+    """Return the entries of a run's ``log.jsonl``, except a last line that a killed run left half written; none if there is no log."""
+    path = Path(folder) / "log.jsonl"
+    if not path.exists():
         return []
-    entries = []
+    entries: list[dict[str, Any]] = []
     for line in require_regular(path, "run log", "").read_text(encoding="utf-8").splitlines():
         try:
             entries.append(parse_json(line))
         except ValueError:
             break  # cut off when the run was killed
-    return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
+    return entries
 
 
 def _scalars(entry: Mapping[str, Any]) -> dict[str, Any]:

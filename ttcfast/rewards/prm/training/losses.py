@@ -140,11 +140,16 @@ class RewardLoss(nn.Module):
             terms["margin"] = triplet_margin_loss(scores[:, 0], scores[:, 1], scores[:, 2], options.margin)
         if options.conservation:
             assert self.spec is not None
-            left = self._mean(fields + (cands - state.unsqueeze(1)) / self.step_scale)[..., list(self.spec.conserved_channels)]
-            terms["conservation"] = left.square().mean()
+            excess = fields + (cands - state.unsqueeze(1)) / self.step_scale
+            volume = torch.as_tensor(self.spec.cell_volume, dtype=excess.dtype, device=excess.device).expand(excess.shape[-2:])
+            means = (excess * volume).sum((-2, -1)) / volume.sum()
+            terms["conservation"] = means[..., list(self.spec.conserved_channels)].square().mean()
         if options.boundary:
+            assert self.spec is not None and self.spec.boundary_mask is not None
             corrected = cands + fields * self.step_scale
-            terms["boundary"] = self._at_boundary((corrected - self._prescribed(corrected)) / self.state_scale).square().mean()
+            value = 0.0 if self.spec.boundary_value is None else self.spec.boundary_value
+            violation = (corrected - torch.as_tensor(value, dtype=corrected.dtype, device=corrected.device)) / self.state_scale
+            terms["boundary"] = violation[..., self.spec.boundary_mask.to(violation.device)].square().mean()
         return terms
 
     def _violated(self, state: Tensor, best: Tensor, what: str) -> Tensor:
@@ -158,24 +163,9 @@ class RewardLoss(nn.Module):
         assert self.spec.boundary_mask is not None
         return torch.where(self.spec.boundary_mask.to(best.device), best + sign * VIOLATION * self.state_scale, best)
 
-    def _mean(self, x: Tensor) -> Tensor:
-        """Mean over the cells by their volume, ``[..., C]``."""
-        assert self.spec is not None
-        volume = torch.as_tensor(self.spec.cell_volume, dtype=x.dtype, device=x.device).expand(x.shape[-2:])
-        return (x * volume).sum((-2, -1)) / volume.sum()
-
-    def _at_boundary(self, x: Tensor) -> Tensor:
-        assert self.spec is not None and self.spec.boundary_mask is not None
-        return x[..., self.spec.boundary_mask.to(x.device)]
-
-    def _prescribed(self, like: Tensor) -> Tensor:
-        assert self.spec is not None
-        value = 0.0 if self.spec.boundary_value is None else self.spec.boundary_value
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
-
 
 def _check_margin(margin: float) -> None:
     if not (isinstance(margin, numbers.Real) and 0 < margin < math.inf):
         raise ValueError(
-            f"margin is {margin!r}; give a finite number above 0 (the seed has 0.2, the paper 0.1); with none, a constant score is best"
+            f"margin is {margin!r}; give a finite number above 0 (the plan has 0.2, the paper 0.1); with none, a constant score is best"
         )

@@ -58,16 +58,6 @@ def ranking(scores: Tensor, errors: Tensor) -> dict[str, float]:
     }
 
 
-def precision_regret(reference: Tensor, cheaper: Tensor) -> Tensor:
-    """What a cheaper way of scoring the same groups ``[M, K]`` costs: the reference's score that its choices lose, over the group's spread.
-
-    ``[M]``, 0 where nothing is lost; docs/design/decisions.md ("Precision") allows 0.05.
-    """
-    top, low = reference.amax(1), reference.amin(1)
-    lost = top - reference.gather(1, cheaper.argmax(1, keepdim=True)).squeeze(1)
-    return torch.where(lost > 0, lost / (top - low), 0.0)
-
-
 class Validation:
     """Held-out samples, and the metrics of a network on them.
 
@@ -117,7 +107,9 @@ class Validation:
             near.append(_nearness(group, loss.step_scale).cpu())
             errors.append(self._errors(group, frames[:, TRUTH]).cpu())
             if isinstance(loss.network, DensePRM):
-                explained.append(_left_over(loss.network, frames, loss.step_scale))
+                before = (frames[:, TRUTH] - frames[:, DETERMINISTIC]) / loss.step_scale
+                after = before - loss.network.error(frames[:, STATE], frames[:, DETERMINISTIC])
+                explained.append((float(after.square().sum()), float(before.square().sum())))
         found["loss"] = sum(value * n for value, n in losses) / sum(n for _, n in losses)
         if scores:
             found |= _named("triplet", ranking(torch.cat(scores), torch.cat(errors)))
@@ -126,7 +118,8 @@ class Validation:
             left, total = (sum(values) for values in zip(*explained, strict=True))
             found["error_left"] = left / total
         if len(self.groups):
-            found |= self._over_all(loss, device)
+            group_scores, group_near, group_errors = self.scored(loss.network, device)
+            found |= _named("all", ranking(group_scores, group_errors)) | _named("trivial", ranking(group_near, group_errors), TRIVIAL)
         return found
 
     @torch.no_grad()
@@ -168,10 +161,6 @@ class Validation:
             self._made[i] = made
         return self._made[i]
 
-    def _over_all(self, loss: RewardLoss, device: torch.device) -> dict[str, float]:
-        scores, near, errors = self.scored(loss.network, device)
-        return _named("all", ranking(scores, errors)) | _named("trivial", ranking(near, errors), TRIVIAL)
-
     def _errors(self, group: Tensor, truth: Tensor) -> Tensor:
         """MSE ``[M, B]`` in the units that the triplets were ranked in."""
         difference = group - truth.unsqueeze(1)
@@ -185,12 +174,6 @@ def _nearness(group: Tensor, scale: Tensor) -> Tensor:
     """The trivial scorer ``-||c - c_0||`` ``[M, B]``: candidate 0 comes first in a group."""
     distance: Tensor = ((group - group[:, :1]) / scale).flatten(2).norm(dim=2)
     return -distance
-
-
-def _left_over(network: DensePRM, frames: Tensor, scale: Tensor) -> tuple[float, float]:
-    """Squares of the deterministic step's error after the predicted correction, and before."""
-    wanted = (frames[:, TRUTH] - frames[:, DETERMINISTIC]) / scale
-    return float((wanted - network.error(frames[:, STATE], frames[:, DETERMINISTIC])).square().sum()), float(wanted.square().sum())
 
 
 def _named(prefix: str, values: dict[str, float], keep: Sequence[str] | None = None) -> dict[str, float]:
