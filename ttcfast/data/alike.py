@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -80,6 +81,12 @@ def require_alike(files: Sequence[TrajectoryReader], *, gamma: bool = True) -> N
         if found := found or times_difference(other.times, first.times):
             name, one, wanted = found
             raise DataError(f"data file {other.path} has {name} {one}; {first.path} has {wanted}: read them in two runs")
+
+
+def require_made_with(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ``DataError`` where the data file ``path`` was made with other settings than ``wanted``, which resuming must not mix."""
+    if different := [f"{k} {found.get(k)!r} instead of {v!r}" for k, v in wanted.items() if found.get(k) != v]:
+        raise DataError(f"{path} was made with other settings ({', '.join(different)}); give another out= or remove it")
 
 
 def _described(spec: StateSpec) -> dict[str, Any]:

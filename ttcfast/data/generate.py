@@ -17,11 +17,12 @@ from ttcfast.physics import EulerSolver
 from ttcfast.physics.initial_conditions import PRESETS
 from ttcfast.physics.solver import can_compile
 from ttcfast.runtime.devices import device_of
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
 from ttcfast.spec import StateSpec
 
+from .alike import require_made_with
 from .statistics import write_statistics
 from .trajectory_file import TrajectoryFile
 from .well_layout import write_well
@@ -179,13 +180,7 @@ def _done(job: _Job) -> bool:
     if not job.path.exists():
         return False
     found = TrajectoryFile(job.path)
-    different = [k for k in job.parameters if found.parameters.get(k) != job.parameters[k]]
-    if different or len(found) != job.n:
-        said = (
-            ", ".join(f"{k} {found.parameters.get(k)!r} instead of {job.parameters[k]!r}" for k in different)
-            or f"{len(found)} trajectories"
-        )
-        raise DataError(f"{job.path} was made with other settings ({said}); give another out= or remove it")
+    require_made_with(job.path, {**found.parameters, "trajectories": len(found)}, {**job.parameters, "trajectories": job.n})
     return True
 
 

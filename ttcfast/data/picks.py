@@ -48,8 +48,7 @@ class Picks(Sequence[tuple[int, int]]):
     def __getitem__(self, i: int | slice) -> tuple[int, int] | Picks:
         if isinstance(i, slice):
             start, stop, step = i.indices(len(self))
-            if step != 1:
-                return Picks.of(self[k] for k in range(start, stop, step))
+            assert step == 1, "picks are cut, not strided"
             cut = []
             for (file, first, count), end in zip(self.runs, self._ends, strict=True):
                 low, high = max(start, end - count), min(stop, end)

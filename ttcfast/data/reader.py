@@ -189,6 +189,12 @@ def values(file: h5py.File, name: str, shape: Sequence[int | str]) -> h5py.Datas
     return data
 
 
+def space_axes(file: h5py.File, name: str) -> str:
+    """Return the space axes of a field ``[sample, time, *S]``; one if there is no such field, so that ``values`` says what is missing."""
+    field = file.get(name)
+    return "xyz"[: field.ndim - 2] if isinstance(field, h5py.Dataset) and 3 <= field.ndim <= 5 else "x"
+
+
 def number(name: str, value: Any) -> float:
     """Return the number stored in an attribute as a scalar, an array of length 1, or text.
 

@@ -20,7 +20,7 @@ from ttcfast.runtime.files import entries, parse_json
 from ttcfast.spec import StateSpec
 
 from .alike import agree, require_alike
-from .reader import TrajectoryReader, instants, spacing, values
+from .reader import TrajectoryReader, instants, space_axes, spacing, values
 from .trajectory_set import TrajectorySet
 from .well_layout import CHECKSUM, header_checksum
 
@@ -63,19 +63,11 @@ class TrajectoryFile(TrajectoryReader):
                 out[:, channel] = read
 
     def _read_header(self, file: h5py.File) -> None:
-        missing = [f"{group}/{name}" for group, name in FIELDS if group not in file or name not in file[group]]
-        if missing or "dimensions" not in file:
-            there = sorted(f"{g}/{n}" for g in file if isinstance(file[g], h5py.Group) for n in file[g])
-            there += sorted(name for name in file if isinstance(file[name], h5py.Dataset))
-            raise ValueError(f"{', '.join(missing) or 'dimensions'} not there; found {', '.join(there) or 'nothing'}")
-        shape = file["t0_fields"]["density"].shape
-        self._count, self.shape = shape[0], tuple(shape[2:])
+        self._count, _, *cells = values(file, "t0_fields/density", ["sample", "time", *space_axes(file, "t0_fields/density")]).shape
+        self.shape = tuple(cells)
         ndim, frames = len(self.shape), values(file, "dimensions/time", ["time"]).shape[0]
-        expected = (self._count, frames, *self.shape)
         for group, name in FIELDS:
-            axes = ["sample", "time", *"xyz"[:ndim], *(["component"] if name == "momentum" else [])]
-            if (found := values(file, f"{group}/{name}", axes).shape[: len(expected)]) != expected:
-                raise ValueError(f"{name} has shape {found}; with {frames} times it should be {expected}")
+            values(file, f"{group}/{name}", [self._count, frames, *self.shape, *(["component"] if name == "momentum" else [])])
         self.times = instants(file, "dimensions/time", frames)
         channels = file["t1_fields/momentum"].shape[-1] + 2
         self.parameters = _parameters(file)
