@@ -15,7 +15,7 @@ from ttcfast.spec import StateSpec
 
 from .reader import TrajectoryReader
 
-# Above what single precision leaves of a step between coordinates or instants, below any difference that somebody means.
+# Above the rounding of a step between coordinates or times in single precision, below any difference that is meant.
 RELATIVE = 1e-4
 _SINGLE = 2.0**-23
 
@@ -25,7 +25,7 @@ def agree(a: Any, b: Any, rounding: float = 0.0) -> bool:
     return bool(np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=RELATIVE, atol=rounding, equal_nan=True))
 
 
-Difference = tuple[str, str, str]  # what differs, and what it is in either, in words
+Difference = tuple[str, str, str]  # what differs, and its value in each, as text
 
 
 def times_difference(a: Tensor, b: Tensor) -> Difference | None:
@@ -104,7 +104,7 @@ def _described(spec: StateSpec) -> dict[str, Any]:
 
 
 def _is_measured(value: Any) -> TypeGuard[float | Sequence[float]]:
-    """Whether the value is floating-point; counts are compared exactly."""
+    """Return whether the value is floating-point; counts are compared exactly."""
     return value is not None and np.asarray(value).dtype.kind == "f"
 
 

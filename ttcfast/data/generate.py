@@ -185,14 +185,14 @@ def _done(job: _Job) -> bool:
 
 
 def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
-    """Trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
+    """Solve for trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
     fine = (config.grid * config.factor,) * 2
-    # A batch of another size would be compiled anew; the tail is filled up with problems that are thrown away.
+    # A batch of another size would be compiled again, so the last one is padded with problems whose solutions are dropped.
     filled = config.batch if job.n > config.batch else n
     u0 = PRESETS[job.preset](
         filled, fine, seed=config.seed, first=job.first + start, gamma=config.gamma, **dict(config.ranges.get(job.preset, {}))
     )
-    # Compiled or not must follow from the settings alone, or a resumed run would differ in the last digits.
+    # Whether to compile depends on the settings alone, or a resumed run would differ in the last digits.
     compiled = config.grid * config.factor >= 64
     solver = EulerSolver(
         _spec(config), config.boundary, config.cfl, getattr(torch, config.dtype), compile=compiled and can_compile(config.device)

@@ -25,9 +25,9 @@ ChunkOrder = Literal["numeric", "lexicographic"]
 Energy = Literal["stored", "pressure"]
 AXES = ("sample", "time", "channel", "x", "y")
 CHANNELS = 5
-# Trajectories of train, valid and test, in this order in the whole set.
+# Numbers of train, valid and test trajectories, which lie in this order in the whole set.
 PUBLISHED = {"data": (9640, 120, 240), "solution": (1030, 100, 130)}
-# Time between snapshots: 21 of them up to T = 1, or up to T = 2 in CE-RM.
+# Time between the 21 snapshots, which end at T = 1, in CE-RM at T = 2.
 TIME_STEP = {"data": 0.05, "solution": 0.1}
 # The stored energy includes the kinetic energy below the 128 x 128 grid, at most a few per cent.
 _ENERGY_TOLERANCE = 0.1
@@ -151,5 +151,5 @@ def chunk_files(folder: Path, order: ChunkOrder = "numeric") -> list[Path]:
 
 
 def _dimension_names(data: h5py.Dataset) -> tuple[str, ...]:
-    """Names of the axes as NetCDF4 stores them, in attached dimension scales; empty strings where there are none."""
+    """Return the names of the axes from NetCDF4's dimension scales; empty strings where there are none."""
     return tuple(dim[0].name.rpartition("/")[2] if len(dim) else dim.label for dim in data.dims)

@@ -76,7 +76,7 @@ class Picks(Sequence[tuple[int, int]]):
         start, turn = 0, list[int]()
         for k in wanted:
             if not start <= k < start + len(turn):
-                # The largest number of turns that together are no more than k.
+                # The largest number of whole turns with at most k picks.
                 turns = bisect_right(range(int(lengths.max()) + 1), k, key=lambda n: int(np.minimum(lengths, n).sum())) - 1
                 start = int(np.minimum(lengths, turns).sum())
                 turn = sorted(_nth(held, upto, turns) for held, upto in zip(ranges.values(), ends, strict=True) if upto[-1] > turns)
@@ -85,6 +85,6 @@ class Picks(Sequence[tuple[int, int]]):
 
 
 def _nth(ranges: Sequence[range], ends: Sequence[int], n: int) -> int:
-    """Entry ``n`` of ranges one behind the other; ``ends`` are their lengths, added up."""
+    """Return entry ``n`` of the concatenated ranges; ``ends`` are their cumulative lengths."""
     held = bisect_right(ends, n)
     return ranges[held][n - (ends[held - 1] if held else 0)]

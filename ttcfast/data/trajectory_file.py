@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
 
 
 def _parameters(file: h5py.File) -> dict[str, Any]:
-    """Settings that ``ttcfast generate`` stored; other files list names of scalars in that attribute."""
+    """Return the settings stored by ``ttcfast generate``; other files list names of scalars in that attribute."""
     said = _text(file.attrs.get("simulation_parameters", "")).lstrip()
     return parse_json(said) if said.startswith("{") else {}
 
@@ -146,7 +146,7 @@ def _gamma(file: h5py.File, count: int) -> float | Tensor:
     stored = file["scalars"]["gamma"]
     if stored.dtype.kind not in "fiu":
         raise ValueError(f"scalars/gamma is of {stored.dtype}; expected real numbers")
-    # Stored in single precision: 1.4 is meant, not 1.39999998.
+    # The file stores single precision: 1.4 is meant, not 1.39999998.
     found = np.round(np.squeeze(hdf5.array(stored)).astype(np.float64), 6)
     if found.size == 0 or (found.size > 1 and found.shape != (count,)):
         raise ValueError(f"scalars/gamma has shape {stored.shape}; expected one number, or one per trajectory ({count},)")
@@ -160,7 +160,7 @@ def _sides(file: h5py.File, ndim: int) -> list[set[str]]:
     for name, side in file.get("boundary_conditions", {}).items():
         on = [_text(dim) for dim in np.atleast_1d(side.attrs.get("associated_dims", []))] or [name[:1].lower()]
         kind, mask = _text(side.attrs.get("bc_type", "")).upper(), hdf5.array(side["mask"]).astype(bool) if "mask" in side else None
-        # What is periodic has both ends; a mask over several axes marks parts of sides, whose kinds alone are looked at.
+        # A periodic boundary covers both ends; of a mask over several axes, which marks parts of sides, only the kind counts.
         covered = np.array([True, True]) if kind == "PERIODIC" or mask is None or mask.ndim != 1 else mask[[0, -1]]
         for axis in range(ndim):
             if "xyz"[axis] in on:

@@ -237,7 +237,7 @@ def _spread_out(nodes: Tensor, space: Sequence[int], periodic: Sequence[bool]) -
 
 
 def _weights(cells: int, nodes: int, periodic: bool) -> Tensor:
-    """Weights ``[cells, nodes]``: quarter waves between neighbours, whose squares sum to 1, so that the variance is uniform."""
+    """Returns weights ``[cells, nodes]``, quarter waves between neighbours whose squares sum to 1, so that the variance is uniform."""
     place = torch.arange(cells, dtype=torch.float64) * (nodes / cells if periodic else (nodes - 1) / max(1, cells - 1))
     distance = (place[:, None] - torch.arange(nodes, dtype=torch.float64)).abs()
     if periodic:
@@ -260,7 +260,7 @@ def _lengthened(x: Tensor, axis: int, wraps: bool) -> Tensor:
 
 
 def _neighbours(x: Tensor, axis: int, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """The previous and next cell along space axis ``axis``."""
+    """Returns the previous and the next cell along space axis ``axis``."""
     wide, cells = _lengthened(x, axis + 2, periodic[axis]), x.shape[axis + 2]
     return wide.narrow(axis + 2, 0, cells), wide.narrow(axis + 2, 2, cells)
 

@@ -199,7 +199,7 @@ def has_attention(model: nn.Module) -> bool:
 
 
 def _rate_name(module: nn.Module) -> str | None:
-    """The attribute that holds a dropout module's rate; None if the module is no dropout."""
+    """Returns the attribute that holds a dropout module's rate; None if the module is no dropout."""
     family = _family(type(module))  # type: ignore[arg-type]
     if family == "path":
         return next((a for a in ("drop_prob", "p") if hasattr(module, a)), None)
@@ -211,7 +211,7 @@ def _rate_name(module: nn.Module) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _family(kind: type) -> str | None:
-    """What the class alone determines: the attribute with the rate, or ``"path"`` for the name of a drop path."""
+    """Returns the attribute with the rate, or ``"path"`` for a drop path, as far as the class alone determines it."""
     if issubclass(kind, _DropoutNd):
         return "p"
     if issubclass(kind, nn.MultiheadAttention):

@@ -189,7 +189,7 @@ def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
 
 
 def _other_thread(thread: int) -> bool:
-    """Whether another thread is calling, which does not compute candidates."""
+    """Returns whether the caller is another thread, which does not compute candidates."""
     return not torch.compiler.is_compiling() and threading.get_ident() != thread
 
 
