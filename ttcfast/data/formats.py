@@ -172,11 +172,12 @@ def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, sp
             first, tests = files[members[0]], int(0.1 * len(everything))
             published = PUBLISHED[first.variable] if isinstance(first, PDEGymFile) else (len(everything) - tests, 0, tests)
             counts = options.split_counts or published
-            picked += everything[_part(kind, split, counts, len(everything), first.path, len(members))].runs
+            picked += everything.part(*_part(kind, split, counts, len(everything), first.path, len(members))).runs
     return picked
 
 
-def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, files: int) -> slice:
+def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, files: int) -> tuple[int, int]:
+    """Return the first trajectory of a split and the one after its last."""
     names = ("train", "valid", "test")
     if split not in names:
         raise ArgumentError(f"split is {split!r}; {kind} data have {', '.join(names)}: give one of them, or null for all")
@@ -191,4 +192,4 @@ def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, 
         raise DataError(f"{path}: split {split} holds no trajectory ({said}); give split_counts=[train,valid,test], or split=null for all")
     order = _PLACES[kind]
     before = sum(sizes[name] for name in order[: order.index(split)])
-    return slice(before, before + sizes[split])
+    return before, before + sizes[split]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import overload
 
 import numpy as np
 
 
-class Picks(Sequence[tuple[int, int]]):
+class Picks:
     """Sequence of (file, trajectory) indices, stored as runs of consecutive trajectories so that memory grows with the runs alone.
 
     Args:
@@ -41,19 +40,15 @@ class Picks(Sequence[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((file, i) for file, first, count in self.runs for i in range(first, first + count))
 
-    @overload
-    def __getitem__(self, i: int) -> tuple[int, int]: ...
-    @overload
-    def __getitem__(self, i: slice) -> Picks: ...
-    def __getitem__(self, i: int | slice) -> tuple[int, int] | Picks:
-        if isinstance(i, slice):
-            start, stop, step = i.indices(len(self))
-            assert step == 1, "picks are cut, not strided"
-            cut = []
-            for (file, first, count), end in zip(self.runs, self._ends, strict=True):
-                low, high = max(start, end - count), min(stop, end)
-                cut.append((file, first + low - (end - count), high - low))
-            return Picks(cut)
+    def part(self, start: int, stop: int) -> Picks:
+        """Return picks ``start`` to ``stop - 1``."""
+        cut = []
+        for (file, first, count), end in zip(self.runs, self._ends, strict=True):
+            low, high = max(start, end - count), min(stop, end)
+            cut.append((file, first + low - (end - count), high - low))
+        return Picks(cut)
+
+    def __getitem__(self, i: int) -> tuple[int, int]:
         if not -len(self) <= i < len(self):
             raise IndexError(f"pick {i} of {len(self)}")
         i %= len(self)

@@ -87,7 +87,7 @@ class TrajectorySet:
                 f"{wanted} trajectories asked for, the {len(self.files)} data files hold {len(self)}; give a number from 1 to {len(self)}"
             )
         if len({f for f, _, _ in self.index.runs}) == 1:
-            return TrajectorySet(self.files, self.index[:wanted], self.layout)
+            return TrajectorySet(self.files, self.index.part(0, wanted), self.layout)
         if wanted > _MOST:
             raise DataError(f"the data files declare {len(self)} trajectories; at most {_MOST} can be taken in turn: give a number of them")
         return self.subset(self.index.in_turn(range(wanted)))

@@ -181,7 +181,7 @@ def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], stack: E
             continue
         handle = named[name].register_forward_hook(InjectedDropout(p or 0.0, name))
         if stack is not None:
-            stack.callback(handle.remove)
+            stack.enter_context(handle)
 
 
 def injected_dropout(module: nn.Module) -> InjectedDropout | None:

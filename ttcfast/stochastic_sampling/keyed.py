@@ -184,8 +184,7 @@ def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
     else:
         # The hook of a dropout module replaces its forward, so that it runs before other hooks.
         first = site.kind not in ("after", "latent")
-        handle = module.register_forward_hook(partial(_hook, site, draw, thread), prepend=first, with_kwargs=True)
-        stack.callback(handle.remove)
+        stack.enter_context(module.register_forward_hook(partial(_hook, site, draw, thread), prepend=first, with_kwargs=True))
 
 
 def _other_thread(thread: int) -> bool:
