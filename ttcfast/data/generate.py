@@ -18,11 +18,12 @@ from ttcfast.physics.initial_conditions import PRESETS
 from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_resampling
 from ttcfast.physics.solver import can_compile
 from ttcfast.runtime.devices import device_of
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
 from ttcfast.spec import EulerSpec, StateSpec
 
+from .alike import require_made_with
 from .statistics import write_statistics
 from .trajectory_file import TrajectoryFile
 from .well_layout import write_well
@@ -231,18 +232,12 @@ def _done(job: _Job) -> bool:
     if not job.path.exists():
         return False
     found = TrajectoryFile(job.path)
-    different = [k for k in job.parameters if found.parameters.get(k) != job.parameters[k]]
-    if different or len(found) != job.n:
-        said = (
-            ", ".join(f"{k} {found.parameters.get(k)!r} instead of {job.parameters[k]!r}" for k in different)
-            or f"{len(found)} trajectories"
-        )
-        raise DataError(f"{job.path} was made with other settings ({said}); give another out= or remove it")
+    require_made_with(job.path, {**found.parameters, "trajectories": len(found)}, {**job.parameters, "trajectories": job.n})
     return True
 
 
 def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
-    """Trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
+    """Solve for trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
     side = config.own("grid") * config.own("factor")
     fine = (side, side)
     if config.system == "kolmogorov":
@@ -251,13 +246,13 @@ def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
         rollout = VorticitySolver(**parameters, cfl=config.own("cfl"), dtype=getattr(torch, config.dtype)).rollout
         w0 = random_vorticity(n, side, seed=config.seed, first=first).to(config.device)
         return spectral_resampling(rollout(w0, _times(config) + flow.spin_up), config.own("grid")).float().cpu()
-    # A batch of another size would be compiled anew; the tail is filled up with problems that are thrown away.
+    # A batch of another size would be compiled again, so the last one is padded with problems whose solutions are dropped.
     batch = config.own("batch")
     filled = batch if job.n > batch else n
     u0 = PRESETS[job.preset](
         filled, fine, seed=config.seed, first=job.first + start, gamma=config.gamma, **dict(config.ranges.get(job.preset, {}))
     )
-    # Compiled or not must follow from the settings alone, or a resumed run would differ in the last digits.
+    # Whether to compile depends on the settings alone, or a resumed run would differ in the last digits.
     compiled = side >= 64
     solver = EulerSolver(
         _gas(config), config.boundary, config.own("cfl"), getattr(torch, config.dtype), compile=compiled and can_compile(config.device)

@@ -17,7 +17,7 @@ from ttcfast.runtime.errors import DataError
 from ttcfast.spec import EulerSpec, FieldSpec, StateSpec
 
 Place = str | os.PathLike[str]
-# What h5py raises on a header that is not what we expect.
+# Exceptions that h5py raises on an unexpected header.
 _HEADER = (KeyError, OSError, ValueError, RuntimeError, IndexError, TypeError, AttributeError)
 _LISTED = 12  # entries of a foreign file that an error names
 ROUNDING = 1e-6
@@ -70,7 +70,7 @@ class TrajectoryReader:
                 self.path = Path(os.path.abspath(path))
                 self._read_header(file)
                 if len(self.times) < 2:
-                    raise ValueError(f"its trajectories have {len(self.times)} frame; expected at least 2, a state and what it becomes")
+                    raise ValueError(f"its trajectories have {len(self.times)} frame; expected at least 2, a state and its successor")
         except _HEADER as error:
             said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
             raise DataError(f"data file {path} is damaged or not in {self.layout} layout: {said}") from error
@@ -126,7 +126,7 @@ class TrajectoryReader:
         if isinstance(spec, EulerSpec):
             least = [("density", spec.density, False), ("total energy", spec.energy, False), ("pressure", spec.pressure, True)]
         if not states.numel() or (
-            bool(states.sum().isfinite())  # anything that is not finite makes the sum so; a sum that overflows is looked into
+            bool(states.sum().isfinite())  # any value that is not finite makes the sum so; an overflowing sum is examined below
             and all(_above(states[:, c], zero) for _, c, zero in least if c is not None)
         ):
             return
@@ -208,6 +208,12 @@ def values(file: h5py.File, name: str, shape: Sequence[int | str]) -> h5py.Datas
     if len(shape) > 1:
         hdf5.require_held(data)
     return data
+
+
+def space_axes(file: h5py.File, name: str) -> str:
+    """Return the space axes of a field ``[sample, time, *S]``; one if there is no such field, so that ``values`` says what is missing."""
+    field = file.get(name)
+    return "xyz"[: field.ndim - 2] if isinstance(field, h5py.Dataset) and 3 <= field.ndim <= 5 else "x"
 
 
 def number(name: str, value: Any) -> float:

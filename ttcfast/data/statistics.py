@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +59,12 @@ def field_statistics(data: TrajectorySet | Sequence[str | os.PathLike[str]]) -> 
         data: Trajectories, or paths of files in The Well's layout.
     """
     chosen = data if isinstance(data, TrajectorySet) else TrajectorySet([TrajectoryFile(path) for path in data])
-    sums: list[Tensor] = []
+    parts = []
     for i in range(len(chosen)):
         states = chosen[i].double().transpose(0, 1).flatten(2)  # [C, T, cells]
-        parts = [_moments(states), _moments(states.diff(dim=1))]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+        parts.append((moments(states), moments(states.diff(dim=1))))
     chosen.close()
-    (mean, std), (delta_mean, delta_std) = (_mean_std(s) for s in sums)
+    (mean, std), (delta_mean, delta_std) = (mean_std(each) for each in zip(*parts, strict=True))
     return Statistics(mean, std, delta_mean, delta_std)
 
 
@@ -98,12 +98,14 @@ def _by_field(values: Tensor, spec: StateSpec) -> dict[str, Any]:
     return found
 
 
-def _moments(x: Tensor) -> Tensor:
+def moments(x: Tensor) -> Tensor:
+    """Return count, sum and sum of squares of each row of ``[C, ...]``, ``[3, C]``."""
     flat = x.flatten(1)
     return torch.stack([torch.full_like(flat[:, 0], flat.shape[1]), flat.sum(1), (flat * flat).sum(1)])
 
 
-def _mean_std(moments: Tensor) -> tuple[Tensor, Tensor]:
-    count, total, square = moments
+def mean_std(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per row, ``[C]`` each, from the ``moments`` of one or more parts."""
+    count, total, square = functools.reduce(torch.add, parts)
     mean = total / count
     return mean, (square / count - mean**2).clamp(min=0).sqrt()

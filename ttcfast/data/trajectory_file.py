@@ -20,7 +20,7 @@ from ttcfast.runtime.files import entries, parse_json
 from ttcfast.spec import EulerSpec, FieldSpec
 
 from .alike import agree, require_alike
-from .reader import TrajectoryReader, instants, spacing, values
+from .reader import TrajectoryReader, instants, space_axes, spacing, values
 from .trajectory_set import TrajectorySet
 from .well_fields import GROUPS, LAYOUT, StoredField, described, scalars_of, spatial_axes, stored_fields, texts
 from .well_layout import CHECKSUM, header_checksum
@@ -106,14 +106,11 @@ class TrajectoryFile(TrajectoryReader):
         self.spacing = own or (float(torch.as_tensor(self.spec.cell_volume).mean()) ** (1 / len(axes)),) * len(axes)
 
     def _read_gas(self, file: h5py.File) -> None:
-        shape = file["t0_fields"]["density"].shape
-        self._count, self.shape = shape[0], tuple(shape[2:])
+        self._count, _, *cells = values(file, "t0_fields/density", ["sample", "time", *space_axes(file, "t0_fields/density")]).shape
+        self.shape = tuple(cells)
         ndim, frames = len(self.shape), values(file, "dimensions/time", ["time"]).shape[0]
-        expected = (self._count, frames, *self.shape)
         for group, name in FIELDS:
-            axes = ["sample", "time", *"xyz"[:ndim], *(["component"] if name == "momentum" else [])]
-            if (found := values(file, f"{group}/{name}", axes).shape[: len(expected)]) != expected:
-                raise ValueError(f"{name} has shape {found}; with {frames} times it should be {expected}")
+            values(file, f"{group}/{name}", [self._count, frames, *self.shape, *(["component"] if name == "momentum" else [])])
         self.times = instants(file, "dimensions/time", frames)
         channels = file["t1_fields/momentum"].shape[-1] + 2
         self.spacing = tuple(spacing(file, f"dimensions/{name}", n) for name, n in zip("xyz", self.shape, strict=False))
@@ -177,7 +174,7 @@ def _text(value: Any) -> str:
 
 
 def _parameters(file: h5py.File) -> dict[str, Any]:
-    """Settings that ``ttcfast generate`` stored; other files list names of scalars in that attribute."""
+    """Return the settings stored by ``ttcfast generate``; other files list names of scalars in that attribute."""
     said = _text(file.attrs.get("simulation_parameters", "")).lstrip()
     return parse_json(said) if said.startswith("{") else {}
 
@@ -189,7 +186,7 @@ def _gamma(file: h5py.File, count: int) -> float | Tensor:
     stored = file["scalars"]["gamma"]
     if stored.dtype.kind not in "fiu":
         raise ValueError(f"scalars/gamma is of {stored.dtype}; expected real numbers")
-    # Stored in single precision: 1.4 is meant, not 1.39999998.
+    # The file stores single precision: 1.4 is meant, not 1.39999998.
     found = np.round(np.squeeze(hdf5.array(stored)).astype(np.float64), 6)
     if found.size == 0 or (found.size > 1 and found.shape != (count,)):
         raise ValueError(f"scalars/gamma has shape {stored.shape}; expected one number, or one per trajectory ({count},)")
@@ -203,7 +200,7 @@ def _sides(file: h5py.File, axes: Sequence[str]) -> list[set[str]]:
     for name, side in file.get("boundary_conditions", {}).items():
         on = [_text(dim) for dim in np.atleast_1d(side.attrs.get("associated_dims", []))] or [name[:1].lower()]
         kind, mask = _text(side.attrs.get("bc_type", "")).upper(), hdf5.array(side["mask"]).astype(bool) if "mask" in side else None
-        # What is periodic has both ends; a mask over several axes marks parts of sides, whose kinds alone are looked at.
+        # A periodic boundary covers both ends; of a mask over several axes, which marks parts of sides, only the kind counts.
         covered = np.array([True, True]) if kind == "PERIODIC" or mask is None or mask.ndim != 1 else mask[[0, -1]]
         for axis, dim in enumerate(axes):
             if dim in on:

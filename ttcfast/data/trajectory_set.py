@@ -16,7 +16,7 @@ from .convert import check_convertible, on_grid_of, same_channels, to_spec
 from .picks import Picks
 from .reader import TrajectoryReader
 
-_MOST = 2**26  # trajectories told apart in memory
+_MOST = 2**26  # trajectories that are indexed one by one
 
 
 class TrajectorySet:
@@ -96,7 +96,7 @@ class TrajectorySet:
                 f"{wanted} trajectories asked for, the {len(self.files)} data files hold {len(self)}; give a number from 1 to {len(self)}"
             )
         if len({f for f, _, _ in self.index.runs}) == 1:
-            return TrajectorySet(self.files, self.index[:wanted], self.layout)
+            return TrajectorySet(self.files, self.index.part(0, wanted), self.layout)
         if wanted > _MOST:
             raise DataError(f"the data files declare {len(self)} trajectories; at most {_MOST} can be taken in turn: give a number of them")
         return self.subset(self.index.in_turn(range(wanted)))
@@ -104,7 +104,7 @@ class TrajectorySet:
     def spread(self, count: int) -> TrajectorySet:
         """Return at most ``count`` trajectories, evenly spaced in the order of ``first()``, so that every file is represented."""
         last = len(self) - 1
-        # Single precision, as ever, up to where it no longer tells neighbours apart.
+        # float32, as in earlier versions, as long as it tells neighbours apart.
         places = torch.linspace(0, last, min(count, len(self)), dtype=torch.float32 if last < 2**24 else torch.float64)
         return self.subset(self.index.in_turn(places.round().long().tolist()))
 
