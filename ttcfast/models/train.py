@@ -44,8 +44,8 @@ class TrainConfig:
         reading: Format of the data, and what it leaves open. Primitive variables are converted to conserved ones.
         out: Receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
         architecture: ``"vit"``, or ``"fno"`` for periodic domains.
-        model: Sizes of the network (ViTConfig, FNOConfig); channels, grid and periodicity come from the data. Channels that
-            the data declare as given are read by the model and left out of the loss.
+        model, fno: Sizes of the ViT (ViTConfig) and of the FNO (FNOConfig); channels, grid and periodicity come from the data. Channels
+            that the data declare as given are read by the model and left out of the loss.
         init: Checkpoint to start from (fine-tuning); its architecture and normalizer are kept.
         steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
         input_noise: Standard deviation of Gaussian noise on the normalised input; the target is the clean next state.
@@ -70,6 +70,7 @@ class TrainConfig:
     out: str = "runs/train_fm"
     architecture: str = "vit"
     model: dict[str, Any] = field(default_factory=dict)
+    fno: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
     steps: int = 4000
     batch: int = 32
@@ -242,7 +243,8 @@ class _Run(TrainingRun):
         sizes = {"channels": data.spec.num_channels, "grid": data.shape, "periodic": data.spec.periodic_axes}
         try:
             config, kind = ARCHITECTURES[self.config.architecture]
-            model = kind(config(**{**self.config.model, **sizes}))
+            given = self.config.fno if self.config.architecture == "fno" else self.config.model
+            model = kind(config(**{**given, **sizes}))
         except TypeError as error:
             raise ArgumentError(f"model has an unknown size ({error}); see {config.__name__} for the names") from error
         found = field_statistics(data)
