@@ -38,7 +38,7 @@ LAYOUT = Layout(
         "resume": "run.resume",
     }
     | {name: f"eval.{name}" for name in _EVALUATION},
-    groups={"ttc.stochastic": plain_defaults(StochasticConfig)},
+    groups={"fm.ckpt": None, "ttc.stochastic": plain_defaults(StochasticConfig)},
     free=("fm.args",),
     instead=INSTEAD,
     hidden=("ttc.use_prm", "ttc.project", "ttc.ndim"),

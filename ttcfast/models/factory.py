@@ -112,7 +112,8 @@ def _function(name: str) -> Callable[..., Any]:
         raise UserError(f"fm.factory is {name}, and importing {module_name} raised {type(error).__name__}: {error}") from error
     for part in path.split("."):
         if not hasattr(found, part):
-            known = [n for n, value in getattr(found, "__dict__", {}).items() if callable(value) and not n.startswith("_")]
+            held = getattr(found, "__dict__", {}).items()
+            known = [n for n, value in held if callable(value) and getattr(value, "__module__", None) == module_name]
             raise ArgumentError(f"fm.factory is {name}, and {module_name} has no {part!r}; it has {', '.join(known) or 'no functions'}")
         found = getattr(found, part)
     if not callable(found):
