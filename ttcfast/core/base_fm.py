@@ -84,6 +84,7 @@ class Surrogate(BaseFM):
 
     Attributes:
         time_step: Time between a state and the next, as a checkpoint records it; None where it is not known.
+        origin: The factory and its arguments that made the model, where a command called one; None otherwise.
 
     Raises:
         ValueError: ``predicts``, ``compile`` or ``dtype`` is unknown, ``history`` is below 1, or the normalizer has another number of
@@ -94,6 +95,7 @@ class Surrogate(BaseFM):
     """
 
     time_step: float | None = None
+    origin: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -259,7 +261,7 @@ class Surrogate(BaseFM):
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
         )
-        other.time_step = self.time_step
+        other.time_step, other.origin = self.time_step, self.origin
         return other
 
     @property

@@ -22,7 +22,7 @@ from .trajectory_set import TrajectorySet
 
 Format = Literal["auto", "well", "pdegym", "pdebench"]
 # What tells the formats apart: entries of the root group.
-_MARKS = {"well": ("t0_fields",), "pdegym": ("data", "solution"), "pdebench": ("density",)}
+_MARKS = {"well": ("t0_fields", "t1_fields", "t2_fields"), "pdegym": ("data", "solution"), "pdebench": ("density",)}
 # What a format leaves open, of the fields of ReadOptions.
 _OPTIONS = {
     "well": (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import atomic_write
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 from .trajectory_file import TrajectoryFile
 from .trajectory_set import TrajectorySet
+from .well_fields import tensor_fields
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Statistics:
     delta_std: Tensor
 
     def require_variation(self, spec: StateSpec, where: str) -> None:
-        """Require every channel to vary in space and in time, so that it can be normalised.
+        """Require every channel that is not given to vary in space and in time, so that it can be normalised.
 
         Args:
             spec: Layout that names the channels.
@@ -40,6 +42,7 @@ class Statistics:
         for what, mean, std in (("is constant", self.mean, self.std), ("does not change in time", self.delta_mean, self.delta_std)):
             # The sums are float64 and the data float32: a deviation below 1e-7 of the size is rounding.
             still = (std <= 1e-7 * (mean**2 + std**2).sqrt()).nonzero().flatten().tolist()
+            still = [c for c in still if c not in spec.given_channels]
             if still:
                 names = ", ".join(f"channel {c} ({spec.names[c]})" for c in still)
                 raise DataError(
@@ -66,16 +69,32 @@ def field_statistics(data: TrajectorySet | Sequence[str | os.PathLike[str]]) -> 
 
 
 def write_statistics(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Statistics:
-    """Compute the statistics of ``paths`` and write mean, std, rms and their ``_delta`` forms per field to ``out``."""
-    found = field_statistics(paths)
-    entries: dict[str, dict[str, float | list[float]]] = {}
+    """Compute the statistics of ``paths`` and write mean, std, rms and their ``_delta`` forms per field to ``out``.
+
+    A scalar field has one number, a vector or tensor a list with one per component, as The Well's loader reads them.
+    """
+    data = TrajectorySet([TrajectoryFile(path) for path in paths])
+    found = field_statistics(data)
+    entries: dict[str, dict[str, Any]] = {}
     for prefix, mean, std in (("", found.mean, found.std), ("_delta", found.delta_mean, found.delta_std)):
         rms = (mean**2 + std**2).sqrt()
         for name, values in (("mean", mean), ("std", std), ("rms", rms)):
-            density, *momentum, energy = values.tolist()
-            entries[name + prefix] = {"density": density, "momentum": momentum, "energy": energy}
+            entries[name + prefix] = _by_field(values, data.spec)
     with atomic_write(out) as file:
         yaml.safe_dump(entries, file, sort_keys=True)
+    return found
+
+
+def _by_field(values: Tensor, spec: StateSpec) -> dict[str, Any]:
+    """Return values ``[C]`` per channel by field."""
+    if isinstance(spec, EulerSpec):
+        density, *momentum, energy = values.tolist()
+        return {"density": density, "momentum": momentum, "energy": energy}
+    found: dict[str, Any] = {}
+    for name, channels in tensor_fields(spec.names, spec.ndim).items():
+        held = values[[spec.names.index(channel) for channel in channels]]
+        rank = 0 if channels == (name,) else channels[0].removeprefix(f"{name}_").count("x")
+        found[name] = held.reshape([spec.ndim] * rank).tolist()
     return found
 
 

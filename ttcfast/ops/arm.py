@@ -135,11 +135,12 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     if isinstance(spec, FieldSpec):
-        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2])
+        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2]) if expected else None
         return score_fields(state, candidates, spec, weights, momentum, scale, change, backend)
     assert isinstance(spec, EulerSpec)
-    rows = len(spec.momentum) + 2
-    change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
+    change, rows = None, len(spec.momentum) + 2
+    if expected:
+        change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
     call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
     return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .solver import SolverError
 
 LENGTH = 2 * math.pi
+INTERVAL = 0.25  # of time, after which the step is chosen anew
 
 
 class VorticitySolver:
@@ -30,7 +31,7 @@ class VorticitySolver:
         drag: Linear friction, at least 0.
         wave_number: k of the forcing, a whole number; 0 for none.
         amplitude: Amplitude of the force.
-        cfl: dt is at most ``cfl * dx / max |u|``, with the largest velocity at the start of each interval between recorded times.
+        cfl: dt is at most ``cfl * dx / max |u|``, with the largest velocity at the start of every ``INTERVAL``.
         longest: Longest time step.
         dtype: float32 or float64, the precision of computation and result.
 
@@ -48,8 +49,8 @@ class VorticitySolver:
         drag: float = 0.1,
         wave_number: int = 4,
         amplitude: float = 1.0,
-        cfl: float = 0.5,
-        longest: float = 0.02,
+        cfl: float = 0.8,
+        longest: float = 0.05,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         for name, value, least in (("viscosity", viscosity, 0), ("cfl", cfl, 0), ("longest", longest, 0)):
@@ -119,8 +120,12 @@ class _Spectral:
         self.force = torch.fft.rfft2(force.contiguous())
 
     def advance(self, w: Tensor, gap: float) -> Tensor:
-        if gap == 0:
-            return w
+        parts = math.ceil(gap / INTERVAL)
+        for _ in range(parts):
+            w = self._advance(w, gap / parts)
+        return w
+
+    def _advance(self, w: Tensor, gap: float) -> Tensor:
         u, v, _, _ = self._fields(w)
         fastest = (u * u + v * v).flatten(1).amax(1).sqrt().double()
         dt = (self.cfl * (LENGTH / self.n) / fastest.clamp_min(1e-12)).clamp_max(self.longest)
@@ -168,18 +173,21 @@ def random_vorticity(n: int, grid: int, *, seed: int, first: int = 0, peak: floa
     return torch.from_numpy(out)
 
 
-def spectral_truncation(x: Tensor, cells: int) -> Tensor:
-    """The waves of ``[..., n, n]`` that a grid of ``cells`` x ``cells`` can tell apart, on that grid.
+def spectral_resampling(x: Tensor, cells: int) -> Tensor:
+    """The waves of ``[..., n, n]`` that a grid of ``cells`` x ``cells`` can tell apart, on that grid, which may be coarser or finer.
 
-    Waves of the coarse grid's shortest length are left out, since there the two signs of their wave number fall together.
+    Waves of the coarser grid's shortest length are left out, since there the two signs of their wave number fall together.
+
+    Raises:
+        ValueError: A number of cells is odd.
     """
-    n, half = x.shape[-1], cells // 2
-    if cells > n or cells % 2 or n % 2:
-        raise ValueError(f"cells is {cells} for {n} cells; give an even number of at most {n}")
+    n, half = x.shape[-1], min(cells, x.shape[-1]) // 2
+    if cells % 2 or n % 2 or cells < 2:
+        raise ValueError(f"cells is {cells} for {n} cells; give even numbers")
     if cells == n:
         return x
-    fine = torch.fft.rfft2(x)
-    coarse = fine.new_zeros((*x.shape[:-2], cells, half + 1))
-    coarse[..., :half, :half] = fine[..., :half, :half]
-    coarse[..., -half + 1 :, :half] = fine[..., -half + 1 :, :half]
-    return torch.fft.irfft2(coarse, s=(cells, cells)) * (cells / n) ** 2
+    given = torch.fft.rfft2(x)
+    taken = given.new_zeros((*x.shape[:-2], cells, cells // 2 + 1))
+    taken[..., :half, :half] = given[..., :half, :half]
+    taken[..., -half + 1 :, :half] = given[..., -half + 1 :, :half]
+    return torch.fft.irfft2(taken, s=(cells, cells)) * (cells / n) ** 2
