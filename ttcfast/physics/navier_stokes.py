@@ -84,7 +84,7 @@ class VorticitySolver:
         gaps = torch.diff(instants, prepend=torch.zeros(1, dtype=torch.float64))
         if len(instants) == 0 or not bool((gaps >= 0).all()):
             raise ValueError(f"times is {instants.tolist()}; give at least one time, ascending from 0")
-        solve = _Spectral(self, w0.shape[-1], w0.device)
+        solve = _Spectral(self, w0.shape[-1], w0.device, self.dtype)
         w = torch.fft.rfft2(w0[:, 0].to(self.dtype))
         w[:, 0, 0] = 0
         out = w0.new_empty((len(w0), len(instants), 1, *w0.shape[2:]), dtype=self.dtype)
@@ -98,13 +98,30 @@ class VorticitySolver:
                 )
         return out
 
+    def rate(self, w: Tensor) -> Tensor:
+        """Return the rate of change of vorticity ``[N, 1, n, n]``, in its dtype and differentiable in it.
+
+        Products are computed on a grid of 3/2 as many cells, so that all waves of the given grid but its shortest are exact.
+        """
+        n = w.shape[-1]
+        solve = _Spectral(self, 2 * math.ceil(3 * n / 4), w.device, w.dtype)
+        fine = torch.fft.rfft2(spectral_resampling(w[:, 0], solve.n))
+        slope = solve.slope(fine) + solve.linear * fine
+        return spectral_resampling(torch.fft.irfft2(slope, s=(solve.n, solve.n)), n).unsqueeze(1)
+
+    def fastest_rate(self, w: Tensor) -> Tensor:
+        """Return a bound of the rate at which the shortest waves of ``[N, 1, n, n]`` are carried and damped, ``[N]``."""
+        solve = _Spectral(self, w.shape[-1], w.device, w.dtype)
+        u, v, _, _ = solve.fields(torch.fft.rfft2(w[:, 0]))
+        return (u.abs() + v.abs()).flatten(1).amax(1) * (solve.n / 2) - solve.linear.amin()
+
 
 class _Spectral:
     """The operators of one grid; a problem takes time steps of its own."""
 
-    def __init__(self, solver: VorticitySolver, n: int, device: torch.device) -> None:
+    def __init__(self, solver: VorticitySolver, n: int, device: torch.device, dtype: torch.dtype) -> None:
         self.n, self.cfl, self.longest = n, solver.cfl, solver.longest
-        options: Any = {"dtype": solver.dtype, "device": device}
+        options: Any = {"dtype": dtype, "device": device}
         kx = torch.fft.fftfreq(n, 1 / n, **options).unsqueeze(1)
         ky = torch.fft.rfftfreq(n, 1 / n, **options).unsqueeze(0)
         square = kx * kx + ky * ky
@@ -113,7 +130,7 @@ class _Spectral:
         # u = d psi / dy, v = -d psi / dx with psi = -w / laplacian; then the gradient of w. The highest wave has no derivative.
         dx, dy = (torch.where(k.abs() < n / 2, k, 0.0) for k in (kx, ky))
         self.operators = torch.stack([dy * inverse, -dx * inverse, dx.expand_as(square), dy.expand_as(square)]) * 1j
-        self.kept = ((kx.abs() < n / 3) & (ky < n / 3)).to(solver.dtype)
+        self.kept = ((kx.abs() < n / 3) & (ky < n / 3)).to(dtype)
         y = torch.arange(n, **options) * (LENGTH / n)
         k = solver.wave_number
         force = (-solver.amplitude * k * torch.cos(k * y)).expand(n, n)
@@ -126,7 +143,7 @@ class _Spectral:
         return w
 
     def _advance(self, w: Tensor, gap: float) -> Tensor:
-        u, v, _, _ = self._fields(w)
+        u, v, _, _ = self.fields(w)
         fastest = (u * u + v * v).flatten(1).amax(1).sqrt().double()
         dt = (self.cfl * (LENGTH / self.n) / fastest.clamp_min(1e-12)).clamp_max(self.longest)
         counts = (gap / dt).ceil().clamp_min(1).long()  # of each problem, so that a batch changes none of them
@@ -141,17 +158,17 @@ class _Spectral:
 
     def _step(self, w: Tensor, dt: float, half: Tensor) -> Tensor:
         """One step of Runge-Kutta for ``exp(-L t) w``."""
-        k1 = self._slope(w)
-        k2 = self._slope(half * (w + (dt / 2) * k1))
-        k3 = self._slope(half * w + (dt / 2) * k2)
-        k4 = self._slope(half * (half * w + dt * k3))
+        k1 = self.slope(w)
+        k2 = self.slope(half * (w + (dt / 2) * k1))
+        k3 = self.slope(half * w + (dt / 2) * k2)
+        k4 = self.slope(half * (half * w + dt * k3))
         return half * (half * (w + (dt / 6) * k1) + (dt / 3) * (k2 + k3)) + (dt / 6) * k4
 
-    def _slope(self, w: Tensor) -> Tensor:
-        u, v, wx, wy = self._fields(w)
+    def slope(self, w: Tensor) -> Tensor:
+        u, v, wx, wy = self.fields(w)
         return self.force - self.kept * torch.fft.rfft2(u * wx + v * wy)
 
-    def _fields(self, w: Tensor) -> tuple[Tensor, ...]:
+    def fields(self, w: Tensor) -> tuple[Tensor, ...]:
         return torch.fft.irfft2(self.operators.unsqueeze(1) * w, s=(self.n, self.n)).unbind(0)
 
 
