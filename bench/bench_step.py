@@ -6,7 +6,7 @@
   which gives f, its share of the unshared time, in the formula 1 / (1 - f (1 - 1/B)).
 * ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
 * ``arithmetic``: the whole step in float32 and bfloat16, eager and compiled. The gate compares their choices, teacher-forced with the same
-  keys (docs/design/decisions.md, "Precision"), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
+  keys (see docs/design/decisions.md ("Precision")), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
 """
 
 from __future__ import annotations
