@@ -35,7 +35,7 @@ def info() -> Info:
 
     Returns:
         A dict that prints as a report. ``version``, ``python``, ``torch``, ``machine``: strings. ``threads``: number of torch threads,
-        which the C++ operations use too. ``extension``, ``triton``: a description, or the reason for the absence. ``devices``: one line each.
+        which the C++ operations use too. ``extension``, ``triton``: a description, or why it is absent. ``devices``: one line each.
         ``ops``: for each operation its backends in order of preference, None for one that can run here, otherwise the reason.
         ``environment``: our environment variables that are set.
     """

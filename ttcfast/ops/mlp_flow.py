@@ -67,8 +67,8 @@ def mlp_flow(
 
     Returns:
         State at 1, shape and dtype of ``z``. Differentiable. If neither the network nor ``times`` requires a gradient (frozen dynamics),
-        the backward pass forms no weight gradient and costs as many products as the forward pass; otherwise it forms each weight's gradient as
-        one product over all evaluations. Memory saved for the backward pass: none without gradients; the hidden products if frozen; also
+        the backward pass forms no weight gradient and costs as many products as the forward pass; otherwise it forms each weight's gradient
+        as one product over all evaluations. Memory saved for the backward pass: none without gradients; the hidden products if frozen; also
         the inputs if trained. Second derivatives, forward mode, ``torch.func`` and ``torch.vmap`` (of stacked parameters too) evaluate
         the plain loop of its definition. Under ``torch.autocast`` the state and all parameters are converted to float32, the
         result's dtype, and products are computed in bfloat16 if that is autocast's dtype.
