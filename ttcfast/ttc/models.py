@@ -122,13 +122,13 @@ class _SurrogateSource(Source):
             return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
 
     def _lent(self, method: str, **given: Tensor) -> AbstractContextManager[None]:
-        """Raise where a foreign class writes into the tensors that it is given; our own are known not to."""
+        """Raise if a foreign class writes into its input tensors; our own classes are known not to."""
         kind = type(self.fm)
         return nullcontext() if kind.__module__.partition(".")[0] == "ttcfast" else lent(f"{kind.__name__}.{method}", given)
 
 
 class _ForeignSource(Source):
-    """Draws in sequence under one random seed per call, so that another chunking draws other candidates."""
+    """Draws sequentially under one random seed per call, so other chunks give other candidates."""
 
     def __init__(self, fm: Any, cfg: TTCConfig) -> None:
         self.fm = self.model = fm
@@ -151,7 +151,7 @@ class _ForeignSource(Source):
         key, count = hash_seed(seed, step, int(problem_ids[0]), int(ids.flatten()[0])), ids.shape[-1]
         batch = x.repeat_interleave(count, 0)  # [N*B, C, *S], problem-major
         with temp_seed(key):
-            out = self.fm.sample_next(batch, seed=key % 2**32, multi=True)  # what numpy takes as a seed
+            out = self.fm.sample_next(batch, seed=key % 2**32, multi=True)  # numpy's seeds are below 2**32
         if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (batch.shape, batch.dtype, batch.device):
             got = f"{out.dtype} {tuple(out.shape)} on {out.device}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise ValueError(
