@@ -88,7 +88,7 @@ def test_the_residual_of_an_exact_step_falls_with_the_order_of_its_differences(f
 
 
 def test_the_residual_of_vorticity_falls_with_the_fourth_order_of_simpsons_rule():
-    start = VorticitySolver(**FLOW, longest=0.005, dtype=torch.float64).rollout(eddies(48), [0.2])[:, 0]
+    start = VorticitySolver(**FLOW, longest=0.005, dtype=torch.float64).rollout(eddies(64), [0.2])[:, 0]
     left = []
     for dt in (0.1, 0.05):
         truth = VorticitySolver(**FLOW, longest=dt / 32, dtype=torch.float64).rollout(start, [dt])

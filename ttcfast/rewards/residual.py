@@ -31,7 +31,7 @@ class _ResidualScorer(Scorer):
     """Minus the size of what ``residual`` returns for a candidate; candidates and residuals that are not finite score -inf."""
 
     marks_nonfinite = True
-    maximum = 0.0
+    maximum: float | None = 0.0
     norm: Norm = "absolute"
 
     def residual(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> Tensor:
@@ -176,7 +176,8 @@ class EulerResidualScorer(_ResidualScorer):
         floors = (least[0].repeat_interleave(b, 0), least[1].repeat_interleave(b, 0))
         end = self._rate(c, several, floors)
         found = simpson_residual(x, c, start, end, lambda m: self._rate(m, several, floors), self.dt)
-        return found.unflatten(0, (n, b)) / unit.unsqueeze(1)
+        relative: Tensor = found.unflatten(0, (n, b)) / unit.unsqueeze(1)
+        return relative
 
     def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
         """Returns the spread that rounding of the candidates alone can cause, ``[N]``; see ``_rounding``."""
@@ -278,7 +279,8 @@ class VorticityResidual(_ResidualScorer):
         c = self._vorticity(candidates.flatten(0, 1))
         x, start = x.repeat_interleave(b, 0), start.repeat_interleave(b, 0)
         found = simpson_residual(x, c, start, self.solver.rate(c), self.solver.rate, self.dt)
-        return found.unflatten(0, (n, b)) / unit.unsqueeze(1)
+        relative: Tensor = found.unflatten(0, (n, b)) / unit.unsqueeze(1)
+        return relative
 
     def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
         """Returns the spread that rounding of the candidates alone can cause, ``[N]``; see ``_rounding``."""
