@@ -6,8 +6,8 @@
 namespace ttcfast {
 namespace {
 
-// Lanes of a group, 64 bytes: each is added up by itself, and the lanes at the end in one order, so that the sums are the same for every
-// width of vector.
+// Lanes of a group, 64 bytes. Each lane is summed separately and the lanes are added in a fixed order at the end, so sums do not depend on
+// the vector width.
 template <class Acc>
 constexpr int kLanes = 64 / static_cast<int>(sizeof(Acc));
 template <class Acc>
@@ -27,8 +27,8 @@ double total_of(const Vector<Acc> (&parts)[kParts<Acc>]) {
     return sum[0];
 }
 
-// Calls work(cells, part) for every vector of whole groups, where load_from(pointer) reads that vector's cells; the cells after the last
-// whole group are read from a copy that is filled up with `filling`.
+// Calls work(cells, part) for every vector of whole groups, where load_from(pointer) reads that vector's cells. The cells after the last
+// whole group are read from a copy padded with `filling`.
 template <class Acc, bool summed, bool bounded>
 void add_row_as(const FieldRow<Acc>& row, FieldSums& sums) {
     using V = Vector<Acc>;
@@ -51,7 +51,7 @@ void add_row_as(const FieldRow<Acc>& row, FieldSums& sums) {
     for (int64_t i = 0; i < whole; i += lanes)
         take(row.cells + i, row.before ? row.before + i : nullptr, row.volume ? row.volume + i : nullptr);
     if (whole < row.count) {
-        // What stands in for cells after the last one changes nothing and is within the bounds.
+        // The padding after the last cell changes nothing and is within the bounds.
         Acc cells[lanes], before[lanes] = {}, volume[lanes] = {};
         const Acc filling = row.low > 0 ? row.low : row.high < 0 ? row.high : Acc(0);
         for (int i = 0; i < lanes; ++i) {
