@@ -29,7 +29,7 @@ class FieldCall(NamedTuple):
     low: list[float]  # -inf for no bound
     high: list[float]  # inf for no bound
     vectors: list[int]  # channels of the divergence-free fields, one per space dimension and field
-    distances: list[float]  # distances of cells, one per space dimension
+    distances: list[float]  # cell spacings, one per space dimension
     periodic: list[int]  # one per space dimension
     mode: str
     scale: str
