@@ -32,7 +32,7 @@ struct FieldsProblem {
     std::vector<double> distances;  // [dimensions], cell spacings
     std::vector<int64_t> periodic;  // [dimensions]
     Momentum mode;
-    std::vector<double> weights;  // [quantities + 3], the last for boundary, bounds and divergence
+    std::vector<double> weights;  // [quantities + 3], the last three for boundary, bounds and divergence
     int threads;
     Level level;
 };

@@ -11,7 +11,7 @@ namespace ttcfast {
 // Cells of one channel of a candidate, contiguous.
 template <class Acc>
 struct FieldRow {
-    const Acc *cells, *before;  // the state's cells, or null to sum the integral itself
+    const Acc *cells, *before;  // `before` belongs to the state; null to sum the integral itself
     const Acc* volume;          // the cells' volumes, or null: 1
     int64_t count;
     bool summed, bounded;

@@ -65,7 +65,7 @@ struct CellLoop {
     int width;                                                        // of its masked slices
 };
 
-// The loop for a kind of state with 1 to 3 momentum components. Members that are null for bfloat16 need widened rows.
+// The loop for a kind of state with 1 to 3 momentum components. Functions that are null for bfloat16 work only on widened rows.
 template <class T, Level level>
 CellLoop<T> cell_loop_of(Kind kind, int components);
 

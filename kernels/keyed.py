@@ -14,7 +14,7 @@ from .launch import is_contiguous, submit
 
 
 def pick_config(elements, rows):
-    """Return tile and group sizes for rows of ``elements`` elements, of which several may share an input row.
+    """Return tile and group sizes for rows of ``elements`` elements, ``rows`` of which share an input row.
 
     Returns:
         (groups of four elements per tile, rows per program, warps).

@@ -100,7 +100,7 @@ def _check_dtypes(grad: torch.dtype, total: torch.dtype) -> None:
 
 
 def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool) -> list[int]:
-    """Require that all tensors (totals, then gradients) are disjoint in memory, and that written ones have no overlapping elements."""
+    """Return the addresses of totals, then gradients. Raises if tensors share memory or a written one overlaps itself."""
     tensors = [*totals, *grads]
     found = [t.data_ptr() for t in tensors]
 
@@ -157,7 +157,7 @@ def _accumulate_moments_triton(grads: Sequence[Tensor], totals: Sequence[Tensor]
 
 
 def _packed_alike(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
-    """Tell whether memory element ``k`` is the same element in gradient and total, without gaps."""
+    """Tell whether gradients and totals have no gaps and the same order of elements in memory."""
     if all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, totals)):
         return None
     for i, (grad, total) in enumerate(zip(grads, totals or grads)):
