@@ -147,7 +147,7 @@ def test_given_channels_are_read_and_not_learned(tmp_path):
 
 def test_data_that_the_model_cannot_learn_are_refused(tmp_path):
     for spec, said in (
-        (StateSpec.fields("u", ndim=1), "data has 1 space dimensions; the ViT of train_fm takes 2"),
+        (StateSpec.fields("u", ndim=1), "data has 1 space dimensions; train_fm's models take 2"),
         (StateSpec.fields("u", given="u"), r"data declares all its channels \(u\) as given; there is nothing to predict"),
     ):
         for split in ("train", "valid"):

@@ -21,8 +21,7 @@ Forward = Callable[..., Any]
 Noise = Callable[[], AbstractContextManager[Any]]
 Axes = tuple[int | None, ...]  # for each tensor of an output, the axis of the rows; None without rows
 
-_PAIR = 2  # problems, and candidates per problem, in the check
-CHECKED_ROWS = _PAIR * _PAIR
+_PAIR, CHECKED_ROWS = 2, 4  # problems, and candidates per problem, in the check; and all of them
 
 
 class OtherPathError(RuntimeError):
@@ -213,8 +212,7 @@ class SharedPrefix:
         return None
 
     def _same(self, out: Any, expected: Any) -> bool:
-        pairs = zip(tensors_of(out), tensors_of(expected))
-        return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in pairs)
+        return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in zip(tensors_of(out), tensors_of(expected)))
 
     def _traced(self, x: Tensor, given: Mapping[str, Tensor], *, stop: bool) -> _Trace:
         """Call the model and record the calls of its modules up to the first noise, then stop or continue without recording."""
