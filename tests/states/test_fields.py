@@ -26,7 +26,7 @@ def test_quantities_group_channels_and_vectors_are_recognised():
     assert flow.given_channels == (3,) and flow.conserved_groups == {"u": (1,), "v": (2,)}
     magnetic = StateSpec.fields("a", "b", "c", "d", divergence_free=(("a", "b"), ("c", "d")))
     assert magnetic.solenoidal == ((0, 1), (2, 3))
-    assert StateSpec.fields("u", "f", given="f", conserved="all").conserved_groups == {"u": (0,)}
+    assert StateSpec.fields("u", "p", "f", given="f", mean_zero="p", conserved="all").conserved_groups == {"u": (0,)}
 
 
 def test_cells_are_cubes_unless_their_spacing_is_given():

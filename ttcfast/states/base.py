@@ -193,9 +193,9 @@ class StateSpec:
         Args:
             names: Name of each channel, in order; one is enough.
             ndim, periodic, cell_volume, boundary_mask, boundary_value: As for the class.
-            conserved: What each step keeps the integral of: ``"all"`` channels that are predicted, some by name, or channels grouped under
-                the name of a quantity, such as ``{"mass": "h", "momentum": ("hu", "hv")}``. A search scores the integrals' changes and a
-                projection removes them, so declare what the exact dynamics conserve on this domain.
+            conserved: What each step keeps the integral of: ``"all"`` channels besides those given or of mean zero, some by name, or
+                channels grouped under the name of a quantity, such as ``{"mass": "h", "momentum": ("hu", "hv")}``. A search scores the
+                integrals' changes and a projection removes them, so declare what the exact dynamics conserve on this domain.
             bounds: Least and largest value of channels, None for none: ``{"h": (0, None)}``.
             divergence_free: Components of a vector field without divergence, one per dimension, or several such fields.
             mean_zero: Channels whose mean is zero, such as a pressure that is known up to a constant.

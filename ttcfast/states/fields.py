@@ -62,7 +62,8 @@ class FieldSpec(StateSpec):
         """The conserved quantities by name."""
         given = self.conserved
         if isinstance(given, str):
-            given = tuple(name for name in self.names if name not in self.given) if given == "all" else (given,)
+            others = (*self.given, *self.mean_zero)
+            given = tuple(name for name in self.names if name not in others) if given == "all" else (given,)
         if not isinstance(given, Mapping):
             given = {name: name for name in given}
         found = {name: self._known(f"conserved quantity {name!r}", channels) for name, channels in given.items()}
