@@ -7,7 +7,7 @@ import torch
 
 from ttcfast import ops
 from ttcfast.ops import native
-from ttcfast.ops.arm_fields import flatten
+from ttcfast.ops.arm_fields import flatten_fields
 from ttcfast.spec import ARMWeights, FieldSpec, StateSpec
 
 PERIODIC = (True, (True, False, False), False)
@@ -187,7 +187,7 @@ def test_derivatives_are_those_of_the_definition():
 def test_opcheck(backend, device, fields):
     state, candidates = problem(side=5)
     spec = full_spec(2, 5, fields=fields).to(torch.device(device))
-    call = flatten(state.to(device), candidates.to(device).requires_grad_(), spec, None, "norm", "relative", None)
+    call = flatten_fields(state.to(device), candidates.to(device).requires_grad_(), spec, None, "norm", "relative", None)
     registered = ("test_schema", "test_autograd_registration", "test_faketensor")  # the fourth, tracing, is dear
     torch.library.opcheck(torch.ops.ttcfast.arm_fields.default, (*call, backend), test_utils=registered)
     if backend == "reference" and fields:

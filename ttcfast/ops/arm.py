@@ -13,8 +13,22 @@ from ttcfast.spec import ARMWeights, EulerSpec, FieldSpec, Momentum, Scale, Stat
 
 from . import native, transforms
 from .arguments import dense, of_type
-from .arm_checks import MOMENTA, SCALES, changes_of, check_fields, check_states, in_float32, pad_sizes, pad_strides, split
-from .arm_fields import OTHERS, FieldScores, quantities_of, score_fields, weights_of
+from .arm_common import (
+    MOMENTA,
+    SCALES,
+    changes_of,
+    check_fields,
+    check_states,
+    in_candidates,
+    in_float32,
+    keep,
+    kept,
+    pad_sizes,
+    pad_strides,
+    small_fields,
+    split,
+)
+from .arm_fields import FieldScores, flatten_fields, penalties_of, quantities_of, weights_of
 from .arm_ref import Call, arm_backward, arm_ref
 from .define import define_call
 from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
@@ -135,12 +149,13 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     if isinstance(spec, FieldSpec):
-        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2]) if expected else None
-        return score_fields(state, candidates, spec, weights, momentum, scale, change, backend)
+        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2])
+        given = flatten_fields(state, candidates, spec, weights, momentum, scale, change)
+        score, penalties, finite = torch.ops.ttcfast.arm_fields(*given, backend)
+        return FieldScores(score, dict(zip(penalties_of(spec), penalties.unbind(-1))), finite)
     assert isinstance(spec, EulerSpec)
-    change, rows = None, len(spec.momentum) + 2
-    if expected:
-        change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
+    rows = len(spec.momentum) + 2
+    change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
     call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
     return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
 
@@ -152,7 +167,7 @@ def arm_weights(spec: StateSpec, weights: Weights) -> dict[str, float]:
         ValueError: A name is not a penalty of the layout, or a weight is negative or not finite.
     """
     if isinstance(spec, FieldSpec):
-        return dict(zip([*quantities_of(spec), *OTHERS], weights_of(spec, weights)))
+        return weights_of(spec, weights)
     return dict(zip(TERMS, vars(_weights(weights)).values()))
 
 
@@ -237,21 +252,13 @@ def _outputs(call: Call) -> tuple[Tensor, ...]:
 
 
 def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return gamma [N] in float64, and ``_fields``."""
+    """Return gamma [N] in float64, and ``small_fields``."""
     n, device = call.state.shape[0], call.state.device
     if call.gammas is None:
         gammas = torch.full((n,), call.gamma, dtype=torch.float64, device=device)
     else:
         gammas = call.gammas.to(torch.float64).expand(n).contiguous()
-    return gammas, *_fields(call)
-
-
-def _fields(call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return contiguous cell volumes, mask and boundary values in the accumulation dtype; all small compared to the candidates."""
-    dtype = call.accumulator
-    volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
-    values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
-    return volumes, None if call.mask is None else call.mask.contiguous(), values
+    return gammas, *small_fields(call)
 
 
 def _arm_cpu(call: Call) -> tuple[Tensor, ...]:
@@ -291,7 +298,7 @@ def _arm_triton(call: Call) -> tuple[Tensor, ...]:
     from ttcfast.kernels import arm as kernels
 
     out = _outputs(call)
-    kernels.launch(call, out, *_fields(call), mode=MOMENTA.index(call.mode), relative=call.scale == "relative")
+    kernels.launch(call, out, *small_fields(call), mode=MOMENTA.index(call.mode), relative=call.scale == "relative")
     return out
 
 
@@ -307,18 +314,12 @@ BACKENDS = register(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = Call(*inputs[:-1])
     _check_constants(call)
-    ctx.call = [None if isinstance(x, Tensor) else x for x in call]
-    ctx.tensor_at = [i for i, x in enumerate(call) if isinstance(x, Tensor)]
-    ctx.save_for_backward(output[0], output[7], *(x for x in call if isinstance(x, Tensor)))
+    keep(ctx, call, output[0], output[7])
     ctx.mark_non_differentiable(output[6], output[7])
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    score, residuals, *tensors = ctx.saved_tensors
-    flat = list(ctx.call)
-    for i, x in zip(ctx.tensor_at, tensors):
-        flat[i] = x
-    call = Call(*flat)
+    call, (score, residuals) = kept(ctx, Call)
     if transforms.watched(grads):
         grad = transforms.gradients(lambda candidates: _definition(call._replace(candidates=candidates)), [call.candidates], grads[:6])[0]
     else:
@@ -333,15 +334,8 @@ def _check_constants(call: Call) -> None:
 
 
 def _definition(given: Call) -> tuple[Tensor, ...]:
-    """:func:`arm_ref`, differentiable in the candidates only, with gradient 0 where the score is -inf."""
     _check_constants(given)
-    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in given]
-    call = Call(*constants)
-    fixed = arm_ref(call)
-    alive = fixed[0].isfinite()
-    shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), given.candidates, call.candidates)
-    found = arm_ref(call._replace(candidates=shown))
-    return (*(torch.where(alive, x, constant) for x, constant in zip(found[:6], fixed[:6])), *fixed[6:])
+    return in_candidates(arm_ref, given, 6)
 
 
 _PENALTIES = "Tensor mass, Tensor momentum, Tensor energy_, Tensor boundary, Tensor positivity"

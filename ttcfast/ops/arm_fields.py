@@ -13,7 +13,20 @@ from ttcfast.checks import one_of
 from ttcfast.spec import ARMWeights, FieldSpec
 
 from . import native, transforms
-from .arm_checks import MOMENTA, SCALES, check_fields, check_states, in_float32, pad_sizes, pad_strides, split
+from .arm_common import (
+    MOMENTA,
+    SCALES,
+    check_fields,
+    check_states,
+    in_candidates,
+    in_float32,
+    keep,
+    kept,
+    pad_sizes,
+    pad_strides,
+    small_fields,
+    split,
+)
 from .arm_fields_ref import FieldCall, arm_fields_ref, scales
 from .define import define_call
 from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
@@ -42,8 +55,13 @@ def quantities_of(spec: FieldSpec) -> dict[str, tuple[int, ...]]:
     return {**spec.conserved_groups, **({"mean": mean} if mean else {})}
 
 
-def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None) -> list[float]:
-    """Return the weights of the penalties in order.
+def penalties_of(spec: FieldSpec) -> dict[str, float]:
+    """Return the default weight of each penalty by its name, in the order of the results."""
+    return {**dict.fromkeys(quantities_of(spec), 1.0), **OTHERS}
+
+
+def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None) -> dict[str, float]:
+    """Return the weight of each penalty by its name.
 
     Args:
         spec: Layout that names the quantities.
@@ -53,11 +71,11 @@ def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None
     Raises:
         ValueError: A name is not a penalty, or a weight is negative or not finite.
     """
-    default = {**dict.fromkeys(quantities_of(spec), 1.0), **OTHERS}
+    default = penalties_of(spec)
     if isinstance(weights, ARMWeights):
         w = weights
         named = {"mass": w.w_mass, "momentum": w.w_momentum, "energy": w.w_energy, "boundary": w.w_bc, "bounds": w.w_positivity}
-        return [named.get(name, value) for name, value in default.items()]
+        return {name: named.get(name, value) for name, value in default.items()}
     given = {} if weights is None else dict(weights)
     for name, value in given.items():
         if name not in default:
@@ -65,26 +83,10 @@ def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None
         transforms.constant(name, value)
         if not 0 <= value < math.inf:
             raise ValueError(f"the weight of {name!r} is {value}; a weight is finite and not negative")
-    return [float(given.get(name, value)) for name, value in default.items()]
+    return {name: float(given.get(name, value)) for name, value in default.items()}
 
 
-def score_fields(
-    state: Tensor,
-    candidates: Tensor,
-    spec: FieldSpec,
-    weights: ARMWeights | Mapping[str, float] | None,
-    momentum: str,
-    scale: str,
-    expected: Tensor | None,
-    backend: str,
-) -> FieldScores:
-    """``ops.arm`` for a ``FieldSpec``."""
-    call = flatten(state, candidates, spec, weights, momentum, scale, expected)
-    score, penalties, finite = torch.ops.ttcfast.arm_fields(*call, backend)
-    return FieldScores(score, dict(zip([*quantities_of(spec), *OTHERS], penalties.unbind(-1))), finite)
-
-
-def flatten(
+def flatten_fields(
     state: Tensor,
     candidates: Tensor,
     spec: FieldSpec,
@@ -115,7 +117,7 @@ def flatten(
         [int(wraps) for wraps in spec.periodic_axes],
         momentum,
         scale,
-        weights_of(spec, weights),
+        list(weights_of(spec, weights).values()),
     )
 
 
@@ -153,13 +155,10 @@ def _outputs(call: FieldCall) -> tuple[Tensor, Tensor, Tensor]:
 
 def _parameters(call: FieldCall) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Return volumes, mask and values in the accumulation dtype, expected changes and the residuals' units in float64, all contiguous."""
-    dtype = call.accumulator
-    volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
-    values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
     units, slope = scales(call)
     both = None if units is None or slope is None else torch.cat([units, slope.unsqueeze(1)], 1)
     expected = None if call.expected is None else call.expected.contiguous()
-    return volumes, None if call.mask is None else call.mask.contiguous(), values, expected, both
+    return *small_fields(call), expected, both
 
 
 def _cpu(call: FieldCall) -> tuple[Tensor, ...]:
@@ -210,19 +209,14 @@ BACKENDS = register(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = FieldCall(*inputs[:-1])
     _check_constants(call)
-    ctx.call = [None if isinstance(x, Tensor) else x for x in call]
-    ctx.tensor_at = [i for i, x in enumerate(call) if isinstance(x, Tensor)]
-    ctx.save_for_backward(*(x for x in call if isinstance(x, Tensor)))
+    keep(ctx, call)
     ctx.mark_non_differentiable(output[2])
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    flat = list(ctx.call)
-    for i, x in zip(ctx.tensor_at, ctx.saved_tensors):
-        flat[i] = x
-    call = FieldCall(*flat)
+    call, _ = kept(ctx, FieldCall)
     grad = transforms.gradients(lambda candidates: _definition(call._replace(candidates=candidates)), [call.candidates], grads[:2])[0]
-    return (None, grad, *[None] * len(FieldCall._fields[2:]), None)
+    return (None, grad, *[None] * (len(FieldCall._fields) - 1))
 
 
 def _check_constants(call: FieldCall) -> None:
@@ -231,15 +225,8 @@ def _check_constants(call: FieldCall) -> None:
 
 
 def _definition(given: FieldCall) -> tuple[Tensor, ...]:
-    """The reference, differentiable in the candidates only, with gradient 0 where the score is -inf."""
     _check_constants(given)
-    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in given]
-    call = FieldCall(*constants)
-    score, penalties, finite = arm_fields_ref(call)
-    alive = score.isfinite()
-    shown = torch.where(alive.reshape(*alive.shape, *[1] * (call.state.ndim - 1)), given.candidates, call.candidates)
-    found = arm_fields_ref(call._replace(candidates=shown))
-    return torch.where(alive, found[0], score), torch.where(alive.unsqueeze(-1), found[1], penalties), finite
+    return in_candidates(arm_fields_ref, given, 2)
 
 
 define_call(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ttcfast import ops
 from ttcfast.checks import one_of
 from ttcfast.ops.arm import ArmScores, Weights
-from ttcfast.ops.arm_checks import MOMENTA, SCALES
+from ttcfast.ops.arm_common import MOMENTA, SCALES
 from ttcfast.ops.arm_fields import FieldScores
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec
 

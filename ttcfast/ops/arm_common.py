@@ -1,9 +1,9 @@
-"""Checks and conversions of arguments that both forms of the analytical reward share."""
+"""What the analytical rewards of a gas and of declared fields share: checks and conversions of arguments, and derivatives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from torch import Tensor
 from ttcfast.spec import Momentum, Scale
 
 from . import transforms
+from .arm_fields_ref import FieldCall
+from .arm_ref import Call
 
+AnyCall = TypeVar("AnyCall", Call, FieldCall)
 MOMENTA, SCALES = get_args(Momentum), get_args(Scale)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -90,6 +93,14 @@ def check_fields(state: Tensor, volumes: Tensor | None, mask: Tensor | None, val
             raise ValueError(f"boundary_value has shape {given}; it must broadcast to [C, *S] = {want}")
 
 
+def small_fields(call: Call | FieldCall) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return contiguous cell volumes, mask and boundary values in the accumulation dtype; all small compared to the candidates."""
+    dtype = call.accumulator
+    volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
+    values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
+    return volumes, None if call.mask is None else call.mask.contiguous(), values
+
+
 def pad_sizes(x: Tensor, lead: int) -> list[int]:
     """Return leading sizes and exactly three space sizes, padded by 1 on the left."""
     return [*x.shape[:lead], *[1] * (3 + lead - x.ndim), *x.shape[lead:]]
@@ -106,3 +117,32 @@ def in_float32(op: Callable[..., tuple[Tensor, ...]], state: Tensor, candidates:
         return op(state, candidates, *rest)
     dtype = transforms.wider(state, candidates)
     return op(state.to(dtype), candidates.to(dtype), *rest)
+
+
+def keep(ctx: Any, call: Call | FieldCall, *outputs: Tensor) -> None:
+    """Keep a call and some of its outputs for the backward pass, which ``kept`` returns."""
+    ctx.call = [None if isinstance(x, Tensor) else x for x in call]
+    ctx.tensor_at = [i for i, x in enumerate(call) if isinstance(x, Tensor)]
+    ctx.save_for_backward(*outputs, *(x for x in call if isinstance(x, Tensor)))
+
+
+def kept(ctx: Any, kind: type[AnyCall]) -> tuple[AnyCall, tuple[Tensor, ...]]:
+    """Return the call, of this class, and the outputs."""
+    count, flat = len(ctx.saved_tensors) - len(ctx.tensor_at), list(ctx.call)
+    for i, x in zip(ctx.tensor_at, ctx.saved_tensors[count:]):
+        flat[i] = x
+    return kind(*flat), ctx.saved_tensors[:count]
+
+
+def in_candidates(reference: Callable[[AnyCall], tuple[Tensor, ...]], given: AnyCall, count: int) -> tuple[Tensor, ...]:
+    """The reference, its first ``count`` outputs differentiable in the candidates only, with gradient 0 where the score is -inf."""
+    constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in given]
+    call = type(given)(*constants)
+    fixed: tuple[Tensor, ...] = reference(call)
+    alive = fixed[0].isfinite()
+
+    def living(x: Tensor, constant: Tensor) -> Tensor:
+        return torch.where(alive.reshape(*alive.shape, *[1] * (x.ndim - 2)), x, constant)
+
+    found: tuple[Tensor, ...] = reference(call._replace(candidates=living(given.candidates, call.candidates)))
+    return (*map(living, found[:count], fixed), *fixed[count:])
