@@ -46,5 +46,5 @@ def test_statistics_of_each_cell_and_a_mean_of_changes():
     assert norm.num_channels == 2
     with pytest.raises(ValueError, match=r"x has cells \(4, 3\) and the normalizer statistics for each of \(3, 4\)"):
         norm.encode(x.mT)
-    with pytest.raises(ValueError, match="std has shape .* or per cell"):
+    with pytest.raises(ValueError, match=r"std has shape .* or per cell"):
         Normalizer(mean, std.mT)
