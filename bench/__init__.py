@@ -1,1 +1,1 @@
-"""What is timed and compiled outside the tests: throughput against peers, and the ahead-of-time compilation of the kernels."""
+"""Throughput against peers, and ahead-of-time compilation of the kernels."""

@@ -1,4 +1,4 @@
-"""``python -m bench <group>...``: time groups of cases against their peers and write the rows as CSV."""
+"""``python -m bench <group>...``: times groups of cases against their peers and writes the rows as CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the groups named; the exit status is 1 if a gate or a peer failed, 2 for bad arguments."""
+    """Run the named groups. Returns the exit status: 1 if a gate or a peer failed, 2 for bad arguments."""
     parser = _parser()
     asked = parser.parse_args(arguments)
     known = groups.names()
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(group: str, asked: argparse.Namespace) -> int:
-    """Measure one group, printing each case as it is done; rows are written after every case, so that a killed run keeps the others."""
-    partial = asked.quick or asked.case != "*"  # would take the place of whole results
+    """Measure one group and print each case as it finishes. Rows are written after every case, so a killed run keeps what it measured."""
+    partial = asked.quick or asked.case != "*"  # would overwrite complete results
     place = asked.out or (None if partial else RESULTS)
     path = None if place is None else output_folder(place) / f"{group}-{environment.slug(asked.device)}.csv"
     with contextlib.nullcontext() if path is None else run_lock(path, file=True):
@@ -80,9 +80,9 @@ def _measure_all(group: str, asked: argparse.Namespace, path: Path | None) -> in
 
 
 def gates(group: str, asked: argparse.Namespace) -> int:
-    """Every gate and every peer once, at sizes of a few cells: what a memory checker can run in reasonable time."""
+    """Run every gate and every peer once, at sizes of a few cells, which a memory checker can handle in reasonable time."""
     failed = 0
-    clock_for(asked.device)  # says so if there is no such device
+    clock_for(asked.device)  # raises if there is no such device
     for case in _cases(group, asked, tiny=True):
         said = "passed"
         try:
@@ -98,22 +98,22 @@ def gates(group: str, asked: argparse.Namespace) -> int:
 
 
 def _cases(group: str, asked: argparse.Namespace, *, tiny: bool = False) -> Iterator[Case]:
-    """Those that ``--case`` names."""
+    """Return the cases that ``--case`` selects."""
     return (case for case in groups.cases(group, asked.device, tiny=tiny) if fnmatchcase(case.name, asked.case))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="group", help=f"{', '.join(groups.names())}, or all")
-    parser.add_argument("--list", action="store_true", help="say what the groups hold and stop")
+    parser.add_argument("--list", action="store_true", help="list the cases and targets of the groups and exit")
     parser.add_argument("--gates", action="store_true", help="only check that the peers agree, at sizes of a few cells; no timing")
-    parser.add_argument("--case", default="*", metavar="NAME", help="only such cases, * and ? as in file names; written only with --out")
-    parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="numbers of threads on the CPU (1 2)")
+    parser.add_argument("--case", default="*", metavar="NAME", help="cases to run, with wildcards * and ?; written only with --out")
+    parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="numbers of CPU threads (1 2)")
     parser.add_argument("--rounds", type=_positive, default=None, metavar="N", help="samples of each peer (9; 3 with --quick)")
-    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where the CSV files go (bench/results)")
+    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="folder of the CSV files (bench/results)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"({default} here)")
-    parser.add_argument("--quick", action="store_true", help="short samples, few rounds: to see that it runs; written only with --out")
+    parser.add_argument("--quick", action="store_true", help="few short samples, as a smoke test; written only with --out")
     return parser
 
 

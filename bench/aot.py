@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for the GPUs we name, without a GPU: ``python -m bench.aot``.
+"""Compile every Triton kernel for the supported GPUs, without a GPU: ``python -m bench.aot``.
 
-Prints registers, spills and shared memory of each, and exits with 1 when one is over its limit or does not compile.
-Runs in a process of its own, since Triton decides at import whether kernels are interpreted.
+Prints registers, spills and shared memory of each kernel, and exits with 1 if one exceeds its limit or does not compile. Must run in a
+process of its own, since Triton decides at import whether to interpret kernels.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
-MOST_SHARED_BYTES = 48 * 1024  # what every one of these GPUs gives a block without asking
+MOST_SHARED_BYTES = 48 * 1024  # available to a block on all of these GPUs without opting in to more
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Resources that a compiled kernel takes."""
+    """Resources that a compiled kernel uses."""
 
     registers: int
     spill_bytes: int
     shared_bytes: int
 
     def over(self, limit: int) -> str:
-        """Return what exceeds its limit, empty if nothing does; ``limit`` is of registers."""
+        """Return a message on what exceeds its limit, empty if nothing does. ``limit`` applies to registers."""
         found = []
         if self.registers > limit:
             found.append(f"{self.registers} registers, at most {limit}")
@@ -44,14 +44,14 @@ class Usage:
 
 
 def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
-    """The variants that each file of kernels/ names, with the registers each may take."""
+    """Return the variants declared in the files of kernels/, each with its register limit."""
     for path in sorted((ROOT / "kernels").glob("*.py")):
-        # A file without variants holds what others compile.
+        # Files without variants hold device functions that other kernels inline.
         yield from getattr(import_module(f"ttcfast.kernels.{path.stem}"), "variants", tuple)()
 
 
 def compile_for(architecture: int, kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int) -> Any:
-    """One kernel, compiled by Triton; a type may end in ``:16``, which promises a multiple of 16 as a launch finds it out."""
+    """Compile one kernel with Triton. A type may end in ``:16``, which asserts divisibility by 16, as a launch would detect."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,7 +67,7 @@ def compile_for(architecture: int, kernel: Any, signature: dict[str, str], const
 
 
 def usage_of(compiled: Any) -> Usage:
-    """Registers and stack as ``cuobjdump --dump-resource-usage`` reports them; shared memory is asked for at launch, so Triton knows it."""
+    """Parse registers and stack from ``cuobjdump --dump-resource-usage``; shared memory is dynamic, so it comes from Triton."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -1,14 +1,14 @@
-"""``ops.arm`` against the plan's eager functions and what torch.compile makes of two formulations of the same terms.
+"""``ops.arm`` against the plan's eager functions and against torch.compile on two formulations of the same terms.
 
-All peers compute the same scores with mask and finite check, which the gate holds against the reference in float64, on the inputs that are
-timed and again with NaN, infinities and negative densities put into some of the candidates. ``bytes_moved`` counts each candidate once.
+All peers compute the same scores, with mask and finiteness check. The gate compares them with the float64 reference on the timed inputs,
+and again after putting NaN, infinities and negative densities into some candidates. ``bytes_moved`` counts each candidate once.
 
-* ``seed, eager``: the functions printed in TTC plan, "Analytical Reward Model (ARM)", per candidate, each integral for itself. The row's
-  name stands for that sketch.
-* ``tuned, eager``: the best we could write in eager torch.
+* ``seed, eager``: the functions printed in TTC plan, "Analytical Reward Model (ARM)", per candidate, each integral computed separately.
+  In names of peers, ``seed`` stands for the plan's sketch.
+* ``tuned, eager``: the fastest formulation we found in eager torch.
 * ``natural, torch.compile``: the plan's functions compiled.
-* ``sliced, torch.compile``: the channels as slices and every statistic a reduction over the same [N, B] x cells, so that Inductor makes one
-  pass of it. On CUDA tuned by ``max-autotune-no-cudagraphs``; the graph column is its best number.
+* ``sliced, torch.compile``: channels as slices and every statistic a reduction over the same [N, B] x cells, so that Inductor fuses them
+  into one pass. Tuned by ``max-autotune-no-cudagraphs`` on CUDA; the graph column is its best number.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .targets import Target
 from .timing import Case
 
 W = ARMWeights()
-REFERENCE_CANDIDATES = 16  # the reference makes some twenty float64 copies of the candidates it scores; so many at a time
+REFERENCE_CANDIDATES = 16  # the reference allocates about twenty float64 copies of its candidates, so it scores this many at a time
 
-# name: (N, B, side, whether the candidates hold negative pressures everywhere)
+# name: (N, B, side, whether every candidate has negative pressures)
 CPU_CASES = {
     "N1 B256 128^2": (1, 256, 128, False),
     "N1 B256 128^2 all violating": (1, 256, 128, True),
@@ -49,8 +49,8 @@ CUDA_CASES = {
     "N1 B64 64^2": (1, 64, 64, False),
 }
 
-# On the CPU the numbers of issue 3, measured against these peers.
-_BIG = ("N1 B1024 256^2", "N4 B256 512^2", "N8 B128 128^2")  # 256 MB and more
+# CPU targets from issue 3, measured against these peers.
+_BIG = ("N1 B1024 256^2", "N4 B256 512^2", "N8 B128 128^2")  # at least 256 MB
 TARGETS = (
     Target("N1 B256 128^2", "seed, eager", "ratio", least=30),
     Target("N1 B256 128^2", "sliced, torch.compile", "ratio", least=1.3, stretch=1.6),
@@ -78,7 +78,7 @@ Peer = Callable[["Problem"], Tensor]  # -> scores [N, B]
 
 
 class Problem(timing.Problem):
-    """A state of gas, candidates near it that drift a little in every total, walls as boundary; made at first use."""
+    """A gas state, nearby candidates whose totals drift slightly, and walls as boundary; created on first use."""
 
     def __init__(self, n: int, b: int, side: int, violating: bool, device: str) -> None:
         self.sizes, self.violating, self.device = (n, b, side), violating, device
@@ -110,7 +110,7 @@ class Problem(timing.Problem):
 
     @cached_property
     def masked(self) -> Tensor:
-        """The mask as indices: as a mask it would make the host wait for the GPU in every call."""
+        """Return the mask as indices: indexing by a mask would synchronize host and GPU in every call."""
         return self.mask.flatten().nonzero().squeeze(1)
 
     @cached_property
@@ -135,13 +135,13 @@ class Problem(timing.Problem):
             with trouble():
                 expected = self.expected()
                 for name, function in peers.items():
-                    # The plan subtracts two float32 integrals, which costs digits: docs/design/decisions.md ("Sums of differences").
+                    # The plan subtracts two float32 integrals, which loses digits: docs/design/decisions.md ("Sums of differences").
                     loose = 1e-5 if name.startswith(("ttcfast", "sliced")) else 1e-4
                     found = function(self).double()
                     torch.testing.assert_close(found, expected, rtol=loose, atol=loose, msg=partial("{}: {}".format, name))
 
     def expected(self) -> Tensor:
-        """Scores [N, B] by the reference in float64."""
+        """Return the scores [N, B] of the float64 reference."""
         spec = self.spec
         parts = [
             arm(self.state.double(), part.double(), spec, W, backend="reference").score
@@ -151,7 +151,7 @@ class Problem(timing.Problem):
 
     @contextlib.contextmanager
     def poisoned(self) -> Iterator[None]:
-        """NaN, both infinities and a negative density, each in one cell of a candidate of its own; undone afterwards."""
+        """Put NaN, both infinities and a negative density into one cell of one candidate each; restore the values on exit."""
         cells = [(0, 0, 1, 1), (1, 1, 2, 0), (2, 3, 0, 3), (3, 0, 3, 2)]  # candidate, channel, row, column
         values = (math.nan, math.inf, -math.inf, -100.0)
         before = [self.cand[-1, b, c, i, j].clone() for b, c, i, j in cells]
@@ -183,7 +183,7 @@ def plan(state: Tensor, cand: Tensor, masked: Tensor, volume: float) -> Tensor:
 
 
 def tuned_eager(state: Tensor, cand: Tensor, masked: Tensor, volume: float) -> Tensor:
-    """The same terms with as few passes and temporaries as eager torch allows."""
+    """Compute the same terms with as few passes and temporaries as eager torch allows."""
     total = (cand.sum((-2, -1)) - state.sum((-2, -1)).unsqueeze(1)) * volume  # [N, B, C]
     mass, momentum, energy = total[..., 0].abs(), total[..., 1:3].sum(-1).abs(), total[..., 3].abs()
     boundary = cand.flatten(3).index_select(3, masked).abs_().mean((-2, -1))
@@ -194,13 +194,13 @@ def tuned_eager(state: Tensor, cand: Tensor, masked: Tensor, volume: float) -> T
     p = speed.mul_(rho).mul_(-0.5).add_(cand[:, :, 3])
     positivity = -rho.clamp_max(0).mean((-2, -1)) - 0.4 * p.clamp_max_(0).mean((-2, -1))
     score = -(W.w_mass * mass + W.w_momentum * momentum + W.w_energy * energy + W.w_bc * boundary + W.w_positivity * positivity)
-    # Extremes pass NaN on, and on the CPU cost a twelfth of isfinite and its temporaries.
+    # Extrema propagate NaN and cost, on the CPU, a twelfth of isfinite and its temporaries.
     finite = (cand.amax((-3, -2, -1)) < math.inf) & (cand.amin((-3, -2, -1)) > -math.inf)
     return torch.where(finite, score, -math.inf)
 
 
 def sliced(state: Tensor, cand: Tensor, mask: Tensor, volume: float) -> Tensor:
-    """The same terms; every statistic is a reduction over [N, B] x cells, residuals are sums of per-cell differences."""
+    """Compute the same terms with every statistic a reduction over [N, B] x cells and residuals as sums of per-cell differences."""
     rho, mx, my, energy = (cand[:, :, c].flatten(2) for c in range(4))  # [N, B, cells]
     rho0, mx0, my0, energy0 = (state[:, None, c].flatten(2) for c in range(4))  # [N, 1, cells]
     edge = mask.flatten()
@@ -211,7 +211,7 @@ def sliced(state: Tensor, cand: Tensor, mask: Tensor, volume: float) -> Tensor:
     pressure = 0.4 * (energy - 0.5 * rho * ((mx * inverse) ** 2 + (my * inverse) ** 2))
     negative = (torch.relu(-rho) + torch.relu(-pressure)).mean(-1)
     boundary = torch.where(edge, rho.abs() + mx.abs() + my.abs() + energy.abs(), 0.0).sum(-1) / (4 * edge.sum())
-    # x - x is 0 or NaN; of the ways to write the check, Inductor makes the cheapest code of this one.
+    # x - x is 0 or NaN; of the possible checks, Inductor generates the cheapest code for this one.
     finite = ((rho - rho) + (mx - mx) + (my - my) + (energy - energy)).sum(-1) == 0
     score = -(W.w_mass * mass + W.w_momentum * momentum + W.w_energy * change + W.w_bc * boundary + W.w_positivity * negative)
     return torch.where(finite, score, -math.inf)

@@ -1,10 +1,10 @@
-"""``ops.keyed_dropout`` against torch's dropout in training mode, as MC dropout runs it: forward only.
+"""``ops.keyed_dropout`` against torch's dropout in training mode, as used for MC dropout: forward only.
 
-No two peers drop the same entries, so the gate holds ours against the reference, and everybody against the rate and the values of what is
-kept. ``bytes_moved`` counts the input and the result once.
+No two peers drop the same entries, so the gate compares ours with the reference, and checks the rate and the kept values of all peers.
+``bytes_moved`` counts the input and the result once.
 
-* ``F.dropout, eager``: what ``nn.Dropout`` calls.
-* ``F.dropout, torch.compile``: Inductor draws inside its loop, by a Philox of its own.
+* ``F.dropout, eager``: the function behind ``nn.Dropout``.
+* ``F.dropout, torch.compile``: Inductor generates random numbers inside its loop, with its own Philox.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .timing import Case
 
 KEY, RATE = Key(seed=1, step=2, site=3), 0.1
 
-# name: (rows, tokens, width, dtype): activations of a transformer, one row per candidate
+# name: (rows, tokens, width, dtype): transformer activations, one row per candidate
 CPU_CASES = {
     "M256 T64 D256": (256, 64, 256, torch.float32),
     "M256 T64 D256 bf16": (256, 64, 256, torch.bfloat16),
@@ -38,7 +38,7 @@ CUDA_CASES = {
     "M64 T64 D256 bf16": (64, 64, 256, torch.bfloat16),
 }
 
-# "Keyed dropout forward <= 1.1x the same model with nn.Dropout active" (issue 3) holds for any model where it holds for the operation.
+# "Keyed dropout forward <= 1.1x the same model with nn.Dropout active" (issue 3) holds for every model if it holds for the operation.
 TARGETS = (
     Target("*", "F.dropout, eager", "ratio", least=1 / 1.1, stretch=2),
     Target("*", "F.dropout, eager", "ratio", least=1 / 1.1, device="cuda"),
@@ -63,7 +63,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
 
 
 class Problem(timing.Problem):
-    """Activations without zeros, made at first use."""
+    """Activations without zeros, created on first use."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
@@ -92,7 +92,7 @@ class Problem(timing.Problem):
             if place == 0:
                 expected = keyed_dropout(self.x[-2:], RATE, key=KEY, rows=self.rows[-2:], backend="reference")
                 if not torch.equal(found[-2:], expected):
-                    raise AssertionError(f"{name}: not the values of the reference")
+                    raise AssertionError(f"{name}: values differ from the reference")
             kept = found != 0
             rate, allowed = 1 - float(kept.double().mean()), 6 * (RATE * (1 - RATE) / kept.numel()) ** 0.5
             if abs(rate - RATE) > allowed:

@@ -1,13 +1,13 @@
-"""``ESNRMeter`` with ghost norms against training steps that measure nothing, and against other ways to measure.
+"""``ESNRMeter`` with ghost norms against unmeasured training steps and against other ways to measure.
 
-Every peer but ``forward`` leaves the gradient of the same batch in ``.grad``. The gate holds these gradients to the plain one, and what is
-measured to ESNR of explicitly formed microbatch gradients.
+Every peer but ``forward`` leaves the gradient of the same batch in ``.grad``. The gate compares these gradients with the plain one, and the
+measured values with the ESNR of explicitly formed microbatch gradients.
 
-* ``plain step``: forward and backward of the whole batch; measures nothing.
-* ``plain chunks``: the same in M chunks; measures nothing, and is what ``loop`` adds to.
+* ``plain step``: forward and backward of the whole batch, without measurement.
+* ``plain chunks``: the same in M chunks, without measurement: the baseline of ``loop``.
 * ``loop``: ``ESNRMeter(method="loop")``.
-* ``vmap(grad)``: all microbatch gradients at once by ``torch.func``, then ``esnr`` of them.
-* ``forward``: the forward alone, so that backwards can be compared: (step - forward) against (plain step - forward).
+* ``vmap(grad)``: all microbatch gradients at once with ``torch.func``, then ``esnr`` of them.
+* ``forward``: the forward alone, to compare backward passes: (step - forward) against (plain step - forward).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES = {
     "MLP 3x256 LayerNorm H16 M16": (256, True, 128, 16, 16),
 }
 
-TARGETS = (  # issue 6: at most 1.2 times a plain backward, so a ratio of at least 1 / 1.2; on a GPU 1.08
+TARGETS = (  # issue 6: at most 1.2 times a plain backward, so a ratio of at least 1 / 1.2; 1.08 times on a GPU
     Target("MLP 3x512* per sample", "plain step", "ratio", least=0.83),
     Target("MLP 3x512* per sample", "plain step", "ratio", least=0.92, device="cuda"),
     Target("MLP 3x512* M16", "plain step", "ratio", least=0.83, device="cuda"),
@@ -55,7 +55,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
             f"[{batch}, {width}] x {steps} steps, M = {count}",
             "float32",
             problem.peers(),
-            note="the GPU's host waits once per measurement" if device == "cuda" else "",
+            note="one host synchronization per measurement" if device == "cuda" else "",
         )
 
 
@@ -63,7 +63,7 @@ Peer = Callable[["Problem"], Any]
 
 
 class Problem(timing.Problem):
-    """A residual MLP applied ``steps`` times, its mean squared distance from a target; made at first use."""
+    """A residual MLP applied ``steps`` times with a mean squared error as loss; created on first use."""
 
     def __init__(self, width: int, norm: bool, batch: int, count: int, steps: int, device: str) -> None:
         self.width, self.norm, self.batch, self.count, self.steps, self.device = width, norm, batch, count, steps, device
@@ -97,7 +97,7 @@ class Problem(timing.Problem):
         return (x - y).square().mean()
 
     def peers(self) -> dict[str, Peer]:
-        """Ours first. Chunks of one sample each are no peer for anyone."""
+        """Return the peers, ours first. Chunks of a single sample are left out as too slow to compete."""
         several: dict[str, Peer] = {"loop": loop, "plain chunks": plain_chunks, "vmap(grad)": mapped}
         others = several if self.count < self.batch else {}
         return {"ttcfast, ghost": ghost, "plain step": plain_step, **others, "forward": forward}

@@ -1,15 +1,14 @@
-"""A flow world model's step, K substeps of Heun, as ``FlowWorldModel.next`` takes it: forward, and with its gradients.
+"""A flow world model's step, K substeps of Heun as in ``FlowWorldModel.next``: forward, and with its gradients.
 
-All peers carry the same latents over the unit interval by the same velocity, group means taken out; the gate holds results and gradients
-against the plain loop in float64.
+All peers integrate the same latents over the unit interval with the same velocity, group means subtracted. The gate compares results and
+gradients with the plain loop in float64.
 
-* ``eager``: the straightforward loop: concatenate latent, conditions and time, the MLP by torch's modules, two axpys.
-* ``torch.compile``: the same loop compiled; on CUDA tuned by ``max-autotune-no-cudagraphs``, and the graph column is its best number.
-* ``torchdiffeq``: ``odeint(method="heun2")`` on the eager velocity, where it is installed.
+* ``eager``: the straightforward loop: concatenation of latent, conditions and time, the MLP in torch modules, two axpys.
+* ``torch.compile``: the same loop compiled. Tuned by ``max-autotune-no-cudagraphs`` on CUDA; the graph column is its best number.
+* ``torchdiffeq``: ``odeint(method="heun2")`` on the eager velocity, if installed.
 
-``frozen`` asks for the gradients of latents and conditions, as an actor's update does. Its peers are what autograd makes of the eager loop
-when the weights' gradients are formed as well (PWM's own update does that, and throws them away) and when they are not. ``trained`` asks
-for all gradients.
+``frozen`` computes the gradients of latents and conditions, as an actor's update needs. Its peers are autograd on the eager loop with the
+weights' gradients (PWM's own update forms and discards them) and without. ``trained`` computes all gradients.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ CUDA_CASES = {
 MODES = ("forward", "frozen", "trained")
 GROUP = 8
 
-# Issue 4 for the CPU.
+# CPU targets from issue 4.
 TARGETS = (
     *(Target(f"{name} forward", "eager", "ratio", least=1.2) for name in CPU_CASES),
     *(Target(f"{name} frozen", "eager, with weight gradients", "ratio", least=1.3) for name in CPU_CASES),
@@ -76,7 +75,7 @@ Peer = Callable[["Problem"], Sequence[Tensor]]
 
 
 class Problem(timing.Problem):
-    """Latents on the simplices, conditions, and the parameters of a velocity; made at first use."""
+    """Latents on the simplices, conditions, and the parameters of a velocity; created on first use."""
 
     def __init__(self, latent: int, conditions: int, widths: tuple[int, ...], b: int, k: int, mode: str, device: str) -> None:
         self.latent, self.conditions, self.widths, self.b, self.k, self.mode = latent, conditions, widths, b, k, mode
@@ -92,7 +91,7 @@ class Problem(timing.Problem):
 
     @cached_property
     def parameters(self) -> list[list[Tensor]]:
-        """Weights, biases, and LayerNorm's weights and biases."""
+        """Return weights, biases, and LayerNorm's weights and biases."""
         sizes = [self.latent + self.conditions + 1, *self.widths, self.latent]
         weights = [self.normal(10 + i, o, n) / n**0.5 for i, (n, o) in enumerate(itertools.pairwise(sizes))]
         biases = [0.1 * self.normal(20 + i, o) for i, o in enumerate(sizes[1:])]
@@ -101,7 +100,7 @@ class Problem(timing.Problem):
         return [weights, biases, scales, shifts]
 
     def peers(self, tiny: bool) -> dict[str, Peer]:
-        """Ours first; each gives the result and the gradients that it was asked for."""
+        """Return the peers, ours first; each returns the result and the requested gradients."""
         tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
         fused = compiled(eager, tiny=tiny, **tuned)
         ours = f"ttcfast, {backend_of('mlp_flow', self.device)}"
@@ -141,7 +140,7 @@ class Problem(timing.Problem):
         for name, run in peers.items():
             for found, expected in zip(run(self), [result.detach(), *grads]):
                 error = (found.double() - expected).norm() / expected.norm()
-                assert float(error) < 1e-4, f"{name}: off by {float(error):.1e} of the size of {tuple(found.shape)}"
+                assert float(error) < 1e-4, f"{name}: relative error {float(error):.1e} in the tensor of shape {tuple(found.shape)}"
 
     def normal(self, seed: int, *shape: int) -> Tensor:
         return torch.randn(shape, device=self.device, generator=self.generator(seed))
@@ -173,7 +172,7 @@ def by_torchdiffeq(z: Tensor, c: Tensor, parameters: list[list[Tensor]], count: 
 
 
 def our_step(z: Tensor, c: Tensor, parameters: list[list[Tensor]], count: int) -> Tensor:
-    """What FlowWorldModel.next does: the first product in three parts, and the fused loop."""
+    """Mirror FlowWorldModel.next: the first product in three parts, then the fused loop."""
     (first, *others), (bias, *biases), scales, shifts = parameters
     weight_z, weight_c, weight_tau = first.split([z.shape[1], c.shape[1], 1], dim=1)
     rows = F.linear(c, weight_c, bias)

@@ -1,12 +1,13 @@
-"""``ops.accumulate_moments`` against what torch offers for running sums and a squared norm of many gradients.
+"""``ops.accumulate_moments`` against torch's means to keep running sums and a squared norm of many gradients.
 
-All peers add the gradients to the totals and give the sum of squares, which the gate holds to the reference: totals to the bit, the sum to
-1e-5 (torch sums float32 squares in float32). ``bytes_moved`` is what the fused pass must move: each gradient once, each total twice.
+All peers add the gradients to the totals and return the sum of squares. The gate compares both with the reference: totals bit for bit, the
+sum to 1e-5 (torch sums float32 squares in float32). ``bytes_moved`` is the traffic of the fused pass: each gradient once, each total twice.
 
 * ``foreach pair``: ``_foreach_add_`` and ``_foreach_norm``, then the norm of the norms.
-* ``get_total_norm``: ``torch.nn.utils.get_total_norm`` and ``_foreach_add_``, the public way.
+* ``get_total_norm``: ``torch.nn.utils.get_total_norm`` and ``_foreach_add_``, the public API.
 * ``plain loop``: ``add_`` and ``linalg.vector_norm`` tensor by tensor.
-With zeroing each also sets the gradients to zero (``_foreach_zero_``, ``zero_``).
+
+With zeroing, each peer also sets the gradients to zero (``_foreach_zero_``, ``zero_``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .groups import backend_of
 from .targets import Target
 from .timing import Case
 
-# name: (tensors, elements of them all, dtype of gradients, of totals, zeroing)
+# name: (tensors, total elements, dtype of gradients, dtype of totals, zeroing)
 CASES = {
     "24M in 223 tensors": (223, 24_300_000, torch.float32, torch.float32, False),
     "24M in 223 tensors, zeroing": (223, 24_300_000, torch.float32, torch.float32, True),
@@ -60,11 +61,11 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         )
 
 
-Peer = Callable[["Problem"], Tensor]  # -> sum of squares, or the norm
+Peer = Callable[["Problem"], Tensor]  # returns the sum of squares or the norm
 
 
 class Problem(timing.Problem):
-    """Gradients of a model with layers of several sizes, one of every six tensors large; made at first use."""
+    """Gradients of a model with layers of several sizes, one in six tensors large; created on first use."""
 
     def __init__(self, count: int, elements: int, grad: torch.dtype, total: torch.dtype, zero: bool, device: str) -> None:
         self.types, self.zero, self.device = (grad, total), zero, device
@@ -107,7 +108,7 @@ class Problem(timing.Problem):
             torch.testing.assert_close(found, square, rtol=loose, atol=0, msg=partial("{}: {}".format, name))
             wanted = [torch.zeros_like(g) for g in grads] if self.zero else grads
             assert all(map(torch.equal, self.totals, expected)), f"{name}: totals differ"
-            assert all(map(torch.equal, self.grads, wanted)), f"{name}: gradients are not what they should be afterwards"
+            assert all(map(torch.equal, self.grads, wanted)), f"{name}: gradients differ from the expected ones afterwards"
         torch._foreach_copy_(self.grads, grads)
 
 

@@ -1,12 +1,12 @@
-"""``ops.add_noise`` and ``ops.normal`` against what torch offers for the same: its own generator, and the sum in one pass or several.
+"""``ops.add_noise`` and ``ops.normal`` against torch's generator, with the sum in one pass or several.
 
-No two peers draw the same numbers, so the gate holds ours against the reference and everybody against the moments of the distribution.
-``bytes_moved`` counts the result once; the states that it is made of are re-used by all candidates.
+No two peers draw the same numbers, so the gate compares ours with the reference and checks the moments of all peers. ``bytes_moved`` counts
+the result once; the input states are reused by all candidates.
 
-* ``randn_like, eager``: ``x + sigma * torch.randn_like(x)``, x expanded over the candidates; what issue 3 states its ratio for.
-* ``torch.add, eager``: the same in one pass less, by ``alpha``.
-* ``in place, eager``: noise drawn into the result and finished there; no temporary.
-* ``torch.compile``: of the first; Inductor draws inside its loop, by a Philox of its own.
+* ``randn_like, eager``: ``x + sigma * torch.randn_like(x)``, x expanded over the candidates; issue 3 states its ratio against this peer.
+* ``torch.add, eager``: the same in one pass less, with ``alpha``.
+* ``in place, eager``: noise drawn into the result and scaled and shifted there, without temporaries.
+* ``torch.compile``: the first compiled; Inductor generates random numbers inside its loop, with its own Philox.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CUDA_CASES = {
     "normal N1 B1024 256^2": (1, 1024, 256, torch.float32),
 }
 
-# Issue 3 for the CPU; for CUDA 0.5e12 normals a second are 2 of the 4.3 TB/s at which an H200 copies.
+# CPU targets from issue 3; on CUDA, 0.5e12 normals per second are 2 of the 4.3 TB/s that an H200 reaches when copying.
 _BIG = ("add_noise N1 B1024 256^2", "add_noise N8 B128 128^2")
 TARGETS = (
     *(Target(name, "randn_like, eager", "ratio", least=2) for name in CPU_CASES if "N8" in name and "add" in name),
@@ -72,7 +72,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
 
 
 class Problem(timing.Problem):
-    """States of order 1, made at first use."""
+    """States of magnitude 1, created on first use."""
 
     def __init__(self, n: int, b: int, side: int, dtype: torch.dtype, device: str) -> None:
         self.shape, self.b, self.dtype, self.device = (n, 4, side, side), b, dtype, device
@@ -103,7 +103,7 @@ class Problem(timing.Problem):
         }
 
     def draws(self, tiny: bool) -> dict[str, Peer]:
-        """Ours first; ``[N B, ...]`` seen as ``[N, B, ...]``."""
+        """Return the peers, ours first, with ``[N B, ...]`` viewed as ``[N, B, ...]``."""
         backend, fused = backend_of("normal", self.device), compiled(torch.randn_like, tiny=tiny)
         shape = (self.shape[0], self.b, *self.shape[1:])
         return {
@@ -129,7 +129,7 @@ class Problem(timing.Problem):
                     raise AssertionError(f"{name}: moment {power} is off by {error:.3g}, at most {allowed:.3g}")
 
     def expected(self, drawn: bool) -> Tensor:
-        """The last problem's candidates by the reference, ``[B, 4, side, side]``."""
+        """Return the last problem's candidates from the reference, ``[B, 4, side, side]``."""
         rows = self.rows[-self.b :]
         if drawn:
             return normal(self.b, self.shape[1:], key=KEY, rows=rows, backend="reference")

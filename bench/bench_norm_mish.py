@@ -1,9 +1,9 @@
-"""``ops.norm_mish`` at the widths of the world models, forward and with its gradient, against torch's own three functions.
+"""``ops.norm_mish`` at the widths of the world models, forward and with its gradient, against torch's three separate functions.
 
-* ``eager``: ``mish(layer_norm(x + bias))`` and autograd.
+* ``eager``: ``mish(layer_norm(x + bias))`` with autograd.
 * ``torch.compile``: the same compiled.
 
-``bytes_moved`` counts x and y once forward; x, the gradient of y and that of x once more backward.
+``bytes_moved`` counts x and y once in the forward pass, and additionally x and the gradients of y and x in the backward pass.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Problem(timing.Problem):
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """x, bias, scale, shift."""
+        """Return x, bias, scale and shift."""
         generator = self.generator(1)
         shapes = [self.shape, *[self.shape[1:]] * 3]
         return [torch.randn(s, device=self.device, generator=generator).requires_grad_(self.backward) for s in shapes]
@@ -88,7 +88,7 @@ class Problem(timing.Problem):
         for name, run in peers.items():
             for found, true in zip(run(self), expected):
                 error = (found.double() - true).norm() / true.norm()
-                assert float(error) < 1e-5, f"{name}: off by {float(error):.1e} of the size of {tuple(found.shape)}"
+                assert float(error) < 1e-5, f"{name}: relative error {float(error):.1e} in the tensor of shape {tuple(found.shape)}"
 
 
 def eager(x: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

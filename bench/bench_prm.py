@@ -1,18 +1,18 @@
-"""Scoring candidates by a reward model: ``PRMScorer`` against the plan's plain forward on the same weights, and its arithmetic.
+"""Scoring candidates with a reward model: ``PRMScorer`` against the plan's plain forward on the same weights, and its precisions.
 
-* ``seed, plain``: the network of TTC plan, "PRM Model", as printed: state expanded, concatenated, all candidates at once. In names of rows
-  and sizes, ``seed`` stands for this sketch.
+* ``seed, plain``: the network printed in TTC plan, "PRM Model": state expanded and concatenated, all candidates at once. In names of peers
+  and sizes, ``seed`` stands for the plan's sketch.
 * ``seed, torch.compile``: the same compiled.
-* ``ttcfast, one chunk``: what is saved by linearity alone.
+* ``ttcfast, one chunk``: only the savings due to linearity.
 
-All compute in float32 and agree to rounding. ``zeros`` is the plan's padding and opens its state dict; ``periodic`` pads as the data's
-boundary does, where the plan's network stands with ``padding_mode="circular"``.
+All compute in float32 and agree to rounding. ``zeros`` is the plan's padding, whose state dict it loads; ``periodic`` pads according to the
+data's boundary, and the plan's network gets ``padding_mode="circular"``.
 
-``shipped`` is the reward in ``examples/prm`` on 16 structured candidates of the shipped surrogate for each of 8 true states: float32 and
-bfloat16 (autocast, the head in float32), in both memory layouts. They do not agree to rounding: the rows' note says what choices by
-bfloat16 lose by the float32 scores, relative to the group's spread; see docs/design/decisions.md ("Precision").
+``shipped`` is the reward in ``examples/prm`` on 16 structured candidates of the shipped surrogate for each of 8 true states, in float32 and
+bfloat16 (autocast, head in float32) and both memory layouts. These agree only to bfloat16's rounding: the rows' note gives the regret, in
+float32 scores and relative to the group's spread, of choosing by bfloat16; see docs/design/decisions.md ("Precision").
 
-``sizes`` compares what sizes of reward models cost beside the surrogate; nothing there is to agree.
+``sizes`` compares the cost of reward models of several sizes with that of the surrogate; it has no results to compare.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
 
 
 class Sizes(timing.Problem):
-    """64 candidates through reward models of several sizes, untrained but for the shipped one, and as many states through the surrogate."""
+    """64 candidates scored by reward models of several sizes, untrained except the shipped one, and 64 states through the surrogate."""
 
     names = ("PRM small", "PRM seed", "PRM surrogate", "DensePRM small", "shipped DensePRM", "surrogate")
 
@@ -102,7 +102,7 @@ _SIZE = {
 
 
 class Shipped(timing.Problem):
-    """The shipped reward on the candidates of the shipped surrogate; made at first use."""
+    """The shipped reward on candidates of the shipped surrogate; created on first use."""
 
     ways: Mapping[str, Mapping[str, Any]] = {
         "float32": {},
@@ -116,7 +116,7 @@ class Shipped(timing.Problem):
 
     @cached_property
     def groups(self) -> tuple[Tensor, Tensor]:
-        """States ``[N, 4, X, Y]`` and candidates ``[N, B, 4, X, Y]``."""
+        """Return states ``[N, 4, X, Y]`` and candidates ``[N, B, 4, X, Y]``."""
         if self.tiny:
             states = 1 + torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
             moved = states.unsqueeze(1) + 0.02 * torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -124,7 +124,7 @@ class Shipped(timing.Problem):
         files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
         states = read_trajectories(files)[0][:, 5].to(self.device, torch.float32)
         fm, problems = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device), torch.arange(len(states))
-        # by dropout the reward takes the deterministic step in any precision, so that nothing could be lost
+        # with dropout candidates the reward would pick the deterministic step in any precision, so there would be no regret
         noise = StochasticConfig(dropout=False, directions=str(EXAMPLES / "directions.safetensors"), directions_strength=0.0)
         with torch.no_grad():
             still, ids = fm.deterministic(states).unsqueeze(1), torch.arange(1, 16)
@@ -143,7 +143,7 @@ class Shipped(timing.Problem):
         expected = self.score("float32").double()
         for way, score in peers.items():
             error = float((score(self).double() - expected).abs().max() / expected.abs().max())
-            assert error < (0.1 if "bfloat16" in way else 1e-4), f"{way}: scores off by {error:.1e} of their size"
+            assert error < (0.1 if "bfloat16" in way else 1e-4), f"{way}: scores have relative error {error:.1e}"
 
     def regret(self) -> str:
         exact = self.score("float32").double()
@@ -161,7 +161,7 @@ class Shipped(timing.Problem):
 
 
 class PlanPRM(nn.Module):
-    """TTC plan, "PRM Model", as printed."""
+    """The network of TTC plan, "PRM Model", as printed."""
 
     def __init__(self, in_ch: int, width: int = 64, depth: int = 6, padding_mode: str = "zeros") -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class PlanPRM(nn.Module):
 
 
 class Problem(timing.Problem):
-    """One state and its candidates; made at first use."""
+    """One state and its candidates; created on first use."""
 
     def __init__(self, b: int, side: int, padding: str, device: str) -> None:
         self.sizes, self.padding, self.device = (b, side), padding, device
@@ -226,7 +226,7 @@ class Problem(timing.Problem):
             expected = torch.cat([plain(wide.expand_as(part), part) for part in cand.split(16)])
         for name, run in peers.items():
             error = (run(self).double() - expected).abs().max() / expected.abs().max()
-            assert float(error) < 1e-5, f"{name}: scores off by {float(error):.1e} of their size"
+            assert float(error) < 1e-5, f"{name}: scores have relative error {float(error):.1e}"
 
     @torch.no_grad()
     def score(self, chunk: int | None) -> Tensor:

@@ -1,9 +1,9 @@
-"""A step of a search among very many candidates: what it takes in memory, what chunks and selection cost.
+"""A search step among very many candidates: its memory, and the cost of chunks and selection.
 
-* ``memory``: the peak resident set of a process that makes one step, at two numbers of candidates; one process each. The input-noise
-  surrogate is one 3x3 convolution, so that nothing but the search itself could grow; the shipped one is the ViT of ``examples/``.
-* ``chunks``: a step in chunks of 1024 candidates beside the same step in one pass.
-* ``selection``: that step beside its selection alone: keys, top k, copies into the slots and out of them, of candidates that are there.
+* ``memory``: the peak resident set of a separate process that makes one step, at two numbers of candidates. The input-noise surrogate is
+  one 3x3 convolution, so only the search itself could grow; the shipped one is the ViT of ``examples/``.
+* ``chunks``: a step in chunks of 1024 candidates against the same step in one pass.
+* ``selection``: that step against its selection alone (keys, top k, copies into and out of the slots) on precomputed candidates.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CHUNKED, WHOLE, SELECTION = "chunks of 1024", "one pass", "selection"
 
 @dataclass(frozen=True)
 class MemoryTarget(Target):
-    """The peak at the most candidates over that at the fewest."""
+    """Return the peak at the most candidates over the peak at the fewest."""
 
     def measured(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
         peaks: dict[tuple[str, str, int], list[tuple[Row, float]]] = {}
@@ -75,7 +75,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
 
 
 def further(device: str, pattern: str) -> Iterator[Row]:
-    """Rows that are no timings: the peak memory of a process of its own for each case and number of candidates."""
+    """Yield rows without timings: the peak memory of a separate process for each case and number of candidates."""
     for name, (kind, *sizes) in MEMORY.items():
         if device != "cpu" or not fnmatchcase(name, pattern):
             continue
@@ -108,7 +108,7 @@ class Blur(nn.Module):
 
 
 class Search:
-    """One step among ``b`` candidates."""
+    """A step among ``b`` candidates."""
 
     def __init__(self, b: int, kind: str, chunk: int, device: str) -> None:
         self.b, self.kind, self.chunk, self.device = b, kind, chunk, device
@@ -148,7 +148,7 @@ class Search:
 
     @cached_property
     def _drawn(self) -> tuple[Beams, list[tuple[slice, int, Tensor, Tensor]]]:
-        """What a step draws, chunk by chunk, with its scores."""
+        """Return the candidates of a step, chunk by chunk, with their scores."""
         controller, ids = self._chunked, torch.zeros(1, dtype=torch.int64, device=self.device)
         beams = Beams(self.x, ids, ids.clone(), ids.clone(), torch.zeros(1, dtype=torch.float64, device=self.device))
         chunks, _ = controller._chunks(self.x, ids)
@@ -171,13 +171,13 @@ class Search:
     def check_whole(self) -> None:
         ours, theirs = self.step(), self.step_whole()
         if not torch.equal(ours.positions, theirs.positions):
-            raise AssertionError("a step in chunks chooses others than one in one pass")
+            raise AssertionError("a step in chunks selects other candidates than one in one pass")
         torch.testing.assert_close(ours.state, theirs.state)
 
     def check_selection(self) -> None:
         whole, alone = self.step(), self.select()
         if not torch.equal(whole.positions[0], alone.position):
-            raise AssertionError("the selection is not the step's")
+            raise AssertionError("the selection differs from the step's")
 
 
 def _case(name: str, search: Search, peers: dict[str, Any], check: Any) -> Case:
@@ -190,7 +190,7 @@ def _shape(b: int, kind: str) -> str:
 
 
 def _one_step(kind: str, b: int) -> None:
-    """Prints the peak in bytes, the seconds and the state copies of one step, in this process."""
+    """Make one step in this process and print the peak in bytes, the seconds and the number of state copies."""
     search = Search(b, kind, CHUNK, "cpu")
     result = search.controller(CHUNK).rollout(search.x, 1, return_info=True)
     print(peak_bytes(torch.device("cpu")), result.seconds, result.copies)

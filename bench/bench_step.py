@@ -1,13 +1,12 @@
-"""A step of test-time computing on the shipped surrogate (ViT, 64x64): where its time goes, what candidates share, cheaper arithmetic.
+"""A test-time computing step on the shipped surrogate (ViT, 64x64): its cost by part, shared computation, reduced precision.
 
-* ``shares``: the whole step, its candidates alone, and the step with candidates that are there already, which leaves scores (ARM), the
-  choice and the controller.
-* ``prefix``: candidates with and without the shared prefix, for several places of the first noise, and the prefix alone on every row, from
-  which the formula 1 / (1 - f (1 - 1/B)) takes f, its share of the unshared time.
+* ``shares``: the whole step, its candidates alone, and the step on precomputed candidates, which leaves scores (ARM), selection and the
+  controller.
+* ``prefix``: candidates with and without the shared prefix, for several positions of the first noise, and the prefix alone on every row,
+  which gives f, its share of the unshared time, in the formula 1 / (1 - f (1 - 1/B)).
 * ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
-* ``arithmetic``: the whole step in float32 and bfloat16, called as it is and compiled. The gate compares their choices teacher-forced on
-  the same keys, see docs/design/decisions.md ("Precision"), and prints the regret. On a CPU without bfloat16 instructions bfloat16 is
-  emulated and slow.
+* ``arithmetic``: the whole step in float32 and bfloat16, eager and compiled. The gate compares their choices, teacher-forced with the same
+  keys (see docs/design/decisions.md ("Precision")), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from .targets import Target
 from .timing import Case
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-SEED, STEP = 0, 1  # not step 0, at which a rollout also looks whether candidates differ
-SHIPPED = {"latent_sigma": 0.01}  # as the shipped configuration has it, with dropout
+SEED, STEP = 0, 1  # not step 0, in which a rollout also checks that candidates differ
+SHIPPED = {"latent_sigma": 0.01}  # as in the shipped configuration, with dropout
 UNSHARED, EVERY_ROW = "unshared", "prefix of every row"
 
-# Peers by kind of case, ours first, with the method of Setting that each calls; those that compile are left out of tiny cases.
+# Peers by kind of case, ours first, with the method of Setting that each calls; tiny cases omit those that compile.
 PEERS = {
     "shares": {"whole step": "step", "generate": "generate", "score and select": "choose"},
     "prefix": {"shared": "candidates", UNSHARED: "unshared", EVERY_ROW: "prefix_of_every_row"},
@@ -54,7 +53,7 @@ PEERS = {
     },
 }
 
-# name: (noise, first block whose dropout acts)
+# name: (noise, first block with active dropout)
 PREFIXES: dict[str, tuple[dict[str, Any], int]] = {
     "dropout in all blocks": ({}, 0),
     "latent noise behind block 1": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.0"}, 0),
@@ -66,7 +65,7 @@ PREFIXES: dict[str, tuple[dict[str, Any], int]] = {
 
 @dataclass(frozen=True)
 class PrefixTarget(Target):
-    """The measured speed-up over that of the formula, for a case with peers ``UNSHARED`` and ``EVERY_ROW``."""
+    """Return the measured speed-up over the formula's, for a case with peers ``UNSHARED`` and ``EVERY_ROW``."""
 
     def measured(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
         times: dict[tuple[str, str, int], dict[str, Row]] = {}
@@ -80,7 +79,7 @@ class PrefixTarget(Target):
 
 
 def speed_up_over_formula(shared: Row, unshared: Row, prefix: Row) -> float:
-    """Measured over 1 / (1 - f (1 - 1/B)), with the candidates that are drawn: all of the shape's second number but candidate 0."""
+    """Return the measured speed-up over 1 / (1 - f (1 - 1/B)), where B counts the drawn candidates, all but candidate 0."""
     assert shared.p50_us and unshared.p50_us and prefix.p50_us
     count = int(shared.shape.strip("[]").split(",")[1]) - 1
     f = prefix.p50_us / unshared.p50_us
@@ -124,7 +123,7 @@ def _case(kind: str, what: str, setting: Setting) -> Case:
 
 
 class Made:
-    """A surrogate whose candidates are there already."""
+    """A surrogate that returns precomputed candidates."""
 
     def __init__(self, fm: Surrogate, x: Tensor, ids: Tensor) -> None:
         self.spec = fm.spec
@@ -138,7 +137,7 @@ class Made:
 
 
 class Setting:
-    """N states of the shipped test data, the shipped surrogate and a controller of B candidates; made at first use."""
+    """N states of the shipped test data, the shipped surrogate and a controller with B candidates; created on first use."""
 
     def __init__(self, n: int, b: int, device: str, tiny: bool, noise: Mapping[str, Any] | None = None, first: int = 0) -> None:
         self.n, self.b, self.device, self.tiny, self.first = n, b, device, tiny, first
@@ -163,7 +162,7 @@ class Setting:
 
     @cached_property
     def trajectories(self) -> Tensor:
-        """Frames of shipped trajectories ``[N, T, 4, X, Y]``."""
+        """Return frames of shipped trajectories, ``[N, T, 4, X, Y]``."""
         if self.tiny:
             lowest = torch.tensor([1.0, 0.0, 0.0, 2.5]).reshape(4, 1, 1)
             frames = lowest + 0.1 * torch.rand(self.n, 4, 4, *self.grid, generator=torch.Generator().manual_seed(1))
@@ -229,7 +228,7 @@ class Setting:
 
     @cached_property
     def _rows(self) -> tuple[Tensor, list[Site], Draw]:
-        """Normalised inputs of all rows, the sites of noise, and the draw of all rows."""
+        """Return the normalised inputs of all rows, the noise sites, and the draw of all rows."""
         rows = candidate_rows(self.ids, None, self.n, self.device)
         encoded = self.fm._encode(self.x).repeat_interleave(len(self.ids), 0)
         return encoded, noise_sites(self.fm.model, self.fm.stochastic), Draw.of(SEED, STEP, rows)
@@ -239,7 +238,7 @@ class Setting:
         _, sites, draw = self._rows
         found = self.fm._candidates.prefix(self.fm._encode(self.x), sites, draw)
         if found is None:
-            raise AssertionError("nothing is shared, so there is nothing to time")
+            raise AssertionError("no prefix is shared, so there is nothing to time")
         return found
 
     @torch.no_grad()
@@ -274,14 +273,14 @@ class Setting:
         group = torch.cat([first.unsqueeze(1), others], 1)
         picked = group[torch.arange(self.n), whole.chosen]
         if not (torch.equal(whole.state, picked) and torch.equal(chosen.state, picked) and torch.equal(chosen.scores, whole.scores)):
-            raise AssertionError("the parts of the step do not give the step")
+            raise AssertionError("the parts of the step do not reproduce the step")
 
     def check_prefix(self) -> None:
         torch.testing.assert_close(self.candidates(), self.unshared(), rtol=1e-5, atol=1e-5)
         assert self._prefix.shared
 
     def check_dropout(self) -> None:
-        """Random masks differ; what dropout does to the output must be as large either way, and nothing where it is off."""
+        """Check dropout, whose random masks differ: it must change the output by as much in either way, and not at all when off."""
         plain = self.plain()
         sizes = [float((run() - plain).square().mean().sqrt()) for run in (self.keyed, self.dropout)]
         if not 0.5 < sizes[0] / sizes[1] < 2:

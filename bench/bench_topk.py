@@ -1,16 +1,16 @@
-"""``ops.topk`` against ``torch.topk`` and the partial sorts of others, on random scores and on those that trouble a selection.
+"""``ops.topk`` against ``torch.topk`` and other partial sorts, on random scores and on orders that are hard for a selection.
 
-The gate holds our indices against the reference, and the values of every peer against ours (their indices are open where scores tie). Each
-peer returns the k best in order, values and indices:
+The gate compares our indices with the reference, and the values of every peer with ours (peers may break ties differently). Each peer
+returns the k best in order, values and indices:
 
 * ``torch.topk``: as it is.
-* ``numpy.argpartition``: the k best by ``argpartition``, then a sort of these. numpy's AVX-512 path is slow on Zen 4: on such a machine run
-  with ``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``, which is its best setting.
-* ``FlashInfer``: ``flashinfer.top_k``, sorted and deterministic, where its wheel is installed (CUDA).
-* ``CUB DeviceTopK``: unordered pairs, which a torch sort of k puts in order; where the wheel ``nvidia-cuda-cccl`` and nvcc are at hand
-  (CUDA, one row). Not deterministic among ties, unlike ours.
+* ``numpy.argpartition``: ``argpartition``, then a sort of the k best. numpy's AVX-512 path is slow on Zen 4; for its best result there, run
+  with ``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``.
+* ``FlashInfer``: ``flashinfer.top_k``, sorted and deterministic, if its wheel is installed (CUDA).
+* ``CUB DeviceTopK``: unordered pairs, followed by a torch sort of k; if the wheel ``nvidia-cuda-cccl`` and nvcc are available (CUDA, one
+  row). Not deterministic among ties, unlike ours.
 
-On CUDA the aim is >= 1.0x of both, and >= 1.3x of FlashInfer at [256, 262144]; targets name only peers that every machine has.
+On CUDA the goal is >= 1.0x of both, and >= 1.3x of FlashInfer at [256, 262144]; targets name only peers available on every machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .groups import backend_of
 from .targets import Target
 from .timing import Case
 
-# name: (rows, n, k, how the scores are made)
+# name: (rows, n, k, order of the scores)
 LARGE = {
     f"n1e6 k{k} {order}": (1, 1_000_000, k, order) for k in (1, 16, 256, 1024) for order in ("random", "tied", "ascending", "descending")
 }
@@ -51,7 +51,7 @@ CUDA_CASES = {
 
 ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
     "random": lambda x: x,
-    "tied": lambda x: (8 * x).round(),  # some 80 values
+    "tied": lambda x: (8 * x).round(),  # about 80 distinct values
     "ascending": lambda x: x.sort(dim=1).values,
     "descending": lambda x: x.sort(dim=1, descending=True).values,
     "all tied": torch.ones_like,
@@ -87,7 +87,7 @@ Peer = Callable[["Problem"], tuple[Any, Any]]  # -> values and indices, best fir
 
 
 class Problem(timing.Problem):
-    """Scores in one of the orders; made at first use."""
+    """Scores in one of the orders; created on first use."""
 
     def __init__(self, rows: int, n: int, k: int, order: str, device: str) -> None:
         self.rows, self.n, self.k, self.order, self.device = rows, n, k, order, device
@@ -121,14 +121,14 @@ class Problem(timing.Problem):
         for name, function in peers.items():
             found, where = (torch.as_tensor(x) for x in function(self))
             if self.order == "all nan" and not name.startswith("ttcfast"):
-                continue  # what the others do with NaN is their own
+                continue  # the peers differ in their treatment of NaN
             torch.testing.assert_close(found, values, rtol=0, atol=0, equal_nan=True, msg=partial("{}: {}".format, name))
             if name.startswith("ttcfast") and not torch.equal(where, indices):
-                raise AssertionError(f"{name}: the indices are not those of the reference")
+                raise AssertionError(f"{name}: the indices differ from the reference")
 
 
 def by_argpartition(scores: np.ndarray[Any, Any], k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The k largest of each row by numpy, best first."""
+    """Return the k largest of each row with numpy, best first."""
     kept = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
     values = np.take_along_axis(scores, kept, 1)
     order = np.argsort(-values, axis=1)

@@ -1,13 +1,13 @@
-"""Reading triplets in random order from a warm file: ``TripletFile.frames`` against what else they might be read by.
+"""Reading triplets in random order from a cached file: ``TripletFile.frames`` against alternative storage layouts.
 
-A sample is a state and its best, median and worst candidate: four of the six frames that the file holds of each. All peers read the same
-64 samples, drawn anew for every problem and not in order, from files that the system has in its cache. ``bytes_moved`` is what is read plus
-what is written.
+A sample is a state and its best, median and worst candidate: four of the six frames that the file stores per sample. All peers read the
+same 64 samples, drawn anew for every problem, in random order, from files in the system's page cache. ``bytes_moved`` counts bytes read
+plus bytes written.
 
-* ``h5py, chunk per sample``: the layout that the research measured, one HDF5 chunk of six frames, read by ``data[row, :4]``.
-* ``h5py, contiguous``: our own file through h5py.
-* ``.pt per sample``: the sketch's files, one ``torch.load(weights_only=True)`` each.
-* ``numpy.memmap``: our own file mapped, each sample copied out; measured once per page, since a sample is not read twice in an epoch.
+* ``h5py, chunk per sample``: one HDF5 chunk of six frames per sample, read by ``data[row, :4]``.
+* ``h5py, contiguous``: our own file read through h5py.
+* ``.pt per sample``: the plan's files, one ``torch.load(weights_only=True)`` per sample.
+* ``numpy.memmap``: our own file mapped, each sample copied out; every page is read once per measurement, as in a training epoch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .timing import Case
 KEYS = ("state_t", "best", "med", "worst")
 # name: (samples in the file, samples read at once, side)
 CASES = {"64 samples 64^2": (512, 64, 64), "64 samples 32^2": (1024, 64, 32)}
-PER_SECOND = 10_000  # issue 4, at 64^2 on one worker
+PER_SECOND = 10_000  # issue 4, at 64^2 with one worker
 TARGETS = (
     Target("64 samples 64^2", "", "p50_us", most=64 / PER_SECOND * 1e6),
     Target("64 samples 64^2", ".pt per sample", "ratio", least=2),
@@ -56,7 +56,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
 
 
 class Problem(timing.Problem):
-    """Files of random samples, made at first use in a temporary folder and removed when the process ends."""
+    """Files of random samples, created on first use in a temporary folder and removed at exit."""
 
     device = "cpu"
 
@@ -109,7 +109,7 @@ class Problem(timing.Problem):
 
     @cached_property
     def order(self) -> Iterator[list[int]]:
-        """Picks of one epoch after the other."""
+        """Yield the rows to read, epoch after epoch."""
 
         def endless() -> Iterator[list[int]]:
             generator = torch.Generator().manual_seed(0)
@@ -123,7 +123,7 @@ class Problem(timing.Problem):
         for name, function in peers.items():
             self.order = iter([picks])
             if not np.array_equal(function(self).numpy(), self.values[picks][:, :4]):
-                raise AssertionError(f"{name} reads other values")
+                raise AssertionError(f"{name} reads wrong values")
         del self.order
 
 

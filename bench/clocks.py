@@ -1,4 +1,4 @@
-"""How long a call takes: by the host's clock, or between CUDA events behind a flushed L2, and as a replayed CUDA graph."""
+"""Clocks for a call: host time, time between CUDA events with a flushed L2, and replays as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LEAST_FLUSH_BYTES = 256 * 2**20
 
 
 class Clock(Protocol):
-    """What ``measure`` needs of a clock; tests hand in one of their own."""
+    """The interface that ``measure`` needs of a clock; tests pass their own."""
 
     def sample(self, run: Run, loops: int) -> float:
-        """Mean seconds of ``loops`` calls of ``run``."""
+        """Return the mean seconds of ``loops`` calls of ``run``."""
 
     def graph_of(self, run: Run) -> tuple[Run | None, str]:
-        """A call that replays ``run`` as a graph, or None and the reason."""
+        """Return a call that replays ``run`` as a graph, or None, with the reason."""
 
     def hot_sample(self, run: Run, loops: int) -> float:
-        """As ``sample``, the calls one after another with nothing in between."""
+        """As ``sample``, with the calls back to back."""
 
 
 class HostClock:
@@ -50,9 +50,9 @@ class HostClock:
 class EventClock:
     """CUDA events on the current stream.
 
-    The flush reads a buffer of several L2 sizes, so that it leaves no dirty lines whose write-back the timed call would pay for. It also
-    keeps the device busy while the host queues the call, so short calls show their time on the device; where the host is slower than
-    that (many small kernels), the gaps are in the number, as they are in use.
+    The flush reads a buffer of several L2 sizes, so it leaves no dirty lines whose write-back the timed call would pay for. It also keeps
+    the device busy while the host queues the call, so short calls show their device time. Where the host is slower than that (many small
+    kernels), the number includes the gaps, as real use does.
     """
 
     def __init__(self) -> None:
@@ -83,32 +83,32 @@ class EventClock:
         return start.elapsed_time(end) / loops / 1e3
 
     def graph_of(self, run: Run) -> tuple[Run | None, str]:
-        """Capture one call. Graphs share a memory pool: each writes its temporaries before reading them, and nobody reads results."""
+        """Capture one call. Graphs share a memory pool, since each writes its temporaries before reading them and no result is read."""
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # warm up away from the default stream, as torch's notes on graphs ask
+            with torch.cuda.stream(side):  # warm up on a side stream, as torch's CUDA graph notes require
                 for _ in range(2):
                     run()
             torch.cuda.current_stream().wait_stream(side)
             with warnings.catch_warnings():
-                # A call that leaves the device untouched gives an empty graph, whose replay takes no time at all.
+                # A call that does no work on the device yields an empty graph, whose replay takes no time.
                 warnings.filterwarnings("error", message=".*[Gg]raph is empty")
                 with torch.cuda.graph(graph, pool=self._pool):
                     run()
             graph.replay()
             torch.cuda.synchronize()
-        except Exception as error:  # whatever a peer does that a capture forbids
+        except Exception as error:  # any operation that a capture forbids
             torch.cuda.synchronize()
             return None, f"not capturable: {one_line(error)[:160]}"
         return graph.replay, ""
 
 
 def clock_for(device: str) -> Clock:
-    """The clock of ``"cpu"`` or ``"cuda"``.
+    """Return the clock of ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        ArgumentError: ``"cuda"`` without a CUDA device.
+        ArgumentError: ``device`` is ``"cuda"`` and torch finds no CUDA device.
     """
     if device == "cpu":
         return HostClock()

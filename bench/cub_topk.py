@@ -1,4 +1,4 @@
-"""CUB's DeviceTopK as a peer: compiled at first use by nvcc from the headers of the wheel ``nvidia-cuda-cccl``, called through ctypes."""
+"""CUB's DeviceTopK as a peer, compiled on first use by nvcc from the headers of the wheel ``nvidia-cuda-cccl`` and called via ctypes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER = "cub/device/device_topk.cuh"
 
 
 def headers() -> Path | None:
-    """The wheel's include folder, where it holds DeviceTopK and nvcc is at hand to compile it; None otherwise."""
+    """Return the wheel's include folder if it holds DeviceTopK and nvcc is available, otherwise None."""
     spec = importlib.util.find_spec("nvidia")
     folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
     found = [path.parents[2] for folder in folders for path in folder.glob(f"cu*/include/cccl/{HEADER}")]
@@ -35,13 +35,13 @@ def _library() -> ctypes.CDLL:
 
 
 def select(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and positions of the k largest of ``scores [1, n]`` float32, best first; which of equal scores are among them is open."""
+    """Return values and positions of the k largest of ``scores [1, n]`` float32, best first. Ties are broken arbitrarily."""
     values = scores.new_empty(k)
     positions = torch.empty(k, dtype=torch.int32, device=scores.device)
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (scores, values, positions)]
     stream, bytes_needed = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream), ctypes.c_size_t(0)
     storage: Tensor | None = None
-    for _ in range(2):  # the first call says how much storage the second one needs
+    for _ in range(2):  # the first call returns the size of the workspace for the second
         place = ctypes.c_void_p(None if storage is None else storage.data_ptr())
         status = _library().cub_topk(
             pointers[0], ctypes.c_int(scores.shape[1]), ctypes.c_int(k), *pointers[1:], place, ctypes.byref(bytes_needed), stream

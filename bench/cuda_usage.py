@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of every compiled CUDA kernel: ``python -m bench.cuda_usage BUILD_LOG``.
 
-Reads what ptxas said during a build with ``-DCMAKE_CUDA_FLAGS="-Xptxas -v"`` and exits with 1 where a kernel spills, takes more shared
-memory than every one of these GPUs gives without asking, or more registers than two of its blocks can have on a multiprocessor.
+Reads ptxas' report from a build with ``-DCMAKE_CUDA_FLAGS="-Xptxas -v"``. Exits with 1 if a kernel spills, needs more shared memory than
+all of these GPUs provide by default, or needs more registers than two resident blocks per multiprocessor allow.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Kernel(Usage):
 
 
 def kernels(log: str) -> Iterator[Kernel]:
-    """Every kernel of which ``log`` holds ptxas' report.
+    """Return the usage of every kernel that ptxas reports in ``log``.
 
     Raises:
-        ValueError: A kernel's report is not complete.
+        ValueError: A kernel's report is incomplete.
     """
     for part in re.split(r"(?=Compiling entry function)", log)[1:]:
         entry, spills, used = ENTRY.search(part), SPILLS.search(part), USED.search(part)

@@ -1,4 +1,4 @@
-"""The columns that say where a row came from."""
+"""The columns that record the provenance of a row."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ttcfast.runtime import provenance
 
 @cache
 def columns(device: str) -> dict[str, Any]:
-    """Machine, versions, commit and date (UTC), by the names of ``bench.rows.Row``; what cannot be told is empty.
+    """Return machine, versions, commit and date (UTC), by the names of ``bench.rows.Row``; unknown values are empty.
 
-    Read once per process: the commit that the code was loaded from, not one made while it runs. Sources that travelled without their .git
-    have the commit that ``BENCH_COMMIT`` names, and nobody knows whether they differ from it.
+    Read once per process, so that the commit is the one the code was loaded from. Sources without a .git folder take the commit from
+    ``BENCH_COMMIT``; whether they differ from it is unknown.
     """
     record = provenance.record({})
     versions, git, host = record["versions"], record["git"] or {}, record["host"]
@@ -40,7 +40,7 @@ def columns(device: str) -> dict[str, Any]:
 
 
 def driver() -> str:
-    """The NVIDIA driver's version, as ``nvidia-smi`` tells it."""
+    """Return the NVIDIA driver's version as ``nvidia-smi`` reports it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -50,7 +50,7 @@ def driver() -> str:
 
 
 def slug(device: str) -> str:
-    """The device in the name of a results file: ``cpu``, or the GPU's model."""
+    """Return the device's name in a results file: ``cpu``, or the GPU's model."""
     if device == "cpu":
         return "cpu"
     return re.sub(r"[^a-z0-9]+", "-", columns(device)["gpu"].lower()).strip("-") or device

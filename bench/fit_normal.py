@@ -1,7 +1,7 @@
 """The polynomials behind ``ops.normal``: ``python -m bench.fit_normal`` prints the constants of csrc/keyed_loop.cpp.
 
-Each is ``lead + t P(t)`` with P of least maximal relative error (Remez exchange), then rounded to float32; the error printed is that of
-the rounded one, evaluated exactly.
+Each is ``lead + t P(t)`` with the P of least maximal relative error (Remez exchange), rounded to float32; the printed error is that of the
+rounded polynomial, evaluated exactly.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 Function = Callable[[np.ndarray], np.ndarray]
 POINTS = 4001
-TERMS = 30  # of the power series, which all converge fast enough for |t| <= pi^2 / 16
+TERMS = 30  # terms of the power series, all of which converge fast enough for |t| <= pi^2 / 16
 
 
 def remez(rest: Function, size: Function, degree: int, low: float, high: float) -> np.ndarray:
-    """Coefficients of P, lowest first: the largest ``|t (P(t) - rest(t)) / size(t)|`` on [low, high] is the least possible."""
+    """Return the coefficients of P, lowest first, that minimize the largest ``|t (P(t) - rest(t)) / size(t)|`` on [low, high]."""
     t = low + (high - low) * (1 - np.cos(np.linspace(0, np.pi, POINTS))) / 2
-    t[t == 0] = 1e-12  # where every P is right, so that the weight may not be 0
+    t[t == 0] = 1e-12  # any P is exact at t = 0, where the weight would vanish
     wanted, weight, powers = rest(t), t / size(t), np.vander(t, degree + 1, increasing=True)
     chosen = np.round(np.linspace(0, POINTS - 1, degree + 4)[1:-1]).astype(int)
     while True:
@@ -36,12 +36,12 @@ def remez(rest: Function, size: Function, degree: int, low: float, high: float) 
 
 
 def series(coefficient: Callable[[int], float], first: int) -> Function:
-    """``sum over k >= first of coefficient(k) t^(k - first)``."""
+    """Return ``sum over k >= first of coefficient(k) t^(k - first)``."""
     return lambda t: sum(coefficient(k) * t ** (k - first) for k in range(first, TERMS + first))
 
 
 def log_rest(t: np.ndarray) -> np.ndarray:
-    """``(-2 ln(1 + t) / t + 2) / t``, by its power series near 0, where the formula cancels."""
+    """Return ``(-2 ln(1 + t) / t + 2) / t``, by its power series near 0, where the formula cancels."""
     near = np.abs(t) < 0.05
     safe = np.where(near, -0.25, t)
     return np.where(near, series(lambda k: -2 * (-1) ** k / (k + 1), 1)(np.where(near, t, 0)), (-2 * np.log1p(safe) / safe + 2) / safe)

@@ -1,8 +1,8 @@
 """The groups of cases: every ``bench/bench_<group>.py``.
 
 Such a file has ``cases(device, *, tiny=False)``, which yields ``bench.timing.Case``, and may have ``TARGETS``, a sequence of
-``bench.targets.Target``, and ``further(device, pattern)``, which yields rows that are no timings. With ``tiny=True`` it yields the same
-cases at sizes of a few cells and compiles nothing (``compiled`` below sees to that), so that a test can run every gate.
+``bench.targets.Target``, and ``further(device, pattern)``, which yields rows without timings. With ``tiny=True`` it yields the same
+cases at sizes of a few cells without compiling (see ``compiled`` below), so that a test can run every gate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 def cases(group: str, device: str, *, tiny: bool = False) -> Iterator[Case]:
-    """Yield the cases of ``group`` on ``device``, one by one, so that the tensors of one are gone before the next makes its own."""
+    """Yield the cases of ``group`` on ``device`` one by one, so that the tensors of one are freed before the next allocates its own."""
     return _module(group).cases(device, tiny=tiny)
 
 
@@ -43,15 +43,15 @@ def targets(group: str) -> Sequence[Target]:
 
 
 def further(group: str, device: str, pattern: str) -> Iterator[Row]:
-    """Yield the rows of ``group`` that time no case, for the cases that match ``pattern``; most groups have none."""
+    """Yield the rows of ``group`` without timings, for cases that match ``pattern``; most groups have none."""
     make = getattr(_module(group), "further", None)
     return iter(()) if make is None else make(device, pattern)
 
 
 def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:
-    """``torch.compile(function, dynamic=False, fullgraph=True, **options)``, made at its first call; ``function`` itself when ``tiny``.
+    """Return ``torch.compile(function, dynamic=False, fullgraph=True, **options)``, created on its first call; ``function`` if ``tiny``.
 
-    ``fullgraph`` also makes Dynamo raise where it would otherwise give up compiling and go on in eager mode, unseen.
+    ``fullgraph`` makes Dynamo raise where it would otherwise silently fall back to eager mode.
     """
     if tiny:
         return function
@@ -65,7 +65,7 @@ def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:
 
 
 def backend_of(op: str, device: str) -> str:
-    """Return the backend of ``op`` that "auto" takes on ``device``; Triton's interpreter is no backend to be timed."""
+    """Return the backend of ``op`` that "auto" selects on ``device``. Triton's interpreter does not count."""
     return next(b.name for b in registry.OPS[op] if b.name in RUNS_ON[device] and b.available() is None)
 
 

@@ -1,4 +1,4 @@
-"""One row per case, peer and number of threads: the one CSV schema of every group, explained in ``bench/results/README.md``."""
+"""The CSV schema of all groups, one row per case, peer and number of threads; see ``bench/results/README.md``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ OK, GATE_FAILED, PEER_FAILED = "ok", "gate failed", "peer failed"
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement, or why there is none. None is an empty cell: not measured, never zero.
+    """A measurement, or the reason why there is none. None is an empty cell and means "not measured", never zero.
 
     Args:
-        group, case, shape, dtype, peer: what was timed; ``ours`` is the peer that ratios refer to.
-        status: ``"ok"``, ``"gate failed"`` (the peers disagreed, so nothing was timed) or ``"peer failed"``; ``error`` says more.
+        group, case, shape, dtype, peer: What was timed; ratios refer to the peer ``ours``.
+        status: ``"ok"``, ``"gate failed"`` (the peers disagreed, so nothing was timed) or ``"peer failed"``; ``error`` gives details.
         device: ``"cpu"`` or ``"cuda"``; ``device_name`` is its model.
-        rounds, loops: samples, and calls averaged in each of them.
-        p20_us, p50_us, p80_us: microseconds per call; on CUDA between two events, behind a flushed L2.
-        ratio: this peer's ``p50_us`` over that of ``ours``: how many times faster ours is.
-        bytes_moved: the least that the operation must read and write, in bytes; ``gb_per_s`` is that over ``p50_us``.
-        read_gb_per_s, copy_gb_per_s: ``torch.sum`` of, and ``copy_`` (read plus written) between, buffers of ``bytes_moved``, same rounds.
+        rounds, loops: Number of samples, and of calls averaged in each.
+        p20_us, p50_us, p80_us: Microseconds per call; on CUDA between two events, with a flushed L2.
+        ratio: This peer's ``p50_us`` over that of ``ours``, so above 1 where ours is faster.
+        bytes_moved: Fewest bytes that the operation must read and write; ``gb_per_s`` is that over ``p50_us``.
+        read_gb_per_s, copy_gb_per_s: Bandwidth of ``torch.sum`` and ``copy_`` (read plus written) on ``bytes_moved``, in the same rounds.
         share_of_read, share_of_copy: ``gb_per_s`` over these.
-        graph_p20_us, graph_p50_us, graph_p80_us, graph_ratio: the same for replays of a CUDA graph of one call, behind a flushed L2.
-        graph_hot_us, graph_hot_ratio: the median of such replays one after another, so with a warm L2.
-        graph_note: why there is no graph.
-        peak_mb: the most memory that a process of its own held, in MiB; such a row has no times.
-        quick: short samples and few rounds: to see that it runs, not to be quoted.
+        graph_p20_us, graph_p50_us, graph_p80_us, graph_ratio: The same for replays of a CUDA graph of one call, with a flushed L2.
+        graph_hot_us, graph_hot_ratio: Median of such replays back to back, with a warm L2.
+        graph_note: Why there is no graph.
+        peak_mb: Peak memory of a separate process in MiB; such a row has no times.
+        quick: Whether samples were short and few, as a smoke test; such figures are not to be quoted.
     """
 
     group: str
@@ -85,23 +85,23 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def write(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
-    """Write ``rows`` as CSV, whole or not at all. Numbers have six significant digits, far below the noise of a clock.
+    """Write ``rows`` as CSV, atomically. Numbers have six significant digits, well below the timing noise.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: The file cannot be written.
     """
     write_csv(path, [{name: _cell(getattr(row, name)) for name in COLUMNS} for row in rows])
 
 
 def read(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a file written by ``write``.
+    """Read the rows of a file written by ``write``.
 
     Raises:
-        ValueError: its columns are not ours.
+        ValueError: Its columns differ from those of ``Row``.
     """
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) not in (COLUMNS, COLUMNS[:-1]):  # files of before peak_mb
+        if tuple(reader.fieldnames or ()) not in (COLUMNS, COLUMNS[:-1]):  # files written before peak_mb existed
             odd = set(reader.fieldnames or ()) ^ set(COLUMNS)
             raise ValueError(f"{os.fspath(path)} has other columns than bench.rows.Row: {sorted(odd) or 'another order'}; measure it again")
         hints = typing.get_type_hints(Row)

@@ -1,4 +1,4 @@
-"""Formats measurements as plain tables: aligned, of any width, the same in a file as on a terminal."""
+"""Formats measurements as aligned plain-text tables, identical in files and on terminals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measured(rows: Sequence[Row]) -> str:
 
 
 def targets(wanted: Sequence[target_module.Target], rows: Sequence[Row]) -> str:
-    """Format each target beside the value measured for it, ``–`` where there is none."""
+    """Format each target with the value measured for it, ``–`` if there is none."""
     if not wanted:
         return ""
     lines = [("target", "device", "threads", "case", "peer", "bound", "measured", "")]

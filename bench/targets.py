@@ -1,4 +1,4 @@
-"""Defines the targets of a group and tells whether rows reach them."""
+"""Defines the targets of a group and checks rows against them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Target:
     """A bound on one column.
 
     Args:
-        case: Names of the cases it holds for, ``*`` and ``?`` as in file names.
-        peer: Names of the peers it holds for, likewise; a ratio's peer, or ``""`` for our own row.
+        case: Names of the cases it applies to, with wildcards ``*`` and ``?``.
+        peer: Names of the peers it applies to, likewise; ``""`` for our own row.
         column: Column of ``bench.rows.Row``, such as ``"ratio"``, ``"share_of_copy"`` or ``"graph_hot_us"``.
         least: Lower bound, or None.
         most: Upper bound, or None.
         device: ``"cpu"`` or ``"cuda"``.
-        threads: Number of threads it is stated for.
-        stretch: Better bound, printed beside the first.
+        threads: Number of threads it applies to.
+        stretch: More ambitious bound, printed next to the first.
     """
 
     case: str

@@ -1,6 +1,6 @@
 """The cases of every group under pytest-benchmark, for its reports and comparisons: ``pytest bench --benchmark-only``.
 
-``python -m bench`` is the instrument whose ratios are quoted: it interleaves the peers, which pytest-benchmark cannot.
+Quote ratios from ``python -m bench`` only: it interleaves the peers, which pytest-benchmark cannot.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def peers() -> Iterator[Any]:
             yield from (pytest.param(group, index, peer, id=f"{group}/{case.name}/{peer}") for peer in case.peers)
 
 
-@lru_cache(maxsize=1)  # the tensors of one case at a time
+@lru_cache(maxsize=1)  # keeps the tensors of one case at a time
 def checked(group: str, index: int) -> tuple[Case, str]:
-    """The case, and what its gate says against it."""
+    """Return the case and its gate's error."""
     forget_compiled()
     case = list(groups.cases(group, DEVICE))[index]
     try:

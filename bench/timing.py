@@ -1,4 +1,4 @@
-"""Times a case: a correctness gate first, then all peers in turn, round after round, beside the memory ceilings of the same rounds."""
+"""Times a case: a correctness gate first, then all peers in turn, round after round, with the memory ceilings of the same rounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .rows import GATE_FAILED, OK, PEER_FAILED, Row
 
 __all__ = ["Case", "Problem", "Row", "measure"]
 
-LEAST_SECONDS = 0.02  # a sample's least length: a thousand times what a call of perf_counter and a wake-up of the system cost
+LEAST_SECONDS = 0.02  # shortest sample: a thousand times the cost of perf_counter and a wake-up of the system
 MOST_LOOPS = 10_000
 _READ, _COPY = "ceiling: read", "ceiling: copy"
 
@@ -37,8 +37,8 @@ class Case:
         name: Name, unique within the group.
         shape: Shape to print, such as ``"[1, 256, 4, 128, 128]"``.
         dtype: Dtype to print, such as ``"float32"``.
-        peers: By name, calls without arguments that all do the same work. On CUDA they only queue it. Gradients are on: a peer that
-            needs none says so itself.
+        peers: By name, calls without arguments that all do the same work. On CUDA they only queue it. Gradients are enabled: a peer that
+            needs none disables them itself.
         ours: Name in ``peers`` to which ratios refer.
         check: Raises unless all peers agree with the reference; called before any timing.
         bytes_moved: Fewest bytes that the work must read and write; None where bandwidth says nothing.
@@ -63,7 +63,7 @@ class Case:
 
 
 class Problem:
-    """What the peers of a case solve; a group's own subclass makes its tensors at first use."""
+    """The problem that the peers of a case solve. A group's subclass creates its tensors on first use."""
 
     device: str
 
@@ -75,7 +75,7 @@ class Problem:
         return torch.Generator(self.device).manual_seed(seed)
 
     def case(self, group: str, name: str, shape: str, dtype: str, peers: Mapping[str, Callable[[Any], Any]], **rest: Any) -> Case:
-        """A case of ``peers``, functions of this problem, ours first; ``rest`` as :class:`Case` takes it."""
+        """Return a case with ``peers``, functions of this problem, ours first; ``rest`` as for :class:`Case`."""
         calls = {peer: partial(function, self) for peer, function in peers.items()}
         return Case(group, name, shape, dtype, calls, next(iter(peers)), partial(self.check, peers), device=self.device, **rest)
 
@@ -106,10 +106,10 @@ def measure(
     Args:
         case: Case to time.
         rounds: Samples of each peer.
-        threads: Threads of torch, during the check too, since Inductor compiles for one number of threads.
-        least_seconds: Shortest sample, which makes as many calls as fill it.
-        quick: Only marks the rows.
-        clock: Clock; None takes that of the case's device.
+        threads: Number of torch threads, during the check too, since Inductor compiles for a fixed number.
+        least_seconds: Shortest duration of a sample, which sets its number of calls.
+        quick: Value of ``quick`` in the rows.
+        clock: Clock; None selects the one of the case's device.
 
     Returns:
         One row per peer, ours first. If the gate fails, one row with status ``"gate failed"`` and no times. A peer that raises has a row
@@ -129,7 +129,7 @@ def measure(
         forget_compiled()
         try:
             case.check()
-        except Exception as error:  # a gate says no by whatever it raises
+        except Exception as error:  # gates fail by any exception
             return [Row(**base, peer=case.ours, status=GATE_FAILED, error=f"{type(error).__name__}: {one_line(error)}")]
         base["note"] = case.note() if callable(case.note) else case.note
         contestants, failures, notes = _contestants(case, clock, least_seconds)
@@ -138,13 +138,13 @@ def measure(
 
 
 def forget_compiled() -> None:
-    """Let Dynamo start anew: it counts recompilations per function, so the cases of a group would share one limit of eight."""
+    """Reset Dynamo, which counts recompilations per function, so that the cases of a group do not share one limit of eight."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
 
 
 def interleave(contestants: Mapping[Any, Contestant], rounds: int) -> None:
-    """Sample each once per round; each round starts one further, so that nobody always follows the same pause or runs first."""
+    """Sample each once per round. The first peer rotates, so that none always follows the same pause or runs first."""
     order = list(contestants.values())
     for turn in range(rounds):
         first = turn % len(order) if order else 0
@@ -153,7 +153,7 @@ def interleave(contestants: Mapping[Any, Contestant], rounds: int) -> None:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """By linear interpolation between the sorted values; ``percent`` is 0 to 100."""
+    """Return the ``percent``-th percentile (0 to 100), interpolated linearly."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     low, high = math.floor(place), math.ceil(place)
@@ -161,14 +161,14 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def _contestants(case: Case, clock: Clock, least: float) -> tuple[dict[tuple[str, str], Contestant], dict[str, str], dict[str, str]]:
-    """By (peer, kind), kind one of "call", "graph" and "hot"; the errors of peers that raise; why a peer has no graph."""
+    """Return samples by (peer, kind), kind in "call", "graph" and "hot"; errors of peers that raised; reasons for missing graphs."""
     found: dict[tuple[str, str], Contestant] = {}
     failures: dict[str, str] = {}
     notes: dict[str, str] = {}
     for name, run in {**case.peers, **_ceilings(case)}.items():
         try:
             found[name, "call"] = _contestant(clock.sample, run, least)
-        except Exception as error:  # one peer's trouble (out of memory, no compiler) is told in its row; the others still run
+        except Exception as error:  # a peer's failure (out of memory, no compiler) is recorded in its row; the others still run
             failures[name] = f"{type(error).__name__}: {one_line(error)}"
             continue
         if name in case.peers:
@@ -187,7 +187,7 @@ def _contestant(sample: Callable[[Run, int], float], run: Run, least: float) -> 
 
 
 def _ceilings(case: Case) -> dict[str, Run]:
-    """What this machine can read and copy in these very rounds, with buffers of the case's size."""
+    """Measure the read and copy bandwidth of this machine in the same rounds, with buffers of the case's size."""
     if not case.bytes_moved:
         return {}
     source = torch.rand(max(1, case.bytes_moved // 4), device=case.device)

@@ -1,4 +1,4 @@
-"""Small calls of the CUDA top-k for compute-sanitizer, each checked against the reference: ``python -m bench.topk_small``."""
+"""Small calls of the CUDA top-k for compute-sanitizer, each compared with the reference: ``python -m bench.topk_small``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from ttcfast.ops import topk
 
-# n, k: a warp, a block, a block that narrows down, several blocks per row.
+# n, k: a warp, a block, a block that narrows the candidates, several blocks per row
 SHAPES = ((50, 7), (200, 200), (5000, 60), (40_000, 300))
 
 

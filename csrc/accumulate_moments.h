@@ -11,11 +11,11 @@ namespace ttcfast {
 
 struct MomentsTensor {
     void* grad;
-    void* total;  // null: nothing is accumulated
+    void* total;  // null: no accumulation
     int64_t count;
 };
 
-// All gradients have one dtype, all totals another: the same, or float32 under 16-bit gradients.
+// All gradients have one dtype, and all totals have one: the same, or float32 for 16-bit gradients.
 struct MomentsProblem {
     DType grad_dtype, total_dtype;
     bool zero_grads;
@@ -25,11 +25,11 @@ struct MomentsProblem {
     Level level;
 };
 
-// Adds each gradient to its total and returns the sum of all squares. The squares are taken and added in double (those of 32- and
-// 16-bit numbers are exact there). The result is the same to the bit for every number of threads and every level.
+// Adds each gradient to its total and returns the sum of all squares, formed and added in double (exact for 32- and
+// 16-bit numbers). The result is bitwise independent of the number of threads and the level.
 double accumulate_moments_cpu(const MomentsProblem& problem);
 
-// One run of consecutive elements of types G and T: returns the sum of the gradients' squares. Compiled once per level.
+// Returns the sum of the gradients' squares in a run of consecutive elements of types G and T. Compiled once per level.
 template <class G, class T, Level level>
 double moments_run(void* grad, void* total, int64_t count, bool accumulate, bool zero);
 

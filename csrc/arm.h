@@ -32,9 +32,9 @@ struct ArmProblem {
     const void* values;      // accumulator [channels, cells], or null: `value` everywhere
     double value;            // prescribed boundary value where `values` is null
     const double* expected;  // [problems, components + 2], subtracted from the residuals, or null
-    bool relative;           // residuals over the state's integrals: of abs(rho), of rho (abs(u) + sound speed), of abs(E)
+    bool relative;           // relative residuals, over the state's integrals of abs(rho), of rho (abs(u) + sound speed), of abs(E)
 
-    int density, energy, pressure;  // channels; -1 where there is none
+    int density, energy, pressure;  // channels; -1 if absent
     int momentum[3], components;
     bool primitive;
     Momentum mode;
@@ -43,14 +43,14 @@ struct ArmProblem {
     Level level;
 };
 
-// All [problems, candidates], row-major, but residuals [problems, candidates, components + 2].
+// All [problems, candidates], row-major, except residuals [problems, candidates, components + 2].
 struct ArmOutput {
     void *score, *mass, *momentum, *energy, *boundary, *positivity;  // accumulator
     uint8_t* finite;
     double* residuals;  // signed, unscaled: mass, momentum components, energy
 };
 
-// Results do not depend on `threads` or `level`, nor on which other candidates stand in the call.
+// Results depend neither on `threads` or `level` nor on the other candidates of the call.
 void arm_cpu(const ArmProblem& problem, const ArmOutput& output);
 
 }  // namespace ttcfast

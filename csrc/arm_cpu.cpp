@@ -11,9 +11,9 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kSerialBelow = 1 << 19;  // values under which starting a thread costs more than it saves
-constexpr double kScaleGuard = 1e-12;      // least denominator of a relative residual, times the domain's volume, as in arm_ref.py
-constexpr int64_t kItems = 8;              // work items per thread, so that none waits long for the last
+constexpr int64_t kSerialBelow = 1 << 19;  // values below which starting a thread costs more than it saves
+constexpr double kScaleGuard = 1e-12;      // smallest denominator of a relative residual, times the domain's volume, as in arm_ref.py
+constexpr int64_t kItems = 8;              // work items per thread, so that no thread waits long for the last one
 
 double momentum_of(const double* residuals, int components, Momentum mode) {
     double result = 0;
@@ -70,7 +70,7 @@ StateSums scale_of(const ArmProblem& p, const StateSums* tiles, int64_t count, d
         total.energy += tile->energy;
     }
     const double volume = p.volumes ? 1.0 : p.volume, least = kScaleGuard * whole;
-    auto guarded = [&](double sum) { return volume * sum < least ? least : volume * sum; };  // NaN stays NaN
+    auto guarded = [&](double sum) { return volume * sum < least ? least : volume * sum; };  // propagates NaN
     return {guarded(total.mass), guarded(total.momentum), guarded(total.energy)};
 }
 
@@ -85,7 +85,7 @@ void arm_typed(const ArmProblem& p, const ArmOutput& out) {
     const int64_t cells = p.extent[0] * p.extent[1] * p.extent[2];
     const int64_t tiles = (cells + kTile - 1) / kTile, columns = p.problems * tiles;
     const int wanted = p.problems * p.candidates * p.channels * cells < kSerialBelow ? 1 : std::max(p.threads, 1);
-    // Candidates that share one packed state tile; how many they are changes no result.
+    // Candidates that share one packed state tile; their number does not affect results.
     const int64_t shares = wanted == 1 ? 1 : (kItems * wanted + columns - 1) / std::max<int64_t>(columns, 1);
     const int64_t group = std::max<int64_t>((p.candidates + shares - 1) / shares, 1);
     const int64_t groups = (p.candidates + group - 1) / group, items = columns * groups;

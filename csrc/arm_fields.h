@@ -9,7 +9,7 @@
 
 namespace ttcfast {
 
-// "Accumulator" as in arm.h. Vectors have one entry per channel unless they say otherwise.
+// "Accumulator" as in arm.h. Vectors have one entry per channel unless stated otherwise.
 struct FieldsProblem {
     DType dtype;
     int64_t problems, candidates, channels;
@@ -22,28 +22,28 @@ struct FieldsProblem {
     const void* values;      // accumulator [channels, cells], or null: `value` everywhere
     double value;            // prescribed boundary value where `values` is null
     const double* expected;  // [problems, channels], subtracted from the changes, or null
-    const double* units;     // [problems, quantities + 1], of the quantities' residuals and of the divergence, or null: absolute
+    const double* units;     // [problems, quantities + 1], of the quantities' residuals and of the divergence; null: absolute
 
-    std::vector<int64_t> groups;  // number of the channel's conserved quantity, -1 for none
+    std::vector<int64_t> groups;  // index of the channel's conserved quantity, -1 for none
     int64_t quantities;
-    std::vector<int64_t> anchored;  // whether the integral's change counts, or the integral itself
+    std::vector<int64_t> anchored;  // whether the integral's change is penalised, or the integral itself
     std::vector<double> low, high;
     std::vector<int64_t> vectors;   // [fields, dimensions], channels of the components
-    std::vector<double> distances;  // [dimensions], of cells
+    std::vector<double> distances;  // [dimensions], cell spacings
     std::vector<int64_t> periodic;  // [dimensions]
     Momentum mode;
-    std::vector<double> weights;  // [quantities + 3]: and of boundary, bounds and divergence
+    std::vector<double> weights;  // [quantities + 3], the last three for boundary, bounds and divergence
     int threads;
     Level level;
 };
 
-// All [problems, candidates], row-major; penalties have [quantities + 3] beside.
+// All [problems, candidates], row-major; penalties have a last axis [quantities + 3].
 struct FieldsOutput {
     void *score, *penalties;  // accumulator
     uint8_t* finite;
 };
 
-// Results do not depend on `threads` or `level`, nor on which other candidates stand in the call.
+// Results depend neither on `threads` or `level` nor on the other candidates of the call.
 void arm_fields_cpu(const FieldsProblem& problem, const FieldsOutput& output);
 
 }  // namespace ttcfast

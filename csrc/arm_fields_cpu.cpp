@@ -12,11 +12,11 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kSerialBelow = 1 << 19;  // values under which starting a thread costs more than it saves
-constexpr int64_t kTile = 4096;            // cells whose rows of state and candidate stay in the first two caches
-constexpr int64_t kItems = 8;              // work items per thread, so that none waits long for the last
+constexpr int64_t kSerialBelow = 1 << 19;  // values below which starting a thread costs more than it saves
+constexpr int64_t kTile = 4096;            // cells whose rows of state and candidate stay in the L1 and L2 caches
+constexpr int64_t kItems = 8;              // work items per thread, so that no thread waits long for the last one
 
-// What a tile of a candidate comes to: per channel, and over all of them.
+// Sums of a candidate's tile: per channel, and over all channels.
 struct TileSums {
     double* change;  // [channels]
     double outside, away;
@@ -42,7 +42,7 @@ class FieldReader {
         if (!p.vectors.empty()) lines_.resize(static_cast<size_t>(2 * 3 * row));
     }
 
-    // The sums of candidates [first, last) of problem n on cells from `start` on; `into` gives those of a candidate.
+    // Sums candidates [first, last) of problem n over cells from `start` on; `into` returns the sums of a candidate.
     template <class Into>
     void run(int64_t n, int64_t first, int64_t last, int64_t start, const Into& into) {
         const int64_t count = std::min(tile_, grid_.cells() - start);
@@ -119,7 +119,7 @@ class FieldReader {
             slopes.per_distance[k] = static_cast<Acc>(0.5 / p_.distances[static_cast<size_t>(k)]);
             Acc* line = lines_.data() + 2 * k * row;
             const T* channel = base + channels[k] * p_.cand.stride_c;
-            if (axis == 2) {  // one line, with the cells that are its ends' neighbours
+            if (axis == 2) {  // one line, with the neighbouring cells at its ends
                 const int64_t start = (i * p_.extent[1] + j) * n;
                 const Acc* cells = read_cells(channel, grid_, p_.cand.stride_s, cand_contiguous_, start, n, line + row);
                 std::copy_n(cells, n, line + 1);

@@ -27,52 +27,76 @@ double total_of(const Vector<Acc> (&parts)[kParts<Acc>]) {
     return sum[0];
 }
 
-// Calls work(cells, part) for every vector of whole groups, where load_from(pointer) reads that vector's cells; the cells after the last
-// whole group are read from a copy that is filled up with `filling`.
-template <class Acc, bool summed, bool bounded>
-void add_row_as(const FieldRow<Acc>& row, FieldSums& sums) {
+// The sums of one group of cells, added to registers.
+template <class Acc, bool summed, bool anchored, bool weighted, bool bounded>
+struct RowSums {
     using V = Vector<Acc>;
-    constexpr int width = kWidth<Acc>, lanes = kLanes<Acc>;
     V change[kParts<Acc>] = {}, outside[kParts<Acc>] = {};
     Bits<Acc> high{};
-    const V low = splat<Acc>(row.low), upper = splat<Acc>(row.high);
-    auto take = [&](const Acc* cells, const Acc* before, const Acc* volume) {
+
+    TTCFAST_INLINE void take(const Acc* cells, const Acc* before, const Acc* volume, V low, V upper) {
         unroll<kParts<Acc>>([&](auto p) {
-            const V x = load(cells + p * width);
+            constexpr int o = p * kWidth<Acc>;
+            const V x = load(cells + o);
             high = maximum(high, magnitude<Acc>(x));
             if constexpr (summed) {
-                const V d = before ? x - load(before + p * width) : x;
-                change[p] += volume ? load(volume + p * width) * d : d;
+                V d = x;
+                if constexpr (anchored) d = x - load(before + o);
+                if constexpr (weighted) d = load(volume + o) * d;
+                change[p] += d;
             }
             if constexpr (bounded) outside[p] += above_zero<Acc>(low - x) + above_zero<Acc>(x - upper);
         });
-    };
+    }
+};
+
+template <class Acc, bool summed, bool anchored, bool weighted, bool bounded>
+void add_row_as(const FieldRow<Acc>& row, FieldSums& sums) {
+    constexpr int lanes = kLanes<Acc>;
+    const Vector<Acc> low = splat<Acc>(row.low), upper = splat<Acc>(row.high);
+    RowSums<Acc, summed, anchored, weighted, bounded> found;
     const int64_t whole = row.count / lanes * lanes;
-    for (int64_t i = 0; i < whole; i += lanes)
-        take(row.cells + i, row.before ? row.before + i : nullptr, row.volume ? row.volume + i : nullptr);
+    const Acc *cells = row.cells, *before = row.before, *volume = row.volume;
+    for (int64_t i = 0; i < whole; i += lanes) {
+        fetch<1024>(cells + i);
+        found.take(cells + i, anchored ? before + i : nullptr, weighted ? volume + i : nullptr, low, upper);
+    }
     if (whole < row.count) {
-        // What stands in for cells after the last one changes nothing and is within the bounds.
-        Acc cells[lanes], before[lanes] = {}, volume[lanes] = {};
+        // What stands in for cells after the last one is 0, or within the bounds and then not summed up.
+        Acc last[3][lanes] = {};
         const Acc filling = row.low > 0 ? row.low : row.high < 0 ? row.high : Acc(0);
         for (int i = 0; i < lanes; ++i) {
             const bool there = whole + i < row.count;
-            cells[i] = there ? row.cells[whole + i] : filling;
-            before[i] = there && row.before ? row.before[whole + i] : Acc(0);
-            volume[i] = there ? (row.volume ? row.volume[whole + i] : Acc(1)) : Acc(0);
+            last[0][i] = there ? cells[whole + i] : filling;
+            last[1][i] = there ? (anchored ? before[whole + i] : Acc(0)) : anchored ? filling : Acc(0);
+            last[2][i] = there ? (weighted ? volume[whole + i] : Acc(1)) : Acc(0);
         }
-        take(cells, row.before ? before : nullptr, volume);
+        RowSums<Acc, summed, anchored, true, bounded> rest;
+        for (int p = 0; p < kParts<Acc>; ++p) rest.change[p] = found.change[p], rest.outside[p] = found.outside[p];
+        rest.high = found.high;
+        rest.take(last[0], last[1], last[2], low, upper);
+        for (int p = 0; p < kParts<Acc>; ++p) found.change[p] = rest.change[p], found.outside[p] = rest.outside[p];
+        found.high = rest.high;
     }
-    sums.change += total_of<Acc>(change);
-    sums.outside += total_of<Acc>(outside);
-    sums.bad |= any(exceeds<Acc>(high, kLargest<Acc>));
+    sums.change += total_of<Acc>(found.change);
+    sums.outside += total_of<Acc>(found.outside);
+    sums.bad |= any(exceeds<Acc>(found.high, kLargest<Acc>));
+}
+
+// Calls take(std::true_type) or take(std::false_type).
+template <class Take>
+void with_flag(bool flag, const Take& take) {
+    flag ? take(std::true_type()) : take(std::false_type());
 }
 
 template <class Acc>
 void add_row(const FieldRow<Acc>& row, FieldSums& sums) {
-    if (row.summed)
-        row.bounded ? add_row_as<Acc, true, true>(row, sums) : add_row_as<Acc, true, false>(row, sums);
-    else
-        row.bounded ? add_row_as<Acc, false, true>(row, sums) : add_row_as<Acc, false, false>(row, sums);
+    with_flag(row.bounded, [&](auto bounded) {
+        if (!row.summed) return add_row_as<Acc, false, false, false, bounded>(row, sums);
+        with_flag(row.before != nullptr, [&](auto anchored) {
+            with_flag(row.volume != nullptr, [&](auto weighted) { add_row_as<Acc, true, anchored, weighted, bounded>(row, sums); });
+        });
+    });
 }
 
 template <class Acc, int components>

@@ -1,4 +1,4 @@
-// What the driver (arm_fields_cpu.cpp) and the loops over cells (arm_fields_loop.cpp) hand each other: plain data only (level.h).
+// Plain data passed between the driver (arm_fields_cpu.cpp) and the loops over cells (arm_fields_loop.cpp); see level.h.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace ttcfast {
 // Cells of one channel of a candidate, contiguous.
 template <class Acc>
 struct FieldRow {
-    const Acc *cells, *before;  // `before` of the state, or null where the integral itself counts
-    const Acc* volume;          // of the cells, or null: 1
+    const Acc *cells, *before;  // `before` belongs to the state; null to sum the integral itself
+    const Acc* volume;          // the cells' volumes, or null: 1
     int64_t count;
     bool summed, bounded;
     Acc low, high;

@@ -1,7 +1,7 @@
 // The loop over cells of arm, compiled once per instruction set (level.h).
 //
-// Each block of cells is read from memory once. A quick test tells whether all its values are finite and no density or pressure
-// negative; only where it does not say so the definition is computed, on values that are in the first cache by then.
+// Each block of cells is read from memory once. A quick test can prove that all its values are finite and no density or pressure is
+// negative; only if it fails is the definition computed, on values that are in the L1 cache by then.
 #include "arm_loop.h"
 
 #include "simd.h"
@@ -9,8 +9,8 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kBlock = 16;            // groups: 1 KiB per row, so that a block of state and candidate stays in the first cache
-constexpr int kAhead = 512;               // bytes; hardware prefetching stops at each page, of which every row has its own
+constexpr int64_t kBlock = 16;            // groups: 1 KiB per row, so that a block of state and candidate stays in the L1 cache
+constexpr int kAhead = 512;               // bytes; hardware prefetching stops at page boundaries, and every row has its own pages
 constexpr double kVelocityGuard = 1e-12;  // the TTC plan's compute_pressure divides by rho + 1e-12
 
 template <class Acc>
@@ -22,18 +22,17 @@ constexpr uint64_t kLargest = sizeof(Acc) == 4 ? 0x7f7fffffu : 0x7feffffffffffff
 
 // The quick test for conserved states. With g = 1e-12, the definition's kinetic energy is rho/2 sum (m_k / (rho + g))^2 <= |m|^2 / (2 rho).
 // E rho >= (1 + margin) |m|^2 / 2 + tiny therefore makes the computed pressure >= 0, if
-//   margin covers the roundings of both sides: fewer than 20 of eps/2 each, and margin = 32 eps;
-//   0 < rho, E <= limit = 2^40: (m / (rho + g))^2 <= E / (2 g) < 2^80 cannot overflow, and what underflow adds to the kinetic energy, at
-//   most
-//     2^42 times the least subnormal, is below tiny / rho >= tiny 2^-40 (float: 2^-107 against 2^-100).
-// Then too all of rho, m and E are finite, since E rho is.
+// margin covers the rounding errors of both sides: fewer than 20 of eps/2 each, and margin = 32 eps;
+// 0 < rho, E <= limit = 2^40: (m / (rho + g))^2 <= E / (2 g) < 2^80 cannot overflow, and underflow adds at most 2^42 times
+// the smallest subnormal to the kinetic energy, which is below tiny / rho >= tiny 2^-40 (float: 2^-107 against 2^-100).
+// All of rho, m and E are then finite too, since E rho is.
 template <class Acc>
 struct Quick {
     static constexpr Acc half = sizeof(Acc) == 4 ? Acc(0.5 + 0x1p-19) : Acc(0.5 + 0x1p-48);
     static constexpr Acc tiny = sizeof(Acc) == 4 ? Acc(0x1p-60) : Acc(0x1p-600);
     static constexpr uint64_t limit = sizeof(Acc) == 4 ? 0x537fffffu : 0x426fffffffffffffull;  // bits of the number before 2^40
 
-    // Maxima of bits as unsigned numbers: a sign bit exceeds every limit, and so does NaN.
+    // Maxima of bits as unsigned numbers: a sign bit or NaN exceeds every limit.
     Bits<Acc> high{}, margin{};
 
     template <int M>
@@ -46,7 +45,7 @@ struct Quick {
     TTCFAST_INLINE bool sure() const { return !any(exceeds<Acc>(high, limit) | exceeds<Acc>(margin, kLargest<Acc>)); }
 };
 
-// Where gamma is not, a pressure >= 0 does not follow from E >= kinetic energy.
+// For other gamma, a pressure >= 0 does not follow from E >= kinetic energy.
 template <class Acc>
 bool is_usual(Acc gamma) {
     return gamma - 1 >= 0 && gamma - 1 <= Acc(1e30);
@@ -70,7 +69,7 @@ TTCFAST_INLINE void put(Acc* to, const Parts<Acc>& parts) {
     unroll<kParts<Acc>>([&](auto p) { store<Acc>(to + p * kWidth<Acc>, parts[p]); });
 }
 
-// A candidate's rows and its state from some group on.
+// A candidate's rows and its state from a given group on.
 template <class T, int M>
 struct Cursor {
     using Acc = AccumulatorOf<T>;
@@ -93,7 +92,7 @@ Cursor<T, M> cursor_at(const CellGroups<T>& c, int64_t group) {
     return at;
 }
 
-// Adds the changes of `count` groups; true where the quick test is sure that all is finite and nothing negative.
+// Adds the changes of `count` groups; returns true if the quick test proves that all values are finite and none negative.
 template <Kind kind, int M, class T, class Acc>
 bool add_changes(Sums<Acc>& sums, Cursor<T, M> at, int64_t volume_step, Acc gamma, int64_t count) {
     using V = Vector<Acc>;
@@ -103,7 +102,7 @@ bool add_changes(Sums<Acc>& sums, Cursor<T, M> at, int64_t volume_step, Acc gamm
     unroll<M>([&](auto k) { take(momentum[k], sums.lane[kMomentum + k]); });
     take(energy, sums.lane[kEnergy]);
     Quick<Acc> quick;
-    Bits<Acc> high{};  // maximum of bits: a negative number's and those of infinity and NaN exceed those of the largest number
+    Bits<Acc> high{};  // maximum of bits: those of negative numbers, infinity and NaN exceed those of the largest number
     const V heat = splat<Acc>(gamma - 1);
 
     for (int64_t g = 0; g < count; ++g) {
@@ -126,7 +125,7 @@ bool add_changes(Sums<Acc>& sums, Cursor<T, M> at, int64_t volume_step, Acc gamm
             if constexpr (is_conserved(kind)) {
                 unroll<M>([&](auto k) { momentum[k][p] += volume * (m[k] - old(1 + k)); });
             } else {
-                // Differences of products, written so that each small factor is itself a difference: docs/design/decisions.md ("Sums of
+                // Differences of products, written so that each small factor is itself a difference: see docs/design/decisions.md ("Sums of
                 // differences").
                 V square{}, change{};
                 unroll<M>([&](auto k) {
@@ -163,7 +162,7 @@ bool add_changes(Sums<Acc>& sums, Cursor<T, M> at, int64_t volume_step, Acc gamm
     return kind == Kind::conserved ? is_usual(gamma) && quick.sure() : !any(exceeds<Acc>(high, kLargest<Acc>));
 }
 
-// The definition of the pressure, from one vector of cells.
+// Pressure by the definition, from one vector of cells.
 template <int M, class Acc>
 TTCFAST_INLINE Vector<Acc> pressure_of(Vector<Acc> rho, const Vector<Acc> (&m)[M], Vector<Acc> energy, Acc gamma) {
     const Vector<Acc> per_mass = splat<Acc>(1) / (rho + splat<Acc>(Acc(kVelocityGuard)));
@@ -175,7 +174,7 @@ TTCFAST_INLINE Vector<Acc> pressure_of(Vector<Acc> rho, const Vector<Acc> (&m)[M
     return splat<Acc>(gamma - 1) * (energy - splat<Acc>(Acc(0.5)) * rho * square);
 }
 
-// Adds negative densities and pressures of `count` groups; true where a value is not finite.
+// Adds negative densities and pressures of `count` groups; returns true if a value is not finite.
 template <Kind kind, int M, class T, class Acc>
 bool add_negative(Sums<Acc>& sums, Cursor<T, M> at, Acc gamma, int64_t count) {
     using V = Vector<Acc>;
@@ -210,7 +209,7 @@ bool add_negative(Sums<Acc>& sums, Cursor<T, M> at, Acc gamma, int64_t count) {
     return any(exceeds<Acc>(high, kLargest<Acc>));
 }
 
-// abs(candidate - value) in the masked slices from number `index` on that lie before cell `end`; returns the next number.
+// Sums abs(candidate - value) over the masked slices from number `index` on before cell `end`; returns the next number.
 template <class T, class Acc>
 int64_t add_boundary(Sums<Acc>& sums, const CellGroups<T>& c, int64_t index, int64_t end) {
     using V = Vector<Acc>;
@@ -233,7 +232,7 @@ int64_t add_boundary(Sums<Acc>& sums, const CellGroups<T>& c, int64_t index, int
     return index;
 }
 
-// Whether any of these cells of one row is infinite or NaN.
+// Tells whether any of these cells of one row is infinite or NaN.
 template <class T>
 bool any_not_finite(const T* row, int64_t count) {
     using Acc = AccumulatorOf<T>;
@@ -267,7 +266,7 @@ void add_sums(const CellGroups<T>& c, CellSums& total) {
     for (int k = 0; k < kSums; ++k) total.sums[k] += total_of<Acc>(sums.lane[k]);
 }
 
-// Adds the integrals of a state that relative residuals are taken over.
+// Adds the integrals of a state that scale relative residuals.
 template <class Acc, Kind kind, int M>
 void add_state(const CellGroups<Acc>& c, StateSums& total) {
     using V = Vector<Acc>;

@@ -1,4 +1,4 @@
-// What the driver (arm_cpu.cpp) and the loop over cells (arm_loop.cpp) hand each other: plain data only (level.h).
+// Plain data passed between the driver (arm_cpu.cpp) and the loop over cells (arm_loop.cpp); see level.h.
 #pragma once
 
 #include <cstdint>
@@ -11,23 +11,23 @@ namespace ttcfast {
 constexpr int kSums = 8;  // mass, momentum x 3, energy, boundary, negative density, negative pressure
 enum Sum { kMass, kMomentum, kEnergy = 4, kBoundary, kDensity, kPressure };
 
-// What a state is made of; the arithmetic of a cell is compiled once for each.
+// The variables of a state; the arithmetic of a cell is compiled once for each kind.
 enum class Kind { conserved, conserved_with_pressure, primitive, primitive_with_energy };
 
-// Lanes of a group: 64 bytes of the accumulator. Each lane of each sum is added up by itself, and the lanes at the end in one order,
-// so that the sums are the same for every width of vector.
+// Lanes of a group: 64 bytes of the accumulator. Each lane of each sum is added separately and the lanes in a fixed order at the end,
+// so sums do not depend on the vector width.
 template <class Acc>
 constexpr int kLanes = 64 / static_cast<int>(sizeof(Acc));
 
 template <class Acc>
 using MaskOf = std::conditional_t<sizeof(Acc) == 4, uint32_t, uint64_t>;
 
-// Vectors (slices of a group) in which any cell is masked, in ascending order.
+// Vectors (slices of a group) with at least one masked cell, in ascending order.
 template <class Acc>
 struct MaskedSlices {
     const int64_t* cells;  // number of each slice's first cell in the grid; `origin` is that of the first cell of the CellGroups
     int64_t count, origin;
-    const MaskOf<Acc>* masks;  // [count, width] all bits but the sign where masked, else none
+    const MaskOf<Acc>* masks;  // [count, width] all bits but the sign if masked, otherwise none
     const Acc* values;         // [count, channels, width], or null: `value`
     Acc value;
 };
@@ -38,11 +38,11 @@ struct CellGroups {
     using Acc = AccumulatorOf<T>;
     int64_t count;
     const T* const* rows;                        // one per channel, at the first cell
-    int density, momentum[3], energy, pressure;  // channels; -1 where there is none
-    const int* others;                           // channels that are none of these
+    int density, momentum[3], energy, pressure;  // channels; -1 if absent
+    const int* others;                           // the remaining channels
     int channels, other_channels;
-    const Acc* state;   // [count, rows, lanes]: density, momenta, energy (pressure where the kind has no energy)
-    const Acc* volume;  // of the cells, `volume_step` further on for each group; a step of 0 repeats the first group's
+    const Acc* state;   // [count, rows, lanes]: density, momenta, energy (pressure for kinds without energy)
+    const Acc* volume;  // of the cells, advanced by `volume_step` for each group; a step of 0 repeats the first group's
     int64_t volume_step;
     Acc gamma;
     MaskedSlices<Acc> masked;
@@ -53,7 +53,7 @@ struct CellSums {
     bool bad;  // a value is infinite or NaN
 };
 
-// Integrals of the state, over which relative residuals are taken.
+// Integrals of the state that scale relative residuals.
 struct StateSums {
     double mass, momentum, energy;  // of abs(rho), of abs(rho u) + rho c, of abs(E), where c is the speed of sound
 };
@@ -65,7 +65,7 @@ struct CellLoop {
     int width;                                                        // of its masked slices
 };
 
-// The loop for a kind of state with 1 to 3 momentum components. What is null for bfloat16 works on widened rows only.
+// The loop for a kind of state with 1 to 3 momentum components. Functions that are null for bfloat16 work only on widened rows.
 template <class T, Level level>
 CellLoop<T> cell_loop_of(Kind kind, int components);
 

@@ -12,11 +12,11 @@
 
 namespace ttcfast {
 
-// Cells that one lane-wise sum runs over before it goes on in double; with kLanes it fixes the order of every addition.
+// Cells that one lane-wise sum covers before it is added in double; with kLanes it fixes the order of every addition.
 constexpr int64_t kChunk = 4096;
 constexpr int64_t kTile = 2 * kChunk;
 
-// Uninitialised numbers on a cache line's boundary.
+// Uninitialised numbers aligned to a cache line.
 template <class T>
 class Buffer {
   public:
@@ -33,7 +33,7 @@ class Buffer {
     T* data_;
 };
 
-// The boundary mask as the loop wants it, made once per call: only slices with a masked cell, in the order of the cells.
+// The boundary mask in the loop's layout, built once per call: only slices with a masked cell, in the order of the cells.
 template <class Acc>
 class Boundary {
   public:
@@ -82,7 +82,7 @@ inline Kind kind_of(const ArmProblem& p) {
     return p.pressure < 0 ? Kind::conserved : Kind::conserved_with_pressure;
 }
 
-// T is the stored type; `level` the instruction set, which changes no bit.
+// T is the stored type; `level` the instruction set, which does not affect results.
 template <class T, class Acc>
 class TileReader {
   public:
@@ -118,8 +118,8 @@ class TileReader {
         }
     }
 
-    // Adds the sums of candidates [first, last) of problem n on one tile to partials, which points at the problem's [candidates, tiles],
-    // and those of its state to state_sums where that is not null.
+    // Adds the sums of candidates [first, last) of problem n on one tile to partials, which points to the problem's [candidates, tiles],
+    // and those of its state to state_sums if that is not null.
     void run(int64_t n, int64_t first, int64_t last, int64_t tile, int64_t tiles, CellSums* partials, StateSums* state_sums) {
         const int64_t start = tile * kTile, end = std::min(start + kTile, grid_.cells());
         pieces_.clear();
@@ -189,12 +189,12 @@ class TileReader {
                 piece.masked};
     }
 
-    // What stands in for cells after the last one: a gas at rest, which changes nothing and violates nothing.
+    // Padding after the last cell: a gas at rest, which changes nothing and violates nothing.
     Acc filling(int channel) const {
         return Acc(std::find(p_.momentum, p_.momentum + p_.components, channel) == p_.momentum + p_.components);
     }
 
-    // A piece of one channel as contiguous numbers, whole groups of them.
+    // Returns a piece of one channel as contiguous numbers in whole groups.
     const Acc* gather(const ArmField& field, const T* base, int64_t channel, bool contiguous, const Piece& piece, Acc fill) const {
         Acc* buffer = gathered_.data() + channel * row_;
         const Acc* row = read_cells(base + channel * field.stride_c, grid_, field.stride_s, contiguous, piece.start, piece.cells, buffer);
@@ -209,7 +209,7 @@ class TileReader {
             gathered_rows_[static_cast<size_t>(c)] = gather(field, base, c, contiguous, piece, filling(c));
     }
 
-    // Rows side by side in groups, so that the state is one stream and never lies at the same address modulo 4096 as the candidate.
+    // Rows interleaved by group, so that the state is one stream and never has the same address modulo 4096 as the candidate.
     void pack_state(int64_t n, const Piece& piece) {
         gather_all(p_.state, static_cast<const T*>(p_.state.data) + n * p_.state.stride_n, state_contiguous_, piece);
         const Acc* rows[5];

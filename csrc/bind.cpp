@@ -1,4 +1,4 @@
-// ttcfast._C: raw pointers, sizes, strides and dtype codes in, nothing of torch. The checks are in ttcfast/ops.
+// ttcfast._C: takes raw pointers, sizes, strides and dtype codes, and knows nothing of torch. Arguments are checked in ttcfast/ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -104,7 +104,7 @@ void arm_fields(int dtype, const std::array<int64_t, 6>& sizes, uintptr_t state,
     arm_fields_cpu(problem, output);
 }
 
-// sizes: rows, elements of a row. What every keyed operation takes, in the order in which ttcfast/ops/keyed.py gives it.
+// sizes: rows, elements of a row. The arguments of every keyed operation, in the order of ttcfast/ops/keyed.py.
 KeyedRows keyed_rows(uintptr_t rows, const std::array<int64_t, 2>& sizes, uintptr_t stream, int64_t site, bool antithetic, int threads,
                      int level) {
     return {pointer<const int64_t>(rows), sizes[0], sizes[1], pointer<const int64_t>(stream), site, antithetic, threads,

@@ -1,4 +1,4 @@
-// Compiled when the extension is built without CUDA; device_info.cu takes its place otherwise.
+// Compiled if the extension is built without CUDA, in place of device_info.cu.
 #include "device_info.h"
 
 namespace ttcfast {

@@ -1,4 +1,4 @@
-// What the extension knows about CUDA: which runtime it was built for and which devices that runtime sees.
+// CUDA information: the runtime that the extension was built for and the devices that it sees.
 #pragma once
 
 #include <string>
@@ -15,9 +15,9 @@ struct Device {
 
 struct DeviceInfo {
     bool built_with_cuda;
-    int runtime_version;  // 1000 major + 10 minor, as CUDA counts; 0 without CUDA
-    int driver_version;   // newest runtime that the driver supports; 0 where there is no driver
-    std::string reason;   // why `devices` is empty; empty where it is not
+    int runtime_version;  // 1000 major + 10 minor, CUDA's encoding; 0 without CUDA
+    int driver_version;   // newest runtime that the driver supports; 0 without a driver
+    std::string reason;   // why `devices` is empty; empty if it is not
     std::vector<Device> devices;
 };
 

@@ -28,11 +28,11 @@ constexpr DType kDType = std::is_same_v<T, float>      ? DType::float32
                          : std::is_same_v<T, bfloat16> ? DType::bfloat16
                                                        : DType::float16;
 
-// The type in which numbers of type T are computed with.
+// The type for computations with numbers of type T.
 template <class T>
 using AccumulatorOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// call(T()) for the T among Types that has this code.
+// Calls call(T()) for the T among Types that has this code.
 template <class... Types, class Call>
 void with_type(DType dtype, const Call& call) {
     ((kDType<Types> == dtype ? static_cast<void>(call(Types())) : void()), ...);
@@ -57,7 +57,7 @@ TTCFAST_INLINE double widen(double x) { return x; }
 TTCFAST_INLINE float widen(float x) { return x; }
 TTCFAST_INLINE float widen(bfloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
 
-// Subnormal numbers are scaled by an exact power of two, so that nothing is rounded.
+// Subnormal numbers are scaled by an exact power of two, so nothing is rounded.
 TTCFAST_INLINE float widen(float16 x) {
     const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
     if (rest >= 0x7c00u) return float_of(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
@@ -65,7 +65,7 @@ TTCFAST_INLINE float widen(float16 x) {
     return float_of(sign | word_of(magnitude));
 }
 
-// Rounds to nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 TTCFAST_INLINE void narrow(double x, double& to) { to = x; }
 TTCFAST_INLINE void narrow(float x, float& to) { to = x; }
 TTCFAST_INLINE void narrow(float x, bfloat16& to) {

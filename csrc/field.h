@@ -1,4 +1,4 @@
-// Rows of a strided tensor as contiguous numbers of their own or the accumulator's type, read in place wherever that is possible.
+// Rows of a strided tensor as contiguous numbers of their own or the accumulator's type, read in place if possible.
 #pragma once
 
 #include <algorithm>

@@ -9,16 +9,16 @@
 
 namespace ttcfast {
 
-// out = base + step * center(first + ratio * second), where center takes the mean of each `group` consecutive numbers out of them.
+// out = base + step * center(first + ratio * second), where center subtracts the mean of each `group` consecutive numbers.
 // All are contiguous runs of `count` numbers, float32 or float64.
 struct HeunUpdate {
     DType dtype;
     int64_t count;
     const void* base;  // null: 0
     const void* first;
-    const void* second;  // null: left out
+    const void* second;  // null: omitted
     double step, ratio;
-    int64_t group;  // divides `count`; 0: nothing is taken out
+    int64_t group;  // divides `count`; 0: no means are subtracted
     void* out;      // may be `base`
     int threads;
     Level level;
@@ -26,7 +26,7 @@ struct HeunUpdate {
 
 void heun_cpu(const HeunUpdate& update);
 
-// The same of a stretch of n numbers, compiled once per level.
+// The same for a run of n numbers, compiled once per level.
 template <class T>
 struct HeunRun {
     const T *base, *first, *second;

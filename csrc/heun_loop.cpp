@@ -30,7 +30,7 @@ void centered(const HeunRun<T>& r, int64_t n, Group group) {
     }
 }
 
-// Groups of SimNorm's usual size, in steps of which each is one vector operation.
+// Groups of SimNorm's usual size, processed with one vector operation per step.
 template <bool has_base, bool has_second, class T>
 void centered_by_eight(const HeunRun<T>& r, int64_t n) {
     const T *base = r.base, *first = r.first, *second = r.second;

@@ -28,14 +28,14 @@ struct KeyedInput {
     int64_t extent[3], stride[3];
 };
 
-// All throw std::invalid_argument where a row holds a negative number or a problem of 2**32 or more.
-// Results do not depend on `threads`, nor on `level`, nor on which other rows stand in the call. Output rows are contiguous.
+// All throw std::invalid_argument if a row holds a negative number or a problem of 2**32 or more.
+// Results depend neither on `threads` or `level` nor on the other rows of the call. Output rows are contiguous.
 void normal_cpu(const KeyedRows& rows, DType dtype, void* out);
 
 // Row m of the result is row m / copies of x, plus sigma times normals.
 void add_noise_cpu(const KeyedRows& rows, DType dtype, const KeyedInput& x, int64_t copies, double sigma, void* out);
 
-// Keeps an entry, times `scale`, where its draw is at least `threshold`; 2**32 keeps none.
+// Keeps an entry, times `scale`, if its draw is at least `threshold`; 2**32 keeps none.
 void keyed_dropout_cpu(const KeyedRows& rows, DType dtype, const KeyedInput& x, uint64_t threshold, double scale, void* out);
 
 // The integers themselves, for elements [first, first + n) of one row; `key` is Philox's own.

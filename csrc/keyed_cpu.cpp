@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kTile = 8192;            // elements per work item
 constexpr int64_t kGathered = 1024;        // elements of a strided row copied at a time
-constexpr int64_t kSerialBelow = 1 << 16;  // elements under which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 16;  // elements below which starting a thread costs more than it saves
 
 // Output number site + 1 of SplitMix64 started at the stream: Philox's key.
 uint64_t key_of(const KeyedRows& rows) {
@@ -41,7 +41,7 @@ void check_values(const KeyedRows& rows) {
             throw std::invalid_argument("rows hold the problem " + std::to_string(rows.rows[2 * row]) + "; problems are below 2**32");
 }
 
-// Calls work(key of the row, row, first element, number of elements) for stretches that cover every row.
+// Calls work(key of the row, row, first element, number of elements) for runs that cover every row.
 template <class Work>
 void for_tiles(const KeyedRows& rows, const Work& work) {
     check_values(rows);
@@ -56,7 +56,7 @@ void for_tiles(const KeyedRows& rows, const Work& work) {
     });
 }
 
-// Calls use(input, first element, number of elements, where in the tile) with contiguous input: in place, or copied piece by piece.
+// Calls use(input, first element, number of elements, position in the tile) with contiguous input: in place, or copied piece by piece.
 template <class T, class Use>
 void with_input(const KeyedInput& x, int64_t row, int64_t first, int64_t n, const Use& use) {
     const T* base = static_cast<const T*>(x.data) + row * x.row_stride;
@@ -101,7 +101,7 @@ void add_noise_cpu(const KeyedRows& rows, DType dtype, const KeyedInput& x, int6
 void keyed_dropout_cpu(const KeyedRows& rows, DType dtype, const KeyedInput& x, uint64_t threshold, double scale, void* out) {
     if (threshold > 0xffffffffu) {
         check_values(rows);
-        if (rows.count * rows.elements) std::memset(out, 0, rows.count * rows.elements * size_of(dtype));  // of nothing there is no address
+        if (rows.count * rows.elements) std::memset(out, 0, rows.count * rows.elements * size_of(dtype));  // an empty tensor has no address
         return;
     }
     with_type<float, double, bfloat16>(dtype, [&](auto zero) {

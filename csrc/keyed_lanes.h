@@ -1,5 +1,5 @@
-// The lanes of keyed_loop.cpp: kCounters counters, each in a 64-bit lane, in the order in which `store_joined` and `store_interleaved` put
-// what was made of them back in line.
+// The lanes of keyed_loop.cpp: kCounters counters, one per 64-bit lane, ordered so that `store_joined` and `store_interleaved` write
+// results back in element order.
 #pragma once
 
 #include "simd.h"
@@ -10,7 +10,7 @@ namespace {
 #if defined(TTCFAST_VECTORS) && defined(__AVX2__)
 
 struct Lanes {
-    using Wide = Words;  // of which each pair of words is a 64-bit lane
+    using Wide = Words;  // each pair of words is a 64-bit lane
     using Int = Words;
     using Float = Floats;
     static constexpr int kCounters = kVectorBytes / 8;
@@ -78,7 +78,7 @@ struct Lanes {
 #endif
 };
 
-#else  // Any processor, ARM64 among them: arrays and plain loops, which a compiler may turn into what SIMD it has.
+#else  // Any processor, including ARM64: arrays and plain loops, which the compiler may vectorise.
 
 constexpr int kLanes = 8;
 

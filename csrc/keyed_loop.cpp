@@ -1,5 +1,5 @@
-// Philox 4x32-10, Box-Muller and what is done with them, compiled once per instruction set (level.h). Every operation is an IEEE one with
-// explicit fma, so that all sets give the same bits.
+// Philox 4x32-10, Box-Muller and their uses, compiled once per instruction set (level.h). Every operation is an IEEE operation with
+// explicit fma, so all instruction sets give the same bits.
 #include "keyed_loop.h"
 
 #include "keyed_lanes.h"
@@ -7,7 +7,7 @@
 namespace ttcfast {
 namespace {
 
-// The same constants stand in kernels/keyed.py; the polynomials are printed by `python -m bench.fit_normal`.
+// kernels/keyed.py repeats these constants; `python -m bench.fit_normal` prints the polynomials.
 // -2 ln(1 + f) / f on [-1/2, 0], by rising powers of f; relative error 2.7e-8.
 constexpr float kLog[9] = {-2.0f,         0.999990463f, -0.667264223f, 0.487365156f, -0.527382374f,
                            -0.361906648f, -2.41743279f, -3.2791853f,   -2.82909846f};
@@ -21,16 +21,16 @@ constexpr uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kWeyl0 
 constexpr int64_t kStretch = 1024;  // elements kept in the first-level cache between drawing and using them
 
 struct Draws {
-    Lanes::Wide w[4];  // in the low halves of the lanes; the high ones hold anything
+    Lanes::Wide w[4];  // in the low halves of the lanes; the high halves are undefined
 };
 
-// Philox's keys round by round, and the halves of the first two rounds that do not depend on the element.
+// Philox's round keys, and the halves of the first two rounds that do not depend on the element.
 struct Schedule {
     Lanes::Wide key[10][2];
     Lanes::Wide first, second, fourth, product;
 
     explicit Schedule(const RowKey& row) {
-        // Two loops: g++ 12 -O3 makes the second key a copy of the first when it vectorises both sums in one.
+        // Two loops: g++ 12 -O3 makes the second key a copy of the first if it vectorises both sums in one.
         for (uint32_t round = 0; round < 10; ++round) key[round][0] = Lanes::wide(row.key[0] + round * kWeyl0);
         for (uint32_t round = 0; round < 10; ++round) key[round][1] = Lanes::wide(row.key[1] + round * kWeyl1);
         const uint64_t p1 = static_cast<uint64_t>(row.candidate[1]) * kMultiplier1;
@@ -43,7 +43,7 @@ struct Schedule {
     }
 };
 
-// The words of `sets` times kCounters counters, the first of which is `group`. More than one set hides the latency of the multiplications.
+// The words of `sets` times kCounters counters starting at `group`. Several sets hide the latency of the multiplications.
 template <int sets>
 inline void philox(const Schedule& s, uint32_t group, Draws (&out)[sets]) {
     const Lanes::Wide m0 = Lanes::wide(kMultiplier0), m1 = Lanes::wide(kMultiplier1);
@@ -59,7 +59,7 @@ inline void philox(const Schedule& s, uint32_t group, Draws (&out)[sets]) {
     for (int round = 2; round < 10; ++round) {
         for (int i = 0; i < sets; ++i) {
             const Lanes::Wide p0 = Lanes::multiply(c[i][0], m0), p1 = Lanes::multiply(c[i][2], m1);
-            // What is known first is joined first: the products are what everything waits for.
+            // Operands available early are combined first: the products are on the critical path.
             c[i][0] = Lanes::high(p1) ^ (c[i][1] ^ s.key[round][0]);
             c[i][2] = Lanes::high(p0) ^ (c[i][3] ^ s.key[round][1]);
             c[i][1] = p1;
@@ -74,13 +74,13 @@ inline void philox(const Schedule& s, uint32_t group, Draws (&out)[sets]) {
 // Polynomials: least maximal relative error, by bench/fit_normal.py.
 inline void box_muller(Lanes::Int a, Lanes::Int b, Lanes::Int sign, Lanes::Float& first, Lanes::Float& second) {
     using L = Lanes;
-    // The nearer of u and 1 - u, in units of 2^-32, so that -ln u keeps its digits near u = 1: there it is -ln(1 - t).
+    // The smaller of u and 1 - u, in units of 2^-32, so that -ln u keeps its digits near u = 1, where it is -ln(1 - t).
     const L::Float t = L::add(L::to_float(L::least(a, ~a)), L::all(0.5f));
     const L::Int bits = L::bits(t);
     const L::Float mantissa = L::add(L::number((bits & L::all(0x007fffffu)) | L::all(0x3f000000u)), L::all(-1.0f));
     const L::Float exponent = L::to_float(L::sum(L::exponent(bits), L::all(static_cast<uint32_t>(-158))));
     const L::Float f = L::choose(a, L::times(t, L::all(-0x1p-32f)), mantissa);  // in [-1/2, 0)
-    const L::Float f2 = L::times(f, f);  // even and odd powers apart, which halves the chain of dependent steps
+    const L::Float f2 = L::times(f, f);  // separate even and odd powers, which halves the chain of dependent steps
     L::Float even = L::all(kLog[8]), odd = L::all(kLog[7]);
     for (int k = 6; k >= 0; k -= 2) even = L::fma(even, f2, L::all(kLog[k]));
     for (int k = 5; k >= 1; k -= 2) odd = L::fma(odd, f2, L::all(kLog[k]));
@@ -88,7 +88,7 @@ inline void box_muller(Lanes::Int a, Lanes::Int b, Lanes::Int sign, Lanes::Float
     const L::Float square = L::fma(L::choose(a, L::all(0.0f), exponent), L::all(kMinusTwoLn2), L::times(f, q));
     const L::Float radius = L::number(L::bits(L::root(square)) ^ sign);
 
-    // A quarter turn is 2^30: the rest of b within an eighth of a turn is its low 30 bits, taken as a signed number.
+    // A quarter turn is 2^30: the remainder of b within an eighth of a turn is its low 30 bits, as a signed number.
     const L::Float x = L::fma(L::to_float(L::left2(b)), L::all(kTurn), L::all(2 * kTurn));
     const L::Float x2 = L::times(x, x);
     L::Float sine = L::fma(L::all(kSin[2]), x2, L::all(kSin[1]));
@@ -101,7 +101,7 @@ inline void box_muller(Lanes::Int a, Lanes::Int b, Lanes::Int sign, Lanes::Float
     second = L::times(radius, L::number(L::bits(L::choose(swap, cosine, sine)) ^ (quarter & top)));
 }
 
-// Draws `n` elements a block at a time; use(words of a set, where to) stores those of one set. The last block may be short.
+// Draws `n` elements block by block; use(words of a set, destination) stores those of one set. The last block may be short.
 template <int sets, class T, class Use>
 inline void draw(const RowKey& row, int64_t first, int64_t n, T* out, const Use& use) {
     constexpr int kSet = 4 * Lanes::kCounters, kBlock = sets * kSet;
@@ -135,14 +135,14 @@ inline void draw_normals(const RowKey& row, int64_t first, int64_t n, float* out
     });
 }
 
-// `x`, or 0 where `keep` is not; by bits, so that neither is a branch.
+// Returns `x`, or 0 unless `keep`; bitwise, to avoid branches.
 inline bfloat16 kept(bool keep, bfloat16 x) { return {static_cast<uint16_t>(x.bits & -static_cast<int>(keep))}; }
 inline float kept(bool keep, float x) { return keep ? x : 0.0f; }
 inline double kept(bool keep, double x) { return keep ? x : 0.0; }
 inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// Calls use(start, length) for stretches of n elements that the first-level cache holds.
+// Calls use(start, length) for runs of n elements that fit the L1 cache.
 template <class Use>
 inline void for_stretches(int64_t n, const Use& use) {
     for (int64_t start = 0; start < n; start += kStretch) use(start, n - start < kStretch ? n - start : kStretch);

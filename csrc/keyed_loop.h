@@ -1,4 +1,4 @@
-// Stretches of one row, compiled once per level: what keyed_cpu.cpp calls.
+// Runs of one row, compiled once per level and called by keyed_cpu.cpp.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 
 namespace ttcfast {
 
-// What is the same for all elements of a row.
+// Parameters common to all elements of a row.
 struct RowKey {
     uint32_t key[2];        // Philox's key
     uint32_t candidate[2];  // low and high half
     uint32_t problem;
-    uint32_t flip;  // all ones in a row that is the opposite of another one, else 0
+    uint32_t flip;  // all ones in a row that negates another one, otherwise 0
 };
 
 // `first` is a multiple of 4; x and out start at that element. T: float, double, bfloat16.

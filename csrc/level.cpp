@@ -4,7 +4,7 @@ namespace ttcfast {
 
 Level best_level() {
 #ifdef TTCFAST_X86
-    // The compiler's support functions also ask whether the system saves the registers. The features are those of CMakeLists.txt.
+    // The compiler's support functions also check that the system saves the registers. The features are those of CMakeLists.txt.
     static const Level best = [] {
         __builtin_cpu_init();
         if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Level::generic;  // each such processor has F16C

@@ -15,14 +15,14 @@
 
 namespace ttcfast {
 
-enum class Level : int { generic = 0, avx2 = 1, avx512 = 2 };  // generic: what every processor of the architecture has
+enum class Level : int { generic = 0, avx2 = 1, avx512 = 2 };  // generic: the features of every processor of the architecture
 
 constexpr const char* kLevelNames[] = {"generic", "avx2", "avx512"};
 
-// The highest level that this build holds and that this processor and its system can run; lower levels run too.
+// The highest level in this build that this processor and its system can run; lower levels run too.
 Level best_level();
 
-// take(constant), where constant is `asked` as a std::integral_constant, or the best level where `asked` exceeds it.
+// Calls take(constant), where constant is `asked` as a std::integral_constant, or the best level if `asked` exceeds it.
 template <class Take>
 auto at_level(Level asked, const Take& take) {
 #ifdef TTCFAST_X86

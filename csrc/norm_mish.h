@@ -26,7 +26,7 @@ struct NormMish {
 // y [count, width]; stats [count, 2]: mean and reciprocal standard deviation of each row.
 void norm_mish_cpu(const NormMish& p, void* y, void* stats);
 
-// grad, of y [count, width]; grad_x [count, width], which is also that of rows and, summed over rows, that of bias.
+// grad is the gradient of y [count, width]; grad_x [count, width] is also that of rows and, summed over rows, that of bias.
 // y [count, width], or null; grad_scale and grad_shift [width], or both null.
 void norm_mish_backward_cpu(const NormMish& p, const void* grad, const void* stats, void* grad_x, void* y, void* grad_scale,
                             void* grad_shift);

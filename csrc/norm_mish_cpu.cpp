@@ -7,10 +7,10 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kBlock = 32;             // rows per work item; sums over rows are per block, so threads change no bit
-constexpr int64_t kSerialBelow = 1 << 16;  // numbers under which starting a thread costs more than it saves
+constexpr int64_t kBlock = 32;             // rows per work item; sums over rows are per block, so results do not depend on threads
+constexpr int64_t kSerialBelow = 1 << 16;  // numbers below which starting a thread costs more than it saves
 
-// Calls work(block, number) for blocks of rows, each with room of its worker's for `rows_of_work` rows.
+// Calls work(block, number) for blocks of rows, each with a buffer of its worker for `rows_of_work` rows.
 template <class T, class Work>
 void for_blocks(const NormMish& p, int64_t rows_of_work, const Work& work) {
     const int64_t blocks = (p.count + kBlock - 1) / kBlock;

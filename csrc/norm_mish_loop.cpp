@@ -9,9 +9,9 @@ namespace ttcfast {
 namespace {
 
 constexpr int kLanes = 16;         // partial sums per row; fixes the order of additions for every SIMD width
-constexpr int kMostExponent = 20;  // beyond it mish(x) = x to the last bit of a double
+constexpr int kMostExponent = 20;  // above this, mish(x) = x to the last bit of a double
 
-// e^x for x <= 20. A polynomial of degree 6 on [-ln2/2, ln2/2] (Cephes' expf), 2^n by its bits; within 2 ulp. 0 below -87.
+// e^x for x <= 20: polynomial of degree 6 on [-ln2/2, ln2/2] (Cephes' expf), 2^n by its bits; within 2 ulp. 0 below -87.
 TTCFAST_INLINE float exponential(float x) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
     const float shifted = x * 1.44269504f + kRound;
@@ -29,7 +29,7 @@ TTCFAST_INLINE float exponential(float x) {
     const uint32_t power = (n - 0x4B400000u + 127u) << 23;
     float two_to_n;
     std::memcpy(&two_to_n, &power, sizeof two_to_n);
-    return x < -87.0f ? 0.0f : p * two_to_n;  // not e^-87: compilers work out both sides, and products with it are subnormal and slow
+    return x < -87.0f ? 0.0f : p * two_to_n;  // not e^-87: compilers evaluate both sides, and products with it are subnormal and slow
 }
 TTCFAST_INLINE double exponential(double x) { return exp(x); }
 
@@ -85,7 +85,7 @@ TTCFAST_INLINE void add(const NormMishLayer<T>& layer, const T* x, const T* rows
     }
 }
 
-// Loops whose body holds an exponential: what they write overlaps nothing they read, which the compiler has to be told.
+// Loops that contain an exponential. Outputs do not overlap inputs, which the compiler must be told.
 template <class T>
 TTCFAST_INLINE void write_mish(const T* __restrict hat, const T* __restrict scale, const T* __restrict shift, int64_t width,
                                T* __restrict y) {
@@ -112,7 +112,7 @@ TTCFAST_INLINE void write_both(const T* __restrict hat, const T* __restrict scal
     }
 }
 
-// `work` holds one row.
+// `work` has room for one row.
 template <class T>
 TTCFAST_INLINE void forward_row(const NormMishLayer<T>& layer, const T* x, const T* rows, T* __restrict work, T* y, T* stats) {
     const int64_t width = layer.width;
@@ -126,7 +126,7 @@ TTCFAST_INLINE void forward_row(const NormMishLayer<T>& layer, const T* x, const
     stats[1] = rstd;
 }
 
-// What one row adds to the gradients of scale and shift goes into `parameters` [2, width] where that is not null; `work` holds two rows.
+// Adds one row's gradients of scale and shift to `parameters` [2, width] if that is not null; `work` has room for two rows.
 template <class T>
 TTCFAST_INLINE void backward_row(const NormMishLayer<T>& layer, const T* x, const T* rows, const T* grad, const T* stats,
                                  T* __restrict work, T* __restrict grad_x, T* y, T* __restrict parameters) {

@@ -1,4 +1,4 @@
-// Run independent work items on a few threads. The items decide what is computed, the threads only who computes it.
+// Runs independent work items on a few threads. Results depend on the items, never on the threads.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ void parallel_for(int64_t items, int threads, const Work& work) {
         try {
             others.emplace_back(drain, worker);
         } catch (const std::exception&) {
-            break;  // no thread or no memory to be had (system_error, bad_alloc): those that run do the work and are joined below
+            break;  // no thread or memory available (system_error, bad_alloc): the running threads do the work and are joined below
         }
     }
     drain(0);

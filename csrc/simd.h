@@ -1,5 +1,5 @@
-// Numbers side by side in native vectors, for the loops that are compiled once per instruction set (level.h). Everything here has
-// internal linkage. All operations are those of IEEE arithmetic, lane by lane: every set gives the same bits.
+// Native vectors of numbers, for the loops that are compiled once per instruction set (level.h). Everything here has
+// internal linkage. All operations are lane-wise IEEE arithmetic, so every instruction set gives the same bits.
 #pragma once
 
 #ifdef __AVX2__
@@ -44,7 +44,7 @@ typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 
 template <class Acc>
 using Vector = std::conditional_t<std::is_same_v<Acc, float>, Floats, Doubles>;
-// The bits of a Vector, always as 32-bit words: no instruction set before AVX-512 has a 64-bit unsigned maximum.
+// The bits of a Vector, always as 32-bit words, since no instruction set before AVX-512 has a 64-bit unsigned maximum.
 template <class Acc>
 using Bits = Words;
 
@@ -136,7 +136,7 @@ TTCFAST_INLINE V square_root(V x) {
 
 TTCFAST_INLINE Words maximum(Words a, Words b) { return a > b ? a : b; }
 
-// For double, `limit` ends in 32 ones: then the upper words alone decide, and the lower ones never exceed theirs.
+// For double, `limit` ends in 32 ones: the upper words alone decide, since the lower ones never exceed it.
 template <class Acc>
 TTCFAST_INLINE Words exceeds(Words x, uint64_t limit) {
     return reinterpret_cast<Words>(x > splat_bits<Acc>(limit));
@@ -155,13 +155,13 @@ TTCFAST_INLINE bool any(Words x) {
 #endif
 }
 
-// All bits where x is negative, and not NaN.
+// All bits set where x is negative and not NaN.
 template <class V>
 TTCFAST_INLINE Words is_negative(V x) {
     return reinterpret_cast<Words>(x < V{});
 }
 
-#else  // One number per "vector"; the loops over a group's lanes are left to the compiler.
+#else  // One number per "vector"; loops over a group's lanes are left to the compiler.
 
 template <class Acc>
 using Vector = Acc;
@@ -234,7 +234,7 @@ TTCFAST_INLINE Bits<Acc> magnitude(Vector<Acc> x) {
     return bits_of(x) & splat_bits<Acc>(sizeof(Acc) == 4 ? 0x7fffffffu : 0x7fffffffffffffffull);
 }
 
-// max(0, x) and max(0, -x), with NaN staying NaN.
+// max(0, x) and max(0, -x), propagating NaN.
 template <class Acc>
 TTCFAST_INLINE Vector<Acc> above_zero(Vector<Acc> x) {
     return from_bits<Acc>(bits_of(x) & ~is_negative(x));
@@ -244,7 +244,7 @@ TTCFAST_INLINE Vector<Acc> below_zero(Vector<Acc> x) {
     return above_zero<Acc>(-x);
 }
 
-// Asks for the memory `ahead` bytes further on.
+// Prefetches the memory `ahead` bytes further on.
 template <int ahead, class T>
 TTCFAST_INLINE void fetch(const T* at) {
 #ifdef __GNUC__
@@ -258,7 +258,7 @@ template <class Work, int... I>
 TTCFAST_INLINE void unroll(const Work& work, std::integer_sequence<int, I...>) {
     (work(std::integral_constant<int, I>{}), ...);
 }
-// work(0), ..., work(n - 1), each with a constant index, so that arrays of vectors stay in registers.
+// Calls work(0), ..., work(n - 1), each with a constant index, so that arrays of vectors stay in registers.
 template <int n, class Work>
 TTCFAST_INLINE void unroll(const Work& work) {
     unroll(work, std::make_integer_sequence<int, n>{});

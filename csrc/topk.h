@@ -21,11 +21,11 @@ struct TopkProblem {
     int64_t* indices;
 };
 
-// The result depends on neither `threads` nor `level`.
+// The result does not depend on `threads` or `level`.
 void topk_cpu(const TopkProblem& problem, int threads, Level level);
 
-// On the current CUDA device; only where the extension is built with CUDA. Queues its work on `stream` and waits for nothing, so that a
-// CUDA graph can capture it. k <= kMostCudaK, columns < kMostCudaColumns; rows times blocks per row < 2^31. `workspace` is of the device,
+// On the current CUDA device; only if the extension is built with CUDA. Queues its work on `stream` without waiting, so a
+// CUDA graph can capture it. k <= kMostCudaK, columns < kMostCudaColumns; rows times blocks per row < 2^31. `workspace` is device memory,
 // aligned to 8 bytes, of at least topk_cuda_workspace bytes; it is needed until the work is done. Throws std::runtime_error.
 constexpr int64_t kMostCudaK = 2048;
 constexpr int64_t kMostCudaColumns = int64_t(1) << 30;

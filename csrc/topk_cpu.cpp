@@ -1,7 +1,7 @@
-// topk on the CPU. Where k is small beside n, a row is read once for the maxima of short groups: the k-th largest of them is a bound that
-// at least k scores reach, and only blocks with a maximum above it are looked at again, in order, with a bound that rises as better ones
-// are found. No input makes that fail: at most k - 1 groups exceed the bound, and ties beyond k are never taken. Where k is large, the
-// k-th largest key is found by histograms. Either way the survivors are sorted by radix, which keeps equal ones in order.
+// topk on the CPU. If k is small compared to n, a row is read once for the maxima of short groups. The k-th largest maximum is a bound that
+// at least k scores reach, and only blocks with a maximum above it are scanned again, in order, with a bound that rises as better scores
+// are found. This works for any input: at most k - 1 groups exceed the bound, and ties beyond k are never taken. If k is large, the
+// k-th largest key is found by histograms. Either way the survivors are radix sorted, which is stable.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -15,14 +15,14 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kSegment = 1 << 20;      // scores whose maxima are made at a time: at most 4 MB, which the last cache holds
-constexpr int64_t kGathered = 1 << 16;     // likewise where the scores are not next to each other and are copied first
-constexpr int64_t kGroupsPerBest = 8;      // maxima per score wanted, at least: then hardly more than k scores reach the bound
-constexpr int64_t kLeastReach = 8;         // scores per maximum below which histograms are quicker
-constexpr int64_t kSerialBelow = 1 << 17;  // scores under which starting a thread costs more than it saves
-constexpr int64_t kPart = 1 << 21;         // scores of a single row that are worth a thread of their own
-constexpr int64_t kRoom = 2048;            // candidates, at least, before they are cut to k
-constexpr int64_t kTakenWhole = 256;       // scores that are all taken as candidates where histograms would cost more
+constexpr int64_t kSegment = 1 << 20;      // scores whose maxima are computed at a time: at most 4 MB, which fits the last-level cache
+constexpr int64_t kGathered = 1 << 16;     // likewise for strided scores, which are copied first
+constexpr int64_t kGroupsPerBest = 8;      // minimum maxima per selected score, so that hardly more than k scores reach the bound
+constexpr int64_t kLeastReach = 8;         // scores per maximum below which histograms are faster
+constexpr int64_t kSerialBelow = 1 << 17;  // scores below which starting a thread costs more than it saves
+constexpr int64_t kPart = 1 << 21;         // scores of a single row that justify another thread
+constexpr int64_t kRoom = 2048;            // minimum number of candidates before they are cut to k
+constexpr int64_t kTakenWhole = 256;       // scores that all become candidates if histograms would cost more
 
 // Scores per maximum for n scores: a power of two; below kLeastReach where k is too large for that.
 int64_t reach_for(int64_t n, int64_t k) {
@@ -31,13 +31,13 @@ int64_t reach_for(int64_t n, int64_t k) {
     return reach;
 }
 
-// Memory that nobody has written yet.
+// Uninitialised memory.
 template <class T>
 std::unique_ptr<T[]> buffer(int64_t n) {
     return std::unique_ptr<T[]>(new T[static_cast<size_t>(n)]);
 }
 
-// The best k of the scores that it is shown, in the order of their positions. All memory is taken by the constructor: O(k), and maxima of
+// Selects the k best of the scores it is shown, in the order of their positions. The constructor allocates all memory: O(k), and maxima of
 // one segment at a time, whatever the length of a row.
 template <class T>
 class Selector {
@@ -46,11 +46,11 @@ class Selector {
 
     Selector(const TopkLoops<T>& loops, int64_t n, int64_t k, bool contiguous, bool named)
         : loops_(loops), k_(k), segment_(std::min(n, std::max(contiguous ? kSegment : kGathered, 2 * kMostReach * k))) {
-        // Of at least kLeastReach scores each, and where that is not kMostReach, fewer than 2 kGroupsPerBest k; `select` takes fewer than
+        // Of at least kLeastReach scores each and, unless that is kMostReach, fewer than 2 kGroupsPerBest k; `select` takes fewer than
         // kGroupsPerBest kLeastReach k scores at once.
         const int64_t keys = std::min(segment_, std::max(segment_ / kMostReach, kLeastReach * kGroupsPerBest * k));
         const int64_t added = std::max(std::min(segment_, kMostBlock), named ? keys : 2 * k);
-        const int64_t candidates = std::max(4 * k, kRoom) + added + 1;  // a scan writes one beyond what it keeps
+        const int64_t candidates = std::max(4 * k, kRoom) + added + 1;  // a scan writes one element beyond those it keeps
         maxima_ = buffer<Key>(keys);
         scratch_ = buffer<Key>(std::max(keys, candidates));
         best_ = buffer<Candidate<Key>>(candidates);
@@ -79,10 +79,10 @@ class Selector {
             for (int64_t i = 0; stride != 1 && i < n; ++i) gathered_[i] = scores[i * stride];
             filter(stride == 1 ? scores : gathered_.get(), n, start);
         }
-        if (count_ > 2 * k_) cut();  // fewer too many are sorted more quickly than found
+        if (count_ > 2 * k_) cut();  // a small excess is sorted faster than it is found
     }
 
-    // Takes over the best of a selector that was shown scores of the same row behind those of this one.
+    // Merges the best of a selector that was shown later scores of the same row.
     void absorb(Selector& other) {
         other.cut();
         std::copy_n(other.best_.get(), other.count_, best_.get() + count_);
@@ -90,7 +90,7 @@ class Selector {
         cut();
     }
 
-    // The best k, best first, to one row of the result.
+    // Writes the k best, best first, to one row of the result.
     void write(const T* row, int64_t stride, T* values, int64_t* indices) {
         sort_by_key(best_.get(), count_, other_.get(), counts_.get());
         if (ids_) sort_ties(best_.get(), count_, ids_);
@@ -120,7 +120,7 @@ class Selector {
         for (; done < n; done += kMostBlock) take(scores + done, std::min(kMostBlock, n - done), position + done);
     }
 
-    // Everything at once, by (nearly) the k-th largest key of these scores alone.
+    // Selects in one pass, by (nearly) the k-th largest key of these scores alone.
     void select(const T* scores, int64_t stride, int64_t n, int64_t position) {
         const Key* const keys = maxima_.get();
         loops_.keys(scores, n, stride, maxima_.get());
@@ -129,7 +129,7 @@ class Selector {
         int64_t above = 0, reached = 0;
         for (int64_t i = 0; i < n; ++i) above += keys[i] > least;
         for (int64_t i = 0; i < n; ++i) reached += keys[i] >= least;
-        // Of equal ones the first, where those are too many; with ids, all that there are.
+        // Among too many ties keeps the first; with ids, all of them.
         int64_t ties = ids_ || reached <= wanted + slack ? n : wanted - above;
         cut();
         Candidate<Key>* const out = best_.get() + count_;
@@ -151,7 +151,7 @@ class Selector {
         count_ += found;
     }
 
-    // At least k scores of those to be taken have keys of at least `least`. Where that is -infinity, its maxima may stand for NaN.
+    // At least k of the scores to take have keys of at least `least`. If that is -infinity, its maxima may be NaN.
     void raise_floor(Key least) {
         if (least <= -Score<T>::kInfinity || least <= bound_) return;
         floor_ = least;
@@ -162,12 +162,12 @@ class Selector {
     void take(const T* scores, int64_t n, int64_t position) {
         const int64_t found = loops_.scan(scores, n, bound_, position, best_.get() + count_);
         count_ += ids_ ? without_late_ties(found) : found;
-        // k scores reach the floor, and those to come have larger positions: to equal it is not enough any more.
+        // k scores reach the floor, and later ones have larger positions, so equality no longer suffices.
         if (!ids_ && count_ - before_floor_ >= k_) bound_ = std::max(bound_, floor_);
         if (count_ > std::max(4 * k_, kRoom)) cut();
     }
 
-    // Of the candidates just appended, keeps those that do not come after the last one of the ties that the last cut left.
+    // Of the candidates just appended, keeps those that do not come after the last tie that the last cut kept.
     int64_t without_late_ties(int64_t found) {
         if (last_tie_ < 0) return found;
         Candidate<Key>* const added = best_.get() + count_;
@@ -179,11 +179,11 @@ class Selector {
         return kept;
     }
 
-    // Leaves the best k, still in order of position, and a bound that says what can enter.
+    // Leaves the k best, still in order of position, and a bound for later scores.
     void cut() {
         if (count_ <= k_) return;
         for (int64_t i = 0; i < count_; ++i) scratch_[i] = best_[i].key;
-        const int64_t slack = ids_ ? kExactly : 0;  // with ids, the last one of its ties is looked for
+        const int64_t slack = ids_ ? kExactly : 0;  // with ids, find the last of its ties
         const Key least = kth_largest(scratch_.get(), count_, k_, slack, scratch_.get(), counts_.get(), loops_.extremes);
         int64_t ties = k_;
         for (int64_t i = 0; i < count_; ++i) ties -= best_[i].key > least;
@@ -218,7 +218,7 @@ class Selector {
     int64_t k_, segment_;  // scores wanted, and of a row at a time
     RowIds ids_{};
     int64_t count_ = 0, before_floor_ = 0;  // candidates, and those of them from before the floor was raised
-    Key bound_ = 0, floor_ = 0;             // what enters exceeds the bound; k scores are known to reach the floor
+    Key bound_ = 0, floor_ = 0;             // scores enter above the bound; at least k scores are known to reach the floor
     Key tie_key_ = 0;
     int64_t last_tie_ = -1;  // position; with ids, a score of tie_key_ enters if it stands before this one
     std::unique_ptr<Key[]> maxima_, scratch_;
@@ -231,7 +231,7 @@ template <class T>
 void topk_typed(const TopkProblem& p, int threads, Level asked) {
     const TopkLoops<T> loops = at_level(asked, [](auto level) { return topk_loops<T, level>(); });
     const int wanted = p.rows * p.columns < kSerialBelow ? 1 : std::max(threads, 1);
-    // A row is cut into parts only where there are too few rows; the result is the same.
+    // Rows are split into parts only if there are too few rows; the result is the same.
     const bool apart = p.rows < wanted && p.columns / wanted >= kPart && reach_for(p.columns / wanted, p.k) >= kLeastReach;
     const int64_t parts = apart ? (wanted + p.rows - 1) / p.rows : 1, length = (p.columns + parts - 1) / parts, items = p.rows * parts;
     const auto scores_of = [&](int64_t row) { return static_cast<const T*>(p.scores) + row * p.row_stride; };

@@ -1,6 +1,6 @@
-// What the CUDA kernels of topk know of a row while they narrow it down: the leading digits of the k-th best score, and how many stand
-// above. A score's place among all is its rank (rank_of(key_of(bits))), then its name (the id, turned so that a smaller id is a larger
-// number), then its position. Digits are fixed from the top, first those of the rank and then, where ids are given, those of the name.
+// The state of a row while the CUDA kernels of topk narrow it down: the leading digits of the k-th best score, and how many scores are
+// above. A score's place is determined by its rank (rank_of(key_of(bits))), then its name (the id, mapped so that smaller ids are larger
+// numbers), then its position. Digits are fixed from the top, first those of the rank and then, if ids are given, those of the name.
 #pragma once
 
 #include <cstdint>
@@ -27,18 +27,18 @@ struct Digit {
 
 TTCFAST_BOTH unsigned long long shifted(unsigned long long x, int shift) { return shift >= 64 ? 0 : x >> shift; }
 
-// A smaller id is a larger name.
+// Maps smaller ids to larger names.
 TTCFAST_BOTH unsigned long long name_of(int64_t id) { return ~(static_cast<unsigned long long>(id) ^ 0x8000000000000000ull); }
 
-// Whether all digits are fixed: what is inside then differs by position alone.
+// Whether all digits are fixed: scores inside then differ only by position.
 TTCFAST_BOTH bool exhausted(const Prefix& p, int rank_bits, bool named) {
     return p.rank_fixed == rank_bits && (!named || p.name_fixed == kNameBits);
 }
 
-// Whether all that stands above or inside fits into `room` places; then it is all taken, and the rest is sorting.
+// Whether all scores above or inside fit into `room` places; they are then all taken and sorted.
 TTCFAST_BOTH bool fits(const Prefix& p, unsigned room) { return p.rank_fixed > 0 && p.above + p.inside <= room; }
 
-// The digit to be fixed next, of a prefix that is not exhausted.
+// The digit to fix next, of a prefix that is not exhausted.
 TTCFAST_BOTH Digit next_digit(const Prefix& p, int rank_bits) {
     const bool of_name = p.rank_fixed == rank_bits;
     const int left = of_name ? kNameBits - p.name_fixed : rank_bits - p.rank_fixed;
@@ -46,7 +46,7 @@ TTCFAST_BOTH Digit next_digit(const Prefix& p, int rank_bits) {
     return {of_name, bits, left - bits};
 }
 
-// Fixes a digit: `bin` is its value, `above` the scores inside with a larger one, `inside` those with this one.
+// Fixes a digit: `bin` is its value, `above` counts scores inside with a larger one, `inside` those with the same.
 TTCFAST_BOTH void fix(Prefix& p, const Digit& digit, unsigned bin, unsigned above, unsigned inside) {
     unsigned long long& number = digit.of_name ? p.name : p.rank;
     number = number << digit.bits | bin;

@@ -1,9 +1,9 @@
-// The kernels of topk. Included by topk_cuda.cu, and by tests/ops/topk_emulated.cpp, which runs them on the CPU, thread by thread.
+// The kernels of topk. Included by topk_cuda.cu and by tests/ops/topk_emulated.cpp, which runs them on the CPU, thread by thread.
 //
-// A row is narrowed down by histograms of 11 bits of the k-th best score, most significant first, until what stands above and inside the
-// digits found so far fits into `room` places, counted before they are filled, or until no digit is left and position decides. Then it is
-// collected and sorted. Rows of a few scores take a warp each, others a block each, and long rows several blocks, whose last one to arrive
-// does what needs all of them; the next kernel goes on. No block ever waits for another one.
+// A row is narrowed down by histograms of 11 bits of the k-th best score, most significant first, until the scores above and inside the
+// digits found so far fit into `room` places, counted before they are filled, or until no digit is left and position decides. The scores
+// are then collected and sorted. Short rows take a warp each, others a block each, and long rows several blocks, the last of which to
+// arrive does the work that needs all of them; the next kernel continues. No block ever waits for another one.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,9 @@
 namespace ttcfast {
 namespace {
 
-constexpr int kUnrolled = 4;          // scores that a thread asks for before it uses them
+constexpr int kUnrolled = 4;          // scores that a thread loads before it uses them
 constexpr unsigned kMostRoom = 2048;  // places in shared memory
-constexpr unsigned kWarpRow = 64;     // scores of a row that a warp takes
+constexpr unsigned kWarpRow = 64;     // largest row for a warp
 
 // Strides in elements; n < 2^30, so that a position and a step beyond it are an unsigned number.
 struct Rows {
@@ -30,7 +30,7 @@ struct Rows {
     int64_t* indices;
 };
 
-// Several blocks per row: what they share, per row. All but `ties` and `positions` is zero at the start.
+// Shared state of several blocks per row, for each row. All but `ties` and `positions` is zero at the start.
 struct Shared {
     Prefix* prefix;
     unsigned *bins, *arrived, *taken;  // [rows, kBins], [rows], [rows]
@@ -74,7 +74,7 @@ struct Row {
     }
 };
 
-// The blocks' shared memory: histograms first, then what is sorted.
+// The blocks' shared memory: first histograms, then scores to sort.
 template <bool named>
 union Scratch {
     unsigned bins[kBins];
@@ -106,7 +106,7 @@ __device__ void count_digits(const Row<T, named>& row, unsigned first, unsigned 
     }
 }
 
-// Fixes the next digit of `p`, in shared memory, by its complete histogram: that of the k-th best. All threads call it.
+// Fixes the next digit of `p`, in shared memory, from its complete histogram: that of the k-th best. All threads call it.
 __device__ inline void descend(Prefix& p, int rank_bits, unsigned k, const unsigned* bins) {
     __shared__ unsigned warp_total[kWarps];
     constexpr unsigned own = kBins / kThreads;
@@ -122,7 +122,7 @@ __device__ inline void descend(Prefix& p, int rank_bits, unsigned k, const unsig
         if (static_cast<int>(lane_id()) >= step) through += higher;
     }
     if (lane_id() == 31) warp_total[threadIdx.x / 32] = through;
-    __syncthreads();  // and everybody has read p
+    __syncthreads();  // and every thread has read p
     for (unsigned warp = 0; warp < threadIdx.x / 32; ++warp) through += warp_total[warp];
     unsigned above = through - mine;
     if (above < wanted && wanted <= through) {
@@ -133,8 +133,8 @@ __device__ inline void descend(Prefix& p, int rank_bits, unsigned k, const unsig
     __syncthreads();
 }
 
-// Writes the positions of the scores [first, last) that are among the best: all above the prefix, in any order, and all inside it where
-// that fits. Otherwise those inside are ties, and the first of the row fill the places behind those above; `ties` of them stand before
+// Writes the positions of the best among scores [first, last): all above the prefix, in any order, and all inside it if
+// they fit. Otherwise those inside are ties, and the first of the row fill the places behind those above; `ties` of them are before
 // `first`.
 template <class T, bool named>
 __device__ void collect(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, const Rows& rows, unsigned ties,
@@ -154,7 +154,7 @@ __device__ void collect(const Row<T, named>& row, unsigned first, unsigned last,
     }
 }
 
-// Sorts the scores at positions[0, count), which the whole block can read, and writes the first k.
+// Sorts the scores at positions[0, count), readable by the whole block, and writes the first k.
 template <class T, bool named>
 __device__ void sort_and_write(const Row<T, named>& row, unsigned k, unsigned count, Scratch<named>& scratch) {
     auto& best = scratch.best;
@@ -189,7 +189,7 @@ __device__ void sort_and_write(const Row<T, named>& row, unsigned k, unsigned co
     for (unsigned t = threadIdx.x; t < k; t += kThreads) row.write(t, best.position[t]);
 }
 
-// True in the last block of the row to arrive, which then sees what the others wrote before they did. All threads call it, once.
+// True in the last block of the row to arrive, which then sees the other blocks' earlier writes. All threads call it, once.
 __device__ inline bool last_to_arrive(unsigned* arrived, unsigned parts) {
     __shared__ bool last;
     __threadfence();
@@ -203,7 +203,7 @@ __device__ inline bool last_to_arrive(unsigned* arrived, unsigned parts) {
     return last;
 }
 
-// The share of a row that a block takes.
+// A block's share of a row.
 struct Part {
     int64_t row;
     unsigned number, first, last;
@@ -215,7 +215,7 @@ struct Part {
     }
 };
 
-// A warp per row of at most kWarpRow scores: every score counts those that stand before it, and that is its place.
+// A warp per row of at most kWarpRow scores: each score counts the scores before it, which gives its place.
 template <class T, bool named>
 __global__ void __launch_bounds__(kThreads) topk_warp_kernel(Rows rows) {
     const int64_t number = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 2) topk_block_kernel(Rows rows) {
     sort_and_write(row, rows.k, count, scratch);
 }
 
-// Several blocks per row, n > room. Fixes one digit more, where one is needed; launched once for each digit that there can be.
+// Several blocks per row, n > room. Fixes one more digit if needed; launched once for each possible digit.
 template <class T, bool named>
 __global__ void __launch_bounds__(kThreads, 2) topk_digit_kernel(Rows rows, Shared shared) {
     __shared__ unsigned bins[kBins];
@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 2) topk_digit_kernel(Rows rows, Shar
     if (threadIdx.x == 0) shared.prefix[part.row] = p;
 }
 
-// Where position decides: how many ties each block's share holds.
+// If position decides: counts the ties in each block's share.
 template <class T, bool named>
 __global__ void __launch_bounds__(kThreads, 2) topk_ties_kernel(Rows rows, Shared shared) {
     const Part part(rows, shared.parts);

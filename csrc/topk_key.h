@@ -13,7 +13,7 @@
 
 namespace ttcfast {
 
-// Key: a signed integer of the score's size. kInfinity: the bits of infinity, which those of every NaN's magnitude exceed.
+// Key: a signed integer of the score's size. kInfinity: the bits of infinity, exceeded by the magnitude bits of every NaN.
 template <class T>
 struct Score;
 template <>
@@ -38,13 +38,13 @@ struct Score<float16> {
 };
 
 template <class Key>
-constexpr Key kSign = static_cast<Key>(static_cast<uint64_t>(1) << (8 * sizeof(Key) - 1));  // the least number
+constexpr Key kSign = static_cast<Key>(static_cast<uint64_t>(1) << (8 * sizeof(Key) - 1));  // the smallest number
 template <class Key>
 constexpr Key kBelowAll = kSign<Key>;  // every key exceeds it
 template <class Key>
 constexpr Key kNanKey = kSign<Key> + 1;  // below that of -infinity
 
-// Sign and magnitude become two's complement, so that both zeros are 0 and larger scores are larger numbers.
+// Converts sign and magnitude to two's complement, so that both zeros are 0 and larger scores are larger numbers.
 template <class T>
 TTCFAST_BOTH typename Score<T>::Key key_of(typename Score<T>::Key bits) {
     using Key = typename Score<T>::Key;
@@ -53,7 +53,7 @@ TTCFAST_BOTH typename Score<T>::Key key_of(typename Score<T>::Key bits) {
     return bits < 0 ? static_cast<Key>(-magnitude) : magnitude;
 }
 
-// Numbers from 0 that sort like the keys, for histograms of their digits.
+// Unsigned numbers in the order of the keys, for histograms of their digits.
 template <class Key>
 TTCFAST_BOTH uint64_t rank_of(Key key) {
     return static_cast<uint64_t>(static_cast<int64_t>(key)) - static_cast<uint64_t>(static_cast<int64_t>(kSign<Key>));

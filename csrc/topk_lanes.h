@@ -1,4 +1,4 @@
-// What the lanes of a warp and the threads of a block settle among themselves in the kernels of topk.
+// Cooperation among the lanes of a warp and the threads of a block in the kernels of topk.
 #pragma once
 
 namespace ttcfast {
@@ -11,7 +11,7 @@ constexpr unsigned kAll = 0xffffffffu;
 __device__ inline unsigned lane_id() { return threadIdx.x % 32; }
 __device__ inline unsigned lower_lanes() { return (1u << lane_id()) - 1; }
 
-// Adds one to bin `digit` for every lane that takes part. Lanes that agree with the first one are added at once: equal scores would
+// Adds one to bin `digit` for every participating lane. Lanes that agree with the first one are added at once: equal scores would
 // otherwise wait for each other 32 times. All lanes of the warp call it.
 __device__ inline void count(unsigned* bins, bool takes_part, unsigned digit) {
     const unsigned mask = __ballot_sync(kAll, takes_part);
@@ -26,7 +26,7 @@ __device__ inline void count(unsigned* bins, bool takes_part, unsigned digit) {
     }
 }
 
-// Takes one more place of `taken` for every lane that wants one; its number. All lanes of the warp call it.
+// Takes another place of `taken` for every lane that wants one; returns its number. All lanes of the warp call it.
 __device__ inline unsigned place_of(unsigned* taken, bool wants) {
     const unsigned mask = __ballot_sync(kAll, wants);
     if (mask == 0) return 0;
@@ -37,7 +37,7 @@ __device__ inline unsigned place_of(unsigned* taken, bool wants) {
     return start + static_cast<unsigned>(__popc(mask & lower_lanes()));
 }
 
-// How many threads of lower number in the block say yes, and of all of them. All threads call it.
+// Counts the threads of lower number in the block that vote yes, and all that do. All threads call it.
 struct Standing {
     unsigned before, total;
 };

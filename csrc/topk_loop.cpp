@@ -48,7 +48,7 @@ TTCFAST_INLINE Keys<typename Score<T>::Key> load_keys(const T* at) {
     return keys_of<T>(load_as<Keys<typename Score<T>::Key>>(at));
 }
 
-// What `maxima` compares: float and double as they are, since that is one instruction; a NaN is never above what is there.
+// The type that `maxima` compares: float and double directly, in one instruction; NaN never exceeds the current maximum.
 template <class T>
 constexpr bool kAsNumbers = sizeof(T) >= 4;
 

@@ -1,4 +1,4 @@
-// The loops over scores that topk takes from the instruction set at hand.
+// The loops over scores of topk, one version per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct Candidate {
     int64_t position;
 };
 
-// A block is `reach` vectors, one after another in memory; lane i of all of them shares maximum i.
+// A block is `reach` consecutive vectors; lane i of all of them shares maximum i.
 template <class T>
 struct TopkLoops {
     using Key = typename Score<T>::Key;
@@ -25,7 +25,7 @@ struct TopkLoops {
 
     // maxima [blocks, lanes]: no key of the lane exceeds it, and one equals it, unless it is that of -infinity (then all may be NaN).
     void (*maxima)(const T* scores, int64_t blocks, int64_t reach, Key* maxima);
-    // The first block from `block` on with a maximum above the bound, or `blocks`.
+    // Returns the first block from `block` on with a maximum above the bound, or `blocks`.
     int64_t (*next_block)(const Key* maxima, int64_t block, int64_t blocks, Key bound);
     // Appends the scores whose key exceeds the bound, in order; returns their number. `out` has room for n + 1.
     int64_t (*scan)(const T* scores, int64_t n, Key bound, int64_t position, Candidate<Key>* out);

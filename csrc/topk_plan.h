@@ -1,4 +1,4 @@
-// How the CUDA implementation of topk divides its work, and where its workspace holds what. Shared by topk_cuda.cu and its emulated test.
+// Work division and workspace layout of the CUDA implementation of topk. Shared by topk_cuda.cu and its emulated test.
 #pragma once
 
 #include <type_traits>
@@ -9,16 +9,16 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kPerBlock = 1 << 14;  // scores that are worth a block of their own, where there are few rows
+constexpr int64_t kPerBlock = 1 << 14;  // scores that justify another block if there are few rows
 constexpr int64_t kMostParts = 256;
 
 struct Plan {
     unsigned room;
-    int64_t parts, zeroed, bytes;  // blocks per row; bytes of the workspace that must be zero, and all of them: 0 with one block per row
+    int64_t parts, zeroed, bytes;  // blocks per row; zeroed bytes of the workspace, and all its bytes: 0 with one block per row
 };
 
 inline Plan plan_of(int64_t rows, int64_t n, int64_t k, int64_t multiprocessors) {
-    unsigned room = 256;  // twice k where shared memory allows it: then one digit or two are enough for most inputs
+    unsigned room = 256;  // twice k if shared memory allows it: one or two digits then suffice for most inputs
     while (room < kMostRoom && room < 2 * k) room *= 2;
     const int64_t blocks = rows < 2 * multiprocessors ? 2 * multiprocessors / (rows < 1 ? 1 : rows) : 1;
     int64_t parts = (n + kPerBlock - 1) / kPerBlock;
@@ -42,7 +42,7 @@ inline Shared shared_in(void* workspace, int64_t rows, const Plan& plan) {
     return s;
 }
 
-// Launches what the plan says: launch(kernel, blocks, arguments...), zero(address, bytes).
+// Launches the plan: launch(kernel, blocks, arguments...), zero(address, bytes).
 template <class T, bool named, class Launch, class Zero>
 void run_plan(const Rows& rows, const Plan& plan, void* workspace, const Launch& launch, const Zero& zero) {
     if (rows.n <= kWarpRow) {

@@ -1,4 +1,4 @@
-// Selection among keys in memory, and the order of what was selected. Nothing here depends on the instruction set.
+// Selection among keys in memory, and sorting of the selected ones. Independent of the instruction set.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace ttcfast {
 
-constexpr int kMostDigits = 11;  // bits of a histogram's digit: 2048 counters stay in the first cache
+constexpr int kMostDigits = 11;  // bits of a histogram's digit: 2048 counters fit the L1 cache
 
 inline int bits_in(uint64_t x) {
     int bits = 0;
@@ -20,10 +20,10 @@ inline int bits_in(uint64_t x) {
 
 constexpr int64_t kExactly = -1;  // as slack
 
-// The k-th largest of n keys, 1 <= k <= n, or a smaller number that at most `slack` further ones of them reach: with a slack of 0 as well
-// it may be one that no key equals, with kExactly never. `scratch` has room for n and may be `keys`, which is then lost. Each round takes a
-// histogram over the range of what is left, so leading bits that all share cost nothing, and goes on with the bin in which the k-th stands:
-// at most one round per 11 bits, whatever the input. `counts` has room for 2^kMostDigits.
+// The k-th largest of n keys, 1 <= k <= n, or a smaller number that at most `slack` further keys reach. The number may
+// equal no key, even with a slack of 0, except with kExactly. `scratch` has room for n and may be `keys`, which is then overwritten. Each
+// round takes a histogram over the range of the remaining keys, so common leading bits cost nothing, and continues in the bin of the k-th:
+// at most one round per 11 bits, for any input. `counts` has room for 2^kMostDigits.
 template <class Key, class Extremes>
 Key kth_largest(const Key* keys, int64_t n, int64_t k, int64_t slack, Key* scratch, int64_t* counts, const Extremes& extremes) {
     using Word = std::conditional_t<sizeof(Key) == 8, uint64_t, uint32_t>;
@@ -52,7 +52,7 @@ Key kth_largest(const Key* keys, int64_t n, int64_t k, int64_t slack, Key* scrat
     }
 }
 
-// Largest key first; equal keys stay in the order in which they stand. `other` has room for n, `start` for
+// Sorts largest key first; equal keys keep their order. `other` has room for n, `start` for
 // 2^kMostDigits.
 template <class Key>
 void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other, int64_t* start) {
@@ -73,7 +73,7 @@ void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other, int64_
         high = std::max(high, items[i].key);
     }
     const auto below = [high](Key key) { return static_cast<Word>(static_cast<Word>(high) - static_cast<Word>(key)); };
-    // Digits as long as the number of items is worth, all of the same length.
+    // Digits as long as the number of items justifies, all of the same length.
     const int bits = bits_in(below(low)), most = n < 512 ? 7 : kMostDigits, passes = (bits + most - 1) / most;
     const int digits = passes == 0 ? 0 : (bits + passes - 1) / passes;
     const Word mask = static_cast<Word>((static_cast<Word>(1) << digits) - 1);
@@ -89,7 +89,7 @@ void sort_by_key(Candidate<Key>* items, int64_t n, Candidate<Key>* other, int64_
     if (from != items) std::copy(from, from + n, items);
 }
 
-// The ids of one row; without any, positions are the ids, and those of candidates ascend already.
+// The ids of one row; without ids, positions serve as ids, and those of candidates already ascend.
 struct RowIds {
     const int64_t* data;
     int64_t stride;
@@ -97,14 +97,14 @@ struct RowIds {
     explicit operator bool() const { return data != nullptr; }
     int64_t operator[](int64_t position) const { return data[position * stride]; }
 
-    // Whether the score at position a stands before an equal one at position b.
+    // Whether the score at position a comes before an equal one at position b.
     bool before(int64_t a, int64_t b) const {
         const int64_t first = (*this)[a], second = (*this)[b];
         return first < second || (first == second && a < b);
     }
 };
 
-// Puts candidates of one key, next to each other after sort_by_key, into the order of their ids.
+// Sorts candidates of one key, adjacent after sort_by_key, by their ids.
 template <class Key>
 void sort_ties(Candidate<Key>* items, int64_t n, const RowIds& ids) {
     for (int64_t first = 0, last; first < n; first = last) {

@@ -1,8 +1,8 @@
-"""Running sums and the squared norm of many tensors: one launch over a table of pointers on the device, then one program over its sums.
+"""Running sums and the squared norm of many tensors: one launch over a device table of pointers, then one program over the partial sums.
 
-The definition is accumulate_moments_ref in ttcfast/ops/accumulate_moments.py. Squares are taken and added in float64: at 12 bytes of memory
-per element, even a GPU with one float64 unit per 64 lanes converts and adds several times faster than the elements arrive. The size of a
-chunk is fixed, so the order of every addition depends on the sizes of the tensors alone.
+The definition is accumulate_moments_ref in ttcfast/ops/accumulate_moments.py. Squares are formed and added in float64: at 12 bytes of
+memory traffic per element, even a GPU with one float64 unit per 64 lanes converts and adds several times faster than elements arrive.
+The chunk size is fixed, so the order of every addition depends on the tensors' sizes alone.
 """
 
 from collections import OrderedDict
@@ -14,8 +14,8 @@ import triton.language as tl
 from .launch import guard, submit
 
 CHUNK = 8192  # elements per program
-ROWS = tl.constexpr(4)  # of the table: address of the gradient, of its total, number of elements, first chunk
-MOST_TABLES = 32  # kept, least recently used first out; each is 32 bytes per tensor
+ROWS = tl.constexpr(4)  # of the table: address of the gradient, address of its total, number of elements, first chunk
+MOST_TABLES = 32  # cached tables, evicted least recently used first; each takes 32 bytes per tensor
 
 ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -26,10 +26,10 @@ def pick_config(grad, total):
     Returns:
         (elements per step, tensors per step of the search, warps, partial sums per step of the second stage, its warps).
 
-    Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). From ``python -m bench.aot``, over 1024 and 2048 elements:
-    2048 are two 16-byte loads a thread and tensor in float32, one in 16 bits, within 64 registers, so that four blocks of 256 threads keep
-    64 KiB in flight per multiprocessor (4 TB/s at a microsecond's latency need 30). float64 takes half. Of 16-bit gradients with float32
-    totals 2048 would go through shared memory, from 8 elements a thread to 4, and take up to 100 registers: 1024.
+    Chosen from ``python -m bench.aot``, not from timings (no GPU was available, Nov 2026), between 1024 and 2048 elements. 2048 are two
+    16-byte loads per thread and tensor in float32 and one in 16 bits, within 64 registers, so that four blocks of 256 threads keep 64 KiB
+    in flight per multiprocessor (4 TB/s at a latency of 1 us need 30). float64 takes half. For 16-bit gradients with float32 totals, 2048
+    would be converted from 8 to 4 elements per thread through shared memory and need up to 100 registers, hence 1024.
     """
     mixed = grad.itemsize != total.itemsize
     return 1024 if mixed or grad == torch.float64 else 2048, 256, 8, 1024, 8
@@ -37,7 +37,7 @@ def pick_config(grad, total):
 
 @triton.jit
 def _step(grad, total, inside, BLOCK: tl.constexpr, GRAD: tl.constexpr, TOTAL: tl.constexpr, ACCUMULATE: tl.constexpr, ZERO: tl.constexpr):
-    """Squares of one block, float64; ``inside`` is None where the whole block exists, so that its loads are 16 bytes wide."""
+    """Return the squares of one block in float64. ``inside`` is None for full blocks, whose loads are then 16 bytes wide."""
     at = tl.arange(0, BLOCK)
     g = tl.load(grad + at, mask=inside, other=None if inside is None else 0.0)
     wide = g.to(tl.float64)
@@ -67,7 +67,7 @@ def accumulate_moments_partial_kernel(
     SEARCH: tl.constexpr,
 ):
     chunk = tl.program_id(0).to(tl.int64)
-    # The tensor of this chunk: the last whose first chunk is not after it.
+    # This chunk's tensor: the last whose first chunk is not after it.
     lane = tl.arange(0, SEARCH)
     started = tl.zeros([SEARCH], dtype=tl.int32)
     for begin in range(0, tensors, SEARCH):
@@ -103,11 +103,11 @@ def accumulate_moments_finish_kernel(partials, result, chunks, STEP: tl.constexp
 
 
 class Tables:
-    """Tables on the device by what they hold, so that gradients that stay where they are cost no copy and no host work.
+    """Device tables cached by content, so that gradients at unchanged addresses cost neither copies nor host work.
 
-    A table is used on the stream it was made on alone. One that a CUDA graph has captured is kept for good, since the graph reads it
-    whenever it is replayed. A capture may meet tensors not seen before (their memory comes from the graph's pool): their table is
-    then copied within the graph, from pinned memory set aside by an earlier call, since a capture cannot allocate it.
+    A table is used only on the stream that created it. Tables captured by a CUDA graph are kept forever, since every replay reads them.
+    If a capture meets new tensors (allocated from the graph's pool), their table is copied within the graph from pinned memory set aside
+    by an earlier call, since a capture cannot allocate pinned memory.
     """
 
     def __init__(self):
@@ -116,7 +116,7 @@ class Tables:
         self.kept = []
 
     def get(self, rows, device):
-        """``rows``: four tuples of integers; returns int64 ``[4, tensors]`` on ``device``."""
+        """Return ``rows``, four tuples of integers, as int64 ``[4, tensors]`` on ``device``."""
         with guard(device):
             capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -129,7 +129,7 @@ class Tables:
             return table
         if capturing:
             return self._within_capture(rows, device)
-        table = torch.tensor(rows, dtype=torch.int64).to(device)  # from pageable memory: done when it returns, on any stream
+        table = torch.tensor(rows, dtype=torch.int64).to(device)  # from pageable memory, so the copy is complete on return, for any stream
         self.made[key] = table
         while len(self.made) > MOST_TABLES:
             self.made.popitem(last=False)
@@ -154,8 +154,8 @@ TABLES = Tables()
 
 
 def launch(grads, totals, zero_grads, addresses):
-    """The sum of squares, float64 ``[]``. The arguments are those that ttcfast/ops/accumulate_moments.py has checked; ``addresses`` are
-    those of the totals, then of the gradients."""
+    """Return the sum of squares, float64 ``[]``. ttcfast/ops/accumulate_moments.py has checked the arguments; ``addresses`` are those of
+    the totals, then of the gradients."""
     device = grads[0].device
     total_at, grad_at = addresses[: len(totals)] or addresses, addresses[len(totals) :]
     first, rows = 0, []
@@ -192,7 +192,7 @@ def launch(grads, totals, zero_grads, addresses):
 
 
 def variants():
-    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers).
+    """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit).
 
     Blocks have 256 threads; 64 registers let four of them share a multiprocessor, which keeps enough memory in flight.
     """

@@ -1,8 +1,8 @@
-"""The analytical reward in two fixed stages: partial sums per (problem, candidate, tile), then one program per candidate.
+"""The analytical reward in two stages: partial sums per (problem, candidate, tile), then one program per candidate.
 
-The definition is arm_ref in ttcfast/ops/arm_ref.py, the kernels are in arm_stages.py. Every sum is a tree that depends on the number of
-cells and the dtype alone (fold.py), so every bit is the same for any B, any split of it, any strides and any run. Nothing waits for the
-device and no launch depends on data, so a CUDA graph can hold both.
+The definition is arm_ref in ttcfast/ops/arm_ref.py, the kernels are in arm_stages.py. Every sum is a tree whose shape depends only on the
+number of cells and the dtype (fold.py), so results are bitwise equal for any B, any split of it, any strides, and from run to run. Nothing
+waits for the device and no launch depends on data, so a CUDA graph can capture both.
 """
 
 from itertools import product
@@ -17,31 +17,31 @@ from .launch import is_contiguous, submit
 
 
 class Config(NamedTuple):
-    """Sizes of a launch. Bits depend on the first three and ``step``, which follow from cells and dtype alone; the rest is free."""
+    """Launch parameters. Results depend on the first three and ``step``, which follow from cells and dtype alone; the rest is free."""
 
     tile: int  # cells per program of stage 1
-    vector: int  # neighbours that the tree adds first, those of a 16-byte load
-    threads: int  # that the tree deals a tile out to
+    vector: int  # neighbouring cells of a 16-byte load, which the tree adds first
+    threads: int  # threads over which the tree distributes a tile
     warps: int
-    group: int  # candidates per program: they share the state, which stays in registers
-    step: int  # partials that stage 2 reads at once
+    group: int  # candidates per program; they share the state, which stays in registers
+    step: int  # partials that stage 2 reads per step
     finish_warps: int
 
 
-# Not from timing: no GPU was at hand when these were written (Nov 2026), so one row stands for every capability. Their reasons are the
-# registers and the PTX of ``python -m bench.aot``. Eight cells a thread are two 16-byte loads per channel in float32, one in bfloat16; with
-# sixteen the state alone takes 64 registers; float64 takes four. A block is one warp: its sums are shuffles without a barrier (tiles of
-# four warps took 20 to 50 registers more), and at 128 registers sixteen of them fit a multiprocessor: 512 threads with eight 16-byte loads
-# each, twice the 26 KB under way that hide the memory's latency. Strided fields need an address per cell: half as many cells a thread.
+# Chosen from registers and PTX (``python -m bench.aot``), not from timings: no GPU was available (Nov 2026), so one row serves every
+# capability. Eight cells per thread are two 16-byte loads per channel in float32 and one in bfloat16; with sixteen the state alone would
+# take 64 registers; float64 takes four. A block is one warp, so its sums are shuffles without a barrier (tiles of four warps took 20 to
+# 50 registers more). At 128 registers sixteen warps fit a multiprocessor: 512 threads with eight 16-byte loads each, twice the 26 KB in
+# flight that hide the memory's latency. Strided fields need an address per cell, hence half as many cells per thread.
 CELLS_A_THREAD = {2: 8, 4: 8, 8: 4}  # by bytes of a stored value
 MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
-WAVES = 4  # programs a multiprocessor gets at least, before candidates share one
-MOST_SHARING = 8  # candidates that share a state tile: an eighth of its loads each
-MOST_ROWS = 512  # partials of a step of stage 2: a few steps for any grid, sixteen numbers a thread
+WAVES = 4  # minimum programs per multiprocessor before candidates share one
+MOST_SHARING = 8  # candidates that share a state tile, each with an eighth of its loads
+MOST_ROWS = 512  # partials per step of stage 2: few steps for any grid, sixteen numbers per thread
 
 
 def pick_config(shape, capability, element=4, contiguous=True):
-    """Sizes for ``shape = (N, B, C, cells)`` on a device of this compute capability; ``element`` is the size of a stored value in bytes."""
+    """Return launch parameters for ``shape = (N, B, C, cells)`` and a compute capability; ``element`` is the value size in bytes."""
     n, candidates, _, cells = shape
     per_thread = CELLS_A_THREAD[element]
     tile = min(per_thread * 32, max(16, triton.next_power_of_2(cells)))
@@ -55,7 +55,7 @@ def pick_config(shape, capability, element=4, contiguous=True):
 
 
 def _grid(x, lead):
-    """Three space sizes, three space strides, and whether they are one contiguous run."""
+    """Return three space sizes, three space strides, and whether the cells are contiguous."""
     pad = 3 + lead - x.ndim
     sizes, strides = [1] * pad + list(x.shape[lead:]), [0] * pad + list(x.stride()[lead:])
     return sizes, strides, is_contiguous(sizes, strides)
@@ -65,7 +65,7 @@ def launch(call, out, volumes, mask, values, *, mode, relative):
     """Fill ``out``: score, five penalties ``[N, B]``, finite ``[N, B]``, residuals ``[N, B, components + 2]``.
 
     ``call`` is the record of arguments that ttcfast/ops/arm.py has checked; ``volumes`` ``[*S]``, ``mask`` (bool) ``[*S]`` and ``values``
-    ``[C, *S]`` are its fields, contiguous and in the accumulation dtype, or None. Two launches, and nothing that waits for the device.
+    ``[C, *S]`` are its fields, contiguous and in the accumulation dtype, or None. Makes two launches and never waits for the device.
     """
     state, candidates, gammas = call.state, call.candidates, call.gammas
     n, b, channels = candidates.shape[:3]
@@ -148,10 +148,10 @@ def launch(call, out, volumes, mask, values, *, mode, relative):
 
 
 def variants():
-    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers); ``:16`` promises a multiple of 16.
+    """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit).
 
-    Conserved float32 and bfloat16 without fields must leave sixteen warps to a multiprocessor, which 128 registers do; 168 leave twelve.
-    Nothing may spill.
+    ``:16`` asserts divisibility by 16. Conserved float32 and bfloat16 without fields must allow sixteen warps per multiprocessor, that is
+    128 registers; 168 allow twelve. Nothing may spill.
     """
     layouts = {
         "conserved": {"RHO": 0, "M0": 1, "M1": 2, "M2": -1, "E": 3, "P": -1, "PRIMITIVE": False, "C": 4},

@@ -1,8 +1,8 @@
 """The analytical reward of declared fields: partial sums per (problem, candidate, tile), then one program per candidate.
 
-The definition is arm_fields_ref in ttcfast/ops/arm_fields_ref.py. As in arm.py every sum is a tree that depends on the number of cells and
-the dtype alone, nothing waits for the device and no launch depends on data. What differs between channels lies in a table on the device,
-so that one kernel serves every declaration of as many channels.
+The definition is arm_fields_ref in ttcfast/ops/arm_fields_ref.py. As in arm.py, every sum is a tree whose shape depends only on the number
+of cells and the dtype, nothing waits for the device and no launch depends on data. Properties of the channels lie in a table on the device,
+so that one kernel serves every declaration with the same number of channels.
 """
 
 from functools import lru_cache
@@ -14,15 +14,15 @@ import triton.language as tl
 from .fold import fold, totals
 from .launch import submit
 
-CELLS_A_THREAD = {2: 4, 4: 4, 8: 2}  # by bytes of a stored value: every cell has an address of its own, and eight would spill registers
-MOST_ROWS = 512  # partials that a step of stage 2 reads at once
-BEYOND = tl.constexpr(4)  # slots of a partial after the channels': away from the boundary, outside of bounds, divergence, not finite
+CELLS_A_THREAD = {2: 4, 4: 4, 8: 2}  # by bytes of a stored value; every cell needs its own address, and eight would spill registers
+MOST_ROWS = 512  # partials that stage 2 reads per step
+BEYOND = tl.constexpr(4)  # slots of a partial after the channels: boundary error, out of bounds, divergence, not finite
 COLUMNS = tl.constexpr(4)  # of the table: low, high, anchored, group
 
 
 @triton.jit
 def _neighbour(i, step, size, WRAPS: tl.constexpr):
-    """Index of the next cell along an axis, and whether there is one."""
+    """Return the index of the next cell along an axis, and whether it exists."""
     there = i + step
     inside = (there >= 0) & (there < size)
     if WRAPS:
@@ -200,7 +200,7 @@ def arm_fields_finish_kernel(
 
 @lru_cache(maxsize=64)
 def _table(low, high, anchored, groups, weights, vectors, distances, device):
-    """What the kernels read of a declaration: per channel low, high, anchored and group; weights; channels of vectors; 1 / (2 distance)."""
+    """Return a declaration's tables: per channel low, high, anchored and group; weights; channels of vectors; 1 / (2 distance)."""
     per_channel = [x for channel in zip(low, high, anchored, groups) for x in channel]
     numbers = [*per_channel, *weights, *vectors, *(0.5 / h for h in distances)]
     return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
@@ -286,14 +286,14 @@ def launch(call, out, volumes, mask, values, expected, units, *, mode):
 
 
 def _tile(cells, element):
-    """Cells of a tile, threads that its tree deals it out to, and neighbours that it adds first."""
+    """Return cells per tile, threads over which its tree distributes them, and neighbours that it adds first."""
     per_thread = CELLS_A_THREAD[element]
     tile = min(per_thread * 32, max(16, triton.next_power_of_2(cells)))
     return tile, max(1, tile // per_thread), min(16 // element, per_thread)
 
 
 def variants():
-    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers). Nothing may spill."""
+    """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit). Nothing may spill."""
     for stored, element in (("fp32", 4), ("bf16", 2), ("fp64", 8)):
         acc = "fp64" if stored == "fp64" else "fp32"
         tile, threads, vector = _tile(65536, element)

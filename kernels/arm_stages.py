@@ -1,25 +1,25 @@
-"""The two stages of ops.arm as kernels: partial sums of a tile for a group of candidates, and what a candidate's partials come to."""
+"""The two stages of ops.arm as kernels: partial sums of a tile for a group of candidates, and the reduction of a candidate's partials."""
 
 import triton
 import triton.language as tl
 
 from .fold import fold, totals
 
-SLOTS = tl.constexpr(8)  # of a partial: mass, momentum x 2, energy, momentum 3, boundary, negative density and pressure, masked cells
-BROKEN = tl.constexpr(float("-inf"))  # in place of the masked cells: a value of the tile is not finite
+SLOTS = tl.constexpr(8)  # slots of a partial: mass, momentum x 2, energy, momentum 3, boundary, negative density and pressure, masked cells
+BROKEN = tl.constexpr(float("-inf"))  # replaces the count of masked cells if a value of the tile is not finite
 VELOCITY_GUARD = tl.constexpr(1e-12)  # the TTC plan's compute_pressure divides by rho + 1e-12
-SCALE_GUARD = tl.constexpr(1e-12)  # least denominator of a relative residual, times the domain's volume
+SCALE_GUARD = tl.constexpr(1e-12)  # smallest denominator of a relative residual, times the domain's volume
 
 
 @triton.jit
 def _space_offsets(cell, e1, e2, s0, s1, s2):
-    """Element offsets of row-major cells in a strided grid."""
+    """Return the element offsets of row-major cells in a strided grid."""
     return (cell // e2 // e1) * s0 + (cell // e2 % e1) * s1 + (cell % e2) * s2
 
 
 @triton.jit
 def _load(at, inside, fill, WHOLE: tl.constexpr, EVICT: tl.constexpr):
-    """``fill`` outside; without a mask where the tile has no outside, so that nothing keeps loads from being 16 bytes wide."""
+    """Load, with ``fill`` outside; full tiles use no mask, so that loads can be 16 bytes wide."""
     if WHOLE:
         found = tl.load(at, eviction_policy=EVICT)
     else:
@@ -29,7 +29,7 @@ def _load(at, inside, fill, WHOLE: tl.constexpr, EVICT: tl.constexpr):
 
 @triton.jit
 def _pressure(rho, m0, m1, m2, energy, heat):
-    """The seed's compute_pressure."""
+    """The TTC plan's compute_pressure."""
     v0 = m0 / (rho + VELOCITY_GUARD)
     v1 = m1 / (rho + VELOCITY_GUARD)
     v2 = m2 / (rho + VELOCITY_GUARD)
@@ -83,7 +83,7 @@ def arm_partial_kernel(
     VECTOR: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    # A constexpr times an int32 argument would stay int32 and overflow. tl.cast, since a stride of 1 arrives as a constexpr.
+    # A constexpr times an int32 argument would stay int32 and overflow, and a stride of 1 arrives as a constexpr: hence tl.cast.
     state_c, cand_c, channel_cells = tl.cast(state_c, tl.int64), tl.cast(cand_c, tl.int64), tl.cast(cells, tl.int64)
     WIDE: tl.constexpr = ACC.primitive_bitwidth == 64
     BITS: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -94,7 +94,7 @@ def arm_partial_kernel(
     group = program // tiles % groups
     n = program // tiles // groups
     first = tile * TILE
-    lane = tl.arange(0, TILE)  # [TILE]; addresses are a 64-bit number of the program and these
+    lane = tl.arange(0, TILE)  # [TILE], added to a 64-bit base address of the program
     inside = first + lane < cells
     if gammas is not None:
         heat = tl.load(gammas + n * gamma_n).to(ACC) - 1
@@ -112,8 +112,8 @@ def arm_partial_kernel(
         masked_cells = tl.sum(masked.to(tl.int32))
     prescribed = tl.full([TILE], value, tl.float64).to(ACC)
 
-    # The state's named channels stay in registers while the group's candidates stream past. Cells outside hold rho = E = 1, the rest 0:
-    # no change, nothing negative, nothing broken.
+    # The state's named channels stay in registers while the group's candidates stream past. Cells outside hold rho = E = 1 and 0 elsewhere:
+    # no change, nothing negative, everything finite.
     if STATE_CONTIGUOUS:
         at = state + n * state_n + first + lane
     else:
@@ -141,7 +141,7 @@ def arm_partial_kernel(
             speed = tl.sqrt(square)
             if PRIMITIVE:
                 speed = tl.abs(rho_old) * speed
-            # Written so that NaN stays NaN.
+            # Propagates NaN.
             sound = tl.sqrt((heat + 1) * tl.where(pressure < 0, 0.0, pressure) * tl.where(rho_old < 0, 0.0, rho_old))
             packed = tl.join(tl.join(weight * tl.abs(rho_old), weight * tl.abs(energy)), tl.join(weight * (speed + sound), weight))
             tl.store(sizes + (n * tiles + tile) * 4 + tl.arange(0, 4), fold(packed, TILE, 4, VECTOR, THREADS))
@@ -181,7 +181,7 @@ def arm_partial_kernel(
             if c == P:
                 p = row
 
-        # Surely positive: without a division, and with room for the rounding of the one that it saves.
+        # Certainly positive: tested without a division, with a margin for the rounding of the division it saves.
         square = m0 * m0 + m1 * m1 + m2 * m2
         if P < 0:
             safe = (rho > 0) & (rho * e * (1 - 2.0**-18) > 0.5 * square)
@@ -253,7 +253,7 @@ def arm_finish_kernel(
     at = tl.program_id(0).to(tl.int64)
     n = at // B
     unit = tl.full((), volume, tl.float64)
-    # Slot 4 i + 2 j + k of a partial, k taken apart first.
+    # Slot 4 i + 2 j + k of a partial, split by k first.
     even, odd = tl.split(tl.reshape(totals(partials + at * tiles * SLOTS, tiles, SLOTS, STEP), [2, 2, 2]))
     zero_four, two_six = tl.split(even)
     one_five, three_seven = tl.split(odd)
@@ -292,7 +292,7 @@ def arm_finish_kernel(
         tl.store(row + 3, r2)
     tl.store(row + COMPONENTS + 1, r_energy)
 
-    # Components that are absent have residual 0 and change no sum.
+    # Absent components have residual 0 and change no sum.
     if MODE == 0:
         p_momentum = tl.abs(r0 + r1 + r2)
     elif MODE == 1:
@@ -306,7 +306,7 @@ def arm_finish_kernel(
         s_mass, s_energy = tl.split(even)
         s_momentum, whole = tl.split(odd)
         least = SCALE_GUARD * whole
-        # NaN stays NaN.
+        # Propagates NaN.
         p_mass = p_mass / tl.where(s_mass < least, least, s_mass)
         p_momentum = p_momentum / tl.where(s_momentum < least, least, s_momentum)
         p_energy = p_energy / tl.where(s_energy < least, least, s_energy)

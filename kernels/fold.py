@@ -1,7 +1,7 @@
-"""Sums in a fixed order: pairwise trees that give the same bits however the compiler lays a tile over threads.
+"""Sums in a fixed order: pairwise trees whose bits do not depend on how the compiler distributes a tile over threads.
 
-``tl.sum`` over a whole tile adds in an order that follows the layout, which follows the alignment of the pointers: a slice of the same
-candidates would get other last digits.
+``tl.sum`` over a whole tile adds in an order that follows the layout, and hence the alignment of the pointers: a slice of the same
+candidates would differ in the last digits.
 """
 
 import triton
@@ -10,10 +10,10 @@ import triton.language as tl
 
 @triton.jit
 def fold(x, TILE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, THREADS: tl.constexpr):
-    """Return the column sums ``[WIDTH]`` of ``x [TILE, WIDTH]``, added pairwise in the order written here.
+    """Return the column sums ``[WIDTH]`` of ``x [TILE, WIDTH]``, added pairwise in a fixed order.
 
-    First what a thread of the contiguous layout holds (the neighbours of one load, then its loads), then neighbouring threads: without
-    shared memory while ``TILE`` is a warp's.
+    Adds within a thread of the contiguous layout first (the neighbours of one load, then its loads), then across neighbouring threads, so
+    no shared memory is needed while ``TILE`` fits a warp.
     """
     x = tl.reshape(x, [TILE, WIDTH])
     for k in tl.static_range(16):

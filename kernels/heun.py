@@ -1,4 +1,4 @@
-"""The vector updates of Heun's and Euler's method and of their backward passes: one elementwise pass, group means taken out on the way.
+"""The vector updates of Heun's and Euler's method and of their backward passes: one elementwise pass that also subtracts group means.
 
 The definition is heun_ref in ttcfast/ops/heun.py.
 """
@@ -11,10 +11,10 @@ from .launch import submit
 
 
 def pick_config(shape):
-    """Groups per program and warps for ``shape = (groups, group)``, the tensor as groups of entries that share a mean; 1 for no mean.
+    """Return groups per program and warps for ``shape = (groups, group)``, where ``group`` entries share a mean; 1 for no mean.
 
-    Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). 1024 entries a program are 8 per thread: two 16-byte loads
-    per float32 tensor.
+    Not from a timing sweep: no GPU was available when it was written (Nov 2026). 1024 entries per program are 8 per thread: two 16-byte
+    loads per float32 tensor.
     """
     block = triton.next_power_of_2(shape[1])
     return max(1, 1024 // block), 4
@@ -55,7 +55,7 @@ def heun_update_kernel(
 
 
 def launch(base, first, second, step, ratio, group, out):
-    """Fill ``out``; tensors contiguous and of one shape, ``base`` and ``second`` may be None. Checked by ttcfast/ops/heun.py."""
+    """Fill ``out``. Tensors are contiguous and of one shape, ``base`` and ``second`` may be None. Checked by ttcfast/ops/heun.py."""
     count = first.numel()
     if count == 0:
         return
@@ -83,7 +83,7 @@ def launch(base, first, second, step, ratio, group, out):
 
 
 def variants():
-    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers)."""
+    """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit)."""
     for name, base, first, second in (
         ("predict fp32", "*fp32", "*fp32", None),
         ("correct fp32", "*fp32", "*fp32", "*fp32"),

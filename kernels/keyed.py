@@ -1,8 +1,8 @@
-"""Keyed random operations: normals, noise on states, dropout, each element a function of its row's key and its own number.
+"""Keyed random operations: normals, noise on states, and dropout. Each element is a function of its row's key and its own number.
 
-The definitions are in ttcfast/ops/keyed.py. The integers are the same bit for bit; the normals take the steps of csrc/keyed_loop.cpp one by
-one, with explicit fma and correctly rounded square roots, so on a GPU they are the same bits as there. One Philox call gives the four
-elements of a group. Keys and rows are read on the device: a captured CUDA graph replays with whatever stands there by then.
+The definitions are in ttcfast/ops/keyed.py. The integers agree bit for bit. The normals repeat the steps of csrc/keyed_loop.cpp one by one,
+with explicit fma and correctly rounded square roots, so they have the same bits on a GPU. One Philox call yields the four elements of a
+group. Keys and rows are read on the device, so a captured CUDA graph replays with their current contents.
 """
 
 import torch
@@ -14,13 +14,13 @@ from .launch import is_contiguous, submit
 
 
 def pick_config(elements, rows):
-    """Return tile and group sizes for rows of so many elements, so many of which share an input row.
+    """Return tile and group sizes for rows of ``elements`` elements, ``rows`` of which share an input row.
 
     Returns:
         (groups of four elements per tile, rows per program, warps).
 
-    Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). Two groups a thread give two independent chains of
-    multiplications and 16-byte loads and stores in float32; the registers are in ``python -m bench.aot``.
+    Not from a timing sweep: no GPU was available when it was written (Nov 2026). Two groups per thread give two independent chains of
+    multiplications, and 16-byte loads and stores in float32; ``python -m bench.aot`` prints the registers.
     """
     tile = min(256, max(16, triton.next_power_of_2(triton.cdiv(elements, 4))))
     share = 1
@@ -31,7 +31,7 @@ def pick_config(elements, rows):
 
 @triton.jit
 def philox_key(stream, site):
-    """Low and high half of output number site + 1 of SplitMix64 started at the stream."""
+    """Return the low and high half of output number site + 1 of SplitMix64 started at the stream."""
     step = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
     z = tl.load(stream).to(tl.uint64, bitcast=True) + step * (tl.cast(site, tl.uint64) + 1)
     z = (z ^ (z >> 30)) * tl.full((), 0xBF58476D1CE4E5B9, tl.uint64)
@@ -56,7 +56,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def draw(rows, row, group, k0, k1, ANTITHETIC: tl.constexpr):
-    """The four words of each group of a row, and whether the row is the opposite of another one."""
+    """Return the four words of each group of a row, and whether the row negates another one."""
     problem = tl.load(rows + 2 * row).to(tl.uint32)
     candidate = tl.load(rows + 2 * row + 1)
     opposite = tl.full((), 0, tl.int1)
@@ -70,7 +70,7 @@ def draw(rows, row, group, k0, k1, ANTITHETIC: tl.constexpr):
 
 @triton.jit
 def box_muller(a, b):
-    """Two normals of two words. The polynomials are those of csrc/keyed_loop.cpp, from ``python -m bench.fit_normal``."""
+    """Return two normals from two words. The polynomials are those of csrc/keyed_loop.cpp, from ``python -m bench.fit_normal``."""
     large = a >= 0x80000000
     t = tl.minimum(a, a ^ 0xFFFFFFFF).to(tl.int32).to(tl.float32) + 0.5
     bits = t.to(tl.uint32, bitcast=True)
@@ -105,7 +105,7 @@ def box_muller(a, b):
 
 @triton.jit
 def in_line(a, b, c, d):
-    """[TILE, 4] of four [TILE]: the elements of a group stay in one thread."""
+    """Join four [TILE] into [TILE, 4], with the elements of a group in one thread."""
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (a.shape[0], 4))
 
 
@@ -122,14 +122,14 @@ def normals(rows, row, group, k0, k1, ANTITHETIC: tl.constexpr):
 
 @triton.jit
 def numbers(tile, TILE: tl.constexpr):
-    """Numbers of the groups [TILE], uint32, and of their elements [TILE, 4] in a tile of a row."""
+    """Return the numbers of the groups [TILE], uint32, and of their elements [TILE, 4] in a tile of a row."""
     group = tile * TILE + tl.arange(0, TILE).to(tl.int64)
     return group.to(tl.uint32), group[:, None] * 4 + tl.arange(0, 4).to(tl.int64)[None, :]
 
 
 @triton.jit
 def offsets_of(element, e1, e2, s0, s1, s2, CONTIGUOUS: tl.constexpr):
-    """Element offsets of row-major elements in a strided row."""
+    """Return the element offsets of row-major elements in a strided row."""
     if CONTIGUOUS:
         offset = element
     else:
@@ -139,7 +139,7 @@ def offsets_of(element, e1, e2, s0, s1, s2, CONTIGUOUS: tl.constexpr):
 
 @triton.jit
 def store(at, value, inside, INTERPRETED: tl.constexpr):
-    """Store, rounded to nearest even. Triton 3.7's interpreter loses the carry when it rounds to bfloat16, so there it is done by hand."""
+    """Store, rounded to nearest even. Rounds to bfloat16 by hand in Triton 3.7's interpreter, which loses the carry."""
     if INTERPRETED and at.dtype.element_ty == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -300,7 +300,7 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
     """Fill ``out`` [M, elements] from x [M, three sizes]. The arguments are those that ttcfast/ops/keyed_dropout.py has checked."""
     if out.numel() == 0:
         return
-    if threshold >= 2**32:  # no draw is that large
+    if threshold >= 2**32:  # larger than any draw
         out.zero_()
         return
     tile, _, warps = pick_config(elements, 1)
@@ -336,7 +336,7 @@ def interpreted():
 
 
 def variants():
-    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers).
+    """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit).
 
     128 registers let four blocks of 128 threads share a multiprocessor; nothing may spill.
     """

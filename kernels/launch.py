@@ -6,7 +6,7 @@ import torch
 
 
 def guard(device):
-    """Make a CUDA device the current one, since Triton compiles for it and launches on its stream, wherever the pointers point."""
+    """Make a CUDA device current, since Triton compiles for the current device and launches on its stream, whatever the pointers."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

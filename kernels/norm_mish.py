@@ -1,4 +1,4 @@
-"""Bias, LayerNorm and Mish of whole rows in registers, and their gradient with Mish and the normalised rows recomputed.
+"""Bias, LayerNorm and Mish of whole rows in registers, and their gradient, which recomputes Mish and the normalised rows.
 
 The definition is norm_mish_ref in ttcfast/ops/norm_mish.py.
 """
@@ -9,14 +9,14 @@ import triton.language as tl
 
 from .launch import submit
 
-PROGRAMS = 264  # most programs that leave partial sums of the parameters' gradients: two for each multiprocessor of an H100
+PROGRAMS = 264  # largest number of programs that store partial sums of the parameters' gradients: two per multiprocessor of an H100
 
 
 def pick_config(shape, wide=False):
-    """Rows per step of a program, block width and warps for ``shape = (rows, width)``; ``wide`` for float64.
+    """Return rows per step of a program, block width and warps for ``shape = (rows, width)``; ``wide`` for float64.
 
-    Not from a timing sweep: no GPU was at hand when it was written (Nov 2026). From ``python -m bench.aot``: 16 entries per thread spill in
-    the backward pass, 8 (4 in float64) do not.
+    Not from a timing sweep: no GPU was available when it was written (Nov 2026). From ``python -m bench.aot``: 16 entries per thread spill
+    in the backward pass, 8 (4 in float64) do not.
     """
     block = triton.next_power_of_2(shape[1])
     entries = 512 if wide else 1024
@@ -26,7 +26,7 @@ def pick_config(shape, wide=False):
 
 @triton.jit
 def _gate(x):
-    """mish(x) / x = n / (n + 2) with n = e^x (e^x + 2); and e^x and 1 / (n + 2), of which the slope is made."""
+    """Return mish(x) / x = n / (n + 2) with n = e^x (e^x + 2), and e^x and 1 / (n + 2), from which the slope is computed."""
     w = tl.exp(tl.minimum(x, 20.0))
     n = w * (w + 2)
     inverse = 1 / (n + 2)
@@ -202,7 +202,7 @@ def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, grad_sc
 
 
 def variants():
-    """What is compiled ahead of time: (name, kernel, signature, constants, warps, most registers)."""
+    """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit)."""
     for stored, acc in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
         for width in (512, 1792) if acc == "fp32" else (512,):
             per_step, block, warps = pick_config((4096, width), acc == "fp64")

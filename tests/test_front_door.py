@@ -133,3 +133,15 @@ def test_evaluate_reads_trajectory_files():
 def test_evaluate_says_how_to_wrap_a_model():
     with pytest.raises(TypeError, match=r"model is a Linear; wrap it: ttcfast.Surrogate\(model, spec\)"):
         ttcfast.evaluate(nn.Linear(2, 2), "examples")
+
+
+def test_the_residual_by_name_is_that_of_the_models_time_step_and_cell(start):
+    model = surrogate()
+    with pytest.raises(ValueError, match=r"model.time_step, or give EulerResidualScorer"):
+        ttcfast.improve(model, start, 1, reward="residual")
+    model.time_step = 0.05
+    found = ttcfast.improve(model, start, 2, reward="residual", branching_factor=3)
+    scorer = ttcfast.EulerResidualScorer(0.05, 1 / 16, spec=model.spec)
+    assert torch.equal(found.trajectory, ttcfast.improve(model, start, 2, reward=scorer, branching_factor=3).trajectory)
+    evaluated = ttcfast.evaluate(model, problems(steps=2), {"residual": "residual"}, oracle=False)
+    assert evaluated.find("residual") is not None

@@ -23,6 +23,7 @@ from ttcfast.evaluation.reading import read_problems
 from ttcfast.models.checkpoint import load_surrogate
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.rewards.residual import EulerResidualScorer
 from ttcfast.rewards.scorer import Scorer, as_scorer
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.searches import Refine, Search
@@ -59,7 +60,8 @@ def improve(
         T: Number of steps, at least 1.
         spec: Layout of the states. Needed for a plain module; otherwise the model's own is used.
         reward: A ``Scorer``, any callable ``score(x_t, candidates)`` that returns one number per candidate (higher is better), or a path
-            for ``load``. None scores by conservation, boundary and positivity (``ARMScorer``).
+            for ``load``. ``"residual"`` scores a gas by the Euler equations over the model's time step, on cubic cells of the spec's
+            volume (``EulerResidualScorer``). None scores by conservation, boundary and positivity (``ARMScorer``).
         branching_factor: Candidates per step (and per beam), including the deterministic step.
         search: ``"greedy"``, or an object such as ``Beam(width=4)``.
         refine: Moves of every candidate along a differentiable reward: a number, or a ``Refine``.
@@ -80,7 +82,7 @@ def improve(
     own = spec if spec is not None else getattr(model, "spec", None)
     options = _options(branching_factor=branching_factor, search=search, refine=refine, project=project, seed=seed, **config)
     controller = TTCGreedy if options.approach == "greedy" and not options.lookahead else TTCBeam
-    rollout = controller(model, _reward(reward, own), options).rollout
+    rollout = controller(model, _reward(reward, own, getattr(model, "time_step", None)), options).rollout
     return rollout(x0, T, return_info=True, budget=budget)
 
 
@@ -146,7 +148,7 @@ def evaluate(
     model.spec = given.spec  # the data say which domain this is, and with it whether conservation may be imposed
     options = _options(branching_factor=branching_factor, search=search, refine=refine, seed=seed, **config)
     wanted = {"arm": None} if rewards is None else rewards
-    scorers = {name: as_scorer(_reward(reward, given.spec), ndim=given.spec.ndim) for name, reward in wanted.items()}
+    scorers = {name: as_scorer(_reward(reward, given.spec, model.time_step), ndim=given.spec.ndim) for name, reward in wanted.items()}
     return evaluate_methods(model, given, _rows(scorers, options), options, oracle=oracle, projection=projection, methods=methods)
 
 
@@ -180,11 +182,18 @@ def _rollable(model: Any, spec: StateSpec | None) -> Any:
     return Surrogate(model, spec)
 
 
-def _reward(reward: Any, spec: StateSpec | None) -> Any:
+def _reward(reward: Any, spec: StateSpec | None, time_step: float | None) -> Any:
     if reward is None:
         if spec is None:
             raise ValueError("reward and spec are None; give a reward, or spec= so that the states can be scored by conservation")
         return ARMScorer(spec=spec)
+    if reward == "residual":
+        if spec is None or time_step is None or isinstance(spec.cell_volume, Tensor):
+            raise ValueError(
+                "reward is 'residual' and the model does not say its time step, or its spec not one cell volume; set model.time_step, or "
+                "give EulerResidualScorer(dt, cell, spec=spec)"
+            )
+        return EulerResidualScorer(time_step, spec.cell_volume ** (1 / spec.ndim), spec=spec)
     if isinstance(reward, (str, os.PathLike)):
         reward = load(reward)
     if isinstance(reward, Surrogate):

@@ -92,3 +92,50 @@ def write_the_well(
         file["t0_fields/density"], file["t0_fields/energy"], file["t0_fields/pressure"] = rho, energy, pressure
         file["t1_fields/momentum"] = np.stack([rho * u, rho * v], -1)
     return {"density": rho, "energy": energy, "pressure": pressure, "momentum": np.stack([rho * u, rho * v], 2)}
+
+
+def write_well_fields(path: Path, n: int = 3, *, frames: int = 5, shape: Sequence[int] = (8, 6), seed: int = 0) -> dict[str, np.ndarray]:
+    """A file of other physics after the data format page of The Well: scalars, a vector, a tensor, and fields that do not vary in
+    everything. Returns every channel as ``[n, frames, *shape]``."""
+    rng, d = np.random.default_rng(seed), len(shape)
+    axes = AXES[:d]
+    concentration = rng.random((n, frames, *shape)).astype(np.float32)
+    velocity = rng.standard_normal((n, frames, *shape, d)).astype(np.float32)
+    stress = rng.standard_normal((n, frames, *shape, d, d)).astype(np.float32)
+    mask = rng.random((n, *shape)) > 0.5  # not varying in time
+    forcing = rng.random((frames, *shape)).astype(np.float32)  # nor between trajectories
+    profile = rng.random((1, *shape[1:])).astype(np.float32)  # of the last axes alone
+    with h5py.File(path, "w") as file:
+        file.attrs["dataset_name"], file.attrs["grid_type"] = "active_matter", "cartesian"
+        file.attrs["n_spatial_dims"], file.attrs["n_trajectories"] = d, n
+        file.attrs["simulation_parameters"] = ["nu", "L"]
+        dimensions = file.create_group("dimensions")
+        dimensions.attrs["spatial_dims"] = list(axes)
+        dimensions["time"] = (0.25 * np.arange(frames)).astype(np.float32)
+        for number, (axis, cells) in enumerate(zip(axes, shape, strict=True)):
+            dimensions[axis] = ((np.arange(cells) + 0.5) * 10 / cells).astype(np.float32)
+            side = file.create_group(f"boundary_conditions/{axis}_boundary")
+            side.attrs["associated_dims"], side.attrs["bc_type"] = [axis], "WALL" if number else "PERIODIC"
+            side["mask"] = np.isin(np.arange(cells), (0, cells - 1))
+        scalars = file.create_group("scalars")
+        scalars["nu"], scalars["L"], scalars["drive"] = np.linspace(0.1, 0.3, n), np.float32(10), np.zeros(frames)
+        for name, varies in (("nu", (True, False)), ("L", (False, False)), ("drive", (False, True))):
+            scalars[name].attrs["sample_varying"], scalars[name].attrs["time_varying"] = varies
+        held = (
+            ("t0_fields/concentration", concentration, True, True, [True] * d),
+            ("t0_fields/mask", mask, True, False, [True] * d),
+            ("t0_fields/forcing", forcing, False, True, [True] * d),
+            ("t0_fields/profile", profile, False, False, [False] + [True] * (d - 1)),
+            ("t1_fields/velocity", velocity, True, True, [True] * d),
+            ("t2_fields/stress", stress, True, True, [True] * d),
+        )
+        for place, values, sample, time, varies in held:
+            file[place] = values
+            attributes = {"sample_varying": sample, "time_varying": time, "dim_varying": varies}
+            file[place].attrs.update(attributes)
+        for rank, names in enumerate((["concentration", "mask", "forcing", "profile"], ["velocity"], ["stress"])):
+            file[f"t{rank}_fields"].attrs["field_names"] = names
+    whole = {"concentration": concentration, "mask": mask[:, None], "forcing": forcing, "profile": profile}
+    whole |= {f"velocity_{a}": velocity[..., i] for i, a in enumerate(axes)}
+    whole |= {f"stress_{a}{b}": stress[..., i, j] for i, a in enumerate(axes) for j, b in enumerate(axes)}
+    return {name: np.broadcast_to(values, (n, frames, *shape)).astype(np.float32) for name, values in whole.items()}

@@ -137,12 +137,12 @@ def test_a_missing_truncated_or_foreign_file_gives_one_clear_error(tmp_path):
     with h5py.File(foreign, "w") as f:
         f["data"] = np.zeros((1, 2))
         f.create_group("tensors")["u"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"t0_fields/density.*found tensors/u"):
+    with pytest.raises(DataError, match=r"t0_fields/density.*found .*tensors/u"):
         TrajectoryFile(foreign)
     with h5py.File(path, "a") as f:
         del f["t0_fields/energy"]
         f["t0_fields/energy"] = np.zeros((2, 3, 8, 9), dtype=np.float32)
-    with pytest.raises(DataError, match=r"energy has shape \(2, 3, 8, 9\)"):
+    with pytest.raises(DataError, match=r"energy \[2, 3, 8, 8\] .* found t0_fields/energy \[2, 3, 8, 9\]"):
         TrajectoryFile(path)
 
 

@@ -21,7 +21,7 @@ def config(tmp_path, monkeypatch):
     fm = shift_surrogate()
     truth = shifted(euler_state(3), 4)
     truth[:, 1:] = truth[:, 1:] + 0.02 * euler_state(12, seed=5).reshape(3, 4, 4, 8, 8)
-    monkeypatch.setattr(module, "load_surrogate", lambda *_, **__: fm)
+    monkeypatch.setattr(module, "open_surrogate", lambda *_, **__: fm)
     monkeypatch.setattr(module, "read_problems", lambda _, __, steps, **___: (Problems(truth, fm.spec, steps, shown=()), None))
     monkeypatch.setattr(type(fm), "parameters", lambda self: iter([truth]))
     return CeilingConfig("x", ("x",), SOURCES, factors=(2, 8), states=(0, 2), steps=2, out=str(tmp_path))

@@ -330,6 +330,34 @@ def arm(draw: Draw) -> None:
             raise Wrong(f"an output of {name} is NaN")
 
 
+def arm_fields(draw: Draw) -> None:
+    dtype, ndim, channels = draw.one_of(FLOATS), draw.one_of([1, 2, 3]), draw.one_of([1, 3, 5])
+    space, n, b, tame = draw.shape(ndim, 3000, least=1), draw.size(3), draw.one_of([1, 2, 5, 9]), draw.chance(0.7)
+    names = tuple("uvwxy"[:channels])
+    changes: dict[str, Any] = {"cell_volume": draw.one_of([0.25, draw.tensor(space, torch.float32, tame=True).abs() + 0.1])}
+    changes["conserved"] = draw.one_of(["all", (), {"first": names[0], "rest": names[1:]}] if channels > 1 else ["all", ()])
+    changes["bounds"] = draw.one_of([{}, {names[0]: (-0.5, None)}, {names[0]: (0.1, 0.9), names[-1]: (None, -0.2)}]) if channels > 1 else {}
+    if 1 < ndim <= channels and draw.chance(0.6):
+        changes["divergence_free"] = names[:ndim]
+    if draw.chance(0.5):
+        changes["boundary_mask"] = draw.layout(torch.rand(space) < 0.3)
+        changes["boundary_value"] = draw.one_of([0.5, torch.randn(channels, *[1] * ndim)])
+    spec = StateSpec.fields(*names, ndim=ndim, periodic=tuple(draw.chance(0.5) for _ in range(ndim)), **changes)
+    state, candidates = draw.tensor((n, channels, *space), dtype, tame=True), draw.tensor((n, b, channels, *space), dtype, tame=tame)
+    options = {"momentum": draw.one_of(["sum", "components", "norm"]), "scale": draw.one_of(["absolute", "relative"])}
+    truth = ops.arm(state.double(), candidates.double(), spec, **options, backend="reference")
+    top = float(candidates.double().nan_to_num(0, 0, 0).abs().max()) if n else 0.0
+    size = max(1.0, float(torch.as_tensor(spec.cell_volume).double().expand(space).sum())) * max(top, 1.0)
+    for name, found in answers(draw, "arm_fields", ops.arm, {"state": state, "candidates": candidates, "spec": spec, **options}):
+        same(found.finite, truth.finite, f"finite of {name}")
+        # Relative penalties of a state that is all zero divide rounding by nothing.
+        for part, expected in truth.terms.items() if top < 1e3 and (options["scale"] == "absolute" or bool(state.abs().sum() > 1)) else ():
+            bound = 4 * (SUMS[dtype].absolute * size + SUMS[dtype].relative * expected.abs())
+            near(found.terms[part], expected, bound, f"{part} of {name}")
+        if any(bool(t.isnan().any()) for t in (found.score, *found.terms.values())):
+            raise Wrong(f"an output of {name} is NaN")
+
+
 OPS: dict[str, Callable[[Draw], None]] = {
-    f.__name__: f for f in (arm, topk, normal, add_noise, keyed_dropout, heun, norm_mish, mlp_flow, accumulate_moments)
+    f.__name__: f for f in (arm, arm_fields, topk, normal, add_noise, keyed_dropout, heun, norm_mish, mlp_flow, accumulate_moments)
 }

@@ -89,5 +89,5 @@ def test_sound_operations_pass_and_one_case_can_be_had_again(capsys):
 
 
 def test_a_child_that_never_starts_is_no_success():
-    with pytest.raises(SystemExit, match=r"status 2 before its first case(.|\n)*--op is 'nothing'; the operations are arm, topk"):
+    with pytest.raises(SystemExit, match=r"status 2 before its first case(.|\n)*--op is 'nothing'; the operations are arm, arm_fields"):
         fuzz.main(["--seconds", "30", "--op", "nothing"])

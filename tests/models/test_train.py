@@ -8,12 +8,14 @@ import json
 import pytest
 import torch
 
+from tests.foreign import trajectories, write_data
 from tests.killed import kill_at_update
-from ttcfast.data import GenerateConfig, generate
+from ttcfast.data import GenerateConfig, TrajectoryFile, generate, write_well
 from ttcfast.models import load_surrogate
 from ttcfast.models.train import TrainConfig, TrainingError, train
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
+from ttcfast.spec import StateSpec
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "refine": 4, "patch": 2}
 
@@ -117,3 +119,39 @@ def test_wrong_settings_are_named(config, tmp_path):
         train(dataclasses.replace(config, model={"widht": 3}, resume=False))
     with pytest.raises(DataError, match="ttcfast generate"):
         train(dataclasses.replace(config, data=str(tmp_path / "nothing")))
+
+
+def test_one_channel_is_learned(tmp_path):
+    spec = StateSpec.fields("vorticity", conserved="all", spacing=(0.5, 0.5), cell_volume=0.25)
+    generator = torch.Generator().manual_seed(0)
+    for split, n in (("train", 6), ("valid", 2)):
+        first = torch.rand(n, 1, 8, 8, generator=generator)
+        rolled = torch.stack([first.roll(t, -1) for t in range(4)], 1)
+        write_well(tmp_path / "data" / split / "a.hdf5", rolled, [0.5 * t for t in range(4)], spec, dataset_name="a")
+    result = train(TrainConfig(data=str(tmp_path), out=str(tmp_path / "run"), model=SIZES, steps=80, batch=4, lr=5e-3, warmup=2, valid=2))
+    assert result.validation["one_step_l1"] < 0.9 * result.validation["persistence_l1"]
+    surrogate = load_surrogate(result.checkpoint)
+    assert surrogate.spec.to_meta() == TrajectoryFile(tmp_path / "data" / "train" / "a.hdf5").spec.to_meta()
+    assert surrogate.deterministic(torch.rand(1, 1, 8, 8)).shape == (1, 1, 8, 8)
+
+
+def test_given_channels_are_read_and_not_learned(tmp_path):
+    folder = write_data(tmp_path / "data")
+    result = train(TrainConfig(data=str(folder), out=str(tmp_path / "run"), model=SIZES, steps=80, batch=4, lr=5e-3, warmup=2, valid=2))
+    assert result.validation["one_step_l1"] < 0.9 * result.validation["persistence_l1"]
+    surrogate = load_surrogate(result.checkpoint)
+    assert surrogate.spec.given == ("mask",) and float(surrogate.normalizer.delta_std[3]) == 1.0
+    states = trajectories(2)[:, 0]
+    assert torch.equal(surrogate.deterministic(states)[:, 3], states[:, 3])
+
+
+def test_data_that_the_model_cannot_learn_are_refused(tmp_path):
+    for spec, said in (
+        (StateSpec.fields("u", ndim=1), "data has 1 space dimensions; train_fm's models take 2"),
+        (StateSpec.fields("u", given="u"), r"data declares all its channels \(u\) as given; there is nothing to predict"),
+    ):
+        for split in ("train", "valid"):
+            states = torch.rand(2, 4, 1, *(8,) * spec.ndim)
+            write_well(tmp_path / str(spec.ndim) / split / "a.hdf5", states, range(4), spec, dataset_name="a")
+        with pytest.raises(ArgumentError, match=said):
+            train(TrainConfig(data=str(tmp_path / str(spec.ndim)), out=str(tmp_path / "run"), model=SIZES))

@@ -33,7 +33,7 @@ TENSORS = {
 OTHERS = {
     "shape is int; give Sequence": lambda: ops.normal(2, 3, key=KEY, rows=ROWS),
     "spec is str; give StateSpec": lambda: ops.arm(STATE, GROUP, "euler"),
-    "weights is list; give ARMWeights or None": lambda: ops.arm(STATE, GROUP, SPEC, [1.0] * 5),
+    "weights is list; give ARMWeights or Mapping or None": lambda: ops.arm(STATE, GROUP, SPEC, [1.0] * 5),
     "network is list; give VelocityMLP": lambda: ops.mlp_flow(X, AT_Z, TIMES, list(NETWORK)),
     "biases is Tensor; give list or tuple": lambda: ops.mlp_flow(X, AT_Z, TIMES, NETWORK._replace(biases=torch.ones(1, 4))),
     "grads is float; give Sequence": lambda: ops.accumulate_moments(1.0, None),

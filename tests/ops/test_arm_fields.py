@@ -7,6 +7,7 @@ import torch
 
 from ttcfast import ops
 from ttcfast.ops import native
+from ttcfast.ops.arm_fields import flatten
 from ttcfast.spec import ARMWeights, FieldSpec, StateSpec
 
 PERIODIC = (True, (True, False, False), False)
@@ -180,6 +181,27 @@ def test_derivatives_are_those_of_the_definition():
     assert torch.autograd.gradcheck(lambda c: ops.arm(state, c, spec, momentum="norm", scale="relative").score, (good,))
     along = torch.func.jvp(lambda c: ops.arm(state, c, spec).score, (good.detach(),), (torch.ones_like(good),))[1]
     assert along.isfinite().all()
+
+
+@pytest.mark.parametrize("fields", [True, False])
+def test_opcheck(backend, device, fields):
+    state, candidates = problem(side=5)
+    spec = full_spec(2, 5, fields=fields).to(torch.device(device))
+    call = flatten(state.to(device), candidates.to(device).requires_grad_(), spec, None, "norm", "relative", None)
+    registered = ("test_schema", "test_autograd_registration", "test_faketensor")  # the fourth, tracing, is dear
+    torch.library.opcheck(torch.ops.ttcfast.arm_fields.default, (*call, backend), test_utils=registered)
+    if backend == "reference":
+        torch.library.opcheck(torch.ops.ttcfast.arm_fields.default, (*call, backend))
+
+
+def test_compiles_as_one_graph(backend, device):
+    state, candidates = problem(side=6)
+    spec = full_spec(2, 6)
+
+    def score(s, c):
+        return ops.arm(s, c, spec, scale="relative").score
+
+    torch.testing.assert_close(torch.compile(score, fullgraph=True, backend="aot_eager")(state, candidates), score(state, candidates))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_truncation
+from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_resampling
 
 
 def grid(n):
@@ -61,15 +61,17 @@ def test_a_problem_does_not_depend_on_its_batch_and_the_flow_on_shifts_along_x()
     torch.testing.assert_close(solver.rollout(w0.roll(5, 2), [0.5, 1.0]), together.roll(5, 3), atol=1e-9, rtol=0)
 
 
-def test_truncation_keeps_long_waves_and_drops_short_ones():
+def test_resampling_keeps_long_waves_and_drops_short_ones():
     x, y = grid(64)
     long, short = (3 * x).cos() * (5 * y).sin(), (20 * x).cos() + (17 * y).sin()
-    coarse = spectral_truncation(long + short, 32)
+    coarse = spectral_resampling(long + short, 32)
     x, y = grid(32)
     torch.testing.assert_close(coarse, (3 * x).cos() * (5 * y).sin(), atol=1e-12, rtol=0)
-    assert spectral_truncation(long, 64) is long
-    with pytest.raises(ValueError, match="cells is 128 for 64 cells; give an even number of at most 64"):
-        spectral_truncation(long, 128)
+    assert spectral_resampling(long, 64) is long
+    fine = spectral_resampling(coarse, 128)
+    torch.testing.assert_close(spectral_resampling(fine, 32), coarse, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="cells is 31 for 64 cells; give even numbers"):
+        spectral_resampling(long, 31)
 
 
 def test_starts_are_keyed_and_have_the_size_asked_for():

@@ -86,7 +86,7 @@ def test_parity_aborts_when_asked():
         ("alg.model.latnet_dim is unknown; MLPWorldModel takes observation_dim", ["+alg.model.latnet_dim=3"]),
         ("alg.wm.learning_rate is unknown; PWM takes", ["+alg.wm.learning_rate=3"]),
         ("alg.sanity.max is unknown", ["+alg.sanity.max=3"]),
-        ("alg.model._target_ is 'ttcfast.pwm.models.Nothing', which cannot be found", ["alg.model._target_=ttcfast.pwm.models.Nothing"]),
+        ("alg.model._target_ is 'ttcfast.pwm.models.Nothing', which is no", ["alg.model._target_=ttcfast.pwm.models.Nothing"]),
         ("alg.model._target_ is 'torch.nn.Linear', which is no BaseWorldModel", ["alg.model._target_=torch.nn.Linear"]),
         ("alg.dynamics_loss._target_ is None; give the full path", ["alg.dynamics_loss._target_=null"]),
         ("alg.use_flow_dynamics is 'maybe'", ["alg.use_flow_dynamics=maybe"]),

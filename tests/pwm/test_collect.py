@@ -89,8 +89,8 @@ def test_several_tasks_are_padded_to_the_largest(tmp_path):
     record(tmp_path, tasks=tasks, episodes=1, controllers={"random": 1})
     data = ReplaySet.open(tmp_path)
     assert (len(data), data.observation_dim, data.action_dim, data.tasks().tolist()) == (2, 6, 2, [0, 1])
-    cartpole = data.of_task(0)[0]
-    assert not cartpole.obs[:, 5:].any() and not cartpole.act[:, 1:].any() and data.of_task(1)[0].act[:, 1].any()
+    cartpole, reacher = data[0], data[1]
+    assert not cartpole.obs[:, 5:].any() and not cartpole.act[:, 1:].any() and reacher.act[:, 1].any()
     alone = tmp_path / "alone"
     record(alone, episodes=1, controllers={"random": 1})
     assert torch.equal(ReplaySet.open(alone)[0].obs, cartpole.obs[:, :5]), "a task's episodes do not depend on the others"

@@ -68,11 +68,13 @@ def test_a_known_error_is_found_step_by_step(parts):
     offset = torch.tensor([0.05, 0.0, -0.02], dtype=torch.float64)
     found = errors_of(Linear(IDENTITY, offset), parts)
     drift, spread = torch.zeros(3, dtype=torch.float64), parts[0].std[:3]
+    variance = parts[2].obs[..., :3].double().flatten(0, 1).var(0, correction=0).mean()
     for h in range(HORIZON):
         expected_reward = float(drift[0] ** 2) / float(parts[2].rew.double().var(correction=0))
         assert found.reward[h] == pytest.approx(expected_reward, rel=1e-4, abs=1e-12)
         drift = M @ drift + offset
         assert found.observation[h] == pytest.approx(float((drift / spread).square().mean()), rel=0.01)
+        assert found.latent[h] == pytest.approx(float(drift.square().mean() / variance), rel=1e-4)
 
 
 def test_the_latent_space_has_no_part_in_it(parts):

@@ -14,7 +14,6 @@ from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 from ttcfast.pwm.algorithms.sanity import SanityChecks
-from ttcfast.pwm.evaluation.imagination import endpoint_error, latent_variance
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
 from ttcfast.pwm.models.layers import simplex_distance
 from ttcfast.pwm.utils.metrics import ESNRMeter, esnr
@@ -227,18 +226,6 @@ def test_simplex_distance():
     flipped = torch.zeros(1, 8)
     flipped[0, :2] = torch.tensor([2.0, -1.0])
     assert simplex_distance(flipped, 8) == 1
-
-
-@pytest.mark.parametrize("kind", [MLPWorldModel, ResidualWorldModel, FlowWorldModel])
-def test_endpoint_error_is_that_of_the_rollout(kind):
-    model = stirred(small(kind))
-    obs, act, _ = sequences(torch.float32)
-    errors = endpoint_error(model, obs, act)
-    latents = PWM(model).rollout(model.encode(obs[0]), act)
-    expected = (latents[1:] - model.encode(obs[1:])).square().mean((1, 2))
-    torch.testing.assert_close(errors, expected)
-    assert not errors.requires_grad
-    torch.testing.assert_close(latent_variance(model, obs), model.encode(obs).flatten(0, 1).var(0, correction=0).mean())
 
 
 def test_measuring_in_chunks_draws_the_same_times():

@@ -5,7 +5,6 @@ import torch
 
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.units import Units, require_units, time_step_of
-from ttcfast.spec import StateSpec
 
 MADE_FOR = Units("the surrogate of fm.safetensors", 0.05, 1 / 4096, 1.4)
 
@@ -28,7 +27,7 @@ def test_what_does_not_fit_is_refused(given, told):
 
 def test_rounding_fits():
     times = (0.05 * torch.arange(21) + 100).float()  # float32 far from 0: single steps differ by 1e-4 of themselves
-    given = Units.of_data("data", times.double(), StateSpec.euler2d(cell_volume=float(torch.tensor(1 / 64).float() ** 2) * (1 + 1e-6)))
+    given = Units("data", time_step_of(times.double()), float(torch.tensor(1 / 64).float() ** 2) * (1 + 1e-6), 1.4)
     require_units(given, MADE_FOR, "")
     require_units(Units("data", 0.05, torch.full((4, 4), 1 / 4096), torch.tensor([1.4] * 3)), MADE_FOR, "")
     grid = torch.rand(4, 4) + 1

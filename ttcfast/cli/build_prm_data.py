@@ -12,12 +12,14 @@ from ttcfast.rewards.prm.triplets.file import SUFFIXES, TripletFile
 from ttcfast.runtime.locks import run_lock
 
 from .configuration import save
-from .layout import Layout
+from .layout import INSTEAD, MODEL, Layout
 from .main import main
 
 LAYOUT = Layout(
     BuildPRMDataConfig,
-    keys={"checkpoint": "fm.ckpt", "data": "data.root", "trajectories": "data.n", "split": "data.train_split", "reading": "data"},
+    keys={**MODEL, "data": "data.root", "trajectories": "data.n", "split": "data.train_split", "reading": "data"},
+    free=("fm.args",),
+    instead=INSTEAD,
     places=("data",),
 )
 

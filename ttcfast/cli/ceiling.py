@@ -10,13 +10,14 @@ from ttcfast.experiments.ceiling import CeilingConfig, ceiling, print_ceiling
 from ttcfast.runtime.locks import run_lock
 
 from .configuration import save
-from .layout import Layout
+from .layout import INSTEAD, MODEL, Layout
 from .main import main
 
 LAYOUT = Layout(
     CeilingConfig,
-    keys={"checkpoint": "fm.ckpt", "data": "data.root", "problems": "data.n", "split": "data.split", "reading": "data"},
-    free=("sources",),
+    keys={**MODEL, "data": "data.root", "problems": "data.n", "split": "data.split", "reading": "data"},
+    free=("sources", "fm.args"),
+    instead=INSTEAD,
     places=("data",),
 )
 

@@ -74,6 +74,9 @@ def settle(command: str, arguments: Sequence[str], *, sweeps: bool = False) -> V
                 one_of(key, each, tuple(sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))))
         if not key.startswith(tuple(f"{free}." for free in layout.free)):
             _check_key(command, key, defaults)
+    for key, other in layout.instead.items():
+        if values.get(key, "null") != "null":
+            values.setdefault(other, "null")
     return values
 
 
@@ -83,7 +86,7 @@ def overrides(command: str, values: Values) -> list[str]:
     written = []
     for key, value in values.items():
         text = value if isinstance(value, str) else ",".join(value) if len(value) > 1 else f"choice({value[0]})"
-        forced = text.startswith("{") or key.partition(".")[0] in free
+        forced = text.startswith("{") or f"{key}.".startswith(tuple(f"{name}." for name in free))
         written.append(f"{'++' * forced}{key}={text}")
     return written
 

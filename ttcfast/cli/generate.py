@@ -1,4 +1,4 @@
-"""``ttcfast generate``: make a data set with our own Euler solver (resumable, deterministic in the seed)"""
+"""``ttcfast generate``: make a data set with our own solvers (resumable, deterministic in the seed)"""
 
 from __future__ import annotations
 

@@ -12,6 +12,10 @@ from ttcfast.runtime.files import strict
 
 from .typed import build
 
+MODEL = {"checkpoint": "fm.ckpt", "factory": "fm.factory", "args": "fm.args"}
+"""Keys of the fields that name a surrogate."""
+INSTEAD = {"fm.factory": "fm.ckpt"}
+
 _MISSING = (dataclasses.MISSING, inspect.Parameter.empty)
 
 
@@ -25,7 +29,8 @@ class Layout:
             names.
         groups: Defaults of dotted keys that the dataclass leaves open; ``"???"`` must be given.
         hidden: Dotted keys that the command does not offer.
-        free: Mappings whose keys the user chooses.
+        free: Dotted keys of mappings whose keys the user chooses.
+        instead: Keys that stand for another: where one is given and the other is not, the other's default is dropped.
         aliases: Other names of keys, each with the key it stands for; a trailing dot stands for everything below.
         places: Fields that take one path or a list of paths, and keep a tuple.
         words: Key of the list that collects arguments which are not ``key=value``.
@@ -36,6 +41,7 @@ class Layout:
     groups: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
+    instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     places: tuple[str, ...] = ()
     words: str | None = None

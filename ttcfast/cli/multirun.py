@@ -11,6 +11,7 @@ import importlib
 import logging
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class SideBySide(Callback):
 def _job(config: DictConfig) -> None:
     """Execute one run, in this process or in one of the launcher."""
     settings = HydraConfig.get()
+    if settings.runtime.cwd not in sys.path:  # where fm.factory is looked for, also by runs that change the folder
+        sys.path.insert(0, settings.runtime.cwd)
     try:
         with memory_errors():
             if _VARIANT in config:

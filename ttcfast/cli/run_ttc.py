@@ -14,17 +14,17 @@ from ttcfast.runtime.locks import run_lock
 from ttcfast.spec import StochasticConfig
 
 from .configuration import save
-from .layout import Layout, plain_defaults
+from .layout import INSTEAD, MODEL, Layout, plain_defaults
 from .main import main
 
 _EVALUATION = (
     *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-    *("one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates", "search_projected"),
+    *("solvers", "one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates", "search_projected"),
 )
 LAYOUT = Layout(
     RunTTCConfig,
     keys={
-        "checkpoint": "fm.ckpt",
+        **MODEL,
         "finetuned": "fm.finetuned",
         "data": "data.root",
         "problems": "data.n",
@@ -38,7 +38,9 @@ LAYOUT = Layout(
         "resume": "run.resume",
     }
     | {name: f"eval.{name}" for name in _EVALUATION},
-    groups={"ttc.stochastic": plain_defaults(StochasticConfig)},
+    groups={"fm.ckpt": None, "ttc.stochastic": plain_defaults(StochasticConfig)},
+    free=("fm.args",),
+    instead=INSTEAD,
     hidden=("ttc.use_prm", "ttc.project", "ttc.ndim"),
     places=("data",),
     aliases={  # the plan's command line writes the left, its configuration the right

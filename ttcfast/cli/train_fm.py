@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.models.fno import FNOConfig
 from ttcfast.models.train import TrainConfig, train
 from ttcfast.models.vit import ViTConfig
 from ttcfast.runtime.locks import run_lock
@@ -15,7 +16,9 @@ from .layout import Layout, plain_defaults
 from .main import main
 
 _SIZES = ("patch", "width", "depth", "heads", "mlp_ratio", "dropout", "refine")  # channels, grid and periodicity are the data's
-LAYOUT = Layout(TrainConfig, groups={"model": plain_defaults(ViTConfig, *_SIZES)}, aliases={"data.": "reading."})
+_FNO = ("width", "modes", "depth", "dropout", "waves")
+_MODELS = {"model": plain_defaults(ViTConfig, *_SIZES), "fno": plain_defaults(FNOConfig, *_FNO)}
+LAYOUT = Layout(TrainConfig, groups=_MODELS, aliases={"data.": "reading."})
 
 
 def run(values: Mapping[str, Any]) -> None:

@@ -11,12 +11,19 @@ from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, train_on_poli
 from ttcfast.runtime.locks import run_lock
 
 from .configuration import save
-from .layout import Layout, plain_defaults
+from .layout import INSTEAD, Layout, plain_defaults
 from .main import main
 
 # residual: features of the Euler equations beside the states, which the training makes from the data's step and cell.
 _MODEL = {**plain_defaults(DensePRM, "width", "depth", "levels", "patch"), "residual": True}
-LAYOUT = Layout(OnPolicyConfig, groups={"fm": "???", "model": _MODEL}, aliases={"fm.ckpt": "fm", "data.": "reading."})
+LAYOUT = Layout(
+    OnPolicyConfig,
+    keys={"fm": "fm.ckpt", "factory": "fm.factory", "args": "fm.args"},
+    groups={"model": _MODEL},
+    free=("fm.args",),
+    instead=INSTEAD,
+    aliases={"fm": "fm.ckpt", "data.": "reading."},
+)
 
 
 def run(values: Mapping[str, Any]) -> None:

@@ -84,6 +84,7 @@ class Surrogate(BaseFM):
 
     Attributes:
         time_step: Time between a state and the next, as a checkpoint records it; None where it is not known.
+        origin: The factory and its arguments that made the model, where a command called one; None otherwise.
 
     Raises:
         ValueError: ``predicts``, ``compile`` or ``dtype`` is unknown, ``history`` is below 1, or the normalizer has another number of
@@ -94,6 +95,7 @@ class Surrogate(BaseFM):
     """
 
     time_step: float | None = None
+    origin: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -208,7 +210,7 @@ class Surrogate(BaseFM):
         """
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         self._check("x", x)
-        Key(seed, step)  # raises for what the streams cannot tell apart
+        Key(seed, step)  # raises if the streams cannot tell them apart
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
         first = 0 if problem_ids is None else int(problem_ids[0])
         given = self._given(x, step, problem_ids)
@@ -221,7 +223,7 @@ class Surrogate(BaseFM):
     def _require_stochastic(
         self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int, given: Mapping[str, Tensor]
     ) -> None:
-        """Raises ``DeterministicModelError`` if candidates of a state ``[1, C, *S]`` with ids from ``after`` are all the same at step 0."""
+        """Raise ``DeterministicModelError`` if all candidates of a state ``[1, C, *S]`` with ids from ``after`` are equal at step 0."""
         draws: list[Draw] = []
 
         def draw(ids: Tensor) -> Tensor:
@@ -229,7 +231,7 @@ class Surrogate(BaseFM):
             return self._sample(x, draws[-1], config, given, compile=False)
 
         def sites() -> dict[str, list[Site]]:
-            found, unseen = noise_sites(self.model, config), ("own", "training")  # these draw by themselves
+            found, unseen = noise_sites(self.model, config), ("own", "training")  # these draw noise themselves
             return {"sites": found, "acting": [site for site in found if site.number in draws[-1].calls or site.kind in unseen]}
 
         require_stochastic(draw, after, PROBES, self.model, sites)
@@ -259,7 +261,7 @@ class Surrogate(BaseFM):
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
         )
-        other.time_step = self.time_step
+        other.time_step, other.origin = self.time_step, self.origin
         return other
 
     @property
@@ -273,7 +275,7 @@ class Surrogate(BaseFM):
         return [site.amount for site in noise_sites(self.model, config) if site.is_dropout and site.amount > 0]
 
     def _sample(self, x: Tensor, draw: Draw, config: StochasticConfig, given: Mapping[str, Tensor], *, compile: bool = True) -> Tensor:
-        """Next states ``[N, B, C, *S]`` for a new ``draw`` of ``N * B`` rows; row n * B + b is candidate b of state n."""
+        """Return next states ``[N, B, C, *S]`` for a new ``draw`` of ``N * B`` rows; row n * B + b is candidate b of state n."""
         n, count = x.shape[0], draw.rows.shape[0] // x.shape[0]
         sites, latest = noise_sites(self.model, config), self._latest(x)
         wide = latest.unsqueeze(1).expand(n, count, *latest.shape[1:])
@@ -289,10 +291,10 @@ class Surrogate(BaseFM):
         return still.unsqueeze(1) + moves
 
     def _moves(self, encoded: Tensor, change: Tensor, draw: Draw, config: StochasticConfig) -> Tensor:
-        """Moves ``[N, B, C, *S]`` along ``config.directions`` in physical units; ``change [N, C, *S]`` is the deterministic step."""
+        """Return moves ``[N, B, C, *S]`` along ``config.directions`` in physical units; ``change [N, C, *S]`` is the deterministic step."""
         assert config.directions is not None
         directions = load_directions(config.directions, encoded.device)
-        state = encoded[:, -self.spec.num_channels :]  # the latest frame, where the model sees several
+        state = encoded[:, -self.spec.num_channels :]  # the latest frame, if the model takes several
         step = change if self.normalizer is None else self.normalizer.encode_delta(change)
         moves = directions.moves(
             state.float(),
@@ -305,7 +307,7 @@ class Surrogate(BaseFM):
         return (moves if self.normalizer is None else self.normalizer.decode_delta(moves, channel_axis=2)).to(change.dtype)
 
     def _given(self, x: Tensor, step: int, problem_ids: Tensor | None) -> dict[str, Tensor]:
-        """Keyword arguments of the model for each state."""
+        """Return the model's keyword arguments for each state."""
         if self.inputs is None:
             return {}
         problems = torch.arange(len(x)) if problem_ids is None else problem_ids
@@ -320,13 +322,13 @@ class Surrogate(BaseFM):
             return self.model(encoded, **given)
 
     def _calls(self) -> CandidateForward:
-        """The calls of the current model; what is known of one that has been replaced is forgotten."""
+        """Return the calls of the current model; state of a replaced model is dropped."""
         if self._candidates.model is not self.model:
             self._candidates = self._candidates.of(self.model)
         return self._candidates
 
     def _decoded(self, out: Tensor, latest: Tensor) -> Tensor:
-        """The model's output for ``M`` states in physical units, shaped and typed like ``latest`` (``[M, C, *S]`` or ``[N, B, C, *S]``)."""
+        """Return the model's output for ``M`` states in physical units, with shape and dtype of ``latest`` ([M, ...] or [N, B, ...])."""
         axis, given = -self.spec.ndim - 1, list(self.spec.given_channels)
         expected = (latest.shape[:axis].numel(), *latest.shape[axis:])
         predicted = [c for c in range(expected[1]) if c not in given]
@@ -348,7 +350,7 @@ class Surrogate(BaseFM):
         return out
 
     def _encode(self, x: Tensor) -> Tensor:
-        """Normalised model input ``[N, h*C, *S]`` in the model's dtype."""
+        """Return the normalised model input ``[N, h*C, *S]`` in the model's dtype."""
         z = x if self.normalizer is None else self.normalizer.encode(x, channel_axis=-self.spec.ndim - 1)
         z = z.flatten(1, 2) if self.history > 1 else z
         parameter = self._parameter()

@@ -28,7 +28,7 @@ Unpack = Callable[[Any], Tensor]
 
 
 class _Call(NamedTuple):
-    """What one call of the model is made from."""
+    """The inputs of one call of the model."""
 
     encoded: Tensor  # model inputs, [N, ...]
     given: Mapping[str, Tensor]  # keyword arguments of the model, [N, ...] each
@@ -41,7 +41,7 @@ class _Call(NamedTuple):
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """Key of the caches: sites, and inputs up to their number."""
+        """Key of the caches: sites, and the inputs without their number of rows."""
         sites, shapes = tuple((s.name, s.kind) for s in self.sites), tuple((x.shape[1:], x.dtype) for x in self.inputs)
         return sites, tuple(self.given), shapes, self.encoded.device, _autocast(self.encoded)
 
@@ -98,7 +98,7 @@ class CandidateForward:
         given: Mapping[str, Tensor] | None = None,
         compile: bool = True,
     ) -> Tensor:
-        """Returns the model's output for ``[N * B, ...]``, problem-major.
+        """Return the model's output for ``[N * B, ...]``, problem-major.
 
         Args:
             encoded: Model inputs, ``[N, ...]``.
@@ -239,7 +239,7 @@ class CandidateForward:
 
 
 def _autocast(encoded: Tensor) -> torch.dtype | None:
-    """The dtype of the caller's autocast, if it is on."""
+    """Return the dtype of the caller's autocast, None if it is off."""
     device = encoded.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
@@ -255,7 +255,7 @@ def _same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def _copies(encoded: Tensor, count: int, sites: Sequence[Site], draw: Draw) -> Tensor:
-    """Repeats model inputs ``[N, ...]`` for each candidate, ``[N * count, ...]``, with the noise of the input's site if there is one."""
+    """Repeat model inputs ``[N, ...]`` for each candidate, ``[N * count, ...]``, with the noise of the input's site if there is one."""
     for site in sites:
         if site.kind == INPUT:
             return draw.copies(encoded, count, site.amount, draw.next_number(site)).flatten(0, 1)

@@ -113,7 +113,7 @@ class _Tracing:
         self.axes: dict[Call, RowAxis | None] = {}
 
     def run(self) -> tuple[dict[Call, RowAxis | None], str | None]:
-        """Returns the axes, and the reason if candidates depend on each other."""
+        """Return the axes, and the reason if candidates depend on each other."""
         small, large = _Shapes(), _Shapes()
         two, four = self._forward(_TWO, trace=small), self._forward(_FOUR, trace=large)
         readings = {call: self._readings(call, shapes, large.get(call)) for call, shapes in small.items()}
@@ -138,7 +138,7 @@ class _Tracing:
         return self.axes, f"the noise at {', '.join(map(repr, guilty)) or 'its sites'} gets from one state to others"
 
     def _forward(self, order: list[int], sites: Sequence[Site] = (), *, trace: Trace | None = None, seed: int | None = None) -> Tensor:
-        """The model's output with the noise of ``sites``, or without noise if ``trace`` receives what every site is given."""
+        """Return the model's output with the noise of ``sites``, or without noise if ``trace`` receives the inputs of every site."""
         draw = Draw.of(0, 0, torch.tensor([_ROWS[i] for i in order], device=self.states.device))
         draw.axes, draw.trace = self.axes, trace
         batch = self.states[order]
@@ -148,7 +148,7 @@ class _Tracing:
             return self.unpack(self.model(batch, **rows_of(self.given, order))).clone()
 
     def _agree(self, sites: Sequence[Site], still: Tensor) -> bool:
-        """Whether two states' candidates are equal in both batches, with the noise of these sites."""
+        """Tell whether two states' candidates are equal in both batches with the noise of these sites."""
         try:
             two, four = (self._forward(each, sites) for each in (_TWO, _FOUR))
         except (RuntimeError, ValueError, TypeError, IndexError):  # the model does not accept this reading
@@ -156,7 +156,7 @@ class _Tracing:
         return two.shape == still.shape and four.shape[1:] == still.shape[1:] and not self._differ(four[_BACK], two, two - still)
 
     def _differ(self, a: Tensor, b: Tensor, effect: Tensor) -> bool:
-        """Whether results differ by more than rounding, relative to the effect of the noise."""
+        """Tell whether results differ by more than rounding, relative to the effect of the noise."""
         if close(a, b, self.precision):
             return False
         if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
@@ -166,7 +166,7 @@ class _Tracing:
         return not bool(apart <= _LIKE_ROUNDING * most)
 
     def _readings(self, call: Call, two: list[torch.Size], four: list[torch.Size] | None) -> list[RowAxis]:
-        """Possible readings of a call of a site, the likeliest first; none if no single axis holds the states."""
+        """Return possible readings of a site's call, the likeliest first; none if no single axis holds the states."""
         if not two or not four or len(two[0]) != len(four[0]):
             return []
         small, large = two[0], four[0]
@@ -190,7 +190,7 @@ class _Tracing:
         return [ways[0], *reversed(ways[1:])]  # states outermost, then innermost, then in between
 
     def _unfold(self, readings: dict[Call, list[RowAxis]]) -> None:
-        """Keeps the folding orders in which the states that both batches share have equal entries."""
+        """Keep the folding orders in which the states that both batches share have equal entries."""
         folded = {call: each[0].axis for call, each in readings.items() if len(each) > 1 and each[0].rows == "held"}
         if not folded:
             return
@@ -201,7 +201,7 @@ class _Tracing:
             readings[call] = _same_in_both(readings[call], small[call], large[call], self.precision)
 
     def _mixing(self, four: Tensor) -> str:
-        """The reason why a state's result without noise depends on the others."""
+        """Return the reason why a state's noise-free result depends on the others."""
         if not torch.allclose(self._forward(_FOUR, seed=0), four, rtol=0.0, atol=0.0, equal_nan=True):
             return "it draws noise of its own, which no key reaches (functional dropout, or random numbers in a forward)"
         named = self.model.named_modules()
@@ -240,7 +240,7 @@ class _Values(dict[Call, list[Tensor]]):
 
 
 def _same_in_both(ways: list[RowAxis], two: list[Tensor], four: list[Tensor], precision: torch.dtype | None) -> list[RowAxis]:
-    """The folding orders in which two states' entries are equal in both batches; the closest if rounding leaves none."""
+    """Return the folding orders in which two states' entries are equal in both batches; the closest if rounding leaves none."""
 
     def both(way: RowAxis) -> Iterator[tuple[Tensor, Tensor]]:
         for a, b in zip(two, four):
@@ -255,7 +255,7 @@ def _same_in_both(ways: list[RowAxis], two: list[Tensor], four: list[Tensor], pr
 
 
 def _four_of(state: Tensor) -> Tensor:
-    """Four different states similar to one, even if that is uniform or not finite."""
+    """Return four different states similar to one, even if that is uniform or not finite."""
     state = state.nan_to_num(0.0, 0.0, 0.0)
     count = torch.arange(state.numel(), device=state.device)
     waves = [(k * count).sin().view_as(state).to(state.dtype) for k in range(len(_FOUR))]
@@ -263,7 +263,7 @@ def _four_of(state: Tensor) -> Tensor:
 
 
 def _copied(model: nn.Module, sites: Sequence[Site]) -> tuple[nn.Module, Sequence[Site]]:
-    """A copy of the model around the same tensors, and its sites; the model itself if it cannot be copied."""
+    """Return a copy of the model around the same tensors, and its sites; the model itself if it cannot be copied."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     try:
         other = copy.deepcopy(model, shared)

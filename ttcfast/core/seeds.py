@@ -41,7 +41,7 @@ def temp_seed(seed: int | None) -> Iterator[None]:
         try:
             if cuda:
                 torch.manual_seed(seed % 2**63)
-            else:  # torch.manual_seed records its call stack for lazily initialised devices, which takes longer than all the rest
+            else:  # torch.manual_seed records its call stack for lazily initialised devices, which takes longer than everything else
                 torch.default_generator.manual_seed(seed % 2**63)
             np.random.seed(seed % 2**32)
             random.seed(seed)

@@ -21,8 +21,7 @@ Forward = Callable[..., Any]
 Noise = Callable[[], AbstractContextManager[Any]]
 Axes = tuple[int | None, ...]  # for each tensor of an output, the axis of the rows; None without rows
 
-_PAIR = 2  # problems, and candidates per problem, in the check
-CHECKED_ROWS = _PAIR * _PAIR
+_PAIR, CHECKED_ROWS = 2, 4  # problems, and candidates per problem, in the check; and all of them
 
 
 class OtherPathError(RuntimeError):
@@ -116,7 +115,7 @@ class SharedPrefix:
 
     @in_turn
     def __call__(self, x: Tensor, count: int, given: Mapping[str, Tensor] | None = None) -> Any:
-        """Returns the model's output for ``x.repeat_interleave(count, 0)``, up to rounding; shares nothing if ``reason`` is not None.
+        """Return the model's output for ``x.repeat_interleave(count, 0)``, up to rounding; shares nothing if ``reason`` is not None.
 
         Args:
             x: One row per problem, ``[N, ...]``.
@@ -165,7 +164,7 @@ class SharedPrefix:
         raise OtherPathError(self.model, "it reached no noise")
 
     def _resume(self, outputs: list[Any], x: Tensor, count: int, handed: list[Any], given: Mapping[str, Tensor]) -> Any:
-        """The second call: all rows, with kept outputs replacing their modules; the repeated outputs are appended to ``handed``."""
+        """Make the second call: all rows, with kept outputs replacing their modules; appends the repeated outputs to ``handed``."""
         path = _Path(self.model, self._steps)
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
@@ -187,7 +186,7 @@ class SharedPrefix:
         return out
 
     def _find(self, pair: Tensor, noise: Noise, given: Mapping[str, Tensor]) -> str | None:
-        """Makes the plan; returns the reason if nothing can be shared."""
+        """Make the plan. Returns the reason if nothing can be shared."""
         with temp_seed(1), noise():
             single = self._traced(pair, given, stop=True)
         with temp_seed(0), noise():  # another seed, so that draws from torch's own streams show as differences
@@ -213,11 +212,10 @@ class SharedPrefix:
         return None
 
     def _same(self, out: Any, expected: Any) -> bool:
-        pairs = zip(tensors_of(out), tensors_of(expected))
-        return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in pairs)
+        return same_structure(out, expected) and all(close(a, b, self.precision) for a, b in zip(tensors_of(out), tensors_of(expected)))
 
     def _traced(self, x: Tensor, given: Mapping[str, Tensor], *, stop: bool) -> _Trace:
-        """Calls the model and records the calls of its modules up to the first noise, then stops or goes on without recording."""
+        """Call the model and record the calls of its modules up to the first noise, then stop or continue without recording."""
         trace = _Trace(stop)
 
         def wrap(module: nn.Module, forward: Forward) -> Forward:
@@ -249,7 +247,7 @@ class SharedPrefix:
 
 
 class _Stop(BaseException):
-    """Ends the first call at the first noise; no ``Exception``, so that no handler within a model catches it."""
+    """Ends the first call at the first noise. Not an ``Exception``, so that no handler within a model catches it."""
 
     def __init__(self, of: object) -> None:
         self.of = of
@@ -320,7 +318,7 @@ class _Path:
 
     @contextmanager
     def step(self, module: nn.Module) -> Iterator[_Step | None]:
-        """Yields the step that a call of ``module`` is; None inside a shared call, and for modules without a step."""
+        """Yield the step of a call of ``module``; None inside a shared call, and for modules without a step."""
         if self._inside or module not in self.modules:
             yield None
             return
@@ -335,7 +333,7 @@ class _Path:
             self._inside = False
 
     def require_end(self, outputs: int) -> None:
-        """Raises unless all steps were taken, with this many shared outputs."""
+        """Raise unless all steps were taken, with this many shared outputs."""
         if not self.ended:
             raise OtherPathError(self._model, f"{type(self._steps[self._at].module).__name__} was not called")
         if outputs != sum(step.axes is not None for step in self._steps):
@@ -343,7 +341,7 @@ class _Path:
 
 
 def _plan(single: _CallRecord, double: _CallRecord, precision: torch.dtype | None) -> list[_Step]:
-    """The largest calls that can be shared, by comparing calls on two rows with those on four; none if the calls differ."""
+    """Return the largest calls that can be shared, by comparing calls on two rows with those on four; none if the calls differ."""
     chosen: list[_Step] = []
 
     def visit(one: _CallRecord, two: _CallRecord) -> bool:
@@ -363,7 +361,7 @@ def _plan(single: _CallRecord, double: _CallRecord, precision: torch.dtype | Non
 
 
 def _shareable(one: _CallRecord, two: _CallRecord, precision: torch.dtype | None) -> Axes | None:
-    """Axes of the rows in the output of a call, if the four rows are the two rows repeated; else None."""
+    """Return the row axes in the output of a call if the four rows are the two rows repeated; otherwise None."""
     if not (one.complete and two.complete) or one.changes_input or two.changes_input or not same_structure(one.output, two.output):
         return None
     axes: list[int | None] = []
@@ -379,7 +377,7 @@ def _shareable(one: _CallRecord, two: _CallRecord, precision: torch.dtype | None
 
 @contextmanager
 def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
-    """Replaces each ``module.forward`` by ``wrap(module, module.forward)`` for this thread within a block of a turn; restored exactly."""
+    """Replace each ``module.forward`` by ``wrap(module, module.forward)`` for this thread within a block of a turn; restores it exactly."""
     saved: list[tuple[nn.Module, dict[str, Any]]] = []
     thread = threading.get_ident()
 
@@ -398,5 +396,5 @@ def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Forward], 
 
 
 def _opaque(module: nn.Module) -> bool:
-    """Whether calls of the modules inside are invisible from Python."""
+    """Tell whether calls of the modules inside are invisible from Python."""
     return isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,7 +15,7 @@ from ttcfast.spec import EulerSpec, StateSpec
 
 from .reader import TrajectoryReader
 
-# Above what single precision leaves of a step between coordinates or instants, below any difference that somebody means.
+# Above the rounding of a step between coordinates or times in single precision, below any difference that is meant.
 RELATIVE = 1e-4
 _SINGLE = 2.0**-23
 
@@ -24,7 +25,7 @@ def agree(a: Any, b: Any, rounding: float = 0.0) -> bool:
     return bool(np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=RELATIVE, atol=rounding, equal_nan=True))
 
 
-Difference = tuple[str, str, str]  # what differs, and what it is in either, in words
+Difference = tuple[str, str, str]  # what differs, and its value in each, as text
 
 
 def times_difference(a: Tensor, b: Tensor) -> Difference | None:
@@ -82,6 +83,12 @@ def require_alike(files: Sequence[TrajectoryReader], *, gamma: bool = True) -> N
             raise DataError(f"data file {other.path} has {name} {one}; {first.path} has {wanted}: read them in two runs")
 
 
+def require_made_with(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ``DataError`` where the data file ``path`` was made with other settings than ``wanted``, which resuming must not mix."""
+    if different := [f"{k} {found.get(k)!r} instead of {v!r}" for k, v in wanted.items() if found.get(k) != v]:
+        raise DataError(f"{path} was made with other settings ({', '.join(different)}); give another out= or remove it")
+
+
 def _described(spec: StateSpec) -> dict[str, Any]:
     volume = spec.cell_volume
     return {
@@ -101,7 +108,7 @@ def _one_gamma(spec: StateSpec) -> float | None:
 
 
 def _is_measured(value: Any) -> TypeGuard[float | Sequence[float]]:
-    """Whether the value is floating-point; counts are compared exactly."""
+    """Return whether the value is floating-point; counts are compared exactly."""
     return value is not None and np.asarray(value).dtype.kind == "f"
 
 

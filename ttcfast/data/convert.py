@@ -1,16 +1,18 @@
-"""Conversion between state layouts: primitive and conserved variables in any channel order."""
+"""Conversion between state layouts: primitive and conserved variables in any channel order, and fields by their names."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttcfast.physics.equation_of_state import gamma_field
-from ttcfast.spec import EulerSpec, StateSpec
+from ttcfast.spec import EulerSpec, FieldSpec, StateSpec
 
 
 def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
-    """Convert states to the channels of ``target``, in float64 with one final rounding.
+    """Convert states to the channels of ``target``: fields by their names, a gas in float64 with one final rounding.
 
     Velocity and momentum are related by the density, pressure and energy by the ideal-gas law with the gamma of ``source``; the gamma of
     ``target`` is ignored. A quantity that ``source`` stores is copied, not recomputed: a stored energy is used even if it disagrees with
@@ -33,6 +35,8 @@ def to_spec(x: Tensor, source: StateSpec, target: StateSpec) -> Tensor:
     check_convertible(source, target)
     if same_channels(source, target):
         return x
+    if isinstance(source, FieldSpec):
+        return x.index_select(axis, torch.tensor([source.names.index(name) for name in target.names], device=x.device))
     assert isinstance(source, EulerSpec) and isinstance(target, EulerSpec)  # as other layouts are not convertible
     # EulerSpec demands the pressure of primitive variables and the energy of conserved ones.
     wide: dict[int | None, Tensor] = {c: x.select(axis, c).double() for c in source.channels}
@@ -58,8 +62,16 @@ def check_convertible(source: StateSpec, target: StateSpec) -> None:
     """Raise ``ValueError`` unless states in layout ``source`` can be converted to ``target``."""
     if same_channels(source, target):
         return
+    if isinstance(source, FieldSpec) and isinstance(target, FieldSpec):
+        if source.ndim != target.ndim or (missing := [name for name in target.names if name not in source.names]):
+            what = f"{source.ndim} dimensions, not {target.ndim}" if source.ndim != target.ndim else f"no {', '.join(missing)}"
+            raise ValueError(f"source has {what}; it has channels {', '.join(source.names)}, from which fields are chosen by name")
+        return
     if not isinstance(source, EulerSpec) or not isinstance(target, EulerSpec):
-        raise ValueError(f"source has channels {', '.join(source.names)} and target {', '.join(target.names)}; only a gas can be converted")
+        raise ValueError(
+            f"source has channels {', '.join(source.names)} and target {', '.join(target.names)}; a gas and other fields are not converted "
+            "into each other"
+        )
     if source.ndim != target.ndim or len(source.momentum) != len(target.momentum):
         raise ValueError(
             f"source has {source.ndim} dimensions and {len(source.momentum)} velocity components, target {target.ndim} and "
@@ -79,11 +91,32 @@ def same_channels(a: StateSpec, b: StateSpec) -> bool:
 def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
     """Return the channels of ``layout`` with the gamma, cell volume and domain of ``grid``, including its boundary mask.
 
+    Of fields, what ``grid`` declares of these channels (conserved quantities, bounds, divergence, zero means) holds, entry by entry; what
+    it leaves open and which channels are given ``layout`` says.
+
     Raises:
-        ValueError: ``grid`` prescribes boundary values, which belong to its own channels.
+        ValueError: ``grid`` prescribes boundary values, which belong to its own channels, and ``layout`` has others.
     """
-    if grid.boundary_value is not None:
+    if grid.boundary_value is not None and not same_channels(layout, grid):
         raise ValueError("grid prescribes boundary values in its own channels; convert them and set boundary_value afterwards")
     names = ["cell_volume", "periodic", "boundary_mask", "boundary_value", *(["gamma", "closed"] if isinstance(grid, EulerSpec) else [])]
-    found: StateSpec = layout.replace(**{name: getattr(grid, name) for name in names})
+    changes = {name: getattr(grid, name) for name in names}
+    if isinstance(layout, FieldSpec) and isinstance(grid, FieldSpec):
+        changes |= {"spacing": grid.spacing, **_declared(layout, grid)}
+    found: StateSpec = layout.replace(**changes)
     return found
+
+
+def _declared(layout: FieldSpec, grid: FieldSpec) -> dict[str, Any]:
+    """Return what ``grid`` declares of the channels of ``layout``, or else ``layout`` itself."""
+    names = set(layout.names)
+    given = layout.given or tuple(name for name in grid.given if name in names)
+    conserved = {name: own for name, own in grid.conserved.items() if set(own) <= names - {*given}}
+    found: dict[str, Any] = {
+        "conserved": conserved or layout.conserved,
+        "bounds": {name: ends for name, ends in grid.bounds.items() if name in names} or layout.bounds,
+        "divergence_free": tuple(own for own in grid.divergence_free if set(own) <= names) or layout.divergence_free,
+        "mean_zero": tuple(name for name in grid.mean_zero if name in names and name not in given) or layout.mean_zero,
+    }
+    kept = {channel for own in found["conserved"].values() for channel in own} | set(found["mean_zero"])
+    return {**found, "given": tuple(name for name in given if name not in kept)}

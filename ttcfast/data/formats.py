@@ -21,15 +21,15 @@ from .trajectory_file import SUFFIXES, TrajectoryFile, find_files
 from .trajectory_set import TrajectorySet
 
 Format = Literal["auto", "well", "pdegym", "pdebench"]
-# What tells the formats apart: entries of the root group.
-_MARKS = {"well": ("t0_fields",), "pdegym": ("data", "solution"), "pdebench": ("density",)}
-# What a format leaves open, of the fields of ReadOptions.
+# Entries of the root group by which a format is recognised.
+_MARKS = {"well": ("t0_fields", "t1_fields", "t2_fields"), "pdegym": ("data", "solution"), "pdebench": ("density",)}
+# Fields of ReadOptions that apply to a format.
 _OPTIONS = {
     "well": (),
     "pdegym": ("chunk_order", "split_counts", "periodic", "gamma", "energy"),
     "pdebench": ("split_counts", "periodic", "gamma"),
 }
-# The splits of formats that keep them in one file, in the order in which they lie there.
+# Order of the splits in formats that keep them in one file.
 _PLACES = {"pdegym": ("train", "valid", "test"), "pdebench": ("test", "valid", "train")}
 
 
@@ -113,13 +113,13 @@ def open_trajectories(
 
 
 def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, list[Path]]:
-    """The format and the files of ``root``, in order."""
+    """Return the format of ``root`` and its files in order."""
     kind: str = options.format
     if root.exists() and not root.is_dir():
         return (_detect(root) if kind == "auto" else kind), [root]
     if kind == "auto":
         here = entries(root, ".nc", *SUFFIXES)
-        # Splits in folders are The Well's.
+        # Only The Well keeps splits in folders.
         kind = _detect(here[0]) if here else "well"
     if not root.is_dir():
         raise DataError(f"{root} does not exist; give a data file or a folder that holds some (`ttcfast generate out=...` makes one)")
@@ -129,7 +129,7 @@ def _find(root: Path, options: ReadOptions, split: str | None) -> tuple[str, lis
 
 
 def _detect(path: Path) -> str:
-    """The format that the root entries of a file indicate."""
+    """Return the format that the root entries of a file indicate."""
     with open_file(path) as file:
         for kind, marks in _MARKS.items():
             if any(mark in file for mark in marks):
@@ -161,7 +161,7 @@ def _open(kind: str, path: Path, options: ReadOptions) -> TrajectoryReader:
 
 
 def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, split: str | None) -> list[tuple[int, int, int]]:
-    """(file, first trajectory, how many) of the split: of PDEGym's chunks together, of each of PDEBench's files."""
+    """Return runs (file, first trajectory, count) of the split: of PDEGym's chunks as one set, of each PDEBench file separately."""
     sets = [range(len(files))] if kind == "pdegym" else [range(f, f + 1) for f in range(len(files))]
     picked: list[tuple[int, int, int]] = []
     for members in sets:
@@ -172,11 +172,12 @@ def _pick(kind: str, files: Sequence[TrajectoryReader], options: ReadOptions, sp
             first, tests = files[members[0]], int(0.1 * len(everything))
             published = PUBLISHED[first.variable] if isinstance(first, PDEGymFile) else (len(everything) - tests, 0, tests)
             counts = options.split_counts or published
-            picked += everything[_part(kind, split, counts, len(everything), first.path, len(members))].runs
+            picked += everything.part(*_part(kind, split, counts, len(everything), first.path, len(members))).runs
     return picked
 
 
-def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, files: int) -> slice:
+def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, files: int) -> tuple[int, int]:
+    """Return the first trajectory of a split and the one after its last."""
     names = ("train", "valid", "test")
     if split not in names:
         raise ArgumentError(f"split is {split!r}; {kind} data have {', '.join(names)}: give one of them, or null for all")
@@ -191,4 +192,4 @@ def _part(kind: str, split: str, counts: Sequence[int], total: int, path: Path, 
         raise DataError(f"{path}: split {split} holds no trajectory ({said}); give split_counts=[train,valid,test], or split=null for all")
     order = _PLACES[kind]
     before = sum(sizes[name] for name in order[: order.index(split)])
-    return slice(before, before + sizes[split])
+    return before, before + sizes[split]

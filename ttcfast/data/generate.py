@@ -15,13 +15,15 @@ from torch import Tensor
 from ttcfast.checks import at_least, one_of
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.initial_conditions import PRESETS
+from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_resampling
 from ttcfast.physics.solver import can_compile
 from ttcfast.runtime.devices import device_of
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
-from ttcfast.spec import EulerSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
+from .alike import require_made_with
 from .statistics import write_statistics
 from .trajectory_file import TrajectoryFile
 from .well_layout import write_well
@@ -36,24 +38,57 @@ RANGES: dict[str, dict[str, Any]] = {
 }
 
 
+SYSTEMS: dict[str, dict[str, Any]] = {  # settings that are left to the system
+    "euler": {"out": "data/euler64", "grid": 64, "factor": 2, "t_end": 1.0, "cfl": 0.7, "per_file": 24, "batch": 8, "default": 1008},
+    "kolmogorov": {
+        "out": "data/kolmogorov32",
+        "grid": 32,
+        "factor": 4,
+        "t_end": 5.0,
+        "cfl": 0.8,
+        "per_file": 50,
+        "batch": 10,
+        "default": 1000,
+    },
+}
+
+
+@dataclass(frozen=True)
+class KolmogorovFlow:
+    """Forced two-dimensional turbulence, as ``VorticitySolver`` takes it, from random vorticity that has developed for ``spin_up``."""
+
+    viscosity: float = 1e-3
+    drag: float = 0.1
+    wave_number: int = 4
+    amplitude: float = 1.0
+    spin_up: float = 4.0
+
+    def __post_init__(self) -> None:
+        at_least("spin_up", self.spin_up, 0)
+        VorticitySolver(viscosity=self.viscosity, drag=self.drag, wave_number=self.wave_number, amplitude=self.amplitude)
+
+
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Settings of ``ttcfast generate``.
+    """Settings of ``ttcfast generate``. None leaves a setting to the system (``SYSTEMS``).
 
     Args:
+        system: ``"euler"``, a gas on the unit square; or ``"kolmogorov"``, the vorticity of forced Navier-Stokes flow on ``[0, 2 pi]^2``.
         out: Output folder; files are ``out/data/<split>/<preset>_<number>.hdf5``, the statistics of train ``out/stats.yaml``.
         split: One of train, reward, valid, test, or all.
         n: Number of train trajectories over all presets; reward has 12.5 % of it, valid and test have 64 each. With a single split, the
-            number in that split; None takes that split's share of the default 1008.
+            number in that split; None takes that split's share of the system's default, 1008 or 1000.
         grid: Cells per axis of the stored 2-D data.
-        factor: Refinement of the solver's grid per axis.
+        factor: Refinement of the solver's grid per axis. A gas is averaged over blocks of cells, vorticity truncated spectrally.
         frames: Number of stored frames, including the initial one, evenly spaced up to ``t_end``.
-        presets: Names in ``ttcfast.physics.initial_conditions``; ``n`` is divided evenly among them.
+        kolmogorov: Parameters of that flow.
+        presets: Names in ``ttcfast.physics.initial_conditions``; ``n`` is divided evenly among them. A gas only, as are ``ranges``,
+            ``gamma`` and ``boundary``.
         ranges: Arguments of each preset's initial condition. The defaults are close to the statistics of the released CE-RP and CE-CRP
             sets, whose flows are slower than those in the appendix of Poseidon (Herde et al., 2024), the presets' own defaults.
         seed: Random seed of the initial conditions.
         gamma: Ratio of specific heats.
-        cfl: CFL number of the solver: dt = cfl / max_cells sum_d (|u_d| + c) / dx_d.
+        cfl: CFL number of the solver: dt = cfl / max_cells sum_d (|u_d| + c) / dx_d, or cfl dx / max |u|.
         boundary: ``"periodic"``, ``"outflow"`` or ``"reflecting"``.
         per_file: Trajectories per file; an interrupted run resumes at the first missing file.
         batch: Trajectories solved at once.
@@ -62,37 +97,45 @@ class GenerateConfig:
         compression: HDF5 filter of the stored fields; None stores them uncompressed.
     """
 
-    out: str = "data/euler64"
+    system: str = "euler"
+    out: str | None = None
     split: str = "all"
     n: int | None = None
-    grid: int = 64
-    factor: int = 2
+    grid: int | None = None
+    factor: int | None = None
     frames: int = 21
-    t_end: float = 1.0
+    t_end: float | None = None
     presets: tuple[str, ...] = ("riemann4", "riemann_curved", "kelvin_helmholtz")
     ranges: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(RANGES))
     seed: int = 0
     gamma: float = 1.4
-    cfl: float = 0.7
+    cfl: float | None = None
     boundary: str = "periodic"
-    per_file: int = 24
-    batch: int = 8
+    per_file: int | None = None
+    batch: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
     compression: str | None = None
+    kolmogorov: KolmogorovFlow = field(default_factory=KolmogorovFlow)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "presets", tuple(self.presets))
+        one_of("system", self.system, tuple(SYSTEMS))
+        for name, value in SYSTEMS[self.system].items():
+            if name != "default" and getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "presets", tuple(self.presets) if self.system == "euler" else ("kolmogorov",))
         one_of("split", self.split, (*SPLITS, "all"))
         one_of("dtype", self.dtype, ("float32", "float64"))
         for name, least in (("grid", 4), ("factor", 1), ("frames", 2), ("per_file", 1), ("batch", 1), ("seed", 0)):
             at_least(name, getattr(self, name), least)
-        if not self.t_end > 0:
+        if not self.own("t_end") > 0:
             raise ArgumentError(f"t_end is {self.t_end}; give a positive end time")
         if not self.presets:
             raise ArgumentError(f"presets is empty; name at least one of {', '.join(PRESETS)}")
-        for preset in self.presets:
+        for preset in self.presets if self.system == "euler" else ():
             one_of("presets", preset, tuple(PRESETS))
+        if self.system == "kolmogorov" and (self.own("grid") % 2 or self.own("grid") < 8):
+            raise ArgumentError(f"grid is {self.grid}; a spectral solver takes an even number of at least 8 cells")
         for preset, given in self.ranges.items():
             one_of("ranges", preset, tuple(PRESETS))
             known = [name for name in inspect.signature(PRESETS[preset]).parameters if name not in ("n", "grid", "seed", "first", "gamma")]
@@ -101,9 +144,13 @@ class GenerateConfig:
         if self.n is not None:
             at_least("n", self.n, len(self.presets))
 
+    def own(self, name: str) -> Any:
+        """Return a setting that may have been left to the system."""
+        return getattr(self, name)
+
     def count(self, split: str) -> int:
         """Return the number of trajectories in ``split``, over all presets."""
-        train = 1008 if self.n is None or self.split in ("reward", "valid", "test") else self.n
+        train = SYSTEMS[self.system]["default"] if self.n is None or self.split in ("reward", "valid", "test") else self.n
         if self.n is not None and self.split == split:
             return self.n
         shares = {"train": train, "reward": max(len(self.presets), round(0.125 * train))}
@@ -123,14 +170,14 @@ def generate(config: GenerateConfig) -> list[Path]:
         SolverError: The solver failed on an initial condition.
     """
     device_of(config.device)
-    output_folder(config.out)
+    output_folder(config.own("out"))
     jobs = [job for split in (SPLITS if config.split == "all" else (config.split,)) for job in _jobs(config, split)]
     todo = [job for job in jobs if not _done(job)]
     with bar(sum(job.n for job in todo), f"generate {config.split}") as progress:
         for job in todo:
             pieces = []
-            for start in range(0, job.n, config.batch):
-                pieces.append(_solve(config, job, start, min(config.batch, job.n - start)))
+            for start in range(0, job.n, config.own("batch")):
+                pieces.append(_solve(config, job, start, min(config.own("batch"), job.n - start)))
                 progress.advance(len(pieces[-1]), note=job.path.name)
             write_well(
                 job.path,
@@ -138,13 +185,13 @@ def generate(config: GenerateConfig) -> list[Path]:
                 _times(config).tolist(),
                 _spec(config),
                 dataset_name=f"ttcfast_{job.preset}",
-                boundary=(config.boundary,) * 2,
+                boundary=(config.boundary if config.system == "euler" else "periodic",) * 2,
                 parameters=job.parameters,
                 compression=config.compression,
             )
     train = [job.path for job in jobs if job.split == "train"]
     if train:
-        write_statistics(train, Path(config.out) / "stats.yaml")
+        write_statistics(train, Path(config.own("out")) / "stats.yaml")
     return [job.path for job in jobs]
 
 
@@ -159,50 +206,58 @@ class _Job:
 
 
 def _jobs(config: GenerateConfig, split: str) -> list[_Job]:
-    folder = Path(config.out) / "data" / split
+    folder = Path(config.own("out")) / "data" / split
     total, jobs = config.count(split), []
     if total > _SPLIT_STRIDE:
         raise ArgumentError(f"n is {total}; a split holds at most {_SPLIT_STRIDE}: use another seed for more")
     for p, preset in enumerate(config.presets):
         n = total // len(config.presets) + (p < total % len(config.presets))
-        for number, start in enumerate(range(0, n, config.per_file)):
-            first, held = SPLITS.index(split) * _SPLIT_STRIDE + start, min(config.per_file, n - start)
-            settings = {
-                k: v for k, v in asdict(config).items() if k not in ("out", "split", "n", "presets", "device", "compression", "ranges")
-            }
-            settings |= {"split": split, "preset": preset, "first": first, "ranges": dict(config.ranges.get(preset, {}))}
+        for number, start in enumerate(range(0, n, config.own("per_file"))):
+            first, held = SPLITS.index(split) * _SPLIT_STRIDE + start, min(config.own("per_file"), n - start)
+            settings = {"split": split, "preset": preset, "first": first, **_settings(config, preset)}
             jobs.append(_Job(folder / f"{preset}_{number:04d}.hdf5", split, preset, first, held, json.loads(json.dumps(settings))))
     return jobs
+
+
+def _settings(config: GenerateConfig, preset: str) -> dict[str, object]:
+    """What decides the numbers in a file."""
+    skipped = {"out", "split", "n", "presets", "device", "compression", "ranges"}
+    if config.system == "euler":
+        skipped |= {"system", "kolmogorov"}  # files of version 0.1 have neither
+        return {k: v for k, v in asdict(config).items() if k not in skipped} | {"ranges": dict(config.ranges.get(preset, {}))}
+    return {k: v for k, v in asdict(config).items() if k not in skipped | {"gamma", "boundary"}}
 
 
 def _done(job: _Job) -> bool:
     if not job.path.exists():
         return False
     found = TrajectoryFile(job.path)
-    different = [k for k in job.parameters if found.parameters.get(k) != job.parameters[k]]
-    if different or len(found) != job.n:
-        said = (
-            ", ".join(f"{k} {found.parameters.get(k)!r} instead of {job.parameters[k]!r}" for k in different)
-            or f"{len(found)} trajectories"
-        )
-        raise DataError(f"{job.path} was made with other settings ({said}); give another out= or remove it")
+    require_made_with(job.path, {**found.parameters, "trajectories": len(found)}, {**job.parameters, "trajectories": job.n})
     return True
 
 
 def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
-    """Trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
-    fine = (config.grid * config.factor,) * 2
-    # A batch of another size would be compiled anew; the tail is filled up with problems that are thrown away.
-    filled = config.batch if job.n > config.batch else n
+    """Solve for trajectories ``[n, T, C, *S]`` on the stored grid, float32."""
+    side = config.own("grid") * config.own("factor")
+    fine = (side, side)
+    if config.system == "kolmogorov":
+        flow, first = config.kolmogorov, job.first + start
+        parameters = {k: v for k, v in asdict(flow).items() if k != "spin_up"}
+        rollout = VorticitySolver(**parameters, cfl=config.own("cfl"), dtype=getattr(torch, config.dtype)).rollout
+        w0 = random_vorticity(n, side, seed=config.seed, first=first).to(config.device)
+        return spectral_resampling(rollout(w0, _times(config) + flow.spin_up), config.own("grid")).float().cpu()
+    # A batch of another size would be compiled again, so the last one is padded with problems whose solutions are dropped.
+    batch = config.own("batch")
+    filled = batch if job.n > batch else n
     u0 = PRESETS[job.preset](
         filled, fine, seed=config.seed, first=job.first + start, gamma=config.gamma, **dict(config.ranges.get(job.preset, {}))
     )
-    # Compiled or not must follow from the settings alone, or a resumed run would differ in the last digits.
-    compiled = config.grid * config.factor >= 64
+    # Whether to compile depends on the settings alone, or a resumed run would differ in the last digits.
+    compiled = side >= 64
     solver = EulerSolver(
-        _spec(config), config.boundary, config.cfl, getattr(torch, config.dtype), compile=compiled and can_compile(config.device)
+        _gas(config), config.boundary, config.own("cfl"), getattr(torch, config.dtype), compile=compiled and can_compile(config.device)
     )
-    return block_average(solver.rollout(u0.to(config.device), _times(config)), config.factor)[:n].float().cpu()
+    return block_average(solver.rollout(u0.to(config.device), _times(config)), config.own("factor"))[:n].float().cpu()
 
 
 def block_average(u: Tensor, factor: int) -> Tensor:
@@ -212,10 +267,17 @@ def block_average(u: Tensor, factor: int) -> Tensor:
 
 
 def _times(config: GenerateConfig) -> Tensor:
-    return torch.linspace(0, config.t_end, config.frames, dtype=torch.float64)
+    return torch.linspace(0, config.own("t_end"), config.frames, dtype=torch.float64)
 
 
-def _spec(config: GenerateConfig) -> EulerSpec:
-    return EulerSpec.euler2d(
-        gamma=config.gamma, cell_volume=1.0 / config.grid**2, periodic=config.boundary == "periodic", closed=config.boundary == "reflecting"
-    )
+def _spec(config: GenerateConfig) -> StateSpec:
+    if config.system == "euler":
+        return _gas(config)
+    width = LENGTH / config.own("grid")
+    return StateSpec.fields("vorticity", conserved="all", spacing=(width, width), cell_volume=width**2)
+
+
+def _gas(config: GenerateConfig) -> EulerSpec:
+    volume = 1.0 / config.own("grid") ** 2
+    walls = config.boundary == "reflecting"
+    return EulerSpec.euler2d(gamma=config.gamma, cell_volume=volume, periodic=config.boundary == "periodic", closed=walls)

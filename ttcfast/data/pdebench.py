@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ttcfast.spec import StateSpec
 
-from .reader import TrajectoryReader, instants, number, spacing, values
+from .reader import TrajectoryReader, instants, number, space_axes, spacing, values
 
 VELOCITIES = ("Vx", "Vy", "Vz")
 COORDINATES = ("x-coordinate", "y-coordinate", "z-coordinate")
@@ -54,7 +54,7 @@ class PDEBenchFile(TrajectoryReader):
         return {**super().physics(), **self.parameters}
 
     def _read_header(self, file: h5py.File) -> None:
-        density = values(file, "density", ["sample", "time", *"xyz"[: _dimensions(file)]])
+        density = values(file, "density", ["sample", "time", *space_axes(file, "density")])
         self._count, frames, self.shape = density.shape[0], density.shape[1], tuple(density.shape[2:])
         if not self._count or not frames:
             raise ValueError(f"density {list(density.shape)} holds no trajectory")
@@ -88,9 +88,3 @@ class PDEBenchFile(TrajectoryReader):
     def _read(self, file: h5py.File, i: int, start: int, stop: int, out: Tensor) -> None:
         for channel, name in enumerate(self._names):
             out[:, channel] = torch.from_numpy(file[name][i, start:stop].astype(np.float32, copy=False))
-
-
-def _dimensions(file: h5py.File) -> int:
-    """Number of space dimensions of the density; 1 if there is no usable density, so that the error names what is missing."""
-    density = file.get("density")
-    return density.ndim - 2 if isinstance(density, h5py.Dataset) and 3 <= density.ndim <= 5 else 1

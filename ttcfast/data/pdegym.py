@@ -25,9 +25,9 @@ ChunkOrder = Literal["numeric", "lexicographic"]
 Energy = Literal["stored", "pressure"]
 AXES = ("sample", "time", "channel", "x", "y")
 CHANNELS = 5
-# Trajectories of train, valid and test, in this order in the whole set.
+# Numbers of train, valid and test trajectories, which lie in this order in the whole set.
 PUBLISHED = {"data": (9640, 120, 240), "solution": (1030, 100, 130)}
-# Time between snapshots: 21 of them up to T = 1, or up to T = 2 in CE-RM.
+# Time between the 21 snapshots, which end at T = 1, in CE-RM at T = 2.
 TIME_STEP = {"data": 0.05, "solution": 0.1}
 # The stored energy includes the kinetic energy below the 128 x 128 grid, at most a few per cent.
 _ENERGY_TOLERANCE = 0.1
@@ -122,39 +122,34 @@ def chunk_files(folder: Path, order: ChunkOrder = "numeric") -> list[Path]:
         DataError: There is no file, the files are not the chunks of one set, or a chunk is missing or there twice.
     """
     files = entries(folder, ".nc")
-    if len(files) < 2:
-        if not files:
-            raise DataError(f"no .nc file in {folder}; give the folder of PDEGym's chunks (data_0.nc, data_1.nc, ...) or one file")
-        if not _number(files[0]):
-            return files
-    numbers = {path: _number(path) for path in files}
-    stems = {re.sub(r"\d+$", "", path.stem) for path in files}
-    if None in numbers.values() or len(stems) > 1:
+    if not files:
+        raise DataError(f"no .nc file in {folder}; give the folder of PDEGym's chunks (data_0.nc, data_1.nc, ...) or one file")
+    named = [re.fullmatch(r"(.*?)(\d+)", path.stem) for path in files]
+    if named == [None]:
+        return files
+    stems = {found and found[1] for found in named}
+    if None in stems or len(stems) > 1:
         raise DataError(
             f"{folder} holds {', '.join(p.name for p in files)}; expected the chunks of one set (data_0.nc, data_1.nc, ...) or one file: "
             "put each set into a folder of its own"
         )
-    counted = Counter(int(n) for n in numbers.values() if n is not None)
+    digits = [found[2] for found in named if found]
+    numbers = {path: int(number) for path, number in zip(files, digits, strict=True)}
+    counted = Counter(numbers.values())
     stem, last = stems.pop(), max(counted)
     if twice := [n for n, times in counted.items() if times > 1]:
-        raise DataError(f"{folder} holds chunk {twice[0]} twice ({', '.join(p.name for p in files if int(numbers[p] or 0) == twice[0])})")
+        raise DataError(f"{folder} holds chunk {twice[0]} twice ({', '.join(p.name for p in files if numbers[p] == twice[0])})")
     if missing := [n for n in range(last) if n not in counted]:
-        first = numbers[files[0]] or ""
+        first = digits[0]
         width = len(first) if first.startswith("0") else 1
         names = ", ".join(f"{stem}{n:0{width}}.nc" for n in missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise DataError(
             f"{folder} lacks {names} before {stem}{last:0{width}}.nc; the splits count from the end of the whole set: get the missing "
             "chunks, or give a single chunk as the data and no split"
         )
-    # Sorted as strings, as the published script does.
-    return sorted(files, key=lambda path: int(numbers[path] or 0)) if order == "numeric" else sorted(files, key=lambda path: path.name)
-
-
-def _number(path: Path) -> str | None:
-    found = re.search(r"\d+$", path.stem)
-    return None if found is None else found.group()
+    return sorted(files, key=numbers.__getitem__) if order == "numeric" else files  # entries come sorted as strings
 
 
 def _dimension_names(data: h5py.Dataset) -> tuple[str, ...]:
-    """Names of the axes as NetCDF4 stores them, in attached dimension scales; empty strings where there are none."""
+    """Return the names of the axes from NetCDF4's dimension scales; empty strings where there are none."""
     return tuple(dim[0].name.rpartition("/")[2] if len(dim) else dim.label for dim in data.dims)

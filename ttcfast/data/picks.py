@@ -5,12 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import overload
 
 import numpy as np
 
 
-class Picks(Sequence[tuple[int, int]]):
+class Picks:
     """Sequence of (file, trajectory) indices, stored as runs of consecutive trajectories so that memory grows with the runs alone.
 
     Args:
@@ -41,20 +40,15 @@ class Picks(Sequence[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((file, i) for file, first, count in self.runs for i in range(first, first + count))
 
-    @overload
-    def __getitem__(self, i: int) -> tuple[int, int]: ...
-    @overload
-    def __getitem__(self, i: slice) -> Picks: ...
-    def __getitem__(self, i: int | slice) -> tuple[int, int] | Picks:
-        if isinstance(i, slice):
-            start, stop, step = i.indices(len(self))
-            if step != 1:
-                return Picks.of(self[k] for k in range(start, stop, step))
-            cut = []
-            for (file, first, count), end in zip(self.runs, self._ends, strict=True):
-                low, high = max(start, end - count), min(stop, end)
-                cut.append((file, first + low - (end - count), high - low))
-            return Picks(cut)
+    def part(self, start: int, stop: int) -> Picks:
+        """Return picks ``start`` to ``stop - 1``."""
+        cut = []
+        for (file, first, count), end in zip(self.runs, self._ends, strict=True):
+            low, high = max(start, end - count), min(stop, end)
+            cut.append((file, first + low - (end - count), high - low))
+        return Picks(cut)
+
+    def __getitem__(self, i: int) -> tuple[int, int]:
         if not -len(self) <= i < len(self):
             raise IndexError(f"pick {i} of {len(self)}")
         i %= len(self)
@@ -77,7 +71,7 @@ class Picks(Sequence[tuple[int, int]]):
         start, turn = 0, list[int]()
         for k in wanted:
             if not start <= k < start + len(turn):
-                # The largest number of turns that together are no more than k.
+                # The largest number of whole turns with at most k picks.
                 turns = bisect_right(range(int(lengths.max()) + 1), k, key=lambda n: int(np.minimum(lengths, n).sum())) - 1
                 start = int(np.minimum(lengths, turns).sum())
                 turn = sorted(_nth(held, upto, turns) for held, upto in zip(ranges.values(), ends, strict=True) if upto[-1] > turns)
@@ -86,6 +80,6 @@ class Picks(Sequence[tuple[int, int]]):
 
 
 def _nth(ranges: Sequence[range], ends: Sequence[int], n: int) -> int:
-    """Entry ``n`` of ranges one behind the other; ``ends`` are their lengths, added up."""
+    """Return entry ``n`` of the concatenated ranges; ``ends`` are their cumulative lengths."""
     held = bisect_right(ends, n)
     return ranges[held][n - (ends[held - 1] if held else 0)]

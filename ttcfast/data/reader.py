@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import EulerSpec, StateSpec
+from ttcfast.spec import EulerSpec, FieldSpec, StateSpec
 
 Place = str | os.PathLike[str]
-# What h5py raises on a header that is not what we expect.
+# Exceptions that h5py raises on an unexpected header.
 _HEADER = (KeyError, OSError, ValueError, RuntimeError, IndexError, TypeError, AttributeError)
 _LISTED = 12  # entries of a foreign file that an error names
+ROUNDING = 1e-6
+"""How far a value may lie outside a bound, relative to the bound or 1: what single precision leaves."""
 
 
 class TrajectoryReader:
@@ -40,11 +42,12 @@ class TrajectoryReader:
         shape: Cells per space dimension.
         spacing: Cell size along each dimension.
         parameters: Metadata on how the file was generated; empty for most files.
+        scalars: Numbers that hold for whole trajectories, by name: float64 ``[]``, or ``[N]`` where they differ between trajectories.
 
     Raises:
         DataError: The file is missing, damaged, truncated, of another layout, or stores its values in other files; the message says what
-            was found and what was expected. Reading raises it for unphysical values: not finite, a density or total energy that is not
-            positive, or a negative pressure.
+            was found and what was expected. Reading raises it for unphysical values: not finite, of a gas a density or total energy that
+            is not positive or a negative pressure, of other fields a value outside the bounds of ``spec``.
     """
 
     layout: ClassVar[str]
@@ -56,17 +59,18 @@ class TrajectoryReader:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     parameters: dict[str, Any]
+    scalars: dict[str, Tensor]
     _count: int
 
     def __init__(self, path: Place) -> None:
         self.path = Path(path)
-        self.parameters = {}
+        self.parameters, self.scalars = {}, {}
         try:
             with self._open() as file:
                 self.path = Path(os.path.abspath(path))
                 self._read_header(file)
                 if len(self.times) < 2:
-                    raise ValueError(f"its trajectories have {len(self.times)} frame; expected at least 2, a state and what it becomes")
+                    raise ValueError(f"its trajectories have {len(self.times)} frame; expected at least 2, a state and its successor")
         except _HEADER as error:
             said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
             raise DataError(f"data file {path} is damaged or not in {self.layout} layout: {said}") from error
@@ -95,7 +99,7 @@ class TrajectoryReader:
                 self._read(file, i, start, stop, out)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"data file {self.path} is damaged: trajectory {i} cannot be read ({error}); {self.remedy}") from error
-        self._require_gas(out, i, start)
+        self._require_physical(out, i, start)
         return out
 
     def close(self) -> None:
@@ -114,13 +118,15 @@ class TrajectoryReader:
             "channels": (spec.variables, *spec.channels) if isinstance(spec, EulerSpec) else spec.names,
         }
 
-    def _require_gas(self, states: Tensor, i: int, start: int) -> None:
+    def _require_physical(self, states: Tensor, i: int, start: int) -> None:
         """Check all values in one pass; locate the frame only if a value is wrong."""
         spec, least = self.spec, list[tuple[str, int | None, bool]]()
+        if isinstance(spec, FieldSpec):
+            self._require_bounds(states, i, start, spec)
         if isinstance(spec, EulerSpec):
             least = [("density", spec.density, False), ("total energy", spec.energy, False), ("pressure", spec.pressure, True)]
         if not states.numel() or (
-            bool(states.sum().isfinite())  # anything that is not finite makes the sum so; a sum that overflows is looked into
+            bool(states.sum().isfinite())  # any value that is not finite makes the sum so; an overflowing sum is examined below
             and all(_above(states[:, c], zero) for _, c, zero in least if c is not None)
         ):
             return
@@ -130,7 +136,21 @@ class TrajectoryReader:
                 if wrong is None and channel is not None and not _above(state[channel], zero):
                     wrong = f"a {name} of {float(state[channel].min()):g}"
             if wrong is not None:
-                raise DataError(f"data file {self.path}: trajectory {i} holds {wrong} in frame {t}, which no gas has; {self.remedy}")
+                no = ", which no gas has" if least else ""
+                raise DataError(f"data file {self.path}: trajectory {i} holds {wrong} in frame {t}{no}; {self.remedy}")
+
+    def _require_bounds(self, states: Tensor, i: int, start: int, spec: FieldSpec) -> None:
+        for channel, (low, high) in spec.bounded_channels.items() if states.numel() else ():
+            own = states[:, channel].flatten(1)
+            below, above = own.amin(1), own.amax(1)
+            wrong = below < low - ROUNDING * max(1.0, abs(low)) if low is not None else torch.zeros(len(own), dtype=torch.bool)
+            wrong |= above > high + ROUNDING * max(1.0, abs(high)) if high is not None else wrong
+            if bool(wrong.any()):
+                t, name = int(wrong.int().argmax()), spec.names[channel]
+                raise DataError(
+                    f"data file {self.path}: trajectory {i} holds {name} from {float(below[t]):g} to {float(above[t]):g} in frame "
+                    f"{start + t}, outside its bounds ({low}, {high}); widen or leave out the bounds of {name} in the file's layout"
+                )
 
     def _open(self) -> h5py.File:
         return open_file(self.path)
@@ -188,6 +208,12 @@ def values(file: h5py.File, name: str, shape: Sequence[int | str]) -> h5py.Datas
     if len(shape) > 1:
         hdf5.require_held(data)
     return data
+
+
+def space_axes(file: h5py.File, name: str) -> str:
+    """Return the space axes of a field ``[sample, time, *S]``; one if there is no such field, so that ``values`` says what is missing."""
+    field = file.get(name)
+    return "xyz"[: field.ndim - 2] if isinstance(field, h5py.Dataset) and 3 <= field.ndim <= 5 else "x"
 
 
 def number(name: str, value: Any) -> float:

@@ -16,6 +16,7 @@ from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
 
 from .replay_shard import Episode, ReplayShard
+from .statistics import mean_std, moments
 
 
 class Windows(NamedTuple):
@@ -92,17 +93,6 @@ class ReplaySet:
         names |= {s.parameters["number"]: s.parameters["task"] for s in self.shards if {"number", "task"} <= s.parameters.keys()}
         return [names[n] for n in sorted(names)]
 
-    def of_task(self, task: int) -> ReplaySet:
-        """Return the episodes of one task.
-
-        Raises:
-            DataError: There are none.
-        """
-        chosen = self.tasks() == task
-        if not chosen.any():
-            raise DataError(f"no episode of task {task}; there are {sorted(set(self.tasks().tolist()))}")
-        return ReplaySet(self.shards, self.episodes[chosen])
-
     def lengths(self) -> Tensor:
         """Return the number of steps of each episode, ``[N]`` int64."""
         return self._lengths[self.episodes[:, 0]]
@@ -162,17 +152,9 @@ class ReplaySet:
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each observation entry, ``[O]`` float64 each."""
-        count, total, squares = (
-            0,
-            torch.zeros(self.observation_dim, dtype=torch.float64),
-            torch.zeros(self.observation_dim, dtype=torch.float64),
-        )
         shift = self[0].obs.double().mean(0)  # sums of squares far from 0 would lose digits
-        for i in range(len(self)):
-            obs = self[i].obs.double() - shift
-            count, total, squares = count + len(obs), total + obs.sum(0), squares + obs.square().sum(0)
-        mean = total / count
-        return mean + shift, (squares / count - mean.square()).clamp_min(0).sqrt()
+        mean, std = mean_std(moments((self[i].obs.double() - shift).t()) for i in range(len(self)))
+        return mean + shift, std
 
 
 class ReplaySampler:

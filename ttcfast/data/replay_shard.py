@@ -1,11 +1,11 @@
 """Shards of episodes in the format of TD-MPC2's MT30 and MT80: written whole or not at all, read lazily, and read without running code.
 
-One format serves our own data and the published sets, so that the reader which meets the published ones is the one that runs every day. A
-shard is a ``.pt`` file with the entries ``obs [E, T+1, O]``, ``action [E, T+1, A]``, ``reward [E, T+1]`` and ``task [E, T+1]``; row 0 holds
-the observation at the reset beside NaN, row t the action that led to its observation, and that action's reward. Ours holds them as a plain
-dict of tensors, with how they were made as JSON in ``meta``; the published ones pickle a ``TensorDict``, which needs neither that
-package nor trust here: ``weights_only=True`` and stand-ins of our own take the tensors out. Both are mapped into memory, so opening one
-reads its directory and a window its own pages, as it would in HDF5.
+Our own data and the published sets share one format, so that the reader of the published ones is in daily use. A shard is a ``.pt`` file
+with the entries ``obs [E, T+1, O]``, ``action [E, T+1, A]``, ``reward [E, T+1]`` and ``task [E, T+1]``; row 0 holds the observation at the
+reset beside NaN, row t the action that led to its observation and the reward of that action. Our shards are plain dicts of tensors, with
+the settings that made them as JSON in ``meta``. The published ones pickle a ``TensorDict``; reading them needs neither that package nor
+trust, since ``weights_only=True`` and stand-in classes extract the tensors. Both are mapped into memory: opening a shard reads its
+directory, and a window only its own pages, as in HDF5.
 
 Source: the data sets MT30 and MT80 of TD-MPC2 (Hansen, Su and Wang, 2024).
 """
@@ -68,7 +68,7 @@ def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], param
     reward = torch.stack([_after_reset(e.rew.float()) for e in episodes])
     task = torch.tensor([e.task for e in episodes])[:, None].repeat(1, obs.shape[1])
     held = {"obs": obs, "action": action, "reward": reward, "task": task, "meta": json.dumps({"ttcfast": dict(parameters)}, sort_keys=True)}
-    with atomic_write(path, "wb") as file, steady(file) as safe:  # torch ends the process where its file fails
+    with atomic_write(path, "wb") as file, steady(file) as safe:  # torch ends the process if writing fails
         torch.save(held, safe)  # type: ignore[arg-type]  # which asks for write alone
 
 
@@ -174,7 +174,7 @@ class ReplayShard:
             if held[name].nbytes > (there := held[name].untyped_storage().nbytes()):  # a stride of 0 declares any number of episodes
                 raise self._foreign(f"{name} has shape {list(shapes[name])} and {there} bytes of it are there")
         ends = torch.tensor([0, episodes - 1])
-        # The other convention, the action beside the observation it starts from, would train a model that sees the future.
+        # Under the other convention, an action beside the observation it starts from, a model would be trained to see the future.
         if not (held["action"][ends, 0].isnan().all() and held["reward"][ends, 0].isnan().all()):
             raise self._foreign("row 0 has an action and a reward; there they must be NaN, since a row's action is the one that led to it")
 
@@ -186,7 +186,7 @@ class ReplayShard:
 
 
 class _HeldTensorDict:
-    """Stands in for ``tensordict.TensorDict`` while one is read: it keeps the pickled fields and does nothing with them."""
+    """Stands in for ``tensordict.TensorDict`` while one is read; it only keeps the pickled fields."""
 
     def __setstate__(self, fields: dict[str, Any]) -> None:
         self.__dict__.update(fields)
@@ -198,7 +198,7 @@ def _held_tensor_dict(_: type, fields: dict[str, Any]) -> _HeldTensorDict:
     return held
 
 
-# What a pickled TensorDict names: tensordict 0.2 and older, 0.3 to about 0.8, and later ones.
+# Names in pickled TensorDicts: of tensordict 0.2 and older, 0.3 to about 0.8, and later ones.
 _STAND_INS: list[Any] = [
     (_HeldTensorDict, "tensordict.tensordict.TensorDict"),
     (_HeldTensorDict, "tensordict._td.TensorDict"),
@@ -208,12 +208,12 @@ _STAND_INS: list[Any] = [
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a shard, mapped from the disk, and what our collector wrote about them."""
+    """Return the memory-mapped tensors of a shard, and the parameters that our collector stored."""
     require_regular(path, "replay shard", _MISSING)
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # whatever a foreign file makes torch's reader say
+    except Exception as error:  # torch's reader raises many kinds on foreign files
         said = str(error).strip().splitlines() or [type(error).__name__]
         if "eights" in said[0] or "pickle" in said[0].lower():
             raise DataError(
@@ -230,7 +230,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _short(error: Exception) -> str:
-    """The sentence of torch's long message that says what was found."""
+    """Return the sentence of torch's long message that says what was found."""
     lines = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "WeightsUnpickler error" in line]
     return lines[0].partition("WeightsUnpickler error:")[2].strip() or lines[0] if lines else str(error).splitlines()[0]
 
@@ -243,7 +243,7 @@ def _parameters(meta: Any) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """torch's reader does not compare the checksums that its files hold."""
+    """Verify the checksums of a file, which torch's reader ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -254,7 +254,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _after_reset(values: Tensor) -> Tensor:
-    """``values [T, ...]`` behind a row of NaN, which stands for the reset."""
+    """Prepend a row of NaN, which stands for the reset, to ``values [T, ...]``."""
     return torch.cat([torch.full_like(values[:1], torch.nan), values])
 
 

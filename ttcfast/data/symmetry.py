@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,6 +28,19 @@ def random_symmetry(windows: Tensor, spec: StateSpec, rng: np.random.Generator) 
     if not isinstance(spec, EulerSpec) or spec.ndim != 2 or len(spec.momentum) != 2:
         raise ValueError(f"spec is {spec}; the symmetries are those of a gas with two momentum components in two dimensions")
     return torch.stack([_transformed(window, spec, rng) for window in windows])
+
+
+def random_shift(windows: Tensor, axes: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Shift each window at random along periodic axes.
+
+    Args:
+        windows: ``[M, L, C, *S]``.
+        axes: Space axes, counted from 0.
+        rng: Random generator of the shifts.
+    """
+    space = windows.shape[3:]
+    shifts = [[int(rng.integers(space[axis])) for axis in axes] for _ in windows]
+    return torch.stack([window.roll(shift, [2 + axis for axis in axes]) for window, shift in zip(windows, shifts)]) if axes else windows
 
 
 def _transformed(window: Tensor, spec: EulerSpec, rng: np.random.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from .convert import check_convertible, on_grid_of, same_channels, to_spec
 from .picks import Picks
 from .reader import TrajectoryReader
 
-_MOST = 2**26  # trajectories told apart in memory
+_MOST = 2**26  # trajectories that are indexed one by one
 
 
 class TrajectorySet:
@@ -32,6 +32,7 @@ class TrajectorySet:
         times: ``[T+1]`` float64.
         shape: Cells per space dimension.
         files: The files, as given.
+        scalars: Numbers that all files hold, such as a viscosity, by name: float64 ``[N]``, one per trajectory.
 
     Raises:
         DataError: No file, files that differ, or a ``layout`` to which they cannot be converted.
@@ -54,6 +55,12 @@ class TrajectorySet:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def scalars(self) -> dict[str, Tensor]:
+        names = [name for name in self.files[0].scalars if all(name in file.scalars for file in self.files)]
+        own = {name: [file.scalars[name].expand(len(file)) for file in self.files] for name in names}
+        return {name: torch.cat([held[f][first : first + count] for f, first, count in self.index.runs]) for name, held in own.items()}
+
     def __getitem__(self, i: int) -> Tensor:
         """Return trajectory ``i``, ``[T+1, C, *S]`` float32."""
         return self.read(i)
@@ -66,7 +73,7 @@ class TrajectorySet:
         states = self.files[f].read(trajectory, start, stop)
         own = self.files[f].spec
         if self.layout is None or not isinstance(own, EulerSpec):
-            return states
+            return states if self.layout is None else to_spec(states, own, self.layout)
         return to_spec(states, own.replace(gamma=self._gamma_of(f, trajectory)), self.layout)
 
     def stack(self) -> Tensor:
@@ -89,7 +96,7 @@ class TrajectorySet:
                 f"{wanted} trajectories asked for, the {len(self.files)} data files hold {len(self)}; give a number from 1 to {len(self)}"
             )
         if len({f for f, _, _ in self.index.runs}) == 1:
-            return TrajectorySet(self.files, self.index[:wanted], self.layout)
+            return TrajectorySet(self.files, self.index.part(0, wanted), self.layout)
         if wanted > _MOST:
             raise DataError(f"the data files declare {len(self)} trajectories; at most {_MOST} can be taken in turn: give a number of them")
         return self.subset(self.index.in_turn(range(wanted)))
@@ -97,13 +104,17 @@ class TrajectorySet:
     def spread(self, count: int) -> TrajectorySet:
         """Return at most ``count`` trajectories, evenly spaced in the order of ``first()``, so that every file is represented."""
         last = len(self) - 1
-        # Single precision, as ever, up to where it no longer tells neighbours apart.
+        # float32, as in earlier versions, as long as it tells neighbours apart.
         places = torch.linspace(0, last, min(count, len(self)), dtype=torch.float32 if last < 2**24 else torch.float64)
         return self.subset(self.index.in_turn(places.round().long().tolist()))
 
     def converted(self, layout: StateSpec) -> TrajectorySet:
-        """Return the set read in the channels of ``layout``; the set itself if it has them already."""
-        return self if same_channels(self.spec, layout) else TrajectorySet(self.files, self.index, layout)
+        """Return the set read in the channels of ``layout``; the set itself if it is of a gas that has them already.
+
+        Of other fields the layout also says what the files leave open (``on_grid_of``).
+        """
+        known = same_channels(self.spec, layout) and isinstance(layout, EulerSpec)
+        return self if known else TrajectorySet(self.files, self.index, layout)
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""

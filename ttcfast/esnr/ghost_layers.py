@@ -263,7 +263,7 @@ def _in_groups(microbatches: int, numbers: int, squares: Callable[[slice], Tenso
 
 def _square_norms(rows: Tensor) -> Tensor:
     """Return the squared norms of ``[n, D]``, ``[n]`` float64, whatever the scale of the rows."""
-    if _on_host(rows) and _within(norms := torch.linalg.vector_norm(rows, dim=1), 1e-15, 1e18):  # one pass that stores no squares
+    if rows.is_cpu and _within(norms := torch.linalg.vector_norm(rows, dim=1), 1e-15, 1e18):  # one pass that stores no squares
         return norms.double().square()
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
 
@@ -273,20 +273,15 @@ def _near_one(rows: Tensor, low: float, least: float = 0.0) -> tuple[Tensor, Ten
 
     The power brings the largest magnitude, or ``least`` if that is larger, near 1; it is 1 where all norms lie between ``low`` and 1e9.
     """
-    if _on_host(rows) and _within(torch.linalg.vector_norm(rows, dim=(1, 2)), low, 1e9):
+    if rows.is_cpu and _within(torch.linalg.vector_norm(rows, dim=(1, 2)), low, 1e9):
         return rows, rows.new_ones(())
     exponent = torch.frexp(rows.abs().amax((1, 2), keepdim=True).clamp_min(least)).exponent.clamp(-126, 126)
     scale = torch.ldexp(torch.ones_like(rows[:, :1, :1]), exponent)
     return rows / scale, scale
 
 
-def _on_host(x: Tensor) -> bool:
-    """Return whether reading values of ``x`` waits for no device."""
-    return x.device.type == "cpu"
-
-
 def _within(norms: Tensor, low: float, high: float) -> bool:
-    """Return whether all norms lie between ``low`` and ``high``."""
+    """Return whether all norms lie between ``low`` and ``high``; asked on the CPU alone, where reading values waits for no device."""
     return bool(((norms > low) & (norms < high)).all())
 
 

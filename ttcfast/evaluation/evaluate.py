@@ -15,7 +15,7 @@ from ttcfast.checks import at_least
 from ttcfast.core.base_fm import BaseFM
 from ttcfast.metrics import conservation_drift, rollout_mse
 from ttcfast.rewards.scorer import Scorer
-from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.spec import EulerSpec, FieldSpec, StateSpec, TTCConfig
 
 from .baselines import BASELINES
 from .methods import ORACLES, Variant, roll_method
@@ -92,6 +92,7 @@ class Evaluation:
         shown: Indices of those problems.
         scale: ``[C]``, units of the error.
         notes: What a reader of the numbers must know.
+        picture: The channel that figures and pages show, its name, and the length of the domain in x.
     """
 
     results: tuple[MethodResult, ...]
@@ -104,6 +105,7 @@ class Evaluation:
     shown: tuple[int, ...]
     scale: Tensor | None = None
     notes: tuple[str, ...] = ()
+    picture: tuple[int, str, float] = (0, "density", 1.0)
 
     def __repr__(self) -> str:
         names = ", ".join(result.name for result in self.results)
@@ -120,6 +122,11 @@ class Evaluation:
         text = io.StringIO()
         print_table(self, [h for h in horizons if h <= self.steps], console=Console(file=text, force_terminal=False))
         return text.getvalue()
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the conserved quantities whose drift is measured; () where nothing is conserved."""
+        return tuple(self.truth_drift)
 
     @property
     def baseline(self) -> MethodResult:
@@ -184,7 +191,9 @@ def evaluate(
     if projection is None:
         projection = problems.can_project
         if not projection:
-            notes.append("Rows with projection are left out: the domain is open, its totals are not kept.")
+            gas = isinstance(problems.spec, EulerSpec)
+            why = "the domain is open, its totals are not kept" if gas else "the layout declares nothing that is conserved"
+            notes.append(f"Rows with projection are left out: {why}.")
     forms = (False, True) if projection else (False,)
     held = {(r.method, r.projected): r for r in known}
     for name in method_names(scorers, config, oracle=oracle, methods=methods):
@@ -211,6 +220,7 @@ def evaluate(
         shown=problems.shown,
         scale=problems.scale,
         notes=tuple(notes),
+        picture=_picture(problems),
     )
 
 
@@ -279,6 +289,15 @@ def evaluate_method(
         reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
+
+
+def _picture(problems: Problems) -> tuple[int, str, float]:
+    """Return the channel that figures show, its name and the length of the domain in x: of a gas its density on the unit square."""
+    spec = problems.spec
+    if not isinstance(spec, FieldSpec):
+        return (spec.density if isinstance(spec, EulerSpec) else 0), "density", 1.0
+    channel = next(c for c in range(len(spec.names)) if c not in spec.given_channels or len(spec.given_channels) == len(spec.names))
+    return channel, spec.names[channel], spec.distances[0] * problems.truth.shape[3]
 
 
 def _persistence(problems: Problems) -> Tensor:

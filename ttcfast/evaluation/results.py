@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +29,6 @@ LABELS: Mapping[str, str] = {
 """Labels of the methods in tables and figures; other names are shown unchanged."""
 
 
-QUANTITIES = ("mass", "momentum", "energy")
-"""Totals whose drift is measured."""
-
-
 @dataclass(frozen=True, eq=False)
 class MethodResult:
     """Errors, conservation and cost of one method on N problems. Tensors are on the CPU.
@@ -42,7 +38,8 @@ class MethodResult:
         projected: Whether conservation was imposed at every step.
         branching_factor: B; 1 for the deterministic step and for one random candidate.
         mse: ``[N, K+1]``, mean squared error of steps 0..K in normalised units; K is the last step that both truth and rollout have.
-        drift: ``[N, T+1]`` for each of ``QUANTITIES``: magnitude of the relative change of the total since step 0.
+        drift: ``[N, T+1]`` for each conserved quantity of the layout, by name (mass, momentum and energy of a gas): magnitude of the
+            relative change of its total since step 0. Empty where nothing is conserved.
         seconds: Wall-clock time for all N problems.
         evaluations: Model evaluations for all N problems; one evaluation is one state through the model.
         fallbacks: Steps, over all problems, without a usable candidate, which took the deterministic step.
@@ -106,6 +103,11 @@ class MethodResult:
     def final_drift(self, quantity: str) -> float:
         """Return the mean relative drift of ``quantity`` after the last step; NaN if it is undefined."""
         return float(self.drift[quantity][:, -1].mean()) if quantity in self.drift else math.nan
+
+    def largest_final_drift(self, quantities: Sequence[str]) -> float:
+        """Return the largest of the mean relative drifts of ``quantities`` after the last step; NaN if none is defined."""
+        found = [drift for quantity in quantities if not math.isnan(drift := self.final_drift(quantity))]
+        return max(found, default=math.nan)
 
     def first(self, n: int) -> MethodResult:
         """Return the result for the first ``n`` problems, with time, evaluations and counts pro rata."""

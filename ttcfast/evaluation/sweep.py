@@ -40,6 +40,11 @@ class Sweep:
         return f"Sweep(B = {', '.join(map(str, self.branching_factors))} on {self.problems} problems: {names})"
 
     @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the conserved quantities whose drift is measured; () where nothing is conserved."""
+        return tuple(self.deterministic.drift)
+
+    @property
     def branching_factors(self) -> tuple[int, ...]:
         """Every B of the sweep, in ascending order."""
         return tuple(sorted({r.branching_factor for r in self.results}))

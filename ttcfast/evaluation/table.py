@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ttcfast.runtime.terminal import plain_console, print_whole
 
-from .results import QUANTITIES, Gain, MethodResult
+from .results import Gain, MethodResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | No
 def cells(evaluation: Evaluation, horizons: Sequence[int]) -> tuple[list[str], list[list[str]]]:
     """Return the column heads and the text of every cell."""
     heads = ["method", *(f"MSE at\nstep {h}" for h in horizons), "gain %\nmean / median", "improved\n%"]
-    heads += ["gain % over\ndet. + proj.", "drift", "\ns", "model\nevals"]
+    heads += ["gain % over\ndet. + proj.", *(["drift"] if evaluation.quantities else []), "\ns", "model\nevals"]
     return heads, [_cells(evaluation, result, horizons) for result in evaluation.results]
 
 
@@ -49,7 +49,7 @@ def explanation(evaluation: Evaluation) -> list[str]:
         f"MSE: mean over {evaluation.problems} problems of the squared error at a step, {unit}.",
         f"gain: SampleGain of each problem over the deterministic rollout, on the error averaged over steps 1 to {evaluation.scored}; "
         '"none" where it is not above 0. improved: share of the problems with a smaller error than the deterministic rollout.',
-        f"drift: the largest of the relative drifts of mass, momentum and energy after {evaluation.steps} steps, mean over problems.",
+        *([_drift(evaluation)] if evaluation.quantities else []),
         "s, model evals: seconds and model evaluations for all problems together; one evaluation is one state through the model.",
     ]
     if evaluation.find("oracle") is not None:
@@ -57,6 +57,17 @@ def explanation(evaluation: Evaluation) -> list[str]:
     if evaluation.find("span_oracle") is not None:
         lines.append("span oracle: least squares on the truth in the span of the candidates: the ceiling of combining them.")
     return [*lines, *evaluation.notes]
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Join names: "mass, momentum and energy"."""
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+
+
+def _drift(evaluation: Evaluation) -> str:
+    several = len(evaluation.quantities) > 1
+    which = "largest of the relative drifts" if several else "relative drift"
+    return f"drift: the {which} of {in_words(evaluation.quantities)} after {evaluation.steps} steps, mean over problems."
 
 
 def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, text_columns: int = 1) -> Table:
@@ -98,7 +109,7 @@ def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]
         "baseline" if is_baseline else _gain(gain),
         MISSING if is_baseline else f"{gain.improved:.0f}",
         MISSING if over is None else "baseline" if result is evaluation.projected_baseline else _gain(over),
-        _short(max((result.final_drift(q) for q in QUANTITIES), key=lambda v: -math.inf if math.isnan(v) else v)),
+        *([_short(result.largest_final_drift(evaluation.quantities))] if evaluation.quantities else []),
         f"{result.seconds:.1f}",
         str(result.evaluations),
     ]

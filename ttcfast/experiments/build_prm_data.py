@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ttcfast.checks import whole
 from ttcfast.data import ReadOptions
-from ttcfast.models import load_surrogate
+from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.on_grid import open_on_grid, require_directions_fit
 from ttcfast.rewards.prm.triplets.build import TripletConfig, build_triplets
 from ttcfast.runtime.devices import device_of
+from ttcfast.runtime.files import write_json
 from ttcfast.spec import StochasticConfig
 
 SPLIT_NAMES = {"train_small": "reward"}  # the plan's name for the trajectories held out of the surrogate's training
@@ -22,7 +25,7 @@ class BuildPRMDataConfig:
     """Configuration of a triplet file.
 
     Args:
-        checkpoint: The surrogate, a file of ``ttcfast train_fm``.
+        checkpoint, factory, args: The surrogate, as in ``RunTTCConfig``.
         data: Trajectory files or folders of them.
         split: Split of the data; ``"train_small"`` is the plan's name for ``"reward"``.
         reading: Format of the files, and what it leaves open.
@@ -33,10 +36,12 @@ class BuildPRMDataConfig:
         device: Device of the surrogate.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     data: tuple[str, ...]
     split: str | None = "reward"
     reading: ReadOptions = field(default_factory=ReadOptions)
+    factory: str | None = field(default=None, kw_only=True)
+    args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     trajectories: int | None = None
     builder: TripletConfig = field(default_factory=TripletConfig)
     stochastic: StochasticConfig = field(default_factory=StochasticConfig)
@@ -44,6 +49,7 @@ class BuildPRMDataConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_one_model(self.checkpoint, self.factory, self.args)
         if self.trajectories is not None:
             whole("trajectories", self.trajectories, 1)
 
@@ -55,12 +61,12 @@ def build_prm_data(config: BuildPRMDataConfig) -> Path:
         CheckpointError: The checkpoint is missing, damaged or of another architecture.
         ArgumentError: The device does not exist.
     """
-    surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
+    surrogate = open_surrogate(config.checkpoint, config.factory, config.args, device=device_of(config.device))
     split = None if config.split is None else SPLIT_NAMES.get(config.split, config.split)
-    found = open_on_grid(config.data, split, config.reading, surrogate, config.checkpoint)
+    found = open_on_grid(config.data, split, config.reading, surrogate, name_of_model(config.checkpoint, config.factory))
     require_directions_fit(found, config.stochastic)
     source = found.first(config.trajectories).converted(surrogate.spec)
-    return build_triplets(
+    path = build_triplets(
         surrogate,
         source,
         config.out,
@@ -68,3 +74,6 @@ def build_prm_data(config: BuildPRMDataConfig) -> Path:
         stochastic=config.stochastic,
         source=f"{', '.join(config.data)}{f', split {split}' if split else ''}",
     )
+    if model := provenance_of(surrogate):
+        write_json(path.with_name(f"{path.stem}.model.json"), model["model"])
+    return path

@@ -18,7 +18,7 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions
 from ttcfast.evaluation.evaluate import Problems, evaluate_method
 from ttcfast.evaluation.reading import read_problems
-from ttcfast.models import load_surrogate
+from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.on_grid import require_directions_fit
 from ttcfast.runtime import provenance
 from ttcfast.runtime.devices import device_of
@@ -34,7 +34,7 @@ class CeilingConfig:
     """Configuration of a comparison of the oracle with the deterministic step, source by source.
 
     Args:
-        checkpoint, data, split, reading, problems, device: As in ``RunTTCConfig``.
+        checkpoint, factory, args, data, split, reading, problems, device: As in ``RunTTCConfig``.
         sources: What makes the candidates differ (``StochasticConfig``), by name.
         factors: Values of B, including the deterministic step.
         states: Steps of the truth from which single steps are compared; the groups of all B are nested.
@@ -43,11 +43,13 @@ class CeilingConfig:
         out: Folder for ``ceiling.csv`` and ``ceiling.json``.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     data: tuple[str, ...]
     sources: Mapping[str, Any]
     split: str | None = "test"
     reading: ReadOptions = field(default_factory=ReadOptions)
+    factory: str | None = field(default=None, kw_only=True)
+    args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     problems: int | None = 8
     factors: tuple[int, ...] = (5, 16)
     states: tuple[int, ...] = (0, 4, 8, 12)
@@ -57,6 +59,7 @@ class CeilingConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_one_model(self.checkpoint, self.factory, self.args)
         at_least("steps", self.steps, 0)
         if not self.factors or not self.sources:
             raise ValueError(f"factors is {list(self.factors)} and sources names {', '.join(self.sources) or 'none'}; give some of both")
@@ -99,8 +102,9 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     """
     out = output_folder(config.out)
     sources = {name: _source(name, given) for name, given in config.sources.items()}
-    surrogate = load_surrogate(config.checkpoint, device=device_of(config.device))
-    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": config.checkpoint}
+    surrogate = open_surrogate(config.checkpoint, config.factory, config.args, device=device_of(config.device))
+    name = name_of_model(config.checkpoint, config.factory)
+    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": name}
     problems, data = read_problems(surrogate, config.data, max(1, config.steps), shown=(), **where)
     for stochastic in sources.values():
         require_directions_fit(data, stochastic)
@@ -125,7 +129,7 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
                     rows.append(Ceiling(name, b, projected, *found[projected, b], rollout, base[projected] / base[False] if base else None))
             plain = [dataclasses.asdict(row) for row in rows]
             write_csv(out / "ceiling.csv", plain)
-            write_json(out / "ceiling.json", {"rows": plain, "provenance": provenance.record(config)})
+            write_json(out / "ceiling.json", {"rows": plain, "provenance": {**provenance.record(config), **provenance_of(surrogate)}})
     return rows
 
 

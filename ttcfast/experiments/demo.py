@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ttcfast.checks import one_of
 from ttcfast.evaluation.baselines import BASELINES
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.front_door import examples as examples_folder
@@ -19,7 +20,8 @@ from ttcfast.spec import StochasticConfig, TTCConfig
 
 from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, run_ttc
 
-HORIZONS = (1, 4, 16, 20)
+HORIZONS = (1, 4, 8, 16, 20)
+SOLVERS: dict[str, tuple[int, ...]] = {"euler": (), "kolmogorov": (32, 64)}  # cells per axis of the classical solver's rows
 RECORDED = "finetuned.json"
 REWARD = "prm"  # folder of the shipped learned reward
 DIRECTIONS = "directions.safetensors"  # fields along which the shipped surrogate errs
@@ -28,6 +30,7 @@ DIRECTIONS = "directions.safetensors"  # fields along which the shipped surrogat
 def run_demo(
     out: str | Path = "runs/demo",
     *,
+    system: str = "euler",
     examples: str | Path | None = None,
     branching_factor: int = 3,
     steps: int = 20,
@@ -49,6 +52,7 @@ def run_demo(
 
     Args:
         out: Folder for all output.
+        system: ``"euler"``, a compressible gas; or ``"kolmogorov"``, forced two-dimensional turbulence, with rows of the classical solver.
         examples: Folder with ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint and, optionally, a learned reward in ``prm`` and
             recorded rows in ``finetuned.json``; None takes that of the checkout or of the working directory.
         branching_factor: B of the table.
@@ -71,7 +75,8 @@ def run_demo(
         ArgumentError: There is no folder of examples.
         DataError, CheckpointError, OutputError: As in ``run_ttc``.
     """
-    folder = examples_folder(examples)
+    one_of("system", system, tuple(SOLVERS))
+    folder = examples_folder(examples) / ("" if system == "euler" or examples is not None else system)
     if stochastic is None and checkpoint is None and (folder / DIRECTIONS).is_file():
         stochastic = StochasticConfig(dropout=False, directions=str(folder / DIRECTIONS), directions_strength=0.0)
     shipped = folder / REWARD if checkpoint is None and (folder / REWARD).is_dir() else None
@@ -94,7 +99,8 @@ def run_demo(
         methods=_rows(reward is not None, searched, scorers or {}),
         search_candidates=max(branching_factor, beam_width) if searched else None,
         search_projected=True,
-        horizons=tuple(h for h in HORIZONS if h <= steps) or (steps,),
+        horizons=tuple(h for h in HORIZONS if h <= steps and (h != 8 or system != "euler")) or (steps,),
+        solvers=SOLVERS[system],
         shown=(0, problems // 2),
         recorded=None if checkpoint is not None else str(folder / RECORDED),  # it was recorded in units of the shipped one
         device=device,
@@ -124,8 +130,9 @@ def record_finetuned(
         ArgumentError, DataError, CheckpointError, OutputError: As in ``run_demo``.
     """
     folder = examples_folder(examples)
-    config = RunTTCConfig(checkpoint=str(_checkpoint(folder)), data=(str(folder),), problems=problems, steps=steps)
-    given, data = read_problems(load_surrogate(config.checkpoint), config.data, steps, count=problems, checkpoint=config.checkpoint)
+    own = str(_checkpoint(folder))
+    config = RunTTCConfig(checkpoint=own, data=(str(folder),), problems=problems, steps=steps)
+    given, data = read_problems(load_surrogate(own), config.data, steps, count=problems, checkpoint=own)
     require_fit(data, load_surrogate(checkpoint), str(checkpoint))
     rows = finetuned_rows(str(checkpoint), given, config)
     write_recorded(folder / RECORDED, rows, given, dict(about))

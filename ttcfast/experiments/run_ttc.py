@@ -20,9 +20,11 @@ from ttcfast.evaluation.frontier import Frontier, trace_frontier
 from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.solvers import SOLVER_NOTE, solver_results
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
+from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.on_grid import require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
 from ttcfast.report.outputs import log_outputs, write_calibration, write_frontier, write_outputs
@@ -37,7 +39,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
-from ttcfast.runtime.units import require_units
+from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec, TTCConfig
 from ttcfast.ttc.beam import check_select
 
@@ -47,10 +49,12 @@ class RunTTCConfig:
     """Configuration of one evaluation of test-time computing.
 
     Args:
-        checkpoint: The surrogate, a file of ``ttcfast train_fm``.
+        checkpoint: The surrogate, a file of ``ttcfast train_fm``; None with a factory.
         data: Trajectory files, or folders of them, in this order.
         split: Split of the data, as in ``open_trajectories``; None takes all.
         reading: Format of the files, and what it leaves open.
+        factory: Function of one's own that returns the surrogate, ``"package.module:function"``, in place of a checkpoint.
+        args: Its keyword arguments.
         out: Folder for all output.
         problems: Number of trajectories; None takes all.
         steps: T, steps to roll out. Errors end with the data.
@@ -78,6 +82,7 @@ class RunTTCConfig:
         horizons: Steps of the table's error columns; those beyond T are left out.
         shown: Problems whose fields are drawn.
         finetuned: Checkpoint of the same surrogate fine-tuned on the reward split, evaluated in rows of its own.
+        solvers: Cells per axis of the classical solver's rows, where the data's system has one here (Kolmogorov flow).
         one_step: Also compare single steps of the surrogate with persistence, at N T further model evaluations.
         calibration: Number of true states whose candidates' scores are compared with their true errors, at B model evaluations each.
         recorded: File of rows that another run measured on the same problems.
@@ -86,10 +91,12 @@ class RunTTCConfig:
         wandb: Also log to Weights & Biases: a project name (offline) or arguments of ``wandb.init``.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     data: tuple[str, ...]
     split: str | None = None
     reading: ReadOptions = field(default_factory=ReadOptions)
+    factory: str | None = field(default=None, kw_only=True)
+    args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     out: str = "runs/ttc"
     problems: int | None = None
     steps: int = 20
@@ -114,6 +121,7 @@ class RunTTCConfig:
     resume: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
+    solvers: tuple[int, ...] = ()
     one_step: bool = False
     calibration: int = 32
     finetuned: str | None = None
@@ -123,11 +131,12 @@ class RunTTCConfig:
     wandb: str | Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
+        check_one_model(self.checkpoint, self.factory, self.args)
         at_least("steps", self.steps, 1)
         at_least("sweep_problems", self.sweep_problems, 1)
         at_least("calibration", self.calibration, 0)
         at_least("frontier_problems", self.frontier_problems, 1)
-        for name in ("sweep", "horizons", "frontier"):
+        for name in ("sweep", "horizons", "frontier", "solvers"):
             for value in getattr(self, name):
                 at_least(name, value, 1)
         if self.problems is not None:
@@ -181,14 +190,14 @@ def run_ttc(
         OutputError: The folder cannot be written.
         DataError: The data cannot be read, or hold too few trajectories.
         CheckpointError: The checkpoint is missing, damaged or of another architecture.
-        ArgumentError: The device does not exist.
+        ArgumentError: The device does not exist, or the factory does not return a surrogate (``open_surrogate``).
     """
     start = time.perf_counter()
     out = output_folder(config.out)
     device = device_of(config.device)
-    surrogate = load_surrogate(config.checkpoint).to(device)
-    trained = surrogate.spec
-    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": config.checkpoint}
+    surrogate = open_surrogate(config.checkpoint, config.factory, config.args, device=device)
+    trained, name = surrogate.spec, name_of_model(config.checkpoint, config.factory)
+    where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": name}
     problems, source = read_problems(surrogate, config.data, config.steps, shown=config.shown, **where)
     _require_units(config, source)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
@@ -202,10 +211,15 @@ def run_ttc(
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
+        if config.solvers:
+            found = solver_results(problems, source.files[0].parameters, time_step_of(source.times), config.solvers)
+            evaluation = evaluation.adding(*found, notes=[SOLVER_NOTE])
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
-        paths = write_outputs(out, evaluation, sweep, horizons, provenance.record(config), times=source.times)
+        paths = write_outputs(
+            out, evaluation, sweep, horizons, {**provenance.record(config), **provenance_of(surrogate)}, times=source.times
+        )
         paths += [*calibrated, *write_frontier(out, frontier)]
         log_outputs(log, evaluation, paths)
     if not quiet:

@@ -1,4 +1,4 @@
-"""Surrogates on disk: one safetensors file with the weights, the architecture, the normaliser and the state's layout."""
+"""Saves and loads surrogates: one safetensors file with weights, architecture, normalizer and state layout."""
 
 from __future__ import annotations
 
@@ -19,28 +19,25 @@ from ttcfast.runtime.errors import CheckpointError
 from ttcfast.runtime.units import Units
 from ttcfast.spec import StateSpec, StochasticConfig
 
+from .fno import FNO, FNOConfig
 from .vit import ViT, ViTConfig
 
-ARCHITECTURES = {"vit": (ViTConfig, ViT)}
-_SPEC_FIELDS = ("density", "momentum", "energy", "pressure", "variables", "gamma", "cell_volume", "ndim", "periodic", "closed", "extra")
+ARCHITECTURES: dict[str, tuple[Any, Any]] = {"vit": (ViTConfig, ViT), "fno": (FNOConfig, FNO)}
 
 
-def surrogate_meta(model: ViT, normalizer: Normalizer, spec: StateSpec, *, time_step: float | None = None, **more: Any) -> dict[str, Any]:
-    """What a checkpoint says about its tensors (JSON); ``time_step``: between a state and the next, in the data that it was trained on."""
+def surrogate_meta(
+    model: ViT | FNO, normalizer: Normalizer, spec: StateSpec, *, time_step: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return a checkpoint's description of its tensors as JSON; ``time_step`` is that of the training data."""
     return {
-        "architecture": "vit",
+        "architecture": next(name for name, (_, kind) in ARCHITECTURES.items() if isinstance(model, kind)),
         "model": model.config.to_dict(),
         "predicts": "delta",
         "normalizer": {name: getattr(normalizer, name).tolist() for name in ("mean", "std", "delta_std")},
-        "spec": spec_meta(spec),
+        "spec": spec.to_meta(),
         "time_step": time_step,
         **more,
     }
-
-
-def spec_meta(spec: StateSpec) -> dict[str, Any]:
-    """The layout of a state as JSON, for ``StateSpec(**meta)``; without the tensors of a boundary, which belong to the data."""
-    return {name: getattr(spec, name) for name in _SPEC_FIELDS}
 
 
 def save_surrogate(path: str | os.PathLike[str], model: nn.Module, meta: Mapping[str, Any], *, dtype: torch.dtype | None = None) -> None:
@@ -55,17 +52,17 @@ def load_surrogate(
     device: str | torch.device = "cpu",
     stochastic: StochasticConfig | Mapping[str, Any] | None = None,
 ) -> Surrogate:
-    """The surrogate of a checkpoint made by ``ttcfast train_fm``, in evaluation, float32.
+    """Load the surrogate of a checkpoint written by ``ttcfast train_fm``, in float32 and evaluation mode.
 
     Raises:
-        CheckpointError: missing, damaged, of an architecture that this version does not know, or whose tensors do not fit it.
+        CheckpointError: It is missing or damaged, its architecture is unknown, or its tensors do not fit.
     """
     tensors, meta = checkpoints.load(path)
     model = build_model(meta, path)
     checkpoints.load_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, path)
     with checkpoints.entries_of(path, "a surrogate"):
         normalizer = Normalizer(**{k: torch.tensor(v) for k, v in meta["normalizer"].items()})
-        spec = StateSpec(**meta["spec"])
+        spec = StateSpec.from_meta(meta["spec"])
         predicts = meta["predicts"]
         time_step = None if meta.get("time_step") is None else float(meta["time_step"])  # older checkpoints do not say
         Surrogate(model, spec, normalizer=normalizer, predicts=predicts)  # its checks, before those of stochastic, which is the caller's
@@ -75,12 +72,17 @@ def load_surrogate(
 
 
 def units_of(surrogate: Surrogate, path: str | os.PathLike[str]) -> Units:
-    """What the surrogate of a checkpoint was made for. Gamma is left out: its network does not read it, and the data's may be another."""
-    return Units(f"the surrogate of {path}", surrogate.time_step, surrogate.spec.cell_volume)
+    """Return the time step and cell volume that a checkpoint was trained for. Gamma is left out, which its network does not read.
+
+    A factory's model with the default cell volume of ``StateSpec``, 1.0, leaves it open.
+    """
+    volume = surrogate.spec.cell_volume
+    unsaid = surrogate.origin is not None and not torch.is_tensor(volume) and volume == 1.0
+    return Units(f"the surrogate of {path}", surrogate.time_step, None if unsaid else volume)
 
 
 def surrogate_hash(surrogate: Surrogate) -> str:
-    """SHA-256, hex, of what determines a surrogate's steps: weights, normaliser, history, what it predicts; not of the domain."""
+    """Return the SHA-256 (hex) of what determines a surrogate's steps: weights, normalizer, history, prediction target; not the domain."""
     said = {"model": type(surrogate.model).__name__, "predicts": surrogate.predicts, "history": surrogate.history}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     modules = {"model": surrogate.model, "normalizer": surrogate.normalizer}
@@ -93,7 +95,7 @@ def surrogate_hash(surrogate: Surrogate) -> str:
 
 
 def build_model(meta: Mapping[str, Any], path: str | os.PathLike[str] | Path = "checkpoint") -> nn.Module:
-    """The untrained model that ``meta`` describes."""
+    """Return the untrained model that ``meta`` describes."""
     name = meta.get("architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(f"checkpoint {path} has architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")

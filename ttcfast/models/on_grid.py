@@ -1,4 +1,4 @@
-"""Opening trajectories for a surrogate, and checking that they have its grid, time step and cells."""
+"""Opens trajectories for a surrogate and checks that they have its grid, time step and cells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet, open_trajectories
 from ttcfast.runtime.errors import DataError
-from ttcfast.runtime.units import Units, require_units
+from ttcfast.runtime.units import Units, require_units, time_step_of
 from ttcfast.spec import EulerSpec, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
 
@@ -32,6 +32,8 @@ def open_on_grid(
             f"{' x '.join(map(str, grid))}: give data on its grid, or a surrogate trained on this one"
         )
     require_fit(found, surrogate, checkpoint)
+    if surrogate.origin is not None and surrogate.time_step is None:  # a factory's model, which knows no data
+        surrogate.time_step = time_step_of(found.times)
     return found
 
 
@@ -39,10 +41,13 @@ def open_conserved(places: str | Sequence[str], split: str, reading: ReadOptions
     """Open the trajectories of a split in conserved variables.
 
     Args:
-        spec: Layout that primitive variables are converted to; None for density, momentum and energy of a gas.
+        spec: Layout that primitive variables are converted to, or whose fields are read; None for density, momentum and energy of a gas,
+            and all fields of other physics.
     """
     found = open_trajectories(places, split=split, **dataclasses.asdict(reading))
-    if not isinstance(found.spec, EulerSpec) or found.spec.variables == "conserved":
+    if not isinstance(found.spec, EulerSpec):
+        return found if spec is None else found.converted(spec)
+    if found.spec.variables == "conserved":
         return found
     gas = {1: StateSpec.euler1d, 2: StateSpec.euler2d, 3: StateSpec.euler3d}
     return found.converted(gas[found.spec.ndim]() if spec is None else spec)
@@ -50,7 +55,7 @@ def open_conserved(places: str | Sequence[str], split: str, reading: ReadOptions
 
 def units_of_data(found: TrajectorySet) -> Units:
     """Return the time step, cell volume and gamma of trajectories, named by their first file."""
-    return Units.of_data(f"data file {found.files[0].path}", found.times, found.spec)
+    return Units(f"data file {found.files[0].path}", time_step_of(found.times), found.spec.cell_volume, found.spec.gamma)
 
 
 def require_fit(found: TrajectorySet, surrogate: Surrogate, checkpoint: str) -> None:

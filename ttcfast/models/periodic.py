@@ -1,4 +1,4 @@
-"""Convolutions on grids whose axes are periodic, or end at a wall or an open side."""
+"""Convolutions on grids with periodic axes, or axes that end at a wall or an open side."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class GridConv2d(nn.Conv2d):
-    """Convolution that keeps the grid's size: wraps around periodic axes, repeats the edge on the others.
+    """Convolution that keeps the grid's size: it wraps around periodic axes and repeats the edge on the others.
 
     Args:
-        periodic: one flag per axis, (x, y). Other arguments as ``nn.Conv2d``; the kernel must exceed the stride by an even number.
+        periodic: One flag per axis, (x, y). Other arguments as for ``nn.Conv2d``; the kernel must exceed the stride by an even number.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class GridConv2d(nn.Conv2d):
 
 
 def pad_grid(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:
-    """Ghost cells around ``[N, C, X, Y]``: wrapped where the axis is periodic, edge values elsewhere."""
+    """Pad ``[N, C, X, Y]`` with ghost cells: wrapped around periodic axes, edge values elsewhere."""
     if margin == 0:
         return x
     for axis, wraps in zip((2, 3), periodic, strict=True):

@@ -1,4 +1,4 @@
-"""How good a surrogate's single step is, beside doing nothing."""
+"""Measures the single-step error of a surrogate beside that of persistence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttcfast.metrics import relative_l1
 
 
 class OneStepError(NamedTuple):
-    """Mean relative L1 error over trajectories and frames, as fractions: of the deterministic step, and of copying the last frame."""
+    """Mean relative L1 errors over trajectories and frames, as fractions, of the deterministic step and of copying the last frame."""
 
     surrogate: float
     persistence: float
@@ -20,12 +20,12 @@ class OneStepError(NamedTuple):
 
 @torch.no_grad()
 def one_step_error(surrogate: Surrogate, truth: Tensor, *, batch: int = 64) -> OneStepError:
-    """Error of every step of ``truth`` from the true state before it.
+    """Return the mean error of single steps from every true state.
 
     Args:
-        surrogate: without history.
-        truth: ``[N, T+1, C, *S]``, physical units. Fields are compared in the surrogate's normalised units, as Poseidon does.
-        batch: states through the model at once.
+        surrogate: Surrogate with history 1.
+        truth: ``[N, T+1, C, *S]`` in physical units. Fields are compared in the surrogate's normalised units, as in Poseidon.
+        batch: Number of states through the model at once.
     """
     if surrogate.history != 1:
         raise ValueError(f"surrogate has history {surrogate.history}; one_step_error takes surrogates that see one frame")

@@ -1,4 +1,4 @@
-"""Training the one-step surrogate: noise, a pushforward phase, averaged weights, validation on rollouts, exact resume."""
+"""Trains one-step surrogates with input noise, a pushforward phase, averaged weights, validation on rollouts and exact resume."""
 
 from __future__ import annotations
 
@@ -15,41 +15,52 @@ from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet, field_statistics
 from ttcfast.data.pairs import WindowSampler
-from ttcfast.data.symmetry import random_symmetry
+from ttcfast.data.symmetry import random_shift, random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingError, TrainingRun, check_training
 from ttcfast.runtime.units import time_step_of
+from ttcfast.spec import EulerSpec
 
-from .checkpoint import load_surrogate, save_surrogate, surrogate_meta
+from .checkpoint import ARCHITECTURES, load_surrogate, save_surrogate, surrogate_meta
+from .fno import FNO
 from .on_grid import open_conserved
 from .quality import one_step_error
-from .vit import ViT, ViTConfig
+from .vit import ViT
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingError", "train"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What ``ttcfast train_fm`` does.
+    """Settings of ``ttcfast train_fm``.
 
     Args:
-        data: folder made by ``ttcfast generate``, or data of another format; split: the one trained on; valid: trajectories of the valid
-            split used for validation. reading: the format, and what it leaves open; primitive variables are converted to conserved ones.
-        out: receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
-        model: sizes of the ViT (ViTConfig); channels, grid and periodicity come from the data.
-        init: a checkpoint to start from (fine-tuning); its architecture and normaliser are kept.
+        data: Folder written by ``ttcfast generate``, or data of another format.
+        split: Split to train on.
+        valid: Number of trajectories of the valid split used for validation.
+        reading: Format of the data, and what it leaves open. Primitive variables are converted to conserved ones.
+        out: Receives surrogate.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
+        architecture: ``"vit"``, or ``"fno"`` for periodic domains.
+        model, fno: Sizes of the ViT (ViTConfig) and of the FNO (FNOConfig); channels, grid and periodicity come from the data. Channels
+            that the data declare as given are read by the model and left out of the loss.
+        init: Checkpoint to start from (fine-tuning); its architecture and normalizer are kept.
         steps, batch, lr, warmup, weight_decay, clip: AdamW with linear warm-up and cosine decay to 1 % of lr.
-        input_noise: deviation of the Gaussian noise on the normalised input; the target stays the clean next state.
-        pushforward: share of each batch that starts from the model's own step, from the fraction ``pushforward_from`` of training on
-            (arXiv:2202.03376). ema: decay of the weight average.
-        loss: l1, mse or huber of the normalised change. precision: float32, or bfloat16 autocast.
-        compile: torch.compile of the training step's forward. max_seconds: stop after that many seconds (and finish the schedule in them);
-            clock: of the ``wall``, or of this process's ``cpu`` time, which other work on the machine does not change.
-        augment: random shifts, mirrors and transposes.
-        val_every, save_every: in steps. resume: go on from out/training.safetensors if it is there.
+        input_noise: Standard deviation of Gaussian noise on the normalised input; the target is the clean next state.
+        pushforward: Share of each batch that starts from the model's own step, from the fraction ``pushforward_from`` of training on
+            (arXiv:2202.03376).
+        ema: Decay of the weight average.
+        loss: ``"l1"``, ``"mse"`` or ``"huber"`` of the normalised change.
+        precision: ``"float32"``, or ``"bfloat16"`` autocast.
+        compile: Compile the forward pass of the training step.
+        max_seconds: Stop after so many seconds; the schedule then ends with them.
+        clock: ``"wall"``, or ``"cpu"`` for this process's processor time, which other work on the machine does not change.
+        augment: Random shifts, mirrors and transposes of a gas; shifts along ``shifts`` of other fields.
+        shifts: Axes along which a periodic domain is homogeneous; forcing and boundaries distinguish places along the others.
+        val_every, save_every, log_every: Intervals in steps.
+        resume: Continue from out/training.safetensors if it exists.
     """
 
     data: str = "data/euler64"
@@ -57,7 +68,9 @@ class TrainConfig:
     valid: int = 16
     reading: ReadOptions = field(default_factory=ReadOptions)
     out: str = "runs/train_fm"
+    architecture: str = "vit"
     model: dict[str, Any] = field(default_factory=dict)
+    fno: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
     steps: int = 4000
     batch: int = 32
@@ -73,6 +86,7 @@ class TrainConfig:
     precision: str = "float32"
     compile: bool = False
     augment: bool = True
+    shifts: tuple[int, ...] = ()
     max_seconds: float | None = None
     clock: str = "wall"
     val_every: int = 250
@@ -87,12 +101,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_training(self, shares=("pushforward", "pushforward_from", "ema"))
         one_of("precision", self.precision, ("float32", "bfloat16"))
+        one_of("architecture", self.architecture, tuple(ARCHITECTURES))
+        object.__setattr__(self, "shifts", tuple(self.shifts))
         at_least("input_noise", self.input_noise, 0)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the checkpoint is and how it did on the validation trajectories."""
+    """Path of the checkpoint, and its errors on the validation trajectories."""
 
     checkpoint: Path
     steps: int
@@ -100,14 +116,15 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train, or go on training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
+    """Train, or continue training, and write the averaged weights as a checkpoint that ``load_surrogate`` reads.
 
-    A run that is killed and started again goes on from its last save and ends with the same weights as one that was not (bit for bit on one
-    machine with the same number of threads), unless ``max_seconds`` ends it. Other settings than the first time are refused.
+    A run that is killed and restarted continues from its last save and ends with the same weights as an uninterrupted one (bit for bit on
+    one machine with the same number of threads), unless ``max_seconds`` ends it. Changed settings are refused.
 
     Raises:
-        DataError: no data. CheckpointError: ``init`` or the training state is of another architecture.
-        TrainingError: the loss is not finite.
+        DataError: There are no data.
+        CheckpointError: ``init`` or the training state is of another architecture.
+        TrainingError: The loss is not finite.
     """
     out = output_folder(config.out)
     run = _Run(config, out)
@@ -119,7 +136,7 @@ def train(config: TrainConfig) -> TrainResult:
 class _Run(TrainingRun):
     """The state of one training run."""
 
-    model: ViT
+    model: ViT | FNO
 
     def __init__(self, config: TrainConfig, out: Path) -> None:
         self.config, self.out = config, out
@@ -130,6 +147,12 @@ class _Run(TrainingRun):
         data = self._open(config.split)
         self.sampler = WindowSampler(data, length=3, seed=config.seed)
         self.spec = data.spec
+        if data.spec.ndim != 2:
+            raise ArgumentError(f"data has {data.spec.ndim} space dimensions; train_fm's models take 2 (bring a model by fm.factory)")
+        given = data.spec.given_channels
+        self.predicted = torch.tensor([c for c in range(data.spec.num_channels) if c not in given])
+        if not len(self.predicted):
+            raise ArgumentError(f"data declares all its channels ({', '.join(data.spec.names)}) as given; there is nothing to predict")
         self.model, self.normalizer = self._model(data)
         self.model.to(self.device)
         self.normalizer.to(self.device)
@@ -143,21 +166,26 @@ class _Run(TrainingRun):
         return open_conserved(self.config.data, split, self.config.reading)
 
     def step(self, step: int) -> dict[str, float]:
-        """One update; returns loss, gradient norm and learning rate."""
+        """Make one update and return loss, gradient norm and learning rate."""
         start, target = self._pair(step)
-        # The target is the clean next state seen from the noisy start, so the model learns to take noise back.
+        # The target is the change from the noisy start to the clean next state, so that the model learns to remove noise.
         wanted = (target - start) / self.normalizer.delta_std.view(-1, 1, 1)
         self.model.train()
         with self._autocast():
             predicted = self.forward(self.normalizer.encode(start))
-        loss = LOSSES[self.config.loss](predicted.float(), wanted)
+        predicted = predicted.float()
+        if self.spec.given_channels:
+            predicted, wanted = (x.index_select(1, self.predicted.to(self.device)) for x in (predicted, wanted))
+        loss = LOSSES[self.config.loss](predicted, wanted)
         return {"loss": float(loss.detach()), **self.descend(loss, step)}
 
     def _pair(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
         windows = self.sampler.batch(step, config.batch)
         if config.augment:
-            windows = random_symmetry(windows, self.spec, np.random.default_rng([config.seed, 1, step]))
+            rng = np.random.default_rng([config.seed, 1, step])
+            gas = isinstance(self.spec, EulerSpec)
+            windows = random_symmetry(windows, self.spec, rng) if gas else random_shift(windows, config.shifts, rng)
         windows = windows.to(self.device)
         start, target = windows[:, 0].clone(), windows[:, 1].clone()
         pushed = round(config.pushforward * config.batch) if self.share_done(step) >= config.pushforward_from else 0
@@ -165,14 +193,18 @@ class _Run(TrainingRun):
             with torch.no_grad(), self._autocast():
                 self.model.eval()
                 change = self.model(self.normalizer.encode(start[:pushed]))
-            start[:pushed] += self.normalizer.decode_delta(change.float())
+            change = self.normalizer.decode_delta(change.float())
+            change[:, list(self.spec.given_channels)] = 0
+            start[:pushed] += change
             target[:pushed] = windows[:pushed, 2]
         if config.input_noise:
-            start += config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+            noise = config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
+            noise[:, list(self.spec.given_channels)] = 0
+            start += noise
         return start, target
 
     def validate(self, step: int) -> dict[str, float]:
-        """Error of the averaged weights: one step along the truth, and rollouts over the whole length."""
+        """Return errors of the averaged weights, of single steps along the truth and of rollouts over its whole length."""
         surrogate = self._averaged()
         truth = self.valid
         frames = truth.shape[1]
@@ -199,23 +231,28 @@ class _Run(TrainingRun):
         save_surrogate(self.checkpoint, self._averaged().model, meta)
 
     def _averaged(self) -> Surrogate:
-        model = ViT(self.model.config).to(self.device)
+        model = type(self.model)(self.model.config).to(self.device)  # type: ignore[arg-type]  # its own config
         model.load_state_dict({n: t.float() for n, t in self.average.items()}, strict=False)
         return Surrogate(model, self.spec, normalizer=self.normalizer, predicts="delta")
 
-    def _model(self, data: TrajectorySet) -> tuple[ViT, Normalizer]:
+    def _model(self, data: TrajectorySet) -> tuple[ViT | FNO, Normalizer]:
         if self.config.init is not None:
             surrogate = load_surrogate(self.config.init)
-            assert isinstance(surrogate.model, ViT) and surrogate.normalizer is not None
+            assert isinstance(surrogate.model, ViT | FNO) and surrogate.normalizer is not None
             return surrogate.model.train(), surrogate.normalizer
         sizes = {"channels": data.spec.num_channels, "grid": data.shape, "periodic": data.spec.periodic_axes}
         try:
-            model = ViT(ViTConfig(**{**self.config.model, **sizes}))
+            config, kind = ARCHITECTURES[self.config.architecture]
+            given = self.config.fno if self.config.architecture == "fno" else self.config.model
+            model = kind(config(**{**given, **sizes}))
         except TypeError as error:
-            raise ArgumentError(f"model has an unknown size ({error}); see ViTConfig for the names") from error
+            raise ArgumentError(f"model has an unknown size ({error}); see {config.__name__} for the names") from error
         found = field_statistics(data)
         found.require_variation(data.spec, self.config.data)
-        return model, Normalizer(found.mean.float(), found.std.float(), found.delta_std.float())
+        std, delta_std = found.std.float(), found.delta_std.float()
+        for c in data.spec.given_channels:  # one that is the same everywhere has no deviation, and none changes on its own
+            std[c], delta_std[c] = std[c] if std[c] > 0 else 1.0, 1.0
+        return model, Normalizer(found.mean.float(), std, delta_std)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")

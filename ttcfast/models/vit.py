@@ -1,4 +1,4 @@
-"""The surrogate we train: a vision transformer with dropout that maps one normalised 2-D state to its normalised change."""
+"""A vision transformer with dropout that maps one normalised 2-D state to its normalised change."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ class ViTConfig:
     """Sizes of :class:`ViT`.
 
     Args:
-        channels: of the state. grid: cells per axis (x, y). patch: cells per token and axis.
-        width, depth, heads: of the transformer. mlp_ratio: hidden width of its MLPs over ``width``.
-        dropout: rate after attention and after the MLP, in every block.
-        refine: channels of the full-resolution head that smooths what patches cannot see.
-        periodic: per axis; positions then wrap around, and the model commutes with shifts by whole patches.
+        channels: Channels of the state.
+        grid: Cells per axis (x, y).
+        patch: Cells per token and axis.
+        width, depth, heads: Sizes of the transformer.
+        mlp_ratio: Hidden width of its MLPs over ``width``.
+        dropout: Dropout rate after attention and after the MLP of every block.
+        refine: Channels of the full-resolution head, which adds detail below the patch size.
+        periodic: Whether each axis is periodic. Positions then wrap around, and the model commutes with shifts by whole patches.
     """
 
     channels: int = 4
@@ -143,7 +146,7 @@ class Attention(nn.Module):
 
 
 def rotary_angles(tokens: tuple[int, int], periodic: tuple[bool, bool], head_width: int) -> Tensor:
-    """Rotation angles ``[XY, head_width / 2]``; the first half of them turn along x, the rest along y."""
+    """Return rotation angles ``[XY, head_width / 2]``; the first half rotates along x, the rest along y."""
     pairs = head_width // 2
     angles = []
     for axis, (n, wraps) in enumerate(zip(tokens, periodic, strict=True)):

@@ -1,10 +1,10 @@
 """Operations with a reference, a CPU and a GPU implementation that agree; each is also ``torch.ops.ttcfast.<name>``.
 
-All but ``accumulate_moments``, which says so, work under ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``,
-``hessian``, ``vmap``, in any nesting), ``torch.autograd.forward_ad`` and ``create_graph=True``, eagerly and compiled: their definitions in
-torch's own functions are then what is computed, at the speed of those. A derivative in what they hold constant is refused.
+All except ``accumulate_moments`` work under ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``, ``hessian``,
+``vmap``, in any nesting), ``torch.autograd.forward_ad`` and ``create_graph=True``, eager and compiled. These evaluate the operation's
+definition in torch's own functions, at their speed. Derivatives in arguments that an operation holds constant are refused.
 
-``torch.autocast`` never changes the dtype of a result but to widen it: each docstring names the precision that is computed in.
+``torch.autocast`` changes the dtype of a result only to widen it; each docstring names the precision of the computation.
 """
 
 from .accumulate_moments import accumulate_moments

@@ -22,28 +22,28 @@ def accumulate_moments(
 
     Args:
         grads: Gradients, each of any shape; all float32, float64, bfloat16 or float16, on one device.
-        totals: Running sums, one per gradient and of its shape, changed in place; of the gradients' dtype, or float32 under 16-bit
-            gradients (the better choice: a 16-bit running sum loses small gradients). None: only the sum of squares is wanted.
+        totals: Running sums, one per gradient and of its shape, changed in place; in the gradients' dtype, or float32 with 16-bit
+            gradients (the better choice: a 16-bit running sum loses small gradients). None computes only the sum of squares.
         zero_grads: Also set every gradient to zero, in the same pass.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
-        Sum of the squares of all elements, a float64 scalar on the gradients' device; nothing waits for the device. Squares are taken
-        and added in float64, in an order that depends on the sizes alone: the same bits from run to run, for any number of threads
-        and any instruction set of the CPU. Totals are added in their own precision and rounded once, to the bit as by ``add_``.
-        A gradient that is not finite is told by the result: inf if an element is infinite and none is NaN (or if squares of float64
-        overflow), NaN if any is NaN. Its total takes the value all the same. Not differentiable,
-        and refused under ``torch.func`` and ``torch.vmap``. ``torch.autocast`` changes nothing.
-        Reads each gradient and reads and writes each total once: 12 bytes per float32 parameter against 16 of ``_foreach_add_``
-        followed by ``_foreach_norm``, 4 without totals, 4 more with ``zero_grads``.
-        The ``triton`` backend can be captured in a CUDA graph after one call outside it (which compiles it).
+        Sum of the squares of all elements, a float64 scalar on the gradients' device; nothing waits for the device. Squares are formed
+        and added in float64, in an order that depends only on the sizes: results are bitwise equal from run to run, for any number of
+        threads and any CPU instruction set. Totals are added in their own precision and rounded once, bitwise equal to ``add_``.
+        Non-finite gradients show in the result: inf if an element is infinite and none is NaN (or if squares of float64 overflow),
+        NaN if any is NaN. They are added to their totals all the same. Not differentiable, and refused under ``torch.func`` and
+        ``torch.vmap``. ``torch.autocast`` has no effect.
+        Reads each gradient and reads and writes each total once: 12 bytes per float32 parameter, against 16 for ``_foreach_add_``
+        followed by ``_foreach_norm``; 4 without totals, 4 more with ``zero_grads``.
+        The ``triton`` backend can be captured in a CUDA graph after one call outside the capture, which compiles it.
 
     Raises:
-        ValueError: There is no gradient, lengths or shapes differ, dtypes or devices are mixed, something requires grad, two tensors share
-            memory, or one that is written to is expanded.
-        NotImplementedError: A tensor has a forward-mode tangent, or the call stands within a transform of ``torch.func``.
-        BackendError: The backend asked for cannot run, with its reason. Tensors whose elements are not packed without gaps, or lie in
-            another order than their total's, are for the reference alone.
+        ValueError: There is no gradient, lengths or shapes differ, dtypes or devices are mixed, a tensor requires grad, two tensors share
+            memory, or a tensor to be written is expanded.
+        NotImplementedError: A tensor has a forward-mode tangent, or the call is inside a transform of ``torch.func``.
+        BackendError: The requested backend cannot run; the message says why. Only the reference takes tensors with gaps in memory or with
+            a memory order that differs from their total's.
 
     Source: The two sums of ESNR; docs/design/decisions.md ("ESNR").
     """
@@ -68,9 +68,9 @@ def accumulate_moments(
 
 
 def check(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
-    """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address.
+    """Check everything that the implementations rely on, so that wrong arguments raise instead of corrupting memory.
 
-    Written over whole lists: with hundreds of tensors, a look at each of them in turn would cost as much as a millisecond.
+    Operates on whole lists: with hundreds of tensors, checking each in turn would cost up to a millisecond.
     """
     if not grads or len(totals) not in (0, len(grads)):
         raise ValueError(f"there are {len(totals)} totals and {len(grads)} grads; give one total per gradient, or none")
@@ -100,7 +100,7 @@ def _check_dtypes(grad: torch.dtype, total: torch.dtype) -> None:
 
 
 def _addresses(grads: Sequence[Tensor], totals: Sequence[Tensor], zero_grads: bool) -> list[int]:
-    """Of the totals, then of the gradients. All stand apart in memory, and what is written has an address of its own for each element."""
+    """Return the addresses of totals, then gradients. Raises if tensors share memory or a written one overlaps itself."""
     tensors = [*totals, *grads]
     found = [t.data_ptr() for t in tensors]
 
@@ -157,7 +157,7 @@ def _accumulate_moments_triton(grads: Sequence[Tensor], totals: Sequence[Tensor]
 
 
 def _packed_alike(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
-    """Whether element ``k`` of memory is the same element in gradient and total, and every element in between is one of theirs."""
+    """Tell whether gradients and totals have no gaps and the same order of elements in memory."""
     if all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, totals)):
         return None
     for i, (grad, total) in enumerate(zip(grads, totals or grads)):
@@ -169,7 +169,7 @@ def _packed_alike(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reason:
 
 
 def _moving(tensor: Tensor) -> list[tuple[int, int]]:
-    """Stride and size of the axes along which there is anything to move."""
+    """Return stride and size of the axes longer than one element."""
     return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1]
 
 
@@ -190,7 +190,7 @@ def _triton_supports(grads: Sequence[Tensor], totals: Sequence[Tensor]) -> Reaso
     return triton_device(grads[0].device.type) or _packed_alike(grads, totals)
 
 
-# On the CPU the C++ path is first, on CUDA Triton.
+# The CPU prefers the C++ path, CUDA prefers Triton.
 BACKENDS = register(
     "accumulate_moments",
     Backend("cpu", native.available, _cpu_supports, _accumulate_moments_cpu),
@@ -205,11 +205,11 @@ def _run(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str, zero_g
     check(grads, totals)
     addresses = _addresses(grads, totals, zero_grads)
     chosen = choose("accumulate_moments", BACKENDS, backend, grads, totals)
-    if chosen.name != "reference":  # what is written through addresses is told to autograd, and refused where torch would refuse it
+    if chosen.name != "reference":  # raw writes must be reported to autograd, and refused where torch would refuse them
         written = [*totals, *(grads if zero_grads else ())]
         if not torch.is_inference_mode_enabled() and any(map(Tensor.is_inference, written)):
             raise RuntimeError("an inference tensor cannot be changed outside torch.inference_mode(); clone() it first")
-        for tensor in written:  # older versions of torch take no list here
+        for tensor in written:  # older versions of torch accept no list here
             torch.autograd.graph.increment_version(tensor)
     result: Tensor = chosen.run(grads, totals, zero_grads, addresses)
     return result
@@ -224,7 +224,7 @@ def _fake(grads: Sequence[Tensor], totals: Sequence[Tensor], backend: str) -> Te
     return torch.empty((), dtype=torch.float64, device=grads[0].device)
 
 
-# Two overloads, so that the schema of each says exactly what is written.
+# Two overloads, so that each schema states exactly what is written.
 define("accumulate_moments(Tensor[] grads, Tensor(a!)[] totals, str backend) -> Tensor", _run, _fake)
 define("accumulate_moments.zero_grads(Tensor(a!)[] grads, Tensor(b!)[] totals, str backend) -> Tensor", _run_and_zero, _fake)
 for _name in ("accumulate_moments", "accumulate_moments.zero_grads"):

@@ -32,21 +32,21 @@ def add_noise(
         sigma: Standard deviation of the noise, in the units of x; 0 or more.
         key: Key of the random stream; see :func:`normal`.
         rows: (problem, candidate) of each result, int64 ``[N B, 2]``, problem-major: row n B + b belongs to ``[n, b]``.
-        antithetic: Candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        antithetic: Whether candidates 2, 4, 6, ... take the negated noise of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
         ``[N, B, C, *S]``, contiguous, dtype of x. Computed in float32 (float64 for float64 x) and rounded once to that dtype. The noise
         is that of ``normal`` with the same key and rows, elements numbered row-major in ``[C, *S]``. Differentiable in x, any number of
-        times and in forward mode; under ``torch.func`` and ``torch.vmap`` (deterministic, since rows name the draws) its definition is
-        computed, whose normals differ by rounding. Under ``torch.autocast`` nothing changes but that float16 is taken. NaN and infinities
-        stay. Writes the result once; the copies of x and the noise are never stored.
+        times and in forward mode. ``torch.func`` and ``torch.vmap`` (deterministic, since rows determine the draws) evaluate its
+        definition, whose normals differ by rounding. Under ``torch.autocast`` x may also be float16. NaN and infinities propagate.
+        Writes the result once; the copies of x and the noise are never stored.
 
     Raises:
         TypeError: ``key`` is not a :class:`ttcfast.spec.Key`.
-        ValueError: ``rows`` is not int64 ``[N B, 2]``, B is below 1, or ``sigma`` is negative, not finite or a tensor to be
-            differentiated.
-        BackendError: The backend asked for cannot run, with its reason.
+        ValueError: ``rows`` is not int64 ``[N B, 2]``, B is below 1, or ``sigma`` is negative, not finite, or a tensor that
+            requires a gradient.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: docs/design/decisions.md ("Keyed candidates").
     """
@@ -89,7 +89,7 @@ def check(call: Call) -> None:
 
 
 def add_noise_ref(call: Call) -> Tensor:
-    """The definition, in torch. In float64, where the product of two float32 numbers is exact, and rounded to float32 at the end."""
+    """The definition, in torch: computed in float64, where the product of two float32 numbers is exact, and rounded to float32 last."""
     x, wide = call.x, call.x.dtype == torch.float64
     sigma = call.sigma if wide else torch.tensor(call.sigma, dtype=torch.float32).item()
     draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)

@@ -1,4 +1,4 @@
-"""Argument checks shared by all operations, made before torch's dispatcher, whose messages say what it misses and not what was given."""
+"""Argument checks shared by all operations, made before torch's dispatcher, whose messages do not show the offending value."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def dense(**given: object) -> None:
-    """Require dense tensors, given by the names of the arguments.
+    """Require dense tensors, given by argument name.
 
     Raises:
         TypeError: An argument is not a tensor.
-        ValueError: A tensor is sparse or has another layout that is not dense.
+        ValueError: A tensor has a sparse or other non-dense layout.
     """
     for name, value in given.items():
         if not isinstance(value, Tensor):
@@ -24,7 +24,7 @@ def of_type(name: str, value: object, *types: type) -> None:
     """Require an argument to be an instance of one of these classes.
 
     Raises:
-        TypeError: It is not.
+        TypeError: It is an instance of none of them.
     """
     if not isinstance(value, types):
         wanted = " or ".join("None" if t is type(None) else t.__name__ for t in types)

@@ -33,7 +33,7 @@ class ArmScores(NamedTuple):
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The penalties by name."""
+        """Return the penalties by name."""
         return dict(zip(TERMS, self[1:6]))
 
 
@@ -83,46 +83,46 @@ def arm(
 ) -> ArmScores | FieldScores:
     """Score candidate next states by physics; higher is better.
 
-    Every conservation residual is a sum over cells of ``cell_volume * (candidate - state)``, the difference taken per cell: the
-    difference of two float32 integrals would be wrong in its first digit. Primitive channels are turned into
-    differences of rho, rho u and E per cell first.
+    Every conservation residual is a sum over cells of ``cell_volume * (candidate - state)`` with the difference taken per cell, since the
+    difference of two float32 integrals can be wrong in its first digit. Primitive channels are first converted to per-cell differences
+    of rho, rho u and E.
 
-    The penalties of a gas (``EulerSpec``) are those of mass, momentum, energy, boundary and positivity. Those of other fields are one for
-    each conserved quantity by its name, ``mean`` where channels have mean zero, ``boundary``, ``bounds`` (the mean over cells of the
+    The penalties of a gas (``EulerSpec``) are mass, momentum, energy, boundary and positivity. Those of other fields are one for
+    each conserved quantity, by its name, ``mean`` where channels have mean zero, ``boundary``, ``bounds`` (the mean over cells of the
     distances from the declared intervals) and ``divergence`` (the mean over cells of the absolute divergence by central differences,
-    where both neighbours exist; relative to the state's absolute slopes, so that 1 stands for slopes that do not cancel at all).
+    where both neighbours exist; relative to the state's absolute slopes, so that 1 means no cancellation).
 
     Args:
-        state: The state being left, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
+        state: Current state, ``[N, C, *S]``, physical units, float32, float64 or bfloat16. Held constant by all derivatives.
         candidates: Possible next states, ``[N, B, C, *S]``, same dtype and device, any strides.
-        spec: Which channels are what, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
+        spec: Roles of the channels, gamma, cell volume, boundary mask and values. Its tensors are on the state's device;
             they are parameters, converted to the accumulation dtype and not differentiable.
-        weights: Weights of the penalties in the score, by name or for a gas as ``ARMWeights``; None takes the defaults, 1 for conserved
+        weights: Weights of the penalties in the score, by name or, for a gas, as ``ARMWeights``; None takes the defaults, 1 for conserved
             quantities and 0.1 for the others.
         momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (TTC plan);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
         scale: ``"absolute"``, in units of the integral (TTC plan), or ``"relative"``: mass over the integral of abs(rho), energy
             over that of abs(E), momentum over that of rho (abs(u) + c), a quantity of other fields over that of its magnitude, all of
             the state.
-        expected: Change of conserved quantities over this step by name, where sources or open sides make one: a number, ``[N]``, or
+        expected: Change of conserved quantities over this step by name, due to sources or open boundaries: a number, ``[N]``, or
             ``[N, components]``, in units of the integral. It is subtracted from the residual. None expects no change.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
-        ArmScores of ``[N, B]``, float32 (float64 for float64 states), for other fields FieldScores with the penalties in ``terms``.
-        ``finite``, bool, tells whether every channel of the
-        candidate is finite. ``boundary`` is the mean over masked cells and all channels of abs(candidate - value), 0 where
-        nothing is masked. ``positivity`` is the mean over cells of relu(-rho) plus that of relu(-p). Both are absolute.
+        ArmScores of ``[N, B]``, float32 (float64 for float64 states); for other fields FieldScores with the penalties in ``terms``.
+        ``finite``, bool, tells whether every channel of the candidate is finite. ``boundary`` is the mean over masked cells and all
+        channels of abs(candidate - value), 0 if nothing is masked. ``positivity`` is the mean over cells of relu(-rho) plus that of
+        relu(-p). Both are absolute.
         A candidate that is not finite, or whose penalties overflow, scores -inf; no output is ever NaN.
-        Differentiable in the candidates, any number of times and in forward mode, by every penalty and the score; the gradient is 0
-        where the score is -inf. Under ``torch.func`` and ``torch.vmap`` its definition is computed. Under ``torch.autocast`` states and
+        The score and every penalty are differentiable in the candidates, any number of times and in forward mode; the gradient is 0
+        where the score is -inf. ``torch.func`` and ``torch.vmap`` evaluate its definition. Under ``torch.autocast`` states and
         candidates of two dtypes, or float16 ones, are widened to float32.
         Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
 
     Raises:
-        ValueError: Shapes, channels, dtypes or devices do not match, B is 0, an option is unknown, or a parameter is a tensor to be
-            differentiated.
-        BackendError: The backend asked for cannot run, with its reason.
+        ValueError: Shapes, channels, dtypes or devices do not match, B is 0, an option is unknown, or a parameter is a tensor that
+            requires a gradient.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: TTC plan, "Analytical Reward Model (ARM)". Terms are per candidate instead of batch means, see
     docs/design/decisions.md ("Penalties per candidate"), and differences are summed, see docs/design/decisions.md ("Sums of differences").
@@ -135,11 +135,12 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     if isinstance(spec, FieldSpec):
-        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2])
+        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2]) if expected else None
         return score_fields(state, candidates, spec, weights, momentum, scale, change, backend)
     assert isinstance(spec, EulerSpec)
-    rows = len(spec.momentum) + 2
-    change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
+    change, rows = None, len(spec.momentum) + 2
+    if expected:
+        change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
     call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
     return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
 
@@ -148,7 +149,7 @@ def arm_weights(spec: StateSpec, weights: Weights) -> dict[str, float]:
     """Returns the weight of each penalty of a layout by name.
 
     Raises:
-        ValueError: A name is no penalty's, or a weight is negative or not finite.
+        ValueError: A name is not a penalty of the layout, or a weight is negative or not finite.
     """
     if isinstance(spec, FieldSpec):
         return dict(zip([*quantities_of(spec), *OTHERS], weights_of(spec, weights)))
@@ -171,7 +172,7 @@ def _weights(given: Weights) -> ARMWeights:
 def flatten(
     state: Tensor, candidates: Tensor, spec: EulerSpec, weights: ARMWeights, momentum: str, scale: str, expected: Tensor | None = None
 ) -> Call:
-    """Return the arguments of ``torch.ops.ttcfast.arm`` but the backend: torch's schemas hold no dataclasses."""
+    """Return the arguments of ``torch.ops.ttcfast.arm`` without the backend, flattened since torch's schemas hold no dataclasses."""
     return Call(
         state,
         candidates,
@@ -192,7 +193,7 @@ def flatten(
 
 
 def check(call: Call) -> None:
-    """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address."""
+    """Check everything that the implementations rely on, so that wrong arguments raise instead of corrupting memory."""
     check_states(call.state, call.candidates)
     _check_channels(call)
     _check_parameters(call)
@@ -226,17 +227,17 @@ def _check_parameters(call: Call) -> None:
 
 
 def _outputs(call: Call) -> tuple[Tensor, ...]:
-    """Score, five penalties, finite and residuals, not filled in."""
+    """Allocate score, five penalties, finite and residuals."""
     n, b = call.candidates.shape[:2]
     like = call.candidates
     score = torch.empty((n, b), dtype=call.accumulator, device=like.device)
-    penalties = [torch.empty_like(score) for _ in range(5)]  # half the cost of torch.empty, of which there would be eight
+    penalties = [torch.empty_like(score) for _ in range(5)]  # half the cost of eight calls of torch.empty
     finite = torch.empty_like(score, dtype=torch.bool)
     return (score, *penalties, finite, torch.empty((n, b, len(call.velocity) + 2), dtype=torch.float64, device=like.device))
 
 
 def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gamma [N] float64, and ``_fields``."""
+    """Return gamma [N] in float64, and ``_fields``."""
     n, device = call.state.shape[0], call.state.device
     if call.gammas is None:
         gammas = torch.full((n,), call.gamma, dtype=torch.float64, device=device)
@@ -246,7 +247,7 @@ def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tenso
 
 
 def _fields(call: Call) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Contiguous cell volumes, mask and boundary values in the accumulation dtype; all small beside the candidates."""
+    """Return contiguous cell volumes, mask and boundary values in the accumulation dtype; all small compared to the candidates."""
     dtype = call.accumulator
     volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
     values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
@@ -294,7 +295,7 @@ def _arm_triton(call: Call) -> tuple[Tensor, ...]:
     return out
 
 
-# On the CPU the C++ path is first, on CUDA Triton. Without the extension the CPU takes the reference, unless TRITON_INTERPRET is set.
+# The CPU prefers the C++ path, CUDA prefers Triton. Without the extension the CPU uses the reference, unless TRITON_INTERPRET is set.
 BACKENDS = register(
     "arm",
     Backend("cpu", native.available, lambda call: cpu_device(call.state), _arm_cpu),
@@ -332,7 +333,7 @@ def _check_constants(call: Call) -> None:
 
 
 def _definition(given: Call) -> tuple[Tensor, ...]:
-    """:func:`arm_ref` with derivatives in the candidates alone, 0 where the score is -inf."""
+    """:func:`arm_ref`, differentiable in the candidates only, with gradient 0 where the score is -inf."""
     _check_constants(given)
     constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in given]
     call = Call(*constants)

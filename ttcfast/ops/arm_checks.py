@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def split(given: float | Tensor | None, default: float) -> tuple[Tensor | None, float]:
-    """A parameter as (tensor or None, number)."""
+    """Split a parameter into (tensor or None, number)."""
     if isinstance(given, Tensor):
         return given, default
     return None, default if given is None else float(given)
@@ -26,7 +26,7 @@ def split(given: float | Tensor | None, default: float) -> tuple[Tensor | None, 
 def changes_of(
     quantities: Mapping[str, tuple[int, ...]], expected: Mapping[str, float | Tensor] | None, state: Tensor, rows: int
 ) -> Tensor | None:
-    """Expected changes of integrals, float64 ``[N, rows]``; None where none is given.
+    """Return the expected changes of integrals as float64 ``[N, rows]``, None if none is given.
 
     Args:
         quantities: Rows of each conserved quantity.
@@ -35,7 +35,7 @@ def changes_of(
         rows: Number of integrals.
 
     Raises:
-        ValueError: A name is no quantity's, or a tensor of another shape; ``[N]`` for a quantity of several components.
+        ValueError: A name is not a conserved quantity, or a tensor has another shape, including ``[N]`` for several components.
     """
     if not expected:
         return None
@@ -91,17 +91,17 @@ def check_fields(state: Tensor, volumes: Tensor | None, mask: Tensor | None, val
 
 
 def pad_sizes(x: Tensor, lead: int) -> list[int]:
-    """Leading sizes and then exactly three space sizes, padded by 1 on the left."""
+    """Return leading sizes and exactly three space sizes, padded by 1 on the left."""
     return [*x.shape[:lead], *[1] * (3 + lead - x.ndim), *x.shape[lead:]]
 
 
 def pad_strides(x: Tensor, lead: int) -> list[int]:
-    """Leading strides and then exactly three space strides, padded by 0 on the left."""
+    """Return leading strides and exactly three space strides, padded by 0 on the left."""
     return [*x.stride()[:lead], *[0] * (3 + lead - x.ndim), *x.stride()[lead:]]
 
 
 def in_float32(op: Callable[..., tuple[Tensor, ...]], state: Tensor, candidates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """The policy under autocast: both as they are where they are of one dtype that the operation knows, else widened."""
+    """The autocast policy: keeps two tensors of one supported dtype as they are, and widens them otherwise."""
     if state.dtype == candidates.dtype and state.dtype in DTYPES:
         return op(state, candidates, *rest)
     dtype = transforms.wider(state, candidates)

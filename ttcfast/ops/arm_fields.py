@@ -37,21 +37,21 @@ class FieldScores(NamedTuple):
 
 
 def quantities_of(spec: FieldSpec) -> dict[str, tuple[int, ...]]:
-    """Channels of each penalised integral: the conserved quantities, and ``"mean"`` for the channels of mean zero."""
+    """Return the channels of each penalised integral: the conserved quantities, and ``"mean"`` for the channels of mean zero."""
     mean = tuple(map(spec.names.index, spec.mean_zero))
     return {**spec.conserved_groups, **({"mean": mean} if mean else {})}
 
 
 def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None) -> list[float]:
-    """The weights of the penalties in order.
+    """Return the weights of the penalties in order.
 
     Args:
         spec: Layout that names the quantities.
-        weights: By name; those left out are 1 for a conserved quantity and 0.1 for the others. ``ARMWeights`` give the weights of mass,
-            momentum and energy to quantities of these names, and that of positivity to the bounds.
+        weights: By name; default 1 for a conserved quantity and 0.1 for the others. ``ARMWeights`` assign the weights of mass, momentum
+            and energy to quantities of these names, and that of positivity to the bounds.
 
     Raises:
-        ValueError: A name is no penalty's, or a weight is negative or not finite.
+        ValueError: A name is not a penalty, or a weight is negative or not finite.
     """
     default = {**dict.fromkeys(quantities_of(spec), 1.0), **OTHERS}
     if isinstance(weights, ARMWeights):
@@ -93,7 +93,7 @@ def flatten(
     scale: str,
     expected: Tensor | None,
 ) -> FieldCall:
-    """Return the arguments of ``torch.ops.ttcfast.arm_fields`` but the backend."""
+    """Return the arguments of ``torch.ops.ttcfast.arm_fields`` without the backend."""
     channels, quantities = candidates.shape[2], quantities_of(spec)
     group_of = {c: number for number, group in enumerate(quantities.values()) for c in group}
     bounds = spec.bounded_channels
@@ -152,7 +152,7 @@ def _outputs(call: FieldCall) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parameters(call: FieldCall) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Volumes, mask and values in the accumulation dtype; and expected changes and the residuals' units, float64; all contiguous."""
+    """Return volumes, mask and values in the accumulation dtype, expected changes and the residuals' units in float64, all contiguous."""
     dtype = call.accumulator
     volumes = None if call.volumes is None else call.volumes.to(dtype).expand(call.space).contiguous()
     values = None if call.mask is None or call.values is None else call.values.to(dtype).expand(call.state.shape[1:]).contiguous()
@@ -231,7 +231,7 @@ def _check_constants(call: FieldCall) -> None:
 
 
 def _definition(given: FieldCall) -> tuple[Tensor, ...]:
-    """The reference with derivatives in the candidates alone, 0 where the score is -inf."""
+    """The reference, differentiable in the candidates only, with gradient 0 where the score is -inf."""
     _check_constants(given)
     constants: list[Any] = [x.detach() if isinstance(x, Tensor) else x for x in given]
     call = FieldCall(*constants)

@@ -13,7 +13,7 @@ from .arm_ref import SCALE_GUARD
 
 
 class FieldCall(NamedTuple):
-    """The flattened arguments, in the order of the torch schema. Lists have one entry per channel unless they say otherwise."""
+    """The flattened arguments, in the order of the torch schema. Lists have one entry per channel unless stated otherwise."""
 
     state: Tensor  # [N, C, *S]
     candidates: Tensor  # [N, B, C, *S]
@@ -23,13 +23,13 @@ class FieldCall(NamedTuple):
     values: Tensor | None  # broadcasts to [C, *S]
     value: float
     expected: Tensor | None  # float64 [N, C], change of each channel's integral over the step
-    groups: list[int]  # number of the conserved quantity that the channel belongs to; -1 for none
+    groups: list[int]  # index of the channel's conserved quantity; -1 for none
     quantities: int  # number of conserved quantities
-    anchored: list[int]  # 1 where the integral's change counts, 0 where the integral itself does
+    anchored: list[int]  # 1 to penalise the integral's change, 0 to penalise the integral itself
     low: list[float]  # -inf for no bound
     high: list[float]  # inf for no bound
-    vectors: list[int]  # channels of the fields without divergence, one per space dimension and field
-    distances: list[float]  # of cells, one per space dimension
+    vectors: list[int]  # channels of the divergence-free fields, one per space dimension and field
+    distances: list[float]  # cell spacings, one per space dimension
     periodic: list[int]  # one per space dimension
     mode: str
     scale: str
@@ -45,7 +45,7 @@ class FieldCall(NamedTuple):
 
     @property
     def fields(self) -> int:
-        """Number of fields without divergence."""
+        """Number of divergence-free fields."""
         return len(self.vectors) // len(self.distances)
 
     @property
@@ -55,13 +55,13 @@ class FieldCall(NamedTuple):
 
 
 def arm_fields_ref(call: FieldCall) -> tuple[Tensor, ...]:
-    """The definition, in torch. Differentiable by autograd; makes temporaries of the candidates' size."""
+    """The definition, in torch. Differentiable by autograd; allocates temporaries of the candidates' size."""
     new = call.candidates.flatten(3).to(call.accumulator)  # [N, B, C, L]
     old = call.state.flatten(2).to(call.accumulator).unsqueeze(1)  # [N, 1, C, L]
     anchored = torch.tensor(call.anchored, dtype=torch.bool, device=new.device).unsqueeze(-1)
     changes = _volume(call) * (new - torch.where(anchored, old, 0.0))
     terms = [changes, _away(call, new).sum(2, keepdim=True), _outside(call, new).sum(2, keepdim=True)]
-    # One sum over all terms, cells innermost: torch never splits it over threads, so its order is fixed for any N and B.
+    # One sum over all terms, cells innermost: torch never splits it over threads, so its order is the same for any N and B.
     sums = torch.cat(terms, 2).sum(-1, dtype=torch.float64)  # [N, B, C + 2]
     divergence = _slopes(call, call.candidates).sum(3).abs().flatten(2).sum(-1, dtype=torch.float64)
     return _finish(call, sums, divergence, new.detach().isfinite().flatten(2).all(-1))
@@ -72,7 +72,7 @@ def _volume(call: FieldCall) -> Tensor | float:
 
 
 def _away(call: FieldCall, new: Tensor) -> Tensor:
-    """abs(candidate - prescribed value) in masked cells, 0 elsewhere, ``[N, B, C, L]``."""
+    """Return abs(candidate - prescribed value) in masked cells and 0 elsewhere, ``[N, B, C, L]``."""
     if call.mask is None:
         return torch.zeros_like(new)
     value = call.value if call.values is None else call.values.to(call.accumulator).expand(call.state.shape[1:]).flatten(1)
@@ -80,13 +80,13 @@ def _away(call: FieldCall, new: Tensor) -> Tensor:
 
 
 def _outside(call: FieldCall, new: Tensor) -> Tensor:
-    """Distance of each value from its channel's interval, ``[N, B, C, L]``."""
+    """Return the distance of each value from its channel's interval, ``[N, B, C, L]``."""
     low, high = (torch.tensor(ends, dtype=new.dtype, device=new.device).unsqueeze(-1) for ends in (call.low, call.high))
     return torch.relu(low - new) + torch.relu(new - high)
 
 
 def _slopes(call: FieldCall, x: Tensor) -> Tensor:
-    """Central differences of each component along its axis, 0 where a cell lacks a neighbour, ``[N, B, F, D, *S]`` of ``[N, B, C, *S]``."""
+    """Return central differences of each component along its axis, 0 without both neighbours, ``[N, B, C, *S]`` to ``[N, B, F, D, *S]``."""
     d = len(call.distances)
     fields = x[:, :, call.vectors].to(call.accumulator).unflatten(2, (call.fields, d))
     slopes = []
@@ -101,10 +101,10 @@ def _slopes(call: FieldCall, x: Tensor) -> Tensor:
 
 
 def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
-    """Units of the quantities' residuals, ``[N, quantities]``, and of the divergence, ``[N]``, float64; None where penalties are absolute.
+    """Return units of the quantities' residuals, ``[N, quantities]``, and of the divergence, ``[N]``, float64; None for absolute penalties.
 
-    A quantity's unit is the integral of its magnitude over the state, abs(x) or the vector's length. The divergence's unit is the sum over
-    cells of the absolute slopes that it adds up, so that 1 stands for slopes that do not cancel at all.
+    A quantity's unit is the integral over the state of its magnitude, abs(x) or the vector's length. The divergence's unit is the sum over
+    cells of the absolute slopes that it adds up, so that 1 means no cancellation.
     """
     if call.scale == "absolute":
         return None, None
@@ -121,7 +121,7 @@ def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _finish(call: FieldCall, sums: Tensor, divergence: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
-    """Penalties and score from the sums, in float64. The other implementations do the same arithmetic in the same order."""
+    """Compute penalties and score from the sums, in float64. Other implementations use the same arithmetic in the same order."""
     channels, cells = call.state.shape[1], math.prod(call.space)
     residuals = sums[..., :channels]
     if call.expected is not None:
@@ -141,7 +141,7 @@ def _finish(call: FieldCall, sums: Tensor, divergence: Tensor, finite: Tensor) -
 
 
 def _components(call: FieldCall) -> Iterator[list[int]]:
-    """Channels of each quantity."""
+    """Return the channels of each quantity."""
     for number in range(call.quantities):
         yield [c for c, group in enumerate(call.groups) if group == number]
 

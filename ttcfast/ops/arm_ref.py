@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 VELOCITY_GUARD = 1e-12  # the TTC plan's compute_pressure divides by rho + 1e-12
-SCALE_GUARD = 1e-12  # least denominator of a relative residual, times the domain's volume
+SCALE_GUARD = 1e-12  # smallest denominator of a relative residual, times the domain's volume
 
 
 class Call(NamedTuple):
-    """The flattened arguments, in the order of the torch schema. A channel of -1 is absent; each tensor of a pair wins over its number."""
+    """The flattened arguments, in the order of the torch schema. A channel of -1 is absent; a tensor overrides the number it pairs with."""
 
     state: Tensor  # [N, C, *S]
     candidates: Tensor  # [N, B, C, *S]
@@ -25,7 +25,7 @@ class Call(NamedTuple):
     mask: Tensor | None  # bool [*S]
     values: Tensor | None  # broadcasts to [C, *S]
     value: float
-    expected: Tensor | None  # float64 [N, components + 2], change of the integrals over the step; None for conserved ones
+    expected: Tensor | None  # float64 [N, components + 2], change of the integrals over the step; None if they are conserved
     density: int
     velocity: list[int]  # momentum channels; velocity channels of primitive states
     energy: int
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 
 def arm_ref(call: Call) -> tuple[Tensor, ...]:
-    """The definition, in torch. Differentiable by autograd; makes many temporaries of the candidates' size."""
+    """The definition, in torch. Differentiable by autograd; allocates many temporaries of the candidates' size."""
     dtype = call.accumulator
     volume = call.volume if call.volumes is None else call.volumes.to(dtype).expand(call.space).reshape(-1)
     new = call.candidates.flatten(3).to(dtype)  # [N, B, C, L]
@@ -53,14 +53,14 @@ def arm_ref(call: Call) -> tuple[Tensor, ...]:
     terms = [volume * change for change in _changes(call, new, old)]
     terms.append(torch.zeros_like(terms[0]) if call.mask is None else _boundary(call, new).sum(2))
     terms += [torch.relu(-new[:, :, call.density]), torch.relu(-_pressure(call, new))]
-    # One sum over all terms, cells innermost: torch never splits it over threads, so its order is fixed for any N and B.
+    # One sum over all terms, cells innermost: torch never splits it over threads, so its order is the same for any N and B.
     sums = torch.stack(terms, 2).sum(-1, dtype=torch.float64)  # [N, B, components + 5]
     finite = new.detach().isfinite().flatten(2).all(-1)
     return _finish(call, sums, finite)
 
 
 def _changes(call: Call, new: Tensor, old: Tensor) -> list[Tensor]:
-    """Per-cell change of rho, each momentum and E, ``[N, B, L]``; products are differenced factor by factor, so nothing cancels."""
+    """Return per-cell changes of rho, each momentum and E, ``[N, B, L]``; products are differenced by factor to avoid cancellation."""
     d = new - old
     d_rho = d[:, :, call.density]
     if not call.primitive:
@@ -75,12 +75,12 @@ def _changes(call: Call, new: Tensor, old: Tensor) -> list[Tensor]:
 
 
 def _gamma(call: Call) -> Tensor | float:
-    """A number, or [N or 1, 1, 1] to go with [N, B, L]."""
+    """Return a number, or [N or 1, 1, 1] to broadcast against [N, B, L]."""
     return call.gamma if call.gammas is None else call.gammas.to(call.accumulator).reshape(-1, 1, 1)
 
 
 def _pressure(call: Call, u: Tensor) -> Tensor:
-    """The stored pressure, or the TTC plan's compute_pressure, ``[N, B, L]``."""
+    """Return the stored pressure, or the TTC plan's compute_pressure, ``[N, B, L]``."""
     if call.pressure >= 0:
         return u[:, :, call.pressure]
     rho, v = u[:, :, call.density], u[:, :, call.velocity] / (u[:, :, call.density, None] + VELOCITY_GUARD)
@@ -88,20 +88,20 @@ def _pressure(call: Call, u: Tensor) -> Tensor:
 
 
 def _boundary(call: Call, new: Tensor) -> Tensor:
-    """abs(candidate - value) in masked cells, 0 elsewhere, ``[N, B, C, L]``."""
+    """Return abs(candidate - value) in masked cells and 0 elsewhere, ``[N, B, C, L]``."""
     mask = cast(Tensor, call.mask).reshape(-1)
     return torch.where(mask, (new - _values(call)).abs(), 0.0)
 
 
 def _values(call: Call) -> Tensor | float:
-    """A number, or [C, L]."""
+    """Return a number, or [C, L]."""
     if call.values is None:
         return call.value
     return call.values.to(call.accumulator).expand(call.state.shape[1:]).flatten(1)
 
 
 def scales(call: Call) -> Tensor | None:
-    """Denominators of the mass, momentum and energy residuals, ``[N, 3]`` float64; None where residuals are absolute."""
+    """Return the denominators of the mass, momentum and energy residuals, ``[N, 3]`` float64; None for absolute residuals."""
     if call.scale == "absolute":
         return None
     u = call.state.detach().flatten(2).to(call.accumulator).unsqueeze(1)  # [N, 1, C, L]
@@ -120,7 +120,7 @@ def scales(call: Call) -> Tensor | None:
 
 
 def _finish(call: Call, sums: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
-    """Penalties and score from the sums, in float64. The other implementations do the same arithmetic in the same order."""
+    """Compute penalties and score from the sums, in float64. Other implementations use the same arithmetic in the same order."""
     m, cells = len(call.velocity), math.prod(call.space)
     residuals, boundary, negative = sums[..., : m + 2], sums[..., m + 2], sums[..., m + 3] + sums[..., m + 4]
     if call.expected is not None:
@@ -141,7 +141,7 @@ def _finish(call: Call, sums: Tensor, finite: Tensor) -> tuple[Tensor, ...]:
 
 
 def _boundary_values(call: Call) -> Tensor | float:
-    """How many values the boundary term averages, at least 1 so that an empty mask gives 0."""
+    """Return the number of values that the boundary term averages, at least 1 so that an empty mask gives 0."""
     return 1.0 if call.mask is None else call.mask.sum().clamp_min(1) * call.state.shape[1]
 
 
@@ -152,11 +152,11 @@ def _momentum(mode: str, residuals: Tensor) -> Tensor:
 
 
 def arm_backward(call: Call, score: Tensor, residuals: Tensor, grads: Sequence[Tensor | None]) -> Tensor:
-    """Gradient with respect to the candidates, ``[N, B, C, *S]``.
+    """Return the gradient with respect to the candidates, ``[N, B, C, *S]``.
 
     Args:
-        call: The arguments of the forward pass.
-        score: Its first output, ``[N, B]``; where it is -inf the gradient is 0.
+        call: Arguments of the forward pass.
+        score: Its first output, ``[N, B]``; the gradient is 0 where it is -inf.
         residuals: Its last output, ``[N, B, components + 2]``.
         grads: Gradients of score, mass, momentum, energy, boundary and positivity, ``[N, B]`` each or None.
     """
@@ -183,12 +183,14 @@ def arm_backward(call: Call, score: Tensor, residuals: Tensor, grads: Sequence[T
     if call.mask is not None:
         away = torch.where(call.mask.reshape(-1), (new - _values(call)).sign(), 0.0)
         grad = grad + away * (by_boundary / _boundary_values(call)).to(new.dtype)[..., None, None]
-    grad = torch.where(score.isfinite()[..., None, None], grad, 0.0)  # 0 times NaN upstream is not 0
+    grad = torch.where(
+        score.isfinite()[..., None, None], grad, 0.0
+    )  # upstream gradients may be NaN or infinite, and 0 times those is not 0
     return grad.to(call.candidates.dtype).reshape(call.candidates.shape)
 
 
 def _penalty_gradients(call: Call, score: Tensor, grads: Sequence[Tensor | None]) -> list[Tensor]:
-    """What reaches each penalty, directly and through the score, ``[N, B]`` float64."""
+    """Return the gradient reaching each penalty, directly and through the score, ``[N, B]`` float64."""
     by_score, *direct = [torch.zeros_like(score) if g is None else g for g in grads]
     alive = score.isfinite()
     return [torch.where(alive, g.double() - w * by_score.double(), 0.0) for w, g in zip(call.weights, direct)]
@@ -204,7 +206,7 @@ def _momentum_gradient(mode: str, residuals: Tensor) -> Tensor:
 
 
 def _conservation_rows(call: Call, u: Tensor, pull: list[Tensor]) -> dict[int, Tensor]:
-    """Gradient rows ``[N, B, L]`` by channel, from the pulls on rho, each momentum and E per cell."""
+    """Return gradient rows ``[N, B, L]`` by channel, from the gradients of rho, each momentum and E per cell."""
     mass, *momenta, energy = pull
     whole = torch.ones_like(u[:, :, 0])
     if not call.primitive:
@@ -222,7 +224,7 @@ def _conservation_rows(call: Call, u: Tensor, pull: list[Tensor]) -> dict[int, T
 
 
 def _positivity_rows(call: Call, u: Tensor, pull: Tensor) -> list[tuple[int, Tensor]]:
-    """Gradient rows of relu(-rho) + relu(-p) per cell, as (channel, ``[N, B, L]``)."""
+    """Return gradient rows of relu(-rho) + relu(-p) per cell, as (channel, ``[N, B, L]``)."""
     rho = u[:, :, call.density]
     dense = -pull * (rho < 0)
     thin = -pull * (_pressure(call, u) < 0)

@@ -1,4 +1,4 @@
-"""How an operation becomes ``torch.ops.ttcfast.<name>``: its schema, its implementation, and what it returns for fake tensors."""
+"""Defines operations as ``torch.ops.ttcfast.<name>``: schema, implementation, and fake results for tracing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
     """Define an operation.
 
     Args:
-        schema: Name, with ``.overload`` where it has several, arguments and results, as ``torch.library`` reads them.
-        run: Called with the arguments.
+        schema: Name, with ``.overload`` if it has several, arguments and results, in the syntax of ``torch.library``.
+        run: Implementation, called with the arguments.
         fake: Called with the arguments when their tensors hold no data; returns tensors like those of ``run``.
         keys: Dispatch keys of ``run``.
     """
@@ -43,7 +43,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
 
 
 def arguments(call: type[Any], whole: str = "SymInt") -> str:
-    """Return the fields of a record as arguments of a schema; ``whole`` is the type of whole numbers."""
+    """Return the fields of a record as arguments of a schema; ``whole`` is the schema type of integers."""
     types: dict[Any, str] = {**TYPES, int: whole, list[int]: f"{whole}[]"}
     return ", ".join(f"{types[hint]} {field}" for field, hint in get_type_hints(call).items())
 
@@ -60,17 +60,17 @@ def define_call(
     whole: str = "SymInt",
     **autograd: Any,
 ) -> None:
-    """Define an operation whose arguments are the fields of a record, in their order, and then the backend.
+    """Define an operation whose arguments are the fields of a record, in order, followed by the backend.
 
     Args:
-        name: The operation's name.
-        call: Class of the record, a NamedTuple. ``check``, ``empty``, ``definition`` and the backends are called with one.
-        returns: Results, as in a schema.
-        check: Raises ``ValueError`` where arguments do not fit.
+        name: Name of the operation.
+        call: Class of the record, a NamedTuple. ``check``, ``empty``, ``definition`` and the backends are called with an instance.
+        returns: Results, in schema syntax.
+        check: Raises ``ValueError`` for inconsistent arguments.
         backends: Implementations, in order of preference.
-        empty: Returns the results, not filled in.
+        empty: Allocates the results.
         definition: Computes the results in torch's own functions.
-        whole: Schema type of whole numbers: ``SymInt``, or ``int`` where each value deserves a graph of its own.
+        whole: Schema type of integers: ``SymInt``, or ``int`` if each value should have a graph of its own.
         autograd: ``backward``, ``setup_context`` and ``policy`` of :func:`transforms.register`.
     """
 

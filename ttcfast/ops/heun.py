@@ -23,22 +23,22 @@ def heun_predict(z: Tensor, k1: Tensor, dt: float, *, group: int = 0, backend: s
 
     Args:
         z: State at the start of the substep, ``[..., D]``, float32 or float64.
-        k1: Velocity at ``(z, t)``, ``[..., D]`` like ``z``, in its dtype; bfloat16 as well where ``z`` is float32.
+        k1: Velocity at ``(z, t)``, ``[..., D]``, in the dtype of ``z``, or bfloat16 if ``z`` is float32.
         dt: Substep, in the time unit of the velocity.
-        group: Take out of ``k1`` the mean of every ``group`` consecutive entries first, so that the sums of those entries of ``z`` stay as
-            they are (latents on products of simplices); 0 leaves ``k1`` alone. It divides D.
+        group: Size of groups of consecutive entries, a divisor of D. The mean of each group is subtracted from ``k1`` first, which
+            preserves the groups' sums in ``z`` (latents on products of simplices); 0 leaves ``k1`` unchanged.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
             and bfloat16 ones on the CPU, to the reference.
 
     Returns:
-        Shape and dtype of ``z``. Differentiable in the tensors, any number of times and in forward mode; under ``torch.func`` and
-        ``torch.vmap`` its definition is computed. Under ``torch.autocast`` 16-bit tensors are widened to float32, the result's dtype.
+        Shape and dtype of ``z``. Differentiable in the tensors, any number of times and in forward mode; ``torch.func`` and
+        ``torch.vmap`` evaluate its definition. Under ``torch.autocast`` 16-bit tensors are widened to float32, the result's dtype.
         NaN and infinities propagate. With ``group`` 0 all backends give the same bits.
-        On the CPU a call costs some 35 us of host time: without groups, ``z + dt * k1`` is faster below about 10^6 entries.
+        On the CPU a call costs about 35 us of host time: without groups, ``z + dt * k1`` is faster below about 10^6 entries.
 
     Raises:
-        ValueError: Shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor to be differentiated.
-        BackendError: The backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices differ, ``group`` does not divide D, or ``dt`` is a tensor that requires a gradient.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
@@ -65,7 +65,7 @@ def heun_correct(z: Tensor, k1: Tensor, k2: Tensor, dt: float, *, group: int = 0
 
     Raises:
         ValueError: As for :func:`heun_predict`.
-        BackendError: The backend asked for cannot run, with its reason.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: Flow plan, "ODE Integrator Choice and Justification" (explicit trapezoidal rule).
     """
@@ -96,7 +96,7 @@ def check_group(name: str, group: int, width: int) -> None:
 
 
 def centered(k: Tensor, group: int) -> Tensor:
-    """``k`` less the mean of every ``group`` consecutive entries; ``k`` itself where ``group`` is 0."""
+    """Return ``k`` minus the mean of every ``group`` consecutive entries; ``k`` itself if ``group`` is 0."""
     if not group:
         return k
     grouped = k.reshape(*k.shape[:-1], k.shape[-1] // group, group)
@@ -104,7 +104,7 @@ def centered(k: Tensor, group: int) -> Tensor:
 
 
 def heun_ref(base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int) -> Tensor:
-    """``base + step * center(first + ratio * second)``: both updates, and those of their backward passes."""
+    """Return ``base + step * center(first + ratio * second)``: both updates and those of their backward passes."""
     dtype = first.dtype if base is None else base.dtype
     slope = first.to(dtype)
     if second is not None:
@@ -116,7 +116,7 @@ def heun_ref(base: Tensor | None, first: Tensor, second: Tensor | None, step: fl
 def update(
     base: Tensor | None, first: Tensor, second: Tensor | None, step: float, ratio: float, group: int, backend: str = "auto"
 ) -> Tensor:
-    """:func:`heun_ref` by one of the backends, unchecked."""
+    """Run :func:`heun_ref` on one of the backends, unchecked."""
     out = torch.empty_like(first, dtype=first.dtype if base is None else base.dtype)
     choose("heun", BACKENDS, backend, base, first, second).run(base, first, second, step, ratio, group, out)
     return out
@@ -168,7 +168,7 @@ BACKENDS = register(
 
 
 def _arguments(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor | None, float, float, int]:
-    """What :func:`heun_ref` takes, from the arguments of either operation, checked."""
+    """Return the arguments of :func:`heun_ref` from those of either operation, checked."""
     *slopes, dt, group = rest
     check(z, slopes, group)
     return (z, slopes[0], None, dt, 1.0, group) if len(slopes) == 1 else (z, *slopes, 0.5 * dt, 1.0, group)

@@ -31,13 +31,13 @@ class Info(dict[str, Any]):
 
 
 def info() -> Info:
-    """Report the backends of every operation, how the extension was built, and the devices, with a reason for each absence.
+    """Report the backends of every operation, the build of the extension and the devices, with a reason for each absence.
 
     Returns:
-        A dict that prints as a report. ``version``, ``python``, ``torch``, ``machine``: strings. ``threads``: of torch, which the
-        C++ operations use too. ``extension``, ``triton``: a description, or the reason for the absence. ``devices``: one line each.
-        ``ops``: for each operation its backends in order of preference, None for one that can run here and else the reason.
-        ``environment``: those of our variables that are set.
+        A dict that prints as a report. ``version``, ``python``, ``torch``, ``machine``: strings. ``threads``: number of torch threads,
+        which the C++ operations use too. ``extension``, ``triton``: a description, or why it is absent. ``devices``: one line each.
+        ``ops``: for each operation its backends in order of preference, None for one that can run here, otherwise the reason.
+        ``environment``: our environment variables that are set.
     """
     return Info(
         version=_version("ttcfast") or "not installed (running from a source tree)",
@@ -73,7 +73,7 @@ def _extension() -> str:
 
 
 def _cuda(version: Any) -> str:
-    """CUDA's own number, 1000 major + 10 minor, as people write it."""
+    """Format CUDA's version number, 1000 major + 10 minor, as major.minor."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 

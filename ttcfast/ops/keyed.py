@@ -1,7 +1,7 @@
-"""What the keyed random operations share: the generator and its normals in pure torch (the definition), the key, and the checks.
+"""The shared part of the keyed random operations: the generator and its normals in pure torch (the definition), the key, the checks.
 
-Every number is a function of (seed, step, site) and of (problem, candidate, element) alone: the first three become the key of
-Philox 4x32-10, the last three its counter. There is no state, so neither order, nor chunks, nor devices change a draw.
+Every number is a function of (seed, step, site) and (problem, candidate, element) only: the first three determine the key of
+Philox 4x32-10, the last three its counter. There is no state, so draws do not depend on order, chunks or devices.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), for Philox; the finaliser is that of SplitMix64
 (Steele, Lea, Flood, OOPSLA 2014); docs/design/decisions.md ("Keyed candidates").
@@ -34,9 +34,9 @@ PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the 64 bits that stand for (seed, step) in the raw operations, as int64 ``[1]``.
+    """Return the 64 bits that encode (seed, step) in the raw operations, as int64 ``[1]``.
 
-    A compiled model or a captured CUDA graph draws the noise of another step once this tensor holds other bits.
+    Changing this tensor's contents gives a compiled model or a captured CUDA graph the noise of another step.
 
     Args:
         seed: Seed of the run, 0 to 2**63 - 1.
@@ -47,19 +47,19 @@ def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tenso
         ValueError: ``seed`` or ``step`` is out of range.
     """
     if torch.compiler.is_compiling():
-        # Seed and step stay symbols: a new step needs no new graph.
+        # Seed and step stay symbolic, so a new step needs no new graph.
         stream: Tensor = torch.ops.ttcfast.stream(seed, step, torch.device(device))
         return stream
     return _stream(seed, step, torch.device(device))
 
 
 def mixed(seed: int, step: int) -> int:
-    """Output number step + 1 of SplitMix64 started at the hash of the seed, as a signed 64-bit number."""
+    """Return output number step + 1 of SplitMix64 started at the hash of the seed, as a signed 64-bit number."""
     return _signed(_finalised(_finalised(seed + GOLDEN) + GOLDEN * (step + 1)))
 
 
 def philox_key(stream: Tensor, site: int) -> tuple[Tensor, Tensor]:
-    """Low and high 32 bits, int64 ``[1]`` each, of output number site + 1 of SplitMix64 started at ``stream``."""
+    """Return low and high 32 bits, int64 ``[1]`` each, of output number site + 1 of SplitMix64 started at ``stream``."""
     z = stream + _signed(GOLDEN * (site + 1))
     for shift, multiplier in FINALISER:
         z = (z ^ _shifted(z, shift)) * _signed(multiplier)
@@ -68,11 +68,11 @@ def philox_key(stream: Tensor, site: int) -> tuple[Tensor, Tensor]:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox 4x32-10: 32-bit words held in int64 tensors that broadcast against each other."""
+    """Philox 4x32-10 on 32-bit words held in int64 tensors that broadcast against each other."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The product wraps around 2**64; its bits are right, and the mask undoes the sign that the shift drags in.
+        # The product wraps around 2**64 with the right bits, and the mask removes the sign bits that the shift fills in.
         p0, p1 = c0 * PHILOX_MULTIPLIERS[0], c2 * PHILOX_MULTIPLIERS[1]
         c0, c1, c2, c3 = _shifted(p1, 32) ^ c1 ^ k0, p1 & LOW, _shifted(p0, 32) ^ c3 ^ k1, p0 & LOW
         k0, k1 = (k0 + PHILOX_WEYL[0]) & LOW, (k1 + PHILOX_WEYL[1]) & LOW
@@ -80,7 +80,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def words_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic: bool) -> tuple[Tensor, Tensor]:
-    """The 32-bit integers of each row, int64 ``[M, 4 ceil(elements / 4)]``, and which rows are the opposite of another one, ``[M, 1]``."""
+    """Return the 32-bit integers of each row, int64 ``[M, 4 ceil(elements / 4)]``, and which rows negate another one, ``[M, 1]``."""
     problem, candidate = rows[:, :1], rows[:, 1:]
     opposite = (candidate >= 2) & (candidate % 2 == 0) & antithetic
     candidate = candidate - opposite.to(torch.int64)
@@ -91,16 +91,16 @@ def words_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic
 
 
 def uniforms_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic: bool) -> Tensor:
-    """One 32-bit integer per element, int64 ``[M, elements]``; the complement in rows that are the opposite of another one."""
+    """Return one 32-bit integer per element, int64 ``[M, elements]``, complemented in rows that negate another one."""
     words, opposite = words_ref(rows, stream, site, elements, antithetic)
     return torch.where(opposite, LOW - words, words)[:, :elements]
 
 
 def normals_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithetic: bool) -> Tensor:
-    """Standard normals, float32 ``[M, elements]``: Box-Muller in float64 from the exact integers, rounded at the end.
+    """Return standard normals, float32 ``[M, elements]``: Box-Muller in float64 from the exact integers, rounded last.
 
     Integers (a, b) give the radius sqrt(-2 ln((a + 1/2) / 2**32)), at most 6.77, and the angle 2 pi (b + 1/2) / 2**32: neither the
-    logarithm's argument nor any result is 0. The angle is taken modulo a quarter turn as an integer, so small sines keep their digits.
+    logarithm's argument nor any result is 0. The angle is reduced modulo a quarter turn as an integer, so small sines keep their digits.
     """
     words, opposite = words_ref(rows, stream, site, elements, antithetic)
     a, b = words[:, 0::2], words[:, 1::2]
@@ -115,11 +115,11 @@ def normals_ref(rows: Tensor, stream: Tensor, site: int, elements: int, antithet
 
 
 def stream_and_site(key: Key, rows: Tensor) -> tuple[Tensor, int]:
-    """Return a ``Key`` as the raw operations take it.
+    """Convert a ``Key`` to the arguments of the raw operations.
 
     Raises:
         TypeError: ``key`` is not a ``Key``, or ``rows`` is not a tensor.
-        ValueError: A number of the key is not whole or is out of range, or ``rows`` is sparse.
+        ValueError: A number of the key is not an integer or is out of range, or ``rows`` is sparse.
     """
     if not isinstance(key, Key):
         raise TypeError(f"key is {key!r} of type {type(key).__name__}; give ttcfast.spec.Key(seed, step, site)")
@@ -135,7 +135,7 @@ def check_site(site: int) -> None:
 
 
 def check_names(rows: Tensor, stream: Tensor, site: int, x: Tensor | None = None) -> None:
-    """Check shapes, dtypes and devices of what names the draws, and that ``x`` is where they are."""
+    """Check shapes, dtypes and devices of rows and stream, and that ``x`` is on the same device."""
     if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != 2:
         raise ValueError(f"rows are {rows.dtype} {tuple(rows.shape)}; give int64 [M, 2], a (problem, candidate) for each row")
     if stream.dtype != torch.int64 or tuple(stream.shape) != (1,) or stream.device != rows.device:
@@ -149,9 +149,9 @@ def check_names(rows: Tensor, stream: Tensor, site: int, x: Tensor | None = None
 
 
 def check_row_values(rows: Tensor) -> None:
-    """Rows in host memory hold numbers that the counter can hold; the C++ path looks by itself, with the same words.
+    """Check that rows in host memory fit the counter; the C++ path makes the same check with the same messages.
 
-    On a GPU this would make every call wait, so nothing is asked there.
+    Rows on a GPU are not checked, since every call would then wait for the device.
     """
     if rows.device.type != "cpu" or rows.shape[0] == 0:
         return
@@ -162,7 +162,7 @@ def check_row_values(rows: Tensor) -> None:
 
 
 def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
-    """A dtype that every backend writes, and no more elements in a row than a counter can number."""
+    """Check that every backend can write the dtype and that the counter can number a row's elements."""
     if dtype not in DTYPES:
         raise ValueError(f"{name} is {dtype}; give float32, float64 or bfloat16")
     if elements > MOST_ELEMENTS:
@@ -170,7 +170,7 @@ def check_draws(dtype: torch.dtype, name: str, elements: int) -> None:
 
 
 def backends(op: str, cpu: Fill, triton: Fill, reference: Run) -> tuple[Backend, ...]:
-    """Register the implementations of a keyed operation; the C++ one looks at the numbers in rows by itself."""
+    """Register the implementations of a keyed operation; the C++ one checks the values of rows itself."""
 
     def filled_by(fill: Fill, *, look: bool) -> Run:
         def run(call: Any) -> Tensor:
@@ -195,16 +195,16 @@ def backends(op: str, cpu: Fill, triton: Fill, reference: Run) -> tuple[Backend,
 
 
 def native_rows(rows: Tensor, stream: Tensor, site: int, antithetic: bool, elements: int) -> tuple[Any, ...]:
-    """The last arguments of the extension's functions. ``rows`` is contiguous and outlives the call."""
+    """Return the last arguments of the extension's functions. ``rows`` is contiguous and outlives the call."""
     return rows.data_ptr(), [rows.shape[0], elements], stream.data_ptr(), site, antithetic, *native.threads_and_level()
 
 
 def grid(x: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """A tensor [row, ...] as rows of at most three axes: itself, three sizes and three strides, axes that are one in memory merged.
+    """View a tensor [row, ...] as rows of at most three axes: the tensor, three sizes and three strides, with contiguous axes merged.
 
-    A tensor that needs more axes than that is copied first. One without elements is an empty line: nothing is read of it.
+    A tensor that needs more axes is copied first. One without elements becomes an empty line, since nothing is read from it.
     """
-    if x.numel() == 0:  # a copy would keep strides that nothing merges
+    if x.numel() == 0:  # a copy would preserve strides that cannot be merged
         return x, [1, 1, 0], [0, 0, 1]
     sizes, strides = [1], [0]
     for size, stride in zip(x.shape[1:], x.stride()[1:]):
@@ -223,12 +223,12 @@ def grid(x: Tensor) -> tuple[Tensor, list[int], list[int]]:
 
 
 def _signed(z: int) -> int:
-    """The signed number with the low 64 bits of ``z``."""
+    """Return the signed number with the low 64 bits of ``z``."""
     return (z + 2**63) % 2**64 - 2**63
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """Shift right, zeros in."""
+    """Logical right shift."""
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Applies dropout whose mask depends on (seed, step, site, problem, candidate, element) alone."""
+"""Applies dropout whose mask depends only on (seed, step, site, problem, candidate, element)."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def keyed_dropout(
 
     Args:
         x: ``[M, ...]``, float32, float64 or bfloat16, any strides; the elements of a row are numbered row-major.
-        p: Probability of dropping an entry, in [0, 1); taken to the nearest multiple of 2**-32.
+        p: Probability of dropping an entry, in [0, 1); rounded to the nearest multiple of 2**-32.
         key: Key of the random stream; see :func:`normal`.
         rows: (problem, candidate) of each row, int64 ``[M, 2]``; see :func:`normal`.
-        antithetic: Candidates 2, 4, 6, ... draw with the complemented bits of the candidate before them: at p = 1/2 they keep exactly
-            what that one dropped.
+        antithetic: Whether candidates 2, 4, 6, ... use the complemented bits of the candidate before them: at p = 1/2 they keep exactly
+            the entries that it dropped.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
-        Shape and dtype of x, contiguous. An entry is kept where its 32-bit draw is at least round(p 2**32), so masks are the same bit for
-        bit on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x,
-        any number of times and in forward mode; the mask is drawn again in the backward pass, never stored. Under ``torch.func`` and
-        ``torch.vmap`` (deterministic, since rows name the draws) its definition is computed, with the same masks. Under ``torch.autocast``
-        nothing changes but that float16 is taken.
+        Shape and dtype of x, contiguous. An entry is kept where its 32-bit draw is at least round(p 2**32), so masks are bitwise equal
+        on every backend and for any split of the rows. A dropped entry is 0 even where x is not finite. Differentiable in x,
+        any number of times and in forward mode; the backward pass draws the mask again, so it is never stored. ``torch.func`` and
+        ``torch.vmap`` (deterministic, since rows determine the draws) evaluate its definition, with the same masks. Under
+        ``torch.autocast`` x may also be float16.
 
     Raises:
         TypeError: ``key`` is not a :class:`ttcfast.spec.Key`.
         ValueError: ``rows`` is not int64 ``[M, 2]``, or ``p`` is outside [0, 1).
-        BackendError: The backend asked for cannot run, with its reason.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: Srivastava et al. (2014), inverted; docs/design/decisions.md ("Keyed candidates", "Dropout that acts").
     """
@@ -70,12 +70,12 @@ class Call(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What a kept entry is multiplied by."""
+        """Return the factor of a kept entry."""
         return 1 / (1 - self.p)
 
     @property
     def threshold(self) -> int:
-        """The least 32-bit draw that keeps an entry; 2**32 where none does."""
+        """Return the smallest 32-bit draw that keeps an entry, 2**32 if none does."""
         return round(self.p * 2**32)
 
     def empty(self) -> Tensor:
@@ -93,7 +93,7 @@ def check(call: Call) -> None:
 
 
 def keyed_dropout_ref(call: Call) -> Tensor:
-    """The definition, in torch; makes int64 temporaries of the size of x."""
+    """The definition, in torch; allocates int64 temporaries of the size of x."""
     draws = keyed.uniforms_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
     kept = (draws >= call.threshold).reshape(call.x.shape)
     wide = call.x if call.x.dtype == torch.float64 else call.x.float()

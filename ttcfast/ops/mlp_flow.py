@@ -1,4 +1,4 @@
-"""Carries a state over the unit interval by a velocity MLP: K substeps of Heun or Euler as one operation, forward and backward."""
+"""Integrates a state over the unit interval along a velocity MLP: K substeps of Heun or Euler as one operation, forward and backward."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ METHODS = ("heun", "euler")
 
 
 class VelocityMLP(NamedTuple):
-    """The parameters of a velocity whose hidden layers are product, bias, LayerNorm, Mish, and whose last is product and bias.
+    """Parameters of a velocity MLP. Hidden layers are product, bias, LayerNorm and Mish; the last layer is product and bias.
 
-    The first product is split: ``weights[0]`` is the part that reads the state; what it does with conditions and time, and its bias, come
-    as ``rows`` and ``times``, since they change once per call and not once per evaluation.
+    The first product is split: ``weights[0]`` acts on the state. Its action on conditions and time, and its bias, are passed as ``rows``
+    and ``times``, since they change once per call and not once per evaluation.
     """
 
     weights: list[Tensor]  # [U1, D], [U2, U1], ..., [D, Un]
@@ -49,7 +49,7 @@ def mlp_flow(
 ) -> Tensor:
     """Integrate ``dz/dtau = velocity(z, tau)`` from 0 to 1.
 
-    At the j-th time the velocity is ``W_n a_{n-1} + b_n`` less its group means, with ``a_1 = mish(LN(W_1 z + rows + times[j]))`` and
+    At the j-th time the velocity is ``W_n a_{n-1} + b_n`` minus its group means, with ``a_1 = mish(LN(W_1 z + rows + times[j]))`` and
     ``a_i = mish(LN(W_i a_{i-1} + b_i))``.
 
     Args:
@@ -59,23 +59,23 @@ def mlp_flow(
         network: The other parameters, dtype of ``z``; those of the products may have any strides.
         method: ``"heun"`` (2 K evaluations) or ``"euler"`` (K).
         substeps: Number K of substeps, at least 1.
-        group: See :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity as it is.
+        group: See :func:`ttcfast.ops.heun_predict`; 0 leaves the velocity unchanged.
         eps: Added to the variance in LayerNorm.
-        matmul_dtype: None or the dtype of ``z``: products in it. ``torch.bfloat16`` with a float32 ``z``: inputs and results of the
-            products are rounded to bfloat16; state, statistics and all sums stay float32.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``: of what stands between the products. The C++ path takes no bfloat16.
+        matmul_dtype: Dtype of the matrix products; None means that of ``z``. ``torch.bfloat16`` with float32 ``z`` rounds inputs and
+            results of the products to bfloat16; state, statistics and all sums stay float32.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``, for the operations between the products. C++ takes no bfloat16.
 
     Returns:
-        State at 1, like ``z``. Differentiable. Where neither the network nor ``times`` requires a gradient (frozen dynamics), the
-        backward pass forms no weight gradient and costs as many products as the forward pass; else it forms each weight's gradient as one
-        product over all evaluations. Without gradients nothing is kept; frozen, the hidden products are; trained, the inputs too.
-        For second derivatives, forward mode, ``torch.func`` and ``torch.vmap`` (of stacked parameters too) the plain loop of its definition
-        is computed. Under ``torch.autocast`` the state and all parameters are converted to float32, the result's dtype, and products are
-        made in bfloat16 where that is autocast's dtype.
+        State at 1, shape and dtype of ``z``. Differentiable. If neither the network nor ``times`` requires a gradient (frozen dynamics),
+        the backward pass forms no weight gradient and costs as many products as the forward pass; otherwise it forms each weight's gradient
+        as one product over all evaluations. Memory saved for the backward pass: none without gradients; the hidden products if frozen; also
+        the inputs if trained. Second derivatives, forward mode, ``torch.func`` and ``torch.vmap`` (of stacked parameters too) evaluate
+        the plain loop of its definition. Under ``torch.autocast`` the state and all parameters are converted to float32, the
+        result's dtype, and products are computed in bfloat16 if that is autocast's dtype.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not match, or an option is unknown.
-        BackendError: The backend asked for cannot run, with its reason.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
@@ -109,7 +109,7 @@ def mlp_flow_ref(
     eps: float,
     matmul_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The definition, with torch's own gradients."""
+    """The definition, differentiated by autograd."""
     dtype = matmul_dtype or z.dtype
 
     def velocity(z: Tensor, j: int) -> Tensor:
@@ -229,7 +229,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]
 
 
 def _grouped(flat: Sequence[Any], hidden: int) -> list[Any]:
-    """What stands for each tensor, grouped as the operation takes them: z, rows, times, and the four lists of parameters."""
+    """Return an entry for each tensor, grouped as in the operation's arguments: z, rows, times, and the four lists of parameters."""
     parts, rest = list(flat[:3]), list(flat[3:])
     for count in (hidden + 1, hidden, hidden, hidden):
         parts.append(rest[:count])
@@ -260,7 +260,7 @@ def _definition(call: Call) -> tuple[Tensor, list[Tensor]]:
 
 
 def _mixed(op: Callable[..., tuple[Tensor, list[Tensor]]], *args: Any) -> tuple[Tensor, list[Tensor]]:
-    """State and parameters in float32; products in bfloat16 where that is what autocast makes products in."""
+    """The autocast policy: state and parameters in float32, products in bfloat16 if that is autocast's dtype."""
     call = Call(*args[:-1])
     dtype = transforms.wider(call.z, *call.weights)
     z, rows, times = (t.to(dtype) for t in call[:3])

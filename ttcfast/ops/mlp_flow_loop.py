@@ -1,7 +1,7 @@
-"""The K substeps of a velocity MLP and their backward pass, as matrix products and the pieces that stand between them.
+"""The K substeps of a velocity MLP and their backward pass, as matrix products and the fused operations between them.
 
-One set of buffers per call holds the evaluations one after the other, so that what the backward pass forms of all of them (weight
-gradients) is one matrix product per layer. Nothing waits for the device.
+One set of buffers per call holds all evaluations contiguously, so that the backward pass computes each layer's weight gradient as a single
+matrix product. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from . import heun, norm_mish
 from .norm_mish import Gradients, Layer
 
-# What the forward pass keeps: nothing, what the gradients of z and rows need, what the gradients of everything need.
+# What the forward pass saves: nothing, enough for the gradients of z and rows, or enough for all gradients.
 NOTHING, FROZEN, TRAINED = 0, 1, 2
 
 
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 
     @property
     def evaluations(self) -> list[int]:
-        """Index into ``times`` of every evaluation, in order."""
+        """Return the index into ``times`` of every evaluation, in order."""
         if self.method == "euler":
             return list(range(self.substeps))
         return [k + second for k in range(self.substeps) for second in (0, 1)]
@@ -53,21 +53,21 @@ class Call(NamedTuple):
         return 1 / self.substeps
 
     def layer(self, index: int, time: int) -> Layer:
-        """What follows product ``index``; the first has its bias in ``times``."""
+        """Return the parameters of the steps after product ``index``; the bias of the first is in ``times``."""
         bias = self.times[time] if index == 0 else self.biases[index - 1]
         return Layer(bias, self.scales[index], self.shifts[index], self.eps)
 
     def products(self) -> list[Tensor]:
-        """The weights in the dtype of the products."""
+        """Return the weights in the dtype of the products."""
         return [w.to(self.matmul_dtype) for w in self.weights]
 
 
 class Kept(NamedTuple):
-    """What the backward pass reads; every tensor begins with [evaluations, B]."""
+    """Tensors saved for the backward pass, each of leading shape [evaluations, B]."""
 
-    products: list[Tensor]  # per hidden layer, [E, B, U]: what norm_mish took
+    products: list[Tensor]  # inputs of norm_mish, [E, B, U] per hidden layer
     stats: list[Tensor]  # per hidden layer, [E, B, 2]
-    inputs: list[Tensor]  # where weights are trained, [E, B, D]: what the first product took; else nothing
+    inputs: list[Tensor]  # inputs of the first product, [E, B, D], if weights are trained; otherwise empty
 
     def flat(self) -> list[Tensor]:
         return [*self.products, *self.stats, *self.inputs]
@@ -79,7 +79,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Pieces:
-    """The fused steps of one backend."""
+    """The fused operations of one backend."""
 
     norm_mish: Callable[[Tensor, Tensor | None, Layer, Tensor, Tensor], None]
     norm_mish_backward: Callable[[Tensor, Tensor, Tensor | None, Layer, Tensor, Gradients], None]
@@ -92,7 +92,7 @@ TRITON = Pieces(norm_mish.fill_triton, norm_mish.fill_backward_triton, heun.fill
 
 
 def buffers(call: Call) -> Kept:
-    """Room for the evaluations: for all of them, or for one where nothing is kept."""
+    """Allocate buffers for all evaluations, or for one if nothing is saved."""
     count = len(call.evaluations) if call.keep != NOTHING else 1
     lead, widths = (count, call.z.shape[0]), [w.shape[0] for w in call.weights[:-1]]
     products = [call.z.new_empty((*lead, u), dtype=call.matmul_dtype) for u in widths]
@@ -102,12 +102,12 @@ def buffers(call: Call) -> Kept:
 
 
 class Forward:
-    """One pass over the substeps."""
+    """Forward pass over the substeps."""
 
     def __init__(self, call: Call, pieces: Pieces) -> None:
         self.call, self.pieces, self.kept = call, pieces, buffers(call)
         self.weights = [w.t() for w in call.products()]
-        # Halved precision: the products' inputs are copies. Otherwise states are written where the products read them.
+        # In bfloat16, the products' inputs are copies; otherwise states are written directly into the products' inputs.
         self.bias = call.biases[-1].to(call.matmul_dtype)
         self.active = [torch.empty_like(product[0]) for product in self.kept.products]
         self.at = 0
@@ -129,7 +129,7 @@ class Forward:
         return result
 
     def velocity(self, z: Tensor, time: int, out: Tensor) -> None:
-        """Fill ``out`` with the slope at ``z``, its group means still in it."""
+        """Fill ``out`` with the slope at ``z``, before group means are subtracted."""
         slot = self.at if self.call.keep != NOTHING else 0
         x = z
         if self.kept.inputs:
@@ -146,7 +146,7 @@ class Forward:
 
 
 class Result(NamedTuple):
-    """Gradients, empty tensors and lists where they were not wanted."""
+    """Gradients; unwanted ones are empty tensors and lists."""
 
     z: Tensor
     rows: Tensor
@@ -158,7 +158,7 @@ class Result(NamedTuple):
 
 
 class Backward:
-    """The substeps once more, last to first."""
+    """Backward pass over the substeps, last to first."""
 
     def __init__(self, call: Call, kept: Kept, pieces: Pieces) -> None:
         self.call, self.kept, self.pieces = call, kept, pieces
@@ -173,9 +173,9 @@ class Backward:
         self.at = len(call.evaluations)
 
     def run(self, grad: Tensor) -> Result:
-        """``grad``: of the result, ``[B, D]``."""
+        """Run the pass from ``grad``, the gradient of the result, ``[B, D]``."""
         call, update, group = self.call, self.pieces.update, self.call.group
-        grad = grad.clone()  # it becomes the gradient of each substep's start in turn
+        grad = grad.clone()  # becomes the gradient of each substep's start in turn
         half_step = 0.5 * call.dt
         for k in reversed(range(call.substeps)):
             slope = self.slot(self.of_slopes)
@@ -192,11 +192,11 @@ class Backward:
         return self.result(grad)
 
     def slot(self, buffer: Tensor) -> Tensor:
-        """Where the evaluation that comes next (the one before ``at``) has its place."""
+        """Return the buffer of the next evaluation, the one before ``at``."""
         return buffer[self.at - 1 if self.trained else 0]
 
     def evaluation(self, time: int, slope: Tensor) -> Tensor:
-        """The gradient of an evaluation's input from that of its slope."""
+        """Return the gradient of an evaluation's input from that of its slope."""
         grad, call = slope, self.call
         for index in reversed(range(len(self.kept.products))):
             grad = torch.mm(grad, self.weights[index + 1])
@@ -234,7 +234,7 @@ class Backward:
             grad,
             self.of_products[0].sum(0, dtype=dtype),
             times,
-            # All evaluations at once: one product per layer, with their number times B as the inner size.
+            # All evaluations at once: one product per layer, whose inner size is E B.
             [torch.mm(o.flatten(0, 1).t(), i.flatten(0, 1)).to(dtype) for o, i in zip(outputs, [*self.kept.inputs, *self.active])],
             [o.sum((0, 1), dtype=dtype) for o in outputs[1:]],
             self.scales,

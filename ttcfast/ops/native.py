@@ -1,4 +1,4 @@
-"""Access to the compiled extension ``ttcfast._C``, imported here alone and on first use; the reason is kept where it is absent."""
+"""Access to the compiled extension ``ttcfast._C``, imported only here and on first use; if it is absent, the reason is kept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .registry import Reason, one_line
 
-ABI = 5  # raised together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
+ABI = 5  # increment together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # a place here is the code of DType in csrc/dtype.h
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # positions are the codes of DType in csrc/dtype.h
 
-highest_level: int | None = None  # None: the best that the processor has
+highest_level: int | None = None  # None: the best that the processor supports
 
 
 @cache
@@ -32,7 +32,7 @@ def _load() -> tuple[ModuleType | None, Reason]:
 
 
 def available() -> Reason:
-    """Return None if the extension can be used, else the reason why not."""
+    """Return None if the extension can be used, otherwise the reason."""
     return _load()[1]
 
 
@@ -49,7 +49,7 @@ def module() -> ModuleType:
 
 
 def code(dtype: torch.dtype) -> int:
-    """Return the number by which the extension knows a dtype."""
+    """Return the extension's code of a dtype."""
     return DTYPES.index(dtype)
 
 
@@ -59,7 +59,7 @@ def addresses(*tensors: Tensor | None) -> list[int]:
 
 
 def threads_and_level() -> tuple[int, int]:
-    """Return what every function of the extension ends with: how many threads it may use, and the highest instruction set.
+    """Return the last arguments of every extension function: the number of threads and the highest instruction set.
 
     The latter is an index of ``module().cpu_levels``; a test may set ``highest_level``.
     """
@@ -67,5 +67,5 @@ def threads_and_level() -> tuple[int, int]:
 
 
 def device_info() -> dict[str, object]:
-    """Return what the extension knows of CUDA: whether it was built with it, for which runtime, and which devices it sees."""
+    """Return the extension's CUDA information: whether it was built with it, for which runtime, and the visible devices."""
     return dict(module().device_info())

@@ -1,4 +1,4 @@
-"""Applies bias, LayerNorm and Mish between two matrix products of the world models' networks in one pass, and backward in one."""
+"""Applies bias, LayerNorm and Mish between two matrix products of the world models' networks in one pass, and their gradient in one."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Layer(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward pass fills; None where it is not wanted."""
+    """Buffers that the backward pass fills; None for unwanted ones."""
 
-    x: Tensor  # [..., D], also the gradient of rows and, summed over rows, of bias
-    y: Tensor | None = None  # [..., D], the forward result once more
+    x: Tensor  # [..., D], gradient of x and rows; summed over rows, also of bias
+    y: Tensor | None = None  # [..., D], the forward result, recomputed
     scale: Tensor | None = None  # [D]
     shift: Tensor | None = None  # [D]; both or neither
 
@@ -40,27 +40,27 @@ class Gradients(NamedTuple):
 def norm_mish(
     x: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, *, rows: Tensor | None = None, eps: float = EPS, backend: str = "auto"
 ) -> Tensor:
-    """``mish(LayerNorm(x + rows + bias) * scale + shift)``, normalised over the last axis.
+    """Return ``mish(LayerNorm(x + rows + bias) * scale + shift)``, normalised over the last axis.
 
     Args:
-        x: A matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
-        bias: ``[D]``, like ``scale`` and ``shift`` in the dtype of ``x``; float32 where ``x`` is bfloat16.
-        scale: ``[D]``, LayerNorm's weight.
-        shift: ``[D]``, LayerNorm's bias.
+        x: Matrix product without its bias, ``[..., D]``, float32, float64 or bfloat16.
+        bias: ``[D]``; like ``scale`` and ``shift`` in the dtype of ``x``, or float32 if ``x`` is bfloat16.
+        scale: LayerNorm's weight, ``[D]``.
+        shift: LayerNorm's bias, ``[D]``.
         rows: Added to ``x`` row by row, ``[..., D]`` in the dtype of ``bias``: the part of the product that several calls share. None: 0.
         eps: Added to the variance.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" gives strided ones,
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``. C++ and Triton read contiguous tensors; "auto" passes strided ones,
             and bfloat16 ones on the CPU, to the reference.
 
     Returns:
         ``[..., D]`` in the dtype of ``x``; statistics and activation are computed in the dtype of ``bias``. Differentiable in every
-        tensor; keeps ``x``, ``rows`` and two numbers per row for it. For second derivatives, forward mode, ``torch.func`` and
-        ``torch.vmap`` its definition is computed. Under ``torch.autocast`` ``x`` and the result keep their dtype, and all else is
-        converted to float32 (float64 with float64 ``x``). A row with NaN or infinity is NaN, the others are untouched.
+        tensor, saving ``x``, ``rows`` and two numbers per row. Second derivatives, forward mode, ``torch.func`` and ``torch.vmap``
+        evaluate its definition. Under ``torch.autocast`` ``x`` and the result keep their dtype, and everything else is converted to
+        float32 (float64 with float64 ``x``). Rows with NaN or infinity become NaN and do not affect other rows.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not match, or ``eps`` is negative or a tensor to be differentiated.
-        BackendError: The backend asked for cannot run, with its reason.
+        ValueError: Shapes, dtypes or devices do not match, or ``eps`` is negative or a tensor that requires a gradient.
+        BackendError: The requested backend cannot run; the message says why.
     """
     dense(x=x, bias=bias, scale=scale, shift=shift)
     if rows is not None:
@@ -73,7 +73,7 @@ def norm_mish(
 class Call(NamedTuple):
     x: Tensor  # [..., D]
     rows: Tensor | None  # [..., D]
-    bias: Tensor  # [D], like the two that follow
+    bias: Tensor  # [D], like the next two
     scale: Tensor
     shift: Tensor
     eps: float
@@ -83,7 +83,7 @@ class Call(NamedTuple):
         return Layer(self.bias, self.scale, self.shift, self.eps)
 
     def empty(self) -> tuple[Tensor, Tensor]:
-        """The result and its statistics, not filled in."""
+        """Allocate the result and its statistics."""
         return torch.empty_like(self.x), self.scale.new_empty((*self.x.shape[:-1], 2))
 
 
@@ -106,12 +106,12 @@ def check(call: Call) -> None:
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The dtype of statistics and parameters for ``x``."""
+    """Return the dtype of statistics and parameters for ``x``."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def norm_mish_ref(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[Tensor, Tensor]:
-    """The result, and mean and reciprocal standard deviation per row, ``[..., 2]``."""
+    """Return the result, and mean and reciprocal standard deviation per row, ``[..., 2]``."""
     total = _total(x, rows, layer)
     mean = total.mean(-1, keepdim=True)
     rstd = ((total - mean).square().mean(-1, keepdim=True) + layer.eps).rsqrt()
@@ -148,7 +148,7 @@ def fill_backward_reference(grad: Tensor, x: Tensor, rows: Tensor | None, layer:
 
 
 def _native_call(x: Tensor, rows: Tensor | None, layer: Layer) -> tuple[Any, ...]:
-    """The arguments that both native functions begin with."""
+    """Return the leading arguments of both native functions."""
     width = x.shape[-1]
     pointers = native.addresses(x, rows, *layer[:3])
     return native.code(x.dtype), x.numel() // width, width, pointers, layer.eps, *native.threads_and_level()
@@ -215,7 +215,7 @@ def _run_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, scale and shift, not filled in; the last two empty where they are not wanted."""
+    """Allocate the gradients of x, scale and shift; the last two are empty if unwanted."""
     x, scale, parameters = args[0], args[3], args[7]
     shape = scale.shape if parameters else (0,)
     return torch.empty_like(x), scale.new_empty(shape), scale.new_empty(shape)
@@ -255,7 +255,7 @@ def _definition(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _mixed(op: Callable[..., Any], x: Tensor, rows: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    """16-bit ``x`` as it is, the rest in float32."""
+    """The autocast policy: keeps 16-bit ``x`` and converts the rest to float32."""
     wide = x.float() if x.dtype == torch.float16 else x
     dtype = accumulator(wide)
     y, stats = op(wide, None if rows is None else rows.to(dtype), *(t.to(dtype) for t in rest[:3]), *rest[3:])

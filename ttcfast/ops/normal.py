@@ -1,4 +1,4 @@
-"""Draws standard normals that depend on (seed, step, site, problem, candidate, element) alone."""
+"""Draws standard normals that depend only on (seed, step, site, problem, candidate, element)."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ def normal(
 
     Args:
         M: Number of rows.
-        shape: Shape of one row. Its elements are numbered row-major, and the number of an element selects its draw.
-        key: Key of the random stream. Two keys that differ in seed, step or site give unrelated numbers.
-        rows: (problem, candidate) of each row, int64 ``[M, 2]``, both 0 or more, problems below 2**32. Negative numbers raise where the
-            rows are in host memory; on a GPU they are not looked at, since that would make the host wait.
+        shape: Shape of one row. Its elements are numbered row-major, and an element's number determines its draw.
+        key: Key of the random stream. Keys that differ in seed, step or site give independent numbers.
+        rows: (problem, candidate) of each row, int64 ``[M, 2]``, both 0 or more, problems below 2**32. Negative numbers raise if the
+            rows are in host memory; on a GPU they are not checked, since the host would have to wait.
         dtype: Float32, float64 or bfloat16: the float32 draw, widened or rounded.
-        antithetic: Candidates 2, 4, 6, ... take the negated draw of the candidate before them.
+        antithetic: Whether candidates 2, 4, 6, ... take the negated draw of the candidate before them.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.
 
     Returns:
-        ``[M, *shape]`` on the device of ``rows``. The integers behind it are the same bit for bit on every backend, the normals within
-        8 units in the last place of float32; on one backend a row is the same bit for bit whatever stands beside it. Magnitudes lie in
-        2e-14 to 6.77. Not differentiable.
-        Under ``torch.vmap`` over rows, which is deterministic since they name the draws, its definition is computed. ``torch.autocast``
-        changes nothing.
+        ``[M, *shape]`` on the device of ``rows``. All backends use identical integers, and their normals agree within 8 units in the
+        last place of float32. On one backend a row is bitwise independent of the other rows. Magnitudes lie in 2e-14 to 6.77.
+        Not differentiable. ``torch.vmap`` over rows (deterministic, since they determine the draws) evaluates its definition.
+        ``torch.autocast`` has no effect.
 
     Raises:
-        TypeError: ``key`` is not a :class:`ttcfast.spec.Key`, or M is not a whole number.
+        TypeError: ``key`` is not a :class:`ttcfast.spec.Key`, or M is not an integer.
         ValueError: ``rows`` is not int64 ``[M, 2]`` or holds negative numbers, or ``dtype`` is not one of the three.
-        BackendError: The backend asked for cannot run, with its reason.
+        BackendError: The requested backend cannot run; the message says why.
 
     Source: Philox 4x32-10 (Salmon et al. 2011), all four outputs used; Box and Muller (1958);
     docs/design/decisions.md ("Keyed candidates").
@@ -86,7 +85,7 @@ def check(call: Call) -> None:
 
 
 def normal_ref(call: Call) -> Tensor:
-    """The definition, in torch; makes int64 temporaries of the result's size."""
+    """The definition, in torch; allocates int64 temporaries of the result's size."""
     draws = keyed.normals_ref(call.rows, call.stream, call.site, call.elements, call.antithetic)
     return draws.to(call.dtype).reshape(call.rows.shape[0], *call.shape)
 

@@ -1,4 +1,4 @@
-"""Which tensors share memory: what an operation that writes in place must know before it starts."""
+"""Detects tensors that share memory, which an operation must know before it writes in place."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def within_itself(tensor: Tensor, address: int) -> bool:
-    """Whether two indices name one element, as of an expanded tensor; ``address`` is that of the first one."""
-    reach = 0  # elements from the first to the last, along the axes so far
+    """Tell whether two indices address one element, as in an expanded tensor; ``address`` is that of the first element."""
+    reach = 0  # elements from the first to the last, over the axes so far
     for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size > 1):
         if stride <= reach:
             break
         reach += (size - 1) * stride
     else:
-        return False  # every axis steps over all that those before it reach: sliced, strided, permuted
+        return False  # every axis steps past everything that the previous ones reach: sliced, strided, permuted
     part = _Elements.of(tensor, address)
-    while part.ndim and part.size:  # of two indices, the difference alone counts: one of them is 0 where they first differ
+    while part.ndim and part.size:  # only the difference of two indices matters: one of them is 0 where they first differ
         if np.shares_memory(part[:1], part[1:]):
             return True
         part = part[0]
@@ -30,18 +30,18 @@ def within_itself(tensor: Tensor, address: int) -> bool:
 
 
 def shared_pair(tensors: Sequence[Tensor], addresses: Sequence[int]) -> tuple[int, int] | None:
-    """The first two tensors that have an element in common, or None; nothing is read of their memory.
+    """Return the first two tensors that share an element, or None. Does not read their memory.
 
     Args:
-        tensors: Of any strides, of one device.
-        addresses: Of their first elements.
+        tensors: Tensors with any strides on one device.
+        addresses: Addresses of their first elements.
     """
     packed = all(map(Tensor.is_contiguous, tensors))
     extents = tuple(map(_bytes if packed else _extent, tensors))
     if _apart(tuple(addresses), extents):
         return None
     seen: dict[int, int] = {}
-    for i, address in enumerate(addresses):  # the usual mistake, at once
+    for i, address in enumerate(addresses):  # the common mistake, found at once
         if extents[i] and seen.setdefault(address, i) != i:
             return seen[address], i
     for i, j in _overlapping(addresses, extents):
@@ -50,14 +50,14 @@ def shared_pair(tensors: Sequence[Tensor], addresses: Sequence[int]) -> tuple[in
     return None
 
 
-@lru_cache(maxsize=32)  # a training loop asks about the same memory at every step
+@lru_cache(maxsize=32)  # a training loop checks the same memory at every step
 def _apart(addresses: tuple[int, ...], extents: tuple[int, ...]) -> bool:
-    """Whether the stretches of memory are disjoint; an empty one inside another may say no."""
+    """Tell whether the memory ranges are disjoint; may return False for an empty range inside another."""
     return all(start + extent <= later for (start, extent), (later, _) in pairwise(sorted(zip(addresses, extents))))
 
 
 def _overlapping(addresses: Sequence[int], extents: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of stretches with a byte in common, the smaller number first, in order."""
+    """Yield pairs of ranges that share a byte, smaller index first, in order."""
     order = sorted((i for i, extent in enumerate(extents) if extent), key=addresses.__getitem__)
     found: list[tuple[int, int]] = []
     open_: list[int] = []
@@ -72,14 +72,14 @@ _bytes = operator.attrgetter("nbytes")
 
 
 def _extent(tensor: Tensor) -> int:
-    """Bytes from the first to the last element."""
+    """Return the bytes from the first to the last element."""
     if tensor.numel() == 0:
         return 0
     return (1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))) * tensor.itemsize
 
 
 class _Elements:
-    """A tensor's place in memory as numpy asks for it; on any device, since numpy only calculates with the address."""
+    """Describe a tensor's memory to numpy, which only calculates with the address, so any device works."""
 
     def __init__(self, tensor: Tensor, address: int) -> None:
         self.__array_interface__ = {

@@ -1,4 +1,4 @@
-"""Registers the implementations of each operation and chooses one that can run the arguments, or says why none can."""
+"""Registers the implementations of each operation and selects one that can run the arguments, or reports why none can."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttcfast.runtime.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Reason = str | None  # None: yes. A string: no, and why.
+Reason = str | None  # None: available. A string: the reason why not.
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 OPS: dict[str, tuple[Backend, ...]] = {}  # filled by `register` at import of each op; read by `ttcfast.info()`
@@ -24,8 +24,8 @@ class Backend:
 
     Args:
         name: One of ``NAMES``.
-        available: Tells whether it can run on this machine at all.
-        supports: Tells whether it can run the arguments that it is called with.
+        available: Tells whether it can run on this machine.
+        supports: Tells whether it can run the given arguments.
         run: The implementation.
     """
 
@@ -36,7 +36,7 @@ class Backend:
 
 
 class BackendError(UserError, RuntimeError):
-    """A backend was asked for by name and cannot run. The message is one line and says why."""
+    """A backend requested by name cannot run. The message is one line and says why."""
 
     status = 2
 
@@ -48,19 +48,19 @@ def register(op: str, *backends: Backend) -> tuple[Backend, ...]:
 
 
 def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Backend:
-    """Return the first backend that can run ``args``, or exactly the one asked for.
+    """Return the first backend that can run ``args``, or exactly the requested one.
 
-    The order of ``backends`` is the order of preference. Nothing is tried and swallowed, so "auto" depends on the
-    machine and on the arguments' device, shape and dtype alone.
+    The order of ``backends`` is the order of preference. No backend is tried and abandoned on failure, so "auto" depends only on the
+    machine and on the arguments' device, shape and dtype.
 
     Args:
         op: Name of the operation, for messages and for ``TTCFAST_BACKEND``.
         backends: Implementations of the operation.
-        asked: ``"auto"`` or the name of a backend; a name wins over the environment.
-        args: Arguments that ``supports`` is called with.
+        asked: ``"auto"`` or the name of a backend; a name overrides the environment.
+        args: Arguments passed to ``supports``.
 
     Raises:
-        BackendError: The backend asked for is unknown, absent or does not support the arguments.
+        BackendError: The requested backend is unknown, unavailable, or does not support the arguments.
     """
     source = ""
     if asked == "auto":
@@ -79,7 +79,7 @@ def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Back
 
 
 def yes(*_: Any) -> Reason:
-    """Accept everything: for a backend that runs everywhere and takes every argument."""
+    """Accept everything, for a backend that runs everywhere and takes every argument."""
     return None
 
 
@@ -108,7 +108,7 @@ def cpu_device(*tensors: Tensor | None) -> Reason:
 
 
 def contiguous(*tensors: Tensor | None) -> Reason:
-    """Tell whether these tensors are contiguous, for implementations that read no others."""
+    """Tell whether these tensors are contiguous, for implementations that require it."""
     strided = [t for t in tensors if t is not None and not t.is_contiguous()]
     return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
 
@@ -131,14 +131,14 @@ def one_line(error: BaseException) -> str:
 
 
 def _bound_by_environment(op: str, names: Sequence[str]) -> str:
-    """``TTCFAST_BACKEND=triton`` binds the operations that have it; ``arm:triton,topk:cuda`` binds them singly."""
+    """Return the backend of ``TTCFAST_BACKEND``: ``triton`` binds operations that have it; ``arm:triton,topk:cuda`` binds single ones."""
     bound = "auto"
     for entry in os.environ.get("TTCFAST_BACKEND", "").split(","):
         target, _, name = entry.strip().rpartition(":")
         if name and name != "auto" and name not in NAMES:
             raise BackendError(f"TTCFAST_BACKEND names the backend {name!r}; known: auto, {', '.join(NAMES)}")
         if target == op:
-            return name  # the single binding wins over the general one, wherever it stands
+            return name  # a single binding overrides the general one, in any order
         if not target and name in names:
             bound = name
     return bound

@@ -1,4 +1,4 @@
-"""Selects the k best scores of every row in one total order: larger first, equal ones by the smaller index or id, NaN last."""
+"""Selects the k best scores of every row in a total order: larger first, ties by the smaller index or id, NaN last."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ MOST_CUDA_K, MOST_CUDA_COLUMNS = 2048, 2**30  # kMostCudaK and kMostCudaColumns 
 def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Return the ``k`` best scores of every row and their positions, best first.
 
-    The order is total, so that every backend, device and number of threads gives the same answer: a larger score comes first; of equal
-    scores (-0 equals +0) the one with the smaller index, or with the smaller id where ids are given; NaN comes after -inf. ``torch.topk``
-    ranks NaN highest and leaves ties open.
+    The order is total, so results do not depend on backend, device or number of threads: larger scores come first; of equal scores
+    (-0 equals +0) the one with the smaller index, or the smaller id if ids are given; NaN comes after -inf. ``torch.topk``
+    ranks NaN highest and breaks ties arbitrarily.
 
     Args:
         scores: ``[N, n]``, float32, float64, bfloat16 or float16, any strides.
         k: Number of scores to take from each row, 1 to n.
-        ids: Names of the scores, int64 ``[N, n]``, any strides and any numbers; returned in place of the indices, and they break ties.
-            That is how a running top k is merged with a new chunk. Where a row repeats an id, the smaller index decides.
+        ids: Identifiers of the scores, int64 ``[N, n]``, any strides and values; they break ties and are returned in place of the indices,
+            as needed to merge a running top k with a new chunk. Among repeated ids, the smaller index comes first.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"``.
 
     Returns:
-        ``values [N, k]``, the scores as they were given, and ``indices [N, k]`` int64, positions in the row, or the ids. The values are
-        differentiable in the scores, any number of times and in forward mode; under ``torch.func`` and ``torch.vmap`` the definition is
-        computed. ``torch.autocast`` changes nothing.
+        ``values [N, k]``, the selected scores, and ``indices [N, k]`` int64, positions in the row, or the ids. The values are
+        differentiable in the scores, any number of times and in forward mode; ``torch.func`` and ``torch.vmap`` evaluate the
+        definition. ``torch.autocast`` has no effect.
 
-        On the CPU, rows are read once and little else, whatever the scores (sorted, tied, NaN); the memory beside the result is O(k) per
-        thread. On CUDA nothing waits for the device, so that a graph can capture it; k above 2048 is sorted by torch.
+        On the CPU, memory traffic is little more than one read of the rows, for any scores (sorted, tied, NaN), and extra memory is O(k)
+        per thread. On CUDA nothing waits for the device, so a graph can capture the call; k above 2048 is sorted by torch.
 
     Raises:
         TypeError: ``scores`` or ``ids`` is not a tensor, or ``k`` is not an integer.
         ValueError: ``k`` is below 1 or above n, a shape or dtype is not supported, or scores and ids are on different devices.
-        BackendError: The backend asked for cannot run, with its reason.
+        BackendError: The requested backend cannot run; the message says why.
     """
     dense(scores=scores)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
@@ -57,13 +57,13 @@ class Call(NamedTuple):
     ids: Tensor | None  # int64 [N, n]
 
     def empty(self) -> tuple[Tensor, Tensor]:
-        """Values and indices, not filled in."""
+        """Allocate values and indices."""
         values = self.scores.new_empty((self.scores.shape[0], self.k))
         return values, torch.empty_like(values, dtype=torch.int64)
 
 
 def check(call: Call) -> None:
-    """Check everything that the implementations rely on, so that a wrong argument gives a message and never a wrong address."""
+    """Check everything that the implementations rely on, so that wrong arguments raise instead of corrupting memory."""
     scores, k, ids = call
     if scores.dtype not in DTYPES:
         raise ValueError(f"scores are {scores.dtype}; give float32, float64, bfloat16 or float16")
@@ -91,7 +91,7 @@ def topk_ref(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def best_positions(call: Call) -> Tensor:
-    """Where the k best stand in each row, int64 ``[N, k]``."""
+    """Return the positions of the k best in each row, int64 ``[N, k]``."""
     scores, k, ids = call
     keys = [] if ids is None else [(ids, False)]
     keys += [(scores.nan_to_num(0.0, float("inf"), -float("inf")) + 0.0, True), (scores.isnan().to(torch.int8), False)]  # -0 + 0 is +0
@@ -108,7 +108,7 @@ def _topk_cpu(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _native_arguments(call: Call, out: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
-    """What the C++ and the CUDA path take first, in the order of csrc/bind.cpp."""
+    """Return the leading arguments of the C++ and CUDA paths, in the order of csrc/bind.cpp."""
     scores, k, ids = call
     named = (0, (0, 0)) if ids is None else (ids.data_ptr(), ids.stride())
     sizes = (*scores.shape, k)
@@ -145,7 +145,7 @@ def _cuda_supports(call: Call) -> Reason:
     return None
 
 
-# The reference is what there is without the extension, and on a GPU for k above MOST_CUDA_K.
+# The reference serves machines without the extension, and k above MOST_CUDA_K on a GPU.
 BACKENDS = register(
     "topk",
     Backend("cpu", native.available, lambda call: cpu_device(call.scores), _topk_cpu),
@@ -162,7 +162,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-    # An id does not say where it stands: with ids, the selection is made once more.
+    # Ids do not reveal positions, so with ids the selection runs once more.
     saved = ctx.saved_tensors
     positions = saved[0] if len(saved) == 1 else best_positions(Call(saved[0], ctx.k, saved[1]))
     return grad.new_zeros(ctx.shape).scatter(1, positions, grad), None, None, None

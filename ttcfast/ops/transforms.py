@@ -1,16 +1,16 @@
-"""Makes operations work under autocast, function transforms, forward mode and gradients of gradients.
+"""Makes operations work under autocast, function transforms, forward mode and higher derivatives.
 
-An operation has fast implementations and a gradient of its own, which are opaque to torch. Whatever torch transforms is therefore handed
-to the operation's definition, which consists of torch's own functions, so that every transform and every nesting of them is torch's:
+An operation has fast implementations and a custom gradient, both opaque to torch. Transformed calls therefore evaluate the operation's
+definition, which consists of torch's own functions, so that torch handles every transform and every nesting of them:
 
 * ``torch.func`` (``jvp``, ``jacfwd``, ``linearize``, ``grad``, ``vjp``, ``jacrev``, ``hessian``, ``vmap``), compiled or not;
-* ``torch.autograd.forward_ad``, where an argument has a tangent (inductor loses those of torch's own functions, pytorch#187284);
+* ``torch.autograd.forward_ad``, if an argument has a tangent (inductor loses those of torch's own functions, pytorch#187284);
 * a backward pass with ``create_graph=True``, with ``is_grads_batched=True``, or of a gradient that has a tangent.
 
-The definition's speed is then what is had. A backend that was asked for by name is refused in the first two; ``TTCFAST_BACKEND`` binds
-nothing there. Numbers in host memory that only an implementation looks at (rows of keyed operations) are not looked at.
+These run at the speed of the definition. In the first two, a backend requested by name raises, ``TTCFAST_BACKEND`` has no effect, and
+values in host memory that only an implementation checks (rows of keyed operations) are not checked.
 
-Under ``torch.autocast`` an operation computes in the precision that its docstring names, with autocast off inside.
+Under ``torch.autocast`` an operation computes in the precision that its docstring names, with autocast disabled inside.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from torch.autograd import forward_ad
 
 from .registry import BackendError
 
-AUTOCAST_DEVICES = ("cpu", "cuda")  # where the operations have implementations
+AUTOCAST_DEVICES = ("cpu", "cuda")  # keys for which operations have implementations
 
-# Where torch.compile leaves a caller eager it compiles what that calls, and such code loses tangents. (torch.compiler.disable is the same,
-# but imports the compiler with this package.)
+# Functions called from code that torch.compile leaves eager may be compiled themselves, which loses tangents. (torch.compiler.disable has
+# the same effect, but imports the compiler with this package.)
 _torch: Any = torch
 eagerly: Callable[[Callable[..., Any]], Callable[..., Any]] = _torch._disable_dynamo
 _unpack_dual: Any = forward_ad.unpack_dual  # has no annotations
 
 functorch = torch._C._functorch
 
-Policy = Callable[..., Any]  # given the operation and its arguments, call it with arguments that it takes in mixed precision
+Policy = Callable[..., Any]  # called with the operation and its arguments; returns a call with arguments suited to mixed precision
 
 
 def plainly(op: Callable[..., Any], *args: Any) -> Any:
-    """The policy of an operation that autocast leaves alone: the arguments as they are."""
+    """The policy of an operation that ignores autocast: arguments are unchanged."""
     return op(*args)
 
 
 def wider(*tensors: Tensor) -> torch.dtype:
-    """float64 where one of the tensors is, else float32: what mixed precision is computed in."""
+    """Return the dtype of mixed-precision computation: float64 if one of the tensors has it, otherwise float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def halves_as_floats(op: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
-    """The policy of an operation on ``x`` that knows no float16, which autocast may hand it: float32 inside, the result float16 again."""
+    """The policy of an operation without float16 support, which autocast may pass it: float32 inside, the result in float16 again."""
     return op(x.float(), *rest).to(x.dtype) if x.dtype == torch.float16 else op(x, *rest)
 
 
@@ -66,11 +66,11 @@ def register(
 
     Args:
         library: Library that defines the operation.
-        op: Name of the operation, with ``.overload`` where it has several. Its last argument is the backend.
-        definition: Computes the results from all arguments but the backend in torch's own functions, or raises where no transform is
+        op: Name of the operation, with ``.overload`` if it has several. Its last argument is the backend.
+        definition: Computes the results from all arguments but the backend in torch's own functions, or raises if no transform is
             possible.
-        backward: Gradient, as ``torch.library.register_autograd`` takes it; None for an operation without one.
-        setup_context: Saves what ``backward`` needs, likewise.
+        backward: Gradient, as for ``torch.library.register_autograd``; None for an operation without one.
+        setup_context: Saves the tensors that ``backward`` needs, likewise.
         policy: Prepares the arguments under autocast.
     """
     name, _, overload = op.partition(".")
@@ -95,12 +95,12 @@ def register(
         with torch.autocast(device, enabled=False):
             return policy(opaque, *args)
 
-    # The first key that torch.func's layers look at: they see the definition's functions and never the operation.
+    # torch.func's layers look at this key first, so they see the definition's functions and never the operation.
     library.impl(op, transformed, "FuncTorchDynamicLayerFrontMode")
     for device in AUTOCAST_DEVICES:
         library.impl(op, partial(autocast, device), f"Autocast{device.upper()}")
     if backward is not None:
-        # What register_autograd makes of the two, to be called where there is no tangent.
+        # The result of register_autograd, called when there is no tangent.
         info = torch._library.autograd.Info(backward, setup_context)
         reverse = torch._library.autograd.make_autograd_impl(opaque, info)
 
@@ -135,15 +135,15 @@ def watched(grads: Sequence[Tensor | None]) -> bool:
 
 
 def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return the gradients of ``function(*tensors)`` in the tensors that require one, differentiable once more.
+    """Return the differentiable gradients of ``function(*tensors)`` with respect to the tensors that require one.
 
     Args:
-        function: Definition, called with the tensors alone.
+        function: Definition, called with only the tensors.
         tensors: Arguments of ``function``.
         grads: Gradients of its first results; None for a result without one.
     """
     with torch.enable_grad():
-        # Views, since one argument may have been computed from another: the gradient of each is by its own place alone.
+        # Views, since one argument may depend on another: each gradient is with respect to that argument alone.
         places = [t.view_as(t) if t is not None and t.requires_grad else t for t in tensors]
         results = function(*places)
         pairs = [(r, g) for r, g in zip(results, grads) if g is not None and r.requires_grad]
@@ -154,7 +154,7 @@ def gradients(function: Callable[..., Any], tensors: Sequence[Tensor | None], gr
 
 
 def refuse(op: str) -> Callable[..., Any]:
-    """Return the definition of an operation that cannot be transformed, which raises an error that says so."""
+    """Return a definition that raises for operations that cannot be transformed."""
 
     def definition(*_: Any) -> Any:
         raise NotImplementedError(
@@ -165,7 +165,7 @@ def refuse(op: str) -> Callable[..., Any]:
 
 
 def constant(name: str, value: Any) -> None:
-    """Raise ``ValueError`` where an argument that is held constant is given as a tensor to be differentiated: torch would say nothing."""
+    """Raise ``ValueError`` for a constant argument that requires a gradient, which torch would silently ignore."""
     if not isinstance(value, Tensor):
         return
     lost = value.requires_grad or has_tangent([value])

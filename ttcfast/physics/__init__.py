@@ -1,4 +1,4 @@
-"""Solvers and initial conditions: compressible Euler by finite volumes, incompressible Navier-Stokes in two dimensions by Fourier series."""
+"""Solvers and initial conditions: compressible Euler by finite volumes, incompressible Navier-Stokes in two dimensions by spectra."""
 
 from . import initial_conditions
 from .equation_of_state import to_conserved, to_primitive

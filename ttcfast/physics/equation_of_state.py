@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 
-def primitive_parts(u: Tensor, gamma: float | Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+def primitive_parts(u: Tensor, gamma: float | Tensor, least: float | Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return density, velocity components and pressure, each ``[N, *S]``, of conserved states ``[N, d+2, *S]``.
 
-    ``gamma`` broadcasts against ``[N, *S]``. Nothing is clamped: a negative density or pressure is returned as it is.
+    ``gamma`` broadcasts against ``[N, *S]``. A density below ``least`` is raised to it; with None, a negative one is returned as it is, as
+    a negative pressure always is.
     """
-    rho, energy = u[:, 0], u[:, -1]
+    rho, energy = u[:, 0] if least is None else u[:, 0].clamp_min(least), u[:, -1]
     velocity = [u[:, i] / rho for i in range(1, u.shape[1] - 1)]
     kinetic = sum(u[:, 1 + i] * v for i, v in enumerate(velocity))
     return rho, velocity, (gamma - 1.0) * (energy - 0.5 * kinetic)

@@ -16,6 +16,7 @@ from torch import Tensor
 from .solver import SolverError
 
 LENGTH = 2 * math.pi
+INTERVAL = 0.25  # of time, after which the step is chosen anew
 
 
 class VorticitySolver:
@@ -30,7 +31,7 @@ class VorticitySolver:
         drag: Linear friction, at least 0.
         wave_number: k of the forcing, a whole number; 0 for none.
         amplitude: Amplitude of the force.
-        cfl: dt is at most ``cfl * dx / max |u|``, with the largest velocity at the start of each interval between recorded times.
+        cfl: dt is at most ``cfl * dx / max |u|``, with the largest velocity at the start of every ``INTERVAL``.
         longest: Longest time step.
         dtype: float32 or float64, the precision of computation and result.
 
@@ -48,8 +49,8 @@ class VorticitySolver:
         drag: float = 0.1,
         wave_number: int = 4,
         amplitude: float = 1.0,
-        cfl: float = 0.5,
-        longest: float = 0.02,
+        cfl: float = 0.8,
+        longest: float = 0.05,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         for name, value, least in (("viscosity", viscosity, 0), ("cfl", cfl, 0), ("longest", longest, 0)):
@@ -83,7 +84,7 @@ class VorticitySolver:
         gaps = torch.diff(instants, prepend=torch.zeros(1, dtype=torch.float64))
         if len(instants) == 0 or not bool((gaps >= 0).all()):
             raise ValueError(f"times is {instants.tolist()}; give at least one time, ascending from 0")
-        solve = _Spectral(self, w0.shape[-1], w0.device)
+        solve = _Spectral(self, w0.shape[-1], w0.device, self.dtype)
         w = torch.fft.rfft2(w0[:, 0].to(self.dtype))
         w[:, 0, 0] = 0
         out = w0.new_empty((len(w0), len(instants), 1, *w0.shape[2:]), dtype=self.dtype)
@@ -97,13 +98,30 @@ class VorticitySolver:
                 )
         return out
 
+    def rate(self, w: Tensor) -> Tensor:
+        """Return the rate of change of vorticity ``[N, 1, n, n]``, in its dtype and differentiable in it.
+
+        Products are computed on a grid of 3/2 as many cells, so that all waves of the given grid but its shortest are exact.
+        """
+        n = w.shape[-1]
+        solve = _Spectral(self, 2 * math.ceil(3 * n / 4), w.device, w.dtype)
+        fine = torch.fft.rfft2(spectral_resampling(w[:, 0], solve.n))
+        slope = solve.slope(fine) + solve.linear * fine
+        return spectral_resampling(torch.fft.irfft2(slope, s=(solve.n, solve.n)), n).unsqueeze(1)
+
+    def fastest_rate(self, w: Tensor) -> Tensor:
+        """Return a bound of the rate at which the shortest waves of ``[N, 1, n, n]`` are carried and damped, ``[N]``."""
+        solve = _Spectral(self, w.shape[-1], w.device, w.dtype)
+        u, v, _, _ = solve.fields(torch.fft.rfft2(w[:, 0]))
+        return (u.abs() + v.abs()).flatten(1).amax(1) * (solve.n / 2) - solve.linear.amin()
+
 
 class _Spectral:
     """The operators of one grid; a problem takes time steps of its own."""
 
-    def __init__(self, solver: VorticitySolver, n: int, device: torch.device) -> None:
+    def __init__(self, solver: VorticitySolver, n: int, device: torch.device, dtype: torch.dtype) -> None:
         self.n, self.cfl, self.longest = n, solver.cfl, solver.longest
-        options: Any = {"dtype": solver.dtype, "device": device}
+        options: Any = {"dtype": dtype, "device": device}
         kx = torch.fft.fftfreq(n, 1 / n, **options).unsqueeze(1)
         ky = torch.fft.rfftfreq(n, 1 / n, **options).unsqueeze(0)
         square = kx * kx + ky * ky
@@ -112,16 +130,20 @@ class _Spectral:
         # u = d psi / dy, v = -d psi / dx with psi = -w / laplacian; then the gradient of w. The highest wave has no derivative.
         dx, dy = (torch.where(k.abs() < n / 2, k, 0.0) for k in (kx, ky))
         self.operators = torch.stack([dy * inverse, -dx * inverse, dx.expand_as(square), dy.expand_as(square)]) * 1j
-        self.kept = ((kx.abs() < n / 3) & (ky < n / 3)).to(solver.dtype)
+        self.kept = ((kx.abs() < n / 3) & (ky < n / 3)).to(dtype)
         y = torch.arange(n, **options) * (LENGTH / n)
         k = solver.wave_number
         force = (-solver.amplitude * k * torch.cos(k * y)).expand(n, n)
         self.force = torch.fft.rfft2(force.contiguous())
 
     def advance(self, w: Tensor, gap: float) -> Tensor:
-        if gap == 0:
-            return w
-        u, v, _, _ = self._fields(w)
+        parts = math.ceil(gap / INTERVAL)
+        for _ in range(parts):
+            w = self._advance(w, gap / parts)
+        return w
+
+    def _advance(self, w: Tensor, gap: float) -> Tensor:
+        u, v, _, _ = self.fields(w)
         fastest = (u * u + v * v).flatten(1).amax(1).sqrt().double()
         dt = (self.cfl * (LENGTH / self.n) / fastest.clamp_min(1e-12)).clamp_max(self.longest)
         counts = (gap / dt).ceil().clamp_min(1).long()  # of each problem, so that a batch changes none of them
@@ -136,17 +158,17 @@ class _Spectral:
 
     def _step(self, w: Tensor, dt: float, half: Tensor) -> Tensor:
         """One step of Runge-Kutta for ``exp(-L t) w``."""
-        k1 = self._slope(w)
-        k2 = self._slope(half * (w + (dt / 2) * k1))
-        k3 = self._slope(half * w + (dt / 2) * k2)
-        k4 = self._slope(half * (half * w + dt * k3))
+        k1 = self.slope(w)
+        k2 = self.slope(half * (w + (dt / 2) * k1))
+        k3 = self.slope(half * w + (dt / 2) * k2)
+        k4 = self.slope(half * (half * w + dt * k3))
         return half * (half * (w + (dt / 6) * k1) + (dt / 3) * (k2 + k3)) + (dt / 6) * k4
 
-    def _slope(self, w: Tensor) -> Tensor:
-        u, v, wx, wy = self._fields(w)
+    def slope(self, w: Tensor) -> Tensor:
+        u, v, wx, wy = self.fields(w)
         return self.force - self.kept * torch.fft.rfft2(u * wx + v * wy)
 
-    def _fields(self, w: Tensor) -> tuple[Tensor, ...]:
+    def fields(self, w: Tensor) -> tuple[Tensor, ...]:
         return torch.fft.irfft2(self.operators.unsqueeze(1) * w, s=(self.n, self.n)).unbind(0)
 
 
@@ -168,18 +190,21 @@ def random_vorticity(n: int, grid: int, *, seed: int, first: int = 0, peak: floa
     return torch.from_numpy(out)
 
 
-def spectral_truncation(x: Tensor, cells: int) -> Tensor:
-    """The waves of ``[..., n, n]`` that a grid of ``cells`` x ``cells`` can tell apart, on that grid.
+def spectral_resampling(x: Tensor, cells: int) -> Tensor:
+    """The waves of ``[..., n, n]`` that a grid of ``cells`` x ``cells`` can tell apart, on that grid, which may be coarser or finer.
 
-    Waves of the coarse grid's shortest length are left out, since there the two signs of their wave number fall together.
+    Waves of the coarser grid's shortest length are left out, since there the two signs of their wave number fall together.
+
+    Raises:
+        ValueError: A number of cells is odd.
     """
-    n, half = x.shape[-1], cells // 2
-    if cells > n or cells % 2 or n % 2:
-        raise ValueError(f"cells is {cells} for {n} cells; give an even number of at most {n}")
+    n, half = x.shape[-1], min(cells, x.shape[-1]) // 2
+    if cells % 2 or n % 2 or cells < 2:
+        raise ValueError(f"cells is {cells} for {n} cells; give even numbers")
     if cells == n:
         return x
-    fine = torch.fft.rfft2(x)
-    coarse = fine.new_zeros((*x.shape[:-2], cells, half + 1))
-    coarse[..., :half, :half] = fine[..., :half, :half]
-    coarse[..., -half + 1 :, :half] = fine[..., -half + 1 :, :half]
-    return torch.fft.irfft2(coarse, s=(cells, cells)) * (cells / n) ** 2
+    given = torch.fft.rfft2(x)
+    taken = given.new_zeros((*x.shape[:-2], cells, cells // 2 + 1))
+    taken[..., :half, :half] = given[..., :half, :half]
+    taken[..., -half + 1 :, :half] = given[..., -half + 1 :, :half]
+    return torch.fft.irfft2(taken, s=(cells, cells)) * (cells / n) ** 2

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ttcfast.checks import at_least, one_of, whole
+from ttcfast.data.alike import require_made_with
 from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
-from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
 
@@ -106,7 +108,9 @@ def collect(config: CollectConfig) -> CollectResult:
             first, count, number = (job.parameters[key] for key in ("first", "count", "number"))
             for i in range(first, first + count):
                 episode, settings = job.recorder.record(i)
-                episodes.append(_padded(episode, number, *sizes))
+                obs = pad(episode.obs, (0, sizes[0] - episode.obs.shape[1]))
+                act = pad(episode.act, (0, sizes[1] - episode.act.shape[1]))
+                episodes.append(Episode(obs, act, episode.rew, number))
                 told.append(settings)
                 progress.advance(note=f"{settings['controller']}: return {float(episode.rew.double().sum()):.0f}")
             write_shard(job.path, episodes, {**job.parameters, "controllers_used": told})
@@ -180,17 +184,8 @@ def _jobs(config: CollectConfig, recorder: _Recorder, number: int, sizes: tuple[
 def _done(job: _Job) -> bool:
     if not job.path.exists():
         return False
-    found = ReplayShard(job.path).parameters
-    if different := [f"{k} {found.get(k)!r} instead of {v!r}" for k, v in job.parameters.items() if found.get(k) != v]:
-        raise DataError(f"{job.path} was made with other settings ({', '.join(different)}); give another out= or remove it")
+    require_made_with(job.path, ReplayShard(job.path).parameters, job.parameters)
     return True
-
-
-def _padded(episode: Episode, number: int, observation_dim: int, action_dim: int) -> Episode:
-    pad = torch.nn.functional.pad
-    obs = pad(episode.obs, (0, observation_dim - episode.obs.shape[1]))
-    act = pad(episode.act, (0, action_dim - episode.act.shape[1]))
-    return Episode(obs, act, episode.rew, number)
 
 
 def _result(config: CollectConfig, files: list[Path]) -> CollectResult:

@@ -18,7 +18,7 @@ from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder, parse_json, require_regular, write_json
 from ttcfast.runtime.progress import bar
-from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings
+from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings, settings
 
 from .algorithms import PWM
 from .arms import Arm
@@ -306,10 +306,9 @@ class _Run(TrainingRun):
         return found
 
     def settings(self) -> dict[str, Any]:
-        """Settings that decide the outcome, as JSON values."""
-        kept = {k: v for k, v in asdict(self.config).items() if k not in _FREE_ON_RESUME}
-        data = {"episodes": self.material.episodes, "windows": len(self.sampler)}
-        return json.loads(json.dumps({**kept, "alg": self.alg, "seed": self.seed, "sizes": self.material.sizes, **data}))
+        """Return the settings that decide the outcome, as JSON values."""
+        own = {"alg": self.alg, "seed": self.seed, "sizes": self.material.sizes, "episodes": self.material.episodes}
+        return json.loads(json.dumps({**settings(self.config, _FREE_ON_RESUME), **own, "windows": len(self.sampler)}))
 
 
 def _number(value: float | None) -> float:

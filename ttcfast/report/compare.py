@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ttcfast.evaluation.results import LABELS, QUANTITIES
+from ttcfast.evaluation.results import LABELS
 from ttcfast.evaluation.table import markdown_table, rich_table
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
 from ttcfast.runtime.terminal import fits, plain_console, print_whole
 
+from .page.methods import quantities_of
 from .page.page import write_page
 from .page.runs import guarded, load
 
@@ -104,7 +105,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[li
 
 
 def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
-    drifts = [method[f"drift_{quantity}"] for quantity in QUANTITIES]
+    drifts = [method[f"drift_{quantity}"] for quantity in quantities_of(method)]
     return {
         "run": folder,
         "method": LABELS.get(method["method"], method["method"]) + (" + projection" if method["projection"] else ""),
@@ -112,7 +113,7 @@ def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
         "rollout MSE": method["rollout_mse"],
         "gain %": method["gain_mean_percent"],
         "improved %": method["gain_improved_percent"],
-        "drift": None if None in drifts else max(drifts),
+        "drift": None if None in drifts else max(drifts, default=None),
         "s": method["seconds"],
         "model evals": method["evaluations"],
     }

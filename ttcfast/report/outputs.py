@@ -14,7 +14,7 @@ from torch import Tensor
 from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.frontier import Frontier
-from ttcfast.evaluation.results import QUANTITIES, Gain, MethodResult
+from ttcfast.evaluation.results import Gain, MethodResult
 from ttcfast.evaluation.sweep import Sweep
 from ttcfast.evaluation.table import cells, explanation, markdown_table
 from ttcfast.runtime.files import atomic_write, strict, write_csv, write_json
@@ -73,7 +73,8 @@ def write_outputs(
         file.write(markdown_table(*cells(evaluation, horizons), explanation(evaluation)))
     chosen = shown_method(evaluation)
     if chosen is not None and evaluation.shown:
-        write_fields(out / fields.FILE, evaluation, chosen, times=times)
+        channel, quantity, _ = evaluation.picture
+        write_fields(out / fields.FILE, evaluation, chosen, times=times, channel=channel, quantity=quantity)
     else:
         (out / fields.FILE).unlink(missing_ok=True)  # of an earlier run in this folder
     paths = []
@@ -165,15 +166,19 @@ def write_frontier(out: Path, frontier: Frontier | None) -> list[Path]:
 def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = None) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Yield name and maker of every figure of a run, so that only one figure is held at a time."""
     yield "error_time", partial(error_against_time, evaluation)
-    yield "drift_time", partial(drift_against_time, evaluation)
+    if evaluation.quantities:
+        yield "drift_time", partial(drift_against_time, evaluation)
     yield "gain_histogram", partial(gain_histogram, evaluation)
     chosen = shown_method(evaluation)
     if chosen is not None:
+        channel, quantity, extent = evaluation.picture
+        shown: dict[str, Any] = {"channel": channel, "quantity": quantity, "extent": extent, "times": times}
         for position, problem in enumerate(evaluation.shown):
-            yield f"fields_problem{problem}", partial(field_panels, evaluation, chosen, position=position, times=times)
+            yield f"fields_problem{problem}", partial(field_panels, evaluation, chosen, position=position, **shown)
     if sweep is not None:
         yield "error_branching", partial(error_against_branching, sweep)
-        yield "drift_branching", partial(drift_against_branching, sweep)
+        if sweep.quantities:
+            yield "drift_branching", partial(drift_against_branching, sweep)
 
 
 def shown_method(evaluation: Evaluation) -> MethodResult | None:
@@ -222,7 +227,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "rollout_mse": float(result.rollout_error.mean()),
         **_gain_columns("gain", evaluation.gain(result)),
         **_gain_columns("gain_over_projected", evaluation.gain_over_projected(result)),
-        **{f"drift_{quantity}": result.final_drift(quantity) for quantity in QUANTITIES},
+        **{f"drift_{quantity}": result.final_drift(quantity) for quantity in evaluation.quantities},
         "seconds": round(result.seconds, 3),
         "evaluations": result.evaluations,
         "reward_evaluations": result.reward_evaluations,
@@ -254,7 +259,7 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
                 "rollout_mse": float(result.rollout_error.mean()),
                 "mse_last_step": result.mse_at(result.steps),
                 **_gain_columns("gain", gain),
-                **{f"drift_{quantity}": result.final_drift(quantity) for quantity in QUANTITIES},
+                **{f"drift_{quantity}": result.final_drift(quantity) for quantity in sweep.quantities},
                 "seconds": round(result.seconds, 3),
                 "evaluations": result.evaluations,
             }

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Any
 from .arm import ARMScorer
 from .composition import ScorerList
 from .oracle import OracleScorer
+from .residual import EulerResidualScorer, Residual, VorticityResidual
 from .scorer import ScoreContext, Scorer, as_scorer
 
 if TYPE_CHECKING:
     from .prm.scorer import PRMScorer as PRMScorer
 
-__all__ = ["ARMScorer", "OracleScorer", "PRMScorer", "ScoreContext", "Scorer", "ScorerList", "as_scorer"]
+__all__ = [
+    "ARMScorer",
+    "EulerResidualScorer",
+    "OracleScorer",
+    "PRMScorer",
+    "Residual",
+    "ScoreContext",
+    "Scorer",
+    "ScorerList",
+    "VorticityResidual",
+    "as_scorer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints as one safetensors file: tensors, and JSON in the header. No pickle, so opening one runs nobody's code."""
+"""Reads and writes checkpoints: one safetensors file of tensors with JSON in its header, without pickle, so that loading runs no code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta: Mapp
     """Write ``tensors`` and ``meta`` into one safetensors file, atomically.
 
     Args:
-        path: the file, usually ``*.safetensors``.
-        tensors: by name, any shape and dtype, on any device (stored from the CPU). Tied tensors are stored twice.
-        meta: JSON values that tell what the tensors are (``architecture``, sizes, normalisation, ...); NaN and infinities allowed.
+        path: File to write, usually ``*.safetensors``.
+        tensors: Tensors by name, of any shape, dtype and device. Tied tensors are stored twice.
+        meta: JSON values that describe the tensors (``architecture``, sizes, normalisation, ...); NaN and infinities are allowed.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: The file cannot be written.
     """
     stored = {name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     header = {_KEY: json.dumps({"meta": meta, "checksum": _checksum(stored, json.dumps(meta))})}
@@ -43,14 +43,14 @@ def load(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) 
     """Read what :func:`save` wrote.
 
     Args:
-        path: the file.
-        expect: entries that ``meta`` must have, such as ``{"architecture": "vit"}``.
+        path: File to read.
+        expect: Entries that ``meta`` must have, such as ``{"architecture": "vit"}``.
 
     Returns:
         The tensors, on the CPU, and ``meta``.
 
     Raises:
-        CheckpointError: the file is missing, damaged (also by a single flipped bit), of another program, or not as expected.
+        CheckpointError: The file is missing, damaged (a single flipped bit is detected), from another program, or not as expected.
     """
     require_regular(path, "checkpoint", "give the path of a .safetensors file made by a ttcfast command", CheckpointError)
     try:
@@ -86,10 +86,10 @@ def save_state(path: str | os.PathLike[str], state: Mapping[str, Any], meta: Map
 
 
 def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What :func:`save_state` wrote: the state, its tensors on the CPU, and ``meta``.
+    """Return the state that :func:`save_state` wrote, with its tensors on the CPU, and ``meta``.
 
     Raises:
-        CheckpointError: as :func:`load`, or the file holds no such state.
+        CheckpointError: As for :func:`load`, or the file holds no such state.
     """
     tensors, meta = load(path)
     if "state" not in meta:
@@ -102,7 +102,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os
     """Load ``tensors`` into ``model``; every name and shape must fit.
 
     Raises:
-        CheckpointError: they do not; names the first differences.
+        CheckpointError: They do not fit, or a weight is not finite; the message names the first differences.
     """
     own = model.state_dict()
     missing = [f"{name} is missing" for name in own if name not in tensors]
@@ -138,11 +138,11 @@ def save_training(
     """Write all that an exact resume needs into one file: weights, optimizer, random states, and ``extra``.
 
     Args:
-        path: the file.
-        model: its state dict is stored.
-        optimizer: its state dict is stored, moments and step counts bit for bit.
-        extra: what else the loop needs: step, best score, a scheduler's or a generator's state. JSON values, tuples and tensors, nested.
-        meta: as in :func:`save`, to be checked by ``expect`` at loading.
+        path: File to write.
+        model: Model whose state dict is stored.
+        optimizer: Optimizer whose state dict is stored, moments and step counts bit for bit.
+        extra: Other state of the loop (step, best score, scheduler, generators), as nested JSON values, tuples and tensors.
+        meta: As in :func:`save`; ``expect`` checks it when loading.
 
     The states of torch (CPU and every CUDA device), numpy and ``random`` are stored too.
     """
@@ -158,7 +158,7 @@ def load_training(
     """Put ``model``, ``optimizer`` and the random states back as :func:`save_training` found them, and return its ``extra``.
 
     Raises:
-        CheckpointError: as :func:`load`, or the file holds no training state, or it is of another model or optimizer.
+        CheckpointError: As for :func:`load`; or the file holds no training state, or that of another model or optimizer.
     """
     tensors, meta = load(path, expect)
     if "training" not in meta:
@@ -189,10 +189,10 @@ def load_training(
 
 @contextlib.contextmanager
 def entries_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Within the block, entries of the checkpoint ``path`` that are missing or of another type raise one ``CheckpointError``.
+    """Turn errors from missing or mistyped entries of the checkpoint ``path`` within the block into one ``CheckpointError``.
 
     Args:
-        what: what the file should describe, as ``"a surrogate"``.
+        what: Object that the file should describe, such as ``"a surrogate"``.
     """
     try:
         yield

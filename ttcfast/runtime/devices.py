@@ -8,7 +8,7 @@ from .errors import ArgumentError
 
 
 def device_of(name: str) -> torch.device:
-    """The device ``name``; raises ``ArgumentError`` for one that does not exist or is not there."""
+    """Return the device ``name``; raise ``ArgumentError`` if it does not exist or cannot be used."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

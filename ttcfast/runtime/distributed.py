@@ -1,4 +1,4 @@
-"""Several processes on one task: starting them under torchrun, and the few things that they tell one another."""
+"""Joins the processes of a torchrun and exchanges data between them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .errors import ArgumentError
 
 @contextlib.contextmanager
 def process_group(backend: str | None = None) -> Iterator[torch.device]:
-    """Join the other processes that ``torchrun`` has started, for the length of a block.
+    """Join the other processes of ``torchrun`` within a block.
 
-    Does nothing where there is only one process (no ``WORLD_SIZE``, or 1), or where the group is there already.
+    Does nothing for a single process (no ``WORLD_SIZE``, or 1), or if the group exists.
 
     Args:
-        backend: ``"nccl"`` or ``"gloo"``; None takes NCCL where there is a GPU for each process of this machine, else gloo.
+        backend: ``"nccl"`` or ``"gloo"``; None takes NCCL if each process of this machine has a GPU, else gloo.
 
     Yields:
         The device of this process: its GPU under NCCL, else the CPU.
 
     Raises:
-        ArgumentError: ``WORLD_SIZE`` is set but not what torchrun sets beside it.
+        ArgumentError: ``WORLD_SIZE`` is set without the other variables of torchrun.
     """
     if (dist.is_available() and dist.is_initialized()) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -48,17 +48,17 @@ def process_group(backend: str | None = None) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Of this process among all; 0 where there is one."""
+    """Return the rank of this process; 0 for a single process."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def launched_rank() -> int:
-    """The rank that torchrun has given this process, known before the processes have met; 0 where there is one."""
+    """Return the rank that torchrun assigned to this process, known before the group exists; 0 for a single process."""
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def ranks() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -66,7 +66,7 @@ def require_equal(settings: Mapping[str, Any]) -> None:
     """Raise the same ``ValueError`` on all ranks unless all were given the same settings.
 
     Args:
-        settings: by name; values that can be pickled and compared. Every rank must call this.
+        settings: Values by name, which must be picklable and comparable. Every rank must call this.
     """
     if ranks() == 1:
         return
@@ -80,7 +80,7 @@ def require_equal(settings: Mapping[str, Any]) -> None:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every rank has, any picklable value, in the order of ranks."""
+    """Return the values of all ranks, any picklable ones, in rank order."""
     out: list[Any] = [None] * ranks()
     if len(out) == 1:
         return [value]
@@ -89,7 +89,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def beside(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all ranks, which have one shape and dtype, in the order of ranks."""
+    """Return the tensors of all ranks, of one shape and dtype, in rank order."""
     if ranks() == 1:
         return [tensor]
     tensor = tensor.contiguous()
@@ -99,7 +99,7 @@ def beside(tensor: Tensor) -> list[Tensor]:
 
 
 def reduced(tensor: Tensor, how: str) -> Tensor:
-    """``"sum"``, ``"max"`` or ``"min"`` over the ranks, entry by entry, the same on all of them."""
+    """Return the entry-wise ``"sum"``, ``"max"`` or ``"min"`` over the ranks, on all of them."""
     parts = torch.stack(beside(tensor))
     if how == "sum":
         return parts.sum(0)
@@ -107,7 +107,7 @@ def reduced(tensor: Tensor, how: str) -> Tensor:
 
 
 def total(number: float, how: str = "sum") -> float:
-    """A number over all ranks."""
+    """Return a number reduced over all ranks."""
     numbers: list[float] = gathered(number)
     if how == "sum":
         return sum(numbers)
@@ -115,11 +115,11 @@ def total(number: float, how: str = "sum") -> float:
 
 
 def shared_rows(rows: Tensor, owner: Tensor) -> Tensor:
-    """Each row as its owner has it: one broadcast by every rank that owns any.
+    """Return each row as its owner has it, by one broadcast from every rank that owns any.
 
     Args:
-        rows: ``[m, ...]``; what stands in the rows of others does not matter.
-        owner: int64 ``[m]``, a rank for each row, the same on all ranks.
+        rows: ``[m, ...]``; rows owned by other ranks are ignored.
+        owner: int64 ``[m]``, the rank that owns each row, the same on all ranks.
     """
     if ranks() == 1:
         return rows

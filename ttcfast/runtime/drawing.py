@@ -1,4 +1,4 @@
-"""The one door to matplotlib."""
+"""The only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib whatever MPLBACKEND says.
+    """Import matplotlib whatever MPLBACKEND is.
 
-    A command that a notebook starts inherits its backend, which may be unknown here, and matplotlib raises at import for one that is. Our
-    figures need none. A backend that is known is set as matplotlib would have done, for the other figures of the process.
+    A command started from a notebook inherits its backend, and matplotlib raises at import if that is unknown here. Our figures need no
+    backend. A known one is set as matplotlib would have done, for other figures of the process.
     """
     if "matplotlib" in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints their message as one line and exits with their status."""
+"""Errors that a user can fix. The command line prints their message as one line and exits with their status."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 import resource
 from collections.abc import Iterator
 
-# What torch (CPU, CUDA), HDF5 and the system say; the kinds of their errors do not tell.
+# Messages of torch (CPU, CUDA), HDF5 and the system, whose exception types do not tell.
 _MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|memory allocation failed|Cannot allocate memory"
     r"|Storage size calculation overflowed|too large to convert to C s",
     re.IGNORECASE,
 )
-# What the interpreter says where a C function failed and could not make its error: under a small limit there was no memory for that.
+# Message of the interpreter if a C function failed without memory left to create its exception.
 _NO_REASON = re.compile(r"error return without exception set|NULL without setting an exception")
 
 
@@ -46,11 +46,11 @@ class OutputError(UserError, OSError):
 
 
 class MissingPackageError(UserError, ImportError):
-    """An optional package that was asked for and cannot be imported."""
+    """An optional package that was requested and cannot be imported."""
 
     @classmethod
     def of(cls, what: str, package: str, extra: str, cause: ImportError) -> MissingPackageError:
-        """The error for ``what`` (as the user asked for it), naming the package, why it fails, and the pip extra that brings it."""
+        """Return the error for ``what`` (in the user's words), naming the package, the reason and the pip extra that provides it."""
         return cls(f"{what} needs the package {package}, which cannot be imported ({cause}); pip install 'ttcfast[{extra}]' brings it")
 
 
@@ -66,9 +66,9 @@ def _is_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """What is raised within the block for want of memory, as an ``OutOfMemoryError``, which says what to reduce.
+    """Convert errors for lack of memory within the block to ``OutOfMemoryError``, which says what to reduce.
 
-    A ``MemoryError`` has no text, and a reader whose file cannot be held takes it for damaged.
+    A ``MemoryError`` has no text, and a reader would report a file that does not fit as damaged.
     """
     try:
         yield

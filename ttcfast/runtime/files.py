@@ -1,7 +1,7 @@
-"""Files that are either whole or not there: written beside their place, flushed to the disk, then renamed.
+"""Writes files atomically: beside their place, flushed to disk, then renamed.
 
-What is being written has a random name and is locked by its writer. A writer that was killed holds no lock, so the next process that writes
-into the folder tells such leavings from the files of the living, in any container and on any host that sees the same locks.
+A partial file has a random name and is locked by its writer. A killed writer holds no lock, so that the next process that writes into the
+folder can remove its partial file, in any container and on any host that sees the same locks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import IO, Any
 
 from .errors import DataError, OutputError, UserError
 
-# What the disk or the file system does to a writer. Other OSErrors inside a writing block (a missing input, say) are not ours to rename.
+# Errors of the disk or the file system. Other OSErrors within a writing block (such as a missing input) are passed on.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG}
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial(\.[^.]*)?")
 _WHOLE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: the whole file, for writing
-_swept: set[Path] = set()  # folders that this process has looked through for what killed writers left
+_swept: set[Path] = set()  # folders in which this process has removed partial files of killed writers
 
 
 _KINDS = {
@@ -41,16 +41,17 @@ _KINDS = {
 
 
 def require_regular(path: str | os.PathLike[str], what: str, missing: str, error: type[UserError] = DataError, *, told: str = "") -> Path:
-    """The absolute path of a regular file (or of a link to one), asked before anything opens it: a pipe would be waited for without end.
+    """Return the absolute path of a regular file (or link to one), before anything opens it: opening a pipe would wait forever.
 
     Args:
-        path: the file. what: what it should be, for the message: ``"data file"``.
-        missing: what to do where it is not there.
-        error: what to raise.
-        told: where the path comes from, for the message: ``" (named by list.txt)"``.
+        path: The file.
+        what: Kind of file for the message: ``"data file"``.
+        missing: Remedy if it does not exist.
+        error: Exception to raise.
+        told: Origin of the path for the message: ``" (named by list.txt)"``.
 
     Raises:
-        DataError, or ``error``: it is missing, or a folder, named pipe, socket or device.
+        DataError, or ``error``: It is missing, or a folder, named pipe, socket or device.
     """
     try:
         mode = os.stat(path).st_mode
@@ -64,9 +65,9 @@ def require_regular(path: str | os.PathLike[str], what: str, missing: str, error
 
 
 def entries(folder: str | os.PathLike[str], *suffixes: str) -> list[Path]:
-    """What lies in ``folder`` under a name that ends in one of ``suffixes`` (``".hdf5"``), upper or lower case, sorted; nothing hidden.
+    """Return the visible files in ``folder`` whose names end in one of ``suffixes`` (``".hdf5"``), in upper or lower case, sorted.
 
-    A killed writer leaves a hidden partial file. An empty list where there is no such folder.
+    Partial files of killed writers are hidden. The list is empty if the folder does not exist.
     """
     place = Path(folder)
     if not place.is_dir():
@@ -76,18 +77,19 @@ def entries(folder: str | os.PathLike[str], *suffixes: str) -> list[Path]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a writer that wants a path (h5py, matplotlib) a temporary one beside ``path``; rename it into place at the end.
+    """Yield a temporary path beside ``path`` for a writer that takes a path (h5py, matplotlib), and rename it into place at the end.
 
-    The temporary file is there already, empty, and nobody else's; its name keeps the suffix, since some writers read the format from it.
-    If the block raises, it is removed and whatever was at ``path`` before is still there. The new file has the permissions of the one that
-    it replaces, or those that the umask leaves. A device such as ``/dev/full`` is handed through as it is.
+    The temporary file exists, empty, and is exclusive; its name keeps the suffix, from which some writers infer the format. If the block
+    raises, it is removed and ``path`` is unchanged. The new file has the permissions of the one that it replaces, or those of the umask.
+    A device such as ``/dev/full`` is passed through unchanged.
 
     Raises:
-        OutputError: the folder cannot be written, the disk is full, ``path`` is a folder.
+        OutputError: The folder cannot be written, the disk is full, or ``path`` is a folder.
     """
-    target = Path(os.path.realpath(path))  # through a link, so that the link stays a link
+    target = Path(os.path.realpath(path))  # follow a link, so that it stays a link
     with disk_errors(target):
-        if _is_device(target):
+        _refuse_pipe(target)
+        if target.exists() and not (target.is_file() or target.is_dir()):
             yield target
             return
         output_folder(target.parent)
@@ -112,11 +114,11 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     """Open ``path`` for writing so that it appears whole or not at all.
 
     Args:
-        path: the file; its folder is made when missing.
+        path: The file; its folder is created if missing.
         mode: ``"w"`` (UTF-8 text, ``\\n`` line ends) or ``"wb"``.
 
     Raises:
-        OutputError: the folder cannot be written, the disk is full, ``path`` is a folder.
+        OutputError: The folder cannot be written, the disk is full, or ``path`` is a folder.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode is {mode!r}; it must be 'w' or 'wb'")
@@ -129,16 +131,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 def output_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder ``path`` (and its parents) and check that a file can be written in it.
 
-    Commands call this before their work, so that an unwritable place is told at the start and not after an hour. The first call of a
-    process for a folder removes the temporary files that killed writers left in it.
+    Commands call this first, so that an unwritable folder raises at the start and not after an hour. The first call of a process for a
+    folder removes the temporary files of killed writers from it.
 
     Raises:
-        OutputError: it cannot be made or written.
+        OutputError: It cannot be created or written.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # without a name where the system can do that
+        tempfile.TemporaryFile(dir=folder).close()  # unnamed where the system supports it
         place = folder.resolve()
     except OSError as error:
         raise OutputError(f"cannot write to folder {folder}: {_reason(error)}; give another one") from error
@@ -149,26 +151,26 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def reserve(path: str | os.PathLike[str]) -> None:
-    """Have the file system set room aside for the holes of a file, so that a full disk is told now and not when they are filled."""
+    """Reserve disk space for the holes of a file, so that a full disk raises now and not when they are filled."""
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
         except OSError as error:
             if error.errno in _DISK:
-                raise  # else the file system cannot do this, and a later write tells
+                raise  # else the file system does not support it, and a later write raises
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file until ``descriptor`` is closed, which the end of the process does, a kill too.
+    """Lock an open file until ``descriptor`` is closed, at the latest when the process ends or is killed.
 
-    The locks are those of open file descriptions where the system has them: unlike ``flock``'s they do not meet the locks that HDF5 takes
-    on its files, and unlike those of ``lockf`` they hold between threads and outlive another descriptor's closing.
+    The locks are those of open file descriptions where the system has them: unlike ``flock``'s they do not conflict with HDF5's locks, and
+    unlike ``lockf``'s they hold between threads and survive the closing of another descriptor.
 
     Returns:
-        False where somebody else has locked it.
+        False if it is locked already.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: The file system has no locks.
     """
     try:
         try:
@@ -176,7 +178,7 @@ def try_lock(descriptor: int) -> bool:
         except (AttributeError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a system without the others
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # on a system without the other kind
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
@@ -185,7 +187,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether ``path`` still names the open file, and not nothing, or a newer one."""
+    """Return whether ``path`` still names the open file, rather than nothing or a newer one."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -193,10 +195,10 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a file's JSON says.
+    """Parse a file's JSON.
 
     Raises:
-        ValueError: it is none, or nested so deeply that Python's reader gives up.
+        ValueError: It is not JSON, or nested too deeply for Python's parser.
     """
     try:
         return json.loads(text)
@@ -221,10 +223,10 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def append(path: str | os.PathLike[str], text: str) -> None:
-    """Append ``text`` (UTF-8) to ``path`` and hand it to the system at once, so that a killed process leaves it.
+    """Append ``text`` (UTF-8) to ``path`` unbuffered, so that it survives if the process is killed.
 
     Raises:
-        OutputError: the disk is full, or ``path`` is a named pipe, which would be waited for without end.
+        OutputError: The disk is full, or ``path`` is a named pipe, whose opening would wait forever.
     """
     _refuse_pipe(Path(path))
     with disk_errors(Path(path)), open(path, "a", encoding="utf-8", newline="") as file:
@@ -232,7 +234,7 @@ def append(path: str | os.PathLike[str], text: str) -> None:
 
 
 def strict(value: Any) -> Any:
-    """``value`` made of what JSON has: tensors and arrays as lists, paths as strings, non-finite numbers as None."""
+    """Convert ``value`` to JSON types: tensors and arrays to lists, paths to strings, non-finite numbers to None."""
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -246,30 +248,34 @@ def strict(value: Any) -> Any:
     return value
 
 
+def error_number(error: OSError) -> int | None:
+    """Return the errno of an error, which h5py and others put into its text instead."""
+    in_text = re.search(r"(?:errno =|os error) (\d+)", str(error))
+    return error.errno if error.errno is not None else int(in_text[1]) if in_text else None
+
+
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """What the disk or the file system does to a writer of ``target`` within the block, as an ``OutputError``."""
+    """Convert errors of the disk or file system within the block, which writes ``target``, to ``OutputError``."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
-        # h5py and others put the number into the text and leave errno empty.
-        in_text = re.search(r"errno = (\d+)|os error (\d+)", str(error))
-        number = error.errno if error.errno is not None else int(next(filter(None, in_text.groups()))) if in_text else None
-        if number not in _DISK:
+        number = error_number(error)
+        if number is None or number not in _DISK:
             raise
         raise OutputError(f"cannot write {target}: {os.strerror(number)}; free some space or give another place") from error
 
 
 def _refuse_pipe(path: Path) -> None:
-    """Opening a pipe waits until somebody reads it."""
+    """Raise for a pipe, whose opening would wait for a reader."""
     if path.is_fifo():
         raise OutputError(f"cannot write {path}: it is a named pipe; remove it, or give another place")
 
 
 def _new_partial(target: Path) -> tuple[Path, int]:
-    """A new file beside ``target``, and the descriptor that locks it."""
+    """Create a file beside ``target``, and return it with the descriptor that locks it."""
     stem = target.stem.encode()[:100].decode(errors="ignore")  # a name holds 255 bytes
     suffix = target.suffix if len(target.suffix) <= 16 else ""  # a longer one names no format
     while True:
@@ -281,14 +287,14 @@ def _new_partial(target: Path) -> tuple[Path, int]:
         try:
             locked = try_lock(descriptor)
         except OSError:
-            return place, descriptor  # no locks here, so nobody can take it for a dead writer's
+            return place, descriptor  # without locks no process can mistake it for a dead writer's
         if locked and is_at(descriptor, place):
             return place, descriptor
-        os.close(descriptor)  # another process looked through the folder before the lock was there
+        os.close(descriptor)  # another process removed it before it was locked
 
 
 def _remove_leavings(folder: Path) -> None:
-    """Remove the temporary files whose writers have died."""
+    """Remove the temporary files of dead writers."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _PARTIAL.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -305,17 +311,8 @@ def _remove_if_dead(partial: str) -> None:
         os.close(descriptor)
 
 
-def _is_device(path: Path) -> bool:
-    _refuse_pipe(path)
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut. Some network file systems refuse to sync a folder; the file is whole there too."""
+    """Make the rename survive a power cut. Some network file systems cannot sync a folder; the file is complete there, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

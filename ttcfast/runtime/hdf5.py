@@ -1,4 +1,4 @@
-"""HDF5 files opened with care: regular, holding all their values themselves, and few of them at a time."""
+"""Opens HDF5 files safely: regular files that hold all their values themselves, few at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import math
 import os
-import re
 import resource
 import threading
 import weakref
@@ -18,11 +17,11 @@ import h5py
 import numpy as np
 
 from .errors import DataError
-from .files import require_regular
+from .files import error_number, require_regular
 
-# Deflate makes 1032 bytes of one at most; other filters of data sets that hold numbers do less.
+# Deflate expands one byte to at most 1032; other filters of numeric data sets expand less.
 _EXPANSION = 1032
-# Enough that a training run on a thousand files opens few of them twice, and a share of the limit that leaves the process its own.
+# Enough for a training run on a thousand files, and a share of the limit that leaves descriptors to the process.
 _MOST, _SHARE = 256, 4
 
 
@@ -34,10 +33,12 @@ H = TypeVar("H", bound=_Closable)
 
 
 def open_hdf5(path: Path, what: str, missing: str) -> h5py.File:
-    """``path`` opened for reading, once it is known that nothing in it points out of it.
+    """Open ``path`` for reading after checking that nothing in it refers to other files.
 
     Args:
-        path: the file. what: what it should be, for messages: ``"data file"``. missing: what to do where it is not there.
+        path: The file.
+        what: Kind of file for messages: ``"data file"``.
+        missing: Remedy if it does not exist.
 
     Raises:
         DataError: missing, no regular file, truncated or no HDF5 (NetCDF4) file; external links, virtual data sets and external storage,
@@ -47,7 +48,7 @@ def open_hdf5(path: Path, what: str, missing: str) -> h5py.File:
     try:
         file = h5py.File(place, "r")
     except OSError as error:
-        if _errno(error) in (errno.EMFILE, errno.ENFILE):
+        if error_number(error) in (errno.EMFILE, errno.ENFILE):
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             raise DataError(f"{what} {path} cannot be opened: this process has too many open files (limit {limit}); ulimit -n") from error
         raise DataError(f"{what} {path} is empty, truncated or no HDF5 file ({error}); make or copy it again") from error
@@ -63,10 +64,10 @@ def open_hdf5(path: Path, what: str, missing: str) -> h5py.File:
 
 
 def array(data: h5py.Dataset) -> np.ndarray:
-    """All values of a data set that a header holds.
+    """Return all values of a data set of a header.
 
     Raises:
-        ValueError: the file declares more values than it holds, which would fill the memory with zeros.
+        ValueError: The file declares more values than it holds, which would fill the memory with zeros.
     """
     held = data.id.get_storage_size()
     filtered = data.id.get_create_plist().get_nfilters() > 0
@@ -75,7 +76,7 @@ def array(data: h5py.Dataset) -> np.ndarray:
 
 
 def require_held(data: h5py.Dataset) -> None:
-    """Raise ``ValueError`` where one entry along the first axis of ``data`` (a trajectory) is more than the whole file can hold."""
+    """Raise ``ValueError`` if one entry along the first axis of ``data`` (a trajectory) is larger than the whole file can hold."""
     size = data.file.id.get_filesize()
     _require_held(data, math.prod(data.shape[1:]) * data.dtype.itemsize, size * _EXPANSION, size)
 
@@ -86,12 +87,12 @@ def _require_held(data: h5py.Dataset, declared: int, most: int, held: int) -> No
 
 
 def _outside(file: h5py.File) -> str | None:
-    """The first thing that makes HDF5 open another file, in words. Nothing is followed to find it."""
+    """Return a description of the first reference to another file, without following it."""
     links: list[tuple[bytes, int]] = []
     file.id.links.visit(lambda name, info: links.append((name, info.type)), info=True)
     for name, kind in links:
         told = name.decode(errors="replace")
-        if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):  # a soft link stays in the file, unless it leads to such a one
+        if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):  # a soft link stays within the file unless it leads to an external one
             return f"{told} is an external link"
         if kind == h5py.h5l.TYPE_SOFT:
             continue
@@ -106,14 +107,14 @@ def _outside(file: h5py.File) -> str | None:
 
 
 class _Handle:
-    """An open file and how many read it at this moment."""
+    """An open file and its number of current readers."""
 
     def __init__(self, opened: _Closable) -> None:
         self.opened, self.users = opened, 0
 
 
 class _Handles:
-    """The open files of this process by their owners, that of the last use at the end."""
+    """The open files of this process by owner, the most recently used last."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -128,16 +129,16 @@ class _Handles:
 
 
 _HANDLES = _Handles()
-# A child forked while another thread holds the lock would wait for it for ever.
+# A child forked while another thread holds the lock would wait for it forever.
 os.register_at_fork(before=_HANDLES.lock.acquire, after_in_parent=_HANDLES.lock.release, after_in_child=_HANDLES.lock.release)
 
 
 @contextlib.contextmanager
 def held_open(owner: object, opener: Callable[[], H]) -> Iterator[H]:
-    """What ``opener`` opens, kept open for the next use by the same ``owner``, until others' files need the room.
+    """Yield the file that ``opener`` opens, kept open for the next use by ``owner`` until other files need its place.
 
-    At most a quarter of the process's limit of descriptors (256 of them) are open at a time. What is in use by another thread is not
-    closed. A forked process opens anew. Closed with its owner.
+    At most a quarter of the process's file descriptors, and at most 256, are open at a time. A file in use by another thread is not closed.
+    A forked process opens its own. Files are closed with their owner.
     """
     with _HANDLES.lock:
         if _HANDLES.process != os.getpid():
@@ -160,12 +161,7 @@ def held_open(owner: object, opener: Callable[[], H]) -> Iterator[H]:
 
 
 def close(owner: object) -> None:
-    """Close what is held open for ``owner``, once nobody reads it; its next use opens it again."""
+    """Close the file of ``owner`` once it has no readers; its next use opens it again."""
     with _HANDLES.lock:
         if _HANDLES.process == os.getpid() and (handle := _HANDLES.of.pop(owner, None)) is not None and not handle.users:
             handle.opened.close()
-
-
-def _errno(error: OSError) -> int | None:
-    found = re.search(r"errno = (\d+)", str(error))
-    return error.errno if error.errno is not None else int(found.group(1)) if found else None

@@ -1,4 +1,4 @@
-"""HDF5 files that are whole or not there, on a full disk too."""
+"""Writes HDF5 files atomically, also on a full disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .steady import steady
 
 @contextlib.contextmanager
 def new_hdf5(path: str | os.PathLike[str], **options: Any) -> Iterator[h5py.File]:
-    """Give a new HDF5 file to fill, which appears at ``path`` when the block ends well.
+    """Yield a new HDF5 file, which appears at ``path`` when the block ends without an error.
 
     Args:
-        path: the file; its folder is made when missing.
-        options: of ``h5py.File``. ``libver=("v110", "v110")`` makes HDF5 put checksums on all that it writes beside the data themselves.
+        path: The file; its folder is created if missing.
+        options: Options of ``h5py.File``. ``libver=("v110", "v110")`` makes HDF5 checksum everything but the data themselves.
 
     Raises:
-        OutputError: the folder cannot be written, the disk is full, ``path`` is a folder.
+        OutputError: The folder cannot be written, the disk is full, or ``path`` is a folder.
     """
     with atomic_path(path) as place, edit_hdf5(place, "w", **options) as file:
         yield file
@@ -30,13 +30,13 @@ def new_hdf5(path: str | os.PathLike[str], **options: Any) -> Iterator[h5py.File
 
 @contextlib.contextmanager
 def edit_hdf5(path: str | os.PathLike[str], mode: str, **options: Any) -> Iterator[h5py.File]:
-    """Open the existing file ``path`` for writing by HDF5 (``"w"``: anew, ``"r+"``: as it is), which never meets an error of the disk.
+    """Open the existing file ``path`` for writing by HDF5 (``"w"`` truncates, ``"r+"`` keeps), shielded from disk errors.
 
-    HDF5 writes late, at the latest when the file is closed, and a process in which that fails ends by a crash, then or at its exit. So it
-    writes through a file of ours, which keeps the first error until HDF5 is done.
+    HDF5 writes late, at the latest on close, and crashes the process if that fails, then or at exit. It therefore writes through
+    ``steady``, which keeps the first error until HDF5 is done.
 
     Raises:
-        OSError: what the disk said.
+        OSError: The first error of the disk.
     """
     with open(path, "r+b", buffering=0) as raw, steady(raw) as file, h5py.File(file, mode, **options) as held:
         yield held

@@ -1,4 +1,4 @@
-"""Tensors lent to somebody else's code: they come back as they were, or one error says who changed them."""
+"""Detects foreign code that modifies tensors passed to it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .errors import ArgumentError
 
 
 class ChangedInputError(ArgumentError):
-    """Code that was given a tensor to look at has written into it."""
+    """Raised if code modified a tensor that it was only to read."""
 
 
 @contextmanager
 def lent(who: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Raise unless the block leaves ``tensors`` as they are.
+    """Raise unless the block leaves ``tensors`` unchanged.
 
-    Every write of torch's raises a tensor's version, which costs nothing to compare, on a GPU as well. Writes that torch does not see
-    (through ``.numpy()`` or ``.data``, and any in inference mode, where tensors have no version) are found by a checksum of the bytes:
-    on a CPU, 0.25 ms per MB, and on a GPU in inference mode, which waits for the device. What is written on a GPU through ``.data`` or by
-    a kernel of one's own stays unseen outside of inference mode.
+    Every write by torch increases a tensor's version, which costs nothing to compare, on a GPU as well. Writes that torch does not see
+    (through ``.numpy()`` or ``.data``, and all in inference mode, where tensors have no version) are detected by a checksum of the bytes:
+    on a CPU, at 0.25 ms per MB, and on a GPU in inference mode, which synchronises. Outside inference mode, writes on a GPU through
+    ``.data`` or by custom kernels are not detected.
 
     Args:
-        who: whose code the block calls, as the error names it (``"scorer my_reward"``).
-        tensors: what it is given, by the name that the error uses.
+        who: Name of the called code in the error (``"scorer my_reward"``).
+        tensors: The tensors passed to it, by the names that the error uses.
 
     Raises:
-        ChangedInputError: the block changed one; the message says which, and to work on a clone.
+        ChangedInputError: The block modified a tensor; the message names it and says to work on a clone.
     """
     before = {name: _mark(tensor) for name, tensor in tensors.items()}
     yield
@@ -43,7 +43,7 @@ def lent(who: str, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _mark(tensor: Tensor) -> tuple[int | None, int | None]:
-    """Version and checksum of a tensor, None where it has none and where the version says all."""
+    """Return version and checksum of a tensor, each None where it does not exist or is not needed."""
     versioned = not tensor.is_inference()
     version = tensor._version if versioned else None
     if (versioned and tensor.device.type != "cpu") or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -53,7 +53,7 @@ def _mark(tensor: Tensor) -> tuple[int | None, int | None]:
 
 
 def _checksum(bytes_: Tensor) -> int:
-    """Of uint8 ``[n]``, where they are: sums of blocks times their numbers. It tells no order within the blocks of large tensors."""
+    """Return a checksum of uint8 ``[n]`` on their device: sums of blocks times their numbers, blind to order within large blocks."""
     block = 1 if len(bytes_) < 2**20 else 4096
     whole = len(bytes_) // block * block
     sums = [bytes_[:whole].view(-1, block).sum(1, dtype=torch.int64), bytes_[whole:].sum(dtype=torch.int64).reshape(1)]

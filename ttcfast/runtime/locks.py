@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: a lock that the system takes back from a run that dies, and that says who holds it."""
+"""Locks an output folder for one run; the system releases the lock of a run that dies."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class _Held:
     times: int = 1
 
 
-_held: dict[Path, _Held] = {}  # by this process
-_guard = threading.RLock()  # a forgotten log may be collected, and give its lock back, at any time
+_held: dict[Path, _Held] = {}  # held by this process
+_guard = threading.RLock()  # garbage collection of a log may release its lock at any time
 
 
 @contextlib.contextmanager
 def run_lock(place: str | os.PathLike[str], *, file: bool = False) -> Iterator[None]:
-    """Keep every other run out of an output folder (made when missing) or file for the length of a block.
+    """Lock an output folder (created if missing) or file against other runs within a block.
 
-    The lock is one of the system's on a hidden file, which holds the command, process, host and start of the run. It is removed at the end;
-    one that a killed run left is free at once. A thread that holds a place may take it again, for functions that call one another. Of the
-    processes that torchrun has started the first one holds it for all.
+    The lock is a system lock on a hidden file that names the command, process, host and start of the run. It is removed at the end;
+    that of a killed run is released at once. A thread may lock a place again that it holds already. Of the
+    processes started by torchrun, the first one holds the lock for all.
 
-    Where the file system has no locks, a warning says so, and nothing keeps a second run out.
+    On a file system without locks a warning is issued, and a second run is not kept out.
 
     Args:
-        place: the folder, or the file that is written.
-        file: whether it is a file.
+        place: The output folder, or the file to be written.
+        file: Whether ``place`` is a file.
 
     Raises:
-        OutputError: another run holds it (named in the message), or the place cannot be written.
+        OutputError: Another run holds the lock (named in the message), or the place cannot be written.
     """
     if launched_rank() > 0:
         yield
@@ -83,7 +83,7 @@ def _take(path: Path, what: str) -> None:
 
 
 def _locked(path: Path, what: str) -> int | None:
-    """The descriptor that holds the lock; None where the file system has none."""
+    """Return the descriptor that holds the lock; None where the file system has no locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
@@ -91,7 +91,7 @@ def _locked(path: Path, what: str) -> int | None:
                 raise OutputError(
                     f"cannot write to {what}: another run is writing there{_holder(descriptor)}; wait until it ends, or give another out="
                 )
-            if is_at(descriptor, path):  # and was not removed by a run that has just ended
+            if is_at(descriptor, path):  # not removed by a run that has just ended
                 _sign(descriptor)
                 return descriptor
         except OutputError:
@@ -109,12 +109,12 @@ def _give_back(path: Path) -> None:
     with _guard:
         own = _held.get(path)
         if own is None:
-            return  # no locks there, or a child of the run
+            return  # the file system has no locks, or this is a child of the run
         own.times -= 1
         if own.times == 0:
             del _held[path]
             if is_at(own.descriptor, path):
-                path.unlink()  # while it is held: who has opened it meanwhile sees that it is gone, and makes a new one
+                path.unlink()  # while it is held: another process that has opened it sees that it is gone, and creates a new one
             os.close(own.descriptor)
 
 
@@ -125,7 +125,7 @@ def _sign(descriptor: int) -> None:
         "host": socket.gethostname(),
         "since": datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "seconds"),
     }
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without naming its owner
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(entry).encode(), 0)
 
@@ -135,11 +135,11 @@ def _holder(descriptor: int) -> str:
         entry = parse_json(os.pread(descriptor, 4096, 0))
         return f" ({entry['command']}; process {entry['process']} on {entry['host']} since {entry['since']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return ""  # it has not signed yet
+        return ""  # its owner has not been written yet
 
 
 def _forget_in_child() -> None:
-    """A child that outlives the run must not hold its lock: locks belong to open files, which a fork shares."""
+    """Release the locks in a forked child, which shares open files and could outlive the run."""
     global _guard
     _guard = threading.RLock()
     for own in _held.values():

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON line and one CSV row per entry, and TensorBoard or Weights & Biases beside them when asked for."""
+"""Logs a run as one JSON line and one CSV row per entry, and optionally to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from .locks import run_lock
 
 
 class RunLog:
-    """Numbers of a run, written as they come, so that a killed run leaves its log.
+    """Log of a run, written entry by entry so that a killed run leaves its log.
 
     Args:
-        folder: receives ``log.jsonl`` and ``log.csv``, and the folders ``tensorboard`` and ``wandb`` where asked for.
-        tensorboard: also write TensorBoard events.
-        wandb: also log to Weights & Biases, offline (nothing is sent; ``wandb sync`` does that): a project name, or the keyword
+        folder: Receives ``log.jsonl`` and ``log.csv``, and the folders ``tensorboard`` and ``wandb`` if requested.
+        tensorboard: Whether to write TensorBoard events, too.
+        wandb: Also log to Weights & Biases, offline (``wandb sync`` uploads): a project name, or the keyword
             arguments of ``wandb.init``.
-        config: the run's configuration, shown by W&B.
+        config: The run's configuration, shown by W&B.
         resume_step: None starts a new log. A step continues the one in ``folder``: entries after that step are dropped, since the run
             resumed from it will write them again.
 
     Raises:
-        MissingPackageError: TensorBoard or W&B was asked for and is not installed; names the pip extra.
-        OutputError: the folder cannot be written, or another run's log is being written there.
+        MissingPackageError: TensorBoard or W&B was requested and is not installed; the message names the pip extra.
+        OutputError: The folder cannot be written, or another run is logging there.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class RunLog:
         self.folder = output_folder(folder)
         with contextlib.ExitStack() as lock:
             lock.enter_context(run_lock(self.folder))
-            # First, so that a missing package is told before the old log is touched.
+            # First, so that a missing package raises before the old log is modified.
             self._board = _tensorboard(self.folder / "tensorboard", resume_step) if tensorboard else None
             self._wandb = _wandb(self.folder, wandb, config) if wandb else None
-            kept = _entries(self.folder / "log.jsonl", resume_step)
+            kept = [] if resume_step is None else [entry for entry in read_log(self.folder) if entry["step"] <= resume_step]
             with atomic_write(self.folder / "log.jsonl") as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in kept)
             self._rows = [_scalars(entry) for entry in kept]
             self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
             write_csv(self.folder / "log.csv", self._rows)
-            self._lock = lock.pop_all()  # held until the log is closed, or forgotten
+            self._lock = lock.pop_all()  # held until the log is closed or garbage collected
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Add one entry: numbers and strings by name, at ``step``. Non-finite numbers are written as null."""
@@ -122,7 +122,7 @@ class RunLog:
         self._rows.append(row)
         new = [key for key in row if key not in self._columns]
         self._columns += new
-        if new:  # a new column changes every line: write the file again; it happens a few times in a run, at most
+        if new:  # a new column changes every line, so the file is rewritten; this happens a few times in a run at most
             write_csv(self.folder / "log.csv", self._rows)
         else:
             line = io.StringIO()
@@ -131,20 +131,17 @@ class RunLog:
 
 
 def read_log(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``, without a last line that a killed run left half written."""
-    return _entries(Path(folder) / "log.jsonl", None, keep_all=True)
-
-
-def _entries(path: Path, last_step: int | None, keep_all: bool = False) -> list[dict[str, Any]]:
-    if (last_step is None and not keep_all) or not path.exists():
+    """Return the entries of a run's ``log.jsonl`` without an incomplete last line of a killed run; none if there is no log."""
+    path = Path(folder) / "log.jsonl"
+    if not path.exists():
         return []
-    entries = []
+    entries: list[dict[str, Any]] = []
     for line in require_regular(path, "run log", "").read_text(encoding="utf-8").splitlines():
         try:
             entries.append(parse_json(line))
         except ValueError:
             break  # cut off when the run was killed
-    return [entry for entry in entries if last_step is None or entry["step"] <= last_step]
+    return entries
 
 
 def _scalars(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and silence elsewhere."""
+"""Shows progress bars on a terminal and nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Bar(Generic[T]):
-    """One line of progress; made by :func:`bar`. Either loop over it, or use it in ``with`` and call :meth:`advance`."""
+    """A progress bar made by :func:`bar`. Loop over it, or use it as a context manager and call :meth:`advance`."""
 
     def __init__(self, work: Iterable[T] | int, description: str):
         self._items: Iterable[Any] = range(work) if isinstance(work, int) else work
@@ -39,7 +39,7 @@ class Bar(Generic[T]):
                 self.advance()
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
-        """Move on by ``steps``; ``note`` (a loss, a file name) stands behind the bar until the next note."""
+        """Advance by ``steps``; ``note`` (a loss, a file name) is shown behind the bar until the next note."""
         if self._screen is None or self._task is None:
             return
         if note is not None:
@@ -52,21 +52,21 @@ def bar(work: int, description: str = "") -> Bar[int]: ...
 @overload
 def bar(work: Iterable[T], description: str = "") -> Bar[T]: ...
 def bar(work: Iterable[Any] | int, description: str = "") -> Bar[Any]:
-    """A progress bar on stderr when that is a terminal, nothing otherwise.
+    """Return a progress bar, shown on stderr if that is a terminal.
 
     Args:
-        work: what to loop over, or a number of steps.
-        description: short text before the bar.
+        work: An iterable to loop over, or a number of steps.
+        description: Short text before the bar.
 
     Example:
         ``for chunk in bar(chunks, "generate"): ...`` or ``with bar(4000, "train") as b: ...; b.advance(note=f"loss {loss:.3g}")``.
-        Bars may be nested; they stand under one another.
+        Bars may be nested and are shown below one another.
     """
     return Bar(work, description)
 
 
 class _Screen:
-    """The one live display of the process (rich allows no second), open while any bar is."""
+    """The live display of the process, of which rich allows one, open while any bar is."""
 
     def __init__(self) -> None:
         self._depth = 0

@@ -1,4 +1,4 @@
-"""Where a result came from: configuration, seeds, versions, commit, machine."""
+"""Records the provenance of a result: configuration, random seeds, versions, commit, machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SOURCE = Path(__file__).resolve().parents[2]
 
 
 def record(config: Any) -> dict[str, Any]:
-    """Everything needed to tell how a result was made, as plain JSON values.
+    """Return everything needed to reproduce a result as plain JSON values.
 
     Args:
-        config: the run's whole configuration: a mapping or a dataclass.
+        config: The run's whole configuration, a mapping or a dataclass.
 
     Returns:
         ``config``, ``seeds`` (every key of the configuration called ``seed`` or ending in ``_seed``, by dotted path), ``argv``, ``time``
@@ -52,9 +52,9 @@ def write(folder: str | os.PathLike[str], config: Any, name: str = "provenance.j
 
 
 def git_commit() -> dict[str, Any] | None:
-    """The commit this code was run from and whether its files differed from it; None when it is installed or git is missing."""
+    """Return the commit of this code and whether its files differ from it; None if the package is installed or git is missing."""
     top = _git("rev-parse", "--show-toplevel")
-    # An installed package may lie inside somebody else's checkout (its .venv): that commit says nothing about us.
+    # An installed package may lie within another project's checkout (in its .venv), whose commit is not ours.
     if top is None or Path(top).resolve() != _SOURCE:
         return None
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""Files for native libraries that cannot live with a write that fails: the first error is kept, and raised when they are done."""
+"""Files for native libraries that crash on a failed write: the first error is kept and raised at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 
 class SteadyFile:
-    """A binary file that takes everything. After the first error nothing more is written; ``error`` holds it."""
+    """A binary file whose writes never fail. After the first error, kept in ``error``, nothing more is written."""
 
     def __init__(self, file: IO[bytes] | io.RawIOBase) -> None:
         self._file = file
@@ -34,10 +34,10 @@ class SteadyFile:
             self._file.flush()
 
     def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)  # h5py takes for a file what has this; it reads by the next
+        return self._file.read(size)  # h5py recognises a file by this method, and reads by the next
 
     def readinto(self, memory: Any) -> int:
-        """Read; what was not written any more reads as zeros."""
+        """Read; parts that could not be written read as zeros."""
         view = memoryview(memory).cast("B")
         found = self._file.readinto(view)  # type: ignore[union-attr]
         if self.error is not None:
@@ -61,7 +61,7 @@ class SteadyFile:
 
 @contextlib.contextmanager
 def steady(file: IO[bytes] | io.RawIOBase) -> Iterator[SteadyFile]:
-    """``file`` for a library that must not meet an error of the disk; the error, if there was one, is raised when the block ends."""
+    """Yield ``file`` for a library that must not see disk errors; the first error is raised when the block ends."""
     held = SteadyFile(file)
     try:
         yield held

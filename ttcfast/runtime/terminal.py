@@ -1,4 +1,4 @@
-"""What is said to a terminal, a pipe or a batch system's file, whatever these can show."""
+"""Prints to terminals, pipes and files, whatever characters and widths these support."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 _IN_ASCII = {"–": "-", "—": "-", "−": "-", "±": "+-", "×": "x", "·": "*", "…": "...", "“": '"', "”": '"', "‘": "'", "’": "'"}
 _HANDLER = "ttcfast-ascii"
-_RAISE = ("strict", "surrogateescape")  # ways to treat characters that an encoding lacks that end in an error; the latter is that of LANG=C
+_RAISE = ("strict", "surrogateescape")  # error handlers that raise for characters that an encoding lacks; LANG=C uses the latter
 
 
 @contextlib.contextmanager
 def any_stdout() -> Iterator[None]:
-    """Within the block, nothing that is printed can end the work.
+    """Keep printing from ending the work within the block.
 
-    Characters that stdout's encoding lacks (``LANG=C``, ``PYTHONIOENCODING=latin-1``) are written in ASCII, and a reader who went away
-    (``| head -1``) is written to no more, while the work goes on and keeps its results.
+    Characters that stdout's encoding lacks (``LANG=C``, ``PYTHONIOENCODING=latin-1``) are replaced by ASCII. After the reader has closed
+    its pipe (``| head -1``) output is discarded, while the work goes on and keeps its results.
 
     Raises:
         OutputError: stdout cannot be written for another reason, such as a full disk.
@@ -36,7 +36,7 @@ def any_stdout() -> Iterator[None]:
     before = getattr(stream, "errors", None)
     if isinstance(stream, io.TextIOWrapper) and before in _RAISE:
         stream.reconfigure(errors=_HANDLER)
-    if stream is not None:  # None: the process was started with a closed stdout, and print() knows
+    if stream is not None:  # None if the process was started with a closed stdout, which print() handles
         sys.stdout = _Heedless(stream)
     try:
         yield
@@ -50,7 +50,7 @@ def any_stdout() -> Iterator[None]:
 
 
 class _Heedless:
-    """``stream``, which forgets what is written after its reader has gone."""
+    """Wraps ``stream`` and discards output after its reader has closed the pipe."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -72,7 +72,7 @@ class _Heedless:
         try:
             yield
         except OSError as error:
-            # What the buffer still holds would raise again, at the latest when the interpreter ends.
+            # The rest of the buffer would raise again, at the latest at exit.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -81,7 +81,7 @@ class _Heedless:
 
 
 def plain_console(given: Console | None = None, width: int | None = None) -> Console:
-    """A console that prints names as they are: ``[old] run`` and ``:x:`` are no markup. Writes to where ``given`` writes, or to stdout."""
+    """Return a console that prints names literally (``[old] run`` and ``:x:`` are no markup), to where ``given`` writes or stdout."""
     from rich.console import Console
 
     if given is None:
@@ -98,13 +98,13 @@ def plain_console(given: Console | None = None, width: int | None = None) -> Con
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """Print ``table`` at its own width where the console is narrower: a line that wraps is better than a number that is cut."""
+    """Print ``table`` at its own width even if the console is narrower: a wrapped line is better than a truncated number."""
     width = plain_console(width=100_000).measure(table).maximum
     plain_console(console, max(console.width, width)).print(table)
 
 
 def fits(console: Console, table: Table) -> bool:
-    """Whether ``table`` can be shown uncut. A pipe and a file are as wide as need be."""
+    """Return whether ``table`` fits the console. Pipes and files have unlimited width."""
     return not console.is_terminal or plain_console(width=100_000).measure(table).maximum <= console.width
 
 

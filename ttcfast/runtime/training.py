@@ -1,4 +1,4 @@
-"""What training runs share: the loop, the clock, one update, the averaged weights, and the settings that a resume must not change."""
+"""The training loop that all trainers share: clock, update, averaged weights, saves, and settings that a resume must not change."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ FREE_ON_RESUME = frozenset(
 
 
 class TrainingError(UserError):
-    """The loss stopped being finite."""
+    """Raised if the loss is not finite."""
 
 
 class Stopwatch:
-    """Seconds of training, those before a resume included.
+    """Measures the seconds of training, including those before a resume.
 
     Args:
         clock: ``"wall"``, or ``"cpu"``: the processor time of this process, which other work on the machine does not change.
@@ -158,12 +158,12 @@ class TrainingRun:
         """Called after each save, on process 0."""
 
     def stopped(self) -> bool:
-        """Whether the trainer's own stop rule has ended the run."""
+        """Return whether the trainer's own stopping rule has ended the run."""
         return False
 
     @property
     def training(self) -> Path:
-        """The file a resume reads."""
+        """The file that a resume reads."""
         return self.out / "training.safetensors"
 
     def train(self, advance: Callable[[float, str | None], None] | None = None) -> dict[str, float]:
@@ -212,7 +212,7 @@ class TrainingRun:
         return int(self.config.val_every)
 
     def out_of_time(self) -> bool:
-        """Whether ``max_seconds`` are over, by the clock of process 0."""
+        """Return whether ``max_seconds`` are over, by the clock of process 0."""
         return self.max_seconds is not None and bool(gathered(self.watch.seconds() >= self.max_seconds)[0])
 
     def share_done(self, step: int) -> float:
@@ -228,7 +228,7 @@ class TrainingRun:
             self.saved(step)
 
     def _start(self) -> int:
-        """The step of the last save, 0 without one; with resume=false an earlier run is forgotten, lest a kill bring it back."""
+        """Return the step of the last save, 0 without one; with resume=false the state of an earlier run is removed."""
         if not self.config.resume:
             if rank() == 0:
                 self.training.unlink(missing_ok=True)
@@ -269,25 +269,25 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) ->
 
 
 def update_average(average: Mapping[str, Tensor], parameters: Iterable[Tensor], ema: float, step: int) -> None:
-    """Move the averaged weights towards ``parameters`` (same order), faster in the first steps."""
+    """Move the averaged weights towards ``parameters`` (in the same order), faster in the first steps."""
     decay = min(ema, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters], 1 - decay)
 
 
 def average_again(held: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights of a training state, on the devices of ``like``; other names, shapes or kinds of number raise ValueError."""
+    """Return the averaged weights of a training state on the devices of ``like``; raise ``ValueError`` for other names or shapes."""
     if odd := [n for n, t in like.items() if held[n].shape != t.shape or held[n].dtype != t.dtype] + [n for n in held if n not in like]:
         raise ValueError(f"the average of {odd[0]} is of another model")
     return {name: held[name].to(tensor.device) for name, tensor in like.items()}
 
 
 def settings(config: Any, free: Collection[str]) -> dict[str, Any]:
-    """The fields of a dataclass that a resume may not change (all but ``free``), as JSON values."""
+    """Return the fields of a dataclass that a resume may not change (all but ``free``) as JSON values."""
     return {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in free}
 
 
 def require_same_settings(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` where a training state was made with other settings."""
+    """Raise ``CheckpointError`` if a training state was made with other settings."""
     if other := [f"{k} {before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]:
         raise CheckpointError(
             f"checkpoint {path} is of a run with other settings ({'; '.join(other)}); give them again, or another out=, or resume=false"

@@ -1,4 +1,4 @@
-"""Turns: one thread at a time, and no interrupt in between, where something is edited for the length of a call and put back afterwards."""
+"""Serialises threads, and defers interrupts, where something is modified during a call and restored afterwards."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_PATIENCE = 30.0  # seconds of waiting before a thread says for whom it waits
-_POLL = 0.05  # seconds after which the main thread looks whether it was interrupted while it waited
+_PATIENCE = 30.0  # seconds of waiting before a thread logs whom it waits for
+_POLL = 0.05  # seconds between checks of the waiting main thread for an interrupt
 
 
 class turn:
-    """A block that one thread of the process runs at a time; others wait. A thread may enter again within its own turn.
+    """Enter a block that one thread of the process runs at a time; others wait. A thread may enter again within its own turn.
 
-    What is edited and put back in such blocks (hooks, forwards and flags of models, the random streams, torch's fused attention) belongs to
-    the process, or may be shared by models that know nothing of each other, so there is one lock for all of it. The price: calls that edit
-    a model do not overlap, also where the models differ. On a GPU they only launch, which Python does one thread at a time anyway.
-    A block that waits for another thread which needs a turn never ends; after 30 seconds the one that waits says so in the log.
+    What such blocks modify and restore (hooks, forwards and flags of models, the random streams, torch's fused attention) belongs to the
+    process or may be shared by several models, so that one lock covers all of it. Calls that modify models therefore do not overlap, even
+    for different models. On a GPU they only launch work, which Python does one thread at a time anyway. A block that waits for another
+    thread that needs a turn deadlocks; after 30 seconds the waiting thread says so in the log.
 
-    In the main thread Ctrl-C is held back until the block has ended, with everything put back, or until ``interruptible``.
+    In the main thread Ctrl-C is deferred until the block has ended and everything is restored, or until ``interruptible``.
 
     Args:
-        what: the block is, for the log.
+        what: Name of the block for the log.
     """
 
     def __init__(self, what: str) -> None:
@@ -50,7 +50,7 @@ class turn:
             raise
         _held.owner, _held.what = threading.get_ident(), f"{self.what} in thread {threading.current_thread().name!r}"
         if self._deferring:
-            _interrupts.close()  # which somebody may have given up meanwhile
+            _interrupts.close()  # another thread may have given it up meanwhile
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -67,7 +67,7 @@ class turn:
             _interrupts.undefer()
 
     def body(self) -> interruptible:
-        """The part of the block that is the caller's own code, in which Ctrl-C acts at once if it did outside."""
+        """Run the caller's own code, in which Ctrl-C acts at once if it did so outside."""
         return interruptible(self.outermost or self._open)
 
     def _wait(self) -> None:
@@ -81,7 +81,7 @@ class turn:
 
 
 class interruptible:
-    """Within a turn: a block in which Ctrl-C acts at once, because all that encloses it puts things back. Without a turn, no effect."""
+    """Let Ctrl-C act at once in a block within a turn, since all enclosing blocks restore their state. No effect outside a turn."""
 
     def __init__(self, applies: bool = True) -> None:
         self._applies = applies
@@ -97,7 +97,7 @@ class interruptible:
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` as one ``turn``."""
+    """Wrap ``function`` in one ``turn``."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -108,21 +108,21 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Held:
-    """The lock, and who has it. Any thread can release it: a generator that holds a turn may be closed by another one."""
+    """The lock and its owner. Any thread can release it, since a generator that holds a turn may be closed by another thread."""
 
     def __init__(self) -> None:
         self.lock, self.owner, self.what = threading.Lock(), None, ""  # type: threading.Lock, int | None, str
 
 
 class _Interrupts:
-    """SIGINT while the main thread has its turn: acts at once while ``open``, else when the turn is over."""
+    """Handles SIGINT while the main thread has a turn: at once while ``open``, else when the turn is over."""
 
     def __init__(self) -> None:
         self._previous: Callable[[int, FrameType | None], Any] | None = None
         self._open = self.pending = False
 
     def defer(self) -> bool:
-        """Whether SIGINT is held back from here on: only the main thread gets it, and only a handler of Python's can be asked to wait."""
+        """Defer SIGINT and return whether it is deferred: only the main thread receives it, and only a Python handler can be deferred."""
         if not _in_main():
             return False
         previous = signal.getsignal(signal.SIGINT)
@@ -135,18 +135,18 @@ class _Interrupts:
         return True
 
     def give_up(self) -> None:
-        """Another thread ends the turn: it cannot put the handler back, but SIGINT acts at once from here on."""
+        """End deferral from another thread, which cannot restore the handler; SIGINT acts at once from here on."""
         self._open = True
 
     def undefer(self) -> None:
         previous, self._open = self._previous, False
-        if signal.getsignal(signal.SIGINT) == self._noted:  # else somebody has put a handler of their own there
+        if signal.getsignal(signal.SIGINT) == self._noted:  # else another handler was installed meanwhile
             signal.signal(signal.SIGINT, previous)
         self.deliver()
         self._previous = None
 
     def deliver(self) -> None:
-        """Act on a SIGINT that was held back."""
+        """Act on a deferred SIGINT."""
         if self.pending and self._previous is not None:
             self._open = self.pending = False
             self._previous(signal.SIGINT, None)
@@ -157,7 +157,7 @@ class _Interrupts:
             self._open = True
 
     def close(self) -> bool:
-        """Whether it was open."""
+        """Close, and return whether it was open."""
         was = self._open if self._mine() else False
         if was:
             self._open = False
@@ -165,7 +165,7 @@ class _Interrupts:
 
     @property
     def held(self) -> bool:
-        """Whether the handler is ours."""
+        """Return whether our handler is installed."""
         return self._previous is not None
 
     def _mine(self) -> bool:
@@ -177,7 +177,7 @@ class _Interrupts:
         if not self._open or between or self._previous is None:
             self.pending = True
             return
-        self._open = False  # what encloses the block is put back undisturbed
+        self._open = False  # so that enclosing blocks are restored undisturbed
         self._previous(number, frame)
         self._open = True  # a handler that raises nothing
 
@@ -187,7 +187,7 @@ def _in_main() -> bool:
 
 
 def _after_fork() -> None:
-    """In a child only the thread that forked goes on: nobody else would release the lock, or act on an interrupt."""
+    """Reset in a forked child, where only the forking thread goes on and no other could release the lock."""
     _held.lock = threading.Lock()
     if _held.owner == threading.get_ident():
         _held.lock.acquire()

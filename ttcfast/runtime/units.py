@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ttcfast.runtime.errors import DataError
-from ttcfast.spec import StateSpec
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +19,13 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Units:
-    """What something was made for; None where it does not say, or where it does not matter to it.
+    """Time step, cell volume and gamma that an object was made for; None where one is unknown or irrelevant.
 
     Args:
-        of: how a message calls it (``"the surrogate of runs/train_fm/surrogate.safetensors"``).
-        time_step: between two frames. cell_volume: a number, or a tensor ``[*S]``. gamma: a number, or a tensor ``[N]``.
+        of: Name of the object in messages (``"the surrogate of runs/train_fm/surrogate.safetensors"``).
+        time_step: Time between two frames.
+        cell_volume: A number, or a tensor ``[*S]``.
+        gamma: Ratio of specific heats, a number or a tensor ``[N]``.
     """
 
     of: str
@@ -32,14 +33,9 @@ class Units:
     cell_volume: float | Tensor | None = None
     gamma: float | Tensor | None = None
 
-    @classmethod
-    def of_data(cls, of: str, times: Tensor, spec: StateSpec) -> Units:
-        """Of trajectories with frames at ``times [T+1]``."""
-        return cls(of, time_step_of(times), spec.cell_volume, spec.gamma)
-
 
 def time_step_of(times: Tensor) -> float | None:
-    """The mean step between frames at ``times [T+1]``; None of a single frame."""
+    """Return the mean step between frames at ``times [T+1]``; None for a single frame."""
     return float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
 
 

@@ -138,9 +138,12 @@ class StateSpec:
             object.__setattr__(other, name, value)  # checked before, and a check would wait for the device
         return other
 
-    def to_meta(self) -> dict[str, Any]:
-        """Return the layout as JSON for ``from_meta``, without the tensors of a boundary, which belong to the data."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.startswith("boundary")}
+    def to_meta(self, *, boundary: bool = False) -> dict[str, Any]:
+        """Return the layout as JSON for ``from_meta``, tensors as lists; those of a boundary, which belong to the data, on request."""
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not boundary:
+            held = {name: value for name, value in held.items() if not name.startswith("boundary")}
+        return {name: value.tolist() if torch.is_tensor(value) else value for name, value in held.items()}
 
     @staticmethod
     def from_meta(meta: Mapping[str, Any]) -> StateSpec:
@@ -149,7 +152,8 @@ class StateSpec:
         Raises:
             TypeError, ValueError: The entries describe no layout.
         """
-        tensors = {n: torch.tensor(meta[n], dtype=torch.float64) for n in ("gamma", "cell_volume") if isinstance(meta.get(n), list)}
+        kinds = {"gamma": torch.float64, "cell_volume": torch.float64, "boundary_mask": torch.bool, "boundary_value": None}
+        tensors = {n: torch.tensor(meta[n], dtype=kind) for n, kind in kinds.items() if isinstance(meta.get(n), list)}
         made: StateSpec = StateSpec._kinds["FieldSpec" if "names" in meta else "EulerSpec"](**{**meta, **tensors})
         return made
 

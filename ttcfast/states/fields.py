@@ -78,7 +78,7 @@ class FieldSpec(StateSpec):
 
     @staticmethod
     def _interval(name: str, low: float | None, high: float | None) -> Bounds:
-        low, high = (None if end is None else float(end) for end in (low, high))
+        low, high = (None if end is None or end == none else float(end) for end, none in ((low, -math.inf), (high, math.inf)))
         if math.isnan(low or 0.0) or math.isnan(high or 0.0) or (low is not None and high is not None and low >= high):
             raise ValueError(f"bounds of {name!r} are ({low}, {high}); give a smaller number and a larger one, None for no bound")
         return low, high
@@ -106,7 +106,10 @@ class FieldSpec(StateSpec):
     @property
     def vectors(self) -> tuple[tuple[int, ...], ...]:
         groups = [group for group in self.conserved_groups.values() if len(group) == self.ndim > 1]
-        return tuple(dict.fromkeys([*self.solenoidal, *groups]))
+        stems = [name[:-2] for name in self.names if name.endswith("_x") and self.ndim > 1]
+        components = [[f"{stem}_{axis}" for axis in "xyz"[: self.ndim]] for stem in stems]
+        named = [self._channels(vector) for vector in components if set(vector) <= set(self.names)]
+        return tuple(dict.fromkeys([*self.solenoidal, *groups, *named]))
 
     @property
     def distances(self) -> tuple[float, ...]:

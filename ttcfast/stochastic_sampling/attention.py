@@ -44,7 +44,9 @@ def attend(
         k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
         extra += 1
     logits = (q / math.sqrt(module.head_dim)) @ k.transpose(2, 3)
-    for mask in (_per_head(attn_mask, module.num_heads), None if key_padding_mask is None else key_padding_mask[:, None, None, :]):
+    if attn_mask is not None and attn_mask.ndim == 3:
+        attn_mask = attn_mask.unflatten(0, (-1, module.num_heads))  # [M * heads, L, S] -> [M, heads, L, S]
+    for mask in (attn_mask, None if key_padding_mask is None else key_padding_mask[:, None, None, :]):
         if mask is not None:
             logits = logits + F.pad(_additive(mask, logits.dtype), (0, extra))
     weights = edit(logits.softmax(3))
@@ -59,11 +61,6 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: T
     weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if stacked is None else stacked.chunk(3)
     biases = (None, None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
     return [F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases)]
-
-
-def _per_head(mask: Tensor | None, heads: int) -> Tensor | None:
-    """Returns ``[L, S]`` unchanged, and ``[M * heads, L, S]`` as ``[M, heads, L, S]``."""
-    return mask if mask is None or mask.ndim == 2 else mask.unflatten(0, (-1, heads))
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -117,7 +117,8 @@ class LocalFields(Directions):
         axes, p = range(len(self.periodic)), self.periodic
         low = _smooth(step, p, 4)
         found = [step, low, _laplacian(step, p), _laplacian(state, p), _smooth(_laplacian(state, p), p, 4), _smooth(low, p, 8)]
-        found += [_slope(field, axis, p) for field in (step, low, state) for axis in axes]
+        for before, behind in (_neighbours(field, axis, p) for field in (step, low, state) for axis in axes):
+            found.append((behind - before) / 2)
         own = torch.eye(self.channels, device=state.device).view(1, self.channels, self.channels, *[1] * len(p))
         return torch.cat([own * field.unsqueeze(1) for field in found], 1)  # [N, kinds * C, C, *S]
 
@@ -236,7 +237,7 @@ def _spread_out(nodes: Tensor, space: Sequence[int], periodic: Sequence[bool]) -
 
 
 def _weights(cells: int, nodes: int, periodic: bool) -> Tensor:
-    """Weights ``[cells, nodes]``: quarter waves between neighbours, whose squares sum to 1, so that the variance is uniform."""
+    """Returns weights ``[cells, nodes]``, quarter waves between neighbours whose squares sum to 1, so that the variance is uniform."""
     place = torch.arange(cells, dtype=torch.float64) * (nodes / cells if periodic else (nodes - 1) / max(1, cells - 1))
     distance = (place[:, None] - torch.arange(nodes, dtype=torch.float64)).abs()
     if periodic:
@@ -259,14 +260,9 @@ def _lengthened(x: Tensor, axis: int, wraps: bool) -> Tensor:
 
 
 def _neighbours(x: Tensor, axis: int, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """The previous and next cell along space axis ``axis``."""
+    """Returns the previous and the next cell along space axis ``axis``."""
     wide, cells = _lengthened(x, axis + 2, periodic[axis]), x.shape[axis + 2]
     return wide.narrow(axis + 2, 0, cells), wide.narrow(axis + 2, 2, cells)
-
-
-def _slope(x: Tensor, axis: int, periodic: Sequence[bool]) -> Tensor:
-    before, behind = _neighbours(x, axis, periodic)
-    return (behind - before) / 2
 
 
 def _laplacian(x: Tensor, periodic: Sequence[bool]) -> Tensor:

@@ -15,7 +15,7 @@ from ttcfast.runtime.errors import ArgumentError
 from .sites import Site
 
 PROBES = 16  # candidates drawn before a model whose candidates coincide is called deterministic
-_ROUNDING = 8  # units of the dtype's eps, relative to a channel's largest value: what batching a matrix product differently may change
+_ROUNDING = 8  # in eps of the dtype, relative to a channel's largest value: rounding of a matrix product that is batched differently
 
 
 class DeterministicModelError(ArgumentError):
@@ -28,7 +28,7 @@ def all_same(first: Tensor, others: Tensor) -> bool:
     Rounding is measured per problem and channel, so that a large energy, or a problem that blows up, does not hide differences elsewhere.
     """
     limit = _ROUNDING * torch.finfo(first.dtype).eps * _largest(first)  # [N, C, 1...]
-    # one candidate at a time: stochastic models leave at the first
+    # One candidate at a time, so that a stochastic model is done after the first.
     return all(bool(((others[:, b] - first).abs() <= limit).all()) for b in range(others.shape[1]))
 
 
@@ -40,12 +40,12 @@ def distinct_count(projections: Tensor, state: Tensor) -> Tensor:
         state: State being left, ``[N, C, *S]``, in the candidates' dtype; rounding is relative to the largest value of each channel.
     """
     largest = _largest(state).flatten(1).to(projections.dtype)
-    largest = largest.maximum(1e-6 * largest.amax(1, keepdim=True)).clamp_min(torch.finfo(state.dtype).tiny)  # of channels that are 0
+    largest = largest.maximum(1e-6 * largest.amax(1, keepdim=True)).clamp_min(torch.finfo(state.dtype).tiny)  # for channels that are 0
     scaled = projections / largest.unsqueeze(1)
     order = (scaled * _weights(scaled.shape[2], scaled.dtype, scaled.device)).sum(2).argsort(1).unsqueeze(2).expand_as(scaled)
-    ordered = scaled.gather(1, order)  # candidates that differ by rounding are neighbours then
-    units = 1 if state.dtype.itemsize == 2 else _ROUNDING  # beside the last rounding to 16 bits those before it are nothing
-    limit = 4 * units * torch.finfo(state.dtype).eps * state[0, 0].numel() ** 0.5  # of so many roundings under random signs
+    ordered = scaled.gather(1, order)  # so that candidates that differ by rounding are neighbours
+    units = 1 if state.dtype.itemsize == 2 else _ROUNDING  # the last rounding to 16 bits outweighs all before it
+    limit = 4 * units * torch.finfo(state.dtype).eps * state[0, 0].numel() ** 0.5  # sum of that many roundings under random signs
     return 1 + (~((ordered[:, 1:] - ordered[:, :-1]).abs().amax(2) <= limit)).sum(1)
 
 
@@ -71,7 +71,7 @@ def _signs(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _largest(state: Tensor) -> Tensor:
-    """The largest absolute value in each channel of ``[N, C, *S]``, ``[N, C, 1...]``."""
+    """Returns the largest absolute value in each channel of ``[N, C, *S]``, ``[N, C, 1...]``."""
     return state.abs().flatten(2).amax(2).reshape(*state.shape[:2], *[1] * (state.ndim - 2))
 
 
@@ -139,7 +139,7 @@ def deterministic_error(
     """
     last = "set chunk_size=1 for a model that draws its noise once per call, or use branching_factor=1"
     text = f"{type(model).__name__} stays deterministic: {why}; "
-    if callable(getattr(model, "sample_next", None)):  # takes no noise of ours
+    if callable(getattr(model, "sample_next", None)):  # draws its own noise
         return DeterministicModelError(
             f"{text}let sample_next draw anew for every state it is given, wrap the model in a Surrogate, which has dropout and noise for "
             f"any module, {last}"
@@ -155,13 +155,13 @@ def deterministic_error(
 
 
 def _told(site: Site) -> str:
-    """The noise that acts at a site, its amount if known, and its place."""
+    """Describes a site: its noise, the amount if known, and the place."""
     where = "the input" if site.module is None else repr(site.name) if site.name else "the model itself"
     return f"{site.kind} {'of unknown rate' if math.isnan(site.amount) else format(site.amount, 'g')} at {where}"
 
 
 def _could_take_noise(model: nn.Module, most: int = 4) -> str:
-    """Names of layers after which noise acts on more than the result: placeholders, linear layers and convolutions but the last."""
+    """Lists modules after which noise passes through further layers: placeholders, linear layers and convolutions but the last."""
     names = [name for name, m in model.named_modules() if name and isinstance(m, (nn.Identity, nn.Linear, _ConvNd))][:-1]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f", for which there are modules {', '.join(map(repr, names[:most]))}{more}" if names else ""

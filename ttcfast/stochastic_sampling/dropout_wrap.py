@@ -7,8 +7,7 @@ import dataclasses
 import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
@@ -74,63 +73,26 @@ def mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[str] = 
     A model without dropout is no error here, since candidates may differ by other noise; ``require_distinct`` checks whether they do.
     Threads take turns at such blocks and at calls of surrogates (``ttcfast.runtime.turns``).
     """
-    with turn("mc_dropout") as this:
-        saved = [_Saved.of(m) for m in dropout_modules(model)]
-        injected = [(h, h.p) for h in _hooks(model)]
-        removers: list[Callable[[], None]] = []
-        fused = torch.backends.mha.get_fastpath_enabled()
-        try:
-            if has_attention(model):
-                torch.backends.mha.set_fastpath_enabled(False)
-            _switch_on(model, p, after, removers)
-            with this.body():
-                yield model
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-            for remove in removers:
-                remove()
-            for state in saved:
-                state.restore()
-            for hook, rate in injected:
-                hook.p = rate
+    with turn("mc_dropout") as this, ExitStack() as stack:
+        for module in dropout_modules(model):
+            stack.enter_context(_restored(module))
+        for hook in _hooks(model):
+            stack.callback(setattr, hook, "p", hook.p)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        if has_attention(model):
+            torch.backends.mha.set_fastpath_enabled(False)
+        _switch_on(model, p, after, stack)
+        with this.body():
+            yield model
 
 
 @contextmanager
 def switched_on(module: nn.Module, rate: float) -> Iterator[None]:
     """Holds one dropout module in training mode at ``rate`` within a block that no interrupt ends."""
-    with turn("dropout"):
-        saved = _Saved.of(module)
-        try:
-            module.training = True
-            _set_rate(module, rate)
-            yield
-        finally:
-            saved.restore()
-
-
-@contextmanager
-def eval_mode(model: nn.Module, *, quiet: bool = False, modules: Sequence[nn.Module] | None = None) -> Iterator[nn.Module]:
-    """Holds the model in evaluation mode within a block that is part of a ``turn``, and restores it exactly.
-
-    Args:
-        model: The model.
-        quiet: Whether to silence injected dropout too.
-        modules: The model's modules if the caller has listed them already.
-    """
-    modules = list(model.modules()) if modules is None else modules
-    training = [m for m in modules if m.training]
-    hooks = [(h, h.p) for m in modules if m._forward_hooks and (h := injected_dropout(m)) is not None] if quiet else []
-    try:
-        for m in training:
-            m.training = False
-        for hook, _ in hooks:
-            hook.p = 0.0
-        yield model
-    finally:
-        for m in training:
-            m.training = True
-        for hook, rate in hooks:
-            hook.p = rate
+    with turn("dropout"), _restored(module):
+        module.training = True
+        _set_rate(module, rate)
+        yield
 
 
 def learns_when_called(module: nn.Module) -> bool:
@@ -198,21 +160,15 @@ class InjectedDropout:
         return edit_output(output, lambda x: drop_entries(x, self.p), f"module {self.name!r}")
 
 
-@dataclass
-class _Saved:
-    """State of a module that ``mc_dropout`` changes."""
-
-    module: nn.Module
-    rate: Any
-    training: bool
-
-    @classmethod
-    def of(cls, module: nn.Module) -> _Saved:
-        return cls(module, getattr(module, _rate_name(module) or ""), module.training)
-
-    def restore(self) -> None:
-        _set_rate(self.module, self.rate)
-        self.module.training = self.training
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Restores rate and mode of a dropout module after the block."""
+    rate, training = getattr(module, _rate_name(module) or ""), module.training
+    try:
+        yield
+    finally:
+        _set_rate(module, rate)
+        module.training = training
 
 
 def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dict[str, nn.Module]:
@@ -256,8 +212,8 @@ def _matches(name: str, pattern: Sequence[str]) -> bool:
     return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 
-def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], removers: list[Callable[[], None]] | None = None) -> None:
-    """Activates dropout, sets rates and injects; functions that remove the new hooks are appended to ``removers``."""
+def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], stack: ExitStack | None = None) -> None:
+    """Activates dropout, sets rates and injects; ``stack`` removes the new hooks."""
     after = matching(after, dict(model.named_modules()))
     named = check_switch(model, p, after)
     for m in dropout_modules(model):
@@ -265,15 +221,12 @@ def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], removers
         if p is not None:
             _set_rate(m, p)
     for name in after:
-        if (remove := _inject(named[name], p or 0.0, name)) is not None and removers is not None:
-            removers.append(remove)
-
-
-def _inject(module: nn.Module, p: float, name: str) -> Callable[[], None] | None:
-    if hook := injected_dropout(module):  # a second call changes the rate instead of dropping twice
-        hook.p = p
-        return None
-    return module.register_forward_hook(InjectedDropout(p, name)).remove
+        if hook := injected_dropout(named[name]):  # a second call changes the rate instead of dropping twice
+            hook.p = p or 0.0
+            continue
+        handle = named[name].register_forward_hook(InjectedDropout(p or 0.0, name))
+        if stack is not None:
+            stack.enter_context(handle)
 
 
 def injected_dropout(module: nn.Module) -> InjectedDropout | None:
@@ -291,7 +244,7 @@ def has_attention(model: nn.Module) -> bool:
 
 
 def _rate_name(module: nn.Module) -> str | None:
-    """The attribute that holds a dropout module's rate; None if the module is no dropout."""
+    """Returns the attribute that holds a dropout module's rate; None if the module is no dropout."""
     family = _family(type(module))  # type: ignore[arg-type]
     if family == "path":
         return next((a for a in ("drop_prob", "p") if hasattr(module, a)), None)
@@ -303,7 +256,7 @@ def _rate_name(module: nn.Module) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _family(kind: type) -> str | None:
-    """What the class alone determines: the attribute with the rate, or ``"path"`` for the name of a drop path."""
+    """Returns the attribute with the rate, or ``"path"`` for a drop path, as far as the class alone determines it."""
     if issubclass(kind, _DropoutNd):
         return "p"
     if issubclass(kind, nn.MultiheadAttention):

@@ -41,7 +41,7 @@ def functional_dropout(modules: Mapping[str, nn.Module]) -> dict[str, float | No
 
 
 def _rate(module: nn.Module, call: tuple[Argument, ...]) -> float | None:
-    """The largest argument of a call in [0, 1); None if there is none."""
+    """Returns the largest argument of a call in [0, 1); None if there is none."""
     return max((value for given in call if (value := _value(module, given)) is not None and 0 <= value < 1), default=None)
 
 
@@ -56,14 +56,14 @@ def _value(module: nn.Module, given: Argument) -> float | None:
 
 @lru_cache(maxsize=4096)
 def _calls(kind: type) -> tuple[tuple[Argument, ...], ...]:
-    """The dropout calls in a class's methods that read ``self.training``, each as the arguments that may be its rate."""
+    """Returns the dropout calls that read ``self.training`` in a class's methods, each as the arguments that may be its rate."""
     trees = [tree for name in dict.fromkeys(name for c in _user_classes(kind) for name in vars(c)) for tree in _sources(kind, name)]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call) and _drops(node)]
     return tuple(tuple(given for node in _arguments(call) if (given := _as_argument(node)) is not None) for call in calls)
 
 
 def _user_classes(kind: type) -> list[type]:
-    """A class and its bases, except torch's, whose dropout is in modules, and Python's."""
+    """Returns a class and its bases without Python's and torch's, whose dropout is in modules."""
     return [c for c in kind.__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
 
 
@@ -86,7 +86,7 @@ def _sources(kind: type, method: str) -> Iterator[ast.AST]:
 
 
 def _drops(call: ast.Call) -> bool:
-    """Whether a call names dropout and reads ``.training``."""
+    """Returns whether a call names dropout and reads ``.training``."""
     named = [ast.unparse(call.func), *(keyword.arg or "" for keyword in call.keywords)]
     if not any("drop" in name.lower() for name in named):
         return False
@@ -104,7 +104,7 @@ def _arguments(call: ast.Call) -> Iterator[ast.expr]:
 
 
 def _as_argument(node: ast.expr) -> Argument | None:
-    """A number, or the path of an attribute of ``self``; None for anything else."""
+    """Returns a number, or the path of an attribute of ``self``; None for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return float(node.value)
     first, *path = ast.unparse(node).split(".") if isinstance(node, ast.Attribute) else [""]

@@ -24,7 +24,7 @@ from ttcfast.ops.keyed import DTYPES, stream_of
 from ttcfast.runtime.turns import turn
 
 from .attention import attend
-from .dropout_wrap import drop_entries, edit_output, eval_mode, switched_on
+from .dropout_wrap import drop_entries, edit_output, injected_dropout, switched_on
 from .noise_site import NoiseSite
 from .row_axis import RowAxis, over
 from .sites import Site
@@ -146,8 +146,13 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
     """
     with turn("keyed_noise") as this, ExitStack() as stack:
         inside, modules = [site for site in sites if site.module is not None], list(model.modules())
-        stack.enter_context(eval_mode(model, quiet=True, modules=modules))
         for module in modules:
+            if module.training:
+                stack.callback(setattr, module, "training", True)
+                module.training = False
+            if module._forward_hooks and (hook := injected_dropout(module)) is not None:  # a site of its own drops there
+                stack.callback(setattr, hook, "p", hook.p)
+                hook.p = 0.0
             if isinstance(module, NoiseSite) and not module.keyed:
                 stack.callback(setattr, module, "keyed", False)
                 module.keyed = True
@@ -176,23 +181,18 @@ def _install(site: Site, draw: Draw, stack: ExitStack) -> None:
         _warn(_at(site), "is drawn by a class of its own")
         stack.enter_context(switched_on(module, site.amount))
     elif site.kind == "attention":
-        stack.callback(_put_forward, module, vars(module).get("forward"))
+        own = {name: value for name, value in vars(module).items() if name == "forward"}
+        stack.callback(vars(module).update, own)
+        stack.callback(vars(module).pop, "forward", None)  # runs first
         vars(module)["forward"] = partial(_attend, site, draw, thread)
     else:
         # The hook of a dropout module replaces its forward, so that it runs before other hooks.
         first = site.kind not in ("after", "latent")
-        handle = module.register_forward_hook(partial(_hook, site, draw, thread), prepend=first, with_kwargs=True)
-        stack.callback(handle.remove)
-
-
-def _put_forward(module: nn.Module, own: Any) -> None:
-    vars(module).pop("forward", None)
-    if own is not None:
-        vars(module)["forward"] = own
+        stack.enter_context(module.register_forward_hook(partial(_hook, site, draw, thread), prepend=first, with_kwargs=True))
 
 
 def _other_thread(thread: int) -> bool:
-    """Whether another thread is calling, which does not compute candidates."""
+    """Returns whether the caller is another thread, which does not compute candidates."""
     return not torch.compiler.is_compiling() and threading.get_ident() != thread
 
 
@@ -260,14 +260,6 @@ def _attend(site: Site, draw: Draw, thread: int, query: Tensor, key: Tensor, val
     return attend(module, edit, *given, *args, **options)
 
 
-def _entries(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    return drop(x, site.amount)
-
-
-def _channels(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    return x * over(drop(x.real.new_ones(x.shape[:2]), site.amount), x)
-
-
 def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor:
     """Sets dropped entries to the negative saturation value of SELU, then rescales to keep mean and variance.
 
@@ -283,8 +275,9 @@ def _alpha(x: Tensor, site: Site, drop: Drop, axes: int | None = None) -> Tensor
     return torch.where(kept, x, -saturation) * scale + scale * p * saturation
 
 
-def _path(x: Tensor, site: Site, drop: Drop) -> Tensor:
-    keep = drop(x.real.new_ones(x.shape[:1]), site.amount)
+def _whole(x: Tensor, site: Site, drop: Drop, axes: int) -> Tensor:
+    """Drops whole entries of the first ``axes`` axes: states, or channels of states."""
+    keep = drop(x.real.new_ones(x.shape[:axes]), site.amount)
     if getattr(site.module, "scale_by_keep", True) is False:  # timm's option
         keep = keep != 0
     return x * over(keep, x)
@@ -315,12 +308,12 @@ def _block(x: Tensor, site: Site, drop: Drop) -> Tensor:
 
 
 _DROP: dict[str, Callable[[Tensor, Site, Drop], Tensor]] = {
-    "entries": _entries,
-    "after": _entries,
-    "channels": _channels,
+    "entries": lambda x, site, drop: drop(x, site.amount),
+    "after": lambda x, site, drop: drop(x, site.amount),
+    "channels": partial(_whole, axes=2),
     "alpha": _alpha,
     "channels alpha": partial(_alpha, axes=2),
-    "path": _path,
+    "path": partial(_whole, axes=1),
     "block": _block,
 }
 

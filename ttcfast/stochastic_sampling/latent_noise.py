@@ -58,10 +58,5 @@ def latent_noise(model: nn.Module, name: str, sigma: float) -> Iterator[nn.Modul
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         return edit_output(output, lambda z: inject_latent_noise(z, sigma), f"module {name!r}")
 
-    with turn("latent_noise") as this:
-        handle = modules[name].register_forward_hook(hook)
-        try:
-            with this.body():
-                yield model
-        finally:
-            handle.remove()
+    with turn("latent_noise") as this, modules[name].register_forward_hook(hook), this.body():
+        yield model

@@ -20,13 +20,7 @@ from .noise_site import NoiseSite
 
 INPUT = "input"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # they hold the model as "module"
-# The name of a model in torch's other wrappers and in ttcfast.adapters, used by nothing else.
-_WRAPPED = (
-    "_adapted",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-)  # in torch's other wrappers and ttcfast.adapters, used by nothing else
+_WRAPPED = ("_adapted", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # its name in ttcfast.adapters and torch
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
 _ADDED = (INPUT, "latent", "directions")  # kinds that add noise; all others drop entries
 
@@ -113,7 +107,7 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
 
 
 def _plain_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The names of wrapped modules within the model that is wrapped."""
+    """Returns the names that wrapped modules have within the model inside the wrapper."""
     hidden = {f"{name}.module".lstrip(".") for name, m in modules.items() if isinstance(m, _WRAPPERS)}
     hidden |= {name for name in modules if name.rpartition(".")[2] in _WRAPPED}
     if not hidden:
@@ -136,7 +130,7 @@ def _as_wrapped(names: Sequence[str], modules: Mapping[str, nn.Module], plain: M
     """Converts names within the model itself to names within its wrappers."""
     if not plain or isinstance(names, str):
         return names
-    full = {short: name for name, short in reversed(list(plain.items()))}  # of several the outermost
+    full = {short: name for name, short in reversed(list(plain.items()))}  # the outermost of several
     return [name if name in modules else full.get(name, name) for name in names]
 
 
@@ -193,7 +187,7 @@ _KINDS: dict[type[nn.Module], str] = {
 
 
 def _kind(module: nn.Module) -> str:
-    """What a dropout module draws; ``"own"`` if its forward is not the known one."""
+    """Returns the kind of a dropout module's site; ``"own"`` if its forward is not the known one."""
     for known, kind in _KINDS.items():
         if isinstance(module, known):
             return kind if type(module).forward is known.forward and "forward" not in vars(module) else "own"
@@ -205,7 +199,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _sequence_first(modules: Collection[nn.Module]) -> set[nn.Module]:
-    """The modules inside blocks whose attention takes ``[L, M, D]``: their dropouts see that layout too."""
+    """Returns the modules inside blocks whose attention takes ``[L, M, D]``, since their dropouts see that layout too."""
     attention = {m for m in modules if isinstance(m, nn.MultiheadAttention) and not m.batch_first}
     blocks = [m for m in modules if attention.intersection(m.children())] if attention else []
     return {inner for block in blocks for inner in block.modules()}

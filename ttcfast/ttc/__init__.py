@@ -18,7 +18,7 @@ _MOVED = {"BASELINES": "baselines", "baseline_rollout": "baselines", "choice_reg
 
 
 def __getattr__(name: str) -> Any:
-    """Names that version 0.1 exported here and that live in ``ttcfast.evaluation`` now."""
+    """Resolve names that version 0.1 exported here and that now live in ``ttcfast.evaluation``."""
     if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     where = f"ttcfast.evaluation.{_MOVED[name]}"

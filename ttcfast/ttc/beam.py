@@ -89,7 +89,7 @@ class TTCBeam(Search):
         self.tie_breaker = None if tie_breaker is None else as_scorer(tie_breaker, ndim=self._source.ndim)
         self.drop_duplicates = drop_duplicates
 
-    if TYPE_CHECKING:  # the same steps, with what they say of beams
+    if TYPE_CHECKING:  # the same steps, with messages that mention beams
 
         def rollout_iter(
             self, x0: Tensor, T: int, *, problem_ids: Tensor | None = None, budget: Budget | None = None

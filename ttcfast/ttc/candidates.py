@@ -90,13 +90,13 @@ class Chunks:
             yield rows, start, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _plan(self, n: int, again: int) -> Iterator[tuple[slice, int]]:
-        """The rows of each chunk of a step of ``n`` states, and the position of its first candidate."""
+        """Return the rows of each chunk of a step of ``n`` states, and the position of its first candidate."""
         with_deterministic, width = self._deterministic and again == 0, self._cfg.branching_factor
         for rows in self._blocks(n):
             if self._whole:
                 yield rows, 0 if with_deterministic else self._first
                 continue
-            if with_deterministic:  # right before the candidates that a low-precision surrogate corrects by it
+            if with_deterministic:  # immediately before the candidates that a low-precision surrogate corrects with it
                 yield rows, 0
             yield from ((rows, start) for start in range(self._first, width, self._at_once))
 
@@ -150,7 +150,7 @@ class Chunks:
         return self._source.candidates(window, ids, problem_ids, seed=self._cfg.seed, step=step)[: len(beams), :count]
 
     def _filled(self, values: Tensor) -> Tensor:
-        """``values`` with the last entry repeated up to the fixed number of problems."""
+        """Return ``values`` with the last entry repeated up to the fixed number of problems."""
         return _filled(values, (self._problems or 0) if self._fixed else 0)
 
     def _blocks(self, n: int) -> list[slice]:
@@ -159,6 +159,6 @@ class Chunks:
 
 
 def _filled(values: Tensor, size: int) -> Tensor:
-    """``values`` with the last entry repeated up to ``size``."""
+    """Return ``values`` with the last entry repeated up to ``size``."""
     missing = size - len(values)
     return values if missing <= 0 else torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])

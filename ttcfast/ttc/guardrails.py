@@ -60,7 +60,7 @@ def check_start(x0: Tensor, T: int, problem_ids: Tensor | None, source: Source) 
 
 
 def _require_within_bounds(x: Tensor, spec: StateSpec | None) -> None:
-    """Raise ``ValueError`` where the declared bounds of a channel exclude every value of ``x [N, (h,) C, *S]``."""
+    """Raise ``ValueError`` if the declared bounds of a channel exclude every value of ``x [N, (h,) C, *S]``."""
     if not isinstance(spec, FieldSpec):
         return
     for channel, (low, high) in spec.bounded_channels.items():
@@ -171,7 +171,7 @@ class ScoreWatch:
 
 
 def _levels_to_caller() -> int:
-    """The ``stacklevel`` with which the caller's warning points at the first line outside ttcfast and torch."""
+    """Return the ``stacklevel`` that points the caller's warning at the first line outside ttcfast and torch."""
     level, frame = 0, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("ttcfast", "torch"):
         level, frame = level + 1, frame.f_back

@@ -10,7 +10,7 @@ from .search import Search
 
 __all__ = ["TTCConfig", "TTCGreedy"]
 
-_KNOWN: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy search knows, what the others are)
+_KNOWN: dict[str, tuple[Any, str]] = {  # option -> (the only value that greedy search accepts, meaning of the others)
     "approach": ("greedy", "another search"),
     "beam_width": (1, "a search over several beams"),
     "score_aggregation": ("sum", "the aggregation of a path's scores, of which a greedy search has one"),

@@ -19,9 +19,9 @@ from ttcfast.spec import TTCConfig
 from .models import Source
 from .refine import refine_and_score
 
-_SEEN = 16 << 20  # bytes by which a probe must raise the peak: far above the 1 MB by which a process's page count wavers by itself
-_MOST = 256  # candidates that a probe draws at most
-_RESET_PEAK = "5"  # what Linux wants written into /proc/self/clear_refs
+_SEEN = 16 << 20  # smallest rise of the peak, in bytes, that a probe accepts: far above the 1 MB by which a process's page count fluctuates
+_MOST = 256  # largest number of candidates in a probe
+_RESET_PEAK = "5"  # written to /proc/self/clear_refs to reset the peak
 
 
 class ChunkLimit:
@@ -54,7 +54,7 @@ class ChunkLimit:
                 f"memory_budget is {cfg.memory_budget} bytes and generating and scoring one candidate takes {self._each}; give at least "
                 "that"
             )
-        count = 1 << (count.bit_length() - 1)  # the measurement varies by a page or two; the chunks should not
+        count = 1 << (count.bit_length() - 1)  # the measurement varies by a page or two, but the chunks should not
         return count if cfg.chunk_size is None else min(count, cfg.chunk_size)
 
 
@@ -83,7 +83,7 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
         refine_and_score(x, drawn, scorer, ScoreContext(0, problem_ids[:1]), cfg, source.spec)
 
     with torch.no_grad():
-        chunk(1)  # kernels and buffers built at the first call belong to no candidate
+        chunk(1)  # kernels and buffers created by the first call are not due to candidates
         while True:
             growth = _peak_growth(partial(chunk, count), window.device)
             if growth >= _SEEN or count >= _MOST:
@@ -105,7 +105,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def _peak_growth(run: Callable[[], None], device: torch.device) -> int:
-    """Bytes by which the peak during ``run`` exceeds what was held before."""
+    """Return the bytes by which the peak during ``run`` exceeds the memory held before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -114,14 +114,14 @@ def _peak_growth(run: Callable[[], None], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc would fill the free part of the heap first, unseen
+        ctypes.CDLL(None).malloc_trim(0)  # glibc would fill the free part of the heap first, which goes unmeasured
     before = _resident()
     run()
     return max(0, _peak() - before)
 
 
 def _resident() -> int:
-    """Bytes held now, with the high-water mark reset to them; where the system cannot reset it, the mark as it is."""
+    """Return the bytes held now and reset the high-water mark to them; if the system cannot reset it, return the mark."""
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write(_RESET_PEAK)

@@ -123,13 +123,13 @@ class _SurrogateSource(Source):
             return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
 
     def _lent(self, method: str, **given: Tensor) -> AbstractContextManager[None]:
-        """Raise where a foreign class writes into the tensors that it is given; our own are known not to."""
+        """Raise if a foreign class writes into its input tensors; our own classes are known not to."""
         kind = type(self.fm)
         return nullcontext() if kind.__module__.partition(".")[0] == "ttcfast" else lent(f"{kind.__name__}.{method}", given)
 
 
 class _ForeignSource(Source):
-    """Draws in sequence under one random seed per call, so that another chunking draws other candidates.
+    """Draws sequentially under one random seed per call, so other chunks give other candidates.
 
     Two optional members of the model count: ``history``, the number of frames in its states ``[M, h, C, *S]``, and ``deterministic(x)``,
     the step without noise ``[N, C, *S]``, which becomes candidate 0.
@@ -161,7 +161,7 @@ class _ForeignSource(Source):
         key, count = hash_seed(seed, step, int(problem_ids[0]), int(ids.flatten()[0])), ids.shape[-1]
         batch = x.repeat_interleave(count, 0)  # [N*B, C, *S], problem-major
         with temp_seed(key):
-            out = self.fm.sample_next(batch, seed=key % 2**32, multi=True)  # what numpy takes as a seed
+            out = self.fm.sample_next(batch, seed=key % 2**32, multi=True)  # numpy's seeds are below 2**32
         latest = self._latest(batch)
         return self._checked("sample_next", out, latest).reshape(x.shape[0], count, *latest.shape[1:])
 

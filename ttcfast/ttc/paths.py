@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .candidates import Chunks
     from .guardrails import ScoreWatch
 
-_ALONG_PATH = {"chosen": -1, "collapsed": False, "unprojected": False}  # notes of a path, and their value where there is none
+_ALONG_PATH = {"chosen": -1, "collapsed": False, "unprojected": False}  # notes of a path, and their default values
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Survivors:
 
 
 def _one_hot(position: Tensor, like: Tensor) -> Tensor:
-    """Weight 1 for candidate 0 where it was taken, else 0 for all, in the shape of ``like``."""
+    """Return weight 1 for candidate 0 where it was taken and 0 for all others, in the shape of ``like``."""
     weights = like.new_zeros((len(position), like.shape[1]))
     weights[:, 0] = (position == 0).to(weights.dtype)
     return weights
@@ -134,7 +134,7 @@ class History:
     def __init__(self) -> None:
         self.layers: list[Layer] = []
         self._parents: list[Tensor] = []  # of each layer, on the host
-        self._needed: list[int] = []  # rows of each layer that had descendants when last counted
+        self._needed: list[int] = []  # rows of each layer that had descendants at the last count
 
     def add(self, states: Tensor, parent: Tensor, **notes: Tensor) -> None:
         """Add a layer with one row for each survivor; ``parent`` counts the rows of the layer before, or problems in the first."""
@@ -142,14 +142,14 @@ class History:
 
     def prune(self) -> None:
         """Drop the states from which no row of the last layer descends."""
-        for layer in self.layers[len(self._parents) :]:  # one, or all that were read from a file
+        for layer in self.layers[len(self._parents) :]:  # one, or all entries read from a file
             self._parents.append(layer.parent.cpu())
             self._needed.append(len(layer.parent))
         needed = torch.arange(len(self._parents[-1]))
         for i in range(len(self.layers) - 2, -1, -1):
             needed = torch.unique(self._parents[i + 1][needed])
             if len(needed) == self._needed[i]:
-                return  # fewer rows are needed with every step, so this layer and all before it are as they were
+                return  # the number of needed rows falls with every step, so this layer and all before it are unchanged
             self._needed[i] = len(needed)
             layer = self.layers[i]
             if 2 * len(needed) <= len(layer.states):
@@ -377,18 +377,18 @@ class Rollout:
         )
 
     def _blank(self, n: int, steps: int, like: Tensor) -> dict[str, Tensor]:
-        """Paths of ``n`` problems without an entry: NaN states and empty notes."""
+        """Return paths of ``n`` problems without entries: NaN states and empty notes."""
         out = {"states": like.new_full((n, steps + 1, *like.shape[1:]), torch.nan)}
         return out | {name: torch.full((n, steps), empty, device=like.device) for name, empty in _ALONG_PATH.items()}
 
     def _table(self, values: Tensor, empty: float) -> Tensor:
-        """Values ``[M]`` of the beams as ``[n, k]``."""
+        """Reshape values ``[M]`` of the beams to ``[n, k]``."""
         out = torch.full((self.n, self.k), empty, dtype=values.dtype, device=values.device)
         out[self.problem, self.beam] = values
         return out
 
     def _of_problems(self, values: Tensor, empty: float) -> Tensor:
-        """Values of the live problems among all, ``[n, ...]``."""
+        """Scatter values of the live problems into those of all problems, ``[n, ...]``."""
         if len(values) == self.n:
             return values
         out = torch.full((self.n, *values.shape[1:]), empty, dtype=values.dtype, device=values.device)

@@ -17,7 +17,7 @@ from .guardrails import finite_states
 KINDS = ("conservation", "declared")
 """Values of ``TTCConfig.project``: totals alone, or all that ``StateSpec.fields`` declares."""
 
-_ITERATIONS = 30  # of Newton's method with bisection; the total of clipped values is piecewise linear in the constant
+_ITERATIONS = 30  # steps of Newton's method with bisection; the total of clipped values is piecewise linear in the constant
 
 
 def check_projectable(spec: StateSpec | None, kind: str = "conservation") -> StateSpec:
@@ -179,7 +179,7 @@ def _where_physical(new: Tensor, projected: Tensor, spec: StateSpec) -> tuple[Te
 
 
 def _constant(x: Tensor, wanted: Tensor, share: Tensor, low: float, high: float) -> Tensor:
-    """The constant per state by which ``x [N, *S]``, raised and clipped, gets the mean ``wanted [N]``; ``share`` is each cell's of it."""
+    """Return the constant per state that gives ``x [N, *S]``, after shift and clipping, the mean ``wanted [N]``; ``share`` is per cell."""
     flat, share = x.flatten(1), share.expand(x.shape[1:]).reshape(-1)
     wanted = wanted.clamp(low, high)
     least = (wanted if low == -math.inf else torch.full_like(wanted, low)) - flat.amax(1)

@@ -111,7 +111,7 @@ def _climb(
     trust: float | None,
     spec: StateSpec | None,
 ) -> tuple[list[Tensor], list[Tensor | None], int]:
-    """The blocks of the refined group, those of their scores that are known, and the reward evaluations per candidate."""
+    """Return the blocks of the refined group, their known scores, and the reward evaluations per candidate."""
     blocks, current, evaluations = [candidates], candidates, 0
     scores: list[Tensor | None] = [None]
     scale = channel_spread(state).unsqueeze(1)
@@ -122,7 +122,7 @@ def _climb(
             raise ValueError(f"{type(scorer).__name__}.ascent returned shape {tuple(move.shape)}; expected {tuple(current.shape)}")
         if len(blocks) == 1:
             scores[0] = known
-        elif known is not None and len(lengths) == 1:  # then ``current`` is the last block where that is finite
+        elif known is not None and len(lengths) == 1:  # ``current`` is then the last block if that is finite
             scores[-1] = torch.where(finite_states(blocks[-1], 2), known, -torch.inf)
         moved = [_within(candidates, current + length * move, state, scale, trust) for length in lengths]
         moved = [torch.where(over(stays_physical(candidates, copy, spec, context), copy), copy, torch.nan) for copy in moved]
@@ -139,7 +139,7 @@ def _climb(
 
 
 def _within(candidates: Tensor, moved: Tensor, state: Tensor, scale: Tensor, trust: float | None) -> Tensor:
-    """Pulls ``moved`` back towards its candidate where it is outside the trust region."""
+    """Pull ``moved`` back towards its candidate where it is outside the trust region."""
     if trust is None:
         return moved
     away, reach = _size(moved - candidates, scale), trust * _size(candidates - state.unsqueeze(1), scale)
@@ -148,12 +148,12 @@ def _within(candidates: Tensor, moved: Tensor, state: Tensor, scale: Tensor, tru
 
 
 def _size(change: Tensor, scale: Tensor) -> Tensor:
-    """Norm over channels and cells of ``[N, B, C, *S]`` in units of ``scale``, float64 ``[N, B]``."""
+    """Return the norm over channels and cells of ``[N, B, C, *S]`` in units of ``scale``, float64 ``[N, B]``."""
     return (change / scale).double().square().flatten(2).sum(2).sqrt()
 
 
 def _best(current: Tensor, moved: list[Tensor], found: Tensor) -> Tensor:
-    """The copy with the highest score of each candidate, or itself where no copy is usable."""
+    """Return the highest-scoring copy of each candidate, or the candidate itself if no copy is usable."""
     n, b = current.shape[:2]
     scores = found.view(n, len(moved), b)
     finite = torch.stack([finite_states(m, 2) for m in moved], 1) & scores.isfinite()

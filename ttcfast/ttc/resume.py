@@ -32,9 +32,9 @@ from .result import BeamStepOutput, RolloutResult, StepOutput
 FILE = "rollout.safetensors"
 _TENSORS = ("window", "problem", "beam", "path", "rows")
 _NUMBERS = ("step", "spent", "copies", "seconds", "coasting")
-_NAMED = 4  # settings that an error names
-_LONG = 32  # entries from which a sequence is compared by its checksum
-_OPAQUE = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}  # packages whose objects are compared by their class alone
+_NAMED = 4  # settings named in an error message
+_LONG = 32  # length from which a sequence is compared by its checksum
+_OPAQUE = {*sys.stdlib_module_names, "torch", "numpy"} - {"__main__"}  # packages whose objects are compared only by their class
 
 
 class SavedRollout:
@@ -64,7 +64,7 @@ class SavedRollout:
         """Continues ``run`` from the saved step, if there is one."""
         if not self.path.exists():
             return
-        from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+        from ttcfast.runtime import checkpoints  # imported lazily: the search works without safetensors
 
         state, meta = checkpoints.load_state(self.path)
         self._changing |= set(meta.get("changing", []))
@@ -82,10 +82,10 @@ class SavedRollout:
         """Write the state after a step."""
         if not self._writes:
             return
-        from ttcfast.runtime import checkpoints  # only here: the search works without safetensors
+        from ttcfast.runtime import checkpoints  # imported lazily: the search works without safetensors
 
         assert run.history is not None
-        if not self._used:  # once: it reads all weights
+        if not self._used:  # computed once, since it reads all weights
             now = self._describe()
             self._changing |= {name for name in {**self._objects, **now} if self._objects.get(name) != now.get(name)}
             self._used = True
@@ -140,7 +140,7 @@ def settings_of(name: str, value: Any, within: tuple[Any, ...] = ()) -> dict[str
 
 
 def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
-    """What an object is, and its parts; ``inner`` modules, parts of another, leave their weights and layers to that."""
+    """Describe an object by its class and parts. Modules that are parts of another (``inner``) omit their weights and layers."""
     kind = type(value)
     if isinstance(value, Mapping):
         return f"{kind.__name__} of {len(value)}", {str(_plain(key)): item for key, item in value.items()}
@@ -148,7 +148,7 @@ def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
         items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
         return f"{kind.__name__} of {len(value)}", {str(i): item for i, item in enumerate(items)}
     if isinstance(value, types.FunctionType):
-        if _opaque(str(value.__globals__.get("__name__"))):  # such as what torch.compile returns
+        if _opaque(str(value.__globals__.get("__name__"))):  # such as the result of torch.compile
             return f"{value.__module__}.{value.__qualname__}", {}
         closed = inspect.getclosurevars(value).nonlocals
         defaults = {f"default{number}": item for number, item in enumerate(value.__defaults__ or ())}
@@ -165,7 +165,7 @@ def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _weights(module: nn.Module) -> str:
-    """A checksum of all parameters and buffers."""
+    """Return a checksum of all parameters and buffers."""
     return _crc(sorted((name, checksum_of(t)) for name, t in (*module.named_parameters(), *module.named_buffers())))
 
 
@@ -182,7 +182,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value for an object that needs no more than one; NotImplemented for others."""
+    """Return a JSON value for an object that has an obvious one, NotImplemented for others."""
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, (bool, int, str, types.NoneType)) and not isinstance(value, enum.Enum):
@@ -209,7 +209,7 @@ def _crc(value: Any) -> str:
 
 
 def _code(code: types.CodeType) -> list[Any]:
-    """Instructions, names and constants, the same in every process."""
+    """Describe a function's instructions, names and constants, identically in every process."""
     constants = [sorted(c, key=repr) if isinstance(c, frozenset) else c for c in code.co_consts]
     return [code.co_code, code.co_names, [_code(c) if isinstance(c, types.CodeType) else c for c in constants]]
 

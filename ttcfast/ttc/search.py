@@ -68,7 +68,7 @@ class Search:
         if cfg.project is not None:
             self.scorer = self.scorer.of_projected(projector(check_projectable(self._source.spec, cfg.project), cfg.project))
         self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
-        self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # a candidate is more than the deterministic step
+        self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # some candidates are random
         self._limit = ChunkLimit(self._source, self.scorer, cfg)
 
     @overload
@@ -149,7 +149,7 @@ class Search:
         sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
         run = self._begin(x, ids, T, budget, self._chunks(x, ids), history=False)
         steps = self._steps(run, None)
-        return (dataclasses.replace(out, state=(out.state[0] if single else out.state).clone()) for out in steps)  # the caller's own
+        return (dataclasses.replace(out, state=(out.state[0] if single else out.state).clone()) for out in steps)  # the caller's own copy
 
     @torch.no_grad()
     def step_from(self, x: Tensor, *, step: int, problem_ids: Tensor | None = None) -> StepOutput:
@@ -167,7 +167,7 @@ class Search:
         return out
 
     def _chunks(self, x: Tensor, ids: Tensor) -> tuple[Chunks, Chunks]:
-        """The chunks of the first step, and of later ones, which may leave more beams; this measures the memory that a candidate takes."""
+        """Return the chunks of the first step and of later ones, which may have more beams; measures the memory of a candidate."""
         cfg, first = self.cfg, self.cfg.beam_width if self.cfg.approach == "particle" else 1
         options: Any = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
         options |= {"limit": self._limit.of(x, ids), "share": sharding.share(cfg)}
@@ -201,7 +201,7 @@ class Search:
         return run.result(x[:, -1] if self._source.history > 1 else x, self._source.stochastic if self._stochastic else None)
 
     def _settings(self) -> dict[str, Any]:
-        """Settings of the model, the scorer and everything else that decides, by name."""
+        """Return the settings of the model, the scorer and everything else that affects the result, by name."""
         parts = {"model": self.fm, "scorer": self.scorer, "tie_breaker": self.tie_breaker, "drop_duplicates": self.drop_duplicates}
         return {name: value for part in parts.items() for name, value in settings_of(*part).items()}
 
@@ -223,19 +223,19 @@ class Search:
             yield out
 
     def _step(self, run: Rollout) -> StepOutput | None:
-        """One step of the problems that are still going; None where the budget ends the rollout."""
+        """Make one step of the unfinished problems; returns None if the budget ends the rollout."""
         if not len(run.problem):
             beams = run.beams()
             return self._move_on(run, beams, Survivors.unscored(beams.latest, beams.problem, -1), run.counts(), at_risk=False)
         if run.budget is not None and self.cfg.shard == "candidates":
-            run.seconds = distributed.total(run.seconds, "max")  # or some ranks would go on and others not
+            run.seconds = distributed.total(run.seconds, "max")  # otherwise only some ranks would continue
         allowance = run.allowance(self._cost(run, len(run.problem)))
         if allowance is not None:
             return self._search(run, allowance)
         return None if run.budget is not None and run.budget.then == "end" else self._coast(run)
 
     def _search(self, run: Rollout, allowance: float) -> StepOutput:
-        """Draw candidates, again where none can be used, fall back where that does not help, and move on to those kept."""
+        """Draw candidates, redraw if none is usable, fall back if that does not help, and continue from the kept ones."""
         cfg, beams = self.cfg, run.beams()
         keep, evaluations = self._draw(run, beams, 0)
         resamples, fallbacks = run.problem_ids.new_zeros(run.n, dtype=torch.int64), run.problem_ids.new_zeros(run.n, dtype=torch.bool)
@@ -264,7 +264,7 @@ class Search:
         return self._move_on(run, beams, kept, counts, keep.scores, at_risk=len(missed) > 0)
 
     def _with_fallback(self, kept: Survivors, below: Survivors | None, taken: Tensor, rows: Tensor, beams: Beams) -> Survivors:
-        """``kept``, the fallback ``taken`` of the beams ``rows`` where it is finite, and the best below the floor of the other problems."""
+        """Return ``kept`` with fallbacks ``taken`` in the beams ``rows`` if finite, and the best below the floor in the other problems."""
         finite = guardrails.finite_states(taken)
         fallen = [Survivors.unscored(taken[finite], rows[finite], 0 if self.include_deterministic else -1)]
         if below is not None:
@@ -272,7 +272,7 @@ class Search:
         return kept.joined(fallen, beams.problem)
 
     def _coast(self, run: Rollout) -> StepOutput:
-        """The step of each problem's best beam beyond the end of the budget."""
+        """Step each problem's best beam beyond the end of the budget."""
         run.keep_best()
         beams = run.beams()
         taken = self._plain_step(run, beams)
@@ -283,7 +283,7 @@ class Search:
     def _move_on(
         self, run: Rollout, beams: Beams, kept: Survivors, counts: dict[str, Any], scores: Tensor | None = None, *, at_risk: bool
     ) -> StepOutput:
-        """Project the survivors and continue from them; ``at_risk`` where a problem may have none."""
+        """Project the survivors and continue from them; ``at_risk`` if a problem may have none."""
         if self.cfg.project is not None and self._source.spec is not None:
             spec = self._source.spec.of_problems(beams.problem_ids[kept.parent])
             state, unprojected = project(self.cfg.project, beams.latest[kept.parent], kept.state, spec)
@@ -297,7 +297,7 @@ class Search:
         return out
 
     def _draw(self, run: Rollout, beams: Beams, again: int) -> tuple[Keep, int]:
-        """Generate, refine, score and keep candidates of all beams, chunk by chunk; and the model evaluations that they cost."""
+        """Generate, refine, score and keep candidates of all beams, chunk by chunk. Also returns the number of model evaluations."""
         cfg, step, evaluations = self.cfg, run.step, 0
         keep = self._keep(run, beams, again)
         watch = guardrails.DistinctWatch(beams.latest, cfg.branching_factor) if again == 0 and cfg.branching_factor > 1 else None
@@ -306,19 +306,19 @@ class Search:
             drawn = candidates.shape[0] * candidates.shape[1]
             evaluations += drawn * (1 + self._copies * run.ahead)
             keep.reward_evaluations += drawn * self._take_in(run, keep, rows, start, candidates, finite)
-            del candidates  # or the next chunk would be made while this one is still held
+            del candidates  # otherwise the next chunk would be created while this one is still held
         if cfg.shard == "candidates" and isinstance(keep, BestOfBeams):
             evaluations = sharding.merge(keep, watch, evaluations, cfg.min_score_spread)
         if watch is not None:
             keep.distinct = watch.count()
             if step == 0:
-                one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group draws
+                one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group uses
                 more = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=cfg.seed, step=0)
                 evaluations += watch.require_stochastic(keep.distinct, more, after, self._source.model)
         return keep, evaluations
 
     def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None) -> int:
-        """Refine, score and hand over a chunk ``[m, b, C, *S]``; the number of reward evaluations for each of its candidates."""
+        """Refine, score and select from a chunk ``[m, b, C, *S]``. Returns the number of reward evaluations per candidate."""
         x, b, context = keep.beams.latest[rows], candidates.shape[1], self._source.context(run.step, keep.beams.problem_ids[rows])
         refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec)
         states, usable = refined.candidates, refined.scores.isfinite()
@@ -337,12 +337,12 @@ class Search:
         return refined.evaluations + self._copies * run.ahead
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
-        """An empty selection of the kind that the configuration asks for."""
+        """Return an empty selection of the configured kind."""
         cfg, context = self.cfg, self._source.context(run.step, beams.problem_ids)
         found = self.scorer.spread_floor(beams.latest, context)
         rounding = torch.full_like(beams.offset, -torch.inf) if found is None else found.double()
         if found is not None:
-            for _ in range(run.ahead):  # candidates are ranked by a score of every step ahead, and each has such a spread
+            for _ in range(run.ahead):  # candidates are ranked by the scores of every step ahead, each with such a spread
                 rounding = run.prolonged(rounding, found.double())
         group = Group(beams, cfg.branching_factor * self._copies, rounding, cfg.score_floor)
         if not self.reports_beams:
@@ -353,14 +353,14 @@ class Search:
             return self._selection(group)
         if cfg.approach == "particle":
             uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])
-            # in one chunk all states are at hand; otherwise those drawn are made again
+            # a single chunk still holds all states; otherwise drawn ones are generated again
             make = None if run.chunks.size is None else partial(self._made_again, run, beams, again)
             return Particles(group, cfg.beam_width, temperature=cfg.temperature, uniforms=uniforms, make=make)
         subtrees, ties = cfg.approach == "diverse_beam" and run.step > 0, self.tie_breaker is not None
         return BestOfBeams(group, 1 if subtrees else cfg.beam_width, subtrees=subtrees, ties=ties, marks=self.drop_duplicates)
 
     def _made_again(self, run: Rollout, beams: Beams, again: int, rows: Tensor, positions: Tensor) -> Tensor:
-        """The states ``[R, C, *S]`` of candidates that have been scored and dropped."""
+        """Regenerate the states ``[R, C, *S]`` of candidates that were scored and dropped."""
         cfg, own = self.cfg, beams.rows(rows)
         made = run.chunks.again(own, positions % cfg.branching_factor, run.step, again).unsqueeze(1)
         options: Any = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust, "spec": self._source.spec}
@@ -368,7 +368,7 @@ class Search:
         return group[torch.arange(len(rows), device=rows.device), positions // cfg.branching_factor]
 
     def _ahead(self, run: Rollout, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
-        """The values that rank candidates ``[m, b]``: their scores, prolonged by those of their deterministic continuation."""
+        """Return the values that rank candidates ``[m, b]``: their scores plus those of their deterministic continuation."""
         if run.ahead == 0:
             return score
         b = candidates.shape[1]
@@ -385,13 +385,13 @@ class Search:
         return value.view_as(score)
 
     def _plain_step(self, run: Rollout, beams: Beams) -> Tensor:
-        """The deterministic step of each beam, or one fresh sample of a model that has none, ``[M, C, *S]``."""
+        """Return the deterministic step of each beam, or a fresh sample if the model has none, ``[M, C, *S]``."""
         if self._source.has_deterministic:
             return run.chunks.deterministic(beams, run.step)
         fresh = torch.tensor([run.chunks.id_of(0, self.cfg.max_resample + 1)])
         return self._source.candidates(beams.window, fresh, beams.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
 
     def _cost(self, run: Rollout, rows: int) -> int:
-        """Model evaluations that a search step of so many beams takes at most."""
+        """Return the most model evaluations that a search step of this many beams can take."""
         drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead)
         return rows * (drawn + int(not self.include_deterministic))  # candidate 0 is a fallback at hand

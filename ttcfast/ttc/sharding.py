@@ -121,7 +121,7 @@ def _merge_pool(pool: TopPool) -> None:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Results of several parts of the problems, or steps of them, as one."""
+    """Concatenate results, or steps, of several parts of the problems."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(parts[0]):
         columns = [getattr(p, f.name) for p in parts]

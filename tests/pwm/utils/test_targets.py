@@ -71,7 +71,7 @@ def planted(tmp_path, monkeypatch) -> Path:
 )
 def test_a_checkpoint_cannot_have_a_module_imported_or_a_foreign_class_built(key, target, tmp_path, planted):
     path, before = saved(tmp_path, naming(key, target)), set(sys.modules)
-    with pytest.raises(CheckpointError, match=r"_target_ is '.*', which (is no|cannot be found)") as caught:
+    with pytest.raises(CheckpointError, match=r"_target_ is '.*', which is no") as caught:
         load_world_model(path)
     assert "register(" in str(caught.value)
     assert not planted.exists()

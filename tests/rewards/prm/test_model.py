@@ -11,7 +11,6 @@ from torch import nn
 
 from tests.flips import unnoticed
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.models.checkpoint import spec_meta
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
@@ -124,7 +123,7 @@ def test_saved_and_loaded_it_is_the_same(network, tmp_path):
     network.save_pretrained(tmp_path / "prm")
     again = PRM.from_pretrained(tmp_path / "prm")
     state, candidates = pairs()
-    assert type(again) is type(network) and again.info == network.info and spec_meta(again.spec) == spec_meta(network.spec)
+    assert type(again) is type(network) and again.info == network.info and again.spec.to_meta() == network.spec.to_meta()
     assert torch.equal(again.score_group(state, candidates), network.score_group(state, candidates))
 
 

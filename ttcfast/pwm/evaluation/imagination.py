@@ -6,7 +6,7 @@ to every model from its encodings of training observations to these observations
 first observation of a held-out window under its recorded actions is compared with the encoding of what was observed. The unit is the
 variance of the observations. What encoder and probe lose of an observation is not the fault of the dynamics and is reported separately
 (``unread``), which exposes a model that encodes nothing. Rewards need no probe. The error in the model's own latent space, relative to its
-variance, is kept as a diagnostic (``endpoint_error``).
+variance, is kept as a diagnostic (``latent``).
 
 Source: docs/design/decisions.md ("Control arms").
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.data.replay import ReplaySet, Windows
-from ttcfast.pwm.models.base import BaseWorldModel, Task
+from ttcfast.pwm.models.base import BaseWorldModel
 from ttcfast.pwm.models.layers import simplex_distance
 from ttcfast.runtime.errors import DataError
 
@@ -97,11 +97,9 @@ class ImaginationErrors:
     simplex_distance: float = 0.0
 
 
-@torch.no_grad()
 def fit_probe(model: BaseWorldModel, windows: Windows, scale: Scale) -> Probe:
     """Fit the probe of ``model`` to all observations of ``windows`` of training episodes."""
-    latents = model.encode(windows.obs.to(_device(model)), _task(model, windows)).cpu()
-    return Probe.fit(latents.flatten(0, 1), scale.encode(windows.obs).flatten(0, 1))
+    return Probe.fit(_encodings(model, windows).flatten(0, 1), scale.encode(windows.obs).flatten(0, 1))
 
 
 def imagination_errors(model: BaseWorldModel, probe: Probe, windows: Windows, scale: Scale) -> ImaginationErrors:
@@ -113,15 +111,14 @@ def imagination_errors(model: BaseWorldModel, probe: Probe, windows: Windows, sc
         windows: B held-out windows of H steps.
         scale: Scale with which the probe was fitted.
     """
-    task = _task(model, windows)
-    obs, act = (values.to(_device(model)) for values in windows[:2])
     latents, rewards = imagine(model, windows)
-    with torch.no_grad():
-        truth = probe(model.encode(obs, task).cpu())
+    encoded = _encodings(model, windows)
+    truth, variance = probe(encoded), encoded.flatten(0, -2).var(0, correction=0).mean()
+    of_latents = torch.stack([(z - target).square().mean() for z, target in zip(latents[1:], encoded[1:])])
     return ImaginationErrors(
         observation=_curve((probe(latents) - truth)[1:]),
         reward=_curve((rewards - windows.rew).double() / _spread(windows.rew)),
-        latent=tuple((endpoint_error(model, obs, act, task) / latent_variance(model, obs, task)).tolist()),
+        latent=tuple((of_latents / variance).tolist()),
         unread=float((truth - scale.encode(windows.obs)).square().mean()),
         simplex_distance=float(simplex_distance(latents[-1], model.group)),
     )
@@ -152,28 +149,9 @@ def imagine(model: BaseWorldModel, windows: Windows) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def endpoint_error(model: BaseWorldModel, obs: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
-    """Return the mean squared error of predicted latents against encodings of what was observed, after 1 to H steps.
-
-    The scale of a latent is the encoder's own, so divide by :func:`latent_variance` to compare models.
-
-    Args:
-        model: Encodes ``obs[0]`` and continues from its own predictions.
-        obs: Held-out observations, ``[H + 1, B, observation_dim]``.
-        act: Actions, ``[H, B, action_dim]``.
-        task: As in ``model.next``.
-    """
-    z, errors = model.encode(obs[0], task), []
-    for a, target in zip(act, model.encode(obs[1:], task)):
-        z = model.next(z, a, task)
-        errors.append((z - target).square().mean())
-    return torch.stack(errors)
-
-
-@torch.no_grad()
-def latent_variance(model: BaseWorldModel, obs: Tensor, task: Task | None = None) -> Tensor:
-    """Return the variance of the encodings of ``obs`` ``[..., observation_dim]``, averaged over latent entries."""
-    return model.encode(obs, task).flatten(0, -2).var(0, correction=0).mean()
+def _encodings(model: BaseWorldModel, windows: Windows) -> Tensor:
+    """Return the encodings of all observations, ``[H+1, B, L]``, on the CPU."""
+    return model.encode(windows.obs.to(_device(model)), _task(model, windows)).cpu()
 
 
 def _task(model: BaseWorldModel, windows: Windows, part: slice = slice(None)) -> Tensor | None:

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from ttcfast.checks import one_of, whole
 
 from .layers import SIMNORM_GROUP, Network, state
-from .sizes import SIZES
 from .two_hot import TwoHot
 
 Task = Tensor | int | str
+# Sizes that PWM and TD-MPC2 name, and a small one for the CPU; "48M" counts its whole agent, of which the world model is 19 million.
+SIZES: dict[str, dict[str, Any]] = {
+    "cpu": {"latent_dim": 64, "units": (128, 128), "encoder_units": (128,), "task_dim": 16},
+    "5M": {"latent_dim": 512, "units": (512, 512), "encoder_units": (256,), "task_dim": 64},
+    "19M": {"latent_dim": 512, "units": (1024, 1024), "encoder_units": (1024, 1024), "task_dim": 64},
+    "48M": {"latent_dim": 768, "units": (1792, 1792), "encoder_units": (1792, 1792, 1792), "task_dim": 64},
+    "317M": {"latent_dim": 1376, "units": (4096, 4096), "encoder_units": (4096, 4096, 4096, 4096), "task_dim": 96},
+}
 
 
 class BaseWorldModel(nn.Module, ABC):
@@ -136,8 +143,7 @@ class BaseWorldModel(nn.Module, ABC):
 
         Arguments and errors are those of :meth:`next`.
         """
-        self._check_pair(z, a)
-        return self.reward_network(self._join(z, task, self.masked(a, task)))
+        return self._at(self.reward_network, z, a, task)
 
     def step(self, z: Tensor, a: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
         """Return the next latent state ``[..., latent_dim]`` and the reward ``[..., 1]``; arguments and errors as in :meth:`next`."""
@@ -203,6 +209,11 @@ class BaseWorldModel(nn.Module, ABC):
         rows = self.task_embedding(self.task_index(task, like.device))
         rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1)
         return rows.expand(*like.shape[:-1], self.task_dim)
+
+    def _at(self, network: Network, z: Tensor, a: Tensor, task: Task | None) -> Tensor:
+        """Evaluate ``network`` on latent states, task embedding and actions."""
+        self._check_pair(z, a)
+        return network(self._join(z, task, self.masked(a, task)))
 
     def _join(self, x: Tensor, task: Task | None, *rest: Tensor) -> Tensor:
         """Concatenate ``x``, the task embedding and ``rest`` along the last axis."""

@@ -21,8 +21,7 @@ class MLPWorldModel(BaseWorldModel):
         return Network(inputs, self.units, self.latent_dim, **(last or default))
 
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
-        self._check_pair(z, a)
-        return state(self.dynamics_network(self._join(z, task, self.masked(a, task))))
+        return state(self._at(self.dynamics_network, z, a, task))
 
 
 class ResidualWorldModel(BaseWorldModel):
@@ -35,5 +34,4 @@ class ResidualWorldModel(BaseWorldModel):
         return Network(inputs, self.units, self.latent_dim, **(last or {"last_layer": "linear"}))
 
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
-        self._check_pair(z, a)
-        return heun_predict(z, self.dynamics_network(self._join(z, task, self.masked(a, task))), 1.0, group=self.group)
+        return heun_predict(z, self._at(self.dynamics_network, z, a, task), 1.0, group=self.group)

@@ -39,12 +39,9 @@ def locate(path: Any, kind: type[T], where: str) -> type[T]:
     if not isinstance(path, str) or "." not in path:
         raise ArgumentError(f"{where} is {path!r}; give the full path of a class that derives from {kind.__module__}.{kind.__qualname__}")
     module, _, name = path.rpartition(".")
-    ours = module.partition(".")[0] == "ttcfast"
     found = _registered.get(path)
-    if found is None and ours:
-        found = vars(sys.modules[module]).get(name) if module in sys.modules else None
-        if found is None:
-            raise ArgumentError(f"{where} is {path!r}, which cannot be found; give {kind.__module__}'s, or register() your own class")
+    if found is None and module.partition(".")[0] == "ttcfast" and module in sys.modules:
+        found = vars(sys.modules[module]).get(name)
     if not (isinstance(found, type) and issubclass(found, kind)) or inspect.isabstract(found):
         remedy = f"call ttcfast.pwm.utils.targets.register({name}) before, if it is yours and you trust it"
         raise ArgumentError(f"{where} is {path!r}, which is no {kind.__name__} of ttcfast, nor registered; {remedy}")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ttcfast.evaluation.results import LABELS, QUANTITIES
-from ttcfast.evaluation.table import percent
+from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.table import in_words, percent
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
@@ -47,7 +47,8 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
     methods, horizons = metrics["methods"], metrics["horizons"]
     base = methods[0]["rollout_mse"]
     heads = ["method", "B", *(f"MSE at {h}" for h in horizons), "rollout MSE", "× deterministic", "gain %", "median %"]
-    heads += ["improved %", "gain % over det. + proj.", "drift", "s", "model evals"]
+    quantities = quantities_of(methods[0])
+    heads += ["improved %", "gain % over det. + proj.", *(["drift"] if quantities else []), "s", "model evals"]
     winner, rows = best_reward(methods), []
     for i, m in enumerate(methods):
         lost = f" ({m['blown_up']}/{metrics['problems']} blew up)" if m["blown_up"] else ""
@@ -64,7 +65,7 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
                 Cell(MISSING) if i == 0 else gain(m["gain_median_percent"]),
                 Cell(MISSING) if i == 0 else number(m["gain_improved_percent"]),
                 Cell("baseline", 0.0) if is_reference and i else gain(over),
-                _largest_drift(m),
+                *([_largest_drift(m, quantities)] if quantities else []),
                 number(m["seconds"]),
                 number(m["evaluations"]),
             ]
@@ -72,8 +73,13 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
     return table(f"Methods on {metrics['problems']} problems ({metrics['error_units']})", heads, rows)
 
 
-def _largest_drift(method: Method) -> Cell:
-    return number(max((d for q in QUANTITIES if (d := method.get(f"drift_{q}")) is not None), default=None))
+def quantities_of(method: Method) -> list[str]:
+    """Return the conserved quantities whose drift was measured, by the columns of a method; [] where nothing is conserved."""
+    return [key.removeprefix("drift_") for key in method if key.startswith("drift_") and key != "drift_by_step"]
+
+
+def _largest_drift(method: Method, quantities: Sequence[str]) -> Cell:
+    return number(max((d for q in quantities if (d := method.get(f"drift_{q}")) is not None), default=None))
 
 
 def gain(value: float | None) -> Cell:
@@ -82,11 +88,13 @@ def gain(value: float | None) -> Cell:
 
 
 def explanation(metrics: Mapping[str, Any]) -> Markup:
+    quantities = quantities_of(metrics["methods"][0])
+    largest = f"the {'largest ' if len(quantities) > 1 else ''}relative drift of {in_words(quantities)}"
+    drift = f"drift: {largest} after the last step. " if quantities else ""
     lines = [
         f"rollout MSE: mean over problems and steps 1 to {metrics['scored_steps']}. gain: SampleGain per problem over the deterministic "
         'rollout, mean and median, "none" where it is not above 0. improved: share of the problems with a smaller error.',
-        "drift: the largest relative drift of mass, momentum and energy after the last step. One model evaluation is one state through the "
-        "model. The best row that chooses by a reward is marked.",
+        f"{drift}One model evaluation is one state through the model. The best row that chooses by a reward is marked.",
         *metrics["notes"],
     ]
     return tag("ul", [tag("li", line) for line in lines], class_="notes")
@@ -122,11 +130,23 @@ def sweep_section(metrics: Mapping[str, Any]) -> Markup | None:
 
 
 def _sweep_table(rows: Sequence[Method], plain: float | None, n: int) -> Markup:
-    heads = ["method", "B", "rollout MSE", "× deterministic", "gain %", "improved %", "drift", "s", "model evals"]
+    quantities = quantities_of(rows[0]) if rows else []
+    heads = [
+        "method",
+        "B",
+        "rollout MSE",
+        "× deterministic",
+        "gain %",
+        "improved %",
+        *(["drift"] if quantities else []),
+        "s",
+        "model evals",
+    ]
     body = []
     for r in rows:
         cells = [number(r["branching_factor"]), number(r["rollout_mse"]), number(_ratio(r["rollout_mse"], plain))]
-        cells += [gain(r["gain_mean_percent"]), number(r["gain_improved_percent"]), _largest_drift(r)]
+        cells += [gain(r["gain_mean_percent"]), number(r["gain_improved_percent"])]
+        cells += [_largest_drift(r, quantities)] if quantities else []
         body.append([name_of(r), *cells, number(r["seconds"]), number(r["evaluations"])])
     return table(f"B sweep on {n} problems", heads, body)
 

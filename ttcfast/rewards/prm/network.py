@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ttcfast.checks import one_of, whole
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.models.checkpoint import spec_meta
 from ttcfast.models.periodic import GridConv2d, pad_grid
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
@@ -172,7 +171,7 @@ class PairNetwork(nn.Module):
             "kind": self.kind,
             **self.config(),
             "normalizer": None if norm is None else {name: getattr(norm, name).tolist() for name in _STATISTICS},
-            "spec": None if self.spec is None else strict(spec_meta(self.spec)),
+            "spec": None if self.spec is None else strict(self.spec.to_meta()),
             "info": self.info,
         }
         checkpoints.save(place / "model.safetensors", tensors, {**self._identity(), "config": strict(config)})
@@ -223,8 +222,7 @@ def _built(config: dict[str, Any]) -> PairNetwork:
     kind, norm, spec, info = (sizes.pop(name) for name in ("kind", "normalizer", "spec", "info"))
     if kind not in PairNetwork.kinds:
         raise ValueError(f"kind is {kind!r}; this version knows {', '.join(PairNetwork.kinds)}")
-    if spec is not None:
-        spec = StateSpec(**spec | {name: torch.tensor(spec[name]) for name in ("gamma", "cell_volume") if isinstance(spec[name], list)})
+    spec = None if spec is None else StateSpec.from_meta(spec)
     normalizer = None if norm is None else Normalizer(**{name: torch.tensor(norm[name]) for name in _STATISTICS})
     return PairNetwork.kinds[kind](**sizes, normalizer=normalizer, spec=spec, info=info)
 

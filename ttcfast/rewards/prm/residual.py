@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.models.periodic import pad_grid
+from ttcfast.physics.equation_of_state import primitive_parts
+from ttcfast.physics.step_residual import central_rate, simpson_residual
 from ttcfast.spec import EulerSpec, StateSpec
 
 _LEAST = 1e-3  # lower bound of density and pressure in divisions and logarithms
@@ -20,10 +21,9 @@ _LEAST = 1e-3  # lower bound of density and pressure in divisions and logarithms
 class EulerResidual:
     """Features of two states ``dt`` apart, computed from the equations alone; nothing in them is fitted.
 
-    With R(u) = -div F(u) by fourth-order central differences, the residual of a candidate c for the state x is that of Simpson's rule,
-    c - x - dt/6 (R(x) + 4 R(m) + R(c)), where m = (x + c)/2 + dt/8 (R(x) - R(c)) is the midpoint of the cubic with these values and
-    rates. It vanishes to fourth order in dt where the solution is smooth; at shocks it is large for the truth too, which the network has
-    to learn. Unbounded features pass through asinh, in units of ``delta_std``.
+    They are the rates of change by ``physics.step_residual.central_rate`` and the residual of a candidate for the state by
+    ``simpson_residual``. It vanishes to fourth order in dt where the solution is smooth; at shocks it is large for the truth too, which
+    the network has to learn. Unbounded features pass through asinh, in units of ``delta_std``.
 
     Args:
         dt: Time between the two states.
@@ -31,8 +31,6 @@ class EulerResidual:
 
     Raises:
         ValueError: The time or a width is not positive.
-
-    Source: Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, section II.7 (Lobatto collocation).
     """
 
     dt: float
@@ -78,9 +76,8 @@ class EulerResidual:
         start, before = self.rate(x, spec, periodic)
         start, before, x4 = (v.repeat_interleave(b, 0) if b > 1 else v for v in (start, before, x[:, at]))
         end, after = self.rate(c, spec, periodic)
-        middle = (x4 + c[:, at]) / 2 + self.dt / 8 * (start - end)
-        between, _ = self._rate(middle, float(spec.gamma), periodic)
-        residual = (c[:, at] - x4 - self.dt / 6 * (start + 4 * between + end)) / unit
+        change = simpson_residual(x4, c[:, at], start, end, lambda m: self._rate(m, float(spec.gamma), periodic)[0], self.dt)
+        residual = change / unit
         parts = [after - before, torch.asinh(self.dt * end / unit), torch.asinh(residual), torch.asinh(4 * residual)]
         return torch.cat(parts, 1).view(n, b, self.candidate_channels, *c.shape[2:])
 
@@ -89,25 +86,10 @@ class EulerResidual:
         return self._rate(u[:, _conserved(spec)], float(spec.gamma), periodic)
 
     def _rate(self, u: Tensor, gamma: float, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        density, mx, my, energy = u.unbind(1)
-        density = density.clamp_min(_LEAST)
-        vx, vy = mx / density, my / density
-        pressure = (gamma - 1) * (energy - 0.5 * (mx * vx + my * vy))
-        work = energy + pressure
-        along_x = torch.stack([mx, mx * vx + pressure, my * vx, work * vx], 1)
-        along_y = torch.stack([my, mx * vy, my * vy + pressure, work * vy], 1)
-        rate = -(_difference(along_x, 2, periodic) / self.cell[0] + _difference(along_y, 3, periodic) / self.cell[1])
-        return rate, torch.stack([vx, vy, pressure.clamp_min(_LEAST).log(), density.log()], 1)
-
-
-def _difference(f: Tensor, axis: int, periodic: Sequence[bool]) -> Tensor:
-    """Fourth-order central difference over one cell width, ``[N, C, X, Y]``."""
-    n = f.shape[axis]
-    f = pad_grid(f, 2, periodic)
-    other = 5 - axis
-    f = f.narrow(other, 2, f.shape[other] - 4)
-    a, b, d, e = (f.narrow(axis, i, n) for i in (0, 1, 3, 4))
-    return (8 * (d - b) - (e - a)) / 12
+        density, velocity, pressure = primitive_parts(u, gamma, _LEAST)
+        kinds = ["periodic" if wraps else "outflow" for wraps in periodic]
+        rate = central_rate(u, (density, velocity, pressure), self.cell, kinds)
+        return rate, torch.stack([*velocity, pressure.clamp_min(_LEAST).log(), density.log()], 1)
 
 
 def _conserved(spec: StateSpec) -> list[int]:

@@ -1,4 +1,4 @@
-"""Training a reward model on triplets: ``train_prm`` as in the sketch, and ``train``, the run of ``ttcfast train_prm``."""
+"""Trains a reward model on triplets: ``train_prm`` as in the plan's sketch, and ``train`` for ``ttcfast train_prm``."""
 
 from __future__ import annotations
 
@@ -48,21 +48,22 @@ def train_prm(
     out: Place | None = None,
     **options: Any,
 ) -> PairNetwork:
-    """Train a reward model, as in the sketch; ``ttcfast train_prm`` and ``TrainPRMConfig`` have the rest.
+    """Train a reward model as in the plan's sketch; ``ttcfast train_prm`` and ``TrainPRMConfig`` have further settings.
 
     Args:
-        manifest_paths: as ``PRMTripletSet`` takes them.
+        manifest_paths: As for ``PRMTripletSet``.
         in_ch: 2C, checked against the triplets.
-        epochs, lr, margin, bs: the sketch's.
-        out: folder for the model, its log and what a resume needs; None keeps nothing.
-        options: fields of ``TrainPRMConfig``; of its groups too, as mappings (``model={"kind": "dense"}``).
+        epochs, lr, margin, bs: As in the sketch.
+        out: Folder for the model, its log and the training state; None keeps nothing.
+        options: Fields of ``TrainPRMConfig`` and of its groups, as mappings (``model={"kind": "dense"}``).
 
     Returns:
         The trained ``PRM`` (or ``DensePRM``), in evaluation.
 
     Raises:
-        ValueError: an option out of range, a margin that is no finite number above 0, another ``in_ch``. DataError: no triplets.
-        TrainingError: the loss is not finite.
+        ValueError: An option is out of range, the margin is not finite and positive, or ``in_ch`` differs.
+        DataError: There are no triplets.
+        TrainingError: The loss is not finite.
 
     Source: TTC plan, "Process Reward Model (PRM)".
     """
@@ -83,14 +84,14 @@ def train_prm(
 
 
 def train(config: TrainPRMConfig, *, in_ch: int | None = None) -> TrainPRMResult:
-    """Train, or go on training, and write the reward model.
+    """Train, or continue training, and write the reward model.
 
-    A run that is killed and started again ends with the same weights as one that was not (bit for bit on one machine with the same number
-    of threads), unless ``max_seconds`` ends it. Several processes under torchrun share each batch and follow the single process's losses.
+    A run that is killed and restarted ends with the same weights as an uninterrupted one (bit for bit on one machine with the same number
+    of threads), unless ``max_seconds`` ends it. Processes under torchrun share each batch and follow the losses of a single process.
 
     Raises:
-        As ``train_prm``. CheckpointError: ``out`` holds a run of other settings, or of other triplets (the same ones may lie elsewhere).
-        CheckpointError, DataError: another surrogate.
+        As ``train_prm``.
+        CheckpointError: ``out`` holds a run with other settings or triplets (the same triplets may have moved), or another surrogate.
     """
     with process_group() as device:
         training = PRMTraining(config, device if ranks() > 1 else None, in_ch)

@@ -36,7 +36,7 @@ from ttcfast.rewards.prm.train import (
     triplet_margin_loss,
 )
 from ttcfast.rewards.prm.training.losses import RewardLoss
-from ttcfast.rewards.prm.training.validation import Validation, precision_regret, ranking
+from ttcfast.rewards.prm.training.validation import Validation, ranking
 from ttcfast.rewards.prm.triplets.batches import AugmentOptions, Batches, Triplets
 from ttcfast.rewards.prm.triplets.build import build_triplets
 from ttcfast.runtime import checkpoints
@@ -224,12 +224,6 @@ def test_ranking_of_exact_reversed_and_constant_scores():
     constant = ranking(torch.ones(2, 4), errors)
     assert constant["collapsed"] == 1.0 and constant["share"] == 0.0 and constant["kendall_tau"] == 0.0
     assert constant["chose_deterministic"] == 1.0
-
-
-def test_precision_regret_is_what_the_other_choices_lose():
-    reference = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 1.0]])
-    assert precision_regret(reference, reference).tolist() == [0.0, 0.0]
-    assert precision_regret(reference, torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 0.0]])).tolist() == pytest.approx([2 / 3, 0.0])
 
 
 @pytest.mark.slow

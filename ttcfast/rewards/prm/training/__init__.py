@@ -1,1 +1,1 @@
-"""Training of process reward models: losses, configuration, the loop, validation, training on a reward's own rollouts."""
+"""Trains process reward models: losses, configuration, training runs, validation, training on a reward's own rollouts."""

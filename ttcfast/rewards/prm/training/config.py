@@ -1,4 +1,4 @@
-"""Settings of a reward model's training, and what the training returns."""
+"""Settings and result of training a reward model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from .losses import LossOptions
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The triplets, and what of them is held out.
+    """Triplets to train on, and the held-out share.
 
     Args:
-        root: triplet files, folders of them, or a ``.txt`` that names some; one or a list.
-        valid: share of the trajectories held out for validation; 0 for none.
-        valid_samples: at most so many held-out samples are used.
-        valid_groups: of so many all K candidates are made again from their keys (with ``fm.ckpt``) and kept: 6 MB each at K = 100, 64x64.
+        root: Triplet files, folders of them, or a ``.txt`` file that names some; one or a list.
+        valid: Share of the trajectories held out for validation; 0 for none.
+        valid_samples: Largest number of held-out samples to use.
+        valid_groups: Number of samples whose K candidates are all regenerated from their keys (with ``fm.ckpt``) and kept: 6 MB each at
+            K = 100, 64x64.
     """
 
     root: str | tuple[str, ...] = "data/prm_triplets"
@@ -40,11 +41,13 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The network.
+    """Kind and sizes of the network.
 
     Args:
-        kind: ``scalar`` (``PRM``) or ``dense`` (``DensePRM``). size: a name of ``sizes.SIZES``, or None for the sketch's.
-        width, depth, levels, patch, padding: replace those of ``size``; see the classes. init: a reward model to go on from.
+        kind: ``"scalar"`` (``PRM``) or ``"dense"`` (``DensePRM``).
+        size: Name in ``sizes.SIZES``, or None for the plan's.
+        width, depth, levels, patch, padding: Override those of ``size``; see the classes.
+        init: Reward model to start from.
     """
 
     kind: str = "scalar"
@@ -62,13 +65,15 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """Optimisation.
+    """Options of the optimizer.
 
     Args:
-        lr, weight_decay, warmup, clip: AdamW with linear warm-up (in steps), the gradient's norm clipped.
-        batch: samples per step, of all processes together.
-        epochs: length of the run; steps: replaces it. max_seconds: stop after that many (the schedule then follows the time).
-        ema: decay of the weight average, which is what is validated and saved.
+        lr, weight_decay, warmup, clip: AdamW with linear warm-up (in steps) and clipped gradient norm.
+        batch: Samples per step over all processes.
+        epochs: Length of the run in epochs.
+        steps: Length in steps, which overrides ``epochs``.
+        max_seconds: Stop after so many seconds; the schedule then follows the time.
+        ema: Decay of the weight average, which is validated and saved.
     """
 
     lr: float = 3e-4
@@ -92,10 +97,10 @@ class OptimOptions:
 
 @dataclass(frozen=True)
 class SchedOptions:
-    """The learning rate's course.
+    """Schedule of the learning rate.
 
     Args:
-        cosine: decay of the learning rate to 1 % of it; False keeps it after the warm-up.
+        cosine: Whether the learning rate decays to 1 % by a cosine; False keeps it constant after the warm-up.
     """
 
     cosine: bool = True
@@ -103,10 +108,10 @@ class SchedOptions:
 
 @dataclass(frozen=True)
 class SurrogateOptions:
-    """The surrogate of the triplets.
+    """Surrogate of the triplets.
 
     Args:
-        ckpt: to validate over all K candidates; None validates on the stored ones. Another surrogate is refused.
+        ckpt: Checkpoint with which to validate on all K candidates; None validates on the stored ones. Another surrogate is refused.
     """
 
     ckpt: str | None = None
@@ -114,15 +119,18 @@ class SurrogateOptions:
 
 @dataclass(frozen=True)
 class TrainPRMConfig:
-    """What ``ttcfast train_prm`` does.
+    """Settings of ``ttcfast train_prm``.
 
     Args:
-        data, fm, model, optim, sched, loss, augment: see there.
-        out: receives the reward model (``config.json``, ``model.safetensors``), ``training.safetensors`` (to resume), the logs.
-        val_every, save_every, log_every: in steps. patience: stop when the validation loss has not improved for so many validations.
-        precision: float32, or bfloat16 autocast. compile: torch.compile of the loss. channels_last: of weights and activations.
-        resume: go on from ``out`` if a killed run is there, to the same weights. device: of a single process; under torchrun each
-            process takes a GPU (NCCL), or the CPU (gloo) where there are not enough.
+        data, fm, model, optim, sched, loss, augment: See their classes.
+        out: Receives the reward model (``config.json``, ``model.safetensors``), ``training.safetensors`` (to resume) and the logs.
+        val_every, save_every, log_every: Intervals in steps.
+        patience: Stop if the validation loss has not improved for so many validations.
+        precision: ``"float32"``, or ``"bfloat16"`` autocast.
+        compile: Compile the loss.
+        channels_last: Store weights and activations channels last.
+        resume: Continue a killed run in ``out``, to the same weights.
+        device: Device of a single process; under torchrun each process takes a GPU (NCCL), or the CPU (gloo) if there are too few.
     """
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -154,7 +162,7 @@ class TrainPRMConfig:
             whole("patience", self.patience, 1)
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run may not change, as JSON has it; the triplets themselves are compared by ``Triplets.fingerprint``."""
+        """Return the settings that a resume may not change as JSON; the triplets are compared by ``Triplets.fingerprint``."""
         free = {"out", "resume", "device", "compile", "val_every", "save_every", "log_every", "patience", "tensorboard", "wandb"}
         found = {k: v for k, v in json.loads(json.dumps(asdict(self))).items() if k not in free}
         found["optim"].pop("max_seconds")
@@ -164,7 +172,7 @@ class TrainPRMConfig:
 
 @dataclass(frozen=True)
 class TrainPRMResult:
-    """The reward model (averaged weights, the best of the validations), where it lies, the steps done, and its validation."""
+    """The reward model (averaged weights of the best validation), its path, the number of steps and its validation."""
 
     prm: PairNetwork
     folder: Path

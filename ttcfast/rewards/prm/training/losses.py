@@ -1,4 +1,4 @@
-"""What a reward model is trained to do: rank the triplet by a margin, predict the error's field, respect what physics says of it."""
+"""Losses of reward models: margins between the candidates of a triplet, the error field, and physical penalties."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ttcfast.spec import StateSpec
 
 STATE, BEST, MEDIAN, WORST, DETERMINISTIC, TRUTH = range(6)  # frames of a sample, as triplet files have them
 CANDIDATES = {"best": BEST, "median": MEDIAN, "worst": WORST, "deterministic": DETERMINISTIC}
-VIOLATION = 0.5  # how far a penalised copy is moved, in standard deviations of a step's change (conservation) or of the state (boundary)
+VIOLATION = 0.5  # size of a violation, in standard deviations of a step's change (conservation) or of the state (boundary)
 
 
 def triplet_margin_loss(s_best: Tensor, s_med: Tensor, s_worst: Tensor, margin: float = 0.2) -> Tensor:
-    """Zero once best beats median, and median worst, by ``margin``; scores ``[M]``, a scalar back.
+    """Return the triplet margin loss of scores ``[M]`` as a scalar: zero if best beats median and median beats worst by ``margin``.
 
     Raises:
         ValueError: The margin is no finite number above 0; with none, a constant score would be perfect.
@@ -39,14 +39,15 @@ class LossOptions:
     """Terms of the loss and their weights.
 
     Args:
-        margin: of the triplet loss. A scalar model's scores are in units of their own; a dense model's are divided by half the true
-            distance from best to worst, so that exact scores are about 1 apart.
-        margin_weight: None: 1 for a scalar model, 0.05 for a dense one.
-        field: ``l1``, ``mse`` or ``huber`` of the field of a dense model, in units of ``delta_std``; field_weight: its weight.
-        frames: candidates that the field is learned on, of best, median, worst, deterministic.
-        conservation, boundary: weights of the penalties (0: none). A dense model: what is left of each conserved total, and of the
-            prescribed values, once its field is added to the candidate. A scalar one: by how much a copy of the best candidate that breaks
-            them fails to score a margin lower.
+        margin: Margin of the triplet loss. A scalar model's scores are in units of their own; a dense model's are divided by half the
+            true distance from best to worst, so that exact scores are about 1 apart.
+        margin_weight: Weight of the triplet loss; None means 1 for a scalar model and 0.05 for a dense one.
+        field: ``"l1"``, ``"mse"`` or ``"huber"`` loss of a dense model's field, in units of ``delta_std``.
+        field_weight: Weight of the field loss.
+        frames: Candidates on which the field is learned, among best, median, worst and deterministic.
+        conservation, boundary: Weights of the penalties; 0 for none. For a dense model they penalise the residual of each conserved total
+            and of the prescribed values after its field is added to the candidate; for a scalar one, copies of the best candidate that
+            violate them and do not score lower by the margin.
 
     Source: TTC plan, "Training the PRM", "Pitfalls & Gotchas".
     """
@@ -71,10 +72,10 @@ class LossOptions:
 
 
 class RewardLoss(nn.Module):
-    """``forward(frames [M, F, C, X, Y]) -> {"loss", "margin", "field", ...}``, means over the M samples; F = 4 will do for a scalar model.
+    """``forward(frames [M, F, C, X, Y]) -> {"loss", "margin", "field", ...}``, means over the M samples; F = 4 suffices for a scalar model.
 
     Raises:
-        ValueError: a penalty that the layout has no ground for, or the regression of a field without the frames of the truth.
+        ValueError: A penalty does not apply to the layout, or a field is to be learned without frames of the truth.
     """
 
     def __init__(self, network: PairNetwork, options: LossOptions, spec: StateSpec | None) -> None:
@@ -140,15 +141,20 @@ class RewardLoss(nn.Module):
             terms["margin"] = triplet_margin_loss(scores[:, 0], scores[:, 1], scores[:, 2], options.margin)
         if options.conservation:
             assert self.spec is not None
-            left = self._mean(fields + (cands - state.unsqueeze(1)) / self.step_scale)[..., list(self.spec.conserved_channels)]
-            terms["conservation"] = left.square().mean()
+            excess = fields + (cands - state.unsqueeze(1)) / self.step_scale
+            volume = torch.as_tensor(self.spec.cell_volume, dtype=excess.dtype, device=excess.device).expand(excess.shape[-2:])
+            means = (excess * volume).sum((-2, -1)) / volume.sum()
+            terms["conservation"] = means[..., list(self.spec.conserved_channels)].square().mean()
         if options.boundary:
+            assert self.spec is not None and self.spec.boundary_mask is not None
             corrected = cands + fields * self.step_scale
-            terms["boundary"] = self._at_boundary((corrected - self._prescribed(corrected)) / self.state_scale).square().mean()
+            value = 0.0 if self.spec.boundary_value is None else self.spec.boundary_value
+            violation = (corrected - torch.as_tensor(value, dtype=corrected.dtype, device=corrected.device)) / self.state_scale
+            terms["boundary"] = violation[..., self.spec.boundary_mask.to(violation.device)].square().mean()
         return terms
 
     def _violated(self, state: Tensor, best: Tensor, what: str) -> Tensor:
-        """Copies of the best candidates that break a conserved total, or the prescribed values; up in even samples and down in odd ones."""
+        """Return copies of the best candidates that violate a conserved total or prescribed values, up in even samples, else down."""
         assert self.spec is not None
         sign = (1 - 2 * (torch.arange(len(best), device=best.device) % 2)).to(best.dtype).reshape(-1, 1, 1, 1)
         if what == "conservation":
@@ -158,24 +164,9 @@ class RewardLoss(nn.Module):
         assert self.spec.boundary_mask is not None
         return torch.where(self.spec.boundary_mask.to(best.device), best + sign * VIOLATION * self.state_scale, best)
 
-    def _mean(self, x: Tensor) -> Tensor:
-        """Mean over the cells by their volume, ``[..., C]``."""
-        assert self.spec is not None
-        volume = torch.as_tensor(self.spec.cell_volume, dtype=x.dtype, device=x.device).expand(x.shape[-2:])
-        return (x * volume).sum((-2, -1)) / volume.sum()
-
-    def _at_boundary(self, x: Tensor) -> Tensor:
-        assert self.spec is not None and self.spec.boundary_mask is not None
-        return x[..., self.spec.boundary_mask.to(x.device)]
-
-    def _prescribed(self, like: Tensor) -> Tensor:
-        assert self.spec is not None
-        value = 0.0 if self.spec.boundary_value is None else self.spec.boundary_value
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
-
 
 def _check_margin(margin: float) -> None:
     if not (isinstance(margin, numbers.Real) and 0 < margin < math.inf):
         raise ValueError(
-            f"margin is {margin!r}; give a finite number above 0 (the seed has 0.2, the paper 0.1); with none, a constant score is best"
+            f"margin is {margin!r}; give a finite number above 0 (the plan has 0.2, the paper 0.1); with none, a constant score is best"
         )

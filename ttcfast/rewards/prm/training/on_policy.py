@@ -1,4 +1,4 @@
-"""Training a dense reward model along the rollouts that it corrects, with the surrogate in the loop."""
+"""Trains a dense reward model along the rollouts that it corrects, with the surrogate in the loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
-from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.on_grid import open_conserved, require_fit, units_of_data
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.devices import device_of
@@ -25,29 +25,36 @@ from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingRun, check_training
 from ttcfast.runtime.units import require_units, time_step_of
-from ttcfast.spec import StateSpec
+from ttcfast.spec import EulerSpec, StateSpec
 
 
 @dataclass(frozen=True)
 class OnPolicyConfig:
-    """What ``ttcfast train_prm_on_policy`` does.
+    """Settings of ``ttcfast train_prm_on_policy``.
 
     Args:
-        fm: checkpoint of the surrogate. data: folder of trajectories; split: those the surrogate has not seen; valid: trajectories of the
-            valid split that are rolled out for validation. reading: the format, and what it leaves open.
-        out: receives config.json and model.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
-        model: arguments of ``DensePRM``; residual=true takes the features of ``EulerResidual`` with the data's step and cell.
-        batch: rollouts at once, each one sample a step. restart: see ``RolloutPool``.
-        refined: share of the samples whose candidate has been moved along the model's own field already, so that refining again is learned.
-        stochastic: share of the samples whose candidate is a stochastic one, not the deterministic step.
+        fm: Checkpoint of the surrogate.
+        factory: Function of one's own that returns the surrogate instead, ``"package.module:function"``.
+        args: Keyword arguments of the factory.
+        data: Folder of trajectories.
+        split: Split to train on, which the surrogate has not seen.
+        valid: Number of trajectories of the valid split that are rolled out for validation.
+        reading: Format of the data, and what it leaves open.
+        out: Receives config.json and model.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
+        model: Arguments of ``DensePRM``; residual=true takes the features of ``EulerResidual`` with the data's time step and cell.
+        batch: Number of rollouts, each of which gives one sample per step.
+        restart: See ``RolloutPool``.
+        refined: Share of samples whose candidate was already moved along the model's own field, so that repeated refinement is learned.
+        stochastic: Share of samples whose candidate is stochastic instead of the deterministic step.
         steps, lr, warmup, weight_decay, clip, ema: AdamW with linear warm-up and cosine decay to 1 % of lr; decay of the weight average.
-        loss: l1, mse or huber of the field, in units of the step's standard deviation.
-        max_seconds: stop after that many seconds and finish the schedule in them; clock: of the ``wall``, or of this process's ``cpu``
-            time, which other work on the machine does not change.
-        val_every, save_every, log_every: in steps. resume: go on from out/training.safetensors if it is there.
+        loss: ``"l1"``, ``"mse"`` or ``"huber"`` of the field, in units of the step's standard deviation.
+        max_seconds: Stop after so many seconds; the schedule then ends with them.
+        clock: ``"wall"``, or ``"cpu"`` for this process's processor time, which other work on the machine does not change.
+        val_every, save_every, log_every: Intervals in steps.
+        resume: Continue from out/training.safetensors if it exists.
     """
 
-    fm: str = ""
+    fm: str | None = None
     data: str = "data/euler64"
     split: str = "reward"
     valid: int = 16
@@ -75,22 +82,25 @@ class OnPolicyConfig:
     device: str = "cpu"
     tensorboard: bool = False
     wandb: str | None = None
+    factory: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.fm:
-            raise ArgumentError("fm.ckpt is missing; name the surrogate's checkpoint, whose errors the reward model is to learn")
+        check_one_model(self.fm, self.factory, self.args)
         check_training(self, shares=("restart", "refined", "stochastic", "ema"))
 
 
 def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
-    """Train a ``DensePRM``, or go on training; returns the folder that ``PRM.from_pretrained`` reads and the last validation.
+    """Train a ``DensePRM``, or continue training; return the folder that ``PRM.from_pretrained`` reads and the last validation.
 
-    Each step takes every rollout of a ``RolloutPool`` one step on: a candidate (deterministic, stochastic or refined already), the
-    field that is missing to the truth as the target, and the candidate moved along the predicted field as the next state. A run that is
-    killed goes on from its last save with the same weights as one that was not, unless ``max_seconds`` ends it.
+    Each step advances every rollout of a ``RolloutPool``: the input is a candidate (deterministic, stochastic or refined), the target its
+    difference from the truth, and the next state the candidate moved along the predicted field. A killed run continues from its last save
+    to the same weights as an uninterrupted one, unless ``max_seconds`` ends it.
 
     Raises:
-        DataError: no data. CheckpointError: ``fm``, or a training state of other settings. TrainingError: the loss is not finite.
+        DataError: There are no data.
+        CheckpointError: ``fm`` cannot be loaded, or the training state has other settings.
+        TrainingError: The loss is not finite.
     """
     out = output_folder(config.out)
     run = _Run(config, out)
@@ -100,15 +110,17 @@ def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
 
 
 class RolloutPool:
-    """As many rollouts as a batch has samples, each along a trajectory of its own; every training step takes them one step on.
+    """Rollouts along different trajectories, one per sample of a batch, which every training step advances by one step.
 
-    A reward model that is used inside a rollout meets the states that its own choices lead to. Here it meets them while it is trained: a
-    rollout starts on the truth at a random time, under a random symmetry, goes on from the corrected state, and is begun anew at the
-    trajectory's end, with probability ``restart`` before it, or where it is no longer finite.
+    Within a rollout a reward model encounters states that its own choices lead to. Here it encounters them in training: a rollout starts
+    on the truth at a random time, under a random symmetry, continues from the corrected state, and restarts at the trajectory's end, with
+    probability ``restart`` before it, or if it is no longer finite.
 
     Args:
-        data: trajectories, conserved variables.
-        size: rollouts. restart: probability, per step, of beginning anew; 1 gives the truth's states alone. seed: of all choices.
+        data: Trajectories in conserved variables.
+        size: Number of rollouts.
+        restart: Probability of a restart per step; 1 gives true states only.
+        seed: Random seed of all choices.
 
     Source: data aggregation along the learner's own rollouts (DAgger, arXiv:1011.0686), for a one-step corrector.
     """
@@ -126,11 +138,11 @@ class RolloutPool:
             self._begin(slot, np.random.default_rng([seed, 3, slot]))
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """States ``[M, C, *S]`` and the truth one step later, in physical units."""
+        """Return states ``[M, C, *S]`` and the truth one step later, in physical units."""
         return self.state.clone(), self.truth[torch.arange(len(self.time)), self.time + 1]
 
     def advance(self, after: Tensor, step: int) -> None:
-        """Go on from the states ``after`` ``[M, C, *S]``; ``step`` (of training) chooses which rollouts begin anew."""
+        """Continue from the states ``after [M, C, *S]``; the training ``step`` determines which rollouts restart."""
         rng = np.random.default_rng([self.seed, 4, step])
         ends = rng.random(len(self.time)) < self.restart
         self.time += 1
@@ -148,7 +160,8 @@ class RolloutPool:
 
     def _begin(self, slot: int, rng: np.random.Generator) -> None:
         trajectory = self.data.read(int(rng.integers(len(self.data))))
-        self.truth[slot] = random_symmetry(trajectory.unsqueeze(0), self.spec, rng)[0]
+        gas = isinstance(self.spec, EulerSpec)  # what leaves other equations as they are is not known
+        self.truth[slot] = random_symmetry(trajectory.unsqueeze(0), self.spec, rng)[0] if gas else trajectory
         self.time[slot] = int(rng.integers(self.last))
         self.state[slot] = self.truth[slot, self.time[slot]]
 
@@ -163,9 +176,9 @@ class _Run(TrainingRun):
         self.steps, self.max_seconds = config.steps, config.max_seconds
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
-        self.surrogate = load_surrogate(config.fm).to(self.device)
+        self.surrogate = open_surrogate(config.fm, config.factory, config.args, device=self.device)
         data = self._open(config.split)
-        require_fit(data, self.surrogate, config.fm)
+        require_fit(data, self.surrogate, name_of_model(config.fm, config.factory))
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
@@ -175,7 +188,8 @@ class _Run(TrainingRun):
 
     def _normalizer(self) -> Normalizer:
         if self.surrogate.normalizer is None:
-            raise CheckpointError(f"{self.config.fm} has no normaliser; the reward model's units come from it")
+            name = name_of_model(self.config.fm, self.config.factory)
+            raise CheckpointError(f"the surrogate of {name} has no normaliser; the reward model's units come from it: give it one")
         return self.surrogate.normalizer
 
     def _open(self, split: str) -> TrajectorySet:
@@ -198,7 +212,7 @@ class _Run(TrainingRun):
 
     @torch.no_grad()
     def _candidates(self, state: Tensor, step: int) -> Tensor:
-        """One candidate of each state: the deterministic step, a stochastic one, or either moved along the model's own field."""
+        """Return one candidate per state: the deterministic step, a stochastic one, or either moved along the model's own field."""
         config, n = self.config, len(state)
         rng = np.random.default_rng([config.seed, 5, step])
         candidate = self.surrogate.deterministic(state)
@@ -215,7 +229,7 @@ class _Run(TrainingRun):
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Mean squared errors of the averaged weights over those of the deterministic step: one step, and rollouts with 0, 1, 2 moves."""
+        """Return mean squared errors relative to the deterministic step, for single steps and rollouts with 0, 1 and 2 moves."""
         with self.averaged():
             return self._errors(self.valid)
 
@@ -245,6 +259,12 @@ class _Run(TrainingRun):
             new = new + self.model.error(state, new) * self.unit
         return _conserving(state, new, self.spec)
 
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        if self.config.factory is None:  # runs of before there were factories have neither
+            found = {name: value for name, value in found.items() if name not in ("factory", "args")}
+        return found | provenance_of(self.surrogate)
+
     def state(self) -> dict[str, Any]:
         return {**super().state(), "pool": self.pool.state_dict()}
 
@@ -260,8 +280,10 @@ class _Run(TrainingRun):
 
 
 def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) -> DensePRM:
-    sizes = dict(config.model)
+    sizes, name = dict(config.model), name_of_model(config.fm, config.factory)
     residual = sizes.pop("residual", True)
+    if residual is True and not isinstance(surrogate.spec, EulerSpec):
+        residual = None  # its features are those of the Euler equations
     if residual is True:
         step = float(data.times[1] - data.times[0])
         volume = data.spec.cell_volume
@@ -275,7 +297,7 @@ def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) ->
             normalizer=surrogate.normalizer,
             spec=surrogate.spec,
             residual=residual or None,
-            info={"fm": Path(config.fm).name, "time_step": time_step_of(data.times)},
+            info={"fm": Path(name).name, "time_step": time_step_of(data.times), **provenance_of(surrogate)},
         )
     except TypeError as error:
         raise ArgumentError(f"model has an unknown size ({error}); see DensePRM for the names") from error
@@ -285,7 +307,7 @@ def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) ->
 
 
 def _conserving(state: Tensor, new: Tensor, spec: StateSpec) -> Tensor:
-    """``new`` with the totals of ``state`` where the domain keeps them and cells are alike: what a rollout with projection goes on from."""
+    """Return ``new`` with the totals of ``state``, as after a projection, if the domain conserves them and cells are equal."""
     if not spec.conserved_channels or torch.is_tensor(spec.cell_volume):
         return new
     at = list(spec.conserved_channels)

@@ -1,4 +1,4 @@
-"""One training run of a reward model: its state, its steps, its validations, what it leaves on the disk."""
+"""The training run of a reward model: its state, steps, validations and output."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class PRMTraining(TrainingRun):
         return self.config.optim
 
     def step(self, step: int) -> dict[str, float]:
-        """One update; the losses are those of the whole batch."""
+        """Make one update and return the losses of the whole batch."""
         share = self.optim.batch // ranks()
         frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share)).to(self.device)
         self.network.train()
@@ -90,7 +90,7 @@ class PRMTraining(TrainingRun):
         return {**{n: sum(v[n] for v in everyone) / len(everyone) for n in values}, **made}
 
     def validate(self, step: int) -> dict[str, float]:
-        """Metrics of the averaged weights; keeps the best, and decides whether to stop."""
+        """Measure the averaged weights, keep the best, and decide whether to stop."""
         if not self.valid:
             return {}
         found: dict[str, float] = {}
@@ -123,7 +123,7 @@ class PRMTraining(TrainingRun):
         }
 
     def _sources(self) -> dict[str, Any]:
-        """The triplets and their surrogate, which a resume must not change either."""
+        """Return the fingerprints of triplets and surrogate, which a resume must not change either."""
         return {"surrogate": self.triplets.surrogate, "triplets": self.triplets.fingerprint}
 
     def restore(self, state: Mapping[str, Any]) -> None:

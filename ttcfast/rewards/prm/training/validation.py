@@ -1,4 +1,4 @@
-"""How well a reward model chooses, on trajectories it has not seen, beside the trivial scorer that trusts the deterministic step most."""
+"""Measures how well a reward model chooses on unseen trajectories, beside a trivial scorer that prefers the deterministic step."""
 
 from __future__ import annotations
 
@@ -19,21 +19,28 @@ from ttcfast.spec import StochasticConfig
 
 from .losses import BEST, DETERMINISTIC, STATE, TRUTH, RewardLoss
 
-CLEAR = 0.02  # pairs whose errors differ by more than this share of the smaller are counted for themselves
-TRIVIAL = ("regret", "share", "kendall_tau", "pair_accuracy", "clear_pair_accuracy")  # the rest says nothing of a scorer of known kind
+CLEAR = 0.02  # pairs whose errors differ by more than this share of the smaller are counted separately
+TRIVIAL = (
+    "regret",
+    "share",
+    "kendall_tau",
+    "pair_accuracy",
+    "clear_pair_accuracy",
+)  # the other metrics are not meaningful for the trivial scorer
 LEAST_SPREAD = 1e-6  # TTCConfig.min_score_spread: below it a controller would fall back
 
 
 def ranking(scores: Tensor, errors: Tensor) -> dict[str, float]:
-    """How good the scores ``[M, K]`` of groups are, given the candidates' errors ``[M, K]``; candidate 0 is the deterministic step.
+    """Measure the scores ``[M, K]`` of groups, given the candidates' errors ``[M, K]``; candidate 0 is the deterministic step.
 
-    Candidates whose error is not finite are left out.
+    Candidates with a non-finite error are left out.
 
     Returns:
-        ``regret``: mean error of the chosen over that of the best, at least 1; ``share``: of the best's gain over the deterministic step,
-        how much the choice reaches (1: all, below 0: worse than the deterministic step); ``chose_deterministic``; ``kendall_tau`` over all
-        pairs of a group, ties in the scores counting as half; ``pair_accuracy`` and ``clear_pair_accuracy`` (errors more than 2 % apart);
-        ``spread``: median of (largest - smallest score) / largest size; ``collapsed``: share of groups whose spread is at most 1e-6.
+        ``regret``: mean error of the chosen candidate over that of the best, at least 1; ``share``: share of the best's gain over the
+        deterministic step that the choice reaches (1: all, below 0: worse than the deterministic step); ``chose_deterministic``;
+        ``kendall_tau`` over all pairs of a group, ties in the scores counting as half; ``pair_accuracy`` and ``clear_pair_accuracy``
+        (errors more than 2 % apart); ``spread``: median of (largest - smallest score) / largest size; ``collapsed``: share of groups
+        whose spread is at most 1e-6.
     """
     usable = errors.isfinite() & scores.isfinite()
     e, s = torch.where(usable, errors.double(), torch.inf), torch.where(usable, scores.double(), -torch.inf)
@@ -58,25 +65,16 @@ def ranking(scores: Tensor, errors: Tensor) -> dict[str, float]:
     }
 
 
-def precision_regret(reference: Tensor, cheaper: Tensor) -> Tensor:
-    """What a cheaper way of scoring the same groups ``[M, K]`` costs: the reference's score that its choices lose, over the group's spread.
-
-    ``[M]``, 0 where nothing is lost; docs/design/decisions.md ("Precision") allows 0.05.
-    """
-    top, low = reference.amax(1), reference.amin(1)
-    lost = top - reference.gather(1, cheaper.argmax(1, keepdim=True)).squeeze(1)
-    return torch.where(lost > 0, lost / (top - low), 0.0)
-
-
 class Validation:
     """Held-out samples, and the metrics of a network on them.
 
     Args:
-        triplets: all samples. held: indices of those to validate on; at most ``most`` are used, spread over them.
-        surrogate: regenerates all K candidates of ``groups`` samples from their keys, which are kept; None: the stored frames alone.
+        triplets: All samples.
+        held: Indices of held-out samples, of which at most ``most`` are used, spread over them.
+        surrogate: Surrogate that regenerates all K candidates of ``groups`` samples from their keys; None uses the stored frames alone.
 
     Raises:
-        DataError: the surrogate is not the one that the triplets were made with, or does not make the same candidates.
+        DataError: The surrogate is not the one of the triplets, or does not reproduce their candidates.
     """
 
     def __init__(
@@ -101,9 +99,9 @@ class Validation:
 
     @torch.no_grad()
     def metrics(self, loss: RewardLoss, device: torch.device) -> dict[str, float]:
-        """``loss`` over the held-out samples; ``triplet/...`` of their stored candidates; ``all/...`` of all K.
+        """Return ``loss`` over the held-out samples, ``triplet/...`` of their stored candidates and ``all/...`` of all K.
 
-        Beside each the trivial scorer, ``trivial_triplet/...`` and ``trivial/...``.
+        Those of the trivial scorer are ``trivial_triplet/...`` and ``trivial/...``.
         """
         found: dict[str, float] = {}
         losses, scores, near, errors, explained = [], [], [], [], []
@@ -117,7 +115,9 @@ class Validation:
             near.append(_nearness(group, loss.step_scale).cpu())
             errors.append(self._errors(group, frames[:, TRUTH]).cpu())
             if isinstance(loss.network, DensePRM):
-                explained.append(_left_over(loss.network, frames, loss.step_scale))
+                before = (frames[:, TRUTH] - frames[:, DETERMINISTIC]) / loss.step_scale
+                after = before - loss.network.error(frames[:, STATE], frames[:, DETERMINISTIC])
+                explained.append((float(after.square().sum()), float(before.square().sum())))
         found["loss"] = sum(value * n for value, n in losses) / sum(n for _, n in losses)
         if scores:
             found |= _named("triplet", ranking(torch.cat(scores), torch.cat(errors)))
@@ -126,12 +126,13 @@ class Validation:
             left, total = (sum(values) for values in zip(*explained, strict=True))
             found["error_left"] = left / total
         if len(self.groups):
-            found |= self._over_all(loss, device)
+            group_scores, group_near, group_errors = self.scored(loss.network, device)
+            found |= _named("all", ranking(group_scores, group_errors)) | _named("trivial", ranking(group_near, group_errors), TRIVIAL)
         return found
 
     @torch.no_grad()
     def scored(self, network: PairNetwork, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, nearness to the deterministic step and stored errors of all K candidates of the groups, ``[G, K]`` each."""
+        """Return scores, nearness to the deterministic step and stored errors of all K candidates of the groups, ``[G, K]`` each."""
         scores, near, errors = [], [], []
         for i in self.groups.tolist():
             candidates = self.candidates(i).to(device)
@@ -143,7 +144,7 @@ class Validation:
         return torch.stack(scores), torch.stack(near), torch.stack(errors)
 
     def candidates(self, i: int) -> Tensor:
-        """All K candidates ``[K, C, X, Y]`` of a sample, made again from their keys."""
+        """Return all K candidates ``[K, C, X, Y]`` of a sample, regenerated from their keys."""
         if i not in self._made:
             assert self.surrogate is not None
             file, inner = self.triplets.set.find(i)
@@ -168,12 +169,8 @@ class Validation:
             self._made[i] = made
         return self._made[i]
 
-    def _over_all(self, loss: RewardLoss, device: torch.device) -> dict[str, float]:
-        scores, near, errors = self.scored(loss.network, device)
-        return _named("all", ranking(scores, errors)) | _named("trivial", ranking(near, errors), TRIVIAL)
-
     def _errors(self, group: Tensor, truth: Tensor) -> Tensor:
-        """MSE ``[M, B]`` in the units that the triplets were ranked in."""
+        """Return mean squared errors ``[M, B]`` in the units by which the triplets were ranked."""
         difference = group - truth.unsqueeze(1)
         file = self.triplets.files[0]
         if file.config.get("units", "normalized") == "normalized":
@@ -182,15 +179,9 @@ class Validation:
 
 
 def _nearness(group: Tensor, scale: Tensor) -> Tensor:
-    """The trivial scorer ``-||c - c_0||`` ``[M, B]``: candidate 0 comes first in a group."""
+    """Return the trivial scores ``-||c - c_0||``, ``[M, B]``; candidate 0 comes first in a group."""
     distance: Tensor = ((group - group[:, :1]) / scale).flatten(2).norm(dim=2)
     return -distance
-
-
-def _left_over(network: DensePRM, frames: Tensor, scale: Tensor) -> tuple[float, float]:
-    """Squares of the deterministic step's error after the predicted correction, and before."""
-    wanted = (frames[:, TRUTH] - frames[:, DETERMINISTIC]) / scale
-    return float((wanted - network.error(frames[:, STATE], frames[:, DETERMINISTIC])).square().sum()), float(wanted.square().sum())
 
 
 def _named(prefix: str, values: dict[str, float], keep: Sequence[str] | None = None) -> dict[str, float]:
@@ -198,5 +189,5 @@ def _named(prefix: str, values: dict[str, float], keep: Sequence[str] | None = N
 
 
 def _spread(indices: np.ndarray, most: int) -> np.ndarray:
-    """At most ``most`` of them, evenly spaced."""
+    """Return at most ``most`` entries, evenly spaced."""
     return indices if len(indices) <= most else indices[np.linspace(0, len(indices) - 1, most).astype(int)]

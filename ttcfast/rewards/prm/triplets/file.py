@@ -36,7 +36,6 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.models.checkpoint import spec_meta
 from ttcfast.runtime import hdf5
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import parse_json, strict
@@ -74,7 +73,7 @@ class TripletHeader:
 
     def attributes(self) -> dict[str, str]:
         """Returns the attributes that the file stores."""
-        spec = spec_meta(self.spec) | {name: value for name in _TENSORS if (value := getattr(self.spec, name)) is not None}
+        spec = {name: value for name, value in self.spec.to_meta(boundary=True).items() if name not in _TENSORS or value is not None}
         return {"surrogate": self.surrogate, "spec": _dumped(spec), "config": _dumped(self.config)}
 
 
@@ -212,7 +211,7 @@ class TripletFile:
             progress = f"{int(file['done'][0])} of {file['frames'].shape[0]} samples"
             raise DataError(f"triplet file {self.path} is unfinished ({progress}); run the command that makes it once more")
         self.surrogate, self.config = str(file.attrs["surrogate"]), parse_json(file.attrs["config"])
-        self.spec = _spec_from(parse_json(file.attrs["spec"]))
+        self.spec = StateSpec.from_meta(parse_json(file.attrs["spec"]))
         self.normalizer = Normalizer(*(torch.from_numpy(hdf5.array(file[f"normalizer/{n}"])) for n in ("mean", "std", "delta_std")))
         frames = file["frames"]
         for name, kinds in (("frames", "f"), ("errors", "f"), ("picked", "iu"), ("step", "iu"), ("trajectory", "iu"), ("on_policy", "b")):
@@ -274,13 +273,3 @@ def opened(path: Path) -> h5py.File:
 
 def _dumped(value: Any) -> str:
     return json.dumps(strict(value), sort_keys=True, allow_nan=False)
-
-
-def _spec_from(values: Mapping[str, Any]) -> StateSpec:
-    made = dict(values)
-    for name, dtype in (("gamma", torch.float64), ("cell_volume", torch.float64), ("boundary_mask", torch.bool), ("boundary_value", None)):
-        if isinstance(made.get(name), list):
-            made[name] = torch.tensor(made[name], dtype=dtype)
-    if isinstance(made["periodic"], list):
-        made["periodic"] = tuple(made["periodic"])
-    return StateSpec(**made)
