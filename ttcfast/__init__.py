@@ -39,7 +39,7 @@ _NAMES = {  # short name -> where it lives
     "integrate": "ttcfast.integrators",
 }
 _PACKAGES = (
-    *("core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards"),
+    *("adapters", "core", "data", "esnr", "evaluation", "integrators", "metrics", "models", "ops", "physics", "pwm", "rewards"),
     *("stochastic_sampling", "ttc"),
 )
 

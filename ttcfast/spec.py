@@ -40,7 +40,8 @@ class StochasticConfig:
     Args:
         dropout: Whether the model's dropout stays active (MC dropout).
         dropout_p: Rate to set on every dropout module; None keeps the model's own rates.
-        dropout_after: Names of modules after which dropout is injected, for models without any.
+        dropout_after: Names of modules after which dropout is injected, for models without any;
+            ``"blocks.*.mlp"`` names one in every block.
         training_modules: Names of modules to hold in training mode, for dropout that is called as a function
             (``F.dropout(x, p, self.training)``, ``dropout_p`` of attention); ``""`` names the model itself. Normalisation and dropout
             modules inside them are excepted. Such noise cannot be keyed, so that other chunks draw other candidates. None finds, with

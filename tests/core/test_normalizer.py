@@ -33,3 +33,18 @@ def test_wrong_statistics():
         Normalizer(ones, torch.ones(3))
     with pytest.raises(ValueError, match="x has 3 channels on axis 1"):
         Normalizer(ones, ones).encode(torch.ones(1, 3, 4))
+
+
+def test_statistics_of_each_cell_and_a_mean_of_changes():
+    g = torch.Generator().manual_seed(0)
+    mean, std, x = torch.randn(2, 3, 4, generator=g), torch.rand(2, 3, 4, generator=g) + 0.1, torch.randn(5, 2, 3, 4, generator=g)
+    norm = Normalizer(mean, std, torch.tensor([0.5, 2.0]), torch.tensor([1.0, -1.0]))
+    torch.testing.assert_close(norm.encode(x), (x - mean) / std)
+    torch.testing.assert_close(norm.decode(norm.encode(x)), x)
+    torch.testing.assert_close(norm.decode_delta(x)[:, 1], 2 * x[:, 1] - 1)
+    torch.testing.assert_close(norm.encode_delta(norm.decode_delta(x)), x)
+    assert norm.num_channels == 2
+    with pytest.raises(ValueError, match=r"x has cells \(4, 3\) and the normalizer statistics for each of \(3, 4\)"):
+        norm.encode(x.mT)
+    with pytest.raises(ValueError, match=r"std has shape .* or per cell"):
+        Normalizer(mean, std.mT)

@@ -9,6 +9,7 @@ from .dropout_wrap import enable_mc_dropout, mc_dropout
 from .input_perturb import perturb_state
 from .keyed import Draw, keyed_noise
 from .latent_noise import inject_latent_noise, latent_noise
+from .noise_site import NoiseSite
 from .sites import Site, noise_sites
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "inject_latent_noise",
     "latent_noise",
     "perturb_state",
+    "NoiseSite",
     "noise_sites",
     "keyed_noise",
     "Site",

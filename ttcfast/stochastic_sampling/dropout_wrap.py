@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import difflib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -35,8 +39,8 @@ def enable_mc_dropout(model: nn.Module, p: float | None = None, after: Sequence[
     Args:
         model: Any module; modified in place.
         p: Rate to set on every dropout, drop-path and attention module and on injected dropout; None keeps their rates.
-        after: Names of modules (as in ``model.named_modules()``) behind which a forward hook injects dropout of rate ``p``, for models that
-            have no dropout, or an ``nn.Identity`` in its place.
+        after: Names of modules (as in ``model.named_modules()``), or patterns such as ``"blocks.*.mlp"``, behind which a forward hook
+            injects dropout of rate ``p``, for models that have no dropout, or an ``nn.Identity`` in its place.
 
     Returns:
         The same model.
@@ -114,7 +118,7 @@ def active_rates(model: nn.Module) -> list[float]:
 
 
 def edit_output(output: Any, edit: Callable[[Tensor], Tensor], where: str) -> Any:
-    """Applies ``edit`` to a module's output: a tensor, or the first entry of a tuple or list.
+    """Applies ``edit`` to a module's output: a tensor, the first entry of a tuple or list, or the first tensor of a dict or output object.
 
     Raises:
         ValueError: The output is anything else.
@@ -123,7 +127,20 @@ def edit_output(output: Any, edit: Callable[[Tensor], Tensor], where: str) -> An
         return edit(output)
     if type(output) in (tuple, list) and output and isinstance(output[0], Tensor):
         return type(output)([edit(output[0]), *output[1:]])
-    raise ValueError(f"{where} returns a {type(output).__name__}; name a module that returns a tensor, or a tuple that begins with one")
+    make: Any = getattr(output, "_make", None)  # of a named tuple
+    if make is not None and output and isinstance(output[0], Tensor):
+        return make([edit(output[0]), *output[1:]])
+    if isinstance(output, MutableMapping):  # also transformers' ModelOutput and diffusers' BaseOutput
+        for name, value in output.items():
+            if isinstance(value, Tensor):
+                edited = copy.copy(output)
+                edited[name] = edit(value)
+                return edited
+    elif dataclasses.is_dataclass(output):
+        for field in dataclasses.fields(output):
+            if isinstance(value := getattr(output, field.name), Tensor):
+                return dataclasses.replace(output, **{field.name: edit(value)})  # type: ignore[type-var]
+    raise ValueError(f"{where} returns a {type(output).__name__}; name a module that returns a tensor, or an output that begins with one")
 
 
 def drop_entries(x: Tensor, p: float) -> Tensor:
@@ -164,12 +181,40 @@ def check_switch(model: nn.Module, p: float | None, after: Sequence[str]) -> dic
         raise ValueError(f"after names {list(after)} but p is None; injected dropout needs a rate, give p=")
     named = dict(model.named_modules()) if after else {}
     if unknown := [name for name in after if name not in named]:
-        raise ValueError(f"after names {unknown}, which {type(model).__name__} does not have; it has {_some(named)}")
+        near = [name for wanted in unknown for name in difflib.get_close_matches(wanted, [n for n in named if n], 3, 0.4)]
+        known = f"near names are {', '.join(map(repr, dict.fromkeys(near)))}" if near else f"it has {_some(named)}"
+        raise ValueError(f"after names {unknown}, which {type(model).__name__} does not have; {known}")
     return named
+
+
+def matching(after: Sequence[str], named: Mapping[str, nn.Module], plain: Mapping[str, str] | None = None) -> list[str]:
+    """Expands patterns such as ``"blocks.*.mlp"``, in which a star stands for part of one name between dots, to names of modules.
+
+    Args:
+        after: Names or patterns; those without a match are returned as they are.
+        named: The modules by name.
+        plain: Names within the model inside its wrappers, which match too.
+    """
+    if isinstance(after, str):  # refused by check_switch
+        return after  # type: ignore[return-value]
+    found: dict[str, None] = {}
+    for wanted in after:
+        own = [wanted] if wanted in named else []
+        outer = own or [name for name in named if plain and plain.get(name) == wanted][:1]
+        pattern = wanted.split(".")
+        globbed = outer or [name for name in named if _matches(name, pattern) or (plain and _matches(plain.get(name, ""), pattern))]
+        found.update(dict.fromkeys(globbed or [wanted]))
+    return list(found)
+
+
+def _matches(name: str, pattern: Sequence[str]) -> bool:
+    parts = name.split(".")
+    return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 
 def _switch_on(model: nn.Module, p: float | None, after: Sequence[str], stack: ExitStack | None = None) -> None:
     """Activates dropout, sets rates and injects; ``stack`` removes the new hooks."""
+    after = matching(after, dict(model.named_modules()))
     named = check_switch(model, p, after)
     for m in dropout_modules(model):
         m.training = True

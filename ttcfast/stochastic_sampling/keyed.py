@@ -25,6 +25,7 @@ from ttcfast.runtime.turns import turn
 
 from .attention import attend
 from .dropout_wrap import drop_entries, edit_output, injected_dropout, switched_on
+from .noise_site import NoiseSite
 from .row_axis import RowAxis, over
 from .sites import Site
 
@@ -152,6 +153,9 @@ def keyed_noise(model: nn.Module, sites: Sequence[Site], draw: Draw) -> Iterator
             if module._forward_hooks and (hook := injected_dropout(module)) is not None:  # a site of its own drops there
                 stack.callback(setattr, hook, "p", hook.p)
                 hook.p = 0.0
+            if isinstance(module, NoiseSite) and not module.keyed:
+                stack.callback(setattr, module, "keyed", False)
+                module.keyed = True
         if inside and any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if inside and any(isinstance(m, nn.MultiheadAttention) for m in modules):  # torch's fused layers call none of their modules

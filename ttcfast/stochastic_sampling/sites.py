@@ -14,12 +14,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from ttcfast.spec import StochasticConfig
 
-from .dropout_wrap import check_switch, injected_dropout, is_dropout, learns_when_called, rate_of
+from .dropout_wrap import check_switch, injected_dropout, is_dropout, learns_when_called, matching, rate_of
 from .functional_dropout import functional_dropout
+from .noise_site import NoiseSite
 
 INPUT = "input"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # they hold the model as "module"
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # its name in torch's other wrappers
+_WRAPPED = ("_adapted", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # its name in ttcfast.adapters and torch
 _CALL = 0x9E3779B1  # odd, so that calls of one module never share a stream
 _ADDED = (INPUT, "latent", "directions")  # kinds that add noise; all others drop entries
 
@@ -72,7 +73,8 @@ class Site:
 def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     """Lists every place where ``config`` puts noise into ``model``. Nothing is cached, since rates and modules may change between calls.
 
-    The order is: the input, modules held in training, dropout modules in the model's order, injected dropout, the latent. A module with
+    The order is: the input, modules held in training, dropout modules in the model's order, injected dropout, the latent, ``NoiseSite``
+    modules, which act under every configuration. A module with
     several names counts under the first. Names in ``config`` may be those of the model inside its wrappers (DataParallel, DDP,
     torch.compile).
 
@@ -91,7 +93,7 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
     held = None if config.training_modules is None else _as_wrapped(config.training_modules, modules, plain)
     sites += [site(name, "training", math.nan if rate is None else rate) for name, rate in _held(model, modules, held, config.dropout)]
     if config.dropout:
-        after = _as_wrapped(config.dropout_after, modules, plain)
+        after = matching(config.dropout_after, modules, plain)
         check_switch(model, config.dropout_p, after)
         for name, module in modules.items():
             if is_dropout(module) and (rate := rate_of(module) if config.dropout_p is None else config.dropout_p) > 0:
@@ -99,7 +101,9 @@ def noise_sites(model: nn.Module, config: StochasticConfig) -> list[Site]:
         sites += [site(name, "after", rate) for name, rate in _injected(modules, config.dropout_p, after)]
     if config.latent_sigma > 0:
         sites.append(site(_latent_name(model, modules, plain, config), "latent", config.latent_sigma))
-    return sites
+    taken = {s.name for s in sites if s.kind == "latent"}
+    own = ((name, m) for name, m in modules.items() if isinstance(m, NoiseSite) and m.sigma > 0 and name not in taken)
+    return sites + [site(name, "latent", module.sigma) for name, module in own]
 
 
 def _plain_names(modules: Mapping[str, nn.Module]) -> dict[str, str]:

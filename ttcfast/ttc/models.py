@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttcfast.checks import whole
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.context import StepContext
 from ttcfast.core.seeds import hash_seed, temp_seed
@@ -128,11 +129,18 @@ class _SurrogateSource(Source):
 
 
 class _ForeignSource(Source):
-    """Draws sequentially under one random seed per call, so other chunks give other candidates."""
+    """Draws sequentially under one random seed per call, so other chunks give other candidates.
+
+    Two optional members of the model count: ``history``, the number of frames in its states ``[M, h, C, *S]``, and ``deterministic(x)``,
+    the step without noise ``[N, C, *S]``, which becomes candidate 0.
+    """
 
     def __init__(self, fm: Any, cfg: TTCConfig) -> None:
         self.fm = self.model = fm
         self.spec = getattr(fm, "spec", None)
+        self.history = getattr(fm, "history", 1)
+        whole(f"{type(fm).__name__}.history", self.history, 1)
+        self.has_deterministic = callable(getattr(fm, "deterministic", None))
         self.ndim = cfg.ndim if self.spec is None else self.spec.ndim
         if cfg.stochastic is not None:
             warnings.warn(
@@ -142,20 +150,29 @@ class _ForeignSource(Source):
             )
 
     def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
-        raise ValueError(
-            f"{type(self.fm).__name__} has only sample_next and no deterministic step; wrap the model in a Surrogate, or use "
-            "include_deterministic=False"
-        )
+        if not self.has_deterministic:
+            raise ValueError(
+                f"{type(self.fm).__name__} has only sample_next and no deterministic step; give it a method deterministic(x), wrap the "
+                "model in a Surrogate, or use include_deterministic=False"
+            )
+        return self._checked("deterministic", self.fm.deterministic(x), self._latest(x))
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         key, count = hash_seed(seed, step, int(problem_ids[0]), int(ids.flatten()[0])), ids.shape[-1]
         batch = x.repeat_interleave(count, 0)  # [N*B, C, *S], problem-major
         with temp_seed(key):
             out = self.fm.sample_next(batch, seed=key % 2**32, multi=True)  # numpy's seeds are below 2**32
-        if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (batch.shape, batch.dtype, batch.device):
+        latest = self._latest(batch)
+        return self._checked("sample_next", out, latest).reshape(x.shape[0], count, *latest.shape[1:])
+
+    def _latest(self, x: Tensor) -> Tensor:
+        return x[:, -1] if self.history > 1 else x
+
+    def _checked(self, method: str, out: Any, like: Tensor) -> Tensor:
+        if not isinstance(out, Tensor) or (out.shape, out.dtype, out.device) != (like.shape, like.dtype, like.device):
             got = f"{out.dtype} {tuple(out.shape)} on {out.device}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise ValueError(
-                f"{type(self.fm).__name__}.sample_next returned {got}; expected what it was given, {batch.dtype} {tuple(batch.shape)} "
-                f"on {batch.device}"
+                f"{type(self.fm).__name__}.{method} returned {got}; expected what it was given, {like.dtype} {tuple(like.shape)} "
+                f"on {like.device}"
             )
-        return out.reshape(x.shape[0], count, *x.shape[1:])
+        return out
