@@ -287,8 +287,10 @@ class Surrogate(BaseFM):
         moves = self._moves(encoded, still - latest, draw, config)
         if sites:
             draw.start(draw.rows, draw.stream)
-            return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide) + moves
-        return still.unsqueeze(1) + moves
+            still = self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide)
+        else:
+            still = still.unsqueeze(1)
+        return self.spec.carried(still + moves, wide, channel_axis=2)
 
     def _moves(self, encoded: Tensor, change: Tensor, draw: Draw, config: StochasticConfig) -> Tensor:
         """Return moves ``[N, B, C, *S]`` along ``config.directions`` in physical units; ``change [N, C, *S]`` is the deterministic step."""
@@ -304,15 +306,18 @@ class Surrogate(BaseFM):
             strength=config.directions_strength,
             grid=config.directions_grid,
         )
-        return (moves if self.normalizer is None else self.normalizer.decode_delta(moves, channel_axis=2)).to(change.dtype)
+        if self.normalizer is not None:
+            moves = moves * self.normalizer.unit_of_delta(moves, channel_axis=2)
+        return moves.to(change.dtype)
 
     def _given(self, x: Tensor, step: int, problem_ids: Tensor | None) -> dict[str, Tensor]:
         """Return the model's keyword arguments for each state."""
         if self.inputs is None:
             return {}
         problems = torch.arange(len(x)) if problem_ids is None else problem_ids
-        time = None if self.time_step is None else step * self.time_step
-        return conditions(self.inputs, StepContext(step, problems.to(x.device), time), x)
+        parameter = self._parameter()
+        dtype = x.dtype if parameter is None else parameter.dtype
+        return conditions(self.inputs, StepContext.at(step, problems.to(x.device), self.time_step), x.device, dtype)
 
     def _plain_call(self, encoded: Tensor, given: Mapping[str, Tensor]) -> Any:
         """Call the model in a turn, so that no other thread has its noise installed."""
@@ -329,11 +334,11 @@ class Surrogate(BaseFM):
 
     def _decoded(self, out: Tensor, latest: Tensor) -> Tensor:
         """Return the model's output for ``M`` states in physical units, with shape and dtype of ``latest`` ([M, ...] or [N, B, ...])."""
-        axis, given = -self.spec.ndim - 1, list(self.spec.given_channels)
+        axis, given = latest.ndim - self.spec.ndim - 1, self.spec.given_channels
         expected = (latest.shape[:axis].numel(), *latest.shape[axis:])
-        predicted = [c for c in range(expected[1]) if c not in given]
-        if given and out.shape == (expected[0], len(predicted), *expected[2:]):
-            out = out.new_zeros(expected).index_copy(1, torch.tensor(predicted, device=out.device), out)
+        if given and out.shape == (expected[0], expected[1] - len(given), *expected[2:]):
+            absent, predicted = out.new_zeros(expected[0], *expected[2:]), iter(out.unbind(1))
+            out = torch.stack([absent if c in given else next(predicted) for c in range(expected[1])], 1)
         if out.shape != expected:
             raise ValueError(
                 f"{type(self.model).__name__} returned shape {tuple(out.shape)} for {expected[0]} states; expected {expected}; "
@@ -344,10 +349,7 @@ class Surrogate(BaseFM):
             out = out if self.normalizer is None else self.normalizer.decode(out, channel_axis=axis)
         else:
             out = latest + (out if self.normalizer is None else self.normalizer.decode_delta(out, channel_axis=axis))
-        if given:
-            at = torch.tensor(given, device=out.device)
-            out = out.index_copy(axis, at, latest.index_select(axis, at))
-        return out
+        return self.spec.carried(out, latest, channel_axis=axis)
 
     def _encode(self, x: Tensor) -> Tensor:
         """Return the normalised model input ``[N, h*C, *S]`` in the model's dtype."""

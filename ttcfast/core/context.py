@@ -24,30 +24,35 @@ class StepContext:
     problem_ids: Tensor
     time: float | None = None
 
+    @classmethod
+    def at(cls, step: int, problem_ids: Tensor, time_step: float | None) -> StepContext:
+        """Returns the context of a step of a model with this time step."""
+        return cls(step, problem_ids, None if time_step is None else step * time_step)
+
 
 Inputs: TypeAlias = Callable[[StepContext], Mapping[str, Any]]
 """Returns keyword arguments of a model for the states of a context: numbers for all of them, or tensors with one entry for each."""
 
 
-def conditions(inputs: Inputs | None, context: StepContext, like: Tensor) -> dict[str, Tensor]:
+def conditions(inputs: Inputs | None, context: StepContext, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Returns keyword arguments with one entry per state, ``[N, ...]`` each.
 
     Args:
         inputs: Function of the context; None means no arguments.
         context: The step, and the problems of the N states.
-        like: The states as the model takes them, for the dtype of numbers and the device.
+        device, dtype: Those of the model; the dtype is for numbers.
 
     Raises:
         ValueError: A tensor has not one entry per state, or there is no mapping.
     """
     if inputs is None:
         return {}
-    given, n, found = inputs(context), len(like), {}
+    given, n, found = inputs(context), len(context.problem_ids), {}
     if not isinstance(given, Mapping):
         raise ValueError(f"inputs returned a {type(given).__name__}; return a dict of the model's keyword arguments")
     for name, value in given.items():
         if isinstance(value, (int, float)):
-            value = torch.full((n,), value, dtype=like.dtype if isinstance(value, float) else None, device=like.device)
+            value = torch.full((n,), value, dtype=dtype if isinstance(value, float) else None, device=device)
         elif isinstance(value, Tensor) and value.ndim == 0:
             value = value.expand(n)
         if not isinstance(value, Tensor) or value.shape[0] != n:
@@ -56,7 +61,7 @@ def conditions(inputs: Inputs | None, context: StepContext, like: Tensor) -> dic
                 f"inputs returned {name!r} of {what} for {n} states; return a number, or a tensor with one entry for each state "
                 "(select by context.problem_ids)"
             )
-        found[name] = value.to(like.device)
+        found[name] = value.to(device)
     return found
 
 

@@ -70,6 +70,10 @@ class Normalizer(nn.Module):
         change = z * self._at(self.delta_std, z, channel_axis)
         return change if self.delta_mean is None else change + self._at(self.delta_mean, z, channel_axis)
 
+    def unit_of_delta(self, x: Tensor, *, channel_axis: int = 1) -> Tensor:
+        """Returns ``delta_std`` shaped to scale ``x``, for differences of two states, of which no mean change is taken off."""
+        return self._at(self.delta_std, x, channel_axis)
+
     def _at(self, value: Tensor, x: Tensor, channel_axis: int) -> Tensor:
         axis = channel_axis % x.ndim
         channels = value.shape[0]

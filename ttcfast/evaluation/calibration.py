@@ -73,7 +73,7 @@ def candidate_scores(
         if len(ids):
             parts.append(surrogate.candidates(state, ids, **key, stochastic=config.stochastic))
         candidates = torch.cat(parts, 1)
-        context = ScoreContext(step, where, None if surrogate.time_step is None else step * surrogate.time_step)
+        context = ScoreContext.at(step, where, surrogate.time_step)
         true = -oracle.score_group(state.cpu(), candidates.cpu(), ScoreContext(step, where.cpu()))[0].double()
         errors.append(true.nan_to_num(nan=torch.inf, posinf=torch.inf))
         for name, scorer in scorers.items():

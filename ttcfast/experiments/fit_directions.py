@@ -151,7 +151,7 @@ def _batch(file: TripletFile, picks: list[int], conserved: tuple[int, ...]) -> t
     """Return normalised state, step and error of samples, ``[m, C, *S]`` each."""
     frames, normal = file.frames(picks), file.normalizer
     state, still, truth = frames[:, 0], frames[:, _STILL], frames[:, _TRUTH]
-    error = normal.encode_delta(truth - still)
+    error = (truth - still) / normal.unit_of_delta(truth)
     return normal.encode(state), normal.encode_delta(still - state), _without_mean(error, conserved)
 
 

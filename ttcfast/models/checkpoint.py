@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
@@ -88,6 +88,8 @@ def surrogate_hash(surrogate: Surrogate) -> str:
     modules = {"model": surrogate.model, "normalizer": surrogate.normalizer}
     for place, module in modules.items():
         for name, tensor in sorted(module.state_dict().items()) if module is not None else ():
+            if not isinstance(tensor, Tensor):  # models of others also keep their arguments there
+                continue
             value = tensor.detach().cpu().contiguous()
             digest.update(f"{place}.{name.replace('_orig_mod.', '')} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())

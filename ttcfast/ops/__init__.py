@@ -9,7 +9,7 @@ definition in torch's own functions, at their speed. Derivatives in arguments th
 
 from .accumulate_moments import accumulate_moments
 from .add_noise import add_noise
-from .arm import ArmScores, arm, arm_weights
+from .arm import ArmScores, arm, arm_weights, check_quantities
 from .arm_fields import FieldScores
 from .heun import heun_correct, heun_predict
 from .info import Info, info
@@ -30,6 +30,7 @@ __all__ = [
     "add_noise",
     "arm",
     "arm_weights",
+    "check_quantities",
     "heun_correct",
     "heun_predict",
     "info",

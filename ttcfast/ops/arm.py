@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import torch
@@ -131,7 +131,8 @@ def arm(
         The score and every penalty are differentiable in the candidates, any number of times and in forward mode; the gradient is 0
         where the score is -inf. ``torch.func`` and ``torch.vmap`` evaluate its definition. Under ``torch.autocast`` states and
         candidates of two dtypes, or float16 ones, are widened to float32.
-        Reads each candidate once. Bitwise the same from run to run, for any split of B and any number of threads.
+        Reads each candidate once, and vector fields once more for their divergence. Bitwise the same from run to run, for any split
+        of B and any number of threads.
 
     Raises:
         ValueError: Shapes, channels, dtypes or devices do not match, B is 0, an option is unknown, or a parameter is a tensor that
@@ -149,13 +150,12 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     if isinstance(spec, FieldSpec):
-        change = changes_of(quantities_of(spec), expected, state, candidates.shape[2])
+        change = changes_of(_rows(spec), expected, state, candidates.shape[2])
         given = flatten_fields(state, candidates, spec, weights, momentum, scale, change)
         score, penalties, finite = torch.ops.ttcfast.arm_fields(*given, backend)
         return FieldScores(score, dict(zip(penalties_of(spec), penalties.unbind(-1))), finite)
     assert isinstance(spec, EulerSpec)
-    rows = len(spec.momentum) + 2
-    change = changes_of({"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)}, expected, state, rows)
+    change = changes_of(_rows(spec), expected, state, len(spec.momentum) + 2)
     call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
     return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
 
@@ -169,6 +169,23 @@ def arm_weights(spec: StateSpec, weights: Weights) -> dict[str, float]:
     if isinstance(spec, FieldSpec):
         return weights_of(spec, weights)
     return dict(zip(TERMS, vars(_weights(weights)).values()))
+
+
+def check_quantities(argument: str, spec: StateSpec, names: Iterable[str]) -> None:
+    """Raises ``ValueError`` for a name that is no conserved quantity of the layout."""
+    known = _rows(spec)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{argument} names {name!r}, which is no conserved quantity; they are {', '.join(known) or 'none'}")
+
+
+def _rows(spec: StateSpec) -> dict[str, tuple[int, ...]]:
+    """Return the rows of each penalised integral."""
+    if isinstance(spec, FieldSpec):
+        return quantities_of(spec)
+    assert isinstance(spec, EulerSpec)
+    last = len(spec.momentum) + 1
+    return {"mass": (0,), "momentum": tuple(range(1, last)), "energy": (last,)}
 
 
 def _weights(given: Weights) -> ARMWeights:
@@ -232,7 +249,7 @@ def _check_channels(call: Call) -> None:
 
 
 def _check_parameters(call: Call) -> None:
-    check_fields(call.state, call.volumes, call.mask, call.values, gamma=call.gammas)
+    check_fields(call.state, call.volumes, call.mask, call.values, gamma=call.gammas, expected=call.expected)
     n, rows = call.state.shape[0], len(call.velocity) + 2
     if call.gammas is not None and tuple(call.gammas.shape) not in ((), (1,), (n,)):
         raise ValueError(f"gamma has shape {tuple(call.gammas.shape)}; state has N = {n}, so give a number or [{n}]")

@@ -47,11 +47,16 @@ def changes_of(
         transforms.constant(f"expected change of {name}", change)
         if name not in quantities:
             raise ValueError(f"expected names {name!r}, which is no conserved quantity; they are {', '.join(quantities) or 'none'}")
-        places, given = list(quantities[name]), torch.as_tensor(change, dtype=torch.float64, device=state.device)
-        want = (len(state), len(places))
+        places, want = quantities[name], (len(state), len(quantities[name]))
+        if not isinstance(change, Tensor):
+            for place in places:
+                out[:, place] = float(change)
+            continue
+        given = change.to(state.device, torch.float64)
         if tuple(given.shape) not in ((), want) and (len(places) > 1 or tuple(given.shape) != want[:1]):
             raise ValueError(f"expected change of {name!r} has shape {tuple(given.shape)}; give a number or {list(want)}")
-        out[:, places] = given.unsqueeze(1) if given.ndim == 1 else given
+        for place, column in zip(places, given.expand(want).unbind(1) if given.ndim != 1 else [given]):
+            out[:, place] = column
     return out
 
 

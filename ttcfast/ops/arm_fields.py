@@ -124,7 +124,7 @@ def flatten_fields(
 def check(call: FieldCall) -> None:
     """Check everything that the implementations rely on."""
     check_states(call.state, call.candidates)
-    check_fields(call.state, call.volumes, call.mask, call.values)
+    check_fields(call.state, call.volumes, call.mask, call.values, expected=call.expected)
     channels, d = call.state.shape[1], call.state.ndim - 2
     for name in ("groups", "anchored", "low", "high"):
         if len(getattr(call, name)) != channels:
@@ -135,6 +135,8 @@ def check(call: FieldCall) -> None:
         raise ValueError(
             f"vectors, distances and periodic are {call.vectors}, {call.distances}, {call.periodic}; give {d} for {d} space axes"
         )
+    if call.vectors and d == 1:
+        raise ValueError(f"vectors is {call.vectors} in one dimension, where a field without divergence is constant; give none")
     if not all(0 <= c < channels for c in call.vectors):
         raise ValueError(f"vectors is {call.vectors}; state has {channels} channels")
     one_of("momentum", call.mode, MOMENTA)

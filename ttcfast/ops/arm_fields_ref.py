@@ -87,17 +87,18 @@ def _outside(call: FieldCall, new: Tensor) -> Tensor:
 
 def _slopes(call: FieldCall, x: Tensor) -> Tensor:
     """Return central differences of each component along its axis, 0 without both neighbours, ``[N, B, C, *S]`` to ``[N, B, F, D, *S]``."""
-    d = len(call.distances)
-    fields = x[:, :, call.vectors].to(call.accumulator).unflatten(2, (call.fields, d))
-    slopes = []
+    d, slopes = len(call.distances), []
+    if not call.vectors:
+        return x.new_zeros(*x.shape[:2], 0, d, *call.space, dtype=call.accumulator)
     for k, h in enumerate(call.distances):
-        u, axis = fields[:, :, :, k], k - d
+        # channel by channel, since an index of several would be copied to the device
+        u, axis = torch.stack([x[:, :, c].to(call.accumulator) for c in call.vectors[k::d]], 2), k - d
         slopes.append((u.roll(-1, axis) - u.roll(1, axis)) * (0.5 / h))
     inside = torch.ones(tuple(call.space), dtype=torch.bool, device=x.device)
     for axis in (axis for axis, wraps in enumerate(call.periodic) if not wraps):
         for end in (0, -1):
             inside.select(axis, end).fill_(False)
-    return torch.where(inside, torch.stack(slopes, 3), 0.0) if slopes else fields
+    return torch.where(inside, torch.stack(slopes, 3), 0.0)
 
 
 def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
@@ -109,15 +110,15 @@ def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
     if call.scale == "absolute":
         return None, None
     u = call.state.detach().to(call.accumulator)
-    volume = _volume(call)
-    whole = torch.as_tensor(volume, dtype=torch.float64).expand(math.prod(call.space)).sum()
+    volume, cells = _volume(call), math.prod(call.space)
+    whole = volume.sum(dtype=torch.float64) if torch.is_tensor(volume) else volume * cells
     units = []
     for number in range(call.quantities):
-        x = u[:, [c for c, group in enumerate(call.groups) if group == number]].flatten(2)
+        x = torch.stack([u[:, c] for c, group in enumerate(call.groups) if group == number], 1).flatten(2)
         units.append((volume * (x * x).sum(1).sqrt()).sum(-1, dtype=torch.float64))
     of_quantities = torch.stack(units, 1) if units else u.new_zeros((len(u), 0), dtype=torch.float64)
     slopes = _slopes(call, u.unsqueeze(1))[:, 0].abs().flatten(1).sum(-1, dtype=torch.float64)
-    return of_quantities.clamp_min(SCALE_GUARD * whole), slopes.clamp_min(SCALE_GUARD * math.prod(call.space))
+    return of_quantities.clamp_min(SCALE_GUARD * whole), slopes.clamp_min(SCALE_GUARD * cells)
 
 
 def _finish(call: FieldCall, sums: Tensor, divergence: Tensor, finite: Tensor) -> tuple[Tensor, ...]:

@@ -84,6 +84,7 @@ class ARMScorer(Scorer):
         self.ndim = self.spec.ndim
         self.budgets = dict(budgets or {})
         ops.arm_weights(self.spec, weights)  # raises for unknown names
+        ops.check_quantities("budgets", self.spec, self.budgets)
         self._specs: dict[torch.device, StateSpec] = {}
 
     def terms(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> ArmScores | FieldScores:

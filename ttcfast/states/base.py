@@ -157,6 +157,13 @@ class StateSpec:
         made: StateSpec = StateSpec._kinds["FieldSpec" if "names" in meta else "EulerSpec"](**{**meta, **tensors})
         return made
 
+    def carried(self, new: Tensor, old: Tensor, *, channel_axis: int) -> Tensor:
+        """Return ``new`` with the given channels of ``old``, a state of the same shape."""
+        if not self.given_channels:
+            return new
+        pairs = zip(new.unbind(channel_axis), old.unbind(channel_axis))  # no index, which would be copied to the device at every step
+        return torch.stack([y if c in self.given_channels else x for c, (x, y) in enumerate(pairs)], channel_axis)
+
     def check_state(self, name: str, x: Tensor, *, channel_axis: int) -> None:
         """Raise ``ValueError`` unless ``x`` has this layout's channels at ``channel_axis``, followed by the space axes."""
         if not x.is_floating_point():

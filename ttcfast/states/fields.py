@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class FieldSpec(StateSpec):
             self._set("spacing", tuple(float(h) for h in self.spacing))
             if len(self.spacing) != self.ndim or not all(0 < h < math.inf for h in self.spacing):
                 raise ValueError(f"spacing is {self.spacing}; give one distance above 0 for each of {self.ndim} dimensions")
+        assert self.distances  # found here, since a cell volume on a device is waited for
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -112,7 +114,7 @@ class FieldSpec(StateSpec):
         named = [self._channels(vector) for vector in components if set(vector) <= set(self.names)]
         return tuple(dict.fromkeys([*self.solenoidal, *groups, *named]))
 
-    @property
+    @functools.cached_property
     def distances(self) -> tuple[float, ...]:
         """Distance of cells along each axis."""
         if self.spacing is not None:

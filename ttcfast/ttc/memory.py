@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ttcfast.rewards.scorer import ScoreContext, Scorer
+from ttcfast.rewards.scorer import Scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
@@ -80,7 +80,7 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
 
     def chunk(size: int) -> None:
         drawn = source.candidates(window[:1], torch.arange(first, first + size), problem_ids[:1], seed=cfg.seed, step=1)
-        refine_and_score(x, drawn, scorer, ScoreContext(0, problem_ids[:1]), cfg, source.spec)
+        refine_and_score(x, drawn, scorer, source.context(1, problem_ids[:1]), cfg, source.spec)
 
     with torch.no_grad():
         chunk(1)  # kernels and buffers created by the first call are not due to candidates

@@ -32,7 +32,6 @@ class Source:
         has_deterministic: Whether there is a step without noise.
         keyed: Whether a candidate is independent of what else is drawn with it.
         fixed_shapes: Whether a new number of problems or candidates costs more than drawing some in vain.
-        time_step: Time between a state and the next; None where it is not known.
     """
 
     model: object
@@ -42,11 +41,15 @@ class Source:
     has_deterministic: bool = False
     keyed: bool = False
     fixed_shapes: bool = False
-    time_step: float | None = None
+
+    @property
+    def time_step(self) -> float | None:
+        """Time between a state and the next; None where it is not known."""
+        return None
 
     def context(self, step: int, problem_ids: Tensor) -> StepContext:
         """Returns where these problems stand at a step."""
-        return StepContext(step, problem_ids, None if self.time_step is None else step * self.time_step)
+        return StepContext.at(step, problem_ids, self.time_step)
 
     @property
     def stochastic(self) -> StochasticConfig | None:
@@ -100,9 +103,12 @@ class _SurrogateSource(Source):
         self.spec = fm.spec
         self.keyed = isinstance(fm, Surrogate)
         self.fixed_shapes = self.keyed and fm.compiled
-        self.time_step = getattr(fm, "time_step", None)
         self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
+
+    @property
+    def time_step(self) -> float | None:
+        return getattr(self.fm, "time_step", None)
 
     @property
     def stochastic(self) -> StochasticConfig | None:
@@ -138,7 +144,8 @@ class _ForeignSource(Source):
     def __init__(self, fm: Any, cfg: TTCConfig) -> None:
         self.fm = self.model = fm
         self.spec = getattr(fm, "spec", None)
-        self.history = getattr(fm, "history", 1)
+        found = getattr(fm, "history", 1)
+        self.history = found if isinstance(found, int) else 1  # some classes keep a log of their training by that name
         whole(f"{type(fm).__name__}.history", self.history, 1)
         self.has_deterministic = callable(getattr(fm, "deterministic", None))
         self.ndim = cfg.ndim if self.spec is None else self.spec.ndim
@@ -155,7 +162,9 @@ class _ForeignSource(Source):
                 f"{type(self.fm).__name__} has only sample_next and no deterministic step; give it a method deterministic(x), wrap the "
                 "model in a Surrogate, or use include_deterministic=False"
             )
-        return self._checked("deterministic", self.fm.deterministic(x), self._latest(x))
+        with lent(f"{type(self.fm).__name__}.deterministic", {"state": x}):
+            found = self.fm.deterministic(x)
+        return self._checked("deterministic", found, self._latest(x))
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         key, count = hash_seed(seed, step, int(problem_ids[0]), int(ids.flatten()[0])), ids.shape[-1]

@@ -95,12 +95,13 @@ def project_declared(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[Tenso
     if not isinstance(spec, FieldSpec):
         return project_conservation(state, new, spec)
     projected = new.clone()
-    for vector in spec.solenoidal:
+    given = set(spec.given_channels)
+    for vector in (vector for vector in spec.solenoidal if not given & set(vector)):
         projected[:, list(vector)] = without_divergence(new[:, list(vector)].double(), spec.distances).to(new.dtype)
     volume = torch.as_tensor(spec.cell_volume, dtype=torch.float64, device=new.device)
     whole, bounds, means = volume.expand(new.shape[2:]).sum(), spec.bounded_channels, _means(spec)
     impossible = torch.zeros(len(new), dtype=torch.bool, device=new.device)
-    for channel in sorted({*spec.conserved_channels, *means, *bounds}):
+    for channel in sorted({*spec.conserved_channels, *means, *bounds} - given):
         x = projected[:, channel].double()
         low, high = (math.copysign(math.inf, sign) if end is None else end for end, sign in zip(bounds.get(channel, (None, None)), (-1, 1)))
         if channel in spec.conserved_channels or channel in means:
@@ -108,8 +109,11 @@ def project_declared(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[Tenso
             missing = _sums(gap.unsqueeze(1), volume)[:, 0] / whole  # in the mean
             if channel in bounds:
                 wanted = missing + _sums(x.unsqueeze(1), volume)[:, 0] / whole
-                impossible |= (wanted < low) | (wanted > high)
-                missing = _constant(x, wanted, volume / whole, low, high)
+                rounding = torch.finfo(new.dtype).eps * (
+                    x.abs().flatten(1).amax(1) + max(abs(end) for end in (low, high) if math.isfinite(end))
+                )
+                impossible |= (wanted < low - rounding) | (wanted > high + rounding)
+                missing = _constant(x, wanted.clamp(low, high), volume / whole, low, high)
             x = x + missing.reshape(-1, *[1] * spec.ndim)
         projected[:, channel] = x.clamp(low, high).to(new.dtype)
     return torch.where(_over(impossible, new), new, projected), impossible

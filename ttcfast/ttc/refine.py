@@ -120,6 +120,8 @@ def _climb(
         evaluations += 1
         if move.shape != current.shape:
             raise ValueError(f"{type(scorer).__name__}.ascent returned shape {tuple(move.shape)}; expected {tuple(current.shape)}")
+        if spec is not None and spec.given_channels:
+            move = spec.carried(move, torch.zeros_like(move), channel_axis=2)
         if len(blocks) == 1:
             scores[0] = known
         elif known is not None and len(lengths) == 1:  # ``current`` is then the last block if that is finite

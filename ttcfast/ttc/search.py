@@ -284,8 +284,11 @@ class Search:
         self, run: Rollout, beams: Beams, kept: Survivors, counts: dict[str, Any], scores: Tensor | None = None, *, at_risk: bool
     ) -> StepOutput:
         """Project the survivors and continue from them; ``at_risk`` if a problem may have none."""
-        if self.cfg.project is not None and self._source.spec is not None:
-            spec = self._source.spec.of_problems(beams.problem_ids[kept.parent])
+        spec = self._source.spec
+        if spec is not None and spec.given_channels:  # a combination of candidates rounds
+            kept = dataclasses.replace(kept, state=spec.carried(kept.state, beams.latest[kept.parent], channel_axis=1))
+        if self.cfg.project is not None and spec is not None:
+            spec = spec.of_problems(beams.problem_ids[kept.parent])
             state, unprojected = project(self.cfg.project, beams.latest[kept.parent], kept.state, spec)
             kept = dataclasses.replace(kept, state=state)
         else:
