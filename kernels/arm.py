@@ -168,8 +168,10 @@ def variants():
         signature = {"partials": f"*{stored}:16", "sizes": f"*{stored}:16", **outputs, "finite": "*i1", "residuals": "*fp64"}
         signature |= {**dict.fromkeys(("B", "C", "cells", "tiles"), "i32"), **dict.fromkeys(floats, "fp64")}
         config = pick_config((1, 256, 4, 512 * 512), None, element)
-        constants = {"expected": None, "COMPONENTS": 2, "MASKED": True, "MODE": 2, "STEP": config.step}
-        yield f"arm_finish {stored}", arm_finish_kernel, signature, constants, config.finish_warps, 128
+        constants = {"COMPONENTS": 2, "MASKED": True, "MODE": 2, "STEP": config.step}
+        yield f"arm_finish {stored}", arm_finish_kernel, signature, {"expected": None, **constants}, config.finish_warps, 128
+        signature = {**signature, "expected": "*fp64"}
+        yield f"arm_finish {stored} with expected changes", arm_finish_kernel, signature, constants, config.finish_warps, 128
 
 
 def _variant(name, stored, element, channels, cells, *, limit, fields=False, contiguous=True):

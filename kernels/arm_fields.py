@@ -1,8 +1,8 @@
 """The analytical reward of declared fields: partial sums per (problem, candidate, tile), then one program per candidate.
 
 The definition is arm_fields_ref in ttcfast/ops/arm_fields_ref.py. As in arm.py, every sum is a tree whose shape depends only on the number
-of cells and the dtype, nothing waits for the device and no launch depends on data. Properties of the channels lie in a table on the device,
-so that one kernel serves every declaration with the same number of channels.
+of cells and the dtype, nothing waits for the device and no launch depends on data. Bounds, what is anchored, groups, weights and distances
+lie in a table on the device; numbers of channels, quantities, vector fields and dimensions and which axes wrap are compiled in.
 """
 
 from functools import lru_cache

@@ -43,6 +43,24 @@ def make(bias: float = 0.02, normalized: bool = True, conserved: bool = True) ->
     return Surrogate(Drift(bias), spec, normalizer=normalizer)
 
 
+class Timed(Drift):
+    """Takes the time and makes nothing of it."""
+
+    def forward(self, x: Tensor, *, time: Tensor) -> Tensor:
+        assert time.shape == x.shape[:1]
+        return super().forward(x)
+
+
+def conditioned() -> Surrogate:
+    normalizer = Normalizer(torch.tensor([2.0, 0, 0, 0.5]), torch.tensor([0.5, 0.7, 0.7, 0.5]))
+    return Surrogate(Timed(), SPEC, normalizer=normalizer, inputs=lambda context: {"time": float(context.step)})
+
+
+def within() -> Surrogate:
+    """Of a layout with a bound and no totals."""
+    return Surrogate(Drift(), StateSpec.fields(*SPEC.names, given="mask", bounds={"tracer": (1.0, None)}))
+
+
 def not_a_surrogate(width: int = 3) -> nn.Module:
     return nn.Linear(width, width)
 

@@ -17,6 +17,7 @@ from tests.foreign import SPEC, make, write_data
 from tests.small_run import undrawn
 from ttcfast.cli.configuration import compose
 from ttcfast.cli.main import main
+from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import write_well
 from ttcfast.models import surrogate_hash
 from ttcfast.models.factory import open_surrogate
@@ -175,7 +176,7 @@ def test_two_processes_write_what_one_writes(data, tmp_path):
         (["fm.factory=tests/foreign.py:make"], 2, "write package.module:function, with dots and no .py"),
         (["fm.factory=no_such.thing:make"], 2, "there is no module 'no_such' in "),
         (["fm.factory=tests.no_such:make"], 2, "there is no module 'tests.no_such' in "),
-        (["fm.factory=tests.foreign:no"], 2, "tests.foreign has no 'no'; it has Drift, make, not_a_surrogate, "),
+        (["fm.factory=tests.foreign:no"], 2, "tests.foreign has no 'no'; it has Drift, make, Timed, "),
         (
             ["fm.factory=tests.foreign:GRID"],
             2,
@@ -218,3 +219,37 @@ def test_weights_that_a_factory_draws_are_the_same_in_every_process():
     assert torch.equal(drawn, torch.rand(1))  # the stream of the caller is untouched
     assert surrogate_hash(first) == surrogate_hash(open_surrogate(None, "tests.foreign:make", {}))
     assert surrogate_hash(first) != surrogate_hash(make())
+
+
+def test_the_hash_of_a_model_that_keeps_more_than_tensors(tmp_path):
+    class Noted(torch.nn.Conv2d):
+        def get_extra_state(self):
+            return {"made by": "another package"}
+
+    def hash_of(bias):
+        net = Noted(1, 1, 1)
+        torch.nn.init.constant_(net.weight, 0.5)
+        torch.nn.init.constant_(net.bias, bias)
+        return surrogate_hash(Surrogate(net, StateSpec.fields("u")))
+
+    assert hash_of(0.5) == hash_of(0.5) != hash_of(0.25)
+    spectral = torch.nn.Module()
+    spectral.weight = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    assert len(surrogate_hash(Surrogate(spectral, StateSpec.fields("u")))) == 64
+
+
+def test_a_reward_is_not_trained_on_a_model_that_follows_time(data, tmp_path, capsys):
+    given = ["fm.factory=tests.foreign:conditioned", f"data={data}", f"out={tmp_path / 'out'}"]
+    assert main(["train_prm_on_policy", *given]) == 2
+    said = "the surrogate of tests.foreign:conditioned has inputs, and here each state stands at a time of its own; give one without inputs"
+    assert said in capsys.readouterr().err
+
+
+def test_rows_with_all_that_is_declared(tmp_path):
+    spec = StateSpec.fields(*SPEC.names, given="mask", bounds={"tracer": (1.0, None)})
+    folder, out = write_data(tmp_path / "data", spec=spec), tmp_path / "run"
+    given = ["fm.factory=tests.foreign:within", f"data.root={folder}", *SHORT, "eval.oracle=false"]
+    assert main(["run_ttc", *given, "ttc.project=declared", f"out={out}"]) == 0
+    assert {row["projection"] for row in rows(out)} == {"False", "True"}
+    assert main(["run_ttc", *given, f"out={tmp_path / 'other'}"]) == 0
+    assert {row["projection"] for row in rows(tmp_path / "other")} == {"False"}

@@ -117,3 +117,23 @@ def test_conditions_of_another_length_are_one_clear_error(given, message):
     fm = Surrogate(Conditioned(), SPEC, inputs=given)
     with pytest.raises(ValueError, match=message):
         fm.deterministic(states())
+
+
+def test_numbers_come_in_the_dtype_of_the_model():
+    fm, wide = surrogate(), Surrogate(Conditioned(), SPEC, inputs=lambda context: {"nu": 0.25, "time": 0.5})
+    wide.model.load_state_dict(fm.model.state_dict())
+    x = states(2)
+    with torch.no_grad():
+        alone = wide.model(x, nu=torch.full((2,), 0.25), time=torch.full((2,), 0.5))
+    found = wide.deterministic(x.double())
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), alone)
+
+
+def test_the_probe_of_memory_scores_a_time_that_exists():
+    class OfTime(Clock):
+        def score_group(self, state, candidates, context):
+            assert context.time == context.step * 0.25
+            return super().score_group(state, candidates, context)
+
+    TTCBeam(surrogate(), OfTime(), TTCConfig(branching_factor=4, approach="beam", memory_budget=1 << 30)).rollout(states(), 2)

@@ -48,3 +48,13 @@ def test_statistics_of_each_cell_and_a_mean_of_changes():
         norm.encode(x.mT)
     with pytest.raises(ValueError, match=r"std has shape .* or per cell"):
         Normalizer(mean, std.mT)
+
+
+def test_differences_of_two_states_have_no_mean_change():
+    norm = Normalizer(torch.zeros(2), torch.ones(2), torch.tensor([0.5, 2.0]), torch.tensor([1.0, -1.0]))
+    first, second = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    apart = norm.decode_delta(first) - norm.decode_delta(second)
+    torch.testing.assert_close((first - second) * norm.unit_of_delta(first), apart)
+    assert (first.unsqueeze(1) * norm.unit_of_delta(first.unsqueeze(1), channel_axis=2)).equal(
+        (first * norm.unit_of_delta(first)).unsqueeze(1)
+    )

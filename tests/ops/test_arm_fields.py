@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttcfast import ops
 from ttcfast.ops import native
@@ -194,14 +195,61 @@ def test_opcheck(backend, device, fields):
         torch.library.opcheck(torch.ops.ttcfast.arm_fields.default, (*call, backend))
 
 
-def test_compiles_as_one_graph(backend, device):
-    state, candidates = problem(side=6)
-    spec = full_spec(2, 6)
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph(backend, device, compiler):
+    state, candidates = (x.to(device) for x in problem(side=6))
+    spec = full_spec(2, 6).to(torch.device(device))
+    assert torch.is_tensor(spec.cell_volume) and StateSpec.fields("u", cell_volume=spec.cell_volume).distances[0] > 0
 
-    def score(s, c):
-        return ops.arm(s, c, spec, scale="relative").score
+    def best(s, c):
+        found = ops.arm(s, c, spec, scale="relative", expected={"mass": 0.1}, backend=backend)
+        return found.score.argmax(1), found.score
 
-    torch.testing.assert_close(torch.compile(score, fullgraph=True, backend="aot_eager")(state, candidates), score(state, candidates))
+    torch._dynamo.reset()  # the other backends' graphs of `best` count against its recompile limit
+    compiled = torch.compile(best, fullgraph=True, backend=compiler)
+    assert all(torch.equal(x, y) for x, y in zip(compiled(state, candidates), best(state, candidates)))
+    grads = []
+    for f in (best, compiled):
+        c = candidates.clone().requires_grad_()
+        f(state, c)[1].sum().backward()
+        grads.append(c.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+class Asks(TorchDispatchMode):
+    """Notes operations that wait for a device: values read, sizes that depend on data, lists of the host made into indices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_nothing_is_asked_of_the_device(backend, device, scale):
+    state, candidates = (x.to(device) for x in problem(side=6))
+    spec = full_spec(2, 6).to(torch.device(device))
+    rate = torch.ones(len(state), device=device)
+    with Asks():
+        ops.arm(state, candidates, spec, scale=scale, expected={"mass": rate, "momentum": 0.5}, backend=backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+def test_a_cuda_graph_replays_with_new_candidates():
+    state, candidates = (x.cuda() for x in problem(side=16))
+    spec = full_spec(2, 16).to(torch.device("cuda"))
+
+    def score():
+        return ops.arm(state, candidates, spec, scale="relative", backend="triton").score
+
+    score()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = score()
+    candidates.copy_(problem(side=16, seed=3)[1])
+    graph.replay()
+    assert torch.equal(held, score())
 
 
 @pytest.mark.parametrize(

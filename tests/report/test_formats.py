@@ -66,7 +66,7 @@ def test_the_surrogate_sees_conserved_variables(kind, path, checkpoint):
     energy = total_energy(rho, [u, v], pressure, GAMMAS[kind])
     torch.testing.assert_close(problems.truth, torch.from_numpy(np.stack([rho, rho * u, rho * v, energy], 2)[:2]), rtol=1e-6, atol=1e-6)
     assert problems.spec.gamma == pytest.approx(GAMMAS[kind]) and problems.spec.cell_volume == pytest.approx(1 / 64, rel=1e-5)
-    assert problems.can_project and len(source.times) == 5
+    assert problems.can_project() and len(source.times) == 5
 
 
 def test_gammas_of_several_files_go_with_their_problems(checkpoint, tmp_path):

@@ -203,3 +203,11 @@ def test_names_that_are_no_penalties_are_refused_at_once():
         ARMScorer({"mass": 1.0}, spec=StateSpec.fields("q", conserved="all"))
     with pytest.raises(ValueError, match="declares other fields than a gas; score them by ARMScorer"):
         arm_score(torch.zeros(1, 4, 4), torch.zeros(2, 1, 4, 4), 1.0, None, ARMWeights(), spec=StateSpec.fields("q"))
+
+
+@pytest.mark.parametrize(
+    "spec, known", [(StateSpec(), "mass, momentum, energy"), (StateSpec.fields("q", conserved="all"), "q"), (StateSpec.fields("q"), "none")]
+)
+def test_budgets_of_unknown_names_are_refused_at_once(spec, known):
+    with pytest.raises(ValueError, match=f"budgets names 'charge', which is no conserved quantity; they are {known}$"):
+        ARMScorer(spec=spec, budgets={"charge": 1.0})

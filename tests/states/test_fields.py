@@ -86,3 +86,9 @@ def test_names_must_differ():
         StateSpec.fields("u", "u")
     with pytest.raises(ValueError, match="give at least one channel"):
         StateSpec.fields()
+
+
+def test_given_channels_are_carried():
+    spec, new, old = StateSpec.fields("a", "b", "c", given=("a", "c")), torch.zeros(2, 5, 3, 4, 4), torch.ones(2, 5, 3, 4, 4)
+    assert spec.carried(new, old, channel_axis=2).mean((0, 1, 3, 4)).tolist() == [1, 0, 1]
+    assert StateSpec.fields("a").carried(new, old, channel_axis=2) is new

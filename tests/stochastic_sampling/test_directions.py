@@ -14,7 +14,7 @@ from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directio
 from ttcfast.rewards.prm.triplets.build import build_triplets
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
-from ttcfast.spec import StochasticConfig
+from ttcfast.spec import StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import HeadFields, LocalFields, _spread_out, load_directions, save_directions
 from ttcfast.stochastic_sampling.keyed import Draw
 
@@ -140,3 +140,26 @@ def test_files_and_states_that_do_not_fit_are_refused(path, tmp_path):
         surrogate().candidates(x, torch.arange(3), **options, stochastic={"directions": str(tmp_path / "three.safetensors")})
     with pytest.raises(ValueError, match="directions_grid is 0"):
         StochasticConfig(directions=path, directions_grid=0)
+
+
+def test_moves_are_differences_without_a_mean_change(path):
+    moved = []
+    for mean in (None, torch.full((4,), 7.0)):
+        fm = drop_surrogate(normalizer=Normalizer(NORMALIZER.mean, NORMALIZER.std, NORMALIZER.delta_std, mean), scale=0.3)
+        x = euler_state(2)
+        drawn = fm.candidates(x, torch.arange(1, 4), seed=0, step=1, stochastic={"dropout": False, "directions": path})
+        moved.append(drawn - fm.deterministic(x).unsqueeze(1))
+    torch.testing.assert_close(*moved, atol=1e-5, rtol=0)
+
+
+def test_given_channels_are_not_moved(tmp_path):
+    torch.manual_seed(1)
+    made = LocalFields(4, (True, True), (1,), 2)
+    made.mean.normal_(0, 0.1)
+    made.spread.normal_(0, 0.1)
+    save_directions(tmp_path / "d.safetensors", made, {})
+    spec = StateSpec.fields("mask", "u", "v", "w", given="mask", conserved="u")
+    fm, x = Surrogate(torch.nn.Conv2d(4, 4, 1), spec, normalizer=NORMALIZER), torch.rand(2, 4, 8, 8)
+    config = {"dropout": False, "directions": str(tmp_path / "d.safetensors")}
+    drawn = fm.candidates(x, torch.arange(1, 4), seed=0, step=1, stochastic=config)
+    assert torch.equal(drawn[:, :, 0], x[:, None, 0].expand(-1, 3, -1, -1)) and not torch.equal(drawn[:, 0], drawn[:, 1])

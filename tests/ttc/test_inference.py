@@ -287,10 +287,16 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+FIELDS = StateSpec.fields("mask", "h", "u", "v", given="mask", conserved="h", divergence_free=("u", "v"), bounds={"h": (0, 9)})
+
+
 class Unwatched:
     """A model that asks for no values itself."""
 
     spec = StateSpec.euler2d()
+
+    def __init__(self, spec=None):
+        self.spec = self.spec if spec is None else spec
 
     def deterministic(self, x):
         return x.roll(1, -1)
@@ -299,11 +305,12 @@ class Unwatched:
         return x.roll(1, -1).unsqueeze(1) * (1 + 0.01 * torch.rand(len(x), ids.shape[-1], 1, 1, 1))
 
 
-@pytest.mark.parametrize("scorer", [ARM, last_cell])
+@pytest.mark.parametrize("scorer", [ARM, last_cell, ARMScorer(spec=FIELDS, budgets={"h": 0.5})], ids=["arm", "function", "fields"])
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 6}, {"select": "softmax_mean"}, {"branching_factor": 1}])
 def test_a_step_without_incident_waits_for_the_device_once(scorer, options):
     cfg = TTCConfig(**{"branching_factor": 4, **options})
-    steps = TTCGreedy(Unwatched(), scorer, cfg).rollout_iter(euler_state(), 4)
+    model, state = Unwatched(getattr(scorer, "spec", None)), euler_state().abs()
+    steps = TTCGreedy(model, scorer, cfg).rollout_iter(state, 4)
     next(steps)
     with Waits() as waits:
         next(steps)

@@ -158,3 +158,24 @@ def test_a_model_that_works_in_place_keeps_its_hands_off_the_rollout():
     assert torch.equal(rolled(Foreign(False), 1), rolled(Foreign(True), 1))
     with pytest.raises(ChangedInputError, match=r"Answers\.candidates changed the state"):
         rolled(Answers(surrogate().model, SPEC, predicts="delta", stochastic={"dropout": True}))
+
+
+def test_a_models_own_deterministic_step_is_held_too():
+    class Working:
+        spec, history = SPEC, ["losses of its training"]  # no number, so no length of a window
+
+        def __init__(self, in_place):
+            self.in_place = in_place
+
+        def deterministic(self, x):
+            return x.add_(0.1) if self.in_place else x + 0.1
+
+        def sample_next(self, x, seed, multi=False):
+            return x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+
+    def search(in_place):
+        return TTCGreedy(Working(in_place), good, TTCConfig(branching_factor=2)).rollout(euler_state(2), 2)
+
+    assert search(False).shape == (2, 3, 4, 8, 8)
+    with pytest.raises(ChangedInputError, match=r"Working.deterministic changed the state"):
+        search(True)

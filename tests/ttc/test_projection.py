@@ -268,3 +268,28 @@ def test_given_channels_are_carried_on_and_may_be_left_out_of_the_models_output(
             assert torch.equal(found[:, :, 0], state[:, :1].expand(-1, 4, -1, -1))
             results.append(found)
     assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
+
+
+@pytest.mark.parametrize("options", [{"project": "declared"}, {"select": "softmax_mean"}, {"refine_steps": 1}])
+def test_given_channels_are_bitwise_those_of_the_start_whatever_a_search_does(options):
+    spec = StateSpec.fields("mask", "u", "v", given="mask", conserved="u", bounds={"mask": (0.4, 0.6), "u": (0, 2)})
+    surrogate = Surrogate(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Dropout(0.4)), spec)
+    state = 0.4 + 0.2 * torch.rand(3, 3, 8, 8)
+    search = TTCGreedy(surrogate, ARMScorer(spec=spec), TTCConfig(branching_factor=5, **options))
+    found = search.rollout(state, 3)
+    assert torch.equal(found[:, :, 0], state[:, :1].expand(-1, 4, -1, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_totals_at_a_bound_are_not_refused_for_rounding(dtype):
+    spec = StateSpec.fields("c", conserved="c", bounds={"c": (0.1, 0.7)})
+    for value in (0.1, 0.7):
+        state = torch.full((1, 1, 7, 9), value, dtype=dtype)
+        new = state + 0.3 * torch.randn(1, 1, 7, 9, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        projected, impossible = project_declared(state, new, spec)
+        assert not impossible.any()
+        torch.testing.assert_close(projected, state, rtol=1e-5, atol=1e-6)
+    spec = StateSpec.fields("c", conserved="c", bounds={"c": (0, None)})
+    state = torch.zeros(1, 1, 7, 9, dtype=dtype)
+    projected, impossible = project_declared(state, torch.rand_like(state), spec)
+    assert not impossible.any() and float(projected.abs().max()) < 1e-6

@@ -3,7 +3,7 @@ import torch
 
 from tests.scorers import Towards, arm
 from tests.surrogates import drop_surrogate, euler_state, shift_surrogate, shifted
-from ttcfast.rewards.common import ARMScorer, OracleScorer, ScoreContext, ScorerList
+from ttcfast.rewards.common import ARMScorer, OracleScorer, ScoreContext, Scorer, ScorerList
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.scorer import PRMScorer
@@ -213,3 +213,22 @@ def test_rewards_that_cannot_be_climbed_say_so():
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         TTCConfig(**options)
+
+
+def test_given_channels_stay_as_they_are():
+    class Everywhere(Scorer):
+        maximum = 0.0
+
+        def score_group(self, state, candidates, context):
+            return -candidates.square().flatten(2).mean(2)
+
+        def ascent(self, state, candidates, context):
+            return -candidates
+
+    spec = StateSpec.fields("mask", "u", given="mask")
+    state, candidates = torch.rand(2, 2, 4, 4), torch.rand(2, 3, 2, 4, 4)
+    group = refine(state, candidates, Everywhere(), ScoreContext(0, torch.arange(2)), steps=2, lengths=(0.5,), spec=spec)
+    blocks = group.split(3, 1)
+    for k, block in enumerate(blocks):
+        assert torch.equal(block[:, :, 0], candidates[:, :, 0])
+        torch.testing.assert_close(block[:, :, 1], candidates[:, :, 1] * 0.5**k)

@@ -41,7 +41,7 @@ LAYOUT = Layout(
     groups={"fm.ckpt": None, "ttc.stochastic": plain_defaults(StochasticConfig)},
     free=("fm.args",),
     instead=INSTEAD,
-    hidden=("ttc.use_prm", "ttc.project", "ttc.ndim"),
+    hidden=("ttc.use_prm", "ttc.ndim"),
     places=("data",),
     aliases={  # the plan's command line writes the left, its configuration the right
         "stochastic": "ttc.stochastic",

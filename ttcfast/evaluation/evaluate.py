@@ -16,6 +16,7 @@ from ttcfast.core.base_fm import BaseFM
 from ttcfast.metrics import conservation_drift, rollout_mse
 from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import EulerSpec, FieldSpec, StateSpec, TTCConfig
+from ttcfast.ttc.projection import check_projectable
 
 from .baselines import BASELINES
 from .methods import ORACLES, Variant, roll_method
@@ -65,10 +66,13 @@ class Problems:
         """Number of steps with a known truth, min(T, K)."""
         return min(self.steps, self.truth.shape[1] - 1)
 
-    @property
-    def can_project(self) -> bool:
-        """Whether the domain conserves its totals, so that conservation may be imposed."""
-        return bool(self.spec.conserved_channels)
+    def can_project(self, kind: str | None = None) -> bool:
+        """Whether the layout declares what this projection, by default that onto totals, imposes."""
+        try:
+            check_projectable(self.spec, kind or "conservation")
+        except ValueError:
+            return False
+        return True
 
     def first(self, n: int) -> Problems:
         """Return the first ``n`` problems, keeping no trajectories."""
@@ -174,9 +178,9 @@ def evaluate(
         surrogate: The model, on the device to run on.
         problems: Initial conditions and the truth.
         scorers: What chooses among the B candidates, by method name (``"arm"``, ``"prm"``); a ``Variant`` also says how.
-        config: B, noise, random seed and guardrails. ``project`` is ignored: ``projection`` decides.
+        config: B, noise, random seed and guardrails. ``project`` is the projection of the rows that have one, None that onto totals.
         oracle: Add the choice by true error, the ceiling of choosing, and that of the span if a method combines candidates in it.
-        projection: Run every method with conservation imposed, too. None does so where the domain conserves its totals.
+        projection: Run every method with projection, too. None does so where the layout declares what it imposes.
         methods: Only these methods, and the deterministic rollout. None runs all.
         known: Rows measured on the same problems before, which are not run again.
         report: Called with each result.
@@ -189,7 +193,7 @@ def evaluate(
     """
     notes = []
     if projection is None:
-        projection = problems.can_project
+        projection = problems.can_project(config.project)
         if not projection:
             gas = isinstance(problems.spec, EulerSpec)
             why = "the domain is open, its totals are not kept" if gas else "the layout declares nothing that is conserved"
@@ -264,10 +268,10 @@ def evaluate_method(
         name: ``"deterministic"``, ``"random"``, ``"mean"``, ``"oracle"``, ``"span_oracle"``, or the name of the scorer's method.
         scorer: What chooses among candidates; None for the five methods above.
         surrogate, problems, config: As in ``evaluate``.
-        projected: Impose conservation at every step.
+        projected: Project at every step, by ``config.project`` or else onto the totals.
         resume: As in ``roll_method``.
     """
-    config = dataclasses.replace(config, project="conservation" if projected else None)
+    config = dataclasses.replace(config, project=(config.project or "conservation") if projected else None)
     rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, scale=problems.scale, resume=resume)
     own = dataclasses.replace(config, **scorer.options) if isinstance(scorer, Variant) else config
     trajectory, counts = rolled.trajectory.cpu(), rolled.interventions()

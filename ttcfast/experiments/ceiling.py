@@ -112,7 +112,7 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     if max(*config.states, config.steps - 1, 0) >= last:
         raise ArgumentError(f"states are {list(config.states)} and steps {config.steps}; the data have {last} steps")
     surrogate.spec = problems.spec
-    forms = (False, True) if problems.can_project else (False,)
+    forms = (False, True) if problems.can_project() else (False,)
     rows: list[Ceiling] = []
     each = len(config.states) * max(config.factors) + len(forms) * config.steps * sum(config.factors)
     with bar(len(sources) * len(problems.truth) * each, "ceiling") as progress, torch.no_grad():

@@ -58,8 +58,8 @@ class RunTTCConfig:
         out: Folder for all output.
         problems: Number of trajectories; None takes all.
         steps: T, steps to roll out. Errors end with the data.
-        ttc: B, noise, random seed and guardrails. ``project`` is ignored: see ``projection``. A search over several beams or with lookahead
-            requires ``select="argmax"``.
+        ttc: B, noise, random seed and guardrails. ``project`` is the projection of the rows that have one, None that onto totals. A
+            search over several beams or with lookahead requires ``select="argmax"``.
         arm: Weights of the analytical reward.
         momentum, scale: How the analytical reward measures, see
             docs/design/decisions.md ("Momentum penalty" and "Absolute and relative penalties").
@@ -69,7 +69,7 @@ class RunTTCConfig:
             ``"finetuned"``, and the deterministic rollout. None runs all but the uses of a reward that cost extra.
         merge: Folders of runs on the same problems, whose rows are copied instead of being run again.
         oracle: Run the choice by true error, the ceiling.
-        projection: Run every method with conservation imposed, too; None does so where the domain conserves its totals.
+        projection: Run every method with projection, too; None does so where the layout declares what it imposes.
         sweep: Branching factors to sweep; () skips the sweep.
         sweep_problems: Number of problems of the sweep.
         sweep_methods: Lines of the sweep: ``"mean"``, ``"oracle"`` or rows with a reward; None takes all of the table.
@@ -155,7 +155,7 @@ class RunTTCConfig:
 
     def forms(self, problems: Problems) -> tuple[bool, ...]:
         """Whether rows are projected: without projection, or without and with."""
-        return (False, True) if (problems.can_project if self.projection is None else self.projection) else (False,)
+        return (False, True) if (problems.can_project(self.ttc.project) if self.projection is None else self.projection) else (False,)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def changes_of(
         places, want = quantities[name], (len(state), len(quantities[name]))
         if not isinstance(change, Tensor):
             for place in places:
-                out[:, place] = float(change)
+                out[:, place].fill_(float(change))
             continue
         given = change.to(state.device, torch.float64)
         if tuple(given.shape) not in ((), want) and (len(places) > 1 or tuple(given.shape) != want[:1]):

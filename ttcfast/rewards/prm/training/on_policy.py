@@ -177,6 +177,11 @@ class _Run(TrainingRun):
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         self.surrogate = open_surrogate(config.fm, config.factory, config.args, device=self.device)
+        if self.surrogate.inputs is not None:
+            name = name_of_model(config.fm, config.factory)
+            raise ArgumentError(
+                f"the surrogate of {name} has inputs, and here each state stands at a time of its own; give one without inputs"
+            )
         data = self._open(config.split)
         require_fit(data, self.surrogate, name_of_model(config.fm, config.factory))
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
@@ -225,7 +230,7 @@ class _Run(TrainingRun):
             length = torch.from_numpy(rng.choice([0.5, 1.0], len(moved))).float().view(-1, 1, 1, 1).to(state)
             field_of = self.model.error(state[moved], candidate[moved])
             candidate[moved] += length * field_of * self.unit
-        return candidate
+        return self.spec.carried(candidate, state, channel_axis=1)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -308,6 +313,7 @@ def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) ->
 
 def _conserving(state: Tensor, new: Tensor, spec: StateSpec) -> Tensor:
     """Return ``new`` with the totals of ``state``, as after a projection, if the domain conserves them and cells are equal."""
+    new = spec.carried(new, state, channel_axis=1)
     if not spec.conserved_channels or torch.is_tensor(spec.cell_volume):
         return new
     at = list(spec.conserved_channels)
