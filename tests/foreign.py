@@ -40,7 +40,7 @@ def make(bias: float = 0.02, normalized: bool = True, conserved: bool = True) ->
     """The factory: ``fm.factory=tests.foreign:make``."""
     spec = SPEC if conserved else StateSpec.fields(*SPEC.names, given="mask")
     normalizer = Normalizer(torch.tensor([2.0, 0, 0, 0.5]), torch.tensor([0.5, 0.7, 0.7, 0.5])) if normalized else None
-    return Surrogate(Drift(bias), spec, normalizer=normalizer)
+    return Surrogate(Drift(bias), spec, normalizer=normalizer, stochastic={"dropout_p": 0.4})
 
 
 class Timed(Drift):

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+import yaml
 
 from tests.foreign import SPEC, make, write_data
 from tests.small_run import undrawn
@@ -27,7 +28,7 @@ from ttcfast.spec import StateSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTORY = "fm.factory=tests.foreign:make"
-SHORT = ["eval.rollout_T=4", "ttc.branching_factor=3", "eval.calibration=4", "ttc.stochastic.latent_sigma=0", "arm.w_positivity=0.1"]
+SHORT = ["eval.rollout_T=4", "ttc.branching_factor=3", "eval.calibration=4", "arm.w_positivity=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,9 @@ def test_a_foreign_model_reaches_table_figures_sweep_and_page(data, tmp_path, ca
     held = json.loads((out / "metrics.json").read_text())
     model = held["provenance"]["model"]
     assert (model["factory"], model["args"]) == ("tests.foreign:make", {"bias": 0.05}) and len(model["weights"]) == 64
+    assert yaml.safe_load((out / "run_ttc.yaml").read_text())["ttc"]["stochastic"] is None and model["stochastic"]["dropout_p"] == 0.4, (
+        "candidates have the model's own noise"
+    )
     assert set(held["truth_drift_by_step"]) == {"tracer"}
     assert main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
@@ -80,7 +84,7 @@ def test_where_nothing_is_conserved_there_is_no_drift(tmp_path):
     table = (out / "table.md").read_text()
     assert "drift" not in table and "the layout declares nothing that is conserved" in table
     assert main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
-    assert "drift" not in (tmp_path / "page" / "report.md").read_text().split("\n\n")[1]
+    assert "drift" not in (tmp_path / "page" / "report.md").read_text().split("\n\n")[0]
 
 
 def test_a_model_says_what_a_file_without_a_layout_leaves_open(tmp_path):
@@ -103,7 +107,7 @@ def test_a_resumed_run_needs_the_same_factory_and_arguments(data, tmp_path, caps
 
 
 def test_triplets_reward_and_ceiling_of_a_foreign_model(data, tmp_path, capsys):
-    triplets = ["builder.K=4", "builder.T_prm=2", "stochastic.latent_sigma=0", f"data.root={data}", f"out={tmp_path / 'triplets'}"]
+    triplets = ["builder.K=4", "builder.T_prm=2", f"data.root={data}", f"out={tmp_path / 'triplets'}"]
     assert main(["build_prm_data", FACTORY, *triplets]) == 0
     made = TripletFile(tmp_path / "triplets")
     assert made.spec.to_meta() == SPEC.to_meta() | {"spacing": made.spec.spacing} and made.shape == (4, 12, 12)

@@ -33,9 +33,7 @@ def inputs(context: StepContext):
 
 def surrogate(**options) -> Surrogate:
     torch.manual_seed(0)
-    made = Surrogate(Conditioned(), SPEC, inputs=inputs, **options)
-    made.time_step = 0.25
-    return made
+    return Surrogate(Conditioned(), SPEC, inputs=inputs, time_step=0.25, **options)
 
 
 def states(n=4):
@@ -111,6 +109,10 @@ def test_searches_agree_over_chunks_and_hand_the_time_to_scorers(controller, cfg
         ),
         (lambda c: {"nu": "high", "time": 0.0}, "inputs returned 'nu' of str for 4 states"),
         (lambda c: [1.0], "inputs returned a list; return a dict"),
+        (
+            lambda c: {"nu": 0.1, "time": c.time},
+            r"inputs returned 'time' of None, and the time is not known; give Surrogate\(..., time_step=\)",
+        ),
     ],
 )
 def test_conditions_of_another_length_are_one_clear_error(given, message):

@@ -11,7 +11,7 @@ from ttcfast.evaluation.methods import variants
 from ttcfast.evaluation.results import Gain, MethodResult
 from ttcfast.evaluation.sweep import runs_needed, sweep_branching
 from ttcfast.metrics import conservation_drift, sample_gain
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 
 METHODS = ["deterministic", "random", "mean", "arm", "oracle"]
@@ -239,3 +239,12 @@ def test_results_print_in_one_line():
     shown = [repr(found), repr(found.baseline), repr(found.gain(found.results[-1]))]
     assert all("\n" not in text and "tensor" not in text for text in shown)
     assert shown[0].startswith("Evaluation(2 problems, 2 steps: deterministic, ")
+
+
+def test_errors_are_those_of_the_channels_that_are_predicted():
+    spec = StateSpec.fields("u", "mask", "v", given="mask")
+    truth = torch.randn(2, 4, 3, 5, 5)
+    truth[:, :, 1] = truth[:, :1, 1]
+    scale, other = torch.tensor([1.0, 7.0, 2.0]), truth + torch.tensor([0.5, 0.0, 1.0]).reshape(3, 1, 1)
+    given = Problems(truth, spec, 3, scale)
+    torch.testing.assert_close(given.error(other[:, :3]), torch.full((2, 3), 0.25, dtype=torch.float64), rtol=1e-5, atol=0)

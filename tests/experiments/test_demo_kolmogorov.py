@@ -5,6 +5,8 @@ import json
 import pytest
 
 from ttcfast.experiments.demo import run_demo
+from ttcfast.report.outputs import shown_method
+from ttcfast.report.page.methods import best_reward
 
 pytestmark = pytest.mark.usefixtures("figures_undrawn")
 
@@ -19,6 +21,9 @@ def test_the_table_has_the_classical_solver_on_two_grids_beside_the_surrogate(tm
     assert surrogate.mse_at(1) < coarse.mse_at(1) and fine.mse_at(4) < coarse.mse_at(4)
     assert surrogate.mse_at(4) < 0.5 * float(result.evaluation.persistence[:, 4].mean())
     assert set(coarse.drift) == {"vorticity"}
+    shown = shown_method(result.evaluation)
+    assert shown is not None and shown.method == "arm" and best_reward(held["methods"])["method"] == "arm"
+    assert not any("fine-tuned" in note for note in result.evaluation.notes)
 
 
 def test_an_unknown_system_is_one_clear_error(tmp_path):

@@ -119,3 +119,13 @@ def test_declared_quantities_drift_relative_to_their_magnitude():
     torch.testing.assert_close(drift["momentum"], torch.tensor([[0.0, 0.5 / 2**0.5]] * 2, dtype=torch.float64), rtol=1e-6, atol=0)
     assert list(drift) == ["mass", "momentum"]
     assert conservation_drift(torch.stack([first, later], 1), StateSpec.fields("a", "b", "c", "d")) == {}
+
+
+def test_what_starts_at_rest_drifts_relative_to_what_it_becomes():
+    spec = StateSpec.fields("h", "hu", conserved={"mass": "h", "momentum": "hu"})
+    frames = torch.zeros(2, 4, 2, 4, 4)
+    frames[:, :, 0] = 1.0
+    frames[0, 1, 1], frames[0, 2, 1, 0], frames[0, 3, 1] = 0.5, -1.0, torch.nan
+    drift = conservation_drift(frames, spec)["momentum"]
+    torch.testing.assert_close(drift[0, :3], torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64))
+    assert drift[0, 3].isnan() and drift[1].eq(0).all()

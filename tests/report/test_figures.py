@@ -203,3 +203,9 @@ def test_open_domains_have_one_row(evaluation):
     assert len(drift_against_time(raw).axes) == 3
     assert "dashed: with projection" not in legend_texts(error_against_time(raw))
     assert StateSpec.euler2d(periodic=False).conserved_channels == ()
+
+
+def test_fields_keep_the_sides_of_the_domain(evaluation):
+    figure = field_panels(evaluation, evaluation.find("arm"), steps=[1], extent=(1.6, 6.4))
+    left, right, bottom, top = figure.axes[0].images[0].get_extent()
+    assert (right - left, top - bottom) == (1.6, 6.4)

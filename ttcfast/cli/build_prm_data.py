@@ -12,14 +12,14 @@ from ttcfast.rewards.prm.triplets.file import SUFFIXES, TripletFile
 from ttcfast.runtime.locks import run_lock
 
 from .configuration import save
-from .layout import INSTEAD, MODEL, Layout
+from .layout import MODEL, Layout, with_noise
 from .main import main
 
 LAYOUT = Layout(
     BuildPRMDataConfig,
     keys={**MODEL, "data": "data.root", "trajectories": "data.n", "split": "data.train_split", "reading": "data"},
     free=("fm.args",),
-    instead=INSTEAD,
+    instead=with_noise("stochastic"),
     places=("data",),
 )
 

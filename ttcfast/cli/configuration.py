@@ -74,9 +74,10 @@ def settle(command: str, arguments: Sequence[str], *, sweeps: bool = False) -> V
                 one_of(key, each, tuple(sorted(path.stem for path in (CONFIGS / key).glob("*.yaml"))))
         if not key.startswith(tuple(f"{free}." for free in layout.free)):
             _check_key(command, key, defaults)
-    for key, other in layout.instead.items():
-        if values.get(key, "null") != "null":
-            values.setdefault(other, "null")
+    for key, others in layout.instead.items():
+        for other, value in others.items() if values.get(key, "null") != "null" else ():
+            if not any(f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.") for name in values):
+                values[other] = value
     return values
 
 

@@ -14,7 +14,14 @@ from .typed import build
 
 MODEL = {"checkpoint": "fm.ckpt", "factory": "fm.factory", "args": "fm.args"}
 """Keys of the fields that name a surrogate."""
-INSTEAD = {"fm.factory": "fm.ckpt"}
+INSTEAD = {"fm.factory": {"fm.ckpt": "null"}}
+"""A factory takes the place of the checkpoint that a command would take."""
+
+
+def with_noise(key: str) -> dict[str, dict[str, str]]:
+    """Like ``INSTEAD`` for a command whose noise lies below ``key``: the model's own, or else given without what our recipe adds."""
+    return {name: {**others, key: "null", f"{key}.latent_sigma": "0.0"} for name, others in INSTEAD.items()}
+
 
 _MISSING = (dataclasses.MISSING, inspect.Parameter.empty)
 
@@ -30,7 +37,7 @@ class Layout:
         groups: Defaults of dotted keys that the dataclass leaves open; ``"???"`` must be given.
         hidden: Dotted keys that the command does not offer.
         free: Dotted keys of mappings whose keys the user chooses.
-        instead: Keys that stand for another: where one is given and the other is not, the other's default is dropped.
+        instead: Values of other keys where a key is given and they, what lies below them and what they lie in are not.
         aliases: Other names of keys, each with the key it stands for; a trailing dot stands for everything below.
         places: Fields that take one path or a list of paths, and keep a tuple.
         words: Key of the list that collects arguments which are not ``key=value``.
@@ -41,7 +48,7 @@ class Layout:
     groups: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
-    instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    instead: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     places: tuple[str, ...] = ()
     words: str | None = None

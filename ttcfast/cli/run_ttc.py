@@ -14,7 +14,7 @@ from ttcfast.runtime.locks import run_lock
 from ttcfast.spec import StochasticConfig
 
 from .configuration import save
-from .layout import INSTEAD, MODEL, Layout, plain_defaults
+from .layout import MODEL, Layout, plain_defaults, with_noise
 from .main import main
 
 _EVALUATION = (
@@ -40,7 +40,7 @@ LAYOUT = Layout(
     | {name: f"eval.{name}" for name in _EVALUATION},
     groups={"fm.ckpt": None, "ttc.stochastic": plain_defaults(StochasticConfig)},
     free=("fm.args",),
-    instead=INSTEAD,
+    instead=with_noise("ttc.stochastic"),
     hidden=("ttc.use_prm", "ttc.ndim"),
     places=("data",),
     aliases={  # the plan's command line writes the left, its configuration the right

@@ -73,6 +73,8 @@ class Surrogate(BaseFM):
         inputs: Further keyword arguments of the model, a function of a ``StepContext`` for N states that returns numbers for all of them
             or tensors ``[N, ...]``: ``lambda context: {"time": context.time, "nu": nu[context.problem_ids]}``. Each state's candidates
             get its entries, whatever the chunks, beams and processes.
+        time_step: Time between a state and the next, by which ``context.time`` counts; a checkpoint records it, and a command takes that
+            of its data where a factory leaves it open. None where it is not known.
         share_prefix: Run the part of the model before the first noise once per problem instead of once per candidate, where that changes
             nothing but rounding (``ttcfast.core.shared_prefix``; verified on four rows). Nothing is shared with noise on the input.
         compile: Compile the model for candidates and the deterministic step, by torch.compile in its default mode or in the one named
@@ -83,7 +85,6 @@ class Surrogate(BaseFM):
             than float32 on a CPU without bfloat16 instructions. None keeps the model's precision.
 
     Attributes:
-        time_step: Time between a state and the next, as a checkpoint records it; None where it is not known.
         origin: The factory and its arguments that made the model, where a command called one; None otherwise.
 
     Raises:
@@ -94,7 +95,6 @@ class Surrogate(BaseFM):
     docs/design/decisions.md ("Declared layouts"), docs/design/decisions.md ("Dropout that acts").
     """
 
-    time_step: float | None = None
     origin: Mapping[str, Any] | None = None
 
     def __init__(
@@ -108,6 +108,7 @@ class Surrogate(BaseFM):
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
         unpack: Callable[[Any], Tensor] | None = None,
         inputs: Inputs | None = None,
+        time_step: float | None = None,
         share_prefix: bool = True,
         compile: bool | str = False,
         dtype: torch.dtype | None = None,
@@ -123,7 +124,7 @@ class Surrogate(BaseFM):
             )
         self.model, self.spec, self.normalizer = model, spec, normalizer
         self._candidates = CandidateForward(model, share_prefix=share_prefix, compile=compile, dtype=dtype)
-        self.history, self.unpack, self.inputs = int(history), unpack, inputs
+        self.history, self.unpack, self.inputs, self.time_step = int(history), unpack, inputs, time_step
         self.predicts: Literal["state", "delta"] = predicts
         self.stochastic = StochasticConfig.of(stochastic)
         self.eval()
@@ -257,11 +258,12 @@ class Surrogate(BaseFM):
             stochastic=self.stochastic if stochastic is None else stochastic,
             unpack=self.unpack,
             inputs=self.inputs,
+            time_step=self.time_step,
             share_prefix=self._candidates.share_prefix if share_prefix is None else share_prefix,
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
         )
-        other.time_step, other.origin = self.time_step, self.origin
+        other.origin = self.origin
         return other
 
     @property

@@ -57,6 +57,8 @@ def conditions(inputs: Inputs | None, context: StepContext, device: torch.device
             value = value.expand(n)
         if not isinstance(value, Tensor) or value.shape[0] != n:
             what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if value is None and context.time is None:
+                raise ValueError(f"inputs returned {name!r} of None, and the time is not known; give Surrogate(..., time_step=)")
             raise ValueError(
                 f"inputs returned {name!r} of {what} for {n} states; return a number, or a tensor with one entry for each state "
                 "(select by context.problem_ids)"

@@ -66,6 +66,14 @@ class Problems:
         """Number of steps with a known truth, min(T, K)."""
         return min(self.steps, self.truth.shape[1] - 1)
 
+    def error(self, trajectory: Tensor) -> Tensor:
+        """Return the mean squared error ``[N, frames]`` of a trajectory over cells and the channels that a model predicts."""
+        truth, scale, given = self.truth[:, : trajectory.shape[1]], self.scale, self.spec.given_channels
+        if given:
+            at = [c for c in range(truth.shape[2]) if c not in given]
+            trajectory, truth, scale = trajectory[:, :, at], truth[:, :, at], None if scale is None else scale[at]
+        return rollout_mse(trajectory[:, : truth.shape[1]], truth, scale=scale, ndim=self.spec.ndim)
+
     def can_project(self, kind: str | None = None) -> bool:
         """Whether the layout declares what this projection, by default that onto totals, imposes."""
         try:
@@ -96,7 +104,7 @@ class Evaluation:
         shown: Indices of those problems.
         scale: ``[C]``, units of the error.
         notes: What a reader of the numbers must know.
-        picture: The channel that figures and pages show, its name, and the length of the domain in x.
+        picture: The channel that figures and pages show, its name, and the lengths of the domain.
     """
 
     results: tuple[MethodResult, ...]
@@ -109,7 +117,7 @@ class Evaluation:
     shown: tuple[int, ...]
     scale: Tensor | None = None
     notes: tuple[str, ...] = ()
-    picture: tuple[int, str, float] = (0, "density", 1.0)
+    picture: tuple[int, str, tuple[float, ...] | None] = (0, "density", None)
 
     def __repr__(self) -> str:
         names = ", ".join(result.name for result in self.results)
@@ -281,7 +289,7 @@ def evaluate_method(
         projected=projected,
         branching_factor=own.branching_factor if name not in ("deterministic", "random") else 1,
         beam_width=own.beam_width if isinstance(scorer, Variant) else 1,
-        mse=rollout_mse(trajectory, problems.truth[:, :scored], scale=problems.scale, ndim=problems.spec.ndim),
+        mse=problems.error(trajectory[:, :scored]),
         drift=conservation_drift(trajectory, problems.spec),
         seconds=rolled.seconds,
         evaluations=rolled.nfe,
@@ -295,15 +303,15 @@ def evaluate_method(
     )
 
 
-def _picture(problems: Problems) -> tuple[int, str, float]:
-    """Return the channel that figures show, its name and the length of the domain in x: of a gas its density on the unit square."""
-    spec = problems.spec
+def _picture(problems: Problems) -> tuple[int, str, tuple[float, ...]]:
+    """Return the channel that figures show, its name and the lengths of the domain: of a gas its density on equal cells, one unit in x."""
+    spec, cells = problems.spec, problems.truth.shape[3:]
     if not isinstance(spec, FieldSpec):
-        return (spec.density if isinstance(spec, EulerSpec) else 0), "density", 1.0
+        return (spec.density if isinstance(spec, EulerSpec) else 0), "density", tuple(n / cells[0] for n in cells)
     channel = next(c for c in range(len(spec.names)) if c not in spec.given_channels or len(spec.given_channels) == len(spec.names))
-    return channel, spec.names[channel], spec.distances[0] * problems.truth.shape[3]
+    return channel, spec.names[channel], tuple(h * n for h, n in zip(spec.distances, cells))
 
 
 def _persistence(problems: Problems) -> Tensor:
     truth = problems.truth[:, : problems.scored + 1]
-    return rollout_mse(truth[:, :1].expand_as(truth), truth, scale=problems.scale, ndim=problems.spec.ndim)
+    return problems.error(truth[:, :1].expand_as(truth))

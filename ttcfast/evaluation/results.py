@@ -29,6 +29,11 @@ LABELS: Mapping[str, str] = {
 """Labels of the methods in tables and figures; other names are shown unchanged."""
 
 
+def chooses_by_reward(method: str) -> bool:
+    """Return whether this method is a choice by a reward, and no baseline, choice by true error or classical solver."""
+    return method not in ("deterministic", "random", "mean", "finetuned") and "oracle" not in method and not method.startswith("solver ")
+
+
 @dataclass(frozen=True, eq=False)
 class MethodResult:
     """Errors, conservation and cost of one method on N problems. Tensors are on the CPU.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttcfast.metrics import conservation_drift, rollout_mse
+from ttcfast.metrics import conservation_drift
 from ttcfast.physics.navier_stokes import VorticitySolver, spectral_resampling
 
 from .evaluate import Problems
@@ -48,13 +48,12 @@ def solver_results(
         solved = solver.rollout(spectral_resampling(problems.truth[:, 0], n), times)
         seconds = time.perf_counter() - began
         trajectory: Tensor = spectral_resampling(solved, problems.truth.shape[-1])
-        known = problems.truth[:, : problems.scored + 1]
         found.append(
             MethodResult(
                 method=f"solver {n}x{n}",
                 projected=False,
                 branching_factor=1,
-                mse=rollout_mse(trajectory[:, : problems.scored + 1], known, scale=problems.scale, ndim=2),
+                mse=problems.error(trajectory[:, : problems.scored + 1]),
                 drift=conservation_drift(trajectory, problems.spec),
                 seconds=seconds,
                 evaluations=0,

@@ -31,7 +31,7 @@ class BuildPRMDataConfig:
         reading: Format of the files, and what it leaves open.
         trajectories: Number of trajectories, taken in turn from each file; None takes all.
         builder: K, T_prm and the ranking of candidates.
-        stochastic: What makes candidates differ, as in the rollouts in which the reward will choose.
+        stochastic: What makes candidates differ, as in the rollouts in which the reward will choose; None is the surrogate's own.
         out: Folder for ``triplets.hdf5``, or the name of the file.
         device: Device of the surrogate.
     """
@@ -44,7 +44,7 @@ class BuildPRMDataConfig:
     args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     trajectories: int | None = None
     builder: TripletConfig = field(default_factory=TripletConfig)
-    stochastic: StochasticConfig = field(default_factory=StochasticConfig)
+    stochastic: StochasticConfig | None = field(default_factory=StochasticConfig)
     out: str = "data/prm_triplets"
     device: str = "cpu"
 
@@ -64,7 +64,7 @@ def build_prm_data(config: BuildPRMDataConfig) -> Path:
     surrogate = open_surrogate(config.checkpoint, config.factory, config.args, device=device_of(config.device))
     split = None if config.split is None else SPLIT_NAMES.get(config.split, config.split)
     found = open_on_grid(config.data, split, config.reading, surrogate, name_of_model(config.checkpoint, config.factory))
-    require_directions_fit(found, config.stochastic)
+    require_directions_fit(found, config.stochastic or surrogate.stochastic)
     source = found.first(config.trajectories).converted(surrogate.spec)
     path = build_triplets(
         surrogate,

@@ -102,7 +102,7 @@ def run_demo(
         horizons=tuple(h for h in HORIZONS if h <= steps and (h != 8 or system != "euler")) or (steps,),
         solvers=SOLVERS[system],
         shown=(0, problems // 2),
-        recorded=None if checkpoint is not None else str(folder / RECORDED),  # it was recorded in units of the shipped one
+        recorded=str(folder / RECORDED) if checkpoint is None and system == "euler" else None,  # in units of the shipped one
         device=device,
         tensorboard=tensorboard,
         wandb=wandb,

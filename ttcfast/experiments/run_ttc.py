@@ -199,7 +199,7 @@ def run_ttc(
     trained, name = surrogate.spec, name_of_model(config.checkpoint, config.factory)
     where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": name}
     problems, source = read_problems(surrogate, config.data, config.steps, shown=config.shown, **where)
-    _require_units(config, source)
+    _require_units(config, source, surrogate)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
     resume = out / "resume" if config.resume else None
@@ -227,9 +227,9 @@ def run_ttc(
     return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
 
 
-def _require_units(config: RunTTCConfig, source: TrajectorySet) -> None:
+def _require_units(config: RunTTCConfig, source: TrajectorySet, surrogate: Surrogate) -> None:
     """Raise ``DataError`` unless directions, learned reward and further surrogate are for the time step and cells of the data."""
-    require_directions_fit(source, config.ttc.stochastic)
+    require_directions_fit(source, config.ttc.stochastic or surrogate.stochastic)
     if config.prm is not None:
         reward = PRMScorer(config.prm).network
         require_units(units_of_data(source), reward.units(f"the reward model {config.prm}"), REMEDY)
@@ -360,7 +360,7 @@ def finetuned_rows(checkpoint: str, problems: Problems, config: RunTTCConfig) ->
 
 
 def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[MethodResult], list[str]]:
-    """Return the rows of the fine-tuned surrogate, measured now or recorded, with notes; or a note that they are missing."""
+    """Return the rows of the fine-tuned surrogate, measured now or recorded, with notes; nothing if there are none."""
     if config.finetuned is not None:
         return finetuned_rows(config.finetuned, problems, config), [
             f"fine-tuned surrogate: the deterministic rollout of {config.finetuned}."
@@ -368,8 +368,8 @@ def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[Me
     if config.recorded is not None and Path(config.recorded).exists():
         rows, note = read_recorded(config.recorded, problems)
         return rows, [f"recorded: {note}"]
-    missing = f" ({config.recorded} is not there)" if config.recorded is not None else ""
-    return [], [f"The row of the surrogate fine-tuned on the reward split for equal time is left out{missing}."]
+    missing = f"The row of the surrogate fine-tuned on the reward split is left out: {config.recorded} is not there."
+    return [], [missing] if config.recorded is not None else []
 
 
 def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluation) -> str:

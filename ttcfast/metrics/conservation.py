@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,8 @@ def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentu
     With ``d_q(t) = sum_cells volume * (q(t) - q(0))``, summed over per-cell differences in float64, the drift of mass is
     ``|d_rho| / sum volume |rho(0)|`` and that of energy ``|d_E| / sum volume |E(0)|``. That of momentum combines the components of
     ``d_(rho u)`` and divides by ``sum volume |rho| (|u| + c)`` at the first frame, which is positive even if the total momentum is 0.
-    A quantity of other fields is divided by the integral of its magnitude at the first frame.
+    A quantity of other fields is divided by the integral of its magnitude at the first frame, or where that is 0, as of momentum at rest,
+    by the largest one of a later frame.
 
     Args:
         trajectory: ``[N, T+1, C, *S]`` or ``[C, T+1, *S]`` in physical units, in the variables of ``spec``.
@@ -48,8 +51,10 @@ def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentu
     if isinstance(spec, EulerSpec):
         sizes = _sizes(first, spec, volume)
     else:
-        magnitudes = [first[:, list(group)].square().sum(1).sqrt() for group in groups.values()]
-        sizes = _integral(torch.stack(magnitudes, 1), volume).clamp_min(1e-300)
+        sizes = _magnitudes(first, groups, volume)
+        if bool((sizes == 0).any()):
+            largest = torch.stack([_magnitudes(frame, groups, volume) for frame in frames.unbind(1)]).nan_to_num(posinf=0).amax(0)
+            sizes = torch.where(sizes == 0, largest.clamp_min(1e-300), sizes)
     drift = []
     for t in range(frames.shape[1]):
         fields = conserved_fields(frames[:, t], spec) if isinstance(spec, EulerSpec) else frames[:, t].double()
@@ -76,6 +81,11 @@ def _sizes(first: Tensor, spec: EulerSpec, volume: Tensor) -> Tensor:
     sound = (gamma * pressure.clamp_min(0) / rho.abs().clamp_min(1e-300)).sqrt()
     parts = torch.stack([rho.abs(), rho.abs() * (speed + sound), first[:, -1].abs()], 1)
     return _integral(parts, volume).clamp_min(1e-300)
+
+
+def _magnitudes(x: Tensor, groups: Mapping[str, tuple[int, ...]], volume: Tensor) -> Tensor:
+    """Integrals ``[N, quantities]`` of the magnitudes of quantities of states ``[N, C, *S]``."""
+    return _integral(torch.stack([x[:, list(group)].double().square().sum(1).sqrt() for group in groups.values()], 1), volume)
 
 
 def _integral(fields: Tensor, volume: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import os
@@ -86,8 +87,11 @@ def name_of_model(checkpoint: str | None, factory: str | None) -> str:
 
 
 def provenance_of(surrogate: Surrogate) -> dict[str, Any]:
-    """Return what a record says about a factory's model, under ``"model"``: factory, args and a hash of the weights; {} for checkpoints."""
-    return {} if surrogate.origin is None else {"model": {**surrogate.origin, "weights": surrogate_hash(surrogate)}}
+    """Return what a record says about a factory's model, under ``"model"``: factory, args, a hash of the weights, and the noise that it
+    has where a run gives none; {} for checkpoints."""
+    if surrogate.origin is None:
+        return {}
+    return {"model": {**surrogate.origin, "weights": surrogate_hash(surrogate), "stochastic": dataclasses.asdict(surrogate.stochastic)}}
 
 
 def _function(name: str) -> Callable[..., Any]:

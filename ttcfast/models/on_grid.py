@@ -64,7 +64,7 @@ def require_fit(found: TrajectorySet, surrogate: Surrogate, checkpoint: str) -> 
     require_units(units_of_data(found), units_of(surrogate, checkpoint), remedy)
 
 
-def require_directions_fit(found: TrajectorySet, stochastic: StochasticConfig | Mapping[str, Any] | None) -> None:
+def require_directions_fit(found: TrajectorySet, stochastic: StochasticConfig | Mapping[str, Any]) -> None:
     """Raise ``DataError`` unless the directions along which candidates lie, if any, were learned at the data's time step and cells."""
     directions = StochasticConfig.of(stochastic).directions
     if directions is not None:

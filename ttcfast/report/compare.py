@@ -78,17 +78,23 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[dict[
 def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:
     write_csv(out / "report.csv", rows)
     with atomic_write(out / "report.md") as file:
-        file.write(markdown_table(_COLUMNS, _cells(rows, _COLUMNS), notes, text_columns=2))
+        file.write(markdown_table(_columns(rows), _cells(rows, _columns(rows)), notes, text_columns=2))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns of the table, without the drift where nothing is conserved."""
+    return [column for column in _COLUMNS if column != "drift" or any(row[column] is not None for row in rows)]
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console, out: Path) -> None:
     left_out: list[str] = []
-    table = _table(rows, _COLUMNS)
-    for column in _DROPPED:
+    columns = _columns(rows)
+    table = _table(rows, columns)
+    for column in (column for column in _DROPPED if column in columns):
         if fits(console, table):
             break
         left_out.append(column)
-        table = _table(rows, [c for c in _COLUMNS if c not in left_out])
+        table = _table(rows, [c for c in columns if c not in left_out])
     print_whole(console, table)
     if left_out:
         console.print(f"Left out for want of width: {', '.join(left_out)}; see {out / 'report.csv'} or {out / PAGE}.", soft_wrap=True)

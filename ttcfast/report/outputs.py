@@ -14,7 +14,7 @@ from torch import Tensor
 from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.frontier import Frontier
-from ttcfast.evaluation.results import Gain, MethodResult
+from ttcfast.evaluation.results import Gain, MethodResult, chooses_by_reward
 from ttcfast.evaluation.sweep import Sweep
 from ttcfast.evaluation.table import cells, explanation, markdown_table
 from ttcfast.runtime.files import atomic_write, strict, write_csv, write_json
@@ -185,8 +185,7 @@ def shown_method(evaluation: Evaluation) -> MethodResult | None:
     """Return the method whose fields are drawn: the last reward's (a learned one follows ARM), with projection if there is one."""
     if evaluation.baseline.trajectory is None:
         return None
-    others = ("deterministic", "random", "mean", "finetuned")
-    honest = [r for r in evaluation.results if r.method not in others and "oracle" not in r.method and r.trajectory is not None]
+    honest = [r for r in evaluation.results if chooses_by_reward(r.method) and r.trajectory is not None]
     return next((r for r in reversed(honest) if r.projected), honest[-1] if honest else None)
 
 

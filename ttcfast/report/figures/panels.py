@@ -29,7 +29,7 @@ def field_panels(
     quantity: str = "density",
     steps: Sequence[int] | None = None,
     times: Tensor | None = None,
-    extent: float = 1.0,
+    extent: tuple[float, ...] | None = None,
 ) -> Figure:
     """Draw truth, deterministic rollout, ``result`` and both errors as rows, with steps as columns.
 
@@ -44,7 +44,7 @@ def field_panels(
         quantity: Name of the channel, with its unit if it has one.
         steps: Steps to show; None takes four spread over the steps with a known truth.
         times: ``[K+1]``, times of the steps, for the titles; None omits them.
-        extent: Length of the domain in x.
+        extent: Lengths of the domain in x, and where there is one in y; None means equal cells and a length of 1 in x.
 
     Raises:
         ValueError: A result has no trajectory.
@@ -56,6 +56,7 @@ def field_panels(
     baseline, ours = (_slice(r.trajectory[position, steps, channel]) for r in (evaluation.baseline, result) if r.trajectory is not None)
     titles = [f"step {s}" + (f"\nt = {float(times[s]):.2f}" if times is not None and s < len(times) else "") for s in steps]
     problem = evaluation.shown[position]
+    extent = tuple(n / truth.shape[1] for n in truth.shape[1:]) if extent is None else extent
     if truth.ndim == 2:
         return _curves(truth, baseline, ours, result, titles, quantity, problem, extent)
     return _images(truth, baseline, ours, result, titles, quantity, problem, extent)
@@ -72,7 +73,14 @@ def _slice(fields: Tensor) -> Masked:
 
 
 def _images(
-    truth: Masked, baseline: Masked, ours: Masked, result: MethodResult, titles: list[str], quantity: str, problem: int, extent: float
+    truth: Masked,
+    baseline: Masked,
+    ours: Masked,
+    result: MethodResult,
+    titles: list[str],
+    quantity: str,
+    problem: int,
+    extent: tuple[float, ...],
 ) -> Figure:
     rows = [
         ("truth", truth, False),
@@ -81,9 +89,8 @@ def _images(
         ("deterministic\n− truth", baseline - truth, True),
         (f"{result.name}\n− truth", ours - truth, True),
     ]
-    shape = truth.shape[1:]
-    sides = (0.0, extent, 0.0, extent * shape[1] / shape[0])
-    figure = new_figure(2.0 + 2.1 * len(titles), 1.0 + 2.0 * len(rows) * min(shape[1] / shape[0], 1.5), f"{quantity}, problem {problem}")
+    sides, tall = (0.0, extent[0], 0.0, extent[1]), min(max(extent[1] / extent[0], 0.3), 1.5)
+    figure = new_figure(2.0 + 2.1 * len(titles), 1.0 + 2.0 * len(rows) * tall, f"{quantity}, problem {problem}")
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     low, high = float(truth.min()), float(truth.max())  # of the truth alone: a rollout that ran away must not flatten the others
     largest = error_scale(baseline - truth, ours - truth)
@@ -129,11 +136,18 @@ def error_scale(*errors: Masked) -> float:
 
 
 def _curves(
-    truth: Masked, baseline: Masked, ours: Masked, result: MethodResult, titles: list[str], quantity: str, problem: int, extent: float
+    truth: Masked,
+    baseline: Masked,
+    ours: Masked,
+    result: MethodResult,
+    titles: list[str],
+    quantity: str,
+    problem: int,
+    extent: tuple[float, ...],
 ) -> Figure:
     figure = new_figure(1.5 + 2.6 * len(titles), 5.0, f"{quantity}, problem {problem}")
     fields, errors = figure.subplots(2, len(titles), squeeze=False, sharex=True, sharey="row")
-    x = (np.arange(truth.shape[1]) + 0.5) * extent / truth.shape[1]
+    x = (np.arange(truth.shape[1]) + 0.5) * extent[0] / truth.shape[1]
     for column, title in enumerate(titles):
         fields[column].plot(x, truth[column], color="#9A9A9A", linewidth=3, label="truth")
         for name, values, method in (("deterministic", baseline, "deterministic"), (result.name, ours, result.method)):

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ttcfast.evaluation.results import LABELS
+from ttcfast.evaluation.results import LABELS, chooses_by_reward
 from ttcfast.evaluation.table import in_words, percent
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
-_REFERENCES = ("deterministic", "random", "mean", "oracle", "finetuned")  # rows that no user chooses by a reward
 Method = Mapping[str, Any]
 
 
@@ -21,7 +20,7 @@ def name_of(method: Method) -> str:
 
 def best_reward(methods: Sequence[Method]) -> Method | None:
     """Return the method with the smallest error among those that choose by a reward, or None."""
-    chosen = [m for m in methods if m["method"] not in _REFERENCES and not m.get("recorded") and m["rollout_mse"] is not None]
+    chosen = [m for m in methods if chooses_by_reward(m["method"]) and not m.get("recorded") and m["rollout_mse"] is not None]
     return min(chosen, key=lambda m: m["rollout_mse"], default=None)
 
 
