@@ -260,3 +260,35 @@ def test_components_are_grouped_where_all_are_there():
     assert tensor_fields(("v_x", "v_y"), 3) == {"v_x": ("v_x",), "v_y": ("v_y",)}
     assert tensor_fields(("v", "v_x", "v_y"), 2) == {"v": ("v",), "v_x": ("v_x",), "v_y": ("v_y",)}
     assert tensor_fields(("u_x",), 1) == {"u_x": ("u_x",)}
+
+
+def test_cells_of_a_sphere_shrink_towards_its_poles(stored):
+    path = stored[0]
+    theta = (torch.arange(8, dtype=torch.float64) + 0.5) * torch.pi / 8
+    with h5py.File(path, "r+") as file:
+        for old, new in (("x", "theta"), ("y", "phi")):
+            file.move(f"dimensions/{old}", f"dimensions/{new}")
+        file["dimensions"].attrs["spatial_dims"] = ["theta", "phi"]
+        file["dimensions/theta"][...] = theta.numpy()
+        file["dimensions/phi"][...] = torch.arange(6).double().numpy() * torch.pi / 3
+        flat = TrajectoryFile(path).spec.cell_volume
+        file.attrs["grid_type"] = "equiangular"
+    assert flat == pytest.approx(torch.pi**2 / 24)
+    torch.testing.assert_close(TrajectoryFile(path).spec.cell_volume, (flat * theta.sin()).unsqueeze(1).expand(8, 6))
+
+
+def test_a_chosen_channel_may_leave_out_what_is_given(stored):
+    assert declare(stored[0], names=["concentration"], conserved="all").spec.given == ()
+
+
+@pytest.mark.parametrize(
+    "layout, said",
+    [
+        ({"boundary_mask": [[True]]}, r"has a boundary mask \[1, 1\]; the file has cells \[8, 6\]"),
+        ({"boundary_value": [[[1.0, 2.0]]]}, r"has boundary values \[1, 1, 2\]; they must broadcast to"),
+        ({"periodic": "no"}, "periodic is 'no'"),
+    ],
+)
+def test_a_layout_that_does_not_fit_the_cells_is_one_clear_error(stored, layout, said):
+    with pytest.raises(DataError, match=said):
+        declare(stored[0], **layout)

@@ -7,8 +7,9 @@ import torch
 
 from ttcfast.data.generate import KolmogorovFlow
 from ttcfast.evaluation.evaluate import Problems
-from ttcfast.evaluation.solvers import solver_results
+from ttcfast.evaluation.solvers import check_solvers, solver_results
 from ttcfast.physics.navier_stokes import VorticitySolver, random_vorticity, spectral_resampling
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.spec import StateSpec
 
 PARAMETERS = {"system": "kolmogorov", "kolmogorov": asdict(KolmogorovFlow(viscosity=0.02)), "cfl": 0.5}
@@ -33,6 +34,16 @@ def test_beyond_the_truth_the_solver_goes_on():
     assert solver_results(problems(6), PARAMETERS, 0.1, (16,))[0].drift["vorticity"].shape == (2, 7)
 
 
-def test_data_of_another_system_are_refused():
-    with pytest.raises(ValueError, match="the data are of system None; there is a solver for 'kolmogorov' here"):
-        solver_results(problems(), {}, 0.1)
+@pytest.mark.parametrize(
+    "others, cells, message",
+    [
+        ({"system": None}, (16,), r"eval.solvers is \[16\], and the data are of system None; there is a solver for 'kolmogorov' here"),
+        ({"kolmogorov": asdict(KolmogorovFlow(viscosity=0.1))}, (16,), "the data files are of flows with other parameters"),
+        ({}, (16, 15), r"eval.solvers is \[16, 15\]; 15 is no even number of at least 9 cells"),
+        ({}, (8,), "8 is no even number of at least 9 cells"),
+    ],
+)
+def test_what_cannot_be_solved_is_refused(others, cells, message):
+    check_solvers([PARAMETERS, PARAMETERS], (16, 32))
+    with pytest.raises(ArgumentError, match=message):
+        check_solvers([PARAMETERS, {**PARAMETERS, **others}], cells)

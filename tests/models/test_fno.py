@@ -1,5 +1,7 @@
 """The Fourier neural operator: its symmetry, its sites of noise, checkpoints, and that it learns."""
 
+import copy
+
 import pytest
 import torch
 
@@ -69,3 +71,12 @@ def test_wrong_sizes_are_one_clear_error(sizes, message):
         FNOConfig(**{"grid": (16, 16), "modes": 4, **sizes})
     with pytest.raises(ValueError, match="this FNO takes"):
         model()(torch.zeros(1, 2, 16, 16))
+
+
+def test_in_double_precision_it_is_precise():
+    fno, x = model(), torch.randn(2, 1, 16, 16, dtype=torch.float64)
+    double = copy.deepcopy(fno).double()
+    found = double(x)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), fno(x.float()), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(double(x.roll(3, 2)), found.roll(3, 2), atol=1e-13, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.foreign import trajectories, write_data
 from tests.killed import kill_at_update
 from ttcfast.data import GenerateConfig, TrajectoryFile, generate, write_well
 from ttcfast.models import load_surrogate
-from ttcfast.models.train import TrainConfig, TrainingError, train
+from ttcfast.models.train import TrainConfig, TrainingError, _Run, train
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import StateSpec
@@ -155,3 +156,14 @@ def test_data_that_the_model_cannot_learn_are_refused(tmp_path):
             write_well(tmp_path / str(spec.ndim) / split / "a.hdf5", states, range(4), spec, dataset_name="a")
         with pytest.raises(ArgumentError, match=said):
             train(TrainConfig(data=str(tmp_path / str(spec.ndim)), out=str(tmp_path / "run"), model=SIZES))
+
+
+@pytest.mark.parametrize("shifts", [(-1,), (2,), (0, 0)])
+def test_shifts_along_what_is_no_periodic_axis_are_refused(config, shifts):
+    with pytest.raises(ArgumentError, match=r"shifts is .*; name each periodic axis of the data at most once: 0, 1"):
+        train(dataclasses.replace(config, shifts=shifts))
+
+
+def test_settings_of_runs_before_there_were_other_models_stay_the_same(config):
+    assert not {"architecture", "fno", "shifts"} & set(_Run(config, Path(config.out)).settings())
+    assert "shifts" in _Run(dataclasses.replace(config, shifts=(0,)), Path(config.out)).settings()

@@ -88,7 +88,13 @@ def test_starts_are_keyed_and_have_the_size_asked_for():
         (lambda: VorticitySolver(drag=-1.0), "drag is -1.0"),
         (lambda: VorticitySolver(dtype=torch.float16), "dtype is torch.float16"),
         (lambda: VorticitySolver().rollout(torch.zeros(1, 2, 8, 8), [1.0]), r"expected vorticity \[N, 1, n, n\]"),
-        (lambda: VorticitySolver().rollout(torch.zeros(1, 1, 8, 8), [1.0, 0.5]), "ascending from 0"),
+        (lambda: VorticitySolver().rollout(torch.zeros(1, 1, 10, 10), [1.0, 0.5]), "ascending from 0"),
+        (lambda: VorticitySolver(wave_number=1.5), "wave_number is 1.5"),
+        (
+            lambda: VorticitySolver(wave_number=6).rollout(torch.zeros(1, 1, 12, 12), [1.0]),
+            "wave_number is 6, which a grid of 12",
+        ),
+        (lambda: VorticitySolver(wave_number=6).rate(torch.zeros(1, 1, 12, 12)), "give more than 12$"),
     ],
 )
 def test_wrong_arguments_are_one_clear_error(call, message):

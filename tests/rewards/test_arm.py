@@ -211,3 +211,9 @@ def test_names_that_are_no_penalties_are_refused_at_once():
 def test_budgets_of_unknown_names_are_refused_at_once(spec, known):
     with pytest.raises(ValueError, match=f"budgets names 'charge', which is no conserved quantity; they are {known}$"):
         ARMScorer(spec=spec, budgets={"charge": 1.0})
+
+
+def test_a_budget_without_an_entry_for_a_problem_is_one_clear_error():
+    scorer = ARMScorer(spec=StateSpec.fields("q", conserved="all"), budgets={"q": torch.ones(2)})
+    with pytest.raises(ValueError, match="the budget of 'q' has 2 entries and problem 5 needs its own"):
+        scorer.score_group(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 1, 4, 4), ScoreContext(0, torch.tensor([5])))

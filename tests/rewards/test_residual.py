@@ -317,3 +317,19 @@ def test_a_function_that_writes_into_its_input_is_named():
 def test_wrong_input_is_one_clear_error(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_vorticity_in_half_precision_is_scored(dtype):
+    state = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    candidates = state.unsqueeze(1) + torch.tensor([0.1, 0.5]).reshape(1, 2, 1, 1, 1) * torch.randn(1, 2, 1, 16, 16)
+    scorer = VorticityResidual(0.1, viscosity=0.01)
+    found = scorer.score(state.to(dtype), candidates.to(dtype))
+    torch.testing.assert_close(found.float(), scorer.score(state.to(dtype).float(), candidates.to(dtype).float()), rtol=1e-2, atol=1e-2)
+
+
+def test_vorticity_at_rest_has_finite_scores_that_tell_candidates_apart():
+    still = torch.zeros(1, 1, 16, 16)
+    candidates = torch.tensor([0.0, 0.001, 1.0]).reshape(1, 3, 1, 1, 1) * torch.randn(1, 1, 1, 16, 16)
+    found = VorticityResidual(0.1, viscosity=0.1).score(still, candidates)
+    assert found.isfinite().all() and found[0, 0] == 0 and found[0, 0] > found[0, 1] > found[0, 2]

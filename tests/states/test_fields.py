@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 
 import pytest
@@ -66,14 +67,20 @@ def test_tensors_of_a_layout_move_with_it():
         ({"conserved": "u", "given": "u"}, "u would be conserved twice"),
         ({"conserved": {"bounds": "u"}}, "conserved quantity 'bounds' has the name of another penalty"),
         ({"bounds": {"w": (0, 1)}}, "bounds names 'w', which is no channel; the channels are u, v"),
-        ({"bounds": {"u": (1, 0)}}, r"bounds of 'u' are \(1.0, 0.0\); give a smaller number and a larger one"),
+        ({"bounds": {"u": (1, 0)}}, r"bounds of 'u' are \(1, 0\); give a smaller number and a larger one"),
         ({"divergence_free": ("u",)}, r"divergence_free is \('u',\) in 2 dimensions"),
         ({"divergence_free": ("u", "v"), "ndim": 1}, "in 1 dimensions"),
         ({"mean_zero": "p"}, "mean_zero names 'p', which is no channel"),
         ({"given": ("u", "u")}, r"given is \('u', 'u'\); name each channel once"),
         ({"spacing": (1.0,)}, r"spacing is \(1.0,\); give one distance above 0 for each of 2 dimensions"),
         ({"cell_volume": 0.0}, "cell_volume is 0.0; it must be positive"),
-        ({"periodic": (True,)}, "give one flag or 2 of them"),
+        ({"periodic": (True,)}, "give true or false, or 2 of them"),
+        ({"periodic": "no"}, "periodic is 'no'; give true or false, or 2 of them"),
+        ({"bounds": {"u": 0.0}}, "bounds of 'u' are 0.0; give a smaller number and a larger one"),
+        ({"bounds": {"u": (0, 1, 2)}}, r"bounds of 'u' are \(0, 1, 2\); give a smaller"),
+        ({"bounds": {"u": ("a", 1)}}, r"bounds of 'u' are \('a', 1\); give a smaller"),
+        ({"bounds": {"u": (math.inf, None)}}, r"bounds of 'u' are \(inf, None\); give a smaller"),
+        ({"bounds": {"u": (math.nan, None)}}, r"bounds of 'u' are \(nan, None\); give a smaller"),
     ],
 )
 def test_wrong_declarations_are_one_clear_error(options, message):
@@ -92,3 +99,9 @@ def test_given_channels_are_carried():
     spec, new, old = StateSpec.fields("a", "b", "c", given=("a", "c")), torch.zeros(2, 5, 3, 4, 4), torch.ones(2, 5, 3, 4, 4)
     assert spec.carried(new, old, channel_axis=2).mean((0, 1, 3, 4)).tolist() == [1, 0, 1]
     assert StateSpec.fields("a").carried(new, old, channel_axis=2) is new
+
+
+def test_what_is_predicted_is_all_but_what_is_given():
+    x = torch.arange(6.0).reshape(1, 3, 2)
+    assert StateSpec.fields("a", "b", "c", given="b").predicted(x, channel_axis=1).tolist() == [[[0, 1], [4, 5]]]
+    assert StateSpec.fields("a").predicted(x, channel_axis=1) is x

@@ -17,13 +17,13 @@ LAYOUT = Layout(
     CeilingConfig,
     keys={**MODEL, "data": "data.root", "problems": "data.n", "split": "data.split", "reading": "data"},
     free=("sources", "fm.args"),
-    instead=INSTEAD,
+    instead={"fm.factory": {**INSTEAD["fm.factory"], "sources": "null"}},  # the noise of the model
     places=("data",),
 )
 
 
 def run(values: Mapping[str, Any]) -> None:
-    sources = {name: source for name, source in values["sources"].items() if source is not None}
+    sources = {name: source for name, source in (values["sources"] or {}).items() if source is not None}
     config = LAYOUT.build({**values, "sources": sources})
     with run_lock(config.out):
         save(config.out, values, "ceiling")

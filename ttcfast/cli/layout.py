@@ -20,7 +20,7 @@ INSTEAD = {"fm.factory": {"fm.ckpt": "null"}}
 
 def with_noise(key: str) -> dict[str, dict[str, str]]:
     """Like ``INSTEAD`` for a command whose noise lies below ``key``: the model's own, or else given without what our recipe adds."""
-    return {name: {**others, key: "null", f"{key}.latent_sigma": "0.0"} for name, others in INSTEAD.items()}
+    return {"fm.factory": {**INSTEAD["fm.factory"], key: "null", f"{key}.latent_sigma": "0.0"}}
 
 
 _MISSING = (dataclasses.MISSING, inspect.Parameter.empty)

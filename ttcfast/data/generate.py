@@ -136,6 +136,11 @@ class GenerateConfig:
             one_of("presets", preset, tuple(PRESETS))
         if self.system == "kolmogorov" and (self.own("grid") % 2 or self.own("grid") < 8):
             raise ArgumentError(f"grid is {self.grid}; a spectral solver takes an even number of at least 8 cells")
+        if self.system == "kolmogorov" and not self.kolmogorov.wave_number < self.own("grid") / 2:
+            least = 2 * self.kolmogorov.wave_number + 2
+            raise ArgumentError(
+                f"grid is {self.grid} and does not hold kolmogorov.wave_number={self.kolmogorov.wave_number}; give at least {least}"
+            )
         for preset, given in self.ranges.items():
             one_of("ranges", preset, tuple(PRESETS))
             known = [name for name in inspect.signature(PRESETS[preset]).parameters if name not in ("n", "grid", "seed", "first", "gamma")]

@@ -113,7 +113,8 @@ def described(file: h5py.File, fields: Sequence[StoredField], axes: Sequence[str
     if gas:
         known.pop("spacing")
     else:
-        known |= {"names": names, "given": [name for field in fields if not field.time for name in field.names]}
+        chosen = (layout or {}).get("names", names)  # one name, or several
+        known |= {"names": names, "given": [name for field in fields if not field.time for name in field.names if name in chosen]}
     try:
         spec = StateSpec.from_meta({**known, **(layout or {})})
     except (TypeError, ValueError, AttributeError) as error:
@@ -127,9 +128,18 @@ def described(file: h5py.File, fields: Sequence[StoredField], axes: Sequence[str
     volume = spec.cell_volume
     if torch.is_tensor(volume) and volume.ndim and tuple(volume.shape) != shape:
         raise ValueError(f"its root attribute {LAYOUT} has cell volumes {list(volume.shape)}; the file has cells {list(shape)}")
+    mask, value = spec.boundary_mask, spec.boundary_value
+    if mask is not None and tuple(mask.shape) != shape:
+        raise ValueError(f"its root attribute {LAYOUT} has a boundary mask {list(mask.shape)}; the file has cells {list(shape)}")
+    if torch.is_tensor(value) and not _broadcasts(tuple(value.shape), (spec.num_channels, *shape)):
+        raise ValueError(f"its root attribute {LAYOUT} has boundary values {list(value.shape)}; they must broadcast to [C, *S] of the file")
     if isinstance(spec, FieldSpec) and spec.divergence_free and spec.spacing is None and torch.is_tensor(volume):
         raise ValueError("divergence_free needs evenly spaced coordinates, or a spacing; leave it out of the layout")
     return spec
+
+
+def _broadcasts(sizes: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(sizes) <= len(to) and all(n in (1, m) for n, m in zip(reversed(sizes), reversed(to)))
 
 
 def tensor_fields(names: Sequence[str], ndim: int) -> dict[str, tuple[str, ...]]:
@@ -221,16 +231,33 @@ def _declared(file: h5py.File) -> dict[str, Any] | None:
 
 
 def _cells(file: h5py.File, axes: Sequence[str], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return ``spacing`` and ``cell_volume`` of the coordinates: one distance per axis, or cells of their own volumes."""
+    """Return ``spacing`` and ``cell_volume`` of the coordinates: one distance per axis, or cells of their own volumes.
+
+    Where the root attribute ``grid_type`` is not cartesian, axes named theta and phi are polar and azimuthal angles in radians, and r is a
+    radius.
+    """
+    curved = texts(file.attrs.get("grid_type", "cartesian"))[0] != "cartesian" and {"theta", "phi"} & set(axes)
     try:
+        if curved:
+            raise ValueError("cells of a curved grid differ")
         steps = tuple(spacing(file, f"dimensions/{name}", cells) for name, cells in zip(axes, shape, strict=True))
         return {"spacing": steps, "cell_volume": math.prod(steps)}
     except ValueError:
         widths = [_widths(file, f"dimensions/{name}", cells) for name, cells in zip(axes, shape, strict=True)]
+        if curved:
+            widths = [width * _stretch(file, name, axes) for name, width in zip(axes, widths, strict=True)]
         volumes = widths[0]
         for own in widths[1:]:
             volumes = volumes.unsqueeze(-1) * own
         return {"spacing": None, "cell_volume": volumes}
+
+
+def _stretch(file: h5py.File, name: str, axes: Sequence[str]) -> Tensor:
+    """Return the factor ``[cells]`` by which the metric of polar or spherical coordinates widens cells along an axis."""
+    x = torch.from_numpy(hdf5.array(values(file, f"dimensions/{name}", ["cells"])).astype(np.float64))
+    if name == "r":
+        return x.abs() ** len({"theta", "phi"} & set(axes))
+    return x.sin().abs().clamp_min(1e-12) if name == "theta" and "phi" in axes else torch.ones_like(x)
 
 
 def _widths(file: h5py.File, name: str, cells: int) -> Tensor:

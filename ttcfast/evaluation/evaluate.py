@@ -68,11 +68,10 @@ class Problems:
 
     def error(self, trajectory: Tensor) -> Tensor:
         """Return the mean squared error ``[N, frames]`` of a trajectory over cells and the channels that a model predicts."""
-        truth, scale, given = self.truth[:, : trajectory.shape[1]], self.scale, self.spec.given_channels
-        if given:
-            at = [c for c in range(truth.shape[2]) if c not in given]
-            trajectory, truth, scale = trajectory[:, :, at], truth[:, :, at], None if scale is None else scale[at]
-        return rollout_mse(trajectory[:, : truth.shape[1]], truth, scale=scale, ndim=self.spec.ndim)
+        frames = min(trajectory.shape[1], self.truth.shape[1])
+        found, truth = (self.spec.predicted(x[:, :frames], channel_axis=2) for x in (trajectory, self.truth))
+        scale = None if self.scale is None else self.spec.predicted(self.scale, channel_axis=0)
+        return rollout_mse(found, truth, scale=scale, ndim=self.spec.ndim)
 
     def can_project(self, kind: str | None = None) -> bool:
         """Whether the layout declares what this projection, by default that onto totals, imposes."""

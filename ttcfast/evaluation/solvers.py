@@ -11,12 +11,26 @@ from torch import Tensor
 
 from ttcfast.metrics import conservation_drift
 from ttcfast.physics.navier_stokes import VorticitySolver, spectral_resampling
+from ttcfast.runtime.errors import ArgumentError
 
 from .evaluate import Problems
 from .results import MethodResult
 
 SYSTEM = "kolmogorov"
 SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from the frame that the model sees, on a grid of n x n cells."
+
+
+def check_solvers(stored: Sequence[Mapping[str, Any]], cells: Sequence[int]) -> None:
+    """Raise ``ArgumentError`` unless all data files, by their stored parameters, are of one flow that can be solved on these grids."""
+    said = f"eval.solvers is {list(cells)}"
+    if other := [parameters.get("system") for parameters in stored if parameters.get("system") != SYSTEM]:
+        raise ArgumentError(f"{said}, and the data are of system {other[0]!r}; there is a solver for {SYSTEM!r} here")
+    flows = [{**parameters["kolmogorov"], "spin_up": None} for parameters in stored]
+    if any(flow != flows[0] for flow in flows):
+        raise ArgumentError(f"{said}, and the data files are of flows with other parameters; run each by itself")
+    least = max(8, 2 * flows[0]["wave_number"] + 1)
+    if wrong := [n for n in cells if n % 2 or n < least]:
+        raise ArgumentError(f"{said}; {wrong[0]} is no even number of at least {least} cells")
 
 
 def solver_results(
@@ -33,10 +47,8 @@ def solver_results(
         cells: Cells per axis of each solution.
 
     Raises:
-        ValueError: The data are of another system.
+        ValueError: There is no time step.
     """
-    if parameters.get("system") != SYSTEM:
-        raise ValueError(f"the data are of system {parameters.get('system')!r}; there is a solver for {SYSTEM!r} here")
     if time_step is None:
         raise ValueError("time_step is None; a solver needs the time between frames")
     flow = {name: value for name, value in parameters["kolmogorov"].items() if name != "spin_up"}

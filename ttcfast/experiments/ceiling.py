@@ -35,7 +35,7 @@ class CeilingConfig:
 
     Args:
         checkpoint, factory, args, data, split, reading, problems, device: As in ``RunTTCConfig``.
-        sources: What makes the candidates differ (``StochasticConfig``), by name.
+        sources: What makes the candidates differ (``StochasticConfig``), by name; none means the surrogate's own noise, called ``own``.
         factors: Values of B, including the deterministic step.
         states: Steps of the truth from which single steps are compared; the groups of all B are nested.
         steps: Length of greedy rollouts by the oracle, at B evaluations per step and problem; 0 skips them.
@@ -61,8 +61,8 @@ class CeilingConfig:
     def __post_init__(self) -> None:
         check_one_model(self.checkpoint, self.factory, self.args)
         at_least("steps", self.steps, 0)
-        if not self.factors or not self.sources:
-            raise ValueError(f"factors is {list(self.factors)} and sources names {', '.join(self.sources) or 'none'}; give some of both")
+        if not self.factors:
+            raise ValueError("factors is []; give some")
         for value in self.factors:
             whole("factors", value, 2)
         for value in self.states:
@@ -106,6 +106,7 @@ def ceiling(config: CeilingConfig) -> list[Ceiling]:
     name = name_of_model(config.checkpoint, config.factory)
     where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": name}
     problems, data = read_problems(surrogate, config.data, max(1, config.steps), shown=(), **where)
+    sources = sources or {"own": surrogate.stochastic}
     for stochastic in sources.values():
         require_directions_fit(data, stochastic)
     last = problems.truth.shape[1] - 1

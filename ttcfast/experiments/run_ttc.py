@@ -20,7 +20,7 @@ from ttcfast.evaluation.frontier import Frontier, trace_frontier
 from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
-from ttcfast.evaluation.solvers import SOLVER_NOTE, solver_results
+from ttcfast.evaluation.solvers import SOLVER_NOTE, check_solvers, solver_results
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
@@ -200,6 +200,8 @@ def run_ttc(
     where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": name}
     problems, source = read_problems(surrogate, config.data, config.steps, shown=config.shown, **where)
     _require_units(config, source, surrogate)
+    if config.solvers:
+        check_solvers([file.parameters for file in source.files], config.solvers)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
     resume = out / "resume" if config.resume else None

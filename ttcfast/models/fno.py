@@ -108,8 +108,9 @@ class Layer(nn.Module):
         return z + self.drop(F.gelu(self._spectral(z) + self.local(z)))
 
     def _spectral(self, z: Tensor) -> Tensor:
-        m, amplitudes = self.modes, torch.fft.rfft2(z.float())
-        positive, negative = torch.view_as_complex(self.weight.float()).unbind(0)
+        wide = torch.promote_types(z.dtype, torch.float32)  # there are no spectra in half precision
+        m, amplitudes = self.modes, torch.fft.rfft2(z.to(wide))
+        positive, negative = torch.view_as_complex(self.weight.to(wide)).unbind(0)
         out = torch.zeros_like(amplitudes)
         out[:, :, :m, :m] = torch.einsum("nixy,ioxy->noxy", amplitudes[:, :, :m, :m], positive)
         out[:, :, -m:, :m] = torch.einsum("nixy,ioxy->noxy", amplitudes[:, :, -m:, :m], negative)

@@ -24,17 +24,19 @@ def one_step_error(surrogate: Surrogate, truth: Tensor, *, batch: int = 64) -> O
 
     Args:
         surrogate: Surrogate with history 1.
-        truth: ``[N, T+1, C, *S]`` in physical units. Fields are compared in the surrogate's normalised units, as in Poseidon.
+        truth: ``[N, T+1, C, *S]`` in physical units. Fields that are not given are compared in the surrogate's
+            normalised units, as in Poseidon.
         batch: Number of states through the model at once.
     """
     if surrogate.history != 1:
         raise ValueError(f"surrogate has history {surrogate.history}; one_step_error takes surrogates that see one frame")
-    normalizer, ndim = surrogate.normalizer, surrogate.spec.ndim
-    mean, scale = (None, None) if normalizer is None else (normalizer.mean, normalizer.std)
+    normalizer, spec = surrogate.normalizer, surrogate.spec
+    mean, scale = (None, None) if normalizer is None else (spec.predicted(x, channel_axis=0) for x in (normalizer.mean, normalizer.std))
     before, after = truth[:, :-1], truth[:, 1:]
     ids = torch.arange(len(truth))
     steps = torch.stack([_step(surrogate, before[:, t], t, ids, batch) for t in range(before.shape[1])], 1)
-    errors = (float(relative_l1(guess, after, mean=mean, scale=scale, ndim=ndim).mean()) for guess in (steps, before))
+    steps, before, after = (spec.predicted(x, channel_axis=2) for x in (steps, before, after))
+    errors = (float(relative_l1(guess, after, mean=mean, scale=scale, ndim=spec.ndim).mean()) for guess in (steps, before))
     return OneStepError(*errors)
 
 

@@ -149,6 +149,10 @@ class _Run(TrainingRun):
         self.spec = data.spec
         if data.spec.ndim != 2:
             raise ArgumentError(f"data has {data.spec.ndim} space dimensions; train_fm's models take 2 (bring a model by fm.factory)")
+        wraps = data.spec.periodic_axes
+        if len(set(config.shifts)) != len(config.shifts) or not all(0 <= axis < 2 and wraps[axis] for axis in config.shifts):
+            known = ", ".join(str(axis) for axis in range(2) if wraps[axis]) or "none"
+            raise ArgumentError(f"shifts is {list(config.shifts)}; name each periodic axis of the data at most once: {known}")
         given = data.spec.given_channels
         self.predicted = torch.tensor([c for c in range(data.spec.num_channels) if c not in given])
         if not len(self.predicted):
@@ -203,6 +207,12 @@ class _Run(TrainingRun):
             start += noise
         return start, target
 
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        if self.config.architecture == "vit" and not self.config.shifts:  # runs of before there were others have none of the three
+            found = {name: value for name, value in found.items() if name not in ("architecture", "fno", "shifts")}
+        return found
+
     def validate(self, step: int) -> dict[str, float]:
         """Return errors of the averaged weights, of single steps along the truth and of rollouts over its whole length."""
         surrogate = self._averaged()
@@ -213,7 +223,8 @@ class _Run(TrainingRun):
         for _ in range(frames - 1):
             states.append(surrogate.deterministic(states[-1], step=len(states) - 1))
         rolled = torch.stack(states, 1)
-        error = rollout_mse(rolled, truth, scale=self.normalizer.std)
+        rolled, truth = (self.spec.predicted(x, channel_axis=2) for x in (rolled, truth))
+        error = rollout_mse(rolled, truth, scale=self.spec.predicted(self.normalizer.std, channel_axis=0))
         result = {"one_step_l1": one_step.surrogate, "persistence_l1": one_step.persistence}
         for horizon in (1, 4, 16, frames - 1):
             if horizon < frames:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.checks import whole
+
 from .solver import SolverError
 
 LENGTH = 2 * math.pi
@@ -56,11 +58,12 @@ class VorticitySolver:
         for name, value, least in (("viscosity", viscosity, 0), ("cfl", cfl, 0), ("longest", longest, 0)):
             if not least < value < math.inf:
                 raise ValueError(f"{name} is {value}; give a number above 0")
-        if not 0 <= drag < math.inf or wave_number < 0:
-            raise ValueError(f"drag is {drag} and wave_number {wave_number}; give numbers of at least 0")
+        if not 0 <= drag < math.inf:
+            raise ValueError(f"drag is {drag}; give a number of at least 0")
+        whole("wave_number", wave_number, 0)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype is {dtype}; give torch.float32 or torch.float64")
-        self.viscosity, self.drag, self.wave_number, self.amplitude = viscosity, drag, int(wave_number), amplitude
+        self.viscosity, self.drag, self.wave_number, self.amplitude = viscosity, drag, wave_number, amplitude
         self.cfl, self.longest, self.dtype = cfl, longest, dtype
 
     @torch.no_grad()
@@ -72,14 +75,15 @@ class VorticitySolver:
             times: Ascending times ``[T]`` >= 0.
 
         Returns:
-            ``[N, T, 1, n, n]`` in ``dtype``. The result of a problem does not depend on the rest of the batch.
+            ``[N, T, 1, n, n]`` in ``dtype``. But for rounding the result of a problem does not depend on the rest of the batch.
 
         Raises:
-            ValueError: Another shape, or times that descend.
+            ValueError: Another shape, a grid too coarse for the forcing, or times that descend.
             SolverError: A solution is no longer finite.
         """
         if w0.ndim != 4 or w0.shape[1] != 1 or w0.shape[2] != w0.shape[3] or w0.shape[2] < 8 or w0.shape[2] % 2:
             raise ValueError(f"w0 has shape {tuple(w0.shape)}; expected vorticity [N, 1, n, n] with an even n of at least 8")
+        self._check_forcing(w0.shape[-1])
         instants = torch.as_tensor(times, dtype=torch.float64, device="cpu").flatten()
         gaps = torch.diff(instants, prepend=torch.zeros(1, dtype=torch.float64))
         if len(instants) == 0 or not bool((gaps >= 0).all()):
@@ -104,10 +108,17 @@ class VorticitySolver:
         Products are computed on a grid of 3/2 as many cells, so that all waves of the given grid but its shortest are exact.
         """
         n = w.shape[-1]
+        self._check_forcing(n)
         solve = _Spectral(self, 2 * math.ceil(3 * n / 4), w.device, w.dtype)
         fine = torch.fft.rfft2(spectral_resampling(w[:, 0], solve.n))
         slope = solve.slope(fine) + solve.linear * fine
         return spectral_resampling(torch.fft.irfft2(slope, s=(solve.n, solve.n)), n).unsqueeze(1)
+
+    def _check_forcing(self, n: int) -> None:
+        if self.amplitude and not self.wave_number < n / 2:
+            raise ValueError(
+                f"wave_number is {self.wave_number}, which a grid of {n} cells does not hold; give more than {2 * self.wave_number}"
+            )
 
     def fastest_rate(self, w: Tensor) -> Tensor:
         """Return a bound of the rate at which the shortest waves of ``[N, 1, n, n]`` are carried and damped, ``[N]``."""

@@ -50,7 +50,7 @@ class ARMScorer(Scorer):
             ``StateSpec.fields`` declares of them.
         budgets: Expected change over one step of conserved quantities by name, for forced and open systems, in units of the integral: a
             number, a tensor with one value (or one per component) for each problem, selected by problem ids as gamma is, or a function
-            ``(states [N, C, *S], context) -> [N]``. None expects no change.
+            ``(states [N, C, *S], context)`` that returns such a tensor, one row per state. None expects no change.
         momentum: How momentum components combine; see ``ttcfast.ops.arm``.
         scale: Whether penalties are absolute or relative; see ``ttcfast.ops.arm``.
 
@@ -99,7 +99,10 @@ class ARMScorer(Scorer):
             if callable(budget):
                 found[name] = budget(state, context)
             elif torch.is_tensor(budget) and budget.ndim and context is not None:
-                found[name] = budget.to(state.device)[context.problem_ids.to(state.device)]
+                ids = context.problem_ids
+                if not ids.is_cuda and len(ids) and int(ids.max()) >= len(budget):
+                    raise ValueError(f"the budget of {name!r} has {len(budget)} entries and problem {int(ids.max())} needs its own")
+                found[name] = budget.to(state.device)[ids.to(state.device)]
             else:
                 found[name] = budget
         return found or None

@@ -290,7 +290,7 @@ class VorticityResidual(_ResidualScorer):
 
     def _unit(self, x: Tensor, start: Tensor) -> Tensor:
         step, size = ((v * v).flatten(1).mean(1).sqrt() for v in (self.dt * start, x))
-        return over(torch.maximum(step, torch.finfo(x.dtype).eps * size).clamp_min(torch.finfo(x.dtype).tiny), x)
+        return over(torch.maximum(step, torch.finfo(x.dtype).eps * size).clamp_min(torch.finfo(x.dtype).eps / self.dt), x)
 
     def _vorticity(self, u: Tensor) -> Tensor:
         cells = u.shape[2:]
@@ -299,7 +299,7 @@ class VorticityResidual(_ResidualScorer):
                 f"states have shape {tuple(u.shape)}; VorticityResidual needs [C, n, n] with an even n of at least 8 and the vorticity in "
                 f"channel {self.channel}"
             )
-        return u[:, self.channel : self.channel + 1]
+        return u[:, self.channel : self.channel + 1].to(torch.promote_types(u.dtype, torch.float32))
 
 
 def _rounding(size: Tensor, courant: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,10 +71,11 @@ class StateSpec:
         mask = self.boundary_mask
         if mask is not None and (mask.dtype != torch.bool or mask.ndim != self.ndim):
             raise ValueError(f"boundary_mask is {mask.dtype} {tuple(mask.shape)}; give a bool mask over the {self.ndim} space dimensions")
+        flags = self.periodic if isinstance(self.periodic, (tuple, list)) else (self.periodic,) * self.ndim
+        if len(flags) != self.ndim or not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
+            raise ValueError(f"periodic is {self.periodic!r}; give true or false, or {self.ndim} of them")
         if isinstance(self.periodic, (tuple, list)):
-            object.__setattr__(self, "periodic", tuple(bool(p) for p in self.periodic))
-            if len(self.periodic_axes) != self.ndim:
-                raise ValueError(f"periodic is {self.periodic}; give one flag or {self.ndim} of them")
+            object.__setattr__(self, "periodic", tuple(map(bool, flags)))
 
     if TYPE_CHECKING:
 
@@ -163,6 +165,12 @@ class StateSpec:
             return new
         pairs = zip(new.unbind(channel_axis), old.unbind(channel_axis))  # no index, which would be copied to the device at every step
         return torch.stack([y if c in self.given_channels else x for c, (x, y) in enumerate(pairs)], channel_axis)
+
+    def predicted(self, x: Tensor, *, channel_axis: int) -> Tensor:
+        """Return ``x`` without the given channels, which are no model's error."""
+        if not self.given_channels:
+            return x
+        return torch.stack([part for c, part in enumerate(x.unbind(channel_axis)) if c not in self.given_channels], channel_axis)
 
     def check_state(self, name: str, x: Tensor, *, channel_axis: int) -> None:
         """Raise ``ValueError`` unless ``x`` has this layout's channels at ``channel_axis``, followed by the space axes."""

@@ -28,7 +28,7 @@ class FieldSpec(StateSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
-        if not names or len(set(names)) != len(names):
+        if not names or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"names are {names}; give at least one channel, each by a name of its own")
         self._set("names", names)
         self._set("given", self._known("given", self.given))
@@ -40,7 +40,7 @@ class FieldSpec(StateSpec):
         for vector in self.divergence_free:
             if len(vector) != self.ndim or self.ndim == 1:
                 raise ValueError(f"divergence_free is {vector} in {self.ndim} dimensions; name the components of a vector field")
-        self._set("bounds", {name: self._interval(name, *self.bounds[name]) for name in self._known("bounds", tuple(self.bounds))})
+        self._set("bounds", {name: self._interval(name, self.bounds[name]) for name in self._known("bounds", tuple(self.bounds))})
         if self.spacing is not None:
             self._set("spacing", tuple(float(h) for h in self.spacing))
             if len(self.spacing) != self.ndim or not all(0 < h < math.inf for h in self.spacing):
@@ -80,11 +80,14 @@ class FieldSpec(StateSpec):
         return found
 
     @staticmethod
-    def _interval(name: str, low: float | None, high: float | None) -> Bounds:
-        low, high = (None if end is None or end == none else float(end) for end, none in ((low, -math.inf), (high, math.inf)))
-        if math.isnan(low or 0.0) or math.isnan(high or 0.0) or (low is not None and high is not None and low >= high):
-            raise ValueError(f"bounds of {name!r} are ({low}, {high}); give a smaller number and a larger one, None for no bound")
-        return low, high
+    def _interval(name: str, ends: Any) -> Bounds:
+        wrong = ValueError(f"bounds of {name!r} are {ends!r}; give a smaller number and a larger one, None for no bound")
+        if not isinstance(ends, (tuple, list)) or len(ends) != 2 or not all(end is None or isinstance(end, (int, float)) for end in ends):
+            raise wrong
+        low, high = (-math.inf if ends[0] is None else float(ends[0])), (math.inf if ends[1] is None else float(ends[1]))
+        if not low < high:  # nor where one is NaN
+            raise wrong
+        return (None if low == -math.inf else low), (None if high == math.inf else high)
 
     def _channels(self, names: Sequence[str]) -> tuple[int, ...]:
         return tuple(map(self.names.index, names))

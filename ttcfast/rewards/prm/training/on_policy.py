@@ -205,7 +205,7 @@ class _Run(TrainingRun):
         config = self.config
         state, truth = (v.to(self.device) for v in self.pool.batch())
         candidate = self._candidates(state, step)
-        target = (truth - candidate) / self.unit
+        target = self.spec.carried((truth - candidate) / self.unit, torch.zeros_like(truth), channel_axis=1)
         self.model.train()
         found = self.model.error(state, candidate)
         loss = LOSSES[config.loss](found, target)
@@ -239,7 +239,6 @@ class _Run(TrainingRun):
             return self._errors(self.valid)
 
     def _errors(self, truth: Tensor) -> dict[str, float]:
-        scale = self._normalizer().std.to(self.device)
         before, after = truth[:, :-1:4].flatten(0, 1), truth[:, 1::4].flatten(0, 1)
         result: dict[str, float] = {}
         base: dict[str, float] = {}
@@ -248,8 +247,8 @@ class _Run(TrainingRun):
             rolled = [truth[:, 0]]
             for _ in range(truth.shape[1] - 1):
                 rolled.append(self._moved(rolled[-1], moves))
-            error = rollout_mse(torch.stack(rolled, 1), truth, scale=scale)
-            found = {"one_step": float(rollout_mse(one.unsqueeze(1), after.unsqueeze(1), scale=scale).mean())}
+            error = self._error(torch.stack(rolled, 1), truth)
+            found = {"one_step": float(self._error(one.unsqueeze(1), after.unsqueeze(1)).mean())}
             found |= {f"rollout_{h}": float(error[:, h].mean()) for h in (4, 16) if h < truth.shape[1]}
             if moves == 0:
                 base, first = found, error
@@ -257,6 +256,11 @@ class _Run(TrainingRun):
                 result |= {f"{name}_ratio_{moves}": value / base[name] for name, value in found.items()}
                 result[f"improved_{moves}"] = float((error.mean(1) < first.mean(1)).float().mean())
         return result
+
+    def _error(self, found: Tensor, truth: Tensor) -> Tensor:
+        scale = self._normalizer().std.to(self.device)
+        found, truth, scale = (self.spec.predicted(x, channel_axis=k) for x, k in ((found, 2), (truth, 2), (scale, 0)))
+        return rollout_mse(found, truth, scale=scale)
 
     def _moved(self, state: Tensor, moves: int) -> Tensor:
         new = self.surrogate.deterministic(state)

@@ -230,6 +230,7 @@ class _Maker:
         if self.config.units == "normalized":
             assert self.surrogate.normalizer is not None
             difference /= self.surrogate.normalizer.std.to(difference).reshape(-1, *[1] * (difference.ndim - 3))
+        difference = self.surrogate.spec.predicted(difference, channel_axis=2)
         return difference.square_().flatten(2).mean(2).float()
 
     def _states_in_budget(self, shape: Sequence[int]) -> int:
