@@ -61,6 +61,25 @@ def within() -> Surrogate:
     return Surrogate(Drift(), StateSpec.fields(*SPEC.names, given="mask", bounds={"tracer": (1.0, None)}))
 
 
+class Extrapolate(nn.Module):
+    """Continues the line through two frames, with a bias that grows with the step, and draws an offset by dropout; has no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        before, latest = x[:, :3], x[:, 4:7]
+        offset = 0.01 * step.view(-1, 1, 1, 1) + 0.1 * (self.drop(torch.ones_like(latest[:, :, :1, :1])) - 1.0)
+        return latest + (latest - before) + offset
+
+
+def make_extrapolate() -> Surrogate:
+    """A factory of a model that sees two frames."""
+    made = make()
+    return Surrogate(Extrapolate(), SPEC, normalizer=made.normalizer, history=2, inputs=lambda context: {"step": float(context.step)})
+
+
 def not_a_surrogate(width: int = 3) -> nn.Module:
     return nn.Linear(width, width)
 

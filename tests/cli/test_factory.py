@@ -14,12 +14,13 @@ import pytest
 import torch
 import yaml
 
-from tests.foreign import SPEC, make, write_data
+from tests.foreign import SPEC, make, make_extrapolate, trajectories, write_data
 from tests.small_run import undrawn
 from ttcfast.cli.configuration import compose
 from ttcfast.cli.main import main
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import write_well
+from ttcfast.metrics import relative_l1, rollout_mse
 from ttcfast.models import surrogate_hash
 from ttcfast.models.factory import open_surrogate
 from ttcfast.rewards.prm.model import PRM
@@ -28,6 +29,7 @@ from ttcfast.spec import StateSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTORY = "fm.factory=tests.foreign:make"
+EXTRAPOLATE = "fm.factory=tests.foreign:make_extrapolate"
 SHORT = ["eval.rollout_T=4", "ttc.branching_factor=3", "eval.calibration=4", "arm.w_positivity=0.1"]
 
 
@@ -96,6 +98,75 @@ def test_a_model_says_what_a_file_without_a_layout_leaves_open(tmp_path):
     assert "drift_tracer" in rows(out)[0] and any(row["projection"] == "True" for row in rows(out))
 
 
+def test_a_model_that_sees_two_frames_is_measured_from_the_second_on(data, tmp_path):
+    truth, fm, alone = trajectories(seed=3), make_extrapolate(), tmp_path / "alone"
+    mean, std = fm.normalizer.mean, fm.normalizer.std
+    bias = 0.01 * std.view(-1, 1, 1) * torch.tensor([1, 1, 1, 0]).view(-1, 1, 1)
+
+    def stepped(before, latest, step):
+        return latest + (latest - before) + bias * step
+
+    rolled = [truth[:, 0], truth[:, 1]]
+    for step in range(4):
+        rolled.append(stepped(*rolled[-2:], step))
+    given = [EXTRAPOLATE, f"data.root={data}", *SHORT, "eval.one_step=true", "eval.sweep=[1,2]", "eval.sweep_problems=2"]
+    with undrawn():
+        assert main(["run_ttc", *given, f"out={alone}"]) == 0
+        assert main(["run_ttc", *given, "ttc.chunk_size=2", f"out={tmp_path / 'chunks'}"]) == 0
+    predicted = slice(0, 3)  # without the mask
+    expected = rollout_mse(torch.stack(rolled[1:], 1)[:, :, predicted], truth[:, 1:, predicted], scale=std[predicted])
+    found = json.loads((alone / "rows.json").read_text())["results"]
+    assert (found[0]["method"], found[0]["projected"]) == ("deterministic", False)
+    torch.testing.assert_close(torch.tensor(found[0]["mse"], dtype=torch.float64), expected, rtol=1e-4, atol=1e-9)
+    held = json.loads((alone / "metrics.json").read_text())
+    still = rollout_mse(truth[:, 1:2, predicted].expand(-1, 5, -1, -1, -1), truth[:, 1:, predicted], scale=std[predicted]).mean(0)
+    torch.testing.assert_close(torch.tensor(held["persistence_mse_by_step"], dtype=torch.float64), still, rtol=1e-4, atol=1e-9)
+    single = torch.stack([stepped(truth[:, t], truth[:, t + 1], t) for t in range(4)], 1)
+    units = {"mean": mean[predicted], "scale": std[predicted]}
+    guesses = (single, truth[:, 1:-1])
+    errors = [100 * float(relative_l1(guess[:, :, predicted], truth[:, 2:, predicted], **units).mean()) for guess in guesses]
+    one_step = f"along the truth: relative L1 {errors[0]:.2f} %; copying the last frame: {errors[1]:.2f} %"
+    assert one_step in (alone / "table.md").read_text()
+    scores = json.loads((alone / "calibration.json").read_text())
+    for problem, step, group in zip(scores["problems"], scores["steps"], scores["errors"], strict=True):
+        error = ((single[problem, step] - truth[problem, step + 2]) / std.view(-1, 1, 1)).square().mean()
+        assert group[0] == pytest.approx(float(error), rel=1e-4)
+    chunked, whole = ([float(row["rollout_mse"]) for row in rows(folder)] for folder in (tmp_path / "chunks", alone))
+    assert chunked == pytest.approx(whole, rel=1e-5)
+
+
+def test_ceiling_and_triplets_of_a_model_that_sees_two_frames(data, tmp_path, capsys):
+    fm = make_extrapolate()
+    sources = ["sources.latent=null", "sources.directions=null", "sources.antithetic=null", "data.n=1", "states=[2]", "factors=[2]"]
+    assert main(["ceiling", EXTRAPOLATE, *sources, f"data.root={data}", f"out={tmp_path / 'ceiling'}"]) == 0
+    truth = trajectories(seed=3)[:1]
+    drawn = fm.candidates(truth[:, 2:4], torch.tensor([1]), seed=0, step=2)[:, 0]
+    errors = [
+        (((x - truth[:, 4]) / fm.normalizer.std.view(-1, 1, 1)).square().mean()) for x in (fm.deterministic(truth[:, 2:4], step=2), drawn)
+    ]
+    (row, *_) = json.loads((tmp_path / "ceiling" / "ceiling.json").read_text())["rows"]
+    assert row["one_step"] == pytest.approx(float(min(errors) / errors[0]), rel=1e-4)
+    triplets = ["builder.K=4", "builder.T_prm=3", "stochastic.latent_sigma=0", f"data.root={data}", f"out={tmp_path / 'triplets'}"]
+    assert main(["build_prm_data", EXTRAPOLATE, *triplets]) == 0
+    made = TripletFile(tmp_path / "triplets")
+    state, *_, target = made.frames([2])[0]
+    truth = trajectories(seed=2)[int(made.trajectory[2])]
+    torch.testing.assert_close(torch.stack([state, target]), truth[int(made.step[2]) + 1 :][:2])
+    capsys.readouterr()
+    assert main(["train_prm_on_policy", EXTRAPOLATE, f"data={data}", f"out={tmp_path / 'dense'}"]) == 2
+    assert "make_extrapolate with history=2 and train_prm_on_policy steps from single states; give a model" in capsys.readouterr().err
+
+
+def test_trajectories_too_short_for_the_history_are_named(tmp_path, capsys):
+    write_well(tmp_path / "a.hdf5", trajectories(1, frames=2), range(2), SPEC, dataset_name="a")
+    given = [f"data.root={tmp_path / 'a.hdf5'}", "data.split=null", f"out={tmp_path / 'out'}"]
+    assert main(["run_ttc", EXTRAPOLATE, *given]) == 1
+    said = (
+        "2 frames and tests.foreign:make_extrapolate has history=2; give trajectories of 3 frames or more, or a surrogate that sees fewer"
+    )
+    assert said in capsys.readouterr().err
+
+
 def test_a_resumed_run_needs_the_same_factory_and_arguments(data, tmp_path, capsys):
     run = ["run_ttc", FACTORY, f"data.root={data}", *SHORT, "run.resume=true", f"out={tmp_path}", "eval.methods=[arm]", "data.n=1"]
     with undrawn():
@@ -159,8 +230,9 @@ def test_the_working_directory_is_importable(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(data, tmp_path):
-    keys = [FACTORY, f"data.root={data}", *SHORT, "data.n=2", "eval.calibration=0", "ttc.chunk_size=8"]
+@pytest.mark.parametrize("factory", [FACTORY, EXTRAPOLATE])
+def test_two_processes_write_what_one_writes(data, tmp_path, factory):
+    keys = [factory, f"data.root={data}", *SHORT, "data.n=2", "eval.calibration=0", "ttc.chunk_size=8"]
     alone = [sys.executable, "-m", "ttcfast.cli.run_ttc", *keys, f"out={tmp_path / 'alone'}"]
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *alone[1:-1], "ttc.shard=problems"]
     run = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "check": True, "stdout": subprocess.PIPE, "text": True}
@@ -180,7 +252,7 @@ def test_two_processes_write_what_one_writes(data, tmp_path):
         (["fm.factory=tests/foreign.py:make"], 2, "write package.module:function, with dots and no .py"),
         (["fm.factory=no_such.thing:make"], 2, "there is no module 'no_such' in "),
         (["fm.factory=tests.no_such:make"], 2, "there is no module 'tests.no_such' in "),
-        (["fm.factory=tests.foreign:no"], 2, "tests.foreign has no 'no'; it has Drift, make, Timed, "),
+        (["fm.factory=tests.foreign:no"], 2, "tests.foreign has no 'no'; it has Drift, make, "),
         (
             ["fm.factory=tests.foreign:GRID"],
             2,

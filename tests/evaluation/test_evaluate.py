@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.small_run import SCALE, SPEC, arm, problems, small_evaluation, surrogate, trajectories
+from tests.surrogates import drop_surrogate, euler_state
 from ttcfast.evaluation.evaluate import Problems, evaluate, evaluate_method
 from ttcfast.evaluation.frontier import trace_frontier
 from ttcfast.evaluation.methods import variants
@@ -199,6 +200,7 @@ def test_ceilings_hold_for_the_first_step_of_every_use_of_a_reward():
         ({"truth": trajectories()[:, :1]}, "2 frames"),
         ({"steps": 0}, "steps is 0"),
         ({"shown": (5,)}, "problems 0 to 4"),
+        ({"before": trajectories(4)[:, :1]}, r"before has shape \(4, 1, 4, 16, 16\); expected \[5, h-1, 4, 16, 16\]"),
     ],
 )
 def test_problems_that_make_no_sense_are_refused(changes, message):
@@ -214,6 +216,20 @@ def test_method_without_a_scorer_is_refused():
 def test_problems_first_cuts_gamma_too():
     spec = SPEC.replace(gamma=torch.full((5,), 1.3))
     assert Problems(trajectories(), spec, 3).first(2).spec.gamma.shape == (2,)
+
+
+def test_a_surrogate_with_history_starts_from_the_frames_before():
+    frames, fm = euler_state(12).reshape(2, 6, 4, 8, 8), drop_surrogate(history=3)
+    given = Problems(frames[:, 2:], fm.spec, 2, before=frames[:, :2])
+    for step in range(4):
+        assert torch.equal(given.window(step, 3), frames[:, step : step + 3]) and torch.equal(given.window(step, 1), frames[:, step + 2])
+    assert torch.equal(given.first(1).window(0, 3), frames[:1, :3])
+    rolled = evaluate_method("deterministic", fm, given, None, TTCConfig()).trajectory
+    second = fm.deterministic(torch.cat([frames[:1, 1:3], rolled[:, 1:2]], 1), step=1)
+    assert torch.equal(rolled[:, 0], frames[:1, 2])
+    torch.testing.assert_close(rolled[:, 2], second)
+    with pytest.raises(ValueError, match=r"1 frames up to step 0 and the surrogate sees 3; give Problems\(before=...\) of 2 frames"):
+        evaluate_method("deterministic", fm, Problems(frames, fm.spec, 2), None, TTCConfig())
 
 
 @pytest.mark.parametrize("shard", ["problems", "candidates"])

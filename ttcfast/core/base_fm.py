@@ -72,7 +72,7 @@ class Surrogate(BaseFM):
         unpack: Takes the next state out of a tuple or output object that the model returns.
         inputs: Further keyword arguments of the model, a function of a ``StepContext`` for N states that returns numbers for all of them
             or tensors ``[N, ...]``: ``lambda context: {"time": context.time, "nu": nu[context.problem_ids]}``. Each state's candidates
-            get its entries, whatever the chunks, beams and processes.
+            get its entries, whatever the chunks, beams and processes. With history, step 0 is that of the latest frame at the start.
         time_step: Time between a state and the next, by which ``context.time`` counts; a checkpoint records it, and a command takes that
             of its data where a factory leaves it open. None where it is not known.
         share_prefix: Run the part of the model before the first noise once per problem instead of once per candidate, where that changes

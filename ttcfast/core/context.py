@@ -15,9 +15,10 @@ class StepContext:
     """Locates a call of a model or a scorer within a rollout.
 
     Attributes:
-        step: Index t of the current states; the candidates are for t + 1.
+        step: Index t of the current states; the candidates are for t + 1. With history, the latest frame that a rollout starts from is
+            frame 0.
         problem_ids: Problem that each state belongs to, int64 ``[N]``.
-        time: Time of the current states since the start, step times the surrogate's ``time_step``; None where that is not known.
+        time: Time of the current states since frame 0, step times the surrogate's ``time_step``; None where that is not known.
     """
 
     step: int
@@ -28,6 +29,17 @@ class StepContext:
     def at(cls, step: int, problem_ids: Tensor, time_step: float | None) -> StepContext:
         """Returns the context of a step of a model with this time step."""
         return cls(step, problem_ids, None if time_step is None else step * time_step)
+
+
+def window_at(frames: Tensor, step: int, history: int) -> Tensor:
+    """Returns what a model that sees ``history`` frames takes at a step: ``[N, C, *S]``, above one frame ``[N, h, C, *S]``.
+
+    Args:
+        frames: ``[N, T, C, *S]``, of which frame h - 1 is the state at step 0.
+        step: Index of the state from which the model steps.
+        history: h, number of frames that the model sees.
+    """
+    return frames[:, step] if history == 1 else frames[:, step : step + history]
 
 
 Inputs: TypeAlias = Callable[[StepContext], Mapping[str, Any]]

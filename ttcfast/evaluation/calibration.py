@@ -68,10 +68,11 @@ def candidate_scores(
     for problem, step in places:
         where = torch.tensor([problem], device=device)
         state = problems.truth[problem : problem + 1, step].to(device)
+        window = problems.window(step, surrogate.history)[problem : problem + 1].to(device)
         key: dict[str, Any] = {"problem_ids": where, "seed": config.seed, "step": step}
-        parts = [surrogate.deterministic(state, step=step, problem_ids=where).unsqueeze(1)] if first else []
+        parts = [surrogate.deterministic(window, step=step, problem_ids=where).unsqueeze(1)] if first else []
         if len(ids):
-            parts.append(surrogate.candidates(state, ids, **key, stochastic=config.stochastic))
+            parts.append(surrogate.candidates(window, ids, **key, stochastic=config.stochastic))
         candidates = torch.cat(parts, 1)
         context = ScoreContext.at(step, where, surrogate.time_step)
         true = -oracle.score_group(state.cpu(), candidates.cpu(), ScoreContext(step, where.cpu()))[0].double()

@@ -7,15 +7,18 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttcfast.checks import at_least
 from ttcfast.core.base_fm import BaseFM
+from ttcfast.core.context import window_at
 from ttcfast.metrics import conservation_drift, rollout_mse
 from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import EulerSpec, FieldSpec, StateSpec, TTCConfig
+from ttcfast.ttc.models import as_source
 from ttcfast.ttc.projection import check_projectable
 
 from .baselines import BASELINES
@@ -40,9 +43,11 @@ class Problems:
         steps: T, steps to roll out. Errors end at step K, and so does the oracle, which needs the truth.
         scale: ``[C]``, units of the error, such as the standard deviations of the training data; None measures in physical units.
         shown: Problems whose trajectories are kept for figures.
+        before: ``[N, h-1, C, *S]``, the frames before frame 0, for surrogates that see h frames; None for those that see one.
 
     Raises:
-        ValueError: The truth has another layout or fewer than two frames, T is below 1, or a problem to show does not exist.
+        ValueError: The truth has another layout or fewer than two frames, T is below 1, a problem to show does not exist, or the frames
+            before do not fit the truth.
     """
 
     truth: Tensor
@@ -50,6 +55,7 @@ class Problems:
     steps: int
     scale: Tensor | None = None
     shown: tuple[int, ...] = (0,)
+    before: Tensor | None = None
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
@@ -60,11 +66,36 @@ class Problems:
         self.spec.check_state("truth", self.truth[:, 0], channel_axis=1)
         if any(not 0 <= i < len(self.truth) for i in self.shown):
             raise ValueError(f"shown is {self.shown}; there are problems 0 to {len(self.truth) - 1}")
+        n, _, *state = self.truth.shape
+        if self.before is not None and [len(self.before), *self.before.shape[2:]] != [n, *state]:
+            expected = ", ".join(map(str, [n, "h-1", *state]))
+            raise ValueError(f"before has shape {tuple(self.before.shape)}; expected [{expected}], the frames before those of truth")
 
     @property
     def scored(self) -> int:
         """Number of steps with a known truth, min(T, K)."""
         return min(self.steps, self.truth.shape[1] - 1)
+
+    @property
+    def history(self) -> int:
+        """Number of frames up to frame 0, the most that a surrogate may see."""
+        return 1 if self.before is None else 1 + self.before.shape[1]
+
+    def window(self, step: int, history: int) -> Tensor:
+        """Return true states as a surrogate that sees ``history`` frames takes them at a step: ``[N, C, *S]`` or ``[N, h, C, *S]``.
+
+        Raises:
+            ValueError: It sees more frames than there are up to this step.
+        """
+        first = step + 1 - history
+        if first >= 0:
+            return window_at(self.truth, first, history)
+        if self.before is None or -first >= self.history:
+            raise ValueError(
+                f"the problems have {self.history + step} frames up to step {step} and the surrogate sees {history}; give "
+                f"Problems(before=...) of {history - 1} frames, or read them with read_problems for this surrogate"
+            )
+        return torch.cat([self.before[:, first:], self.truth[:, : step + 1]], 1)
 
     def error(self, trajectory: Tensor) -> Tensor:
         """Return the mean squared error ``[N, frames]`` of a trajectory over cells and the channels that a model predicts."""
@@ -85,7 +116,8 @@ class Problems:
         """Return the first ``n`` problems, keeping no trajectories."""
         gamma = self.spec.gamma
         spec = self.spec.replace(gamma=gamma[:n]) if torch.is_tensor(gamma) and gamma.ndim else self.spec
-        return dataclasses.replace(self, truth=self.truth[:n], spec=spec, shown=())
+        before = None if self.before is None else self.before[:n]
+        return dataclasses.replace(self, truth=self.truth[:n], spec=spec, shown=(), before=before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +311,9 @@ def evaluate_method(
         resume: As in ``roll_method``.
     """
     config = dataclasses.replace(config, project=(config.project or "conservation") if projected else None)
-    rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, scale=problems.scale, resume=resume)
+    start = problems.window(0, as_source(surrogate, config).history)
+    options: Any = {"start": start, "scale": problems.scale, "resume": resume}
+    rolled = roll_method(name, surrogate, problems.truth, problems.steps, scorer, config, **options)
     own = dataclasses.replace(config, **scorer.options) if isinstance(scorer, Variant) else config
     trajectory, counts = rolled.trajectory.cpu(), rolled.interventions()
     scored = min(problems.scored, trajectory.shape[1] - 1) + 1

@@ -100,31 +100,31 @@ def roll_method(
     scorer: Scorer | Variant | None,
     config: TTCConfig,
     *,
+    start: Tensor | None = None,
     scale: Tensor | None = None,
     resume: Path | None = None,
 ) -> RolloutResult:
-    """Roll out one method from the first frames of ``truth``.
+    """Roll out one method from the initial conditions.
 
     Args:
         name: One of ``BASELINES``; ``"oracle"``, the candidate of least true error; ``"span_oracle"``, the least-squares fit to the
             truth in the span of the candidates; or any other name for the choice of ``scorer``.
         surrogate: The model; states are moved to its device.
-        truth: ``[N, K+1, C, *S]``; the oracle stops after K steps.
+        truth: ``[N, K+1, C, *S]``, frame 0 the initial condition; the oracle stops after K steps.
         steps: T.
         scorer: What chooses among the candidates; None for the methods above.
         config: B, noise, random seed, guardrails, projection and ``shard``, the work that several processes divide, all of which must make
             this call. Baselines and combinations of candidates are rolled out by every process.
+        start: ``[N, h, C, *S]``, frames up to frame 0 for a surrogate with history; None takes frame 0 of the truth.
         scale: ``[C]``, units of the oracle's error.
         resume: Folder that keeps the state of the rollout after every step, and from which an interrupted rollout continues. Baselines
             and combinations of candidates start again, with the same result.
 
     Raises:
-        ValueError: A scorer is missing, or the surrogate needs several frames to start from.
+        ValueError: A scorer is missing, or as ``TTCGreedy.rollout``.
     """
-    if getattr(surrogate, "history", 1) > 1:
-        raise ValueError(f"the surrogate sees {surrogate.history} frames and a problem has one to start from; evaluate one with history=1")
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
-    x0 = truth[:, 0].to(device)
+    x0 = (truth[:, 0] if start is None else start).to(device)
     if name in BASELINES:
         return baseline_rollout(name, surrogate, x0, steps, dataclasses.replace(config, shard=None, **ONE_BEAM))
     units = None if scale is None else scale.to(device)

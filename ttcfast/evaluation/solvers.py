@@ -1,4 +1,4 @@
-"""Rows of the classical solver on the model's grid and on finer ones, from the first frame that the model sees."""
+"""Rows of the classical solver on the model's grid and on finer ones, from frame 0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .evaluate import Problems
 from .results import MethodResult
 
 SYSTEM = "kolmogorov"
-SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from the frame that the model sees, on a grid of n x n cells."
+SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from frame 0, on a grid of n x n cells."
 
 
 def check_solvers(stored: Sequence[Mapping[str, Any]], cells: Sequence[int]) -> None:

@@ -138,15 +138,16 @@ def _one_step(
     surrogate: Surrogate, problems: Problems, stochastic: StochasticConfig, config: CeilingConfig, forms: tuple[bool, ...], progress: Bar
 ) -> dict[tuple[bool, int], tuple[float, float, float]]:
     """Return by form and B: ratios of the oracle and the deterministic step to the raw deterministic step, and the share improved."""
-    device, most = next(surrogate.parameters()).device, max(config.factors)
+    device, most = next((p.device for p in surrogate.parameters()), torch.device("cpu")), max(config.factors)
     errors: dict[bool, list[Tensor]] = {form: [] for form in forms}  # of each [n, B], candidate 0 first
     for step in config.states:
         for i in range(len(problems.truth)):
             x, target = problems.truth[i : i + 1, step].to(device), problems.truth[i, step + 1].to(device)
+            window = problems.window(step, surrogate.history)[i : i + 1].to(device)
             ids, number = torch.arange(1, most), torch.tensor([i])
-            parts = [surrogate.deterministic(x, step=step, problem_ids=number)]
+            parts = [surrogate.deterministic(window, step=step, problem_ids=number)]
             parts += [
-                surrogate.candidates(x, part, problem_ids=number, seed=config.seed, step=step, stochastic=stochastic)[0]
+                surrogate.candidates(window, part, problem_ids=number, seed=config.seed, step=step, stochastic=stochastic)[0]
                 for part in ids.split(32)
             ]
             group = torch.cat(parts)

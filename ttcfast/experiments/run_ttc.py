@@ -219,9 +219,8 @@ def run_ttc(
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
-        paths = write_outputs(
-            out, evaluation, sweep, horizons, {**provenance.record(config), **provenance_of(surrogate)}, times=source.times
-        )
+        about = {**provenance.record(config), **provenance_of(surrogate)}
+        paths = write_outputs(out, evaluation, sweep, horizons, about, times=source.times[surrogate.history - 1 :])
         paths += [*calibrated, *write_frontier(out, frontier)]
         log_outputs(log, evaluation, paths)
     if not quiet:
@@ -375,8 +374,8 @@ def _further_rows(config: RunTTCConfig, problems: Problems) -> tuple[Iterable[Me
 
 
 def _one_step_note(surrogate: Surrogate, problems: Problems, evaluation: Evaluation) -> str:
-    truth = problems.truth.to(next(surrogate.parameters()).device)
-    error = one_step_error(surrogate, truth)
+    truth = problems.truth if problems.before is None else torch.cat([problems.before, problems.truth], 1)
+    error = one_step_error(surrogate, truth.to(next((p.device for p in surrogate.parameters()), torch.device("cpu"))))
     finite = int(evaluation.baseline.mse.isfinite().all(1).sum())
     return (
         f"One deterministic step along the truth: relative L1 {100 * error.surrogate:.2f} %; copying the last frame: "

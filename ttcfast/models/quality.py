@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.context import window_at
 from ttcfast.metrics import relative_l1
 
 
@@ -23,18 +24,16 @@ def one_step_error(surrogate: Surrogate, truth: Tensor, *, batch: int = 64) -> O
     """Return the mean error of single steps from every true state.
 
     Args:
-        surrogate: Surrogate with history 1.
-        truth: ``[N, T+1, C, *S]`` in physical units. Fields that are not given are compared in the surrogate's
-            normalised units, as in Poseidon.
+        surrogate: The model, with history h.
+        truth: ``[N, h+T, C, *S]`` in physical units, of which frame h - 1 is the first to step from. Fields that are not given are
+            compared in the surrogate's normalised units, as in Poseidon.
         batch: Number of states through the model at once.
     """
-    if surrogate.history != 1:
-        raise ValueError(f"surrogate has history {surrogate.history}; one_step_error takes surrogates that see one frame")
-    normalizer, spec = surrogate.normalizer, surrogate.spec
+    normalizer, spec, h = surrogate.normalizer, surrogate.spec, surrogate.history
     mean, scale = (None, None) if normalizer is None else (spec.predicted(x, channel_axis=0) for x in (normalizer.mean, normalizer.std))
-    before, after = truth[:, :-1], truth[:, 1:]
+    before, after = truth[:, h - 1 : -1], truth[:, h:]
     ids = torch.arange(len(truth))
-    steps = torch.stack([_step(surrogate, before[:, t], t, ids, batch) for t in range(before.shape[1])], 1)
+    steps = torch.stack([_step(surrogate, window_at(truth, t, h), t, ids, batch) for t in range(before.shape[1])], 1)
     steps, before, after = (spec.predicted(x, channel_axis=2) for x in (steps, before, after))
     errors = (float(relative_l1(guess, after, mean=mean, scale=scale, ndim=spec.ndim).mean()) for guess in (steps, before))
     return OneStepError(*errors)

@@ -36,9 +36,10 @@ def read_rows(folder: str | os.PathLike[str], problems: Problems, branching_fact
     return [dataclasses.replace(r, recorded=None) for r in rows], f"Measured by {folder} on the same problems: {names}."
 
 
-def fingerprints(truth: Tensor) -> list[str]:
-    """Hash the initial condition of each problem in ``[N, K+1, C, *S]``, so that only errors on the same problems are compared."""
-    return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:16] for x in truth[:, 0].detach().cpu().float()]
+def fingerprints(problems: Problems) -> list[str]:
+    """Hash the initial condition of each problem, with the frames before it, so that only errors on the same problems are compared."""
+    start = problems.window(0, problems.history).detach().cpu().float()
+    return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:16] for x in start]
 
 
 def write_recorded(path: str | os.PathLike[str], results: list[MethodResult], problems: Problems, about: dict[str, Any]) -> None:
@@ -56,7 +57,7 @@ def write_recorded(path: str | os.PathLike[str], results: list[MethodResult], pr
     names = [field.name for field in dataclasses.fields(MethodResult) if field.name not in ("trajectory", "recorded")]
     rows = [{name: getattr(result, name) for name in names} for result in results]
     scale = None if problems.scale is None else problems.scale.flatten().tolist()
-    write_json(path, {"about": about, "problems": fingerprints(problems.truth), "scale": scale, "results": rows})
+    write_json(path, {"about": about, "problems": fingerprints(problems), "scale": scale, "results": rows})
 
 
 def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[list[MethodResult], str]:
@@ -73,7 +74,7 @@ def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[lis
         results = [_result(row, note) for row in held["results"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"recorded run {path} is missing or damaged ({error}); make it again or leave it out") from error
-    wanted = fingerprints(problems.truth)
+    wanted = fingerprints(problems)
     if missing := [i for i, name in enumerate(wanted) if name not in found]:
         raise DataError(f"recorded run {path} is of other problems (it lacks {missing} of these {len(wanted)}); record it on these")
     ours = None if problems.scale is None else problems.scale.flatten()

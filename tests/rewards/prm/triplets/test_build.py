@@ -67,6 +67,28 @@ def test_samples_are_the_candidates_that_the_keys_name(made, truth):
     assert len({(int(t), int(s), bool(o)) for t, s, o in zip(file.trajectory, file.step, file.on_policy)}) == len(file)
 
 
+def test_a_history_is_seen_and_not_stored(tmp_path):
+    fm, truth = drop_surrogate(history=2), shifted(euler_state(4), STEPS + 1)
+    options = {"K": 4, "T_prm": STEPS, "seed": 3, "on_policy": True, "units": "physical"}
+    file = TripletFile(build_triplets(fm, truth, tmp_path / "a.hdf5", **options))
+    for i in range(len(file)):
+        number, step = int(file.trajectory[i]), int(file.step[i])
+        own = truth[number : number + 1, : step + 2]
+        if file.on_policy[i]:
+            own = own[:, :2]
+            for t in range(step):
+                own = torch.cat([own, fm.deterministic(own[:, -2:], step=t).unsqueeze(1)], 1)
+        state, *picked, still, target = file.frames([i])[0]
+        torch.testing.assert_close(torch.stack([state, target]), torch.stack([own[0, -1], truth[number, step + 2]]))
+        group = fm.candidates(own[:, -2:], torch.arange(4), problem_ids=torch.tensor([number]), seed=3, step=step)[0]
+        group[0] = fm.deterministic(own[:, -2:], step=step)[0]
+        torch.testing.assert_close(torch.stack([*picked, still]), group[[*file.picked[i], 0]])
+    with pytest.raises(
+        DataError, match=r"T_prm is 4 and the trajectories have 5 frames; give at least 6 for history=2, or a smaller T_prm"
+    ):
+        build_triplets(fm, truth, tmp_path / "b.hdf5", **{**options, "T_prm": STEPS + 1})
+
+
 def test_normalised_units_weigh_channels(truth, tmp_path):
     from ttcfast.core.normalizer import Normalizer
 

@@ -101,6 +101,7 @@ def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
         DataError: There are no data.
         CheckpointError: ``fm`` cannot be loaded, or the training state has other settings.
         TrainingError: The loss is not finite.
+        ArgumentError: The surrogate sees several frames.
     """
     out = output_folder(config.out)
     run = _Run(config, out)
@@ -177,13 +178,18 @@ class _Run(TrainingRun):
         self.device = device_of(config.device)
         torch.manual_seed(config.seed)
         self.surrogate = open_surrogate(config.fm, config.factory, config.args, device=self.device)
+        name = name_of_model(config.fm, config.factory)
+        if self.surrogate.history > 1:
+            raise ArgumentError(
+                f"fm is {name} with history={self.surrogate.history} and train_prm_on_policy steps from single states; give a model with "
+                "history=1, or train on triplets (ttcfast build_prm_data, train_prm), which take any history"
+            )
         if self.surrogate.inputs is not None:
-            name = name_of_model(config.fm, config.factory)
             raise ArgumentError(
                 f"the surrogate of {name} has inputs, and here each state stands at a time of its own; give one without inputs"
             )
         data = self._open(config.split)
-        require_fit(data, self.surrogate, name_of_model(config.fm, config.factory))
+        require_fit(data, self.surrogate, name)
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)

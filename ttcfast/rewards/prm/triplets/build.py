@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttcfast.checks import one_of, whole
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.context import window_at
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import TrajectorySet
 from ttcfast.models.checkpoint import surrogate_hash
@@ -26,7 +27,7 @@ from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.locks import run_lock
 from ttcfast.runtime.progress import bar
 from ttcfast.runtime.units import time_step_of
-from ttcfast.spec import StateSpec, StochasticConfig
+from ttcfast.spec import StochasticConfig
 
 from .file import FILE_NAME, SUFFIXES, TripletHeader
 from .writer import TripletWriter, require_same
@@ -99,7 +100,7 @@ def build_triplets(
     the same file; a finished file with the same settings is kept.
 
     Args:
-        surrogate: Surrogate with history 1, on the device to run on.
+        surrogate: The model, on the device to run on. If it sees h frames, the state at t = 0 is frame h - 1 of a trajectory.
         trajectories: A set in the surrogate's channels, or ``[N, T+1, C, *S]`` in physical units. They must not be those of its training,
             on which its errors are smaller and of another kind.
         out: File (``*.hdf5``, ``*.h5``), or folder for ``triplets.hdf5``. Provenance is written next to it.
@@ -111,19 +112,17 @@ def build_triplets(
         Path of the file.
 
     Raises:
-        ValueError: An argument is out of range, the surrogate has a history, or normalised units lack a normalizer.
-        DataError: Trajectories have fewer than T_prm + 1 frames or other channels, or ``out`` holds triplets with other settings.
+        ValueError: An argument is out of range, or normalised units lack a normalizer.
+        DataError: Trajectories have fewer than T_prm + h frames or other channels, or ``out`` holds triplets with other settings.
         OutputError: The file cannot be written.
 
     Source: TTC plan, "Process Reward Model (PRM)"; docs/design/decisions.md ("Triplets").
     """
     config = TripletConfig(K, T_prm, seed, on_policy, units, memory_budget)
     noise = surrogate.stochastic if stochastic is None else StochasticConfig.of(stochastic)
-    if surrogate.history != 1:
-        raise ValueError(f"surrogate has history {surrogate.history}; triplets are made from single states: give one with history=1")
     if units == "normalized" and surrogate.normalizer is None:
         raise ValueError("units is 'normalized' and the surrogate has no normalizer; use units='physical'")
-    path, shape = _place(out), _checked(trajectories, surrogate.spec, T_prm)
+    path, shape = _place(out), _checked(trajectories, surrogate, T_prm)
     header = _header(surrogate, trajectories, config, noise, source)
     count = len(trajectories) * len(config.states)
     with run_lock(path, file=True):
@@ -143,7 +142,8 @@ def _write(
     try:
         with bar(count, "build_prm_data") as progress:
             progress.advance(writer.done)
-            for first, block in _blocks(trajectories, writer.done // len(config.states), maker.trajectories_at_once(shape), config.T_prm):
+            at_once, frames = maker.trajectories_at_once(shape), config.T_prm + maker.surrogate.history
+            for first, block in _blocks(trajectories, writer.done // len(config.states), at_once, frames):
                 rows = maker.rows(block, first)
                 writer.append(**rows)
                 progress.advance(len(rows["errors"]), note=f"trajectory {first + len(block)} of {len(trajectories)}")
@@ -177,52 +177,52 @@ class _Maker:
         return min(MOST_TRAJECTORIES, max(1, self._states_in_budget(shape) // self.config.K))
 
     def rows(self, truth: Tensor, first: int) -> dict[str, np.ndarray]:
-        """The samples of trajectories ``first``, ``first + 1``, ... (``truth [n, T_prm + 1, C, *S]``), trajectory by trajectory."""
-        truth = truth.to(self.device)
-        own, parts = truth[:, 0], []
-        on_policy: dict[int, Tensor] = {}
+        """The samples of trajectories ``first``, ``first + 1``, ... (``truth [n, T_prm + h, C, *S]``), trajectory by trajectory."""
+        truth, h = truth.to(self.device), self.surrogate.history
+        own, parts = truth[:, :h], []
         numbers = torch.arange(first, first + len(truth))
-        for step in range(1, self.config.T_prm) if self.config.on_policy else ():
-            own = on_policy[step] = self.surrogate.deterministic(own, step=step - 1, problem_ids=numbers)
+        for step in range(self.config.T_prm - 1) if self.config.on_policy else ():
+            after = self.surrogate.deterministic(window_at(own, step, h), step=step, problem_ids=numbers)
+            own = torch.cat([own, after.unsqueeze(1)], 1)
         for step, is_own in self.config.states:
-            state = on_policy[step] if is_own else truth[:, step]
-            made = self._samples(state, truth[:, step + 1], numbers, step)
+            made = self._samples(window_at(own if is_own else truth, step, h), truth[:, step + h], numbers, step)
             parts.append({**made, "on_policy": torch.full((len(truth),), is_own)})
         return {name: torch.stack([p[name] for p in parts], 1).flatten(0, 1).cpu().numpy() for name in parts[0]}
 
-    def _samples(self, state: Tensor, target: Tensor, numbers: Tensor, step: int) -> dict[str, Tensor]:
-        still = self.surrogate.deterministic(state, step=step, problem_ids=numbers)
+    def _samples(self, window: Tensor, target: Tensor, numbers: Tensor, step: int) -> dict[str, Tensor]:
+        still = self.surrogate.deterministic(window, step=step, problem_ids=numbers)
         # One tensor for all: small tensors kept between the freed candidates would fragment the allocator's memory.
-        errors = torch.empty(len(state), self.config.K, dtype=torch.float32, device=still.device)
+        errors = torch.empty(len(window), self.config.K, dtype=torch.float32, device=still.device)
         errors[:, :1] = self._error(still.unsqueeze(1), target)
-        at_once = max(1, self._states_in_budget(state.shape[1:]) // len(state))
+        at_once = max(1, self._states_in_budget(target.shape[1:]) // len(window))
         for first in range(1, self.config.K, at_once):
             ids = torch.arange(first, min(first + at_once, self.config.K))
-            errors[:, first : first + len(ids)] = self._error(self._candidates(state, ids, numbers, step), target)
+            errors[:, first : first + len(ids)] = self._error(self._candidates(window, ids, numbers, step), target)
         found = errors.cpu()
         picked = torch.stack([pick(row) for row in found])
-        frames = torch.stack([state, *self._again(state, still, picked, numbers, step), still, target], 1)
+        state = window if self.surrogate.history == 1 else window[:, -1]
+        frames = torch.stack([state, *self._again(window, still, picked, numbers, step), still, target], 1)
         return {
             "frames": frames.float(),
             "errors": found,
             "picked": picked,
-            "step": torch.full((len(state),), step),
+            "step": torch.full((len(window),), step),
             "trajectory": numbers,
         }
 
-    def _again(self, state: Tensor, still: Tensor, picked: Tensor, numbers: Tensor, step: int) -> list[Tensor]:
+    def _again(self, window: Tensor, still: Tensor, picked: Tensor, numbers: Tensor, step: int) -> list[Tensor]:
         """Best, median and worst, ``[n, C, *S]`` each, made again; NaN where there is no triplet."""
         out = still.unsqueeze(1).expand(-1, 3, *still.shape[1:]).clone()
         for row, ids in enumerate(picked):
             if bool((ids < 0).any()):
                 out[row] = torch.nan
                 continue
-            made = self._candidates(state[row : row + 1], ids, numbers[row : row + 1], step)[0]
+            made = self._candidates(window[row : row + 1], ids, numbers[row : row + 1], step)[0]
             out[row] = torch.where((ids > 0).to(self.device).reshape(-1, *[1] * (made.ndim - 1)), made, out[row])
         return list(out.unbind(1))
 
-    def _candidates(self, state: Tensor, ids: Tensor, numbers: Tensor, step: int) -> Tensor:
-        return self.surrogate.candidates(state, ids, problem_ids=numbers, seed=self.config.seed, step=step, stochastic=self.noise)
+    def _candidates(self, window: Tensor, ids: Tensor, numbers: Tensor, step: int) -> Tensor:
+        return self.surrogate.candidates(window, ids, problem_ids=numbers, seed=self.config.seed, step=step, stochastic=self.noise)
 
     def _error(self, candidates: Tensor, target: Tensor) -> Tensor:
         """Mean squared error ``[n, b]``; NaN where the candidate is not finite."""
@@ -249,14 +249,14 @@ def pick(errors: Tensor) -> Tensor:
     return order[[0, finite // 2, finite - 1]]
 
 
-def _blocks(trajectories: TrajectorySet | Tensor, start: int, at_once: int, steps: int) -> Iterator[tuple[int, Tensor]]:
-    """Yields frames ``[n, steps + 1, C, *S]`` of the trajectories from ``start`` on, in blocks aligned to multiples of ``at_once``."""
+def _blocks(trajectories: TrajectorySet | Tensor, start: int, at_once: int, frames: int) -> Iterator[tuple[int, Tensor]]:
+    """Yields frames ``[n, frames, C, *S]`` of the trajectories from ``start`` on, in blocks aligned to multiples of ``at_once``."""
     while start < len(trajectories):
         stop = min(len(trajectories), (start // at_once + 1) * at_once)
         if isinstance(trajectories, Tensor):
-            yield start, trajectories[start:stop, : steps + 1].float()
+            yield start, trajectories[start:stop, :frames].float()
         else:
-            yield start, torch.stack([trajectories.read(i, 0, steps + 1) for i in range(start, stop)])
+            yield start, torch.stack([trajectories.read(i, 0, frames) for i in range(start, stop)])
         start = stop
 
 
@@ -287,8 +287,9 @@ def _fingerprint(trajectories: TrajectorySet | Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _checked(trajectories: TrajectorySet | Tensor, spec: StateSpec, steps: int) -> tuple[int, ...]:
+def _checked(trajectories: TrajectorySet | Tensor, surrogate: Surrogate, steps: int) -> tuple[int, ...]:
     """Checks the trajectories and returns the shape of a state."""
+    spec, h = surrogate.spec, surrogate.history
     if isinstance(trajectories, Tensor):
         if trajectories.ndim != spec.ndim + 3 or not len(trajectories):
             raise DataError(f"trajectories have shape {tuple(trajectories.shape)}; expected [N, T+1, C, *S] with {spec.ndim} space axes")
@@ -297,8 +298,9 @@ def _checked(trajectories: TrajectorySet | Tensor, spec: StateSpec, steps: int) 
         frames, shape = len(trajectories.times), (trajectories.spec.num_channels, *trajectories.shape)
     if shape[0] != spec.num_channels:
         raise DataError(f"trajectories have {shape[0]} channels and the surrogate {spec.num_channels}; use TrajectorySet.converted")
-    if frames < steps + 1:
-        raise DataError(f"T_prm is {steps} and the trajectories have {frames} frames; give T_prm up to {frames - 1}")
+    if frames < steps + h:
+        least = f"at least {steps + h} for history={h}, or a smaller T_prm"
+        raise DataError(f"T_prm is {steps} and the trajectories have {frames} frames; give {least}")
     return shape
 
 
