@@ -63,6 +63,7 @@ class Problem(timing.Problem):
         cand = torch.randn(n, b, 3, side, side, device=self.device, generator=generator).mul_(0.02)
         cand += 0.05 * torch.randn(n, b, 3, 1, 1, device=self.device, generator=generator)
         cand.add_(self.state.unsqueeze(1))
+        cand[:, 0, 0, 0, :2] = 0.2  # dry, below the bound
         cand[-1, 1, 0, 0, 0], cand[-1, 2, 1, 0, 1] = math.nan, math.inf
         return cand
 
