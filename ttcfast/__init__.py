@@ -32,10 +32,12 @@ _NAMES = {  # short name -> where it lives
     "Greedy": "ttcfast.searches",
     "Beam": "ttcfast.searches",
     "Particles": "ttcfast.searches",
+    "Mean": "ttcfast.searches",
     "SoftmaxMean": "ttcfast.searches",
     "Span": "ttcfast.searches",
     "Refine": "ttcfast.searches",
     "info": "ttcfast.ops",
+    "Symmetry": "ttcfast.states",
     "integrate": "ttcfast.integrators",
 }
 _PACKAGES = (

@@ -207,6 +207,6 @@ def _rows(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Scorer 
     plain = {**ONE_BEAM, "refine_steps": 0, "select": "argmax", "temperature": 1.0}
     added = ["refined"] if config.refine_steps else []
     added += [] if search_options(config) is None else [search_name(config)]
-    added += {"argmax": [], "softmax_mean": ["softmax"], "span": ["span"]}[config.select]
+    added += {"argmax": [], "mean": ["mean"], "softmax_mean": ["softmax"], "span": ["span"]}[config.select]
     rows: dict[str, Scorer | Variant] = {name: Variant(reward, plain) for name, reward in rewards.items()}
     return rows | {f"{name}_{use}": known[f"{name}_{use}"] for use in added for name in rewards}

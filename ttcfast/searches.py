@@ -65,6 +65,14 @@ class Particles:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """Takes the mean of the candidates, or of their last copies where they are refined: with ``symmetry``, an ensemble without training."""
+
+    def options(self) -> Mapping[str, Any]:
+        return {"select": "mean"}
+
+
+@dataclass(frozen=True)
 class SoftmaxMean:
     """Takes the mean of the candidates, weighted by ``softmax(score / temperature)``. Experimental: no measurement supports it yet."""
 
@@ -106,6 +114,7 @@ _NAMED: Mapping[str, type[Search]] = {
     "greedy": Greedy,
     "beam": Beam,
     "particles": Particles,
+    "mean": Mean,
     "softmax_mean": SoftmaxMean,
     "span": Span,
 }

@@ -51,6 +51,9 @@ class StochasticConfig:
         input_eps: Standard deviation of Gaussian noise added to the normalised input.
         antithetic: Whether candidates (1, 2), (3, 4), ... are drawn with opposite noise: Gaussian noise is negated, the random bits of
             dropout are complemented. Each candidate keeps its distribution, and the mean of a pair has less noise.
+        symmetry: Whether each candidate is computed under a symmetry of the layout and brought back, on top of any noise above: id 0 under
+            the identity, the next under the others in random order (``ttcfast.states.symmetry.Frames``). With ``dropout=False`` and no
+            other noise the candidates are the model's deterministic steps in other frames.
         directions: File written by ``ttcfast fit_directions``; candidates are moved along the fields in it, in addition to any noise above.
             With ``dropout=False`` and no other noise they are the deterministic step, moved, and need no call of the model.
         directions_scale: Factor on the learned standard deviations of the coefficients.
@@ -69,6 +72,7 @@ class StochasticConfig:
     latent_at: str | None = None
     input_eps: float = 0.0
     antithetic: bool = False
+    symmetry: bool = False
     directions: str | None = None
     directions_scale: float = 1.0
     directions_strength: float = 1.0
@@ -91,7 +95,7 @@ class StochasticConfig:
     def active(self) -> bool:
         """Whether any noise is asked for."""
         drawn = self.dropout or bool(self.training_modules) or self.latent_sigma > 0 or self.input_eps > 0
-        return drawn or self.directions is not None
+        return drawn or self.directions is not None or self.symmetry
 
     @classmethod
     def of(cls, value: StochasticConfig | Mapping[str, Any] | None) -> StochasticConfig:
@@ -133,7 +137,8 @@ class TTCConfig:
         stochastic: Noise of the candidates; None keeps the surrogate's own.
         approach: ``"greedy"``, ``"beam"``, and the experimental ``"diverse_beam"`` and ``"particle"``; see ``TTCBeam``.
         beam_width, score_aggregation, discount, lookahead, temperature: Settings of a search over several beams; see ``TTCBeam``.
-        select: ``"argmax"`` takes the best candidate. Experimental: ``"softmax_mean"`` takes the mean weighted by
+        select: ``"argmax"`` takes the best candidate, ``"mean"`` the mean of the usable ones, or of their last copies if they are refined.
+            Experimental: ``"softmax_mean"`` takes the mean weighted by
             softmax(score / temperature), ``"span"`` the best point in the span of the candidates by a differentiable reward.
         project: ``"conservation"`` removes the mean residual of every conserved variable from the chosen state. ``"declared"`` imposes
             all that ``StateSpec.fields`` declares: zero divergence, totals, bounds.
@@ -209,7 +214,7 @@ class TTCConfig:
         at_least("seed", self.seed, 0)
         one_of("project", self.project, (None, "conservation", "declared"))
         one_of("approach", self.approach, ("greedy", "beam", "diverse_beam", "particle"))
-        one_of("select", self.select, ("argmax", "softmax_mean", "span"))
+        one_of("select", self.select, ("argmax", "mean", "softmax_mean", "span"))
         one_of("score_aggregation", self.score_aggregation, ("sum", "last", "mean", "discounted"))
         one_of("shard", self.shard, (None, "problems", "candidates"))
         one_of("ndim", self.ndim, (1, 2, 3))

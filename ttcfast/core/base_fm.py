@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ttcfast.checks import at_least, one_of
 from ttcfast.runtime.turns import in_turn, interruptible, turn
 from ttcfast.spec import Key, StateSpec, StochasticConfig
+from ttcfast.states.symmetry import Frames
 from ttcfast.stochastic_sampling.directions import load_directions
 from ttcfast.stochastic_sampling.distinct import PROBES, all_same, require_stochastic
 from ttcfast.stochastic_sampling.keyed import Draw
@@ -213,6 +215,8 @@ class Surrogate(BaseFM):
         self._check("x", x)
         Key(seed, step)  # raises if the streams cannot tell them apart
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
+        if config.symmetry:
+            return self._in_frames(x, ids, problem_ids, seed, step, config)
         first = 0 if problem_ids is None else int(problem_ids[0])
         given = self._given(x, step, problem_ids)
         with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
@@ -220,6 +224,21 @@ class Surrogate(BaseFM):
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
                 self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed, rows_of(given, [0]))
         return out
+
+    def _in_frames(self, x: Tensor, ids: Tensor, problem_ids: Tensor | None, seed: int, step: int, config: StochasticConfig) -> Tensor:
+        """Candidates each under a symmetry of its own, in one call of the model."""
+        each = ids.expand(len(x), -1)
+        problems = torch.arange(len(x)) if problem_ids is None else problem_ids
+        n, b = each.shape
+        frames = Frames(self.spec, x.shape[-self.spec.ndim :], each, problems, seed=seed, step=step)
+        seen, own = frames.into(x.unsqueeze(1).expand(n, b, *x.shape[1:])).flatten(0, 1), problems.repeat_interleave(b)
+        plain = dataclasses.replace(config, symmetry=False)
+        if plain.active:
+            options: Any = {"seed": seed, "step": step, "stochastic": plain}
+            made = self.candidates(seen, each.reshape(-1, 1), problem_ids=own, **options)[:, 0]
+        else:
+            made = self.deterministic(seen, step=step, problem_ids=own)
+        return frames.back(made.unflatten(0, (n, b)))
 
     def _require_stochastic(
         self, x: Tensor, problem: int, after: int, config: StochasticConfig, seed: int, given: Mapping[str, Tensor]

@@ -17,7 +17,6 @@ from ttcfast.spec import TTCConfig
 from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.models import as_source
 from ttcfast.ttc.result import RolloutResult
-from ttcfast.ttc.select.argmax import Mean
 
 BASELINES = ("deterministic", "random", "mean")
 
@@ -40,12 +39,9 @@ def baseline_rollout(
     cfg = dataclasses.replace(cfg or TTCConfig(), score_floor=None, select="argmax", temperature=1.0, refine_steps=0)
     if kind != "mean":
         cfg = dataclasses.replace(cfg, branching_factor=1, include_deterministic=kind == "deterministic")
-    controller = (_MeanOfCandidates if kind == "mean" else TTCGreedy)(fm, _Indifferent(as_source(fm, cfg).ndim), cfg)
-    return controller.rollout(x0, T, return_info=True, problem_ids=problem_ids)
-
-
-class _MeanOfCandidates(TTCGreedy):
-    _selection = Mean
+    else:
+        cfg = dataclasses.replace(cfg, select="mean")
+    return TTCGreedy(fm, _Indifferent(as_source(fm, cfg).ndim), cfg).rollout(x0, T, return_info=True, problem_ids=problem_ids)
 
 
 class _Indifferent(Scorer):

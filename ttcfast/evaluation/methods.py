@@ -53,8 +53,9 @@ def variants(
 
     ``<name>`` follows ``config``; ``<name>_refined`` takes the best candidate after refinement (at least one step);
     ``<name>_refined_oracle`` chooses among the same candidates by true error; ``<name>_softmax`` takes the mean weighted by the softmax of
-    the z-scores over ``config.temperature``; ``<name>_span`` takes the best point in the span of the candidates. If ``config`` asks for
-    several beams or lookahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search; all others are greedy.
+    the z-scores over ``config.temperature``; ``<name>_mean`` the mean, of refined candidates where ``config`` refines; ``<name>_span`` the
+    best point in the span of the candidates. If ``config`` asks for several beams or lookahead, ``<name>_beam`` (``_diverse_beam``,
+    ``_particle``, ``_lookahead``) is that search; all others are greedy.
 
     Args:
         rewards: Rewards by name.
@@ -72,6 +73,7 @@ def variants(
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
         standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
         found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
+        found[f"{name}_mean"] = Variant(scorer, {**ONE_BEAM, "select": "mean", "temperature": 1.0})
         found[f"{name}_span"] = Variant(scorer, {**plain, "select": "span"})
         if (search := search_options(config)) is not None:
             own = {} if search_candidates is None else {"branching_factor": search_candidates}

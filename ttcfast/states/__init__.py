@@ -7,5 +7,6 @@ pressure law the channels' names alone do not tell.
 from .base import StateSpec
 from .euler import EulerSpec
 from .fields import FieldSpec
+from .symmetry import Symmetry
 
-__all__ = ["EulerSpec", "FieldSpec", "StateSpec"]
+__all__ = ["EulerSpec", "FieldSpec", "StateSpec", "Symmetry"]

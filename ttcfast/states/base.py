@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ttcfast.checks import one_of
 
+from .symmetry import Symmetry
+
 if TYPE_CHECKING:
     from .euler import EulerSpec
     from .fields import FieldSpec
@@ -103,6 +105,16 @@ class StateSpec:
         return ()
 
     @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """Symmetries of the equations, from which all others follow."""
+        return ()
+
+    @property
+    def translations(self) -> tuple[int, ...]:
+        """Space axes along which a shift by any number of cells is a symmetry."""
+        return ()
+
+    @property
     def given_channels(self) -> tuple[int, ...]:
         """Channels that a model is given and does not predict."""
         return ()
@@ -145,6 +157,9 @@ class StateSpec:
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not boundary:
             held = {name: value for name, value in held.items() if not name.startswith("boundary")}
+        if "symmetries" in held:
+            held["symmetries"] = [dataclasses.asdict(g) for g in self.symmetries]
+        held = {name: value for name, value in held.items() if name not in ("symmetries", "translations") or value}
         return {name: value.tolist() if torch.is_tensor(value) else value for name, value in held.items()}
 
     @staticmethod
@@ -200,6 +215,8 @@ class StateSpec:
         given: Names = (),
         cell_volume: float | Tensor = 1.0,
         spacing: Sequence[float] | None = None,
+        symmetries: Sequence[Symmetry | Mapping[str, Any]] = (),
+        translations: Sequence[int] = (),
         boundary_mask: Tensor | None = None,
         boundary_value: float | Tensor | None = None,
     ) -> FieldSpec:
@@ -216,6 +233,8 @@ class StateSpec:
             mean_zero: Channels whose mean is zero, such as a pressure that is known up to a constant.
             given: Channels that a model reads and does not predict: forcing, masks, coordinates. Every step carries them on unchanged.
             spacing: Distance of cells along each axis, for divergences; None means cubes of ``cell_volume``.
+            symmetries: Symmetries of the equations, ``Symmetry(order=, flips=, shifts=, odd=)``; all that they generate are used.
+            translations: Space axes, all periodic, along which a shift by any number of cells is a symmetry.
 
         Raises:
             ValueError: No channel, two of one name, a name that is no channel (the message lists them), a quantity without channels or
@@ -227,6 +246,7 @@ class StateSpec:
         options: dict[str, Any] = {"ndim": ndim, "periodic": periodic, "cell_volume": cell_volume, "spacing": spacing}
         options |= {"boundary_mask": boundary_mask, "boundary_value": boundary_value, "given": given, "mean_zero": mean_zero}
         options |= {"conserved": conserved, "divergence_free": divergence_free, "bounds": {} if bounds is None else bounds}
+        options |= {"symmetries": symmetries, "translations": translations}
         made: FieldSpec = StateSpec._kinds["FieldSpec"](names=names, **options)
         return made
 

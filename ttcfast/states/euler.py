@@ -12,6 +12,7 @@ from torch import Tensor
 from ttcfast.checks import one_of
 
 from .base import StateSpec
+from .symmetry import Symmetry
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,6 +63,21 @@ class EulerSpec(StateSpec):
             raise ValueError(f"gamma is {self.gamma}; it must be above 1")
         if torch.is_tensor(self.gamma) and (self.gamma.ndim > 1 or not bool((self.gamma > 1).all())):
             raise ValueError(f"gamma has shape {tuple(self.gamma.shape)} and minimum {self.gamma.min():g}; give [N] values above 1")
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """Reflections of each axis and exchanges of axes with the same boundaries, of cubes; none where cells or a boundary are marked."""
+        d, wraps = self.ndim, self.periodic_axes
+        if len(self.momentum) != d or torch.is_tensor(self.cell_volume) or self.boundary_mask is not None:
+            return ()
+        mirrors = [Symmetry(flips=tuple(axis == k for axis in range(d))) for k in range(d)]
+        pairs = [k for k in range(d - 1) if wraps[k] == wraps[k + 1]]
+        swaps = [Symmetry(order=tuple({k: k + 1, k + 1: k}.get(axis, axis) for axis in range(d))) for k in pairs]
+        return tuple(Symmetry.of(each, d) for each in [*mirrors, *swaps])
+
+    @property
+    def translations(self) -> tuple[int, ...]:
+        return tuple(k for k, wraps in enumerate(self.periodic_axes) if wraps) if self.symmetries else ()
 
     @property
     def channels(self) -> tuple[int, ...]:

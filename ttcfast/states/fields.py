@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .base import TERMS, Bounds, Names, StateSpec
+from .symmetry import Symmetry
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,6 +25,8 @@ class FieldSpec(StateSpec):
     mean_zero: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     spacing: tuple[float, ...] | None = None
+    symmetries: tuple[Symmetry, ...] = ()
+    translations: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +48,14 @@ class FieldSpec(StateSpec):
             self._set("spacing", tuple(float(h) for h in self.spacing))
             if len(self.spacing) != self.ndim or not all(0 < h < math.inf for h in self.spacing):
                 raise ValueError(f"spacing is {self.spacing}; give one distance above 0 for each of {self.ndim} dimensions")
+        self._set("symmetries", tuple(Symmetry.of(each, self.ndim) for each in self.symmetries))
+        for g in self.symmetries:
+            self._known("an odd channel of symmetries", g.odd)
+        self._set("translations", tuple(self.translations))
+        if len(set(self.translations)) != len(self.translations) or not all(
+            0 <= k < self.ndim and self.periodic_axes[k] for k in self.translations
+        ):
+            raise ValueError(f"translations is {self.translations}; name periodic axes, from 0 to {self.ndim - 1}, each once")
         assert self.distances  # found here, since a cell volume on a device is waited for
 
     def _set(self, name: str, value: object) -> None:

@@ -141,6 +141,10 @@ class Chunks:
         """
         return again * self._cfg.beam_width * self._cfg.branching_factor + position
 
+    def ids_of(self, beams: Beams, positions: Tensor, again: int) -> Tensor:
+        """Ids ``[m, b]`` of the candidates of beams at ``positions [b]`` or ``[m, b]``."""
+        return self.id_of(0, again) + beams.beam.cpu().unsqueeze(1) * self._cfg.branching_factor + positions.cpu()
+
     def _sample(self, beams: Beams, step: int, again: int, start: int) -> Tensor:
         count = min(self._at_once, self._cfg.branching_factor - start)
         ids = torch.arange(self._at_once if self._fixed else count) + self.id_of(start, again)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from ttcfast.core.context import StepContext
 from ttcfast.core.seeds import hash_seed, temp_seed
 from ttcfast.runtime.lent import lent
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
+from ttcfast.states.symmetry import Frames
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,13 @@ class Source:
     def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
         """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         raise NotImplementedError
+
+    def frames(self, cells: Sequence[int], ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Frames | None:
+        """Returns the symmetries under which candidates with ids ``[N, B]`` are computed; None where there are none."""
+        noise = self.stochastic
+        if noise is None or not noise.symmetry or self.spec is None:
+            return None
+        return Frames(self.spec, cells, ids, problem_ids, seed=seed, step=step)
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         """Returns stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` with ids for each state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ttcfast.rewards.ascent import channel_spread
 from ttcfast.rewards.scorer import ScoreContext, Scorer
 from ttcfast.spec import StateSpec, TTCConfig
+from ttcfast.states.symmetry import Frames
 from ttcfast.stochastic_sampling.row_axis import over
 
 from .guardrails import finite_states
@@ -75,13 +77,24 @@ class Refined:
 
 
 def refine_and_score(
-    state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None, cfg: TTCConfig, spec: StateSpec | None
+    state: Tensor,
+    candidates: Tensor,
+    scorer: Scorer,
+    context: ScoreContext | None,
+    cfg: TTCConfig,
+    spec: StateSpec | None,
+    frames: Frames | None = None,
 ) -> Refined:
     """Refine a group as ``cfg`` says and score all members; what an ascent has scored on its way is not scored again.
+
+    With ``frames`` each candidate is moved, and its copies scored, under the symmetry under which it was computed: a reward that has
+    learned from states of one orientation errs in another way in each.
 
     Raises:
         ValueError: The scorer does not return one score per candidate; otherwise as ``refine``.
     """
+    if frames is not None and cfg.refine_steps:
+        return _refined_in_frames(state, candidates, scorer, context, cfg, spec, frames)
     if cfg.refine_steps == 0:
         return Refined(candidates, scored(state, candidates, scorer, context), 1)
     blocks, scores, evaluations = _climb(state, candidates, scorer, context, cfg.refine_steps, cfg.refine_lengths, cfg.trust, spec)
@@ -94,6 +107,21 @@ def refine_and_score(
         for i, part in zip(unknown, found.chunk(len(unknown), 1)):
             scores[i] = part
     return Refined(group, torch.cat([part for part in scores if part is not None], 1), evaluations + len(unknown))
+
+
+def _refined_in_frames(
+    state: Tensor, candidates: Tensor, scorer: Scorer, context: ScoreContext | None, cfg: TTCConfig, spec: StateSpec | None, frames: Frames
+) -> Refined:
+    n, b = candidates.shape[:2]
+    seen = frames.into(state.unsqueeze(1).expand_as(candidates)).flatten(0, 1)
+    where = None if context is None else dataclasses.replace(context, problem_ids=context.problem_ids.repeat_interleave(b))
+    alone = refine_and_score(seen, frames.into(candidates).flatten(0, 1).unsqueeze(1), scorer, where, cfg, spec)
+    blocks = [frames.back(block.unflatten(0, (n, b))) for block in alone.candidates.unbind(1)]
+    blocks[0] = candidates
+    group, scores = torch.cat(blocks, 1), torch.cat([part.unflatten(0, (n, b)) for part in alone.scores.unbind(1)], 1)
+    if scorer.needs_group:  # it compares the members, which are alone in their frames
+        return Refined(group, scored(state, group, scorer, context), alone.evaluations + len(blocks))
+    return Refined(group, scores, alone.evaluations)
 
 
 def copies(steps: int, lengths: Sequence[float]) -> int:

@@ -26,6 +26,7 @@ from ttcfast.checks import at_least
 from ttcfast.rewards.scorer import ScoreContext, Scorer, as_scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
+from ttcfast.states.symmetry import Frames
 
 from . import guardrails, sharding
 from .budget import Budget
@@ -34,10 +35,10 @@ from .memory import ChunkLimit, reset_peak
 from .models import as_source, log_noise
 from .paths import Beams, History, Rollout, Survivors
 from .projection import check_projectable, project, projector
-from .refine import copies, refine, refine_and_score, scored
+from .refine import copies, refine_and_score, scored
 from .result import RolloutResult, StepOutput
 from .resume import SavedRollout, settings_of
-from .select.argmax import Argmax
+from .select.argmax import Argmax, Mean
 from .select.beams import BestOfBeams
 from .select.combine import SoftmaxMean, Span
 from .select.keep import Chunk, Group, Keep
@@ -53,7 +54,6 @@ class Search:
     reports_beams = True
     tie_breaker: Scorer | None = None
     drop_duplicates = False
-    _selection: type[Argmax] = Argmax
 
     def __init__(self, fm: Any, scorer: Any, cfg: TTCConfig) -> None:
         self.fm, self.cfg = fm, cfg
@@ -67,7 +67,7 @@ class Search:
             )
         if cfg.project is not None:
             self.scorer = self.scorer.of_projected(projector(check_projectable(self._source.spec, cfg.project), cfg.project))
-        self._copies = copies(cfg.refine_steps, cfg.refine_lengths)
+        self._copies = 1 if cfg.select == "mean" else copies(cfg.refine_steps, cfg.refine_lengths)
         self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # some candidates are random
         self._limit = ChunkLimit(self._source, self.scorer, cfg)
 
@@ -308,7 +308,7 @@ class Search:
             finite = None if watch is None else watch.look(rows, start, candidates)
             drawn = candidates.shape[0] * candidates.shape[1]
             evaluations += drawn * (1 + self._copies * run.ahead)
-            keep.reward_evaluations += drawn * self._take_in(run, keep, rows, start, candidates, finite)
+            keep.reward_evaluations += drawn * self._take_in(run, keep, rows, start, candidates, finite, again)
             del candidates  # otherwise the next chunk would be created while this one is still held
         if cfg.shard == "candidates" and isinstance(keep, BestOfBeams):
             evaluations = sharding.merge(keep, watch, evaluations, cfg.min_score_spread)
@@ -320,10 +320,11 @@ class Search:
                 evaluations += watch.require_stochastic(keep.distinct, more, after, self._source.model)
         return keep, evaluations
 
-    def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None) -> int:
+    def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None, again: int) -> int:
         """Refine, score and select from a chunk ``[m, b, C, *S]``. Returns the number of reward evaluations per candidate."""
         x, b, context = keep.beams.latest[rows], candidates.shape[1], self._source.context(run.step, keep.beams.problem_ids[rows])
-        refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec)
+        frames = self._frames(run, keep.beams.rows(rows), torch.arange(start, start + b), again)
+        refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec, frames)
         states, usable = refined.candidates, refined.scores.isfinite()
         if not self.scorer.marks_nonfinite or finite is None:
             finite = guardrails.finite_states(states, 2)
@@ -335,9 +336,20 @@ class Search:
             chunk = chunk._replace(ties=scored(x, states, self.tie_breaker, context).double().nan_to_num(nan=-torch.inf))
         if self.drop_duplicates:
             chunk = chunk._replace(marks=marks_of(states, 2))
+        if self.cfg.select == "mean":
+            chunk = chunk.last_usable(b)
         for copy in range(self._copies):
             keep.add(rows, copy * self.cfg.branching_factor + start, chunk.part(slice(copy * b, (copy + 1) * b)))
         return refined.evaluations + self._copies * run.ahead
+
+    def _frames(self, run: Rollout, beams: Beams, positions: Tensor, again: int) -> Frames | None:
+        """The symmetries of candidates at ``positions`` that are to be refined; the deterministic step has the identity."""
+        if not self.cfg.refine_steps:
+            return None
+        ids = run.chunks.ids_of(beams, positions, again)
+        if self.include_deterministic and again == 0:
+            ids = torch.where(positions == 0, 0, ids)
+        return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
         """Return an empty selection of the configured kind."""
@@ -353,7 +365,7 @@ class Search:
                 return SoftmaxMean(group, cfg.temperature)
             if cfg.select == "span":
                 return Span(group, self.scorer, context, cfg.trust, self._source.spec)
-            return self._selection(group)
+            return (Mean if cfg.select == "mean" else Argmax)(group)
         if cfg.approach == "particle":
             uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])
             # a single chunk still holds all states; otherwise drawn ones are generated again
@@ -366,8 +378,9 @@ class Search:
         """Regenerate the states ``[R, C, *S]`` of candidates that were scored and dropped."""
         cfg, own = self.cfg, beams.rows(rows)
         made = run.chunks.again(own, positions % cfg.branching_factor, run.step, again).unsqueeze(1)
-        options: Any = {"steps": cfg.refine_steps, "lengths": cfg.refine_lengths, "trust": cfg.trust, "spec": self._source.spec}
-        group = refine(own.latest, made, self.scorer, self._source.context(run.step, own.problem_ids), **options)
+        frames = self._frames(run, own, (positions % cfg.branching_factor).cpu().unsqueeze(1), again)
+        context = self._source.context(run.step, own.problem_ids)
+        group = refine_and_score(own.latest, made, self.scorer, context, cfg, self._source.spec, frames).candidates
         return group[torch.arange(len(rows), device=rows.device), positions // cfg.branching_factor]
 
     def _ahead(self, run: Rollout, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:

@@ -31,6 +31,14 @@ class Chunk(NamedTuple):
     def part(self, columns: slice) -> Chunk:
         return Chunk(*(None if value is None else value[:, columns] for value in self))  # type: ignore[arg-type]
 
+    def last_usable(self, b: int) -> Chunk:
+        """The last usable copy of each of ``b`` candidates, of a chunk that holds copies of them in blocks."""
+        (states, *later), (score, *scores) = self.states.split(b, 1), self.score.split(b, 1)
+        for copy, own in zip(later, scores):
+            usable = own.isfinite()
+            states, score = torch.where(over(usable, copy), copy, states), torch.where(usable, own, score)
+        return Chunk(states, score, score)
+
 
 class Group(NamedTuple):
     """What the candidates of a step are compared by.
