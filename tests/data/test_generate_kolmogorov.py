@@ -7,6 +7,7 @@ from ttcfast.data import open_trajectories
 from ttcfast.data.generate import GenerateConfig, KolmogorovFlow, generate
 from ttcfast.physics.navier_stokes import LENGTH, VorticitySolver, random_vorticity, spectral_resampling
 from ttcfast.runtime.errors import ArgumentError, DataError
+from ttcfast.states.symmetry import group_of
 
 FLOW = KolmogorovFlow(viscosity=0.01, spin_up=0.5)
 SMALL = {"system": "kolmogorov", "grid": 16, "factor": 2, "frames": 3, "t_end": 0.5, "per_file": 2, "batch": 2, "kolmogorov": FLOW}
@@ -25,6 +26,13 @@ def test_files_hold_the_solution_seen_on_the_coarse_grid(tmp_path):
     assert found.times.tolist() == [0.0, 0.25, 0.5]
     assert found.spec.names == ("vorticity",) and found.spec.conserved_groups == {"vorticity": (0,)}
     assert found.spec.cell_volume == pytest.approx((LENGTH / 16) ** 2) and found.spec.periodic_axes == (True, True)
+    group = group_of(found.spec, (16, 16))
+    assert len(group) == 16 and found.spec.translations == (0,)  # half turns, and mirrors with a shift by an eighth of the sides
+    solver = VorticitySolver(viscosity=0.01, dtype=torch.float64)
+    state = found.stack()[:1, 0].double()
+    after = solver.rollout(state, [0.25])[:, 0]
+    for g in group:
+        torch.testing.assert_close(g.undo(solver.rollout(g.apply(state, found.spec), [0.25])[:, 0], found.spec), after, atol=1e-9, rtol=0)
     assert (tmp_path / "stats.yaml").read_text().count("vorticity") == 6
 
 

@@ -22,6 +22,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
 from ttcfast.spec import EulerSpec, StateSpec
+from ttcfast.states import Symmetry
 
 from .alike import require_made_with
 from .statistics import write_statistics
@@ -278,8 +279,14 @@ def _times(config: GenerateConfig) -> Tensor:
 def _spec(config: GenerateConfig) -> StateSpec:
     if config.system == "euler":
         return _gas(config)
-    width = LENGTH / config.own("grid")
-    return StateSpec.fields("vorticity", conserved="all", spacing=(width, width), cell_volume=width**2)
+    cells, waves = config.own("grid"), config.kolmogorov.wave_number
+    width = LENGTH / cells
+    options: dict[str, Any] = {"conserved": "all", "spacing": (width, width), "cell_volume": width**2, "translations": [0]}
+    # cos(waves y) stays under half a turn about the origin, and changes sign, as vorticity does in a mirror, half a wave further
+    found = [Symmetry(flips=(True, True), shifts=(0, 1))]
+    if waves and cells % (2 * waves) == 0:
+        found.append(Symmetry(flips=(True, False), shifts=(0, cells // (2 * waves)), odd=("vorticity",)))
+    return StateSpec.fields("vorticity", symmetries=found, **options)
 
 
 def _gas(config: GenerateConfig) -> EulerSpec:
