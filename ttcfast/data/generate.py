@@ -144,6 +144,8 @@ class GenerateConfig:
             )
         for preset, given in self.ranges.items():
             one_of("ranges", preset, tuple(PRESETS))
+            if not isinstance(given, Mapping):
+                raise ArgumentError(f"ranges.{preset} is {given!r}; give arguments of the initial condition, {{}} for its own defaults")
             known = [name for name in inspect.signature(PRESETS[preset]).parameters if name not in ("n", "grid", "seed", "first", "gamma")]
             for name in given:
                 one_of(f"ranges.{preset}", name, tuple(known))
