@@ -14,7 +14,7 @@ from torch import Tensor
 from ttcfast.core.base_fm import BaseFM
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.oracle import OracleScorer
-from ttcfast.rewards.scorer import ScoreContext, Scorer
+from ttcfast.rewards.scorer import Project, ScoreContext, Scorer
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.inference import TTCGreedy
@@ -52,9 +52,11 @@ def variants(
     """Return every way to use each reward, by method name.
 
     ``<name>`` follows ``config``; ``<name>_refined`` takes the best candidate after refinement (at least one step);
-    ``<name>_refined_oracle`` chooses among the same candidates by true error; ``<name>_softmax`` takes the mean weighted by the softmax of
-    the z-scores over ``config.temperature``; ``<name>_span`` takes the best point in the span of the candidates. If ``config`` asks for
-    several beams or lookahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search; all others are greedy.
+    ``<name>_corrector`` makes the same number of full moves from the deterministic step, without candidates and without a choice;
+    ``<name>_refined_oracle`` chooses among the refined candidates by true error; ``<name>_softmax`` takes the mean weighted by the
+    softmax of the z-scores over ``config.temperature``; ``<name>_span`` takes the best point in the span of the candidates. If
+    ``config`` asks for several beams or lookahead, ``<name>_beam`` (``_diverse_beam``, ``_particle``, ``_lookahead``) is that search;
+    all others are greedy.
 
     Args:
         rewards: Rewards by name.
@@ -69,6 +71,8 @@ def variants(
     for name, scorer in rewards.items():
         found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
         found[f"{name}_refined"] = Variant(scorer, refined)
+        alone = {"branching_factor": 1, "include_deterministic": True, "refine_lengths": (1.0,), "score_floor": None, "shard": None}
+        found[f"{name}_corrector"] = Variant(LastMove(scorer), {**refined, **alone})
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
         standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
         found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
@@ -151,6 +155,25 @@ def starts_deterministic(surrogate: BaseFM, config: TTCConfig) -> bool:
     """
     known = callable(getattr(surrogate, "deterministic", None))
     return known if config.include_deterministic is None else config.include_deterministic
+
+
+class LastMove(Scorer):
+    """Moves along a reward and takes where the last physical move leads, whatever the reward says of it."""
+
+    needs_group = True  # the score is a position in the group of a single candidate and its copies
+
+    def __init__(self, reward: Scorer) -> None:
+        super().__init__()
+        self.reward, self.ndim = reward, reward.ndim
+
+    def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return torch.arange(candidates.shape[1], device=state.device).float().expand(candidates.shape[:2])
+
+    def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        return self.reward.ascent(state, candidates, context)
+
+    def of_projected(self, project: Project) -> Scorer:
+        return LastMove(self.reward.of_projected(project))
 
 
 class _ChosenByTruth(OracleScorer):
