@@ -117,7 +117,7 @@ def test_a_shipped_model_without_examples_says_what_to_do(monkeypatch, tmp_path)
 def test_evaluate_has_the_rows_of_the_evaluation_behind_it():
     given = problems(steps=2)
     found = ttcfast.evaluate(surrogate(), given, {"mine": arm()}, branching_factor=3, search=ttcfast.Beam(2), refine=1)
-    names = [r.method for r in found.results if not r.projected]
+    names = [r.method for r in found.rollouts if not r.projected]
     assert names == [*("deterministic", "random", "mean"), "mine", "mine_refined", "mine_beam", "oracle"]
     expected = evaluate(surrogate(), given, {"mine": arm()}, TTCConfig(branching_factor=3))
     for row in expected.results:
@@ -127,7 +127,7 @@ def test_evaluate_has_the_rows_of_the_evaluation_behind_it():
 
 def test_evaluate_reads_trajectory_files():
     found = ttcfast.evaluate(ttcfast.load("surrogate"), "examples", steps=1, count=1, branching_factor=2, projection=False, oracle=False)
-    assert [r.method for r in found.results] == ["deterministic", "random", "mean", "arm"] and found.problems == 1
+    assert [r.method for r in found.rollouts] == ["deterministic", "random", "mean", "arm"] and found.problems == 1
 
 
 def test_evaluate_says_how_to_wrap_a_model():

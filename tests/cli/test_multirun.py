@@ -139,8 +139,8 @@ def test_a_multirun_leaves_a_run_in_every_folder(tmp_path, capsys):
     keys += ["eval.methods=[arm]", "eval.projection=false", "eval.horizons=[1]", "eval.shown=[]", "ttc.branching_factor=1,2", f"out={out}"]
     assert main(["run_ttc", "--multirun", *keys]) == 0
     held = {b: json.loads((out / f"branching_factor-{b}" / "metrics.json").read_text()) for b in (1, 2)}
-    assert all([m["method"] for m in run["methods"]] == ["deterministic", "arm"] for run in held.values())
-    assert [run["methods"][1]["branching_factor"] for run in held.values()] == [1, 2]
+    assert all([m["method"] for m in run["methods"]] == ["persistence", "deterministic", "arm"] for run in held.values())
+    assert [run["methods"][2]["branching_factor"] for run in held.values()] == [1, 2]
     assert f"Side by side: ttcfast report {out}" in capsys.readouterr().out
     assert main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
     assert {f"branching_factor-{b}" in (tmp_path / "page" / "report.md").read_text() for b in (1, 2)} == {True}

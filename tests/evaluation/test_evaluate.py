@@ -6,14 +6,19 @@ import torch
 
 from tests.small_run import SCALE, SPEC, arm, problems, small_evaluation, surrogate, trajectories
 from tests.surrogates import drop_surrogate, euler_state
+from ttcfast.core.normalizer import Normalizer
 from ttcfast.evaluation.evaluate import Problems, evaluate, evaluate_method
 from ttcfast.evaluation.frontier import trace_frontier
 from ttcfast.evaluation.methods import variants
 from ttcfast.evaluation.results import Gain, MethodResult
 from ttcfast.evaluation.sweep import runs_needed, sweep_branching
 from ttcfast.metrics import conservation_drift, sample_gain
+from ttcfast.rewards.prm.dense import DensePRM
+from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.rewards.scorer import ScoreContext
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
+from ttcfast.ttc.projection import project_conservation
 
 METHODS = ["deterministic", "random", "mean", "arm", "oracle"]
 
@@ -24,11 +29,51 @@ def evaluation():
 
 
 def test_every_method_stands_without_and_with_projection(evaluation):
-    assert [(r.method, r.projected) for r in evaluation.results] == [(m, p) for m in METHODS for p in (False, True)]
+    assert [(r.method, r.projected) for r in evaluation.results] == [
+        ("persistence", False),
+        *((m, p) for m in METHODS for p in (False, True)),
+    ]
     for result in evaluation.results:
         assert result.mse.shape == (5, 9) and result.mse.dtype == torch.float64
         assert all(v.shape == (5, 9) for v in result.drift.values())
         assert not result.blown_up.any()
+
+
+def test_persistence_is_the_first_frame_at_every_step(evaluation):
+    truth = trajectories()
+    still, error = evaluation.results[0], ((truth[:, :1] - truth).double() / SCALE.double()[:, None, None]).square().mean((2, 3, 4))
+    torch.testing.assert_close(still.mse, error, rtol=1e-6, atol=1e-12)
+    assert torch.equal(evaluation.persistence, still.mse) and still.name == "persistence" and evaluation.rollouts[0] is evaluation.baseline
+    assert still.final_drift("mass") == 0 and (still.seconds, still.evaluations) == (0, 0)
+
+
+def test_further_rows_stand_where_they_are_put(evaluation):
+    extra = dataclasses.replace(evaluation.baseline, method="solver 16x16")
+    assert [r.method for r in evaluation.adding(extra, after="deterministic").results[:5]] == [
+        *("persistence", "deterministic", "deterministic", "solver 16x16", "random")
+    ]
+    assert evaluation.adding(extra).results[-1] is evaluation.adding(extra, after="nothing").results[-1] is extra
+
+
+@pytest.mark.parametrize("moves", [1, 2])
+@pytest.mark.parametrize("projected", [False, True])
+def test_corrector_alone_is_the_deterministic_step_and_the_moves_of_the_reward(moves, projected):
+    torch.manual_seed(1)
+    network = DensePRM(8, width=8, levels=2, normalizer=Normalizer(torch.tensor([1.0, 0.2, -0.1, 2.5]), SCALE, 0.1 * SCALE))
+    torch.nn.init.normal_(network.out.weight, std=0.05)
+    prm, fm, given = PRMScorer(network, spec=SPEC), surrogate(), problems(3, 3, shown=(0, 1, 2))
+    config = TTCConfig(branching_factor=4, refine_steps=moves, refine_lengths=(0.5, 1.0), trust=None, select="span")
+    found = evaluate_method("prm_corrector", fm, given, variants({"prm": prm}, config)["prm_corrector"], config, projected=projected)
+    x = given.truth[:, 0]
+    for step in range(3):
+        y = fm.deterministic(x)
+        for _ in range(moves):
+            seen = project_conservation(x, y, SPEC)[0] if projected else y
+            y = y + prm.ascent(x, seen.unsqueeze(1), ScoreContext(step, torch.arange(3)))[:, 0]
+        x = project_conservation(x, y, SPEC)[0] if projected else y
+        torch.testing.assert_close(found.trajectory[:, step + 1], x, rtol=1e-5, atol=1e-6)
+    assert (found.evaluations, found.reward_evaluations, found.branching_factor) == (9, 9 * moves, 1)
+    assert found.mse[:, 1].ne(evaluate_method("deterministic", fm, given, None, config, projected=projected).mse[:, 1]).all()
 
 
 def test_errors_are_those_of_the_trajectory(evaluation):
@@ -49,7 +94,7 @@ def test_deterministic_rollout_is_the_surrogate_applied_again_and_again(evaluati
 
 def test_cost_is_counted_in_model_evaluations(evaluation):
     cost = {r.method: r.evaluations for r in evaluation.results}
-    assert cost == {"deterministic": 40, "random": 40, "mean": 160, "arm": 160, "oracle": 160}
+    assert cost == {"persistence": 0, "deterministic": 40, "random": 40, "mean": 160, "arm": 160, "oracle": 160}
 
 
 def test_gain_is_stated_against_both_references(evaluation):
@@ -172,7 +217,9 @@ def test_chosen_rows_alone_are_run_and_known_ones_are_not_run_again(evaluation):
     used = variants({"arm": arm()}, config)
     table = evaluate(surrogate(), problems(), used, config, methods=["arm_span", "arm"], known=known, report=ran.append)
     assert [(r.method, r.projected) for r in ran] == [("arm_span", False), ("arm_span", True)]
-    assert [(r.method, r.projected) for r in table.results] == [(m, p) for m in ("deterministic", "arm", "arm_span") for p in (False, True)]
+    assert [(r.method, r.projected) for r in table.rollouts] == [
+        (m, p) for m in ("deterministic", "arm", "arm_span") for p in (False, True)
+    ]
     assert table.find("arm") is evaluation.find("arm")
     with pytest.raises(ValueError, match=r"methods names arm_best; here there are deterministic, .*arm_span.*span_oracle"):
         evaluate(surrogate(), problems(), used, config, methods=["arm_best"])
@@ -254,7 +301,7 @@ def test_results_print_in_one_line():
     found = small_evaluation(2, 2)
     shown = [repr(found), repr(found.baseline), repr(found.gain(found.results[-1]))]
     assert all("\n" not in text and "tensor" not in text for text in shown)
-    assert shown[0].startswith("Evaluation(2 problems, 2 steps: deterministic, ")
+    assert shown[0].startswith("Evaluation(2 problems, 2 steps: persistence, deterministic, ")
 
 
 def test_errors_are_those_of_the_channels_that_are_predicted():

@@ -72,7 +72,7 @@ def test_no_pyplot_state_is_left(evaluation):
 def test_error_time_draws_every_method(evaluation):
     figure = error_against_time(evaluation)
     left, right = figure.axes
-    for result in evaluation.results:
+    for result in evaluation.rollouts:
         np.testing.assert_allclose(line(left, result.name).get_ydata(), result.mse.mean(0)[1:], rtol=1e-12)
         expected = result.mse.mean(0)[1:] / evaluation.baseline.mse.mean(0)[1:]
         np.testing.assert_allclose(line(right, result.name).get_ydata(), expected, rtol=1e-12)

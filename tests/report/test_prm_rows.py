@@ -53,8 +53,8 @@ def run(examples, prm, tmp_path_factory):
 
 def test_rows_of_the_learned_reward_stand_beside_the_others_in_both_forms(run):
     evaluation = run[0].evaluation
-    names = ["deterministic", "random", "mean", "arm", "prm", "arm_prm", "prm_refined", "oracle", "finetuned"]
-    assert [(r.method, r.projected) for r in evaluation.results] == [(m, p) for m in names for p in (False, True)]
+    names = ["deterministic", "random", "mean", "prm_corrector", "arm", "prm", "arm_prm", "prm_refined", "oracle", "finetuned"]
+    assert [(r.method, r.projected) for r in evaluation.rollouts] == [(m, p) for m in names for p in (False, True)]
     for result in evaluation.results:
         assert result.mse.isfinite().all() and (not result.projected or result.final_drift("mass") < 1e-5)
     moved, chosen = evaluation.find("prm_refined"), evaluation.find("prm")
@@ -76,7 +76,7 @@ def test_chosen_rows_of_one_run_join_those_of_another(run, examples, prm, tmp_pa
     changes = {"prm": prm, "methods": ("prm_span", "prm_softmax", "prm", "span_oracle"), "merge": (str(folder),)}
     merged = run_ttc(config(examples, tmp_path / "more", **changes), quiet=True).evaluation
     names = {r.method for r in first.evaluation.results} | {"prm_span", "prm_softmax", "span_oracle"}
-    assert {r.method for r in merged.results} == names and merged.results[0].method == "deterministic"
+    assert {r.method for r in merged.results} == names and merged.results[0].method == "persistence"
     for row in first.evaluation.results:
         torch.testing.assert_close(merged.find(row.method, projected=row.projected).mse, row.mse, rtol=1e-6, atol=0)
     assert merged.find("prm_span").trajectory is not None and merged.find("prm").trajectory is None
@@ -113,10 +113,15 @@ def test_demo_finds_the_shipped_reward_and_directions(tmp_path):
 def test_switches_act_on_every_row_with_a_reward(examples, prm, tmp_path):
     ttc = TTCConfig(branching_factor=3, refine_steps=2, refine_lengths=(1.0,))
     table = run_ttc(config(examples, tmp_path, prm=prm, ttc=ttc, projection=False), quiet=True).evaluation
-    assert [r.method for r in table.results] == ["deterministic", "random", "mean", "arm", "prm", "arm_prm", "oracle"]
+    assert [r.method for r in table.rollouts] == ["deterministic", "random", "mean", "prm_corrector", "arm", "prm", "arm_prm", "oracle"]
     # a candidate and two copies, each scored once: the two that are moved further by the ascent itself
-    each = {r.method: r.reward_evaluations / (3 * 3 * 3) for r in table.results}
-    assert each == {**dict.fromkeys(("deterministic", "random", "mean", "oracle"), 0), **dict.fromkeys(("arm", "arm_prm"), 2 + 3), "prm": 3}
+    each = {r.method: r.reward_evaluations / (3 * 3 * 3) for r in table.rollouts}
+    assert each == {
+        **dict.fromkeys(("deterministic", "random", "mean", "oracle"), 0),
+        **dict.fromkeys(("arm", "arm_prm"), 2 + 3),
+        "prm": 3,
+        "prm_corrector": 2 / 3,
+    }
     assert any("all rows with a reward" in note for note in table.notes)
 
 

@@ -33,7 +33,7 @@ def config(examples, out, **changes):
 def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):
     result = run_ttc(config(examples, tmp_path, frontier=(2, 4), frontier_problems=1), quiet=True)
     names = [r.name for r in result.evaluation.results]
-    assert names == ["deterministic", "random candidate", "mean of B", "ARM", "ARM beam k = 2", "oracle"]
+    assert names == ["persistence", "deterministic", "random candidate", "mean of B", "ARM", "ARM beam k = 2", "oracle"]
     beam, greedy = result.evaluation.find("arm_beam"), result.evaluation.find("arm")
     assert (beam.evaluations, greedy.evaluations) == (2 * (3 + 2 * 6), 2 * 9) and (beam.beam_width, greedy.beam_width) == (2, 1)
     assert "| ARM beam k = 2 |" in (tmp_path / "table.md").read_text()
@@ -46,7 +46,7 @@ def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):
 def test_a_search_may_be_run_with_projection_alone_and_with_candidates_of_its_own(examples, tmp_path):
     options = {"projection": None, "search_projected": True, "search_candidates": 2, "methods": ("arm", "arm_beam")}
     rows = run_ttc(config(examples, tmp_path, **options), quiet=True).evaluation
-    assert [(r.method, r.projected) for r in rows.results] == [
+    assert [(r.method, r.projected) for r in rows.rollouts] == [
         *((name, form) for name in ("deterministic", "arm") for form in (False, True)),
         ("arm_beam", True),
     ]

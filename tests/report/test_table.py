@@ -49,7 +49,7 @@ def test_gain_that_does_not_beat_the_reference_is_none(evaluation):
     heads, rows = cells(evaluation.adding(worse, better), HORIZONS)
     column = heads.index("gain %\nmean / median")
     assert rows[-2][column].startswith("none") and "none" not in rows[-1][column]
-    assert rows[0][column] == "baseline" and rows[1][column + 2] == "baseline"
+    assert rows[1][column] == "baseline" and rows[2][column + 2] == "baseline" and rows[0][0] == "persistence"
 
 
 def test_blown_up_method_is_marked(evaluation):
@@ -71,17 +71,17 @@ def test_metrics_are_strict_json(evaluation, tmp_path):
 
     held = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
     assert held["methods"][-1]["mse_by_step"][-1] is None
-    assert held["methods"][0]["per_problem"]["rollout_mse"] == pytest.approx(evaluation.baseline.rollout_error.tolist())
+    assert held["methods"][1]["per_problem"]["rollout_mse"] == pytest.approx(evaluation.baseline.rollout_error.tolist())
     assert held["provenance"] == {"config": {}}
     with open(tmp_path / "summary.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 11 and rows[0]["method"] == "deterministic" and rows[-1]["mse_step_20"] == ""
+    assert len(rows) == 12 and [r["method"] for r in rows[:2]] == ["persistence", "deterministic"] and rows[-1]["mse_step_20"] == ""
     assert float(rows[2]["mse_step_1"]) == pytest.approx(evaluation.results[2].mse_at(1))
 
 
 def test_metrics_hold_every_step(evaluation):
     held = metrics(evaluation, None, HORIZONS)
-    assert held["sweep"] is None and held["problems"] == 5 and len(held["methods"]) == 10
+    assert held["sweep"] is None and held["problems"] == 5 and len(held["methods"]) == 11
     assert all(len(m["mse_by_step"]) == 9 and len(m["drift_by_step"]["energy"]) == 9 for m in held["methods"])
 
 

@@ -41,10 +41,10 @@ def baseline_rollout(
         cfg = dataclasses.replace(cfg, branching_factor=1, include_deterministic=kind == "deterministic")
     else:
         cfg = dataclasses.replace(cfg, select="mean")
-    return TTCGreedy(fm, _Indifferent(as_source(fm, cfg).ndim), cfg).rollout(x0, T, return_info=True, problem_ids=problem_ids)
+    return TTCGreedy(fm, Indifferent(as_source(fm, cfg).ndim), cfg).rollout(x0, T, return_info=True, problem_ids=problem_ids)
 
 
-class _Indifferent(Scorer):
+class Indifferent(Scorer):
     """Scores every candidate 0."""
 
     def __init__(self, ndim: int) -> None:

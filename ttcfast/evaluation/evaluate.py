@@ -125,7 +125,7 @@ class Evaluation:
     """Results of all methods on one set of problems.
 
     Args:
-        results: One per method and projection, in the order of the table; the first is the deterministic rollout.
+        results: One per method and projection, in the order of the table.
         problems: N.
         steps: T.
         scored: K, steps with a known truth.
@@ -174,7 +174,12 @@ class Evaluation:
     @property
     def baseline(self) -> MethodResult:
         """The deterministic rollout, the reference of every gain."""
-        return self.results[0]
+        return self.find("deterministic") or self.results[0]
+
+    @property
+    def rollouts(self) -> tuple[MethodResult, ...]:
+        """The results but persistence, which figures leave out or draw as a reference; the first is the deterministic rollout."""
+        return tuple(r for r in self.results if r.method != "persistence")
 
     @property
     def projected_baseline(self) -> MethodResult | None:
@@ -193,9 +198,17 @@ class Evaluation:
         """Return the SampleGain over the deterministic rollout with projection, or None if there is none."""
         return None if self.projected_baseline is None else Gain.of(result, self.projected_baseline)
 
-    def adding(self, *results: MethodResult, notes: Sequence[str] = ()) -> Evaluation:
-        """Return a copy with further rows, such as recorded ones, and notes appended."""
-        return dataclasses.replace(self, results=(*self.results, *results), notes=(*self.notes, *notes))
+    def adding(self, *results: MethodResult, notes: Sequence[str] = (), after: str | None = None) -> Evaluation:
+        """Return a copy with further rows, such as recorded ones, and notes appended.
+
+        Args:
+            results: The rows, at the end or, where ``after`` names a method, below its rows.
+            notes: Sentences at the end of the notes.
+            after: A method of the table.
+        """
+        place = max((i + 1 for i, r in enumerate(self.results) if r.method == after), default=len(self.results))
+        rows = (*self.results[:place], *results, *self.results[place:])
+        return dataclasses.replace(self, results=rows, notes=(*self.notes, *notes))
 
 
 def evaluate(
@@ -211,7 +224,7 @@ def evaluate(
     report: Report | None = None,
     resume: Path | None = None,
 ) -> Evaluation:
-    """Roll out and measure the baselines, the choice of every scorer and the choice by true error.
+    """Roll out and measure the baselines, the choice of every scorer and the choice by true error, below a row of persistence.
 
     Args:
         surrogate: The model, on the device to run on.
@@ -238,7 +251,7 @@ def evaluate(
             why = "the domain is open, its totals are not kept" if gas else "the layout declares nothing that is conserved"
             notes.append(f"Rows with projection are left out: {why}.")
     forms = (False, True) if projection else (False,)
-    held = {(r.method, r.projected): r for r in known}
+    held = {(r.method, r.projected): r for r in (*known, _persistence(problems))}
     for name in method_names(scorers, config, oracle=oracle, methods=methods):
         for projected in forms_of(scorers.get(name), forms):
             if (name, projected) in held:
@@ -250,7 +263,7 @@ def evaluate(
                 report(held[name, projected])
     if problems.steps > problems.scored:
         notes.append(f"The truth ends at step {problems.scored} of {problems.steps}: errors and gains stop there, and so does the oracle.")
-    order = [*BASELINES, *scorers, *ORACLES]
+    order = ["persistence", *BASELINES, *scorers, *ORACLES]
     place = {name: i for i, name in enumerate(order)}
     return Evaluation(
         tuple(sorted(held.values(), key=lambda r: (place.get(r.method, len(place)), r.method, r.projected))),
@@ -258,7 +271,7 @@ def evaluate(
         steps=problems.steps,
         scored=problems.scored,
         truth_drift=conservation_drift(problems.truth[:, : problems.scored + 1], problems.spec),
-        persistence=_persistence(problems),
+        persistence=held["persistence", False].mse,
         truth=problems.truth[list(problems.shown), : problems.scored + 1],
         shown=problems.shown,
         scale=problems.scale,
@@ -345,6 +358,16 @@ def _picture(problems: Problems) -> tuple[int, str, tuple[float, ...]]:
     return channel, spec.names[channel], tuple(h * n for h, n in zip(spec.distances, cells))
 
 
-def _persistence(problems: Problems) -> Tensor:
-    truth = problems.truth[:, : problems.scored + 1]
-    return problems.error(truth[:, :1].expand_as(truth))
+def _persistence(problems: Problems) -> MethodResult:
+    """Return the row of frame 0, copied to every step."""
+    still = problems.truth[:, :1].expand(-1, problems.steps + 1, *problems.truth.shape[2:])
+    return MethodResult(
+        method="persistence",
+        projected=False,
+        branching_factor=1,
+        mse=problems.error(still[:, : problems.scored + 1]),
+        drift=conservation_drift(still, problems.spec),
+        seconds=0.0,
+        evaluations=0,
+        trajectory=still[list(problems.shown)] if problems.shown else None,
+    )

@@ -15,15 +15,18 @@ from ttcfast.core.base_fm import BaseFM
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.rewards.scorer import ScoreContext, Scorer
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.result import RolloutResult
 
-from .baselines import BASELINES, baseline_rollout
+from .baselines import BASELINES, Indifferent, baseline_rollout
 
 ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
 """Methods that know the truth, with the way in which they select the next state."""
+
+SYMMETRIES = 8
+"""Candidates of the means over symmetries: those of a square."""
 
 ONE_BEAM: Mapping[str, Any] = {"approach": "greedy", "beam_width": 1, "score_aggregation": "sum", "lookahead": 0}
 """Options of a greedy search: one beam, no lookahead."""
@@ -47,29 +50,44 @@ class Variant:
 
 
 def variants(
-    rewards: Mapping[str, Scorer], config: TTCConfig, *, search_candidates: int | None = None, search_projected: bool = False
+    rewards: Mapping[str, Scorer],
+    config: TTCConfig,
+    *,
+    spec: StateSpec | None = None,
+    search_candidates: int | None = None,
+    search_projected: bool = False,
 ) -> dict[str, Variant]:
     """Return every way to use each reward, by method name.
 
     ``<name>`` follows ``config``; ``<name>_refined`` takes the best candidate after refinement (at least one step);
-    ``<name>_refined_oracle`` chooses among the same candidates by true error; ``<name>_softmax`` takes the mean weighted by the softmax of
-    the z-scores over ``config.temperature``; ``<name>_mean`` the mean, of refined candidates where ``config`` refines; ``<name>_span`` the
-    best point in the span of the candidates. If ``config`` asks for several beams or lookahead, ``<name>_beam`` (``_diverse_beam``,
-    ``_particle``, ``_lookahead``) is that search; all others are greedy.
+    ``<name>_corrector`` makes the same number of full moves from the deterministic step, without candidates and without a choice;
+    ``<name>_refined_oracle`` chooses among the refined candidates by true error; ``<name>_softmax`` takes the mean weighted by the softmax
+    of the z-scores over ``config.temperature``; ``<name>_mean`` the mean, of refined candidates where ``config`` refines; ``<name>_span``
+    the best point in the span of the candidates. If ``config`` asks for several beams or lookahead, ``<name>_beam`` (``_diverse_beam``,
+    ``_particle``, ``_lookahead``) is that search; all others are greedy. Where the layout declares symmetries, ``symmetry_mean`` is the
+    mean of ``SYMMETRIES`` deterministic steps under them (of B, if B is larger), and ``<name>_symmetry`` that of as many corrected ones.
 
     Args:
         rewards: Rewards by name.
         config: Options that the methods share.
+        spec: Layout of the states; None leaves out the rows of symmetries.
         search_candidates: Candidates per beam of the search; None takes ``config.branching_factor``.
         search_projected: Run the search only with projection.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
     refined = {**plain, "refine_steps": max(1, config.refine_steps)}
-    found = {}
+    alone: Any = {**refined, "select": "mean", "refine_lengths": (1.0,), "include_deterministic": True, "score_floor": None, "shard": None}
+    turned = {"branching_factor": max(SYMMETRIES, config.branching_factor), "stochastic": StochasticConfig(dropout=False, symmetry=True)}
+    found, symmetric = dict[str, Variant](), spec is not None and bool(spec.symmetries or spec.translations)
+    if spec is not None and symmetric:
+        found["symmetry_mean"] = Variant(Indifferent(spec.ndim), {**alone, "refine_steps": 0, **turned})
     for name, scorer in rewards.items():
         found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
         found[f"{name}_refined"] = Variant(scorer, refined)
+        found[f"{name}_corrector"] = Variant(scorer, {**alone, "branching_factor": 1})
+        if symmetric:
+            found[f"{name}_symmetry"] = Variant(scorer, {**alone, **turned}, projected_alone=True)
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
         standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
         found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})

@@ -14,12 +14,15 @@ from ttcfast.metrics import fraction_improved, sample_gain
 
 _REWARDS = {"arm": "ARM", "prm": "PRM", "arm_prm": "ARM + PRM"}
 _USES = {"_refined": " refined", "_refined_oracle": " refined, oracle", "_softmax": " softmax mean", "_span": " span"}
+_USES |= {"_corrector": " corrector alone", "_mean": " mean", "_symmetry": " corrector, mean over symmetries"}
 _USES |= {"_beam": " beam", "_diverse_beam": " diverse beam", "_particle": " particles", "_lookahead": " looking ahead"}
 
 LABELS: Mapping[str, str] = {
+    "persistence": "persistence",
     "deterministic": "deterministic",
     "random": "random candidate",
     "mean": "mean of B",
+    "symmetry_mean": "mean over symmetries",
     **_REWARDS,
     **{reward + use: label + how for reward, label in _REWARDS.items() for use, how in _USES.items()},
     "oracle": "oracle",
@@ -30,8 +33,9 @@ LABELS: Mapping[str, str] = {
 
 
 def chooses_by_reward(method: str) -> bool:
-    """Return whether this method is a choice by a reward, and no baseline, choice by true error or classical solver."""
-    return method not in ("deterministic", "random", "mean", "finetuned") and "oracle" not in method and not method.startswith("solver ")
+    """Return whether this method is a choice by a reward, and no baseline, choice by true error, classical solver or corrector alone."""
+    plain = ("persistence", "deterministic", "random", "mean", "symmetry_mean", "finetuned", "surrogate_solver")
+    return method not in plain and not any(part in method for part in ("oracle", "solver ", "_corrector"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class MethodResult:
     """Errors, conservation and cost of one method on N problems. Tensors are on the CPU.
 
     Args:
-        method: ``"deterministic"``, ``"random"``, ``"mean"``, ``"arm"``, ``"oracle"`` or another scorer's name.
+        method: ``"persistence"``, ``"deterministic"``, ``"random"``, ``"mean"``, ``"arm"``, ``"oracle"`` or another scorer's name.
         projected: Whether conservation was imposed at every step.
         branching_factor: B; 1 for the deterministic step and for one random candidate.
         mse: ``[N, K+1]``, mean squared error of steps 0..K in normalised units; K is the last step that both truth and rollout have.

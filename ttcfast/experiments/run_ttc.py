@@ -63,7 +63,8 @@ class RunTTCConfig:
         arm: Weights of the analytical reward.
         momentum, scale: How the analytical reward measures, see
             docs/design/decisions.md ("Momentum penalty" and "Absolute and relative penalties").
-        prm: A learned reward of ``ttcfast train_prm``, for the rows PRM, ARM + PRM (the sum of their z-scores) and PRM refined.
+        prm: A learned reward of ``ttcfast train_prm``, for the rows PRM, ARM + PRM (the sum of their z-scores), PRM refined and the
+            corrector alone.
         reward: ``"arm"`` or ``"prm"``, the plan's switch; None follows ``prm``. ``"prm"`` requires one, ``"arm"`` forbids it.
         methods: Run only these rows, named as in ``methods.variants`` (``"prm_span"``), ``BASELINES`` and ``ORACLES``, or
             ``"finetuned"``, and the deterministic rollout. None runs all but the uses of a reward that cost extra.
@@ -209,7 +210,7 @@ def run_ttc(
         with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
             evaluation, sweep = _measure(config, surrogate, problems, used, progress, resume)
             frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
-        measured = [r for r in evaluation.results if r.recorded is None]
+        measured = [r for r in evaluation.results if r.recorded is None and r.method != "persistence"]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
@@ -261,11 +262,15 @@ def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer
         prm = PRMScorer(config.prm, spec=problems.spec).to(device)
         rewards |= {"prm": prm, "arm_prm": ScorerList({"arm": arm, "prm": prm}, zscore=True, ndim=problems.spec.ndim)}
     rewards |= more
-    known = variants(rewards, config.ttc, search_candidates=config.search_candidates, search_projected=config.search_projected)
+    known = variants(
+        rewards, config.ttc, spec=problems.spec, search_candidates=config.search_candidates, search_projected=config.search_projected
+    )
     if config.methods is None:
         searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in rewards]
         switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
-        return {name: known[name] for name in [*rewards, *searched, *(["prm_refined"] if "prm" in rewards and not switched else [])]}
+        learned = [] if "prm" not in rewards else ["prm_corrector"] if switched else ["prm_corrector", "prm_refined"]
+        turned = [name for name in ("symmetry_mean", "prm_symmetry") if name in known]
+        return {name: known[name] for name in [*turned[:1], *learned[:1], *rewards, *searched, *learned[1:], *turned[1:]]}
     if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
         raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
     return {name: known[name] for name in config.methods if name in known}
@@ -317,11 +322,14 @@ def _frontier(
 
 def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
     """Return the arguments that name the lines of the sweep over B."""
-    wanted = config.sweep_methods
+    wanted, lines_known = (
+        config.sweep_methods,
+        ("mean", *(name for name in used if "symmetry" not in name and not name.endswith("_corrector")), "oracle"),
+    )
     if wanted is None:
-        wanted = tuple(name for name in ("mean", *used, "oracle") if config.methods is None or name in config.methods)
-    if unknown := [name for name in wanted if name not in ("mean", *used, "oracle")]:
-        raise ArgumentError(f"sweep_methods names {', '.join(unknown)}; here there are {', '.join(('mean', *used, 'oracle'))}")
+        wanted = tuple(name for name in lines_known if config.methods is None or name in config.methods)
+    if unknown := [name for name in wanted if name not in lines_known]:
+        raise ArgumentError(f"sweep_methods names {', '.join(unknown)}; here there are {', '.join(lines_known)}")
     lines = {"scorers": {name: used[name] for name in used if name in wanted}}
     return {**lines, "mean": "mean" in wanted, "oracle": "oracle" in wanted and config.oracle}
 
@@ -337,6 +345,13 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
         notes.append(
             f"{which}: copies of every candidate, moved {lengths} of a full step along the reward, join the group, "
             f"{max(1, ttc.refine_steps)} times."
+        )
+    if any(name.endswith("_corrector") for name in used):
+        notes.append(f"corrector alone: the deterministic step, moved {max(1, ttc.refine_steps)} times by a full step along the reward.")
+    if "symmetry_mean" in used:
+        notes.append(
+            "mean over symmetries: of deterministic steps of the state turned, mirrored and shifted, each brought back; with a corrector, "
+            "each is moved along the reward before that."
         )
     if ttc.select != "argmax":
         notes.append(f"Rows with a reward take select={ttc.select} unless their name says otherwise.")

@@ -206,7 +206,7 @@ def log_outputs(log: RunLog, evaluation: Evaluation, paths: Sequence[Path]) -> N
         gain = evaluation.gain(result)
         summary |= {f"gain_mean/{tag(result)}": gain.mean, f"improved/{tag(result)}": gain.improved}
     log.log(summary, evaluation.steps)
-    for result in evaluation.results[1:]:
+    for result in evaluation.rollouts[1:]:
         log.histogram(f"gain/{tag(result)}", evaluation.gain(result).per_problem.tolist(), evaluation.steps)
     for path in paths:
         log.figure(f"figures/{path.stem}", path, evaluation.steps)

@@ -67,7 +67,7 @@ class Refined:
 
     Attributes:
         candidates: ``[N, M, C, *S]``, see ``refine``.
-        scores: ``[N, M]``, as the scorer returns them.
+        scores: ``[N, M]``, as the scorer returns them; for a mean, which takes all alike, 0 or -inf.
         evaluations: Evaluations of the reward for each candidate of the group before.
     """
 
@@ -93,12 +93,16 @@ def refine_and_score(
     Raises:
         ValueError: The scorer does not return one score per candidate; otherwise as ``refine``.
     """
+    if cfg.select == "mean" and not cfg.refine_steps:
+        return Refined(candidates, _usable(candidates), 0)
     if frames is not None and cfg.refine_steps:
         return _refined_in_frames(state, candidates, scorer, context, cfg, spec, frames)
     if cfg.refine_steps == 0:
         return Refined(candidates, scored(state, candidates, scorer, context), 1)
     blocks, scores, evaluations = _climb(state, candidates, scorer, context, cfg.refine_steps, cfg.refine_lengths, cfg.trust, spec)
     group = torch.cat(blocks, 1)
+    if cfg.select == "mean":
+        return Refined(group, _usable(group), evaluations)
     if scorer.needs_group:
         return Refined(group, scored(state, group, scorer, context), evaluations + len(blocks))
     unknown = [i for i, known in enumerate(scores) if known is None]
@@ -107,6 +111,11 @@ def refine_and_score(
         for i, part in zip(unknown, found.chunk(len(unknown), 1)):
             scores[i] = part
     return Refined(group, torch.cat([part for part in scores if part is not None], 1), evaluations + len(unknown))
+
+
+def _usable(group: Tensor) -> Tensor:
+    """Scores ``[N, M]`` that tell finite members from others, all that their mean asks."""
+    return torch.where(finite_states(group, 2), 0.0, -torch.inf)
 
 
 def _refined_in_frames(
@@ -119,7 +128,7 @@ def _refined_in_frames(
     blocks = [frames.back(block.unflatten(0, (n, b))) for block in alone.candidates.unbind(1)]
     blocks[0] = candidates
     group, scores = torch.cat(blocks, 1), torch.cat([part.unflatten(0, (n, b)) for part in alone.scores.unbind(1)], 1)
-    if scorer.needs_group:  # it compares the members, which are alone in their frames
+    if scorer.needs_group and cfg.select != "mean":  # it compares the members, which are alone in their frames
         return Refined(group, scored(state, group, scorer, context), alone.evaluations + len(blocks))
     return Refined(group, scores, alone.evaluations)
 

@@ -35,7 +35,7 @@ def drift_against_time(evaluation: Evaluation) -> Figure:
 
     Methods with projection have their own row, since their drift is smaller by decades. The drift of the truth is drawn in grey.
     """
-    results = evaluation.results
+    results = evaluation.rollouts
     title = f"Conservation drift since step 0, mean over {evaluation.problems} problems"
     quantities = evaluation.quantities
     figure, grid = _grid(title, sorted({r.projected for r in results}), quantities, shared=True)

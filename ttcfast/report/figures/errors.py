@@ -51,7 +51,7 @@ def error_against_time(evaluation: Evaluation) -> Figure:
     still = positive(evaluation.persistence.mean(0)[1:])
     left.plot(steps, still, color=GREY, linestyle=":", linewidth=1.4)
     shown = [still]
-    for order, result in enumerate(evaluation.results):
+    for order, result in enumerate(evaluation.rollouts):
         error = positive(result.mse.mean(0)[1:])
         style = {**line_style(result), **markers(result.steps, order), "zorder": 4 if result.method == "deterministic" else 3}
         left.plot(steps[: result.steps], error, **style, label=result.name)
@@ -64,7 +64,7 @@ def error_against_time(evaluation: Evaluation) -> Figure:
     finish(left, "rollout step", "MSE (normalised units)")
     finish(right, "rollout step", "MSE / MSE of the deterministic rollout")
     persistence = Line2D([], [], color=GREY, linestyle=":", linewidth=1.4, label="persistence (copy of step 0)")
-    method_legend(figure, evaluation.results, [persistence])
+    method_legend(figure, evaluation.rollouts, [persistence])
     return figure
 
 

@@ -26,7 +26,7 @@ def gain_histogram(evaluation: Evaluation) -> Figure:
     deterministic rollout, so that the gain of projection alone is not credited to the method.
     """
     columns = [reference for reference in (evaluation.baseline, evaluation.projected_baseline) if reference is not None]
-    methods = list(dict.fromkeys(r.method for r in evaluation.results if r.method != "deterministic"))
+    methods = list(dict.fromkeys(r.method for r in evaluation.rollouts if r.method != "deterministic"))
     size = (2.0 + 4.2 * len(columns), 1.3 + 1.05 * max(len(methods), 1))
     figure = new_figure(*size, f"SampleGain of {evaluation.problems} problems (right of 0: better than the reference)")
     if not methods:

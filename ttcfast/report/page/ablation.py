@@ -9,7 +9,7 @@ from typing import Any
 from ttcfast.report.figures.lines import Line, line_figure
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
-from .methods import Method, best_reward, name_of
+from .methods import Method, baseline_of, best_reward, name_of
 from .pictures import drawn
 from .runs import Run
 
@@ -37,11 +37,11 @@ def ablation(runs: Sequence[Run], title: str, anchors: Sequence[str]) -> Markup:
     shown = list(keys)[:MOST_KEYS]
     names: dict[str, Method] = {}
     for run in runs:
-        names |= {name_of(m): m for m in run.metrics["methods"][1:] if name_of(m) not in names}
+        names |= {name_of(m): m for m in run.metrics["methods"] if name_of(m) not in (*names, "deterministic")}
     rows = []
     for i, run in enumerate(runs):
         methods = {name_of(m): m for m in run.metrics["methods"]}
-        winner, base = best_reward(run.metrics["methods"]), run.metrics["methods"][0]["rollout_mse"]
+        winner, base = best_reward(run.metrics["methods"]), baseline_of(run.metrics["methods"])["rollout_mse"]
         ratios = [_ratio(methods.get(name), base, winner) for name in names]
         values = [_value(keys[key][i]) for key in shown]
         rows.append([Cell(tag("a", run.name, href=f"#{anchors[i]}")), *values, number(run.metrics["problems"]), number(base), *ratios])
@@ -81,7 +81,7 @@ def _curve(runs: Sequence[Run], keys: dict[str, list[Any]]) -> Markup | None:
     order = sorted(range(len(runs)), key=lambda i: values[i])
     lines: dict[str, tuple[Method, dict[float, float]]] = {}
     for i in order:
-        base = runs[i].metrics["methods"][0]["rollout_mse"]
+        base = baseline_of(runs[i].metrics["methods"])["rollout_mse"]
         for m in runs[i].metrics["methods"]:
             if base and m["rollout_mse"] is not None:
                 lines.setdefault(name_of(m), (m, {}))[1][values[i]] = m["rollout_mse"] / base

@@ -18,6 +18,11 @@ def name_of(method: Method) -> str:
     return LABELS.get(method["method"], str(method["method"])) + (" + projection" if method["projection"] else "")
 
 
+def baseline_of(methods: Sequence[Method]) -> Method:
+    """Return the deterministic rollout, the reference of the gains."""
+    return next((m for m in methods if m["method"] == "deterministic" and not m["projection"]), methods[0])
+
+
 def best_reward(methods: Sequence[Method]) -> Method | None:
     """Return the method with the smallest error among those that choose by a reward, or None."""
     chosen = [m for m in methods if chooses_by_reward(m["method"]) and not m.get("recorded") and m["rollout_mse"] is not None]
@@ -27,7 +32,7 @@ def best_reward(methods: Sequence[Method]) -> Method | None:
 def headline(metrics: Mapping[str, Any]) -> Markup:
     """Summarise the run: the error of the best reward, the share of problems it improves, and the error of the oracle."""
     methods, n = metrics["methods"], metrics["problems"]
-    base, best = methods[0]["rollout_mse"], best_reward(methods)
+    base, best = baseline_of(methods)["rollout_mse"], best_reward(methods)
     oracles = [m for m in methods if m["method"] == "oracle" and m["rollout_mse"] is not None]
     tiles = [(str(n), f"problems, {metrics['scored_steps']} scored steps")]
     if best is not None and base:
@@ -44,15 +49,16 @@ def headline(metrics: Mapping[str, Any]) -> Markup:
 def method_table(metrics: Mapping[str, Any]) -> Markup:
     """Tabulate errors at the horizons, gains, conservation and cost of every method."""
     methods, horizons = metrics["methods"], metrics["horizons"]
-    base = methods[0]["rollout_mse"]
+    baseline = baseline_of(methods)
+    base = baseline["rollout_mse"]
     heads = ["method", "B", *(f"MSE at {h}" for h in horizons), "rollout MSE", "× deterministic", "gain %", "median %"]
     quantities = quantities_of(methods[0])
     heads += ["improved %", "gain % over det. + proj.", *(["drift"] if quantities else []), "s", "model evals"]
     winner, rows = best_reward(methods), []
-    for i, m in enumerate(methods):
+    for m in methods:
         lost = f" ({m['blown_up']}/{metrics['problems']} blew up)" if m["blown_up"] else ""
         over = m["gain_over_projected_mean_percent"]
-        is_reference = i == 0 or (m["method"] == "deterministic" and m["projection"])
+        is_reference = m["method"] == "deterministic" and m["projection"]
         rows.append(
             [
                 name_of(m) + lost + (" (recorded)" if m.get("recorded") else ""),
@@ -60,10 +66,10 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
                 *(number(m.get(f"mse_step_{h}")) for h in horizons),
                 number(m["rollout_mse"], best=m is winner),
                 number(m["rollout_mse"] / base if base and m["rollout_mse"] is not None else None, best=m is winner),
-                Cell("baseline", 0.0) if i == 0 else gain(m["gain_mean_percent"]),
-                Cell(MISSING) if i == 0 else gain(m["gain_median_percent"]),
-                Cell(MISSING) if i == 0 else number(m["gain_improved_percent"]),
-                Cell("baseline", 0.0) if is_reference and i else gain(over),
+                Cell("baseline", 0.0) if m is baseline else gain(m["gain_mean_percent"]),
+                Cell(MISSING) if m is baseline else gain(m["gain_median_percent"]),
+                Cell(MISSING) if m is baseline else number(m["gain_improved_percent"]),
+                Cell("baseline", 0.0) if is_reference else gain(over),
                 *([_largest_drift(m, quantities)] if quantities else []),
                 number(m["seconds"]),
                 number(m["evaluations"]),
