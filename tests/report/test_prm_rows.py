@@ -39,7 +39,7 @@ def prm(tmp_path_factory):
 
 def config(examples, out, **changes):
     values = {"checkpoint": str(examples / "surrogate.safetensors"), "data": (str(examples),), "out": str(out)}
-    options = {"problems": 3, "steps": 3, "ttc": TTCConfig(branching_factor=3), "horizons": (1, 3)}
+    options = {"problems": 3, "steps": 3, "ttc": TTCConfig(branching_factor=3), "horizons": (1, 3), "solvers": ()}
     return RunTTCConfig(**{**values, **options, **changes})
 
 

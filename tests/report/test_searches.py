@@ -25,7 +25,7 @@ def examples(tmp_path_factory):
 def config(examples, out, **changes):
     ttc = TTCConfig(**{"branching_factor": 3, "beam_width": 2, "approach": "beam", **changes.pop("ttc", {})})
     values = {"checkpoint": str(examples / "surrogate.safetensors"), "data": (str(examples),), "out": str(out), "ttc": ttc}
-    fixed = {"problems": 2, "steps": 3, "horizons": (1, 3), "projection": False, "calibration": 0}
+    fixed = {"problems": 2, "steps": 3, "horizons": (1, 3), "projection": False, "calibration": 0, "solvers": ()}
     return RunTTCConfig(**{**values, **fixed, **changes})
 
 

@@ -25,6 +25,7 @@ LABELS: Mapping[str, str] = {
     "symmetry_mean": "mean over symmetries",
     **_REWARDS,
     **{reward + use: label + how for reward, label in _REWARDS.items() for use, how in _USES.items()},
+    "surrogate_solver": "mean of surrogate and solver",
     "oracle": "oracle",
     "span_oracle": "span oracle",
     "finetuned": "fine-tuned surrogate",

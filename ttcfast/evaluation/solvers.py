@@ -1,75 +1,147 @@
-"""Rows of the classical solver on the model's grid and on finer ones, from frame 0."""
+"""Rows of the classical solver on several grids, and of its mean with the surrogate, from the same first frames as all others."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ttcfast.core.base_fm import BaseFM
 from ttcfast.metrics import conservation_drift
-from ttcfast.physics.navier_stokes import VorticitySolver, spectral_resampling
+from ttcfast.physics import SolverError
 from ttcfast.runtime.errors import ArgumentError
+from ttcfast.spec import TTCConfig
 
-from .evaluate import Problems
+from .evaluate import Problems, evaluate_method
+from .grid_solvers import GridSolver
 from .results import MethodResult
 
-SYSTEM = "kolmogorov"
 SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from frame 0, on a grid of n x n cells."
-
-
-def check_solvers(stored: Sequence[Mapping[str, Any]], cells: Sequence[int]) -> None:
-    """Raise ``ArgumentError`` unless all data files, by their stored parameters, are of one flow that can be solved on these grids."""
-    said = f"eval.solvers is {list(cells)}"
-    if other := [parameters.get("system") for parameters in stored if parameters.get("system") != SYSTEM]:
-        raise ArgumentError(f"{said}, and the data are of system {other[0]!r}; there is a solver for {SYSTEM!r} here")
-    flows = [{**parameters["kolmogorov"], "spin_up": None} for parameters in stored]
-    if any(flow != flows[0] for flow in flows):
-        raise ArgumentError(f"{said}, and the data files are of flows with other parameters; run each by itself")
-    least = max(8, 2 * flows[0]["wave_number"] + 1)
-    if wrong := [n for n in cells if n % 2 or n < least]:
-        raise ArgumentError(f"{said}; {wrong[0]} is no even number of at least {least} cells")
+MEAN = "surrogate_solver"
+FINEST = 16
+"""Largest factor by which a grid is refined in search of the finest that is fast enough."""
 
 
 def solver_results(
-    problems: Problems, parameters: Mapping[str, Any], time_step: float | None, cells: Sequence[int] = (32, 64)
-) -> list[MethodResult]:
-    """Solve Kolmogorov flow from the first frames of the truth on several grids and measure it as the methods are.
-
-    A finer grid starts from the waves that the frame holds, as a user of the solver would, who has no other data.
+    problems: Problems, solver: GridSolver, cells: Sequence[int], *, device: torch.device | None = None
+) -> tuple[list[MethodResult], list[str]]:
+    """Solve from the first frames of the truth on several grids and measure it as the methods are.
 
     Args:
-        problems: Vorticity ``[N, K+1, 1, n, n]`` and the steps to roll out.
-        parameters: Settings that ``ttcfast generate system=kolmogorov`` stored with the data.
-        time_step: Time between frames.
-        cells: Cells per axis of each solution.
+        problems: The truth and the steps to roll out.
+        solver: The solver (``grid_solvers.solver_of``), or ``StepSolver(step, shape)`` around a function of one's own.
+        cells: Cells along the first axis of each solution.
+        device: Where to solve; None solves where the truth lies.
+
+    Returns:
+        A row per grid, and notes on what they are; a grid on which the solver fails has a note instead of a row.
+    """
+    solver.check(cells)
+    found, notes = [], [SOLVER_NOTE + _speed(solver)]
+    for n in cells:
+        try:
+            found.append(_measured(problems, solver, n, device))
+        except SolverError as error:
+            notes.append(f"{solver.name(n)} is left out: {error}.")
+    return found, notes
+
+
+def affordable_results(
+    problems: Problems, solver: GridSolver, seconds: float, *, device: torch.device | None = None
+) -> tuple[list[MethodResult], list[str]]:
+    """Return rows on the model's grid, on one of half as many cells per axis, and on the finest grid that takes no longer than ``seconds``.
+
+    The finest is found by doubling the cells: a grid is solved whole if its first frame promises to be fast enough, and kept if it is.
+
+    Args:
+        problems, solver, device: As in ``solver_results``.
+        seconds: Time that the deterministic surrogate takes on the same problems.
+    """
+    n = solver.shape[0]
+    found, notes = solver_results(problems, solver, [m for m in (n // 2, n) if _takes(solver, m)], device=device)
+    fast = [r for r in found if r.seconds <= seconds]
+    cells, first = n, dataclasses.replace(problems, steps=1, shown=())
+    try:
+        while fast and fast[-1].method == solver.name(cells) and cells < FINEST * n and _takes(solver, 2 * cells):
+            cells *= 2
+            if _measured(first, solver, cells, device).seconds * problems.steps <= 1.2 * seconds:
+                row = _measured(problems, solver, cells, device)
+                fast += [row] if row.seconds <= seconds else []
+    except SolverError as error:
+        notes.append(f"{solver.name(cells)} is left out: {error}.")
+    known = [r.method for r in found]
+    found += [r for r in fast[-1:] if r.method not in known]
+    which = f"the finest grid that takes no longer: {fast[-1].method}" if fast else "none of these grids takes no longer"
+    return found, [*notes, f"The deterministic surrogate takes {seconds:.3g} s; {which}."]
+
+
+def mean_with_solver(
+    surrogate: BaseFM, problems: Problems, solver: GridSolver, config: TTCConfig, *, projected: bool = False
+) -> MethodResult:
+    """Roll out the mean of the deterministic step and the solver's step on the model's grid, from the same state at every step.
+
+    Args:
+        surrogate, problems, config, projected: As in ``evaluate_method``.
+        solver: As in ``solver_results``. Its steps are no model evaluations; they count in the seconds alone.
 
     Raises:
-        ValueError: There is no time step.
+        SolverError: The solver fails on a state of this rollout.
     """
-    if time_step is None:
-        raise ValueError("time_step is None; a solver needs the time between frames")
-    flow = {name: value for name, value in parameters["kolmogorov"].items() if name != "spin_up"}
-    solver = VorticitySolver(**flow, cfl=parameters["cfl"])
-    times = torch.arange(problems.steps + 1) * time_step
-    found = []
-    for n in cells:
-        began = time.perf_counter()
-        solved = solver.rollout(spectral_resampling(problems.truth[:, 0], n), times)
-        seconds = time.perf_counter() - began
-        trajectory: Tensor = spectral_resampling(solved, problems.truth.shape[-1])
-        found.append(
-            MethodResult(
-                method=f"solver {n}x{n}",
-                projected=False,
-                branching_factor=1,
-                mse=problems.error(trajectory[:, : problems.scored + 1]),
-                drift=conservation_drift(trajectory, problems.spec),
-                seconds=seconds,
-                evaluations=0,
-                trajectory=trajectory[list(problems.shown)] if problems.shown else None,
-            )
-        )
-    return found
+    if solver.compiled:  # for this batch, before the clock runs
+        solver.step(problems.truth[:, 0].to(_device(surrogate)))
+    both = _Mean(surrogate, solver)
+    plain = dataclasses.replace(config, shard=None)
+    return dataclasses.replace(evaluate_method("deterministic", both, problems, None, plain, projected=projected), method=MEAN)
+
+
+class _Mean(BaseFM):
+    def __init__(self, surrogate: BaseFM, solver: GridSolver) -> None:
+        super().__init__()
+        self.surrogate, self.solver = surrogate, solver
+        self.spec, self.history = surrogate.spec, getattr(surrogate, "history", 1)
+        self.time_step = getattr(surrogate, "time_step", None)
+
+    def deterministic(self, x: Tensor, *, problem_ids: Tensor | None = None, step: int = 0) -> Tensor:
+        guess: Tensor = self.surrogate.deterministic(x, problem_ids=problem_ids, step=step)  # type: ignore[operator]
+        return 0.5 * (guess + self.solver.step(x[:, -1] if self.history > 1 else x, problem_ids))
+
+    def candidates(self, x: Tensor, ids: Tensor, **options: object) -> Tensor:
+        raise NotImplementedError("the mean of surrogate and solver is deterministic")
+
+
+def _takes(solver: GridSolver, cells: int) -> bool:
+    try:
+        solver.check([cells])
+    except ArgumentError:
+        return False
+    return True
+
+
+def _speed(solver: GridSolver) -> str:
+    return " Its seconds are those after compilation." if solver.compiled else ""
+
+
+def _device(surrogate: BaseFM) -> torch.device:
+    return next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+
+
+def _measured(problems: Problems, solver: GridSolver, cells: int, device: torch.device | None) -> MethodResult:
+    x0 = problems.truth[:, 0].to(device or problems.truth.device)
+    if solver.compiled:
+        solver.advance(x0, torch.tensor([1e-6 * solver.time_step]), cells)
+    began = time.perf_counter()
+    trajectory = solver.rollout(x0, problems.steps, cells).cpu()
+    seconds = time.perf_counter() - began
+    return MethodResult(
+        method=solver.name(cells),
+        projected=False,
+        branching_factor=1,
+        mse=problems.error(trajectory[:, : problems.scored + 1]),
+        drift=conservation_drift(trajectory, problems.spec),
+        seconds=seconds,
+        evaluations=0,
+        trajectory=trajectory[list(problems.shown)] if problems.shown else None,
+    )

@@ -21,7 +21,7 @@ from ttcfast.spec import StochasticConfig, TTCConfig
 from .run_ttc import RunTTCConfig, RunTTCResult, finetuned_rows, run_ttc
 
 HORIZONS = (1, 4, 8, 16, 20)
-SOLVERS: dict[str, tuple[int, ...]] = {"euler": (), "kolmogorov": (32, 64)}  # cells per axis of the classical solver's rows
+SYSTEMS = ("euler", "kolmogorov")
 RECORDED = "finetuned.json"
 REWARD = "prm"  # folder of the shipped learned reward
 DIRECTIONS = "directions.safetensors"  # fields along which the shipped surrogate errs
@@ -52,7 +52,7 @@ def run_demo(
 
     Args:
         out: Folder for all output.
-        system: ``"euler"``, a compressible gas; or ``"kolmogorov"``, forced two-dimensional turbulence, with rows of the classical solver.
+        system: ``"euler"``, a compressible gas; or ``"kolmogorov"``, forced two-dimensional turbulence.
         examples: Folder with ``.hdf5`` test trajectories, one ``.safetensors`` checkpoint and, optionally, a learned reward in ``prm`` and
             recorded rows in ``finetuned.json``; None takes that of the checkout or of the working directory.
         branching_factor: B of the table.
@@ -75,7 +75,7 @@ def run_demo(
         ArgumentError: There is no folder of examples.
         DataError, CheckpointError, OutputError: As in ``run_ttc``.
     """
-    one_of("system", system, tuple(SOLVERS))
+    one_of("system", system, SYSTEMS)
     folder = examples_folder(examples) / ("" if system == "euler" or examples is not None else system)
     if stochastic is None and checkpoint is None and (folder / DIRECTIONS).is_file():
         stochastic = StochasticConfig(dropout=False, directions=str(folder / DIRECTIONS), directions_strength=0.0)
@@ -100,7 +100,6 @@ def run_demo(
         search_candidates=max(branching_factor, beam_width) if searched else None,
         search_projected=True,
         horizons=tuple(h for h in HORIZONS if h <= steps and (h != 8 or system != "euler")) or (steps,),
-        solvers=SOLVERS[system],
         shown=(0, problems // 2),
         recorded=str(folder / RECORDED) if checkpoint is None and system == "euler" else None,  # in units of the shipped one
         device=device,
@@ -142,7 +141,8 @@ def record_finetuned(
 def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
     """Return the rows of the table: those of ``run_ttc``, with the beam search of ARM alone to save time."""
     search, learnt = ["arm_beam"] * searched, ["prm", "arm_prm", "prm_refined"] * learned  # figures show the fields of the last
-    return (*BASELINES, "arm", *search, *more, *learnt, "oracle", "finetuned")
+    corrector = ["prm_corrector"] * learned
+    return (*BASELINES, "solver", *corrector, "arm", *search, *more, *learnt, "surrogate_solver", "oracle", "finetuned")
 
 
 def _say_where(out: Path, result: RunTTCResult) -> None:

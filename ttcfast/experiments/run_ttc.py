@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from ttcfast.checks import at_least
+from ttcfast.checks import at_least, one_of
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.evaluation.frontier import Frontier, trace_frontier
+from ttcfast.evaluation.grid_solvers import GridSolver, StepSolver, solver_of
 from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
-from ttcfast.evaluation.solvers import SOLVER_NOTE, check_solvers, solver_results
+from ttcfast.evaluation.solvers import MEAN, affordable_results, mean_with_solver, solver_results
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
 from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.on_grid import require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
+from ttcfast.physics import SolverError
 from ttcfast.report.outputs import log_outputs, write_calibration, write_frontier, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.rewards.arm import ARMScorer
@@ -39,7 +42,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
-from ttcfast.runtime.units import require_units, time_step_of
+from ttcfast.runtime.units import require_units
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec, TTCConfig
 from ttcfast.ttc.beam import check_select
 
@@ -67,7 +70,8 @@ class RunTTCConfig:
             corrector alone.
         reward: ``"arm"`` or ``"prm"``, the plan's switch; None follows ``prm``. ``"prm"`` requires one, ``"arm"`` forbids it.
         methods: Run only these rows, named as in ``methods.variants`` (``"prm_span"``), ``BASELINES`` and ``ORACLES``, or
-            ``"finetuned"``, and the deterministic rollout. None runs all but the uses of a reward that cost extra.
+            ``"finetuned"``, ``"solver"`` and ``"surrogate_solver"``, and the deterministic rollout. None runs all but the uses of a reward
+            that cost extra.
         merge: Folders of runs on the same problems, whose rows are copied instead of being run again.
         oracle: Run the choice by true error, the ceiling.
         projection: Run every method with projection, too; None does so where the layout declares what it imposes.
@@ -83,7 +87,8 @@ class RunTTCConfig:
         horizons: Steps of the table's error columns; those beyond T are left out.
         shown: Problems whose fields are drawn.
         finetuned: Checkpoint of the same surrogate fine-tuned on the reward split, evaluated in rows of its own.
-        solvers: Cells per axis of the classical solver's rows, where the data's system has one here (Kolmogorov flow).
+        solvers: Cells per axis of the classical solver's rows, for a gas and for Kolmogorov flow. ``"auto"`` takes the model's grid, one of
+            half as many cells per axis, and the finest that takes no longer than the deterministic surrogate; () leaves the rows out.
         one_step: Also compare single steps of the surrogate with persistence, at N T further model evaluations.
         calibration: Number of true states whose candidates' scores are compared with their true errors, at B model evaluations each.
         recorded: File of rows that another run measured on the same problems.
@@ -122,7 +127,7 @@ class RunTTCConfig:
     resume: bool = False
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
-    solvers: tuple[int, ...] = ()
+    solvers: tuple[int, ...] | str = "auto"
     one_step: bool = False
     calibration: int = 32
     finetuned: str | None = None
@@ -137,7 +142,9 @@ class RunTTCConfig:
         at_least("sweep_problems", self.sweep_problems, 1)
         at_least("calibration", self.calibration, 0)
         at_least("frontier_problems", self.frontier_problems, 1)
-        for name in ("sweep", "horizons", "frontier", "solvers"):
+        if isinstance(self.solvers, str):
+            one_of("solvers", self.solvers, ("auto",))
+        for name in ("sweep", "horizons", "frontier", *(["solvers"] if self.solvers != "auto" else [])):
             for value in getattr(self, name):
                 at_least(name, value, 1)
         if self.problems is not None:
@@ -151,8 +158,13 @@ class RunTTCConfig:
 
     @property
     def rows(self) -> list[str] | None:
-        """``methods`` that are run here, all but the fine-tuned surrogate's; None for all."""
-        return None if self.methods is None else [name for name in self.methods if name != "finetuned"]
+        """``methods`` that are choices among candidates or baselines; None for all."""
+        return None if self.methods is None else [name for name in self.methods if name not in ("finetuned", "solver", MEAN)]
+
+    def solves(self, name: str) -> bool:
+        """Whether the rows ``"solver"`` or ``"surrogate_solver"`` are wanted."""
+        named = self.methods is None or name in self.methods or (name == "solver" and self.solvers != "auto")
+        return named and self.solvers != ()
 
     def forms(self, problems: Problems) -> tuple[bool, ...]:
         """Whether rows are projected: without projection, or without and with."""
@@ -177,13 +189,19 @@ class RunTTCResult:
 
 
 def run_ttc(
-    config: RunTTCConfig, scorers: Mapping[str, Scorer] | None = None, *, title: str | None = None, quiet: bool = False
+    config: RunTTCConfig,
+    scorers: Mapping[str, Scorer] | None = None,
+    *,
+    step: Callable[[Tensor], Tensor] | None = None,
+    title: str | None = None,
+    quiet: bool = False,
 ) -> RunTTCResult:
     """Evaluate every method, print the table, and write numbers, table, configuration, figures and logs to ``config.out``.
 
     Args:
         config: What to run.
         scorers: Further rewards by name, each with rows of its own.
+        step: Classical solver of one's own, from states ``[N, C, *S]`` in physical units to those a frame later, in place of those here.
         title: Title of the printed table.
         quiet: Print nothing.
 
@@ -201,8 +219,7 @@ def run_ttc(
     where: dict[str, Any] = {"count": config.problems, "split": config.split, "reading": config.reading, "checkpoint": name}
     problems, source = read_problems(surrogate, config.data, config.steps, shown=config.shown, **where)
     _require_units(config, source, surrogate)
-    if config.solvers:
-        check_solvers([file.parameters for file in source.files], config.solvers)
+    solver, unsolved = _solver(config, problems, source, step)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
     used = _methods(config, problems, scorers or {}, device)
     resume = out / "resume" if config.resume else None
@@ -214,9 +231,7 @@ def run_ttc(
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=_data_notes(source, trained))
-        if config.solvers:
-            found = solver_results(problems, source.files[0].parameters, time_step_of(source.times), config.solvers)
-            evaluation = evaluation.adding(*found, notes=[SOLVER_NOTE])
+        evaluation = _solved(config, surrogate, problems, solver, evaluation, used).adding(notes=unsolved)
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
@@ -237,6 +252,53 @@ def _require_units(config: RunTTCConfig, source: TrajectorySet, surrogate: Surro
         require_units(units_of_data(source), reward.units(f"the reward model {config.prm}"), REMEDY)
     if config.finetuned is not None:
         require_fit(source, load_surrogate(config.finetuned), config.finetuned)
+
+
+def _solver(
+    config: RunTTCConfig, problems: Problems, source: TrajectorySet, step: Callable[[Tensor], Tensor] | None
+) -> tuple[GridSolver | None, list[str]]:
+    """Return the solver of the rows that are wanted, or None and, where no grid was asked for by number, a note that says why."""
+    if not (config.solves("solver") or config.solves(MEAN)):
+        return None, []
+    try:
+        own = None if step is None else StepSolver(step, source.shape)
+        solver = own or solver_of(source, problems.spec, len(problems.truth) * problems.steps)
+        solver.check([] if isinstance(config.solvers, str) else config.solvers)
+    except ArgumentError as error:
+        if config.solvers != "auto":
+            said = str(error) if "eval.solvers" in str(error) else f"eval.solvers is {list(config.solvers)}: {error}"
+            raise ArgumentError(said) from error
+        return None, [f"No row of a classical solver: {error}."]
+    return solver, []
+
+
+def _solved(
+    config: RunTTCConfig,
+    surrogate: Surrogate,
+    problems: Problems,
+    solver: GridSolver | None,
+    evaluation: Evaluation,
+    used: Mapping[str, Variant],
+) -> Evaluation:
+    """Add the rows of the solver below the deterministic rollout, and those of its mean with the surrogate below the rewards."""
+    if solver is None:
+        return evaluation
+    device = device_of(config.device)
+    if config.solves("solver"):
+        rows, notes = (
+            affordable_results(problems, solver, evaluation.baseline.seconds, device=device)
+            if isinstance(config.solvers, str)
+            else solver_results(problems, solver, config.solvers, device=device)
+        )
+        evaluation = evaluation.adding(*rows, notes=notes, after="deterministic")
+    if config.solves(MEAN):
+        try:
+            rows = [mean_with_solver(surrogate, problems, solver, config.ttc, projected=p) for p in config.forms(problems)]
+        except SolverError as error:
+            return evaluation.adding(notes=[f"mean of surrogate and solver is left out: {error}."])
+        note = "mean of surrogate and solver: at every step the mean of the deterministic step and the solver's, on the model's grid."
+        evaluation = evaluation.adding(*rows, notes=[note], after=["deterministic", *used][-1])
+    return evaluation
 
 
 def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
