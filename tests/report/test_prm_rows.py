@@ -53,8 +53,9 @@ def run(examples, prm, tmp_path_factory):
 
 def test_rows_of_the_learned_reward_stand_beside_the_others_in_both_forms(run):
     evaluation = run[0].evaluation
-    names = ["deterministic", "random", "mean", "prm_corrector", "arm", "prm", "arm_prm", "prm_refined", "oracle", "finetuned"]
-    assert [(r.method, r.projected) for r in evaluation.rollouts] == [(m, p) for m in names for p in (False, True)]
+    names = ["deterministic", "random", "mean", "symmetry_mean", "prm_corrector", "arm", "prm", "arm_prm", "prm_refined", "prm_symmetry"]
+    rows = [(m, p) for m in [*names, "oracle", "finetuned"] for p in (False, True) if p or m != "prm_symmetry"]
+    assert [(r.method, r.projected) for r in evaluation.rollouts if "solver" not in r.method] == rows
     for result in evaluation.results:
         assert result.mse.isfinite().all() and (not result.projected or result.final_drift("mass") < 1e-5)
     moved, chosen = evaluation.find("prm_refined"), evaluation.find("prm")
@@ -113,14 +114,16 @@ def test_demo_finds_the_shipped_reward_and_directions(tmp_path):
 def test_switches_act_on_every_row_with_a_reward(examples, prm, tmp_path):
     ttc = TTCConfig(branching_factor=3, refine_steps=2, refine_lengths=(1.0,))
     table = run_ttc(config(examples, tmp_path, prm=prm, ttc=ttc, projection=False), quiet=True).evaluation
-    assert [r.method for r in table.rollouts] == ["deterministic", "random", "mean", "prm_corrector", "arm", "prm", "arm_prm", "oracle"]
+    used = ["symmetry_mean", "prm_corrector", "arm", "prm", "arm_prm", "prm_symmetry"]
+    assert [r.method for r in table.rollouts] == ["deterministic", "random", "mean", *used, "oracle"]
     # a candidate and two copies, each scored once: the two that are moved further by the ascent itself
     each = {r.method: r.reward_evaluations / (3 * 3 * 3) for r in table.rollouts}
     assert each == {
-        **dict.fromkeys(("deterministic", "random", "mean", "oracle"), 0),
+        **dict.fromkeys(("deterministic", "random", "mean", "symmetry_mean", "oracle"), 0),
         **dict.fromkeys(("arm", "arm_prm"), 2 + 3),
         "prm": 3,
         "prm_corrector": 2 / 3,
+        "prm_symmetry": 8 * 2 / 3,
     }
     assert any("all rows with a reward" in note for note in table.notes)
 

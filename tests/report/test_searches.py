@@ -33,7 +33,16 @@ def config(examples, out, **changes):
 def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):
     result = run_ttc(config(examples, tmp_path, frontier=(2, 4), frontier_problems=1), quiet=True)
     names = [r.name for r in result.evaluation.results]
-    assert names == ["persistence", "deterministic", "random candidate", "mean of B", "ARM", "ARM beam k = 2", "oracle"]
+    assert names == [
+        "persistence",
+        "deterministic",
+        "random candidate",
+        "mean of B",
+        "mean over symmetries",
+        "ARM",
+        "ARM beam k = 2",
+        "oracle",
+    ]
     beam, greedy = result.evaluation.find("arm_beam"), result.evaluation.find("arm")
     assert (beam.evaluations, greedy.evaluations) == (2 * (3 + 2 * 6), 2 * 9) and (beam.beam_width, greedy.beam_width) == (2, 1)
     assert "| ARM beam k = 2 |" in (tmp_path / "table.md").read_text()

@@ -27,7 +27,7 @@ def read_rows(folder: str | os.PathLike[str], problems: Problems, branching_fact
         DataError: As ``read_recorded``, or the rows have another branching factor.
     """
     rows, _ = read_recorded(Path(folder) / ROWS, problems)
-    if other := [r for r in rows if r.beam_width == 1 and r.branching_factor not in (1, branching_factor)]:
+    if other := [r for r in rows if r.beam_width == 1 and "symmetry" not in r.method and r.branching_factor not in (1, branching_factor)]:
         raise DataError(
             f"run {folder} has {other[0].name} with B = {other[0].branching_factor} and this table has B = {branching_factor}; run both "
             "with the same, or show them beside each other with ttcfast report"
