@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -153,8 +153,18 @@ class Frames:
 
     def into(self, x: Tensor) -> Tensor:
         """Return states ``[N, B, ..., C, *S]`` as each candidate's symmetry shows them."""
-        return torch.stack([torch.stack([g.apply(one, self.spec) for g, one in zip(row, own)]) for row, own in zip(self.elements, x)])
+        return self._each(Symmetry.apply, x)
 
     def back(self, y: Tensor) -> Tensor:
         """Return the states ``[N, B, ..., C, *S]`` that ``into`` takes to ``y``."""
-        return torch.stack([torch.stack([g.undo(one, self.spec) for g, one in zip(row, own)]) for row, own in zip(self.elements, y)])
+        return self._each(Symmetry.undo, y)
+
+    def _each(self, act: Callable[[Symmetry, Tensor, StateSpec], Tensor], x: Tensor) -> Tensor:
+        """Act on all states of a symmetry at once."""
+        flat = x.flatten(0, 1)
+        out, rows = torch.empty_like(flat), dict[Symmetry, list[int]]()
+        for number, g in enumerate(itertools.chain(*self.elements)):
+            rows.setdefault(g, []).append(number)
+        for g, own in rows.items():
+            out[own] = act(g, flat[own], self.spec)
+        return out.view_as(x)
