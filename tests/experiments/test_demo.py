@@ -11,7 +11,16 @@ from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
 from ttcfast.runtime.logs import read_log
 from ttcfast.spec import TTCConfig
 
-FIGURES = ["calibration", "drift_branching", "drift_time", "error_branching", "error_time", "fields_problem0", "fields_problem4"]
+FIGURES = [
+    "calibration",
+    "drift_branching",
+    "drift_time",
+    "error_branching",
+    "error_seconds",
+    "error_time",
+    "fields_problem0",
+    "fields_problem4",
+]
 FIGURES += ["gain_histogram"]
 pytestmark = pytest.mark.usefixtures("figures_undrawn")
 
@@ -93,7 +102,11 @@ def test_demo_prints_the_table_and_where_the_figures_are(examples, tmp_path, cap
     run_demo(tmp_path, examples=examples, branching_factor=2, steps=2, sweep=(), problems=2)
     text = capsys.readouterr().out
     assert "2 test trajectories, 2 steps, B = 2" in text
-    assert "random candidate" in text and str(tmp_path / "figures" / "error_time.png") in text
+    assert "persistence" in text and "solver 16x16" in text and "mean of surrogate and solver" in text
+    assert "random candidate" not in text and "random candidate" in (tmp_path / "table.md").read_text()
+    lines = [line.strip() for line in text.splitlines()]
+    assert sum(line.startswith("ARM") for line in lines) == sum(line.startswith("ARM + projection") for line in lines) == 1
+    assert str(tmp_path / "figures" / "error_time.png") in text
     assert not (tmp_path / "figures" / "error_branching.png").exists()
 
 

@@ -13,6 +13,7 @@ from ttcfast.report.figures import (
     drift_against_branching,
     drift_against_time,
     error_against_branching,
+    error_against_seconds,
     error_against_time,
     field_panels,
     gain_histogram,
@@ -46,6 +47,7 @@ def line(axes, label: str):
 def test_files_are_pictures_with_something_on_them(evaluation, sweep, tmp_path):
     made = {
         "error_time": error_against_time(evaluation),
+        "error_seconds": error_against_seconds(evaluation),
         "drift_time": drift_against_time(evaluation),
         "gain": gain_histogram(evaluation),
         "fields": field_panels(evaluation, evaluation.find("arm", projected=True)),
@@ -80,6 +82,19 @@ def test_error_time_draws_every_method(evaluation):
         assert line(left, result.name).get_color() == colour(result.method)
     assert left.get_xlabel() == "rollout step" and left.get_ylabel() == "MSE (normalised units)" and left.get_yscale() == "log"
     assert [t for t in NAMES if t in legend_texts(figure)] == NAMES
+
+
+def test_error_seconds_has_every_method_and_joins_the_grids_of_the_solver(evaluation):
+    solved = [dataclasses.replace(evaluation.baseline, method=f"solver {n}x{n}", seconds=s) for n, s in ((16, 2.0), (8, 0.5))]
+    axes = error_against_seconds(evaluation.adding(*solved)).axes[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    points = {held.get_label(): held.lines[0] for held in axes.containers}
+    assert set(points) == {r.name for r in evaluation.rollouts} | {"solver 16x16", "solver 8x8"}
+    arm_row = evaluation.find("arm", projected=True)
+    assert points[arm_row.name].get_xdata() == pytest.approx([arm_row.seconds / (5 * 8)])
+    assert points[arm_row.name].get_ydata() == pytest.approx([float(arm_row.rollout_error.mean())])
+    np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), [0.5 / 40, 2.0 / 40])
+    assert {text.get_text() for text in axes.texts} == {"8x8", "16x16"}
 
 
 def test_drift_time_has_a_row_per_form_and_a_column_per_quantity(evaluation):

@@ -101,7 +101,11 @@ def test_demo_finds_the_shipped_reward_and_directions(tmp_path):
     options = {"examples": examples, "branching_factor": 2, "steps": 2, "problems": 2, "sweep_problems": 1, "quiet": True}
     result = run_demo(tmp_path / "out", sweep=(1, 3), **options)
     names = {r.method for r in result.evaluation.results}
-    assert {"prm", "arm_prm", "prm_refined"} < names and {line[0].method for line in result.sweep.lines()} == {"arm", "prm", "oracle"}
+    assert (
+        {"prm", "prm_corrector", "prm_refined"} < names
+        and "arm_prm" not in names
+        and {line[0].method for line in result.sweep.lines()} == {"arm", "prm", "oracle"}
+    )
     other = run_demo(tmp_path / "other", sweep=(), checkpoint=examples / "surrogate.safetensors", **options)
     assert "prm" not in {r.method for r in other.evaluation.results}
     held = [json.loads((tmp_path / out / "metrics.json").read_text())["provenance"]["config"]["ttc"] for out in ("out", "other")]

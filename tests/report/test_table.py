@@ -3,12 +3,13 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from tests.small_run import small_evaluation
-from ttcfast.evaluation.results import MethodResult
+from ttcfast.evaluation.results import MethodResult, bootstrap_interval
 from ttcfast.evaluation.table import cells, explanation, markdown_table, print_table
 from ttcfast.report.outputs import metrics, summary_rows, write_outputs
 
@@ -41,6 +42,37 @@ def test_rows_equal_recomputation_from_raw_results(evaluation):
         assert row["gain_improved_percent"] == pytest.approx(100 * float((ours < base).double().mean()))
         assert row["gain_standard_error_percent"] == pytest.approx(float(gains.std() / math.sqrt(5)))
         assert row["drift_mass"] == pytest.approx(float(result.drift["mass"][:, -1].mean()))
+
+
+def test_intervals_are_those_of_the_percentile_bootstrap(evaluation):
+    errors = evaluation.baseline.mse[:, 4].numpy()
+    picks = torch.randint(5, (10_000, 5), generator=torch.Generator().manual_seed(0)).numpy()
+    expected = np.percentile(errors[picks].mean(1), [2.5, 97.5])
+    assert evaluation.baseline.interval_at(4) == pytest.approx(expected.tolist(), rel=1e-12)
+    drawn = np.random.default_rng(1).choice(errors, (10_000, 5)).mean(1)
+    assert evaluation.baseline.interval_at(4) == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), rel=0.03)
+    row = summary_rows(evaluation, HORIZONS)[1]
+    assert (row["mse_step_4_low"], row["mse_step_4_high"]) == pytest.approx(expected.tolist()) and row["reward_evaluations"] == 0
+    heads, rows = cells(evaluation, HORIZONS)
+    assert rows[1][2].startswith(f"{row['mse_step_4']:.3g} [") and rows[1][2].endswith("]")
+    heads, rows = cells(evaluation, HORIZONS, narrow=True)
+    assert heads[4] == "95 % of\nstep 8" and "[" not in rows[1][2] and rows[1][4].startswith("[")
+    assert [rows[0][-1], rows[7][-1]] == ["0", str(evaluation.find("arm").reward_evaluations)] and rows[7][-1] != "0"
+
+
+def test_a_single_problem_and_a_method_that_blew_up_have_no_interval(evaluation):
+    assert math.isnan(bootstrap_interval(torch.tensor([0.5]))[0]) and math.isnan(bootstrap_interval(torch.tensor([0.5, math.inf]))[1])
+    assert summary_rows(evaluation.adding(handmade(evaluation, [math.inf] * 8)), HORIZONS)[-1]["mse_step_4_low"] is None
+    assert math.isnan(evaluation.baseline.interval_at(9)[0])
+
+
+def test_only_chosen_rows_are_printed(evaluation):
+    text = io.StringIO()
+    chosen = [r for r in evaluation.results if r.method == "deterministic" or r.name == "oracle + projection"]
+    print_table(evaluation, HORIZONS, None, Console(file=text, width=200), only=chosen)
+    lines = [line.strip() for line in text.getvalue().splitlines()]
+    assert sum(line.startswith(("deterministic", "+ projection", "oracle + projection")) for line in lines) == 3
+    assert not any(line.startswith(("ARM", "persistence")) for line in lines)
 
 
 def test_gain_that_does_not_beat_the_reference_is_none(evaluation):
@@ -92,7 +124,7 @@ def test_printed_table_keeps_whole_lines_in_a_narrow_console(evaluation):
     for name in ("deterministic", "random candidate", "mean of B", "ARM", "oracle"):
         assert any(line.strip().startswith(name) and len(line.split()) > 8 for line in lines), name
     assert sum("+ projection" in line for line in lines) == 5
-    assert max(len(line) for line in lines if "random" in line) < 125
+    assert max(len(line) for line in lines if "random" in line) < 135
     for line in explanation(evaluation):
         assert line in text.getvalue()
 

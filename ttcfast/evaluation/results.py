@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ LABELS: Mapping[str, str] = {
     "finetuned": "fine-tuned surrogate",
 }
 """Labels of the methods in tables and figures; other names are shown unchanged."""
+
+
+RESAMPLES = 10_000
+"""Samples of the bootstrap."""
 
 
 def chooses_by_reward(method: str) -> bool:
@@ -110,6 +115,10 @@ class MethodResult:
         """Return the mean squared error over problems at ``step``; NaN beyond the truth."""
         return float(self.mse[:, step].mean()) if step <= self.steps else math.nan
 
+    def interval_at(self, step: int) -> tuple[float, float]:
+        """Return the 95 % interval of ``mse_at(step)`` over problems (``bootstrap_interval``)."""
+        return bootstrap_interval(self.mse[:, step]) if step <= self.steps else (math.nan, math.nan)
+
     def final_drift(self, quantity: str) -> float:
         """Return the mean relative drift of ``quantity`` after the last step; NaN if it is undefined."""
         return float(self.drift[quantity][:, -1].mean()) if quantity in self.drift else math.nan
@@ -134,6 +143,26 @@ class MethodResult:
             **{count: round(getattr(self, count) * share) for count in counts},
             trajectory=None,
         )
+
+
+def bootstrap_interval(values: Tensor) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of ``values [N]`` by the percentile bootstrap; NaN for one value, or if one is not finite.
+
+    The mean of ``RESAMPLES`` samples of N values, drawn with replacement, lies between both ends in 95 % of them. The samples depend on N
+    alone, so that methods are resampled on the same problems.
+    """
+    if len(values) < 2 or not bool(values.isfinite().all()):
+        return math.nan, math.nan
+    means = _resampled(len(values)) @ values.double().cpu()
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+@lru_cache(maxsize=4)
+def _resampled(n: int) -> Tensor:
+    """Return the weights ``[RESAMPLES, n]`` of the values in every sample."""
+    picks = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+    return torch.zeros(RESAMPLES, n, dtype=torch.float64).scatter_add_(1, picks, torch.full(picks.shape, 1 / n, dtype=torch.float64))
 
 
 @dataclass(frozen=True, eq=False)

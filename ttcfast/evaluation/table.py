@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ttcfast.runtime.terminal import plain_console, print_whole
 
-from .results import Gain, MethodResult
+from .results import RESAMPLES, Gain, MethodResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 MISSING = "–"
 
 
-def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | None = None, console: Console | None = None) -> None:
+def print_table(
+    evaluation: Evaluation,
+    horizons: Sequence[int],
+    title: str | None = None,
+    console: Console | None = None,
+    *,
+    only: Sequence[MethodResult] | None = None,
+) -> None:
     """Print the table and the meaning of its columns; rows with projection are indented under their method.
 
     Args:
@@ -27,30 +35,41 @@ def print_table(evaluation: Evaluation, horizons: Sequence[int], title: str | No
         horizons: Steps of the error columns.
         title: Title above the table.
         console: Where to print; None prints to stdout.
+        only: Rows to print; None prints all.
     """
-    heads, rows = cells(evaluation, horizons)
-    for result, row in zip(evaluation.results, rows, strict=True):
-        if result.projected and evaluation.find(result.method) is not None:
+    shown = dataclasses.replace(evaluation, results=tuple(only)) if only is not None else evaluation
+    heads, rows = cells(shown, horizons, narrow=True)
+    for result, row in zip(shown.results, rows, strict=True):
+        if result.projected and shown.find(result.method) is not None:
             row[0] = "  " + row[0][row[0].index("+ projection") :]
     print_with_notes(rich_table(heads, rows, title=title), explanation(evaluation), console)
 
 
-def cells(evaluation: Evaluation, horizons: Sequence[int]) -> tuple[list[str], list[list[str]]]:
-    """Return the column heads and the text of every cell."""
-    heads = ["method", *(f"MSE at\nstep {h}" for h in horizons), "gain %\nmean / median", "improved\n%"]
-    heads += ["gain % over\ndet. + proj.", *(["drift"] if evaluation.quantities else []), "\ns", "model\nevals"]
-    return heads, [_cells(evaluation, result, horizons) for result in evaluation.results]
+def cells(evaluation: Evaluation, horizons: Sequence[int], *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return the column heads and the text of every cell.
+
+    Args:
+        evaluation: What to show.
+        horizons: Steps of the error columns, each with its 95 % interval.
+        narrow: Show the interval of the last step alone, in a column of its own.
+    """
+    heads = ["method", *(f"MSE at\nstep {h}" for h in horizons), *([f"95 % of\nstep {horizons[-1]}"] if narrow and horizons else [])]
+    heads += ["gain %\nmean / median", "improved\n%"]
+    heads += ["gain % over\ndet. + proj.", *(["drift"] if evaluation.quantities else []), "\ns", "model\nevals", "reward\nevals"]
+    return heads, [_cells(evaluation, result, horizons, narrow) for result in evaluation.results]
 
 
 def explanation(evaluation: Evaluation) -> list[str]:
     """Return the meaning of the columns, followed by the notes of the evaluation."""
     unit = "each channel in units of its training standard deviation" if evaluation.scale is not None else "physical units"
     lines = [
-        f"MSE: mean over {evaluation.problems} problems of the squared error at a step, {unit}.",
+        f"MSE: mean over {evaluation.problems} problems of the squared error at a step, {unit}; in brackets, or as 95 %, its interval "
+        f"over problems by the percentile bootstrap ({RESAMPLES:,} samples).",
         f"gain: SampleGain of each problem over the deterministic rollout, on the error averaged over steps 1 to {evaluation.scored}; "
         '"none" where it is not above 0. improved: share of the problems with a smaller error than the deterministic rollout.',
         *([_drift(evaluation)] if evaluation.quantities else []),
-        "s, model evals: seconds and model evaluations for all problems together; one evaluation is one state through the model.",
+        "s, model evals, reward evals: seconds and evaluations for all problems together; one evaluation is one state through the "
+        "model, or one candidate scored or moved by the reward.",
     ]
     if evaluation.find("oracle") is not None:
         lines.append("oracle: chooses by the true error, which no user has: the ceiling of choosing step by step among these candidates.")
@@ -97,10 +116,13 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], notes: S
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n" + "".join(f"* {note}\n" for note in notes)
 
 
-def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) -> list[str]:
+def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int], narrow: bool) -> list[str]:
     lost = int(result.blown_up.sum())
     name = result.name + (f" ({lost}/{evaluation.problems} blew up)" if lost else "") + (" (recorded)" if result.recorded else "")
-    errors = [_error(result, h) for h in horizons]
+    if narrow:
+        errors = [*(_error(result, h) for h in horizons), *(_interval(result, h) or MISSING for h in horizons[-1:])]
+    else:
+        errors = [" ".join(filter(None, (_error(result, h), _interval(result, h)))) for h in horizons]
     is_baseline = result is evaluation.baseline
     gain, over = evaluation.gain(result), evaluation.gain_over_projected(result)
     return [
@@ -112,6 +134,7 @@ def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]
         *([_short(result.largest_final_drift(evaluation.quantities))] if evaluation.quantities else []),
         f"{result.seconds:.1f}",
         str(result.evaluations),
+        str(result.reward_evaluations),
     ]
 
 
@@ -120,6 +143,11 @@ def _error(result: MethodResult, step: int) -> str:
         return MISSING
     value = result.mse_at(step)
     return _short(value) if math.isfinite(value) else "blew up"
+
+
+def _interval(result: MethodResult, step: int) -> str:
+    low, high = result.interval_at(step)
+    return f"[{_short(low)}, {_short(high)}]" if math.isfinite(low) else ""
 
 
 def _gain(gain: Gain) -> str:

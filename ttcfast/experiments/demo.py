@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ttcfast.checks import one_of
 from ttcfast.evaluation.baselines import BASELINES
+from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.reading import read_problems
+from ttcfast.evaluation.results import MethodResult
 from ttcfast.front_door import examples as examples_folder
 from ttcfast.models import load_surrogate
 from ttcfast.models.on_grid import require_fit
@@ -109,7 +112,7 @@ def run_demo(
     structured = isinstance(ttc.stochastic, StochasticConfig) and ttc.stochastic.directions is not None
     noise = "along learned directions" if structured else "by the model's noise"
     title = f"{problems} test trajectories, {steps} steps, B = {branching_factor} candidates per step {noise}"
-    result = run_ttc(config, scorers, title=title, quiet=quiet)
+    result = run_ttc(config, scorers, title=title, story=partial(_story, more=tuple(scorers or ())), quiet=quiet)
     if not quiet:
         _say_where(Path(out), result)
     return result
@@ -139,14 +142,28 @@ def record_finetuned(
 
 
 def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
-    """Return the rows of the table: those of ``run_ttc``, with the beam search of ARM alone to save time."""
-    search, learnt = ["arm_beam"] * searched, ["prm", "arm_prm", "prm_refined"] * learned  # figures show the fields of the last
+    """Return the rows of the run: those of ``run_ttc`` but the sum of ARM and PRM, with the beam search of ARM alone, to save time."""
+    search, learnt = ["arm_beam"] * searched, ["prm", "prm_refined"] * learned  # figures show the fields of the last
     corrector = ["prm_corrector"] * learned
     return (*BASELINES, "solver", *corrector, "arm", *search, *more, *learnt, "surrogate_solver", "oracle", "finetuned")
 
 
+def _story(evaluation: Evaluation, more: Sequence[str] = ()) -> list[MethodResult]:
+    """Return the dozen rows that are printed: references raw, the deterministic rollout in both forms, what uses a reward projected."""
+    raw = ("persistence", "surrogate_solver", "finetuned")
+    told = ("prm_corrector", "arm", "prm", "prm_refined", "oracle", *more)
+    rows = []
+    for r in evaluation.results:
+        plain = not r.projected and (r.method in raw or r.method.startswith("solver ") or r.method == "deterministic")
+        single = evaluation.find(r.method, projected=True) is None
+        if plain or (r.method in (*told, "deterministic") and (r.projected or single)):
+            rows.append(r)
+    return rows
+
+
 def _say_where(out: Path, result: RunTTCResult) -> None:
-    print(f"\n{result.seconds:.0f} s in all. Numbers: {out / 'metrics.json'}, {out / 'summary.csv'}. Figures:")
+    print(f"\nAll {len(result.evaluation.results)} rows: {out / 'table.md'}")
+    print(f"{result.seconds:.0f} s in all. Numbers: {out / 'metrics.json'}, {out / 'summary.csv'}. Figures:")
     for path in result.figures:
         print(f"  {path}")
     print(f"All of it on one page: ttcfast report {out}")

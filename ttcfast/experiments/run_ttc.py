@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -194,6 +194,7 @@ def run_ttc(
     *,
     step: Callable[[Tensor], Tensor] | None = None,
     title: str | None = None,
+    story: Callable[[Evaluation], Sequence[MethodResult]] | None = None,
     quiet: bool = False,
 ) -> RunTTCResult:
     """Evaluate every method, print the table, and write numbers, table, configuration, figures and logs to ``config.out``.
@@ -203,6 +204,7 @@ def run_ttc(
         scorers: Further rewards by name, each with rows of its own.
         step: Classical solver of one's own, from states ``[N, C, *S]`` in physical units to those a frame later, in place of those here.
         title: Title of the printed table.
+        story: Picks the rows that are printed; None prints all. All are written.
         quiet: Print nothing.
 
     Raises:
@@ -240,7 +242,7 @@ def run_ttc(
         paths += [*calibrated, *write_frontier(out, frontier)]
         log_outputs(log, evaluation, paths)
     if not quiet:
-        print_table(evaluation, horizons, title)
+        print_table(evaluation, horizons, title, only=None if story is None else story(evaluation))
     return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
 
 

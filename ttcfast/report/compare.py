@@ -24,8 +24,8 @@ from .page.runs import guarded, load
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
-_COLUMNS = ("run", "method", "B", "rollout MSE", "gain %", "improved %", "drift", "s", "model evals")
-_DROPPED = ("model evals", "s", "drift", "improved %", "B")  # on a narrow terminal, in this order
+_COLUMNS = ("run", "method", "B", "rollout MSE", "gain %", "improved %", "drift", "s", "model evals", "reward evals")
+_DROPPED = ("reward evals", "model evals", "s", "drift", "improved %", "B")  # on a narrow terminal, in this order
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
         "drift": None if None in drifts else max(drifts, default=None),
         "s": method["seconds"],
         "model evals": method["evaluations"],
+        "reward evals": method.get("reward_evaluations"),
     }
 
 

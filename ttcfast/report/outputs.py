@@ -29,6 +29,7 @@ from .figures import (
     drift_against_time,
     error_against_branching,
     error_against_evaluations,
+    error_against_seconds,
     error_against_time,
     field_panels,
     gain_histogram,
@@ -87,7 +88,8 @@ def write_outputs(
 def summary_rows(evaluation: Evaluation, horizons: Sequence[int]) -> list[dict[str, Any]]:
     """Return one flat row per method, as in ``summary.csv``. Non-finite values are None (an empty cell).
 
-    ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth; ``rollout_mse`` is the mean over steps 1..K, too; both in
+    ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth, with ``_low`` and ``_high`` the ends of its 95 % interval
+    (``bootstrap_interval``); ``rollout_mse`` is the mean over steps 1..K, too; both in
     normalised units. Gains are in percent of the reference's ``rollout_mse`` per problem, as measured even where the table says "none".
     ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together.
     """
@@ -166,6 +168,7 @@ def write_frontier(out: Path, frontier: Frontier | None) -> list[Path]:
 def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = None) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Yield name and maker of every figure of a run, so that only one figure is held at a time."""
     yield "error_time", partial(error_against_time, evaluation)
+    yield "error_seconds", partial(error_against_seconds, evaluation)
     if evaluation.quantities:
         yield "drift_time", partial(drift_against_time, evaluation)
     yield "gain_histogram", partial(gain_histogram, evaluation)
@@ -222,7 +225,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "method": result.method,
         "projection": result.projected,
         "branching_factor": result.branching_factor,
-        **{f"mse_step_{h}": result.mse_at(h) for h in horizons},
+        **{f"mse_step_{h}{end}": value for h in horizons for end, value in _at(result, h)},
         "rollout_mse": float(result.rollout_error.mean()),
         **_gain_columns("gain", evaluation.gain(result)),
         **_gain_columns("gain_over_projected", evaluation.gain_over_projected(result)),
@@ -238,6 +241,11 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "blown_up": int(result.blown_up.sum()),
         "recorded": result.recorded,
     }
+
+
+def _at(result: MethodResult, step: int) -> list[tuple[str, float]]:
+    """Return the suffixes and values of the columns of the error at a step: the mean, and the ends of its 95 % interval."""
+    return list(zip(("", "_low", "_high"), (result.mse_at(step), *result.interval_at(step)), strict=True))
 
 
 def _gain_columns(prefix: str, gain: Gain | None) -> dict[str, float | None]:

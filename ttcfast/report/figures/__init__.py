@@ -2,7 +2,7 @@
 
 from .calibration_buckets import calibration_figure, calibration_rows
 from .drift import drift_against_branching, drift_against_time
-from .errors import error_against_branching, error_against_evaluations, error_against_time
+from .errors import error_against_branching, error_against_evaluations, error_against_seconds, error_against_time
 from .gain_histogram import gain_histogram
 from .panels import field_panels
 from .style import save
@@ -14,6 +14,7 @@ __all__ = [
     "drift_against_time",
     "error_against_branching",
     "error_against_evaluations",
+    "error_against_seconds",
     "error_against_time",
     "field_panels",
     "gain_histogram",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.frontier import SEARCHES, Frontier
-from ttcfast.evaluation.results import LABELS, MethodResult
+from ttcfast.evaluation.results import LABELS, MethodResult, bootstrap_interval
 from ttcfast.evaluation.sweep import Sweep
 
 from .style import (
@@ -65,6 +66,33 @@ def error_against_time(evaluation: Evaluation) -> Figure:
     finish(right, "rollout step", "MSE / MSE of the deterministic rollout")
     persistence = Line2D([], [], color=GREY, linestyle=":", linewidth=1.4, label="persistence (copy of step 0)")
     method_legend(figure, evaluation.rollouts, [persistence])
+    return figure
+
+
+def error_against_seconds(evaluation: Evaluation) -> Figure:
+    """Plot the rollout error against the seconds of one step of one problem, both logarithmic: every method, and the solver at its grids.
+
+    Bars are 95 % intervals over problems. Below and left of a point is a better error in less time.
+    """
+    figure = new_figure(8.0, 4.8, f"Error against time, mean over {evaluation.problems} problems and {evaluation.scored} steps")
+    axes = figure.subplots()
+    timed = [r for r in evaluation.rollouts if r.seconds > 0 and math.isfinite(float(r.rollout_error.mean()))]
+    solved = sorted((r for r in timed if r.method.startswith("solver ")), key=lambda r: r.seconds)
+    work = evaluation.problems * evaluation.steps
+    axes.plot([r.seconds / work for r in solved], [float(r.rollout_error.mean()) for r in solved], color=GREY, linewidth=1.2, zorder=1)
+    for result in timed:
+        mean, (low, high) = float(result.rollout_error.mean()), bootstrap_interval(result.rollout_error)
+        ends = None if math.isnan(low) else [[mean - low], [high - mean]]
+        style = {**line_style(result), "linestyle": "", "markersize": 6.0}
+        axes.errorbar([result.seconds / work], [mean], yerr=ends, elinewidth=0.7, label=result.name, **style)
+        if result in solved:
+            axes.annotate(
+                result.method.removeprefix("solver "), (result.seconds / work, mean), (5, 4), textcoords="offset points", fontsize=8
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    finish(axes, "seconds per problem and step", "MSE (normalised units)")
+    method_legend(figure, timed)
     return figure
 
 

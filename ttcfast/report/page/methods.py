@@ -53,7 +53,7 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
     base = baseline["rollout_mse"]
     heads = ["method", "B", *(f"MSE at {h}" for h in horizons), "rollout MSE", "× deterministic", "gain %", "median %"]
     quantities = quantities_of(methods[0])
-    heads += ["improved %", "gain % over det. + proj.", *(["drift"] if quantities else []), "s", "model evals"]
+    heads += ["improved %", "gain % over det. + proj.", *(["drift"] if quantities else []), "s", "model evals", "reward evals"]
     winner, rows = best_reward(methods), []
     for m in methods:
         lost = f" ({m['blown_up']}/{metrics['problems']} blew up)" if m["blown_up"] else ""
@@ -63,7 +63,7 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
             [
                 name_of(m) + lost + (" (recorded)" if m.get("recorded") else ""),
                 number(m["branching_factor"]),
-                *(number(m.get(f"mse_step_{h}")) for h in horizons),
+                *(_error(m, h) for h in horizons),
                 number(m["rollout_mse"], best=m is winner),
                 number(m["rollout_mse"] / base if base and m["rollout_mse"] is not None else None, best=m is winner),
                 Cell("baseline", 0.0) if m is baseline else gain(m["gain_mean_percent"]),
@@ -73,9 +73,16 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
                 *([_largest_drift(m, quantities)] if quantities else []),
                 number(m["seconds"]),
                 number(m["evaluations"]),
+                number(m.get("reward_evaluations")),
             ]
         )
     return table(f"Methods on {metrics['problems']} problems ({metrics['error_units']})", heads, rows)
+
+
+def _error(method: Method, step: int) -> Cell:
+    """Return the error at a step with its 95 % interval, sorted by the error."""
+    mean, low, high = (method.get(f"mse_step_{step}{end}") for end in ("", "_low", "_high"))
+    return number(mean) if mean is None or low is None or high is None else Cell(f"{short(mean)} [{short(low)}, {short(high)}]", mean)
 
 
 def quantities_of(method: Method) -> list[str]:
@@ -99,7 +106,8 @@ def explanation(metrics: Mapping[str, Any]) -> Markup:
     lines = [
         f"rollout MSE: mean over problems and steps 1 to {metrics['scored_steps']}. gain: SampleGain per problem over the deterministic "
         'rollout, mean and median, "none" where it is not above 0. improved: share of the problems with a smaller error.',
-        f"{drift}One model evaluation is one state through the model. The best row that chooses by a reward is marked.",
+        f"{drift}One model evaluation is one state through the model. Brackets: 95 % interval over problems. The best row "
+        "that chooses by a reward is marked.",
         *metrics["notes"],
     ]
     return tag("ul", [tag("li", line) for line in lines], class_="notes")

@@ -26,7 +26,7 @@ from .training import training_section
 
 MOST_BYTES = 7_500_000
 """Limit on the size of the page, which mail and chat programs accept and a phone opens at once."""
-_FIRST = ("error_time", "drift_time", "gain_histogram", "error_branching", "drift_branching", "frontier", "calibration")
+_FIRST = ("error_time", "error_seconds", "drift_time", "gain_histogram", "error_branching", "drift_branching", "frontier", "calibration")
 """Order of the figures; others follow by name."""
 _HERE = Path(__file__).parent
 
