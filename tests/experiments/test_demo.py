@@ -65,7 +65,7 @@ def test_demo_metrics_are_those_of_the_evaluation(demo):
     assert [m["method"] for m in held["methods"]] == [r.method for r in result.evaluation.results]
     assert {row["branching_factor"] for row in held["sweep"]["rows"]} == {1, 2, 3, 4}
     assert held["provenance"]["config"]["ttc"]["branching_factor"] == 3 and held["provenance"]["seeds"] == {"ttc.seed": 0}
-    assert "left out" in held["notes"][0]
+    assert any("left out" in note for note in held["notes"])
 
 
 def test_demo_has_the_row_of_a_beam_search_with_projection_alone(demo):

@@ -25,8 +25,8 @@ def rows(examples, out, step=None, **changes):
 def test_solver_rows_stand_below_the_deterministic_rollout_and_the_mean_below_the_rewards(examples, tmp_path):
     found = rows(examples, tmp_path)
     names = [r.method for r in found.results if r.method not in ("solver 32x32", "solver 64x64")]  # if there is time for them
-    expected = ["persistence", "deterministic", "solver 8x8", "solver 16x16", "random", "mean", "arm", "surrogate_solver", "oracle"]
-    assert names == expected
+    used = ["random", "mean", "symmetry_mean", "arm", "residual", "surrogate_solver", "oracle"]
+    assert names == ["persistence", "deterministic", "solver 8x8", "solver 16x16", *used]
     assert any("from frame 0" in note for note in found.notes) and any("surrogate takes" in note for note in found.notes)
 
 

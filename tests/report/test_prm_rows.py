@@ -53,7 +53,8 @@ def run(examples, prm, tmp_path_factory):
 
 def test_rows_of_the_learned_reward_stand_beside_the_others_in_both_forms(run):
     evaluation = run[0].evaluation
-    names = ["deterministic", "random", "mean", "symmetry_mean", "prm_corrector", "arm", "prm", "arm_prm", "prm_refined", "prm_symmetry"]
+    names = ["deterministic", "random", "mean", "symmetry_mean", "prm_corrector", "arm", "prm", "arm_prm", "residual"]
+    names += ["prm_refined", "prm_symmetry"]
     rows = [(m, p) for m in [*names, "oracle", "finetuned"] for p in (False, True) if p or m != "prm_symmetry"]
     assert [(r.method, r.projected) for r in evaluation.rollouts if "solver" not in r.method] == rows
     for result in evaluation.results:
@@ -118,7 +119,7 @@ def test_demo_finds_the_shipped_reward_and_directions(tmp_path):
 def test_switches_act_on_every_row_with_a_reward(examples, prm, tmp_path):
     ttc = TTCConfig(branching_factor=3, refine_steps=2, refine_lengths=(1.0,))
     table = run_ttc(config(examples, tmp_path, prm=prm, ttc=ttc, projection=False), quiet=True).evaluation
-    used = ["symmetry_mean", "prm_corrector", "arm", "prm", "arm_prm", "prm_symmetry"]
+    used = ["symmetry_mean", "prm_corrector", "arm", "prm", "arm_prm", "residual", "prm_symmetry"]
     assert [r.method for r in table.rollouts] == ["deterministic", "random", "mean", *used, "oracle"]
     # a candidate and two copies, each scored once: the two that are moved further by the ascent itself
     each = {r.method: r.reward_evaluations / (3 * 3 * 3) for r in table.rollouts}
@@ -126,6 +127,7 @@ def test_switches_act_on_every_row_with_a_reward(examples, prm, tmp_path):
         **dict.fromkeys(("deterministic", "random", "mean", "symmetry_mean", "oracle"), 0),
         **dict.fromkeys(("arm", "arm_prm"), 2 + 3),
         "prm": 3,
+        "residual": 1,
         "prm_corrector": 2 / 3,
         "prm_symmetry": 8 * 2 / 3,
     }
@@ -139,7 +141,7 @@ def test_wrong_rewards_and_methods(examples, prm, tmp_path):
         config(examples, tmp_path, reward="arm", prm=prm)
     with pytest.raises(ArgumentError, match=r"methods names prm_span and there is no learned reward; give prm.ckpt"):
         run_ttc(config(examples, tmp_path, methods=("arm", "prm_span")), quiet=True)
-    with pytest.raises(ArgumentError, match="sweep_methods names prm; here there are mean, arm, oracle"):
+    with pytest.raises(ArgumentError, match="sweep_methods names prm; here there are mean, arm, residual, oracle"):
         run_ttc(config(examples, tmp_path, sweep=(2,), sweep_methods=("prm",)), quiet=True)
     with pytest.raises(CheckpointError, match="was trained for 2"):
         run_ttc(config(examples, tmp_path, prm=write_prm(tmp_path / "other", in_ch=4)), quiet=True)

@@ -40,6 +40,7 @@ def test_a_search_is_a_row_beside_the_greedy_one(examples, tmp_path):
         "mean of B",
         "mean over symmetries",
         "ARM",
+        "residual",
         "ARM beam k = 2",
         "oracle",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ def same_channels(a: StateSpec, b: StateSpec) -> bool:
 def on_grid_of(layout: StateSpec, grid: StateSpec) -> StateSpec:
     """Return the channels of ``layout`` with the gamma, cell volume and domain of ``grid``, including its boundary mask.
 
-    Of fields, what ``grid`` declares of these channels (conserved quantities, bounds, divergence, zero means) holds, entry by entry; what
-    it leaves open and which channels are given ``layout`` says.
+    Of fields, what ``grid`` declares of these channels (conserved quantities, bounds, divergence, zero means, symmetries) holds, entry by
+    entry; what it leaves open and which channels are given ``layout`` says.
 
     Raises:
         ValueError: ``grid`` prescribes boundary values, which belong to its own channels, and ``layout`` has others.
@@ -118,5 +119,9 @@ def _declared(layout: FieldSpec, grid: FieldSpec) -> dict[str, Any]:
         "divergence_free": tuple(own for own in grid.divergence_free if set(own) <= names) or layout.divergence_free,
         "mean_zero": tuple(name for name in grid.mean_zero if name in names and name not in given) or layout.mean_zero,
     }
+    found["symmetries"] = (
+        tuple(dataclasses.replace(g, odd=tuple(name for name in g.odd if name in names)) for g in grid.symmetries) or layout.symmetries
+    )
+    found["translations"] = grid.translations or layout.translations
     kept = {channel for own in found["conserved"].values() for channel in own} | set(found["mean_zero"])
     return {**found, "given": tuple(name for name in given if name not in kept)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttcfast.metrics import fraction_improved, sample_gain
 
-_REWARDS = {"arm": "ARM", "prm": "PRM", "arm_prm": "ARM + PRM"}
+_REWARDS = {"arm": "ARM", "prm": "PRM", "arm_prm": "ARM + PRM", "residual": "residual"}
 _USES = {"_refined": " refined", "_refined_oracle": " refined, oracle", "_softmax": " softmax mean", "_span": " span"}
 _USES |= {"_corrector": " corrector alone", "_mean": " mean", "_symmetry": " corrector, mean over symmetries"}
 _USES |= {"_beam": " beam", "_diverse_beam": " diverse beam", "_particle": " particles", "_lookahead": " looking ahead"}

@@ -35,6 +35,7 @@ from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_record
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
+from ttcfast.rewards.residual import EulerResidualScorer, VorticityResidual
 from ttcfast.rewards.scorer import Scorer
 from ttcfast.runtime import provenance
 from ttcfast.runtime.devices import device_of
@@ -42,7 +43,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
-from ttcfast.runtime.units import require_units
+from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec, TTCConfig
 from ttcfast.ttc.beam import check_select
 
@@ -223,7 +224,7 @@ def run_ttc(
     _require_units(config, source, surrogate)
     solver, unsolved = _solver(config, problems, source, step)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
-    used = _methods(config, problems, scorers or {}, device)
+    used = _methods(config, problems, source, scorers or {}, device)
     resume = out / "resume" if config.resume else None
     with RunLog(out, config.tensorboard, config.wandb) as log:
         with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
@@ -318,26 +319,49 @@ def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
     return notes
 
 
-def _methods(config: RunTTCConfig, problems: Problems, more: Mapping[str, Scorer], device: torch.device) -> dict[str, Variant]:
+_UNMOVED = {"refine_steps": 0, "select": "argmax"}
+
+
+def _methods(
+    config: RunTTCConfig, problems: Problems, source: TrajectorySet, more: Mapping[str, Scorer], device: torch.device
+) -> dict[str, Variant]:
     """Return the variant of each row with a reward, by name."""
     arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
     rewards: dict[str, Scorer] = {"arm": arm}
     if config.prm is not None:
         prm = PRMScorer(config.prm, spec=problems.spec).to(device)
         rewards |= {"prm": prm, "arm_prm": ScorerList({"arm": arm, "prm": prm}, zscore=True, ndim=problems.spec.ndim)}
+    if (residual := _residual(problems.spec, source)) is not None:
+        rewards["residual"] = residual.to(device)
     rewards |= more
     known = variants(
         rewards, config.ttc, spec=problems.spec, search_candidates=config.search_candidates, search_projected=config.search_projected
     )
     if config.methods is None:
-        searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in rewards]
+        plain = [name for name in rewards if name != "residual"]  # it is a row, and leads no search
+        searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in plain]
         switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
         learned = [] if "prm" not in rewards else ["prm_corrector"] if switched else ["prm_corrector", "prm_refined"]
         turned = [name for name in ("symmetry_mean", "prm_symmetry") if name in known]
+        if "residual" in rewards:
+            known["residual"] = dataclasses.replace(known["residual"], options={**known["residual"].options, **_UNMOVED})
         return {name: known[name] for name in [*turned[:1], *learned[:1], *rewards, *searched, *learned[1:], *turned[1:]]}
     if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
         raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
     return {name: known[name] for name in config.methods if name in known}
+
+
+def _residual(spec: StateSpec, source: TrajectorySet) -> Scorer | None:
+    """Return the reward without training by the equations of the data, for a gas and for Kolmogorov flow; None for others."""
+    step, file = time_step_of(source.times), source.files[0]
+    if step is None or spec.boundary_mask is not None:
+        return None
+    if isinstance(spec, EulerSpec) and len(spec.momentum) == spec.ndim and not torch.is_tensor(spec.cell_volume):
+        return EulerResidualScorer(step, file.spacing, spec=spec, boundary=file.parameters.get("boundary"))
+    parameters = [each.parameters for each in source.files]
+    if any(p.get("system") != "kolmogorov" or p["kolmogorov"] != parameters[0]["kolmogorov"] for p in parameters):
+        return None
+    return VorticityResidual(step, **{name: value for name, value in parameters[0]["kolmogorov"].items() if name != "spin_up"})
 
 
 def _measure(
@@ -391,7 +415,7 @@ def _swept(config: RunTTCConfig, used: Mapping[str, Variant]) -> dict[str, Any]:
         ("mean", *(name for name in used if "symmetry" not in name and not name.endswith("_corrector")), "oracle"),
     )
     if wanted is None:
-        wanted = tuple(name for name in lines_known if config.methods is None or name in config.methods)
+        wanted = tuple(name for name in lines_known if (name != "residual" if config.methods is None else name in config.methods))
     if unknown := [name for name in wanted if name not in lines_known]:
         raise ArgumentError(f"sweep_methods names {', '.join(unknown)}; here there are {', '.join(lines_known)}")
     lines = {"scorers": {name: used[name] for name in used if name in wanted}}
