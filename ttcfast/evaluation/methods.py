@@ -62,7 +62,7 @@ def variants(
         rewards: Rewards by name.
         config: Options that the methods share.
         search_candidates: Candidates per beam of the search; None takes ``config.branching_factor``.
-        search_projected: Run the search only with projection.
+        search_projected: Run the search, and the choice among refined candidates, only with projection.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
@@ -70,7 +70,7 @@ def variants(
     found = {}
     for name, scorer in rewards.items():
         found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
-        found[f"{name}_refined"] = Variant(scorer, refined)
+        found[f"{name}_refined"] = Variant(scorer, refined, projected_alone=search_projected)
         alone = {"branching_factor": 1, "include_deterministic": True, "refine_lengths": (1.0,), "score_floor": None, "shard": None}
         found[f"{name}_corrector"] = Variant(LastMove(scorer), {**refined, **alone})
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)

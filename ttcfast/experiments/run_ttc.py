@@ -82,7 +82,7 @@ class RunTTCConfig:
         frontier: Model evaluations per problem and step at which the searches are compared; () skips the comparison.
         frontier_problems: Number of problems of the frontier.
         search_candidates: B of each beam in the rows of a search over several beams; None takes that of ``ttc``.
-        search_projected: Run those rows only with projection, where the domain conserves its totals.
+        search_projected: Run those rows, and those of refined candidates, only with projection, where the domain conserves its totals.
         resume: Keep the state of every rollout with a reward in ``out/resume``, and continue from the states found there.
         horizons: Steps of the table's error columns; those beyond T are left out.
         shown: Problems whose fields are drawn.
