@@ -396,7 +396,8 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
     """Return notes on what the names of the rows with a reward leave open."""
     notes, ttc = [], config.ttc
     if config.prm is not None:
-        notes.append(f"PRM: the learned reward of {config.prm}. ARM + PRM: the sum of their z-scores over a step's candidates.")
+        both = " ARM + PRM: the sum of their z-scores over a step's candidates." if any("arm_prm" in name for name in used) else ""
+        notes.append(f"PRM: the learned reward of {config.prm}.{both}")
     if ttc.refine_steps or any("refined" in name for name in used):
         lengths = " and ".join(f"{length:g}" for length in ttc.refine_lengths)
         which = "all rows with a reward" if ttc.refine_steps else "refined"
