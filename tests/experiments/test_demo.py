@@ -34,7 +34,8 @@ def examples(tmp_path_factory):
 def demo(examples, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
     with undrawn():
-        return run_demo(out, examples=examples, branching_factor=3, steps=8, sweep=(1, 2, 4), sweep_problems=2, quiet=True), out
+        options = {"branching_factor": 3, "beam_width": 4, "sweep": (1, 2, 4), "sweep_problems": 2}
+        return run_demo(out, examples=examples, steps=8, quiet=True, **options), out
 
 
 def test_demo_writes_everything(demo):
@@ -111,7 +112,7 @@ def test_demo_prints_the_table_and_where_the_figures_are(examples, tmp_path, cap
 
 
 def test_the_same_seed_gives_the_same_numbers(demo, examples, tmp_path):
-    again = run_demo(tmp_path, examples=examples, branching_factor=3, steps=8, sweep=(), quiet=True)
+    again = run_demo(tmp_path, examples=examples, branching_factor=3, beam_width=4, steps=8, sweep=(), quiet=True)
     for a, b in zip(demo[0].evaluation.results, again.evaluation.results, strict=True):
         torch.testing.assert_close(a.mse, b.mse, rtol=1e-5, atol=1e-9)
 

@@ -72,7 +72,7 @@ def variants(
         config: Options that the methods share.
         spec: Layout of the states; None leaves out the rows of symmetries.
         search_candidates: Candidates per beam of the search; None takes ``config.branching_factor``.
-        search_projected: Run the search only with projection.
+        search_projected: Run the search, and the choice among refined candidates, only with projection.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
@@ -81,10 +81,10 @@ def variants(
     turned = {"branching_factor": max(SYMMETRIES, config.branching_factor), "stochastic": StochasticConfig(dropout=False, symmetry=True)}
     found, symmetric = dict[str, Variant](), spec is not None and bool(spec.symmetries or spec.translations)
     if spec is not None and symmetric:
-        found["symmetry_mean"] = Variant(Indifferent(spec.ndim), {**alone, "refine_steps": 0, **turned})
+        found["symmetry_mean"] = Variant(Indifferent(spec.ndim), {**alone, "refine_steps": 0, **turned}, projected_alone=search_projected)
     for name, scorer in rewards.items():
         found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
-        found[f"{name}_refined"] = Variant(scorer, refined)
+        found[f"{name}_refined"] = Variant(scorer, refined, projected_alone=search_projected)
         found[f"{name}_corrector"] = Variant(scorer, {**alone, "branching_factor": 1})
         if symmetric:
             found[f"{name}_symmetry"] = Variant(scorer, {**alone, **turned}, projected_alone=True)

@@ -40,7 +40,7 @@ def run_demo(
     sweep: Sequence[int] = (),
     problems: int = 8,
     sweep_problems: int = 2,
-    beam_width: int = 4,
+    beam_width: int = 1,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     prm: str | Path | None = None,

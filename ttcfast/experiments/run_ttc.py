@@ -83,7 +83,7 @@ class RunTTCConfig:
         frontier: Model evaluations per problem and step at which the searches are compared; () skips the comparison.
         frontier_problems: Number of problems of the frontier.
         search_candidates: B of each beam in the rows of a search over several beams; None takes that of ``ttc``.
-        search_projected: Run those rows only with projection, where the domain conserves its totals.
+        search_projected: Run those rows, and those of refined candidates, only with projection, where the domain conserves its totals.
         resume: Keep the state of every rollout with a reward in ``out/resume``, and continue from the states found there.
         horizons: Steps of the table's error columns; those beyond T are left out.
         shown: Problems whose fields are drawn.
@@ -426,7 +426,8 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
     """Return notes on what the names of the rows with a reward leave open."""
     notes, ttc = [], config.ttc
     if config.prm is not None:
-        notes.append(f"PRM: the learned reward of {config.prm}. ARM + PRM: the sum of their z-scores over a step's candidates.")
+        both = " ARM + PRM: the sum of their z-scores over a step's candidates." if any("arm_prm" in name for name in used) else ""
+        notes.append(f"PRM: the learned reward of {config.prm}.{both}")
     if ttc.refine_steps or any("refined" in name for name in used):
         lengths = " and ".join(f"{length:g}" for length in ttc.refine_lengths)
         which = "all rows with a reward" if ttc.refine_steps else "refined"
