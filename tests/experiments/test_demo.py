@@ -96,7 +96,7 @@ def test_demo_logs_every_step(demo):
     entries = read_log(out)
     assert entries[3]["step"] == 4
     assert entries[3]["mse/arm_projected"] == pytest.approx(result.evaluation.find("arm", projected=True).mse_at(4))
-    assert any("gain/arm" in e for e in entries) and any("figures/error_time" in e for e in entries)
+    assert any("gain/arm_projected" in e for e in entries) and any("figures/error_time" in e for e in entries)
 
 
 def test_demo_prints_the_table_and_where_the_figures_are(examples, tmp_path, capsys):

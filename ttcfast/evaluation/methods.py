@@ -72,7 +72,7 @@ def variants(
         config: Options that the methods share.
         spec: Layout of the states; None leaves out the rows of symmetries.
         search_candidates: Candidates per beam of the search; None takes ``config.branching_factor``.
-        search_projected: Run the search, and the choice among refined candidates, only with projection.
+        search_projected: Run rewards' choices, searches and means over symmetries only with projection.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
@@ -83,7 +83,8 @@ def variants(
     if spec is not None and symmetric:
         found["symmetry_mean"] = Variant(Indifferent(spec.ndim), {**alone, "refine_steps": 0, **turned}, projected_alone=search_projected)
     for name, scorer in rewards.items():
-        found[name] = Variant(scorer, {**ONE_BEAM, **({} if softened else {"temperature": 1.0})})
+        options = {**ONE_BEAM, **({} if softened else {"temperature": 1.0})}
+        found[name] = Variant(scorer, options, projected_alone=search_projected)
         found[f"{name}_refined"] = Variant(scorer, refined, projected_alone=search_projected)
         found[f"{name}_corrector"] = Variant(scorer, {**alone, "branching_factor": 1})
         if symmetric:

@@ -69,8 +69,8 @@ def _histogram(axes: Axes, method: str, gains: np.ndarray, bins: np.ndarray, *, 
 
 def _bins(values: np.ndarray) -> np.ndarray:
     """Return the edges of about 24 bins of round width that cover all values from ``LOWEST`` up, with an edge at 0."""
-    low = min(max(float(values.min()), LOWEST), 0.0)
-    high = max(float(values.max()), 0.0)
+    low = min(max(float(values.min(initial=0.0)), LOWEST), 0.0)
+    high = max(float(values.max(initial=0.0)), 0.0)
     widths = [m * 10.0**e for e in range(-3, 2) for m in (1, 2, 5)]
     width = next(w for w in widths if high - low <= 22 * w or w == widths[-1])
     first = LOWEST if low == LOWEST else width * (np.floor(low / width) - 1)
