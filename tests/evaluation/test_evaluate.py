@@ -42,7 +42,7 @@ def test_every_method_stands_without_and_with_projection(evaluation):
 def test_costly_uses_of_a_reward_may_stand_with_projection_alone():
     used = {form: variants({"arm": arm()}, TTCConfig(beam_width=2, approach="beam"), search_projected=form) for form in (False, True)}
     alone = {form: {name for name, variant in held.items() if variant.projected_alone} for form, held in used.items()}
-    assert alone == {False: set(), True: {"arm_refined", "arm_beam"}}
+    assert alone == {False: set(), True: {"arm", "arm_refined", "arm_beam"}}
 
 
 def test_persistence_is_the_first_frame_at_every_step(evaluation):
