@@ -19,7 +19,7 @@ def test_a_model_of_neuraloperator_is_trained_and_reaches_the_table(tmp_path, mo
     monkeypatch.syspath_prepend(str(ROOT))
     from examples.neuraloperator.fno import make, train
 
-    assert main(["generate", "system=kolmogorov", "split=train", "n=12", f"out={tmp_path / 'data'}"]) == 0
+    assert main(["generate", "system=kolmogorov", "split=train", "n=40", f"out={tmp_path / 'data'}"]) == 0
     weights = train(str(tmp_path / "data"), str(tmp_path / "fno"), seconds=120)
     small = ["eval.rollout_T=8", "ttc.branching_factor=4", "eval.solvers=[32]"]
     small += ["data.n=8", "data.split=null", "data.root=examples/kolmogorov"]
