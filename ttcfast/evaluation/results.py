@@ -39,7 +39,7 @@ RESAMPLES = 10_000
 
 
 def chooses_by_reward(method: str) -> bool:
-    """Return whether this method is a choice by a reward, and no baseline, choice by true error, classical solver or corrector alone."""
+    """Return whether this method uses a reward, and is no baseline, choice by true error, classical solver or corrector alone."""
     plain = ("persistence", "deterministic", "random", "mean", "symmetry_mean", "finetuned", "surrogate_solver")
     return method not in plain and not any(part in method for part in ("oracle", "solver ", "_corrector"))
 

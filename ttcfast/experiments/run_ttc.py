@@ -67,8 +67,8 @@ class RunTTCConfig:
         arm: Weights of the analytical reward.
         momentum, scale: How the analytical reward measures, see
             docs/design/decisions.md ("Momentum penalty" and "Absolute and relative penalties").
-        prm: A learned reward of ``ttcfast train_prm``, for the rows PRM, ARM + PRM (the sum of their z-scores), PRM refined and the
-            corrector alone.
+        prm: A learned reward of ``ttcfast train_prm``, for the rows PRM, ARM + PRM (the sum of their z-scores), PRM refined, the
+            corrector alone and the corrector under every symmetry.
         reward: ``"arm"`` or ``"prm"``, the plan's switch; None follows ``prm``. ``"prm"`` requires one, ``"arm"`` forbids it.
         methods: Run only these rows, named as in ``methods.variants`` (``"prm_span"``), ``BASELINES`` and ``ORACLES``, or
             ``"finetuned"``, ``"solver"`` and ``"surrogate_solver"``, and the deterministic rollout. None runs all but the uses of a reward
@@ -83,7 +83,7 @@ class RunTTCConfig:
         frontier: Model evaluations per problem and step at which the searches are compared; () skips the comparison.
         frontier_problems: Number of problems of the frontier.
         search_candidates: B of each beam in the rows of a search over several beams; None takes that of ``ttc``.
-        search_projected: Run those rows, and those of refined candidates, only with projection, where the domain conserves its totals.
+        search_projected: Run the rows of rewards, searches and symmetries only with projection, where the domain conserves its totals.
         resume: Keep the state of every rollout with a reward in ``out/resume``, and continue from the states found there.
         horizons: Steps of the table's error columns; those beyond T are left out.
         shown: Problems whose fields are drawn.
