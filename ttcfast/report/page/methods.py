@@ -107,7 +107,7 @@ def explanation(metrics: Mapping[str, Any]) -> Markup:
         f"rollout MSE: mean over problems and steps 1 to {metrics['scored_steps']}. gain: SampleGain per problem over the deterministic "
         'rollout, mean and median, "none" where it is not above 0. improved: share of the problems with a smaller error.',
         f"{drift}One model evaluation is one state through the model. Brackets: 95 % interval over problems. The best row "
-        "that chooses by a reward is marked.",
+        "that uses a reward is marked.",
         *metrics["notes"],
     ]
     return tag("ul", [tag("li", line) for line in lines], class_="notes")
