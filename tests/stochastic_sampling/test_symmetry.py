@@ -159,3 +159,15 @@ def test_a_layout_without_symmetries_is_one_clear_error():
     fm = Surrogate(nn.Conv2d(1, 1, 1), StateSpec.fields("u"), stochastic=ALONE)
     with pytest.raises(ValueError, match=r"stochastic\.symmetry is true and the layout declares no symmetry; give StateSpec"):
         fm.candidates(torch.randn(1, 1, 8, 8), torch.arange(3), seed=0, step=0)
+
+
+def test_fields_among_the_inputs_are_refused():
+    class Forced(Lopsided):
+        def forward(self, x, *, force):
+            return super().forward(x) + (force if force.ndim > 1 else force.reshape(-1, 1, 1, 1))
+
+    number = Surrogate(Forced(), SPEC, stochastic=ALONE, inputs=lambda context: {"force": 0.5})
+    assert number.candidates(states(), torch.arange(3), seed=0, step=0).shape == (3, 3, 4, 8, 8)
+    field = Surrogate(Forced(), SPEC, stochastic=ALONE, inputs=lambda c: {"force": torch.zeros(len(c.problem_ids), 4, 8, 8)})
+    with pytest.raises(ValueError, match=r"inputs gives fields \(force\), which no symmetry turns; make them given channels of the state"):
+        field.candidates(states(), torch.arange(3), seed=0, step=0)

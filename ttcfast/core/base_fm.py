@@ -229,8 +229,10 @@ class Surrogate(BaseFM):
         """Candidates each under a symmetry of its own, in one call of the model."""
         each = ids.expand(len(x), -1)
         problems = torch.arange(len(x)) if problem_ids is None else problem_ids
-        n, b = each.shape
-        frames = Frames(self.spec, x.shape[-self.spec.ndim :], each, problems, seed=seed, step=step)
+        (n, b), cells = each.shape, x.shape[-self.spec.ndim :]
+        if fields := [name for name, value in self._given(x[:1], step, problems[:1]).items() if value.shape[1:][-len(cells) :] == cells]:
+            raise ValueError(f"inputs gives fields ({', '.join(fields)}), which no symmetry turns; make them given channels of the state")
+        frames = Frames(self.spec, cells, each, problems, seed=seed, step=step)
         seen, own = frames.into(x.unsqueeze(1).expand(n, b, *x.shape[1:])).flatten(0, 1), problems.repeat_interleave(b)
         plain = dataclasses.replace(config, symmetry=False)
         if plain.active:
