@@ -9,10 +9,12 @@ import torch
 from tests.small_run import SPEC, problems, surrogate
 from ttcfast.data.generate import KolmogorovFlow
 from ttcfast.evaluation import solvers
-from ttcfast.evaluation.evaluate import Problems
-from ttcfast.evaluation.grid_solvers import EulerGrids, KolmogorovGrids, StepSolver
+from ttcfast.evaluation.evaluate import Problems, evaluate_method
+from ttcfast.evaluation.methods import BLEND, variants
 from ttcfast.evaluation.results import chooses_by_reward
-from ttcfast.evaluation.solvers import affordable_results, mean_with_solver, solver_results
+from ttcfast.evaluation.solvers import affordable_results, solver_results
+from ttcfast.models.ensemble import SolverStep
+from ttcfast.models.grid_solvers import EulerGrids, KolmogorovGrids, StepSolver
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.navier_stokes import VorticitySolver, random_vorticity, spectral_resampling
 from ttcfast.spec import StateSpec, TTCConfig
@@ -72,19 +74,24 @@ def test_the_finest_grid_is_the_one_that_takes_no_longer_than_the_surrogate(monk
     assert said in notes[-1] and f"takes {seconds:.3g} s" in notes[-1]
 
 
+def blended(fm, given, solver, *, projected=False):
+    rows = variants({}, TTCConfig(), spec=given.spec, solver=SolverStep(solver, given.spec))
+    return evaluate_method(BLEND, fm, given, rows[BLEND], TTCConfig(), projected=projected)
+
+
 @pytest.mark.parametrize("projected", [False, True])
 def test_the_mean_with_the_surrogate_is_taken_at_every_step(projected):
     gamma = torch.tensor([1.3, 1.5, 1.4])
     spec, fm, given = SPEC.replace(gamma=gamma), surrogate(), problems(3, 3, shown=(0, 1, 2))
     fm.spec, given = spec, dataclasses.replace(given, spec=spec)
     solver = EulerGrids(spec, (16, 16), 0.02, {"cfl": 0.7}, spacing=(1 / 16, 1 / 16))
-    found = mean_with_solver(fm, given, solver, TTCConfig(), projected=projected)
+    found = blended(fm, given, solver, projected=projected)
     x = given.truth[:, 0]
     for t in range(3):
         y = 0.5 * (fm.deterministic(x) + EulerSolver(spec, "periodic", 0.7).rollout(x, [0.02])[:, 0])
         x = project_conservation(x, y, spec)[0] if projected else y
         torch.testing.assert_close(found.trajectory[:, t + 1], x, rtol=1e-5, atol=1e-6)
-    assert (found.method, found.evaluations, found.projected) == ("surrogate_solver", 9, projected) and not chooses_by_reward(found.method)
+    assert (found.evaluations, found.solver_steps, found.projected) == (9, 9, projected) and not chooses_by_reward("surrogate_solver")
 
 
 def test_a_step_of_ones_own_is_a_solver_too():
@@ -92,4 +99,4 @@ def test_a_step_of_ones_own_is_a_solver_too():
     mine = StepSolver(lambda x: x.roll(1, -2), (16, 16))
     (row,), _ = solver_results(given, mine, (16,))
     assert row.method == "solver 16x16" and float(row.mse.max()) < 1e-12
-    assert float(mean_with_solver(surrogate(), given, mine, TTCConfig()).mse[:, 1].max()) > 0
+    assert float(blended(surrogate(), given, mine).mse[:, 1].max()) > 0

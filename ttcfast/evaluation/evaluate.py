@@ -345,6 +345,7 @@ def evaluate_method(
         collapsed=counts["collapsed"],
         unprojected=counts["unprojected"],
         reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
+        solver_steps=rolled.solver_steps,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
 

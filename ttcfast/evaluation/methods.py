@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.core.base_fm import BaseFM
+from ttcfast.models.ensemble import Blend, Ensemble, SolverStep
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.rewards.scorer import ScoreContext, Scorer
@@ -24,6 +25,9 @@ from .baselines import BASELINES, Indifferent, baseline_rollout
 
 ORACLES: Mapping[str, str] = {"oracle": "argmax", "span_oracle": "span"}
 """Methods that know the truth, with the way in which they select the next state."""
+
+BLEND = "surrogate_solver"
+"""The method that takes the mean of the deterministic step and the classical solver's."""
 
 SYMMETRIES = 8
 """Candidates of the means over symmetries: those of a square."""
@@ -41,12 +45,14 @@ class Variant:
         options: Fields of ``TTCConfig`` that this method overrides.
         oracle: Let the truth choose, and use the reward only to move the candidates: the ceiling of choosing among them.
         projected_alone: Run a costly method only with projection where others are run with and without.
+        model: Makes the model that is rolled out of the surrogate, such as its mean with a solver; None rolls out the surrogate.
     """
 
     scorer: Scorer
     options: Mapping[str, Any] = field(default_factory=dict)
     oracle: bool = False
     projected_alone: bool = False
+    model: Callable[[Any], BaseFM] | None = None
 
 
 def variants(
@@ -56,6 +62,7 @@ def variants(
     spec: StateSpec | None = None,
     search_candidates: int | None = None,
     search_projected: bool = False,
+    solver: SolverStep | None = None,
 ) -> dict[str, Variant]:
     """Return every way to use each reward, by method name.
 
@@ -66,6 +73,8 @@ def variants(
     the best point in the span of the candidates. If ``config`` asks for several beams or lookahead, ``<name>_beam`` (``_diverse_beam``,
     ``_particle``, ``_lookahead``) is that search; all others are greedy. Where the layout declares symmetries, ``symmetry_mean`` is the
     mean of ``SYMMETRIES`` deterministic steps under them (of B, if B is larger), and ``<name>_symmetry`` that of as many corrected ones.
+    With a classical solver ``surrogate_solver`` is the mean of its step and the deterministic one, and ``<name>_solver`` that of as many
+    corrected ones; ``<name>_solver_choice`` takes the better of both by the reward, ``<name>_solver_span`` the best point between them.
 
     Args:
         rewards: Rewards by name.
@@ -73,22 +82,31 @@ def variants(
         spec: Layout of the states; None leaves out the rows of symmetries.
         search_candidates: Candidates per beam of the search; None takes ``config.branching_factor``.
         search_projected: Run rewards' choices, searches and means over symmetries only with projection.
+        solver: A classical solver's step, for the rows that combine it with the surrogate.
     """
     plain = {"select": "argmax", "temperature": 1.0, **ONE_BEAM}
     softened = config.select == "softmax_mean"
     refined = {**plain, "refine_steps": max(1, config.refine_steps)}
     alone: Any = {**refined, "select": "mean", "refine_lengths": (1.0,), "include_deterministic": True, "score_floor": None, "shard": None}
     turned = {"branching_factor": max(SYMMETRIES, config.branching_factor), "stochastic": StochasticConfig(dropout=False, symmetry=True)}
+    one = {"branching_factor": 1}
     found, symmetric = dict[str, Variant](), spec is not None and bool(spec.symmetries or spec.translations)
     if spec is not None and symmetric:
         found["symmetry_mean"] = Variant(Indifferent(spec.ndim), {**alone, "refine_steps": 0, **turned}, projected_alone=search_projected)
+    among: Callable[[Any], BaseFM] = lambda surrogate: Ensemble([surrogate, solver])  # type: ignore[list-item]  # noqa: E731
+    mixed: Callable[[Any], BaseFM] = lambda surrogate: Blend([surrogate, solver])  # type: ignore[list-item]  # noqa: E731
+    two = {"branching_factor": 2, "stochastic": StochasticConfig(dropout=False)}
     for name, scorer in rewards.items():
         options = {**ONE_BEAM, **({} if softened else {"temperature": 1.0})}
         found[name] = Variant(scorer, options, projected_alone=search_projected)
         found[f"{name}_refined"] = Variant(scorer, refined, projected_alone=search_projected)
-        found[f"{name}_corrector"] = Variant(scorer, {**alone, "branching_factor": 1})
+        found[f"{name}_corrector"] = Variant(scorer, {**alone, **one})
         if symmetric:
             found[f"{name}_symmetry"] = Variant(scorer, {**alone, **turned}, projected_alone=True)
+        if solver is not None:
+            found[f"{name}_solver"] = Variant(scorer, {**alone, **(turned if symmetric else one)}, projected_alone=True, model=mixed)
+            found[f"{name}_solver_choice"] = Variant(scorer, {**plain, **two}, model=among)
+            found[f"{name}_solver_span"] = Variant(scorer, {**plain, **two, "select": "span"}, model=among)
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
         standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
         found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
@@ -97,6 +115,8 @@ def variants(
         if (search := search_options(config)) is not None:
             own = {} if search_candidates is None else {"branching_factor": search_candidates}
             found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search, **own}, projected_alone=search_projected)
+    if solver is not None:
+        found[BLEND] = Variant(Indifferent(solver.spec.ndim), {**alone, **one, "refine_steps": 0}, model=mixed)
     return found
 
 
@@ -153,6 +173,7 @@ def roll_method(
         config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None, **ONE_BEAM)
         scorer = OracleScorer(truth.to(device), scale=units)
     if isinstance(scorer, Variant):
+        surrogate = surrogate if scorer.model is None else scorer.model(surrogate)
         config = dataclasses.replace(config, **scorer.options)
         scorer = _ChosenByTruth(truth.to(device), units, scorer.scorer) if scorer.oracle else scorer.scorer
     if isinstance(scorer, OracleScorer):

@@ -16,6 +16,11 @@ from ttcfast.metrics import fraction_improved, sample_gain
 _REWARDS = {"arm": "ARM", "prm": "PRM", "arm_prm": "ARM + PRM", "residual": "residual"}
 _USES = {"_refined": " refined", "_refined_oracle": " refined, oracle", "_softmax": " softmax mean", "_span": " span"}
 _USES |= {"_corrector": " corrector alone", "_mean": " mean", "_symmetry": " corrector, mean over symmetries"}
+_USES |= {
+    "_solver": " corrector, with solver",
+    "_solver_choice": " of surrogate and solver",
+    "_solver_span": " between surrogate and solver",
+}
 _USES |= {"_beam": " beam", "_diverse_beam": " diverse beam", "_particle": " particles", "_lookahead": " looking ahead"}
 
 LABELS: Mapping[str, str] = {
@@ -62,6 +67,7 @@ class MethodResult:
         nonfinite: Candidates rejected for a NaN or an infinity.
         collapsed: Steps that took candidate 0 because the scores hardly differed.
         unprojected: Steps left unprojected because projection would have made a density or pressure negative.
+        solver_steps: Steps of a classical solver among the candidates, for all N problems.
         reward_evaluations: Candidates scored and refinement directions computed, for all N problems.
         trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the shown problems; None if none was kept.
         beam_width: k, beams kept at each step; ``branching_factor`` then counts the candidates per beam.
@@ -84,6 +90,7 @@ class MethodResult:
     trajectory: Tensor | None = None
     recorded: str | None = None
     beam_width: int = 1
+    solver_steps: int = 0
 
     def __repr__(self) -> str:
         error = float(self.rollout_error.mean())
@@ -134,7 +141,7 @@ class MethodResult:
         if n == total:
             return self
         share = n / total
-        counts = ("evaluations", "reward_evaluations", "fallbacks", "resamples", "nonfinite", "collapsed", "unprojected")
+        counts = ("evaluations", "reward_evaluations", "solver_steps", "fallbacks", "resamples", "nonfinite", "collapsed", "unprojected")
         return dataclasses.replace(
             self,
             mse=self.mse[:n],

@@ -1,4 +1,4 @@
-"""Rows of the classical solver on several grids, and of its mean with the surrogate, from the same first frames as all others."""
+"""Rows of the classical solver on several grids, from the same first frames as all others."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from ttcfast.core.base_fm import BaseFM
 from ttcfast.metrics import conservation_drift
+from ttcfast.models.grid_solvers import GridSolver
 from ttcfast.physics import SolverError
 from ttcfast.runtime.errors import ArgumentError
-from ttcfast.spec import TTCConfig
 
-from .evaluate import Problems, evaluate_method
-from .grid_solvers import GridSolver
+from .evaluate import Problems
 from .results import MethodResult
 
 SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from frame 0, on a grid of n x n cells."
-MEAN = "surrogate_solver"
 FINEST = 16
 """Largest factor by which a grid is refined in search of the finest that is fast enough."""
 
@@ -78,40 +74,6 @@ def affordable_results(
     return found, [*notes, f"The deterministic surrogate takes {seconds:.3g} s; {which}."]
 
 
-def mean_with_solver(
-    surrogate: BaseFM, problems: Problems, solver: GridSolver, config: TTCConfig, *, projected: bool = False
-) -> MethodResult:
-    """Roll out the mean of the deterministic step and the solver's step on the model's grid, from the same state at every step.
-
-    Args:
-        surrogate, problems, config, projected: As in ``evaluate_method``.
-        solver: As in ``solver_results``. Its steps are no model evaluations; they count in the seconds alone.
-
-    Raises:
-        SolverError: The solver fails on a state of this rollout.
-    """
-    if solver.compiled:  # for this batch, before the clock runs
-        solver.step(problems.truth[:, 0].to(_device(surrogate)))
-    both = _Mean(surrogate, solver)
-    plain = dataclasses.replace(config, shard=None)
-    return dataclasses.replace(evaluate_method("deterministic", both, problems, None, plain, projected=projected), method=MEAN)
-
-
-class _Mean(BaseFM):
-    def __init__(self, surrogate: BaseFM, solver: GridSolver) -> None:
-        super().__init__()
-        self.surrogate, self.solver = surrogate, solver
-        self.spec, self.history = surrogate.spec, getattr(surrogate, "history", 1)
-        self.time_step = getattr(surrogate, "time_step", None)
-
-    def deterministic(self, x: Tensor, *, problem_ids: Tensor | None = None, step: int = 0) -> Tensor:
-        guess: Tensor = self.surrogate.deterministic(x, problem_ids=problem_ids, step=step)  # type: ignore[operator]
-        return 0.5 * (guess + self.solver.step(x[:, -1] if self.history > 1 else x, problem_ids))
-
-    def candidates(self, x: Tensor, ids: Tensor, **options: object) -> Tensor:
-        raise NotImplementedError("the mean of surrogate and solver is deterministic")
-
-
 def _takes(solver: GridSolver, cells: int) -> bool:
     try:
         solver.check([cells])
@@ -122,10 +84,6 @@ def _takes(solver: GridSolver, cells: int) -> bool:
 
 def _speed(solver: GridSolver) -> str:
     return " Its seconds are those after compilation." if solver.compiled else ""
-
-
-def _device(surrogate: BaseFM) -> torch.device:
-    return next((p.device for p in surrogate.parameters()), torch.device("cpu"))
 
 
 def _measured(problems: Problems, solver: GridSolver, cells: int, device: torch.device | None) -> MethodResult:

@@ -69,7 +69,8 @@ def explanation(evaluation: Evaluation) -> list[str]:
         '"none" where it is not above 0. improved: share of the problems with a smaller error than the deterministic rollout.',
         *([_drift(evaluation)] if evaluation.quantities else []),
         "s, model evals, reward evals: seconds and evaluations for all problems together; one evaluation is one state through the "
-        "model, or one candidate scored or moved by the reward.",
+        "model, or one candidate scored or moved by the reward."
+        + (" n + m: n model evaluations and m steps of a classical solver, for its candidates." if _solves(evaluation) else ""),
     ]
     if evaluation.find("oracle") is not None:
         lines.append("oracle: chooses by the true error, which no user has: the ceiling of choosing step by step among these candidates.")
@@ -133,9 +134,14 @@ def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]
         MISSING if over is None else "baseline" if result is evaluation.projected_baseline else _gain(over),
         *([_short(result.largest_final_drift(evaluation.quantities))] if evaluation.quantities else []),
         f"{result.seconds:.1f}",
-        str(result.evaluations),
+        str(result.evaluations) + (f" + {result.solver_steps}" if result.solver_steps else ""),
         str(result.reward_evaluations),
     ]
+
+
+def _solves(evaluation: Evaluation) -> bool:
+    """Whether a row has steps of a classical solver among its candidates."""
+    return any(result.solver_steps for result in evaluation.results)
 
 
 def _error(result: MethodResult, step: int) -> str:

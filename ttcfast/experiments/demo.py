@@ -143,7 +143,10 @@ def record_finetuned(
 
 def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
     """Return the rows of the run: those of ``run_ttc`` but the sum of ARM and PRM, with the beam search of ARM alone, to save time."""
-    search, learnt = ["arm_beam"] * searched, ["prm", "prm_refined", "prm_symmetry"] * learned  # figures show the fields of the last
+    search, learnt = (
+        ["arm_beam"] * searched,
+        ["prm", "prm_refined", "prm_symmetry", "prm_solver"] * learned,
+    )  # figures show the fields of the last
     corrector = ["prm_corrector"] * learned
     return (
         *BASELINES,
@@ -154,8 +157,8 @@ def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[st
         *search,
         "residual",
         *more,
-        *learnt,
         "surrogate_solver",
+        *learnt,
         "oracle",
         "finetuned",
     )
@@ -164,7 +167,7 @@ def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[st
 def _story(evaluation: Evaluation, more: Sequence[str] = ()) -> list[MethodResult]:
     """Return the dozen rows that are printed: references raw, the deterministic rollout in both forms, what uses a reward projected."""
     raw = ("persistence", "surrogate_solver", "finetuned")
-    told = ("symmetry_mean", "prm_corrector", "arm", "residual", "prm", "prm_refined", "prm_symmetry", "oracle", *more)
+    told = ("symmetry_mean", "prm_corrector", "arm", "residual", "prm", "prm_refined", "prm_symmetry", "prm_solver", "oracle", *more)
     rows = []
     for r in evaluation.results:
         plain = not r.projected and (r.method in raw or r.method.startswith("solver ") or r.method == "deterministic")

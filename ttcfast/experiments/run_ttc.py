@@ -18,18 +18,18 @@ from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.evaluation.frontier import Frontier, trace_frontier
-from ttcfast.evaluation.grid_solvers import GridSolver, StepSolver, solver_of
-from ttcfast.evaluation.methods import Variant, search_name, search_options, variants
+from ttcfast.evaluation.methods import BLEND, Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
-from ttcfast.evaluation.solvers import MEAN, affordable_results, mean_with_solver, solver_results
+from ttcfast.evaluation.solvers import affordable_results, solver_results
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
+from ttcfast.models.ensemble import SolverStep
 from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
+from ttcfast.models.grid_solvers import GridSolver, StepSolver, solver_of
 from ttcfast.models.on_grid import require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
-from ttcfast.physics import SolverError
 from ttcfast.report.outputs import log_outputs, write_calibration, write_frontier, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.rewards.arm import ARMScorer
@@ -68,7 +68,7 @@ class RunTTCConfig:
         momentum, scale: How the analytical reward measures, see
             docs/design/decisions.md ("Momentum penalty" and "Absolute and relative penalties").
         prm: A learned reward of ``ttcfast train_prm``, for the rows PRM, ARM + PRM (the sum of their z-scores), PRM refined, the
-            corrector alone and the corrector under every symmetry.
+            corrector alone, the corrector under every symmetry, and that of the surrogate's mean with a classical solver.
         reward: ``"arm"`` or ``"prm"``, the plan's switch; None follows ``prm``. ``"prm"`` requires one, ``"arm"`` forbids it.
         methods: Run only these rows, named as in ``methods.variants`` (``"prm_span"``), ``BASELINES`` and ``ORACLES``, or
             ``"finetuned"``, ``"solver"`` and ``"surrogate_solver"``, and the deterministic rollout. None runs all but the uses of a reward
@@ -160,11 +160,12 @@ class RunTTCConfig:
     @property
     def rows(self) -> list[str] | None:
         """``methods`` that are choices among candidates or baselines; None for all."""
-        return None if self.methods is None else [name for name in self.methods if name not in ("finetuned", "solver", MEAN)]
+        return None if self.methods is None else [name for name in self.methods if name not in ("finetuned", "solver")]
 
-    def solves(self, name: str) -> bool:
-        """Whether the rows ``"solver"`` or ``"surrogate_solver"`` are wanted."""
-        named = self.methods is None or name in self.methods or (name == "solver" and self.solvers != "auto")
+    @property
+    def solves(self) -> bool:
+        """Whether the rows of a classical solver, or some that combine it with the surrogate, are wanted."""
+        named = self.methods is None or self.solvers != "auto" or any("solver" in name for name in self.methods)
         return named and self.solvers != ()
 
     def forms(self, problems: Problems) -> tuple[bool, ...]:
@@ -224,17 +225,20 @@ def run_ttc(
     _require_units(config, source, surrogate)
     solver, unsolved = _solver(config, problems, source, step)
     surrogate.spec = problems.spec  # the data say which domain this is, and with it whether conservation may be imposed
-    used = _methods(config, problems, source, scorers or {}, device)
+    member = None if solver is None else SolverStep(solver, problems.spec)
+    used = _methods(config, problems, source, scorers or {}, member, device)
+    if solver is not None and solver.compiled and any(variant.model is not None for variant in used.values()):
+        solver.step(problems.truth[:, 0].to(device))  # compiled for this batch before a clock runs
     resume = out / "resume" if config.resume else None
     with RunLog(out, config.tensorboard, config.wandb) as log:
         with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
             evaluation, sweep = _measure(config, surrogate, problems, used, progress, resume)
             frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
+        evaluation = _solved(config, problems, solver, evaluation)
         measured = [r for r in evaluation.results if r.recorded is None and r.method != "persistence"]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
-        evaluation = evaluation.adding(notes=_data_notes(source, trained))
-        evaluation = _solved(config, surrogate, problems, solver, evaluation, used).adding(notes=unsolved)
+        evaluation = evaluation.adding(notes=[*_data_notes(source, trained), *unsolved])
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
         horizons = [h for h in config.horizons if h <= config.steps]
@@ -261,7 +265,7 @@ def _solver(
     config: RunTTCConfig, problems: Problems, source: TrajectorySet, step: Callable[[Tensor], Tensor] | None
 ) -> tuple[GridSolver | None, list[str]]:
     """Return the solver of the rows that are wanted, or None and, where no grid was asked for by number, a note that says why."""
-    if not (config.solves("solver") or config.solves(MEAN)):
+    if not config.solves:
         return None, []
     try:
         own = None if step is None else StepSolver(step, source.shape)
@@ -275,33 +279,18 @@ def _solver(
     return solver, []
 
 
-def _solved(
-    config: RunTTCConfig,
-    surrogate: Surrogate,
-    problems: Problems,
-    solver: GridSolver | None,
-    evaluation: Evaluation,
-    used: Mapping[str, Variant],
-) -> Evaluation:
-    """Add the rows of the solver below the deterministic rollout, and those of its mean with the surrogate below the rewards."""
-    if solver is None:
+def _solved(config: RunTTCConfig, problems: Problems, solver: GridSolver | None, evaluation: Evaluation) -> Evaluation:
+    """Add the rows of the solver below the deterministic rollout."""
+    wanted = config.methods is None or "solver" in config.methods or config.solvers != "auto"
+    if solver is None or not wanted:
         return evaluation
     device = device_of(config.device)
-    if config.solves("solver"):
-        rows, notes = (
-            affordable_results(problems, solver, evaluation.baseline.seconds, device=device)
-            if isinstance(config.solvers, str)
-            else solver_results(problems, solver, config.solvers, device=device)
-        )
-        evaluation = evaluation.adding(*rows, notes=notes, after="deterministic")
-    if config.solves(MEAN):
-        try:
-            rows = [mean_with_solver(surrogate, problems, solver, config.ttc, projected=p) for p in config.forms(problems)]
-        except SolverError as error:
-            return evaluation.adding(notes=[f"mean of surrogate and solver is left out: {error}."])
-        note = "mean of surrogate and solver: at every step the mean of the deterministic step and the solver's, on the model's grid."
-        evaluation = evaluation.adding(*rows, notes=[note], after=["deterministic", *used][-1])
-    return evaluation
+    rows, notes = (
+        affordable_results(problems, solver, evaluation.baseline.seconds, device=device)
+        if isinstance(config.solvers, str)
+        else solver_results(problems, solver, config.solvers, device=device)
+    )
+    return evaluation.adding(*rows, notes=notes, after="deterministic")
 
 
 def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:
@@ -323,7 +312,12 @@ _UNMOVED = {"refine_steps": 0, "select": "argmax"}
 
 
 def _methods(
-    config: RunTTCConfig, problems: Problems, source: TrajectorySet, more: Mapping[str, Scorer], device: torch.device
+    config: RunTTCConfig,
+    problems: Problems,
+    source: TrajectorySet,
+    more: Mapping[str, Scorer],
+    solver: SolverStep | None,
+    device: torch.device,
 ) -> dict[str, Variant]:
     """Return the variant of each row with a reward, by name."""
     arm = ARMScorer(config.arm, None, spec=problems.spec, momentum=config.momentum, scale=config.scale)
@@ -334,18 +328,19 @@ def _methods(
     if (residual := _residual(problems.spec, source)) is not None:
         rewards["residual"] = residual.to(device)
     rewards |= more
-    known = variants(
-        rewards, config.ttc, spec=problems.spec, search_candidates=config.search_candidates, search_projected=config.search_projected
-    )
+    options: Any = {"search_candidates": config.search_candidates, "search_projected": config.search_projected, "solver": solver}
+    known = variants(rewards, config.ttc, spec=problems.spec, **options)
     if config.methods is None:
         plain = [name for name in rewards if name != "residual"]  # it is a row, and leads no search
         searched = [] if search_options(config.ttc) is None else [f"{name}_{search_name(config.ttc)}" for name in plain]
         switched = config.ttc.refine_steps or config.ttc.select != "argmax"  # then the plain rows are not plain
         learned = [] if "prm" not in rewards else ["prm_corrector"] if switched else ["prm_corrector", "prm_refined"]
-        turned = [name for name in ("symmetry_mean", "prm_symmetry") if name in known]
+        turned = [name for name in ("symmetry_mean", "prm_symmetry", BLEND, "prm_solver") if name in known]
         if "residual" in rewards:
             known["residual"] = dataclasses.replace(known["residual"], options={**known["residual"].options, **_UNMOVED})
-        return {name: known[name] for name in [*turned[:1], *learned[:1], *rewards, *searched, *learned[1:], *turned[1:]]}
+        first = [name for name in turned if name == "symmetry_mean"]
+        last = [name for name in turned if name != "symmetry_mean"]
+        return {name: known[name] for name in [*first, *learned[:1], *rewards, *searched, *learned[1:], *last]}
     if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
         raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
     return {name: known[name] for name in config.methods if name in known}
@@ -442,6 +437,10 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
             "mean over symmetries: of deterministic steps of the state turned, mirrored and shifted, each brought back; with a corrector, "
             "each is moved along the reward before that."
         )
+    if BLEND in used:
+        notes.append("mean of surrogate and solver: of the deterministic step and the solver's on the model's grid, at every step.")
+    if any(name.endswith("_solver") for name in used):
+        notes.append("corrector, with solver: that mean under every symmetry, moved along the reward as the corrector is, and their mean.")
     if ttc.select != "argmax":
         notes.append(f"Rows with a reward take select={ttc.select} unless their name says otherwise.")
     return notes

@@ -233,6 +233,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "seconds": round(result.seconds, 3),
         "evaluations": result.evaluations,
         "reward_evaluations": result.reward_evaluations,
+        "solver_steps": result.solver_steps,
         "fallbacks": result.fallbacks,
         "resamples": result.resamples,
         "nonfinite_candidates": result.nonfinite,

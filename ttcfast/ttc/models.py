@@ -62,6 +62,10 @@ class Source:
         """Returns the rates of the dropout that acts on candidates."""
         return []
 
+    def cost(self, ids: Tensor) -> tuple[int, int]:
+        """Returns the model evaluations, and the steps of classical solvers, that candidates with ids ``[N, B]`` take."""
+        return ids.numel(), 0
+
     def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
         """Returns the step without noise, ``[N, C, *S]`` (``[N, h, C, *S]`` with history) -> ``[N, C, *S]``."""
         raise NotImplementedError
@@ -71,7 +75,11 @@ class Source:
         noise = self.stochastic
         if noise is None or not noise.symmetry or self.spec is None:
             return None
-        return Frames(self.spec, cells, ids, problem_ids, seed=seed, step=step)
+        return Frames(self.spec, cells, self._own_ids(ids), problem_ids, seed=seed, step=step)
+
+    def _own_ids(self, ids: Tensor) -> Tensor:
+        """Ids under which the parts of a model draw its candidates."""
+        return ids
 
     def candidates(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
         """Returns stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` with ids for each state."""
@@ -110,8 +118,8 @@ class _SurrogateSource(Source):
         self.fm, self.ndim, self.history = fm, fm.spec.ndim, getattr(fm, "history", 1)
         self.model = fm.model if isinstance(fm, Surrogate) else fm
         self.spec = fm.spec
-        self.keyed = isinstance(fm, Surrogate)
-        self.fixed_shapes = self.keyed and fm.compiled
+        self.keyed = isinstance(fm, Surrogate) or bool(getattr(fm, "keyed", False))
+        self.fixed_shapes = isinstance(fm, Surrogate) and fm.compiled
         self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
 
@@ -122,6 +130,14 @@ class _SurrogateSource(Source):
     @property
     def stochastic(self) -> StochasticConfig | None:
         return getattr(self.fm, "stochastic", None) if self._override is None else self._override
+
+    def cost(self, ids: Tensor) -> tuple[int, int]:
+        mixed = getattr(self.fm, "cost", None)
+        return super().cost(ids) if mixed is None else mixed(ids)
+
+    def _own_ids(self, ids: Tensor) -> Tensor:
+        own = getattr(self.fm, "own_ids", None)
+        return ids if own is None else own(ids)
 
     def dropout_rates(self) -> list[float]:
         return self.fm.dropout_rates(self._override) if isinstance(self.fm, Surrogate) else []

@@ -218,6 +218,7 @@ class Rollout:
         self.path = torch.zeros(len(self.problem), dtype=torch.float64, device=self.window.device)
         self.rows = torch.arange(len(self.problem), device=self.window.device)
         self.sizes: tuple[Chunks, Chunks]
+        self.each = 1  # model evaluations of a deterministic step
         self.watch: ScoreWatch
 
     @property
@@ -240,7 +241,7 @@ class Rollout:
         """Evaluations that this step may take; None where the budget does not allow another step of ``cost`` evaluations."""
         if self.budget is None:
             return math.inf
-        left = self.budget.left(self.spent, len(self.live) * (self.T - 1 - self.step))
+        left = self.budget.left(self.spent, self.each * len(self.live) * (self.T - 1 - self.step))
         self.coasting = self.coasting or self.budget.late(self.seconds) or cost > left
         return None if self.coasting else left
 
@@ -289,7 +290,7 @@ class Rollout:
         """The fields of ``StepOutput`` that count something, nothing counted but what is given."""
         zeros = torch.zeros(self.n, dtype=torch.int64, device=self.window.device)
         counts: dict[str, Any] = {"fallbacks": zeros > 0, "resamples": zeros, "nonfinite": zeros, "distinct": zeros, "evaluations": 0}
-        return counts | {"reward_evaluations": 0, "copies": 0, "searched": False, **known}
+        return counts | {"reward_evaluations": 0, "solver_steps": 0, "copies": 0, "searched": False, **known}
 
     def summed(self, values: Tensor) -> Tensor:
         """Sums over the beams of each problem, int64 ``[n]``, of values ``[M]``."""
@@ -367,6 +368,7 @@ class Rollout:
             **best,
             evaluations=self.spent,
             reward_evaluations=sum(s.reward_evaluations for s in steps),
+            solver_steps=sum(s.solver_steps for s in steps),
             seconds=self.seconds,
             stochastic=stochastic,
             copies=self.copies if self.reports_beams else None,

@@ -37,6 +37,7 @@ class StepOutput:
         frozen: bool ``[N]``, neither a candidate nor the fallback is finite; the problem is NaN from here on.
         evaluations: Model evaluations of this step over all problems; one evaluation is one state through the model.
         reward_evaluations: Scores and ascents of this step over all problems and candidates.
+        solver_steps: Steps of classical solvers among the candidates, over all problems (``ttcfast.models.ensemble``).
         weights: float64 ``[N, B]``, share of each candidate in a combined state. Shares add up to 1 (some are negative with
             ``select="span"``), or are all 0 where the state is no combination. None where candidates are not combined.
         searched: Whether candidates were drawn; False beyond the end of a budget.
@@ -57,6 +58,7 @@ class StepOutput:
     reward_evaluations: int = 0
     weights: Tensor | None = None
     searched: bool = True
+    solver_steps: int = 0
 
     @property
     def nfe(self) -> int:
@@ -116,6 +118,7 @@ class RolloutResult:
         beams: Every step of a search over several beams, without its states; empty for other searches.
         searched: Number of steps that drew candidates, below T where a budget ended.
         reward_evaluations: Candidates scored and directions found to move them in.
+        solver_steps: Steps of classical solvers.
     """
 
     trajectory: Tensor
@@ -137,6 +140,7 @@ class RolloutResult:
     searched: int | None = None
     reward_evaluations: int = 0
     weights: Tensor | None = None
+    solver_steps: int = 0
 
     @property
     def nfe(self) -> int:

@@ -185,8 +185,9 @@ class Search:
         width, past = cfg.branching_factor * self._copies, History() if history else None
         run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, frames, width, self.reports_beams, budget, step, history=past)
         run.sizes, run.watch = chunks, guardrails.ScoreWatch(self.scorer)
+        run.each = max(1, self._source.cost(torch.zeros(1, 1, dtype=torch.int64))[0])
         if budget is not None:
-            budget.check(n, T, self._cost(run, len(problem)))
+            budget.check(run.each * n, T, self._cost(run, len(problem)))
         return run
 
     def _rolled(
@@ -256,11 +257,12 @@ class Search:
             if self.include_deterministic:
                 taken = keep.first[missed]
             else:
-                taken, evaluations = self._plain_step(run, beams.rows(missed)), evaluations + len(missed)
+                taken, (own, solved) = self._plain_step(run, beams.rows(missed)), self._source.cost(_still(len(missed)))
+                evaluations, keep.solver_steps = evaluations + own, keep.solver_steps + solved
             kept = self._with_fallback(kept, below, taken, missed, beams)
         found = {"nonfinite": run.summed(keep.nonfinite), "distinct": run.summed(keep.distinct), "copies": keep.copies + len(kept)}
-        spent = {"evaluations": evaluations, "reward_evaluations": keep.reward_evaluations, "searched": True}
-        counts = run.counts(fallbacks=fallbacks, resamples=resamples, **found, **spent)
+        spent = {"evaluations": evaluations, "reward_evaluations": keep.reward_evaluations, "solver_steps": keep.solver_steps}
+        counts = run.counts(fallbacks=fallbacks, resamples=resamples, searched=True, **found, **spent)
         return self._move_on(run, beams, kept, counts, keep.scores, at_risk=len(missed) > 0)
 
     def _with_fallback(self, kept: Survivors, below: Survivors | None, taken: Tensor, rows: Tensor, beams: Beams) -> Survivors:
@@ -278,7 +280,9 @@ class Search:
         taken = self._plain_step(run, beams)
         rows = guardrails.finite_states(taken).nonzero().flatten()
         kept = Survivors.unscored(taken[rows], rows, 0 if self.include_deterministic else -1)
-        return self._move_on(run, beams, kept, run.counts(evaluations=len(beams), copies=len(rows)), at_risk=len(rows) < len(beams))
+        evaluations, solved = self._source.cost(_still(len(beams)))
+        counts = run.counts(evaluations=evaluations, solver_steps=solved, copies=len(rows))
+        return self._move_on(run, beams, kept, counts, at_risk=len(rows) < len(beams))
 
     def _move_on(
         self, run: Rollout, beams: Beams, kept: Survivors, counts: dict[str, Any], scores: Tensor | None = None, *, at_risk: bool
@@ -307,7 +311,10 @@ class Search:
         for rows, start, candidates in run.chunks.of_step(beams, step, again):
             finite = None if watch is None else watch.look(rows, start, candidates)
             drawn = candidates.shape[0] * candidates.shape[1]
-            evaluations += drawn * (1 + self._copies * run.ahead)
+            own, solved = self._source.cost(self._ids(run, beams.rows(rows), torch.arange(start, start + candidates.shape[1]), again))
+            further, solved_there = self._source.cost(_still(drawn)) if run.ahead else (0, 0)
+            evaluations += own + further * self._copies * run.ahead
+            keep.solver_steps += solved + solved_there * self._copies * run.ahead
             keep.reward_evaluations += drawn * self._take_in(run, keep, rows, start, candidates, finite, again)
             del candidates  # otherwise the next chunk would be created while this one is still held
         if cfg.shard == "candidates" and isinstance(keep, BestOfBeams):
@@ -346,10 +353,13 @@ class Search:
         """The symmetries of candidates at ``positions`` that are to be refined; the deterministic step has the identity."""
         if not self.cfg.refine_steps:
             return None
-        ids = run.chunks.ids_of(beams, positions, again)
-        if self.include_deterministic and again == 0:
-            ids = torch.where(positions == 0, 0, ids)
+        ids = self._ids(run, beams, positions, again)
         return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
+
+    def _ids(self, run: Rollout, beams: Beams, positions: Tensor, again: int) -> Tensor:
+        """Ids ``[m, b]`` of candidates at ``positions``; the deterministic step has id 0."""
+        ids = run.chunks.ids_of(beams, positions, again)
+        return torch.where(positions == 0, 0, ids) if self.include_deterministic and again == 0 else ids
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
         """Return an empty selection of the configured kind."""
@@ -410,4 +420,9 @@ class Search:
     def _cost(self, run: Rollout, rows: int) -> int:
         """Return the most model evaluations that a search step of this many beams can take."""
         drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead)
-        return rows * (drawn + int(not self.include_deterministic))  # candidate 0 is a fallback at hand
+        return run.each * rows * (drawn + int(not self.include_deterministic))  # candidate 0 is a fallback at hand
+
+
+def _still(rows: int) -> Tensor:
+    """Ids of so many deterministic steps, each of a state of its own."""
+    return torch.zeros(rows, 1, dtype=torch.int64)

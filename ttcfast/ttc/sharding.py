@@ -27,7 +27,7 @@ from .resume import moved, settings_of_rollout
 from .select.beams import BestOfBeams
 from .select.topk import Keys, TopPool, best
 
-_SUMS = ("evaluations", "copies", "reward_evaluations")
+_SUMS = ("evaluations", "copies", "reward_evaluations", "solver_steps")
 _REDUCED = dict.fromkeys(("highest", "size", "rest", "opening", "first"), "max") | {"lowest": "min", "count": "sum"}  # of Spread
 
 
@@ -90,6 +90,7 @@ def merge(keep: BestOfBeams, watch: DistinctWatch | None, evaluations: int, min_
     keep.nonfinite = distributed.reduced(keep.nonfinite, "sum")
     keep.unscored = distributed.reduced(keep.unscored, "sum")
     keep.reward_evaluations = int(distributed.total(keep.reward_evaluations))
+    keep.solver_steps = int(distributed.total(keep.solver_steps))
     present = ~keep.first.isnan().flatten(1).any(1) | keep.spread.first.isfinite()
     for name, how in _REDUCED.items():
         setattr(keep.spread, name, distributed.reduced(getattr(keep.spread, name), how))

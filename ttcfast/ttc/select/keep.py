@@ -66,6 +66,7 @@ class Keep:
         unscored: int64 ``[M]``, number of finite candidates in chunks without a finite score.
         distinct: int64 ``[M]``, number of candidates that differ, set by the caller.
         reward_evaluations: Evaluations of the reward, most of them counted by the caller.
+        solver_steps: Steps of classical solvers, counted by the caller.
         copies: Number of states copied.
     """
 
@@ -76,7 +77,7 @@ class Keep:
         self.first = torch.full_like(self.beams.latest, torch.nan)
         self.nonfinite = torch.zeros_like(self.beams.problem)
         self.unscored, self.distinct = torch.zeros_like(self.nonfinite), torch.ones_like(self.nonfinite)
-        self.reward_evaluations = self.copies = 0
+        self.reward_evaluations = self.solver_steps = self.copies = 0
 
     def add(self, rows: slice, start: int, chunk: Chunk) -> None:
         """Take in the candidates of the beams ``rows`` from position ``start``."""
@@ -97,6 +98,7 @@ class Keep:
         self.nonfinite[rows] += other.nonfinite
         self.unscored[rows] += other.unscored
         self.reward_evaluations += other.reward_evaluations
+        self.solver_steps += other.solver_steps
         theirs = self._bettered(rows, other)
         ours, first = rows[theirs], other.first[theirs]
         absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again

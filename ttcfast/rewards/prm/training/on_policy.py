@@ -18,7 +18,9 @@ from ttcfast.data import ReadOptions, TrajectorySet
 from ttcfast.data.symmetry import random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
+from ttcfast.models.grid_solvers import solver_of
 from ttcfast.models.on_grid import open_conserved, require_fit, units_of_data
+from ttcfast.physics import SolverError
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -26,6 +28,13 @@ from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingRun, check_training
 from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import EulerSpec, StateSpec
+from ttcfast.states.symmetry import Frames
+
+FRAMES = 4
+"""Symmetries over which the averaged rollouts take a mean."""
+
+_LATER: dict[str, Any] = {"factory": None, "args": {}, "init": None, "solver": 0.0, "averaged": 0.0}
+"""Settings that runs of earlier versions do not have, and what they trained with."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,15 @@ class OnPolicyConfig:
         reading: Format of the data, and what it leaves open.
         out: Receives config.json and model.safetensors (averaged weights), training.safetensors (to resume), log.jsonl, log.csv.
         model: Arguments of ``DensePRM``; residual=true takes the features of ``EulerResidual`` with the data's time step and cell.
+        init: Folder of a ``DensePRM`` to train further, in place of ``model``.
         batch: Number of rollouts, each of which gives one sample per step.
         restart: See ``RolloutPool``.
         refined: Share of samples whose candidate was already moved along the model's own field, so that repeated refinement is learned.
         stochastic: Share of samples whose candidate is stochastic instead of the deterministic step.
+        solver: Share of samples whose candidate is a mean, of random weights, of the surrogate's step and the classical solver's, so that
+            the reward may move either (``ttcfast.models.grid_solvers``).
+        averaged: Share of rollouts that continue from the mean of corrected steps under ``FRAMES`` symmetries of the layout, so that the
+            reward meets the states that such means lead to.
         steps, lr, warmup, weight_decay, clip, ema: AdamW with linear warm-up and cosine decay to 1 % of lr; decay of the weight average.
         loss: ``"l1"``, ``"mse"`` or ``"huber"`` of the field, in units of the step's standard deviation.
         max_seconds: Stop after so many seconds; the schedule then ends with them.
@@ -65,6 +79,8 @@ class OnPolicyConfig:
     restart: float = 0.2
     refined: float = 0.5
     stochastic: float = 0.25
+    solver: float = 0.0
+    averaged: float = 0.0
     steps: int = 4000
     lr: float = 2e-3
     warmup: int = 50
@@ -84,10 +100,11 @@ class OnPolicyConfig:
     wandb: str | None = None
     factory: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
 
     def __post_init__(self) -> None:
         check_one_model(self.fm, self.factory, self.args)
-        check_training(self, shares=("restart", "refined", "stochastic", "ema"))
+        check_training(self, shares=("restart", "refined", "stochastic", "solver", "averaged", "ema"))
 
 
 def train_on_policy(config: OnPolicyConfig) -> tuple[Path, dict[str, float]]:
@@ -191,6 +208,9 @@ class _Run(TrainingRun):
         data = self._open(config.split)
         require_fit(data, self.surrogate, name)
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
+        self.solver = solver_of(data, self.spec, work=config.steps * config.batch) if config.solver else None
+        if config.averaged and not (self.spec.symmetries or self.spec.translations):
+            raise ArgumentError(f"averaged is {config.averaged} and the layout declares no symmetry; give 0")
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
         self.start_optimizer()
@@ -217,6 +237,9 @@ class _Run(TrainingRun):
         loss = LOSSES[config.loss](found, target)
         made = self.descend(loss, step)
         after = candidate + found.detach() * self.unit
+        turned = self._drawn(config.averaged, step, 6)
+        if len(turned):
+            after[turned] = self._mean_of_frames(state[turned], step)
         self.pool.advance(_conserving(state, after, self.spec), step)
         unmoved = float(LOSSES[config.loss](target, torch.zeros_like(target)))
         return {"loss": float(loss.detach()), "unmoved": unmoved, **made}
@@ -231,12 +254,37 @@ class _Run(TrainingRun):
         if len(noisy):
             drawn = self.surrogate.candidates(state[noisy], torch.tensor([1]), problem_ids=noisy, seed=config.seed, step=step + 1)
             candidate[noisy] = drawn[:, 0]
+        if self.solver is not None and len(mixed := self._drawn(config.solver, step, 7)):
+            weight = torch.from_numpy(np.random.default_rng([config.seed, 8, step]).random((len(mixed), 1, 1, 1))).to(state)
+            candidate[mixed] = torch.lerp(candidate[mixed], self._solved(state[mixed]), weight)
         moved = torch.from_numpy(rng.random(n) < config.refined).nonzero().flatten()
         if len(moved):
             length = torch.from_numpy(rng.choice([0.5, 1.0], len(moved))).float().view(-1, 1, 1, 1).to(state)
             field_of = self.model.error(state[moved], candidate[moved])
             candidate[moved] += length * field_of * self.unit
         return self.spec.carried(candidate, state, channel_axis=1)
+
+    def _drawn(self, share: float, step: int, stream: int) -> Tensor:
+        """Return the rows of the batch, each with probability ``share``, that this step treats in one way."""
+        return (
+            torch.from_numpy(np.random.default_rng([self.config.seed, stream, step]).random(self.config.batch) < share).nonzero().flatten()
+        )
+
+    def _solved(self, state: Tensor) -> Tensor:
+        """Return the classical solver's step, or the surrogate's where a rollout has led to states that it cannot take."""
+        assert self.solver is not None
+        try:
+            return self.solver.step(state)
+        except SolverError:
+            return self.surrogate.deterministic(state)
+
+    @torch.no_grad()
+    def _mean_of_frames(self, state: Tensor, step: int) -> Tensor:
+        """Return the mean over symmetries of the deterministic step and two moves."""
+        n, options = len(state), {"seed": self.config.seed, "step": step}
+        frames = Frames(self.spec, state.shape[2:], torch.arange(FRAMES).expand(n, -1), torch.arange(n), **options)
+        seen = frames.into(state.unsqueeze(1).expand(n, FRAMES, *state.shape[1:])).flatten(0, 1)
+        return frames.back(self._moved(seen, 2).unflatten(0, (n, FRAMES))).mean(1)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -276,8 +324,7 @@ class _Run(TrainingRun):
 
     def settings(self) -> dict[str, Any]:
         found = super().settings()
-        if self.config.factory is None:  # runs of before there were factories have neither
-            found = {name: value for name, value in found.items() if name not in ("factory", "args")}
+        found = {name: value for name, value in found.items() if name not in _LATER or value != _LATER[name]}
         return found | provenance_of(self.surrogate)
 
     def state(self) -> dict[str, Any]:
@@ -295,7 +342,14 @@ class _Run(TrainingRun):
 
 
 def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) -> DensePRM:
-    sizes, name = dict(config.model), name_of_model(config.fm, config.factory)
+    name = name_of_model(config.fm, config.factory)
+    remedy = "give data of one kind, or model.residual with their dt and cell (gamma is the surrogate's), or model.residual=false"
+    info = {"fm": Path(name).name, "time_step": time_step_of(data.times), **provenance_of(surrogate)}
+    if config.init is not None:
+        model = _begun(config, surrogate, info)
+        require_units(units_of_data(data), model.units(f"init {config.init}"), "give the reward model of such data, or no init")
+        return model
+    sizes = dict(config.model)
     residual = sizes.pop("residual", True)
     if residual is True and not isinstance(surrogate.spec, EulerSpec):
         residual = None  # its features are those of the Euler equations
@@ -312,12 +366,27 @@ def _model(config: OnPolicyConfig, surrogate: Surrogate, data: TrajectorySet) ->
             normalizer=surrogate.normalizer,
             spec=surrogate.spec,
             residual=residual or None,
-            info={"fm": Path(name).name, "time_step": time_step_of(data.times), **provenance_of(surrogate)},
+            info=info,
         )
     except TypeError as error:
         raise ArgumentError(f"model has an unknown size ({error}); see DensePRM for the names") from error
-    remedy = "give data of one kind, or model.residual with their dt and cell (gamma is the surrogate's), or model.residual=false"
     require_units(units_of_data(data), model.units("the reward model"), remedy)
+    return model
+
+
+def _begun(config: OnPolicyConfig, surrogate: Surrogate, info: Mapping[str, Any]) -> DensePRM:
+    """Return the reward model that the training begins with."""
+    assert config.init is not None
+    model = DensePRM.from_pretrained(config.init)
+    ours, theirs = surrogate.normalizer, model.normalizer
+    assert ours is not None
+    names = ("mean", "std", "delta_std")
+    alike = theirs is not None and all(torch.allclose(getattr(ours, n).cpu(), getattr(theirs, n).cpu()) for n in names)
+    if not isinstance(model, DensePRM) or model.channels != surrogate.spec.num_channels or not alike:
+        raise ArgumentError(
+            f"init is {config.init}, which is no DensePRM in the channels and units of this surrogate; give one, or no init"
+        )
+    model.info = {**info, "init": model.info.get("training")}
     return model
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ttcfast.data import GenerateConfig, generate, open_trajectories
 from ttcfast.data.generate import KolmogorovFlow, block_average
-from ttcfast.evaluation.grid_solvers import EulerGrids, KolmogorovGrids, StepSolver, solver_of
+from ttcfast.models.grid_solvers import EulerGrids, KolmogorovGrids, StepSolver, solver_of
 from ttcfast.physics import EulerSolver, initial_conditions
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.spec import EulerSpec, StateSpec
