@@ -8,10 +8,12 @@ import torch
 
 from ttcfast.data import GenerateConfig, generate
 from ttcfast.data.pairs import WindowSampler
-from ttcfast.data.symmetry import random_symmetry
+from ttcfast.data.symmetry import random_declared, random_symmetry
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.initial_conditions import riemann4
+from ttcfast.physics.navier_stokes import VorticitySolver, random_vorticity
 from ttcfast.spec import StateSpec
+from ttcfast.states import Symmetry
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,19 @@ def test_symmetries_map_solutions_to_solutions():
         solved = solver.rollout(moved[:, 0], [0.1])[:, 0]
         assert float((solved - moved[:, 1]).abs().max()) < 1e-12
     assert len(seen) > 8
+
+
+def test_declared_symmetries_and_translations_map_solutions_to_solutions():
+    signs = [Symmetry(flips=(True, True), shifts=(0, 1)), Symmetry(flips=(True, False), shifts=(0, 4), odd=("vorticity",))]
+    spec = StateSpec.fields("vorticity", conserved={"vorticity": "vorticity"}, symmetries=signs, translations=(0,))
+    solver = VorticitySolver(viscosity=0.02, cfl=0.5)
+    path = solver.rollout(random_vorticity(1, 32, seed=0), torch.tensor([0.0, 0.1]))
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(12):
+        moved = random_declared(path, spec, rng)
+        seen.add(moved.numpy().tobytes())
+        solved = solver.rollout(moved[:, 0], torch.tensor([0.1]))[:, 0]
+        assert float((solved - moved[:, 1]).abs().max()) < 3e-5
+    assert len(seen) > 8
+    free = StateSpec.fields("vorticity", conserved="all")
+    assert torch.equal(random_declared(path, free, rng), path)

@@ -1,4 +1,4 @@
-"""Data augmentation by the symmetries of the Euler equations on a periodic square."""
+"""Data augmentation by the symmetries of a gas in a periodic square, and by those that a layout declares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.spec import EulerSpec, StateSpec
+from ttcfast.states.symmetry import group_of
 
 
 def random_symmetry(windows: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
@@ -28,6 +29,19 @@ def random_symmetry(windows: Tensor, spec: StateSpec, rng: np.random.Generator) 
     if not isinstance(spec, EulerSpec) or spec.ndim != 2 or len(spec.momentum) != 2:
         raise ValueError(f"spec is {spec}; the symmetries are those of a gas with two momentum components in two dimensions")
     return torch.stack([_transformed(window, spec, rng) for window in windows])
+
+
+def random_declared(windows: Tensor, spec: StateSpec, rng: np.random.Generator) -> Tensor:
+    """Show each window under a random one of the symmetries and translations that its layout declares; without any, as it is.
+
+    Args:
+        windows: ``[M, L, C, *S]`` in the layout of ``spec``.
+        spec: Layout with ``symmetries`` and ``translations``.
+        rng: Random generator of the choices.
+    """
+    group = group_of(spec, windows.shape[3:])
+    turned = torch.stack([group[int(rng.integers(len(group)))].apply(window, spec) for window in windows])
+    return random_shift(turned, spec.translations, rng)
 
 
 def random_shift(windows: Tensor, axes: Sequence[int], rng: np.random.Generator) -> Tensor:

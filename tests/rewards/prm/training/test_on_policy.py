@@ -13,6 +13,7 @@ from ttcfast.data import GenerateConfig, generate, open_trajectories
 from ttcfast.models.checkpoint import save_surrogate, surrogate_meta
 from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.rewards.prm.model import PRM
+from ttcfast.rewards.prm.training import on_policy
 from ttcfast.rewards.prm.training.on_policy import OnPolicyConfig, RolloutPool, train_on_policy
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -80,6 +81,46 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, monkeypatch):
     resumed, _ = train_on_policy(broken)
     a, b = (checkpoints.load(place / "model.safetensors")[0] for place in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_goes_on_from_an_earlier_reward_model(config, tmp_path):
+    first, before = train_on_policy(dataclasses.replace(config, steps=60, lr=5e-3, val_every=60))
+    more = dataclasses.replace(config, init=str(first), model={"width": 32}, steps=1, lr=1e-12, out=str(tmp_path / "more"), val_every=1)
+    folder, after = train_on_policy(more)
+    assert after["one_step_ratio_1"] == pytest.approx(before["one_step_ratio_1"], rel=1e-3)  # with its sizes, not those of model
+    assert PRM.from_pretrained(folder).info["init"]["steps_done"] == 60
+    PRM(8, 4, 1).save_pretrained(tmp_path / "scalar")
+    with pytest.raises(ArgumentError, match="init is"):
+        train_on_policy(dataclasses.replace(more, init=str(tmp_path / "scalar"), out=str(tmp_path / "wrong")))
+
+
+def test_candidates_are_blended_with_the_solvers_step(config, monkeypatch):
+    """The surrogate stays where it is, so that a blend lies between the state and the solver's step."""
+    run = on_policy._Run(dataclasses.replace(config, solver=1.0, refined=0.0), config.out)
+    state, _ = run.pool.batch()
+    solved, made = run.solver.step(state), run._candidates(state, 0)
+    share = (made - state).flatten(1).norm(dim=1) / (solved - state).flatten(1).norm(dim=1)
+    assert bool(((share > 0) & (share < 1)).all()) and len(set(share.tolist())) == 3
+    torch.testing.assert_close(made, torch.lerp(state, solved, share.view(-1, 1, 1, 1)), rtol=1e-5, atol=1e-5)
+    lost = state.clone()
+    lost[0, 0] = -1.0  # the solver cannot take it; the surrogate's step stands in
+    assert bool(run._candidates(lost, 0).isfinite().all())
+
+
+def test_rollouts_go_on_from_the_mean_over_symmetries(config):
+    run = on_policy._Run(dataclasses.replace(config, averaged=1.0), config.out)
+    for p in run.model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    state, _ = run.pool.batch()
+    mean = run._mean_of_frames(state, 0)
+    assert not torch.allclose(mean, run._moved(state, 2), atol=1e-4)  # the network knows its orientation
+    totals = (x.double().mean((2, 3)) for x in (mean, state))
+    torch.testing.assert_close(*totals, rtol=1e-5, atol=1e-5)
+    run.step(0)
+    kept = run.pool.time > 0
+    assert bool(kept.any()) and bool(run.pool.state.isfinite().all())
+    with pytest.raises(ArgumentError, match="averaged is 2"):
+        dataclasses.replace(config, averaged=2.0)
 
 
 def test_other_settings_in_the_same_folder_are_refused(config):

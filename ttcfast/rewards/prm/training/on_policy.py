@@ -15,7 +15,7 @@ from ttcfast.checks import at_least
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.data import ReadOptions, TrajectorySet
-from ttcfast.data.symmetry import random_symmetry
+from ttcfast.data.symmetry import random_declared, random_symmetry
 from ttcfast.metrics import rollout_mse
 from ttcfast.models.factory import check_one_model, name_of_model, open_surrogate, provenance_of
 from ttcfast.models.grid_solvers import solver_of
@@ -178,8 +178,8 @@ class RolloutPool:
 
     def _begin(self, slot: int, rng: np.random.Generator) -> None:
         trajectory = self.data.read(int(rng.integers(len(self.data))))
-        gas = isinstance(self.spec, EulerSpec)  # what leaves other equations as they are is not known
-        self.truth[slot] = random_symmetry(trajectory.unsqueeze(0), self.spec, rng)[0] if gas else trajectory
+        turned = random_symmetry if isinstance(self.spec, EulerSpec) else random_declared
+        self.truth[slot] = turned(trajectory.unsqueeze(0), self.spec, rng)[0]
         self.time[slot] = int(rng.integers(self.last))
         self.state[slot] = self.truth[slot, self.time[slot]]
 
