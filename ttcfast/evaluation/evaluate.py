@@ -15,7 +15,7 @@ from torch import Tensor
 from ttcfast.checks import at_least
 from ttcfast.core.base_fm import BaseFM
 from ttcfast.core.context import window_at
-from ttcfast.metrics import conservation_drift, rollout_mse
+from ttcfast.metrics import band_variances, conservation_drift, rollout_mse
 from ttcfast.rewards.scorer import Scorer
 from ttcfast.spec import EulerSpec, FieldSpec, StateSpec, TTCConfig
 from ttcfast.ttc.models import as_source
@@ -104,6 +104,12 @@ class Problems:
         scale = None if self.scale is None else self.spec.predicted(self.scale, channel_axis=0)
         return rollout_mse(found, truth, scale=scale, ndim=self.spec.ndim)
 
+    def variances(self, trajectory: Tensor) -> Tensor:
+        """Return the variance ``[N, bands]`` of the last scored frame by scale, over the channels that a model predicts."""
+        last = self.spec.predicted(trajectory[:, min(trajectory.shape[1] - 1, self.scored)], channel_axis=1)
+        scale = last.new_ones(last.shape[1]) if self.scale is None else self.spec.predicted(self.scale, channel_axis=0).to(last)
+        return band_variances(last / scale.reshape(-1, *[1] * self.spec.ndim), self.spec.ndim).sum(1)
+
     def can_project(self, kind: str | None = None) -> bool:
         """Whether the layout declares what this projection, by default that onto totals, imposes."""
         try:
@@ -135,6 +141,7 @@ class Evaluation:
         shown: Indices of those problems.
         scale: ``[C]``, units of the error.
         notes: What a reader of the numbers must know.
+        truth_variances: ``[N, bands]``, as in ``MethodResult.variances``.
         picture: The channel that figures and pages show, its name, and the lengths of the domain.
     """
 
@@ -148,6 +155,7 @@ class Evaluation:
     shown: tuple[int, ...]
     scale: Tensor | None = None
     notes: tuple[str, ...] = ()
+    truth_variances: Tensor | None = None
     picture: tuple[int, str, tuple[float, ...] | None] = (0, "density", None)
 
     def __repr__(self) -> str:
@@ -272,6 +280,7 @@ def evaluate(
         scored=problems.scored,
         truth_drift=conservation_drift(problems.truth[:, : problems.scored + 1], problems.spec),
         persistence=held["persistence", False].mse,
+        truth_variances=problems.variances(problems.truth),
         truth=problems.truth[list(problems.shown), : problems.scored + 1],
         shown=problems.shown,
         scale=problems.scale,
@@ -346,6 +355,7 @@ def evaluate_method(
         unprojected=counts["unprojected"],
         reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
         solver_steps=rolled.solver_steps,
+        variances=problems.variances(trajectory),
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
 
@@ -370,5 +380,6 @@ def _persistence(problems: Problems) -> MethodResult:
         drift=conservation_drift(still, problems.spec),
         seconds=0.0,
         evaluations=0,
+        variances=problems.variances(still),
         trajectory=still[list(problems.shown)] if problems.shown else None,
     )

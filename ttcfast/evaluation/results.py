@@ -67,6 +67,8 @@ class MethodResult:
         nonfinite: Candidates rejected for a NaN or an infinity.
         collapsed: Steps that took candidate 0 because the scores hardly differed.
         unprojected: Steps left unprojected because projection would have made a density or pressure negative.
+        variances: float64 ``[N, bands]``, variance of the state at step K in octaves of wavelength (``metrics.band_variances``), summed
+            over the predicted channels in normalised units; None where it is not known.
         solver_steps: Steps of a classical solver among the candidates, for all N problems.
         reward_evaluations: Candidates scored and refinement directions computed, for all N problems.
         trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the shown problems; None if none was kept.
@@ -91,6 +93,7 @@ class MethodResult:
     recorded: str | None = None
     beam_width: int = 1
     solver_steps: int = 0
+    variances: Tensor | None = None
 
     def __repr__(self) -> str:
         error = float(self.rollout_error.mean())

@@ -100,6 +100,7 @@ def _measured(problems: Problems, solver: GridSolver, cells: int, device: torch.
         mse=problems.error(trajectory[:, : problems.scored + 1]),
         drift=conservation_drift(trajectory, problems.spec),
         seconds=seconds,
+        variances=problems.variances(trajectory),
         evaluations=0,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )

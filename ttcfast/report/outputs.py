@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -230,6 +231,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         **_gain_columns("gain", evaluation.gain(result)),
         **_gain_columns("gain_over_projected", evaluation.gain_over_projected(result)),
         **{f"drift_{quantity}": result.final_drift(quantity) for quantity in evaluation.quantities},
+        **_variances(evaluation, result),
         "seconds": round(result.seconds, 3),
         "evaluations": result.evaluations,
         "reward_evaluations": result.reward_evaluations,
@@ -242,6 +244,15 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "blown_up": int(result.blown_up.sum()),
         "recorded": result.recorded,
     }
+
+
+def _variances(evaluation: Evaluation, result: MethodResult) -> dict[str, float | None]:
+    """Return the variance at the last scored step over the truth's, in octaves of wavelength, the longest first."""
+    truth = evaluation.truth_variances
+    if truth is None:
+        return {}
+    ours = torch.full_like(truth, torch.nan) if result.variances is None else result.variances
+    return {f"variance_octave_{band}_over_truth": float(value) for band, value in enumerate(ours.mean(0) / truth.mean(0))}
 
 
 def _at(result: MethodResult, step: int) -> list[tuple[str, float]]:

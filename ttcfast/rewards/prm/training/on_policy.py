@@ -209,8 +209,9 @@ class _Run(TrainingRun):
         require_fit(data, self.surrogate, name)
         self.spec, self.unit = self.surrogate.spec, self._normalizer().delta_std.view(-1, 1, 1).to(self.device)
         self.solver = solver_of(data, self.spec, work=config.steps * config.batch) if config.solver else None
-        if config.averaged and not (self.spec.symmetries or self.spec.translations):
-            raise ArgumentError(f"averaged is {config.averaged} and the layout declares no symmetry; give 0")
+        self.layout = data.spec  # with the symmetries that the files declare
+        if config.averaged and not (self.layout.symmetries or self.layout.translations):
+            raise ArgumentError(f"averaged is {config.averaged} and neither model nor data declare a symmetry; give 0")
         self.model = _model(config, self.surrogate, data).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pool = RolloutPool(data, config.batch, restart=config.restart, seed=config.seed)
         self.start_optimizer()
@@ -282,7 +283,7 @@ class _Run(TrainingRun):
     def _mean_of_frames(self, state: Tensor, step: int) -> Tensor:
         """Return the mean over symmetries of the deterministic step and two moves."""
         n, options = len(state), {"seed": self.config.seed, "step": step}
-        frames = Frames(self.spec, state.shape[2:], torch.arange(FRAMES).expand(n, -1), torch.arange(n), **options)
+        frames = Frames(self.layout, state.shape[2:], torch.arange(FRAMES).expand(n, -1), torch.arange(n), **options)
         seen = frames.into(state.unsqueeze(1).expand(n, FRAMES, *state.shape[1:])).flatten(0, 1)
         return frames.back(self._moved(seen, 2).unflatten(0, (n, FRAMES))).mean(1)
 
