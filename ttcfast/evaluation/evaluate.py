@@ -346,6 +346,7 @@ def evaluate_method(
         unprojected=counts["unprojected"],
         reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
         solver_steps=rolled.solver_steps,
+        peak_bytes=rolled.peak_bytes,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
 

@@ -91,7 +91,8 @@ def summary_rows(evaluation: Evaluation, horizons: Sequence[int]) -> list[dict[s
     ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth, with ``_low`` and ``_high`` the ends of its 95 % interval
     (``bootstrap_interval``); ``rollout_mse`` is the mean over steps 1..K, too; both in
     normalised units. Gains are in percent of the reference's ``rollout_mse`` per problem, as measured even where the table says "none".
-    ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together.
+    ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together;
+    ``peak_bytes`` is the most memory held while the method ran, None where it is not known.
     """
     return [strict(_row(evaluation, result, horizons)) for result in evaluation.results]
 
@@ -234,6 +235,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "evaluations": result.evaluations,
         "reward_evaluations": result.reward_evaluations,
         "solver_steps": result.solver_steps,
+        "peak_bytes": result.peak_bytes,
         "fallbacks": result.fallbacks,
         "resamples": result.resamples,
         "nonfinite_candidates": result.nonfinite,
