@@ -11,10 +11,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ttcfast.evaluation.breakeven import equal_error_columns
 from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.frontier import Frontier
 from ttcfast.evaluation.results import Gain, MethodResult, chooses_by_reward
+from ttcfast.evaluation.speeds import Speeds
 from ttcfast.evaluation.sweep import Sweep
 from ttcfast.evaluation.table import cells, explanation, markdown_table
 from ttcfast.runtime.files import atomic_write, strict, write_csv, write_json
@@ -40,6 +42,7 @@ from .figures.style import remove
 
 CALIBRATION, CALIBRATION_TABLE, CALIBRATION_FIGURE = "calibration.json", "calibration.csv", "figures/calibration.png"
 FRONTIER, FRONTIER_FIGURE = "frontier.csv", "figures/frontier.png"
+BREAKEVEN = "breakeven.json"
 
 
 def write_outputs(
@@ -109,7 +112,8 @@ def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]
             "blown_up": result.blown_up,
         }
         drift = {quantity: value.mean(0) for quantity, value in result.drift.items()}
-        methods.append({**row, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem})
+        equal = equal_error_columns(evaluation, result, horizons)
+        methods.append({**row, **equal, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem})
     out = {
         "problems": evaluation.problems,
         "steps": evaluation.steps,
@@ -164,6 +168,14 @@ def write_frontier(out: Path, frontier: Frontier | None) -> list[Path]:
     write_csv(out / FRONTIER, frontier.rows())
     save(error_against_evaluations(frontier), out / FRONTIER_FIGURE)
     return [out / FRONTIER_FIGURE]
+
+
+def write_breakeven(out: Path, speeds: Speeds | None) -> None:
+    """Write ``breakeven.json``, the seconds per frame of surrogate and solver; None, of a run that timed none, removes an earlier one."""
+    if speeds is None:
+        (out / BREAKEVEN).unlink(missing_ok=True)
+    else:
+        write_json(out / BREAKEVEN, speeds.record())
 
 
 def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = None) -> Iterator[tuple[str, Callable[[], Figure]]]:
