@@ -115,7 +115,7 @@ def equal_error_notes(evaluation: Evaluation, horizons: Sequence[int]) -> list[s
     clauses = [_clause(row, found) for row in rows if (found := solver_at_equal_error(evaluation, row, step)) is not None]
     if not clauses:
         return []
-    return [f"Breakeven at step {step}, against the solver on the grid, between those measured, of equal error: {'; '.join(clauses)}."]
+    return [f"Breakeven at step {step} (the solver's seconds at equal error, interpolated between its grids): {'; '.join(clauses)}."]
 
 
 def _best_without_solver(evaluation: Evaluation, step: int) -> MethodResult | None:

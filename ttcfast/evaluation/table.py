@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MISSING = "–"
 MEGABYTE = 1_000_000
 PEAK = (
-    "peak MB: most memory held while the method ran, on a CPU by the whole process, with the program and the data that all methods share, "
-    "on a GPU by tensors."
+    "peak MB: most memory held while the method ran: on a GPU by tensors, on a CPU by the whole process, with the program, the data and "
+    "what earlier rows left, such as a compiler."
 )
 
 

@@ -23,7 +23,7 @@ from ttcfast.evaluation.methods import BLEND, Variant, search_name, search_optio
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.evaluation.solvers import affordable_results, solver_results
-from ttcfast.evaluation.speeds import grid_of_equal_error, measure_speeds
+from ttcfast.evaluation.speeds import FRAMES, grid_of_equal_error, measure_speeds
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
@@ -284,7 +284,8 @@ def _solver(
         return None, []
     try:
         own = None if step is None else StepSolver(step, source.shape)
-        solver = own or solver_of(source, problems.spec, len(problems.truth) * problems.steps)
+        work = len(problems.truth) * problems.steps + FRAMES * sum(config.breakeven)
+        solver = own or solver_of(source, problems.spec, work)
         solver.check([] if isinstance(config.solvers, str) else config.solvers)
     except ArgumentError as error:
         if config.solvers != "auto":
