@@ -76,6 +76,7 @@ def test_the_note_is_on_the_deterministic_rollout_and_the_best_without_a_solver(
     (note,) = equal_error_notes(evaluation, (1, 8, 20))
     assert note.startswith("Breakeven at step 8 (the solver's seconds at equal error, interpolated between its grids): deterministic")
     assert note.endswith("grids): deterministic takes 5 s, 5 times the solver's 1 s; PRM takes 100 s, 3.16 times the solver's 31.6 s.")
+    assert "interpolated between its grids, not compiled): deterministic" in equal_error_notes(evaluation, (8,), compiled=False)[0]
     better = dataclasses.replace(evaluation, results=tuple(r for r in evaluation.results if r.method != "prm"))
     assert equal_error_notes(better, (8,))[0].count("takes") == 1, "the deterministic rollout is the best itself"
 

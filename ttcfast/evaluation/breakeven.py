@@ -107,15 +107,21 @@ def equal_error_columns(evaluation: Evaluation, result: MethodResult, horizons: 
     }
 
 
-def equal_error_notes(evaluation: Evaluation, horizons: Sequence[int]) -> list[str]:
-    """Return a sentence on the deterministic surrogate and the best row without a solver or a truth; none without rows of a solver."""
+def equal_error_notes(evaluation: Evaluation, horizons: Sequence[int], *, compiled: bool = True) -> list[str]:
+    """Return a sentence on the deterministic surrogate and the best row without a solver or a truth; none without rows of a solver.
+
+    Args:
+        evaluation, horizons: The table, and the steps of its error columns, of which the last counts.
+        compiled: Whether the solver was; the sentence says so if it was not, since its seconds are then those of few frames.
+    """
     step = last_horizon(evaluation, horizons)
     best = _best_without_solver(evaluation, step)
     rows = [evaluation.baseline, *([best] if best is not None and best is not evaluation.baseline else [])]
     clauses = [_clause(row, found) for row in rows if (found := solver_at_equal_error(evaluation, row, step)) is not None]
     if not clauses:
         return []
-    return [f"Breakeven at step {step} (the solver's seconds at equal error, interpolated between its grids): {'; '.join(clauses)}."]
+    how = "interpolated between its grids" + ("" if compiled else ", not compiled")
+    return [f"Breakeven at step {step} (the solver's seconds at equal error, {how}): {'; '.join(clauses)}."]
 
 
 def _best_without_solver(evaluation: Evaluation, step: int) -> MethodResult | None:

@@ -245,7 +245,8 @@ def run_ttc(
             frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
         horizons = [h for h in config.horizons if h <= config.steps]
         evaluation = _solved(config, problems, solver, evaluation)
-        evaluation = evaluation.adding(notes=equal_error_notes(evaluation, horizons))
+        compiled = solver is not None and solver.compiled
+        evaluation = evaluation.adding(notes=equal_error_notes(evaluation, horizons, compiled=compiled))
         measured = [r for r in evaluation.results if r.recorded is None and r.method != "persistence"]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
