@@ -112,7 +112,7 @@ def equal_error_notes(evaluation: Evaluation, horizons: Sequence[int], *, compil
 
     Args:
         evaluation, horizons: The table, and the steps of its error columns, of which the last counts.
-        compiled: Whether the solver was; the sentence says so if it was not, since its seconds are then those of few frames.
+        compiled: Whether the solver was; the sentence says so if it was not, which makes it slower.
     """
     step = last_horizon(evaluation, horizons)
     best = _best_without_solver(evaluation, step)
