@@ -1,10 +1,14 @@
-"""Rows of the classical solver in ``run_ttc``."""
+"""Rows of the classical solver in ``run_ttc``, and what they are compared by."""
+
+import json
 
 import pytest
 import torch
 
 from tests.small_run import write_examples
+from ttcfast.evaluation import speeds
 from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
+from ttcfast.report.compare import CompareConfig, compare
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.spec import TTCConfig
 
@@ -51,3 +55,33 @@ def test_grids_that_no_solver_takes_are_refused_before_anything_runs(examples, t
         rows(examples, tmp_path, solvers=(10,))
     with pytest.raises(ValueError, match="solvers is 'all'; it must be one of 'auto'"):
         rows(examples, tmp_path, solvers="all")
+
+
+def test_seconds_are_compared_at_equal_error_and_over_grids_and_batches(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(speeds, "LEAST", 0.0)
+    out = tmp_path / "run"
+    found = rows(examples, out, methods=("solver", "arm"), solvers=(8, 16), breakeven=(1, 3))
+    held = json.loads((out / "metrics.json").read_text())
+    equal = {m["method"]: m["solver_seconds_at_equal_error"] for m in held["methods"]}
+    assert equal["solver 16x16"] == pytest.approx(found.find("solver 16x16").seconds)
+    (note,) = (note for note in found.notes if note.startswith("Breakeven at step 2 (the solver's"))
+    assert "not compiled): deterministic takes" in note, "so few frames of so small a grid"
+    timed = json.loads((out / "breakeven.json").read_text())
+    assert (timed["cells"], [each["batch"] for each in timed["batches"]]) == (16, [1, 3])
+    for each in timed["batches"]:
+        for kind in ("surrogate", "solver"):
+            assert list(each[f"{kind}_seconds"]) == ["8", "16", "32"] and min(each[f"{kind}_seconds"].values()) > 0
+        note = next(note for note in timed["notes"] if note.startswith(f"Breakeven at batch {each['batch']}:"))
+        assert note in found.notes and ("does not overtake" in note) == (each["breakeven_cells"] is None)
+    compare(CompareConfig(runs=(str(out),), out=str(tmp_path / "report")))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Seconds per problem and frame, on the same grid" in page and "peak MB" in page
+    rows(examples, out, methods=("arm",))
+    assert not (out / "breakeven.json").exists()
+
+
+def test_breakeven_asks_for_a_solver(examples, tmp_path):
+    with pytest.raises(ValueError, match=r"breakeven is \[1\] and solvers is empty; give eval.solvers=auto"):
+        rows(examples, tmp_path, solvers=(), breakeven=(1,))
+    with pytest.raises(ValueError, match="breakeven is 0"):
+        rows(examples, tmp_path, breakeven=(0,))

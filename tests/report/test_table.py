@@ -125,7 +125,7 @@ def test_printed_table_keeps_whole_lines_in_a_narrow_console(evaluation):
         assert any(line.strip().startswith(name) and len(line.split()) > 8 for line in lines), name
     assert sum("+ projection" in line for line in lines) == 5
     assert max(len(line) for line in lines if "random" in line) < 135
-    for line in explanation(evaluation):
+    for line in explanation(evaluation, narrow=True):
         assert line in text.getvalue()
 
 

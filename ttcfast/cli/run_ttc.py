@@ -19,7 +19,18 @@ from .main import main
 
 _EVALUATION = (
     *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-    *("solvers", "one_step", "methods", "merge", "calibration", "frontier", "frontier_problems", "search_candidates", "search_projected"),
+    *(
+        "solvers",
+        "breakeven",
+        "one_step",
+        "methods",
+        "merge",
+        "calibration",
+        "frontier",
+        "frontier_problems",
+        "search_candidates",
+        "search_projected",
+    ),
 )
 LAYOUT = Layout(
     RunTTCConfig,

@@ -356,6 +356,7 @@ def evaluate_method(
         reward_evaluations=rolled.reward_evaluations if scorer is not None else 0,
         solver_steps=rolled.solver_steps,
         variances=problems.variances(trajectory),
+        peak_bytes=rolled.peak_bytes,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
 

@@ -73,6 +73,7 @@ class MethodResult:
         reward_evaluations: Candidates scored and refinement directions computed, for all N problems.
         trajectory: ``[len(shown), T+1, C, *S]`` in physical units, of the shown problems; None if none was kept.
         beam_width: k, beams kept at each step; ``branching_factor`` then counts the candidates per beam.
+        peak_bytes: Most memory held while the method ran (``RolloutResult.peak_bytes``); None where it is not known.
         recorded: Origin of the numbers if they were not measured in this run.
     """
 
@@ -94,6 +95,7 @@ class MethodResult:
     beam_width: int = 1
     solver_steps: int = 0
     variances: Tensor | None = None
+    peak_bytes: int | None = None
 
     def __repr__(self) -> str:
         error = float(self.rollout_error.mean())

@@ -12,6 +12,7 @@ from ttcfast.metrics import conservation_drift
 from ttcfast.models.grid_solvers import GridSolver
 from ttcfast.physics import SolverError
 from ttcfast.runtime.errors import ArgumentError
+from ttcfast.ttc.memory import peak_bytes, reset_peak
 
 from .evaluate import Problems
 from .results import MethodResult
@@ -90,9 +91,11 @@ def _measured(problems: Problems, solver: GridSolver, cells: int, device: torch.
     x0 = problems.truth[:, 0].to(device or problems.truth.device)
     if solver.compiled:
         solver.advance(x0, torch.tensor([1e-6 * solver.time_step]), cells)
+    own_peak = reset_peak(x0.device)
     began = time.perf_counter()
     trajectory = solver.rollout(x0, problems.steps, cells).cpu()
     seconds = time.perf_counter() - began
+    peak = peak_bytes(x0.device) if own_peak else None
     return MethodResult(
         method=solver.name(cells),
         projected=False,
@@ -102,5 +105,6 @@ def _measured(problems: Problems, solver: GridSolver, cells: int, device: torch.
         seconds=seconds,
         variances=problems.variances(trajectory),
         evaluations=0,
+        peak_bytes=peak,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )

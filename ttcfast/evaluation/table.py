@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation
 
 MISSING = "–"
+MEGABYTE = 1_000_000
+PEAK = (
+    "peak MB: most memory held while the method ran: on a GPU by tensors, on a CPU by the whole process, with the program, the data and "
+    "what earlier rows left, such as a compiler."
+)
 
 
 def print_table(
@@ -42,7 +47,7 @@ def print_table(
     for result, row in zip(shown.results, rows, strict=True):
         if result.projected and shown.find(result.method) is not None:
             row[0] = "  " + row[0][row[0].index("+ projection") :]
-    print_with_notes(rich_table(heads, rows, title=title), explanation(evaluation), console)
+    print_with_notes(rich_table(heads, rows, title=title), explanation(evaluation, narrow=True), console)
 
 
 def cells(evaluation: Evaluation, horizons: Sequence[int], *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -51,16 +56,17 @@ def cells(evaluation: Evaluation, horizons: Sequence[int], *, narrow: bool = Fal
     Args:
         evaluation: What to show.
         horizons: Steps of the error columns, each with its 95 % interval.
-        narrow: Show the interval of the last step alone, in a column of its own.
+        narrow: Show the interval of the last step alone, in a column of its own, and no peak memory.
     """
     heads = ["method", *(f"MSE at\nstep {h}" for h in horizons), *([f"95 % of\nstep {horizons[-1]}"] if narrow and horizons else [])]
     heads += ["gain %\nmean / median", "improved\n%"]
     heads += ["gain % over\ndet. + proj.", *(["drift"] if evaluation.quantities else []), "\ns", "model\nevals", "reward\nevals"]
+    heads += [] if narrow else ["peak\nMB"]
     return heads, [_cells(evaluation, result, horizons, narrow) for result in evaluation.results]
 
 
-def explanation(evaluation: Evaluation) -> list[str]:
-    """Return the meaning of the columns, followed by the notes of the evaluation."""
+def explanation(evaluation: Evaluation, *, narrow: bool = False) -> list[str]:
+    """Return the meaning of the columns of ``cells``, followed by the notes of the evaluation."""
     unit = "each channel in units of its training standard deviation" if evaluation.scale is not None else "physical units"
     lines = [
         f"MSE: mean over {evaluation.problems} problems of the squared error at a step, {unit}; in brackets, or as 95 %, its interval "
@@ -71,6 +77,7 @@ def explanation(evaluation: Evaluation) -> list[str]:
         "s, model evals, reward evals: seconds and evaluations for all problems together; one evaluation is one state through the "
         "model, or one candidate scored or moved by the reward."
         + (" n + m: n model evaluations and m steps of a classical solver, for its candidates." if _solves(evaluation) else ""),
+        *([] if narrow else [PEAK]),
     ]
     if evaluation.find("oracle") is not None:
         lines.append("oracle: chooses by the true error, which no user has: the ceiling of choosing step by step among these candidates.")
@@ -136,6 +143,7 @@ def _cells(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]
         f"{result.seconds:.1f}",
         str(result.evaluations) + (f" + {result.solver_steps}" if result.solver_steps else ""),
         str(result.reward_evaluations),
+        *([] if narrow else [MISSING if result.peak_bytes is None else f"{result.peak_bytes / MEGABYTE:.0f}"]),
     ]
 
 

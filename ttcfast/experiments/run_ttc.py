@@ -15,6 +15,7 @@ from torch import Tensor
 from ttcfast.checks import at_least, one_of
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.data import ReadOptions, TrajectorySet
+from ttcfast.evaluation.breakeven import equal_error_notes
 from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.evaluation.frontier import Frontier, trace_frontier
@@ -22,6 +23,7 @@ from ttcfast.evaluation.methods import BLEND, Variant, search_name, search_optio
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.evaluation.solvers import affordable_results, solver_results
+from ttcfast.evaluation.speeds import FRAMES, grid_of_equal_error, measure_speeds
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
 from ttcfast.models import load_surrogate
@@ -30,7 +32,7 @@ from ttcfast.models.factory import check_one_model, name_of_model, open_surrogat
 from ttcfast.models.grid_solvers import GridSolver, StepSolver, solver_of
 from ttcfast.models.on_grid import require_directions_fit, require_fit, units_of_data
 from ttcfast.models.quality import one_step_error
-from ttcfast.report.outputs import log_outputs, write_calibration, write_frontier, write_outputs
+from ttcfast.report.outputs import log_outputs, write_breakeven, write_calibration, write_frontier, write_outputs
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.composition import ScorerList
@@ -90,6 +92,8 @@ class RunTTCConfig:
         finetuned: Checkpoint of the same surrogate fine-tuned on the reward split, evaluated in rows of its own.
         solvers: Cells per axis of the classical solver's rows, for a gas and for Kolmogorov flow. ``"auto"`` takes the model's grid, one of
             half as many cells per axis, and the finest that takes no longer than the deterministic surrogate; () leaves the rows out.
+        breakeven: Batch sizes at which a frame of the deterministic surrogate and one of the solver are timed, on the model's grid, on half
+            and on twice as many cells per axis; () skips it.
         one_step: Also compare single steps of the surrogate with persistence, at N T further model evaluations.
         calibration: Number of true states whose candidates' scores are compared with their true errors, at B model evaluations each.
         recorded: File of rows that another run measured on the same problems.
@@ -129,6 +133,7 @@ class RunTTCConfig:
     horizons: tuple[int, ...] = (1, 4, 16, 20, 64, 128)
     shown: tuple[int, ...] = (0,)
     solvers: tuple[int, ...] | str = "auto"
+    breakeven: tuple[int, ...] = ()
     one_step: bool = False
     calibration: int = 32
     finetuned: str | None = None
@@ -145,9 +150,13 @@ class RunTTCConfig:
         at_least("frontier_problems", self.frontier_problems, 1)
         if isinstance(self.solvers, str):
             one_of("solvers", self.solvers, ("auto",))
-        for name in ("sweep", "horizons", "frontier", *(["solvers"] if self.solvers != "auto" else [])):
+        for name in ("sweep", "horizons", "frontier", "breakeven", *(["solvers"] if self.solvers != "auto" else [])):
             for value in getattr(self, name):
                 at_least(name, value, 1)
+        if self.breakeven and self.solvers == ():
+            raise ValueError(
+                f"breakeven is {list(self.breakeven)} and solvers is empty; give eval.solvers=auto, or grids, for a solver to compare"
+            )
         if self.problems is not None:
             at_least("problems", self.problems, 1)
         if search_options(self.ttc) is not None:
@@ -164,9 +173,9 @@ class RunTTCConfig:
 
     @property
     def solves(self) -> bool:
-        """Whether the rows of a classical solver, or some that combine it with the surrogate, are wanted."""
+        """Whether the rows of a classical solver, or some that combine it with the surrogate, or its seconds, are wanted."""
         named = self.methods is None or self.solvers != "auto" or any("solver" in name for name in self.methods)
-        return named and self.solvers != ()
+        return (named or bool(self.breakeven)) and self.solvers != ()
 
     def forms(self, problems: Problems) -> tuple[bool, ...]:
         """Whether rows are projected: without projection, or without and with."""
@@ -234,14 +243,21 @@ def run_ttc(
         with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
             evaluation, sweep = _measure(config, surrogate, problems, used, progress, resume)
             frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
+        horizons = [h for h in config.horizons if h <= config.steps]
         evaluation = _solved(config, problems, solver, evaluation)
+        compiled = solver is not None and solver.compiled
+        evaluation = evaluation.adding(notes=equal_error_notes(evaluation, horizons, compiled=compiled))
         measured = [r for r in evaluation.results if r.recorded is None and r.method != "persistence"]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
         calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=[*_data_notes(source, trained), *unsolved])
         if config.one_step:
             evaluation = evaluation.adding(notes=[_one_step_note(surrogate, problems, evaluation)])
-        horizons = [h for h in config.horizons if h <= config.steps]
+        speeds = None
+        if config.breakeven and solver is not None:
+            speeds = measure_speeds(surrogate, problems, solver, config.breakeven, grid_of_equal_error(evaluation, horizons))
+            evaluation = evaluation.adding(notes=[*speeds.sentences(), *speeds.notes])
+        write_breakeven(out, speeds)
         about = {**provenance.record(config), **provenance_of(surrogate)}
         paths = write_outputs(out, evaluation, sweep, horizons, about, times=source.times[surrogate.history - 1 :])
         paths += [*calibrated, *write_frontier(out, frontier)]
@@ -269,7 +285,8 @@ def _solver(
         return None, []
     try:
         own = None if step is None else StepSolver(step, source.shape)
-        solver = own or solver_of(source, problems.spec, len(problems.truth) * problems.steps)
+        work = len(problems.truth) * problems.steps + FRAMES * sum(config.breakeven)
+        solver = own or solver_of(source, problems.spec, work)
         solver.check([] if isinstance(config.solvers, str) else config.solvers)
     except ArgumentError as error:
         if config.solvers != "auto":

@@ -14,6 +14,8 @@ from ttcfast.spec import EulerSpec, StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.directions import load_directions
 
 from .checkpoint import units_of
+from .fno import FNO
+from .vit import ViT
 
 
 def open_on_grid(
@@ -70,3 +72,19 @@ def require_directions_fit(found: TrajectorySet, stochastic: StochasticConfig | 
     if directions is not None:
         remedy = "give directions learned on such data (ttcfast build_prm_data, fit_directions), or stochastic.directions=null"
         require_units(units_of_data(found), load_directions(directions).units, remedy)
+
+
+def on_other_grid(surrogate: Surrogate, grid: Sequence[int]) -> Surrogate:
+    """Return a surrogate with the same weights for another grid if the model, a ViT or FNO of ours, is made for one; else the same one.
+
+    Raises:
+        ValueError: The architecture does not fit the grid.
+    """
+    model = surrogate.model
+    if not isinstance(model, (ViT, FNO)) or tuple(grid) == tuple(model.config.grid):
+        return surrogate
+    made = type(model)(dataclasses.replace(model.config, grid=tuple(grid)))  # type: ignore[arg-type]
+    made.load_state_dict(model.state_dict())
+    other = surrogate.variant()
+    other.model = made.to(next(model.parameters())).eval()
+    return other

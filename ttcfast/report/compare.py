@@ -18,14 +18,15 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder, write_csv
 from ttcfast.runtime.terminal import fits, plain_console, print_whole
 
-from .page.methods import quantities_of
+from .page.methods import megabytes, quantities_of
 from .page.page import write_page
 from .page.runs import guarded, load
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
-_COLUMNS = ("run", "method", "B", "rollout MSE", "gain %", "improved %", "drift", "s", "model evals", "reward evals")
-_DROPPED = ("reward evals", "model evals", "s", "drift", "improved %", "B")  # on a narrow terminal, in this order
+_COLUMNS = ("run", "method", "B", "rollout MSE", "gain %", "improved %", "drift", "s", "model evals", "reward evals", "peak MB")
+_KNOWN_OF_SOME = ("drift", "peak MB")
+_DROPPED = ("peak MB", "reward evals", "model evals", "s", "drift", "improved %", "B")  # on a narrow terminal, in this order
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def _write_table(out: Path, rows: Sequence[Mapping[str, Any]], notes: Sequence[s
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of the table, without the drift where nothing is conserved."""
-    return [column for column in _COLUMNS if column != "drift" or any(row[column] is not None for row in rows)]
+    """Return the columns of the table, without the drift where nothing is conserved and the memory where it is not known."""
+    return [column for column in _COLUMNS if column not in _KNOWN_OF_SOME or any(row[column] is not None for row in rows)]
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console, out: Path) -> None:
@@ -123,6 +124,7 @@ def _row(folder: str, method: Mapping[str, Any]) -> dict[str, Any]:
         "s": method["seconds"],
         "model evals": method["evaluations"],
         "reward evals": method.get("reward_evaluations"),
+        "peak MB": megabytes(method),
     }
 
 

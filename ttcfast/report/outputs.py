@@ -12,10 +12,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ttcfast.evaluation.breakeven import equal_error_columns
 from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.frontier import Frontier
 from ttcfast.evaluation.results import Gain, MethodResult, chooses_by_reward
+from ttcfast.evaluation.speeds import Speeds
 from ttcfast.evaluation.sweep import Sweep
 from ttcfast.evaluation.table import cells, explanation, markdown_table
 from ttcfast.runtime.files import atomic_write, strict, write_csv, write_json
@@ -41,6 +43,7 @@ from .figures.style import remove
 
 CALIBRATION, CALIBRATION_TABLE, CALIBRATION_FIGURE = "calibration.json", "calibration.csv", "figures/calibration.png"
 FRONTIER, FRONTIER_FIGURE = "frontier.csv", "figures/frontier.png"
+BREAKEVEN = "breakeven.json"
 
 
 def write_outputs(
@@ -92,7 +95,8 @@ def summary_rows(evaluation: Evaluation, horizons: Sequence[int]) -> list[dict[s
     ``mse_step_<h>`` is the mean over problems at step h, None beyond the truth, with ``_low`` and ``_high`` the ends of its 95 % interval
     (``bootstrap_interval``); ``rollout_mse`` is the mean over steps 1..K, too; both in
     normalised units. Gains are in percent of the reference's ``rollout_mse`` per problem, as measured even where the table says "none".
-    ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together.
+    ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together;
+    ``peak_bytes`` is the most memory held while the method ran, None where it is not known.
     """
     return [strict(_row(evaluation, result, horizons)) for result in evaluation.results]
 
@@ -109,7 +113,8 @@ def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]
             "blown_up": result.blown_up,
         }
         drift = {quantity: value.mean(0) for quantity, value in result.drift.items()}
-        methods.append({**row, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem})
+        equal = equal_error_columns(evaluation, result, horizons)
+        methods.append({**row, **equal, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem})
     out = {
         "problems": evaluation.problems,
         "steps": evaluation.steps,
@@ -164,6 +169,14 @@ def write_frontier(out: Path, frontier: Frontier | None) -> list[Path]:
     write_csv(out / FRONTIER, frontier.rows())
     save(error_against_evaluations(frontier), out / FRONTIER_FIGURE)
     return [out / FRONTIER_FIGURE]
+
+
+def write_breakeven(out: Path, speeds: Speeds | None) -> None:
+    """Write ``breakeven.json``, the seconds per frame of surrogate and solver; None, of a run that timed none, removes an earlier one."""
+    if speeds is None:
+        (out / BREAKEVEN).unlink(missing_ok=True)
+    else:
+        write_json(out / BREAKEVEN, speeds.record())
 
 
 def figures(evaluation: Evaluation, sweep: Sweep | None, times: Tensor | None = None) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -236,6 +249,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "evaluations": result.evaluations,
         "reward_evaluations": result.reward_evaluations,
         "solver_steps": result.solver_steps,
+        "peak_bytes": result.peak_bytes,
         "fallbacks": result.fallbacks,
         "resamples": result.resamples,
         "nonfinite_candidates": result.nonfinite,

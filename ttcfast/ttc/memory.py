@@ -92,49 +92,45 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most memory held since ``reset_peak`` on a GPU, else since the process began; None where the system does not say."""
+    """Most memory held since ``reset_peak``: by tensors on a GPU, by the whole process on a CPU, whose count else begins with the process.
+
+    None where the system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        return _status("VmHWM:")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def reset_peak(device: torch.device) -> None:
-    """Restart the count on a GPU; on a CPU it belongs to the whole process."""
+def reset_peak(device: torch.device) -> bool:
+    """Restart the count of ``peak_bytes``; return whether the system can, which on a CPU takes Linux and a writable /proc."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return True
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc would fill the free part of the heap first, which goes unmeasured
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
 
 
 def _peak_growth(run: Callable[[], None], device: torch.device) -> int:
     """Return the bytes by which the peak during ``run`` exceeds the memory held before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        reset_peak(device)
         before = torch.cuda.memory_allocated(device)
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc would fill the free part of the heap first, which goes unmeasured
-    before = _resident()
+    before = (_status("VmRSS:") if reset_peak(device) else peak_bytes(device)) or 0
     run()
-    return max(0, _peak() - before)
-
-
-def _resident() -> int:
-    """Return the bytes held now and reset the high-water mark to them; if the system cannot reset it, return the mark."""
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write(_RESET_PEAK)
-        return _status("VmRSS:")
-    except OSError:
-        return _peak()
-
-
-def _peak() -> int:
-    try:
-        return _status("VmHWM:")
-    except OSError:
-        return peak_bytes(torch.device("cpu")) or 0
+    return max(0, (peak_bytes(device) or 0) - before)
 
 
 def _status(field: str) -> int:

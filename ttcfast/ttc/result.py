@@ -113,8 +113,8 @@ class RolloutResult:
         stochastic: Noise in force: the configuration's, else the surrogate's own. None where the deterministic step is the only candidate,
             and for a foreign model, which draws in its own way.
         copies: Number of states copied by a search over several beams; None for other searches.
-        peak_bytes: Most memory held: on a GPU during this rollout, on a CPU by the process since it began. None where the system does not
-            say.
+        peak_bytes: Most memory held during this rollout: on a GPU by tensors, on a CPU by the whole process, program and data included, and
+            the most of any rank. None where the system cannot restart its count, as on a CPU without Linux.
         beams: Every step of a search over several beams, without its states; empty for other searches.
         searched: Number of steps that drew candidates, below T where a budget ended.
         reward_evaluations: Candidates scored and directions found to move them in.

@@ -128,9 +128,11 @@ class Search:
         """
         x, single, ids = guardrails.check_start(x0, T, problem_ids, self._source)
         sharding.check_ranks(self.cfg, x, T, ids, budget, self._settings)
-        reset_peak(x.device)
         roll = partial(self._rolled, T=T, budget=budget, chunks=self._chunks(x, ids))
+        own_peak = reset_peak(x.device)
         result = sharding.in_parts(roll, x, ids, self.cfg, budget, resume)
+        if not own_peak:
+            result = dataclasses.replace(result, peak_bytes=None)
         if single:
             result = dataclasses.replace(result, trajectory=result.trajectory[0].transpose(0, 1).contiguous())
         counts = result.interventions() if logger.isEnabledFor(logging.INFO) else {}

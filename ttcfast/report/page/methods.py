@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttcfast.evaluation.results import LABELS, chooses_by_reward
-from ttcfast.evaluation.table import in_words, percent
+from ttcfast.evaluation.table import MEGABYTE, PEAK, in_words, percent
 
 from .html import MISSING, Cell, Markup, joined, number, short, table, tag
 
@@ -53,7 +53,7 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
     base = baseline["rollout_mse"]
     heads = ["method", "B", *(f"MSE at {h}" for h in horizons), "rollout MSE", "× deterministic", "gain %", "median %"]
     quantities = quantities_of(methods[0])
-    heads += ["improved %", "gain % over det. + proj.", *(["drift"] if quantities else []), "s", "model evals", "reward evals"]
+    heads += ["improved %", "gain % over det. + proj.", *(["drift"] if quantities else []), "s", "model evals", "reward evals", "peak MB"]
     winner, rows = best_reward(methods), []
     for m in methods:
         lost = f" ({m['blown_up']}/{metrics['problems']} blew up)" if m["blown_up"] else ""
@@ -74,9 +74,16 @@ def method_table(metrics: Mapping[str, Any]) -> Markup:
                 number(m["seconds"]),
                 number(m["evaluations"]),
                 number(m.get("reward_evaluations")),
+                number(megabytes(m)),
             ]
         )
     return table(f"Methods on {metrics['problems']} problems ({metrics['error_units']})", heads, rows)
+
+
+def megabytes(method: Method) -> float | None:
+    """Return the most memory held while the method ran, in MB; None where it is not known, as of rows of older runs."""
+    peak = method.get("peak_bytes")
+    return None if peak is None else round(peak / MEGABYTE, 1)
 
 
 def _error(method: Method, step: int) -> Cell:
@@ -108,6 +115,7 @@ def explanation(metrics: Mapping[str, Any]) -> Markup:
         'rollout, mean and median, "none" where it is not above 0. improved: share of the problems with a smaller error.',
         f"{drift}One model evaluation is one state through the model. Brackets: 95 % interval over problems. The best row "
         "that uses a reward is marked.",
+        *([PEAK] if any(m.get("peak_bytes") is not None for m in metrics["methods"]) else []),
         *metrics["notes"],
     ]
     return tag("ul", [tag("li", line) for line in lines], class_="notes")

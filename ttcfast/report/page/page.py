@@ -17,6 +17,7 @@ from ttcfast.runtime.files import atomic_write, entries
 from .. import fields
 from .ablation import ablation
 from .animation import animation
+from .breakeven import breakeven_section
 from .html import Markup, facts, joined, number, table, tag, trusted
 from .methods import explanation, gain, guardrail_table, headline, method_table, sweep_section
 from .pictures import read_picture
@@ -144,7 +145,7 @@ def _numbers(run: Run) -> Markup:
     if not run.compares_methods:
         return training_section(run)
     m = run.metrics
-    told = (calibration_section(run.folder), frontier_section(run.folder))
+    told = (breakeven_section(run.folder), calibration_section(run.folder), frontier_section(run.folder))
     return joined(sweep_section(m), *told, guardrail_table(m))
 
 
