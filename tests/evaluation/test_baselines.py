@@ -28,6 +28,15 @@ def test_random_is_one_stochastic_candidate_per_step():
     assert not torch.equal(r.trajectory[:, 1], fm.deterministic(x0))
 
 
+def test_random_takes_any_of_the_symmetries():
+    fm, x0 = drop_surrogate(), euler_state()
+    noise = {"dropout": False, "symmetry": True}
+    r = baseline_rollout("random", fm, x0, 6, TTCConfig(branching_factor=8, stochastic=noise))
+    assert len(set(r.chosen.flatten().tolist())) > 4 and r.nfe == 3 * 6 * 8
+    again = baseline_rollout("random", fm, x0[1:], 6, TTCConfig(branching_factor=8, stochastic=noise), problem_ids=torch.tensor([1, 2]))
+    assert torch.equal(again.chosen, r.chosen[1:])
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 4])
 def test_mean_is_that_of_the_candidates_with_the_deterministic_one(chunk):
     fm, x0 = drop_surrogate(), euler_state()
