@@ -85,8 +85,8 @@ class GenerateConfig:
         kolmogorov: Parameters of that flow.
         presets: Names in ``ttcfast.physics.initial_conditions``; ``n`` is divided evenly among them. A gas only, as are ``ranges``,
             ``gamma`` and ``boundary``.
-        ranges: Arguments of each preset's initial condition. The defaults are close to the statistics of the released CE-RP and CE-CRP
-            sets, whose flows are slower than those in the appendix of Poseidon (Herde et al., 2024), the presets' own defaults.
+        ranges: Arguments of each preset's initial condition; None leaves all to the presets' own defaults, the flows in the appendix of
+            Poseidon (Herde et al., 2024). The default is slower flows, close to the statistics of the released CE-RP and CE-CRP sets.
         seed: Random seed of the initial conditions.
         gamma: Ratio of specific heats.
         cfl: CFL number of the solver: dt = cfl / max_cells sum_d (|u_d| + c) / dx_d, or cfl dx / max |u|.
@@ -107,7 +107,7 @@ class GenerateConfig:
     frames: int = 21
     t_end: float | None = None
     presets: tuple[str, ...] = ("riemann4", "riemann_curved", "kelvin_helmholtz")
-    ranges: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(RANGES))
+    ranges: Mapping[str, Mapping[str, Any]] | None = field(default_factory=lambda: dict(RANGES))
     seed: int = 0
     gamma: float = 1.4
     cfl: float | None = None
@@ -142,10 +142,10 @@ class GenerateConfig:
             raise ArgumentError(
                 f"grid is {self.grid} and does not hold kolmogorov.wave_number={self.kolmogorov.wave_number}; give at least {least}"
             )
-        for preset, given in self.ranges.items():
+        for preset, given in (self.ranges or {}).items():
             one_of("ranges", preset, tuple(PRESETS))
             if not isinstance(given, Mapping):
-                raise ArgumentError(f"ranges.{preset} is {given!r}; give arguments of the initial condition, {{}} for its own defaults")
+                raise ArgumentError(f"ranges.{preset} is {given!r}; give arguments of the initial condition")
             known = [name for name in inspect.signature(PRESETS[preset]).parameters if name not in ("n", "grid", "seed", "first", "gamma")]
             for name in given:
                 one_of(f"ranges.{preset}", name, tuple(known))
@@ -232,7 +232,7 @@ def _settings(config: GenerateConfig, preset: str) -> dict[str, object]:
     skipped = {"out", "split", "n", "presets", "device", "compression", "ranges"}
     if config.system == "euler":
         skipped |= {"system", "kolmogorov"}  # files of version 0.1 have neither
-        return {k: v for k, v in asdict(config).items() if k not in skipped} | {"ranges": dict(config.ranges.get(preset, {}))}
+        return {k: v for k, v in asdict(config).items() if k not in skipped} | {"ranges": dict((config.ranges or {}).get(preset, {}))}
     return {k: v for k, v in asdict(config).items() if k not in skipped | {"gamma", "boundary"}}
 
 
@@ -258,7 +258,7 @@ def _solve(config: GenerateConfig, job: _Job, start: int, n: int) -> Tensor:
     batch = config.own("batch")
     filled = batch if job.n > batch else n
     u0 = PRESETS[job.preset](
-        filled, fine, seed=config.seed, first=job.first + start, gamma=config.gamma, **dict(config.ranges.get(job.preset, {}))
+        filled, fine, seed=config.seed, first=job.first + start, gamma=config.gamma, **dict((config.ranges or {}).get(job.preset, {}))
     )
     # Whether to compile depends on the settings alone, or a resumed run would differ in the last digits.
     compiled = side >= 64

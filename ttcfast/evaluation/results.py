@@ -170,6 +170,23 @@ def bootstrap_interval(values: Tensor) -> tuple[float, float]:
     return low, high
 
 
+def ratio_interval(ours: Tensor, theirs: Tensor) -> tuple[float, float, float]:
+    """Return the mean of ``ours [N]`` over that of ``theirs [N]``, and the 95 % interval of this ratio by the percentile bootstrap.
+
+    Both means are taken over the same samples of problems, those of ``bootstrap_interval``. NaN where a value is not finite; the interval
+    of a single problem is NaN.
+    """
+    if not bool(ours.isfinite().all() and theirs.isfinite().all()):
+        return math.nan, math.nan, math.nan
+    ratio = float(ours.double().mean() / theirs.double().mean())
+    if len(ours) < 2:
+        return ratio, math.nan, math.nan
+    weights = _resampled(len(ours))
+    found = (weights @ ours.double().cpu()) / (weights @ theirs.double().cpu())
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return ratio, low, high
+
+
 @lru_cache(maxsize=4)
 def _resampled(n: int) -> Tensor:
     """Return the weights ``[RESAMPLES, n]`` of the values in every sample."""

@@ -16,7 +16,7 @@ from ttcfast.evaluation.breakeven import equal_error_columns
 from ttcfast.evaluation.calibration import CandidateScores
 from ttcfast.evaluation.evaluate import Evaluation
 from ttcfast.evaluation.frontier import Frontier
-from ttcfast.evaluation.results import Gain, MethodResult, chooses_by_reward
+from ttcfast.evaluation.results import Gain, MethodResult, chooses_by_reward, ratio_interval
 from ttcfast.evaluation.speeds import Speeds
 from ttcfast.evaluation.sweep import Sweep
 from ttcfast.evaluation.table import cells, explanation, markdown_table
@@ -114,7 +114,10 @@ def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]
         }
         drift = {quantity: value.mean(0) for quantity, value in result.drift.items()}
         equal = equal_error_columns(evaluation, result, horizons)
-        methods.append({**row, **equal, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem})
+        over = {tag(other): _over(result, other, horizons) for other in _references(evaluation)}
+        methods.append(
+            {**row, **equal, "over": over, "mse_by_step": result.mse.mean(0), "drift_by_step": drift, "per_problem": per_problem}
+        )
     out = {
         "problems": evaluation.problems,
         "steps": evaluation.steps,
@@ -129,6 +132,19 @@ def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]
         "notes": list(evaluation.notes),
     }
     return strict(out)
+
+
+def _references(evaluation: Evaluation) -> list[MethodResult]:
+    """Return the rows beside which a gain is stated: the deterministic rollout, symmetries, correctors and solvers."""
+    plain = ("deterministic", "symmetry_mean", "surrogate_solver")
+    known = lambda name: name in plain or name.endswith("_corrector") or name.startswith("solver ")  # noqa: E731
+    return [result for result in evaluation.results if known(result.method)]
+
+
+def _over(result: MethodResult, other: MethodResult, horizons: Sequence[int]) -> dict[str, list[float]]:
+    """Return the ratio of two rows' errors and its 95 % interval by step (``ratio_interval``)."""
+    last = min(result.steps, other.steps)
+    return {str(h): list(ratio_interval(result.mse[:, h], other.mse[:, h])) for h in horizons if h <= last}
 
 
 def write_calibration(out: Path, found: CandidateScores | None) -> list[Path]:
