@@ -11,7 +11,7 @@ from .scorer import ScoreContext, Scorer
 
 
 class OracleScorer(Scorer):
-    """Minus the mean squared error to the true next state, ``-mean(((cand - truth) / scale)^2)`` over cells and the channels that a model predicts.
+    """Minus the mean squared error to the true next state, ``-mean(((cand - truth) / scale)^2)`` over cells and predicted channels.
 
     It is greedy on the truth of each step, so that it bounds step-by-step choices, not the whole rollout.
 

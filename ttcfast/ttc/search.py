@@ -185,9 +185,9 @@ class Search:
         width, past = cfg.branching_factor * self._copies, History() if history else None
         run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, frames, width, self.reports_beams, budget, step, history=past)
         run.sizes, run.watch = chunks, guardrails.ScoreWatch(self.scorer)
-        run.each = max(1, self._source.cost(torch.zeros(1, 1, dtype=torch.int64))[0])
+        run.each = self._source.cost(_still(1))[0]
         if budget is not None:
-            budget.check(run.each * n, T, self._cost(run, len(problem)))
+            budget.check(n, T, self._cost(run, run.beams()), run.each)
         return run
 
     def _rolled(
@@ -230,7 +230,7 @@ class Search:
             return self._move_on(run, beams, Survivors.unscored(beams.latest, beams.problem, -1), run.counts(), at_risk=False)
         if run.budget is not None and self.cfg.shard == "candidates":
             run.seconds = distributed.total(run.seconds, "max")  # otherwise only some ranks would continue
-        allowance = run.allowance(self._cost(run, len(run.problem)))
+        allowance = run.allowance(0 if run.budget is None else self._cost(run, run.beams()))
         if allowance is not None:
             return self._search(run, allowance)
         return None if run.budget is not None and run.budget.then == "end" else self._coast(run)
@@ -242,7 +242,7 @@ class Search:
         resamples, fallbacks = run.problem_ids.new_zeros(run.n, dtype=torch.int64), run.problem_ids.new_zeros(run.n, dtype=torch.bool)
         missed = keep.missed()  # waits for the device
         for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
-            if not len(missed) or evaluations + self._cost(run, len(missed)) > allowance:
+            if not len(missed) or evaluations + self._cost(run, beams.rows(missed), again) > allowance:
                 break
             drawn, cost = self._draw(run, beams.rows(missed), again)
             keep.replace(missed, drawn)
@@ -417,10 +417,12 @@ class Search:
         fresh = torch.tensor([run.chunks.id_of(0, self.cfg.max_resample + 1)])
         return self._source.candidates(beams.window, fresh, beams.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
 
-    def _cost(self, run: Rollout, rows: int) -> int:
-        """Return the most model evaluations that a search step of this many beams can take."""
-        drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead)
-        return run.each * rows * (drawn + int(not self.include_deterministic))  # candidate 0 is a fallback at hand
+    def _cost(self, run: Rollout, beams: Beams, again: int = 0) -> int:
+        """Return the most model evaluations that a search step of these beams can take."""
+        width, still = self.cfg.branching_factor, self._source.cost(_still(len(beams)))[0]
+        drawn = self._source.cost(self._ids(run, beams, torch.arange(width), again))[0]
+        further = width * self._copies * run.ahead + int(not self.include_deterministic)  # candidate 0 is a fallback at hand
+        return drawn + still * further
 
 
 def _still(rows: int) -> Tensor:
