@@ -212,8 +212,8 @@ def _rows_with(
     """The rows that combine the model with a classical solver: those named, or else the plain mean and that of learned correctors."""
     known = variants(rewards, config, spec=problems.spec, solver=SolverStep(solver, problems.spec))
     learned = [f"{name}_solver" for name, reward in rewards.items() if isinstance(reward, PRMScorer)]
-    wanted = [*learned, BLEND] if methods is None else [name for name in methods if name.endswith(("_solver", "_solver_choice", "_solver_span"))]
-    return {name: known[name] for name in known if name in wanted}
+    ends = ("_solver", "_solver_choice", "_solver_span")
+    return {name: known[name] for name in known if name in ([*learned, BLEND] if methods is None else methods) and name.endswith(ends)}
 
 
 def _device(model: Any) -> torch.device | None:

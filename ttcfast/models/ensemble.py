@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -206,19 +206,25 @@ class Ensemble(_Several):
         problems = torch.arange(len(x), device=x.device) if problem_ids is None else problem_ids
         for number, member in enumerate(self.members):
             own = each % m == number
-            rows, most = own.any(1).nonzero().flatten(), int(own.sum(1).max())
-            if not most:
-                continue
-            if _compiled(member):  # one shape, whichever ids fall to this member
-                rows, most = torch.arange(len(x), device=ids.device), -(-each.shape[1] // m)
-            place = (~own[rows]).long().argsort(dim=1, stable=True)[:, :most]  # its candidates first
-            wanted, given = own[rows].gather(1, place), each[rows].gather(1, place) // m
-            spare = int(each.max()) // m + 1 + torch.arange(most, device=ids.device)  # thrown away: rows have unequal numbers
-            part, where = (x, problems) if len(rows) == len(x) else (x[rows], problems[rows])
-            drawn = self._drawn(member, part, torch.where(wanted, given, spare), where, options)
-            row, column = wanted.nonzero(as_tuple=True)
-            out[rows[row], place[row, column]] = drawn[row, column]
+            for rows, count in self._calls(member, own):
+                place = (~own[rows]).long().argsort(dim=1, stable=True)[:, :count]  # its candidates first
+                wanted, given = own[rows].gather(1, place), each[rows].gather(1, place) // m
+                spare = int(each.max()) // m + 1 + torch.arange(count, device=ids.device)  # thrown away
+                part, where = (x, problems) if len(rows) == len(x) else (x[rows], problems[rows])
+                drawn = self._drawn(member, part, torch.where(wanted, given, spare), where, options)
+                row, column = wanted.nonzero(as_tuple=True)
+                out[rows[row], place[row, column]] = drawn[row, column]
         return out
+
+    def _calls(self, member: Any, own: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """The states and the number of candidates of each call of a member that is to draw the candidates ``own [N, B]``."""
+        counts = own.sum(1)
+        if _compiled(member) and bool(own.any()):  # one shape, whichever ids fall to it
+            yield torch.arange(len(own), device=own.device), -(-own.shape[1] // len(self.members))
+            return
+        for count in counts.unique().tolist():
+            if count:
+                yield (counts == count).nonzero().flatten(), count
 
     def own_ids(self, ids: Tensor) -> Tensor:
         """Returns the ids under which members draw the candidates ``ids``; a solver's candidates are all its first."""

@@ -311,7 +311,7 @@ class Search:
         for rows, start, candidates in run.chunks.of_step(beams, step, again):
             finite = None if watch is None else watch.look(rows, start, candidates)
             drawn = candidates.shape[0] * candidates.shape[1]
-            own, solved = self._source.cost(self._ids(run, beams.rows(rows), torch.arange(start, start + candidates.shape[1]), again))
+            own, solved = run.chunks.cost(beams.rows(rows), start, candidates.shape[1], again)
             further, solved_there = self._source.cost(_still(drawn)) if run.ahead else (0, 0)
             evaluations += own + further * self._copies * run.ahead
             keep.solver_steps += solved + solved_there * self._copies * run.ahead
@@ -353,13 +353,8 @@ class Search:
         """The symmetries of candidates at ``positions`` that are to be refined; the deterministic step has the identity."""
         if not self.cfg.refine_steps:
             return None
-        ids = self._ids(run, beams, positions, again)
-        return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
-
-    def _ids(self, run: Rollout, beams: Beams, positions: Tensor, again: int) -> Tensor:
-        """Ids ``[m, b]`` of candidates at ``positions``; the deterministic step has id 0."""
         ids = run.chunks.ids_of(beams, positions, again)
-        return torch.where(positions == 0, 0, ids) if self.include_deterministic and again == 0 else ids
+        return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
         """Return an empty selection of the configured kind."""
@@ -420,7 +415,7 @@ class Search:
     def _cost(self, run: Rollout, beams: Beams, again: int = 0) -> int:
         """Return the most model evaluations that a search step of these beams can take."""
         width, still = self.cfg.branching_factor, self._source.cost(_still(len(beams)))[0]
-        drawn = self._source.cost(self._ids(run, beams, torch.arange(width), again))[0]
+        drawn = run.chunks.cost(beams, 0, width, again)[0]
         further = width * self._copies * run.ahead + int(not self.include_deterministic)  # candidate 0 is a fallback at hand
         return drawn + still * further
 
