@@ -11,6 +11,7 @@ from ttcfast.models.grid_solvers import StepSolver
 from ttcfast.physics import SolverError
 from ttcfast.spec import StateSpec, StochasticConfig
 from ttcfast.states.symmetry import Frames
+from ttcfast.stochastic_sampling.noise_site import NoiseSite
 
 SPEC = StateSpec.euler2d()
 TURNED = StochasticConfig(dropout=False, symmetry=True)
@@ -189,6 +190,24 @@ def test_a_member_without_noise_gives_its_deterministic_step():
         near(found[:, ::2], member.deterministic(x).unsqueeze(1).expand(-1, 3, -1, -1, -1))
         near(found[:, 1::2], draw(fm, x, torch.arange(3), step=0))
         near(draw(Blend([member, fm]), x, step=0), (member.deterministic(x).unsqueeze(1) + draw(fm, x, step=0)) / 2)
+
+
+class Noisy(nn.Module):
+    """A sampler of somebody else, whose noise no configuration turns off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = NoiseSite(0.1)
+
+    def forward(self, x):
+        return x + self.noise(x)
+
+
+def test_noise_that_always_acts_is_drawn_without_dropout_too():
+    fm, x, off = Surrogate(Noisy(), SPEC), euler_state(2), StochasticConfig(dropout=False)
+    own = draw(fm, x, torch.arange(3), stochastic=off)
+    assert not torch.equal(own[:, 0], own[:, 1])
+    near(draw(Ensemble([fm, solver()]), x, torch.arange(6), stochastic=off)[:, ::2], own)
 
 
 def test_ensembles_and_blends_are_members_too():

@@ -13,6 +13,7 @@ from ttcfast.core.base_fm import BaseFM, Surrogate
 from ttcfast.physics import SolverError
 from ttcfast.spec import StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.distinct import DeterministicModelError
+from ttcfast.stochastic_sampling.sites import noise_sites
 
 from .grid_solvers import GridSolver, StepSolver, takes_problems
 
@@ -161,8 +162,7 @@ class _Several(BaseFM):
 
     def _drawn(self, member: Any, x: Tensor, ids: Tensor, problem_ids: Tensor | None, options: Mapping[str, Any]) -> Tensor:
         """Candidates ``[N, B, C, *S]`` of a member; its deterministic step for every id if it has no noise."""
-        noise = member.stochastic if options["stochastic"] is None else options["stochastic"]
-        if isinstance(member, _Several) or (not solves(member) and StochasticConfig.of(noise).active):
+        if _draws(member, member.stochastic if options["stochastic"] is None else options["stochastic"]):
             try:
                 drawn: Tensor = member.candidates(self._seen(member, x), ids, problem_ids=problem_ids, **options)
                 return drawn
@@ -196,12 +196,8 @@ class Ensemble(_Several):
         self, x: Tensor, ids: Tensor, *, problem_ids: Tensor | None = None, seed: int, step: int, stochastic: Noise = None
     ) -> Tensor:
         """Returns ``[N, B, C, *S]`` for ids ``[B]`` or ``[N, B]``; see ``Surrogate.candidates``."""
-        latest, m, options = (
-            (x[:, -1] if self.history > 1 else x),
-            len(self.members),
-            {"seed": seed, "step": step, "stochastic": stochastic},
-        )
-        each = ids.expand(len(x), -1)
+        options = {"seed": seed, "step": step, "stochastic": stochastic}
+        latest, m, each = (x[:, -1] if self.history > 1 else x), len(self.members), ids.expand(len(x), -1)
         out = latest.new_empty(*each.shape, *latest.shape[1:])
         problems = torch.arange(len(x), device=x.device) if problem_ids is None else problem_ids
         for number, member in enumerate(self.members):
@@ -307,6 +303,12 @@ def _cost(member: Any, ids: Tensor) -> tuple[int, int]:
     """Model evaluations and solver steps of a member's candidates ``[N, B]``."""
     found: tuple[int, int] = (ids.numel(), 0) if isinstance(member, Surrogate) else member.cost(ids)
     return found
+
+
+def _draws(member: Any, noise: Noise) -> bool:
+    """Whether candidates of a member may differ."""
+    config = StochasticConfig.of(noise)
+    return isinstance(member, _Several) or (not solves(member) and (config.active or bool(noise_sites(member.model, config))))
 
 
 def _compiled(member: Any) -> bool:

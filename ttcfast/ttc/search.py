@@ -324,7 +324,8 @@ class Search:
             if step == 0:
                 one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group uses
                 more = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=cfg.seed, step=0)
-                evaluations += watch.require_stochastic(keep.distinct, more, after, self._source.model)
+                probes = watch.require_stochastic(keep.distinct, more, after, self._source.model)
+                evaluations += self._source.cost(torch.arange(after, after + probes).unsqueeze(0))[0] if probes else 0
         return keep, evaluations
 
     def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None, again: int) -> int:
