@@ -192,6 +192,14 @@ def test_a_member_without_noise_gives_its_deterministic_step():
         near(draw(Blend([member, fm]), x, step=0), (member.deterministic(x).unsqueeze(1) + draw(fm, x, step=0)) / 2)
 
 
+def test_members_around_one_network_draw_each_in_its_own_way():
+    one, x = drop_surrogate(), euler_state(2)
+    two = one.variant(stochastic=StochasticConfig(dropout=False, input_eps=0.05))
+    own = [draw(member, x, torch.arange(3)) for member in (one, two)]
+    near(draw(Ensemble([one, two]), x, torch.arange(6)), torch.stack(own, 2).flatten(1, 2))
+    near(draw(Blend([one, two]), x, torch.arange(3)), (own[0] + own[1]) / 2)
+
+
 class Noisy(nn.Module):
     """A sampler of somebody else, whose noise no configuration turns off."""
 
