@@ -9,7 +9,8 @@ from torch import nn
 import ttcfast
 from tests.small_run import arm, problems, surrogate
 from ttcfast.evaluation.evaluate import evaluate
-from ttcfast.runtime.errors import ArgumentError, CheckpointError
+from ttcfast.models.grid_solvers import EulerGrids, StepSolver
+from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.inference import TTCGreedy
@@ -145,3 +146,88 @@ def test_the_residual_by_name_is_that_of_the_models_time_step_and_cell(start):
     assert torch.equal(found.trajectory, ttcfast.improve(model, start, 2, reward=scorer, branching_factor=3).trajectory)
     evaluated = ttcfast.evaluate(model, problems(steps=2), {"residual": "residual"}, oracle=False)
     assert evaluated.find("residual") is not None
+
+
+def second():
+    """Another surrogate of the same problems, as one of another random seed would be."""
+    return surrogate(bias=-0.02, noise=0.08)
+
+
+def shifted(x):
+    return x.roll(1, -2)
+
+
+def test_improve_takes_ensembles_and_blends(start):
+    solver = ttcfast.SolverStep(shifted, surrogate().spec)
+    for model in (ttcfast.Ensemble([surrogate(), second()]), ttcfast.Blend([surrogate(), solver], [1, 3])):
+        result = ttcfast.improve(model, start, 2, reward=arm(), branching_factor=4)
+        assert torch.equal(result.trajectory, TTCGreedy(model, arm(), TTCConfig(branching_factor=4)).rollout(start, 2))
+        assert (result.solver_steps > 0) == isinstance(model, ttcfast.Blend)
+
+
+@pytest.mark.parametrize("kind", [ttcfast.Ensemble, ttcfast.Blend])
+def test_evaluate_takes_ensembles_and_blends(kind):
+    given, parts = problems(steps=2), [surrogate(), second()]
+    given = dataclasses.replace(given, spec=given.spec.replace(periodic=False))  # the data say so, and the models did not know
+    found = ttcfast.evaluate(kind(parts), given, branching_factor=4)
+    assert found.projected_baseline is None and all(part.spec.periodic is True for part in parts)
+    steps = [part.deterministic(given.truth[:, 0]) for part in parts]
+    first = steps[0] if kind is ttcfast.Ensemble else sum(steps) / 2
+    expected = given.error(torch.stack([given.truth[:, 0], first], 1))
+    torch.testing.assert_close(found.baseline.mse[:, :2], expected, rtol=1e-4, atol=1e-9)
+    assert found.find("oracle").evaluations == 5 * 2 * (4 if kind is ttcfast.Ensemble else 8)
+
+
+def test_evaluate_reads_files_for_every_surrogate_of_an_ensemble():
+    one, other = (ttcfast.load("surrogate") for _ in range(2))
+    options = {"steps": 1, "count": 1, "branching_factor": 2, "projection": False, "oracle": False, "methods": ["mean"]}
+    found = ttcfast.evaluate(ttcfast.Ensemble([one, other]), "examples", **options)
+    plain = ttcfast.evaluate(one, "examples", **options)
+    torch.testing.assert_close(found.baseline.mse, plain.baseline.mse)
+    assert torch.equal(found.scale, plain.scale)
+    other.spec = other.spec.replace(cell_volume=1.0 / 32**2)
+    with pytest.raises(DataError, match="cell volume"):
+        ttcfast.evaluate(ttcfast.Ensemble([one, other]), "examples", **options)
+    alone = ttcfast.SolverStep(shifted, one.spec)
+    with pytest.raises(TypeError, match=r"problems is 'examples' and model a SolverStep, which names no training data; give Problems"):
+        ttcfast.evaluate(alone, "examples", **options)
+
+
+def test_evaluate_has_the_rows_of_a_solver():
+    given = problems(steps=2)
+    found = ttcfast.evaluate(surrogate(), given, solver=shifted, branching_factor=3, projection=False)
+    assert [r.method for r in found.rollouts] == ["deterministic", "solver 16x16", "random", "mean", "arm", "surrogate_solver", "oracle"]
+    assert float(found.find("solver 16x16").mse.max()) < 1e-10
+    row = found.find("surrogate_solver")
+    first = (surrogate().deterministic(given.truth[:, 0]) + shifted(given.truth[:, 0])) / 2
+    torch.testing.assert_close(row.mse[:, 1], given.error(torch.stack([given.truth[:, 0], first], 1))[:, 1], rtol=1e-4, atol=1e-9)
+    assert (row.evaluations, row.solver_steps) == (10, 10)
+    named = ["arm", "arm_solver", "arm_solver_choice", "arm_solver_span"]
+    found = ttcfast.evaluate(surrogate(), given, solver=shifted, methods=named, projection=False)
+    assert [r.method for r in found.rollouts] == ["deterministic", *named]
+    assert [found.find(name).solver_steps for name in named] == [0, 20, 10, 10]  # candidate 0 of 8 under symmetries is drawn by itself
+    grid = EulerGrids(given.spec, (16, 16), 0.02, {"cfl": 0.7}, spacing=(1 / 16, 1 / 16))
+    found = ttcfast.evaluate(surrogate(), given, solver=grid, methods=["solver"])
+    assert [r.method for r in found.rollouts if not r.projected][:3] == ["deterministic", "solver 8x8", "solver 16x16"]
+
+
+def test_a_solver_and_an_ensemble_go_together():
+    given = problems(steps=2)
+    model = ttcfast.Ensemble([surrogate(), second()])
+    found = ttcfast.evaluate(model, given, solver=shifted, branching_factor=3, methods=["surrogate_solver", "arm_solver_choice"])
+    row = found.find("surrogate_solver", projected=True)
+    assert (row.evaluations, row.solver_steps) == (10, 10) and found.find("solver 16x16") is None
+    assert found.find("arm_solver_choice").solver_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("solver", "error", "says"),
+    [
+        ("euler", TypeError, r"solver is a str; give a function from states \[M, C, \*S\]"),
+        (StepSolver(shifted, (8, 8)), ValueError, "solver is for states of 8 x 8 cells and the problems have 16 x 16"),
+        (lambda x: x[:, :2], ValueError, "step returned shape"),
+    ],
+)
+def test_a_solver_that_does_not_fit_is_one_clear_error(solver, error, says):
+    with pytest.raises(error, match=says):
+        ttcfast.evaluate(surrogate(), problems(steps=2), solver=solver)

@@ -6,21 +6,25 @@ further settings ``**config`` reaches by the field names of ``TTCConfig``.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.evaluation.evaluate import Evaluation, Problems
 from ttcfast.evaluation.evaluate import evaluate as evaluate_methods
-from ttcfast.evaluation.methods import ONE_BEAM, Variant, search_name, search_options, variants
+from ttcfast.evaluation.methods import BLEND, ONE_BEAM, Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
+from ttcfast.evaluation.solvers import with_solver_rows
 from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.models.ensemble import Blend, Ensemble, SolverStep, with_spec
+from ttcfast.models.grid_solvers import GridSolver, StepSolver
+from ttcfast.models.on_grid import require_fit
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.residual import EulerResidualScorer
@@ -54,8 +58,8 @@ def improve(
     """Roll a model out from ``x0``, spending compute at every step on a better next state.
 
     Args:
-        model: A ``Surrogate``; any ``nn.Module`` from a state to the next one, together with ``spec``; or an object with the plan's
-            ``sample_next(x_t, seed=None, multi=False)``.
+        model: A ``Surrogate``; an ``Ensemble`` or ``Blend`` of some and of classical solvers; any ``nn.Module`` from a state to the next
+            one, together with ``spec``; or an object with the plan's ``sample_next(x_t, seed=None, multi=False)``.
         x0: Initial states ``[C, *S]`` or ``[N, C, *S]`` in physical units, with history ``[h, C, *S]`` or ``[N, h, C, *S]``.
         T: Number of steps, at least 1.
         spec: Layout of the states. Needed for a plain module; otherwise the model's own is used.
@@ -102,7 +106,7 @@ def load(what: str | os.PathLike[str]) -> Surrogate | PRMScorer:
 
 
 def evaluate(
-    model: Surrogate,
+    model: Surrogate | Ensemble | Blend | SolverStep,
     problems: Problems | str | os.PathLike[str] | Sequence[str],
     rewards: Mapping[str, Any] | None = None,
     *,
@@ -115,13 +119,14 @@ def evaluate(
     oracle: bool = True,
     projection: bool | None = None,
     methods: Sequence[str] | None = None,
+    solver: GridSolver | Callable[..., Tensor] | None = None,
     seed: int = 0,
     **config: Any,
 ) -> Evaluation:
     """Compare rewards, searches and every baseline on problems with known truth.
 
     Args:
-        model: The surrogate, on the device to run on.
+        model: The surrogate, or an ``Ensemble`` or ``Blend``, on the device to run on.
         problems: ``Problems``, or trajectory files or folders to read them from.
         rewards: Rewards by name, each as ``improve`` takes it. None evaluates ``{"arm": ARMScorer}``.
         steps, count, split: Steps to roll out, number of trajectories (None for all) and split, where ``problems`` are read from files.
@@ -130,6 +135,10 @@ def evaluate(
         oracle: Add the choice by true error, the ceiling of choosing.
         projection: Run every method with conservation imposed, too. None does so where the domain conserves its totals.
         methods: Only these rows; None for all.
+        solver: A classical solver, for rows of its own (``"solver"`` in ``methods``), of its mean with the model
+            (``"surrogate_solver"``), of that mean corrected by a learned reward (``"<name>_solver"``), and for those that ``methods`` names
+            (``"<name>_solver_choice"``, ``"<name>_solver_span"``): a function from states ``[M, C, *S]`` to those a frame later, or a
+            ``GridSolver``.
 
     Returns:
         All rows; ``print(result.table())`` shows them.
@@ -138,18 +147,24 @@ def evaluate(
         DataError: Files that cannot be read, or of another grid, time step or cell than the model's.
         ValueError: As in ``improve``.
     """
-    if not isinstance(model, Surrogate):
+    if not callable(getattr(model, "candidates", None)) or not isinstance(getattr(model, "spec", None), StateSpec):
         raise TypeError(f"model is a {type(model).__name__}; wrap it: ttcfast.Surrogate(model, spec)")
-    given = problems
-    if not isinstance(given, Problems):
-        places = str(given) if isinstance(given, os.PathLike) else given
-        given, _ = read_problems(model, places, steps, count=count, split=split)
-    model = copy.copy(model)
-    model.spec = given.spec  # the data say which domain this is, and with it whether conservation may be imposed
+    given = problems if isinstance(problems, Problems) else _read(model, problems, steps, count=count, split=split)
+    model = with_spec(model, given.spec)  # the data say which domain this is, and with it whether conservation may be imposed
     options = _options(branching_factor=branching_factor, search=search, refine=refine, seed=seed, **config)
     wanted = {"arm": None} if rewards is None else rewards
-    scorers = {name: as_scorer(_reward(reward, given.spec, model.time_step), ndim=given.spec.ndim) for name, reward in wanted.items()}
-    return evaluate_methods(model, given, _rows(scorers, options), options, oracle=oracle, projection=projection, methods=methods)
+    time_step = getattr(model, "time_step", None)
+    scorers = {name: as_scorer(_reward(reward, given.spec, time_step), ndim=given.spec.ndim) for name, reward in wanted.items()}
+    rows, grids = _rows(scorers, options), None if solver is None else _on_grids(solver, given)
+    if grids is not None:
+        rows |= _rows_with(grids, scorers, options, given, methods)
+        if grids.compiled:
+            grids.step(given.truth[:, 0].to(_device(model)))  # compiled for this batch before a clock runs
+    named = None if methods is None else [name for name in methods if name != "solver" or grids is None]
+    found = evaluate_methods(model, given, rows, options, oracle=oracle, projection=projection, methods=named)
+    if grids is None or (methods is not None and "solver" not in methods):
+        return found
+    return with_solver_rows(found, given, grids, device=_device(model))
 
 
 def examples(given: str | os.PathLike[str] | None = None) -> Path:
@@ -163,6 +178,46 @@ def examples(given: str | os.PathLike[str] | None = None) -> Path:
         if place.is_dir():
             return place
     raise ArgumentError(f"no folder {' or '.join(map(str, places))}; run from a checkout of ttcfast or give examples=<folder>")
+
+
+def _read(model: Any, problems: Any, steps: int, *, count: int | None, split: str | None) -> Problems:
+    """Read problems from files in the units of the model's training data; of several models, of the one that sees the most frames."""
+    surrogates = [model] if isinstance(model, Surrogate) else getattr(model, "surrogates", [])
+    if not surrogates:
+        raise TypeError(f"problems is {problems!r} and model a {type(model).__name__}, which names no training data; give Problems(...)")
+    first = max(surrogates, key=lambda each: each.history)
+    found, source = read_problems(first, str(problems) if isinstance(problems, os.PathLike) else problems, steps, count=count, split=split)
+    for each in surrogates:
+        require_fit(source, each, "the model")
+    return found
+
+
+def _on_grids(solver: Any, problems: Problems) -> GridSolver:
+    shape = tuple(problems.truth.shape[3:])
+    if isinstance(solver, GridSolver):
+        if solver.shape != shape:
+            sizes = [" x ".join(map(str, cells)) for cells in (solver.shape, shape)]
+            raise ValueError(f"solver is for states of {sizes[0]} cells and the problems have {sizes[1]}; give one made for these problems")
+        return solver
+    if not callable(solver):
+        raise TypeError(
+            f"solver is a {type(solver).__name__}; give a function from states [M, C, *S] to those a frame later, or a GridSolver"
+        )
+    return StepSolver(solver, shape)
+
+
+def _rows_with(
+    solver: GridSolver, rewards: Mapping[str, Scorer], config: TTCConfig, problems: Problems, methods: Sequence[str] | None
+) -> dict[str, Variant]:
+    """The rows that combine the model with a classical solver: those named, or else the plain mean and that of learned correctors."""
+    known = variants(rewards, config, spec=problems.spec, solver=SolverStep(solver, problems.spec))
+    learned = [f"{name}_solver" for name, reward in rewards.items() if isinstance(reward, PRMScorer)]
+    ends = ("_solver", "_solver_choice", "_solver_span")
+    return {name: known[name] for name in known if name in ([*learned, BLEND] if methods is None else methods) and name.endswith(ends)}
+
+
+def _device(model: Any) -> torch.device | None:
+    return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
 
 
 def _options(**given: Any) -> TTCConfig:

@@ -1,5 +1,7 @@
 """Conditioning: what ``Surrogate(inputs=...)`` gives to each state, whatever is shared, compiled, chunked or rounded."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch import nn
@@ -119,6 +121,37 @@ def test_conditions_of_another_length_are_one_clear_error(given, message):
     fm = Surrogate(Conditioned(), SPEC, inputs=given)
     with pytest.raises(ValueError, match=message):
         fm.deterministic(states())
+
+
+class Loose(nn.Module):
+    def forward(self, x, **more):
+        return x + more["nu"].reshape(-1, 1, 1, 1)
+
+
+def test_a_keyword_that_the_model_does_not_take_is_one_clear_error():
+    fm = Surrogate(Conditioned(), SPEC, inputs=lambda c: {"nu": 0.1, "time": 0.0, "dt": 0.5})
+    says = r"inputs returned 'dt' and Conditioned.forward takes no such argument besides the state \(it takes nu, time\); give it that"
+    for call in (fm.deterministic, fm, lambda x: fm.candidates(x, torch.arange(3), seed=0, step=0)):
+        with pytest.raises(ValueError, match=says):
+            call(states())
+    plain = Surrogate(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)), SPEC, inputs=lambda c: {"input": 1.0})
+    with pytest.raises(ValueError, match=r"inputs returned 'input' and Sequential.forward .* \(it takes none\)"):
+        plain.deterministic(states())  # the name of the state itself
+
+
+def test_what_takes_any_keyword_or_has_hooks_for_them_is_called(monkeypatch):
+    x = states()
+    torch.testing.assert_close(Surrogate(Loose(), SPEC, inputs=lambda c: {"nu": 0.5}).deterministic(x), x + 0.5)
+    net = nn.Conv2d(1, 1, 3, padding=1)
+    net.register_forward_pre_hook(lambda module, args, kwargs: ((args[0] + kwargs["nu"].reshape(-1, 1, 1, 1),), {}), with_kwargs=True)
+    with torch.no_grad():
+        torch.testing.assert_close(Surrogate(net, SPEC, inputs=lambda c: {"nu": 0.5}).deterministic(x), net(x, nu=torch.full((4,), 0.5)))
+    read = []
+    monkeypatch.setattr("ttcfast.core.context.inspect.signature", lambda function: read.append(function) or signature(function))
+    fm = surrogate()
+    for step in range(3):
+        fm.deterministic(x, step=step)
+    assert len(read) == 1
 
 
 def test_numbers_come_in_the_dtype_of_the_model():

@@ -3,16 +3,20 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tests.small_run import SCALE, SPEC, arm, problems, small_evaluation, surrogate, trajectories
 from tests.surrogates import drop_surrogate, euler_state
+from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
+from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Problems, evaluate, evaluate_method
 from ttcfast.evaluation.frontier import trace_frontier
 from ttcfast.evaluation.methods import variants
 from ttcfast.evaluation.results import Gain, MethodResult
 from ttcfast.evaluation.sweep import runs_needed, sweep_branching
 from ttcfast.metrics import conservation_drift, sample_gain
+from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.scorer import ScoreContext
@@ -317,3 +321,17 @@ def test_errors_are_those_of_the_channels_that_are_predicted():
     scale, other = torch.tensor([1.0, 7.0, 2.0]), truth + torch.tensor([0.5, 0.0, 1.0]).reshape(3, 1, 1)
     given = Problems(truth, spec, 3, scale)
     torch.testing.assert_close(given.error(other[:, :3]), torch.full((2, 3), 0.25, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_the_errors_of_candidates_are_those_of_the_channels_that_are_predicted():
+    torch.manual_seed(0)
+    spec = StateSpec.fields("u", "mask", "v", given="mask", conserved="u")
+    fm = Surrogate(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Dropout(0.3)), spec)
+    given = Problems(torch.randn(2, 3, 3, 5, 5), spec, 2)  # whose mask changes, which no candidate foresees
+    found = candidate_scores(fm, given, {"arm": ARMScorer(spec=spec)}, TTCConfig(branching_factor=3), groups=4)
+    for row, problem, step in zip(found.errors, found.problems, found.steps):
+        x, where = given.truth[problem : problem + 1, step], torch.tensor([problem])
+        drawn = fm.candidates(x, torch.tensor([1, 2]), problem_ids=where, seed=0, step=step)
+        made = torch.cat([fm.deterministic(x, step=step).unsqueeze(1), drawn], 1)[0]
+        wrong = (made - given.truth[problem, step + 1])[:, [0, 2]].square().mean((1, 2, 3))
+        torch.testing.assert_close(row.float(), wrong)

@@ -17,6 +17,7 @@ from ttcfast.models.ensemble import SolverStep
 from ttcfast.models.grid_solvers import EulerGrids, KolmogorovGrids, StepSolver
 from ttcfast.physics import EulerSolver
 from ttcfast.physics.navier_stokes import VorticitySolver, random_vorticity, spectral_resampling
+from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.projection import project_conservation
 
@@ -100,3 +101,21 @@ def test_a_step_of_ones_own_is_a_solver_too():
     (row,), _ = solver_results(given, mine, (16,))
     assert row.method == "solver 16x16" and float(row.mse.max()) < 1e-12
     assert float(blended(surrogate(), given, mine).mse[:, 1].max()) > 0
+
+
+def test_a_reward_chooses_between_surrogate_and_solver_and_blends_them_best():
+    given, fm = problems(2, 3), surrogate()
+    fm.time_step = 0.05  # which a step of one's own does not contradict
+    reward = OracleScorer(given.truth, scale=given.scale, spec=given.spec)
+    exact = SolverStep(StepSolver(lambda x: x.roll(1, -2), (16, 16)), given.spec)
+    poor = SolverStep(lambda x: 0.5 * x, given.spec)
+    for member, chosen in ((exact, 1), (poor, 0)):
+        rows = variants({"mine": reward}, TTCConfig(branching_factor=5), spec=given.spec, solver=member)
+        found = {
+            name: evaluate_method(name, fm, given, rows[name], TTCConfig()) for name in ("mine_solver_choice", "mine_solver_span", BLEND)
+        }
+        choice, span = found["mine_solver_choice"], found["mine_solver_span"]
+        own = evaluate_method("deterministic", fm, given, None, TTCConfig())
+        torch.testing.assert_close(choice.mse, torch.zeros_like(own.mse) if chosen else own.mse, rtol=1e-4, atol=1e-9)
+        assert bool((span.mse[:, 1] <= choice.mse[:, 1] + 1e-7).all()) and bool((found[BLEND].mse[:, 1] > choice.mse[:, 1]).all())
+        assert {(row.evaluations, row.solver_steps) for row in found.values()} == {(6, 6)}

@@ -90,6 +90,25 @@ def test_a_field_without_divergence_has_none_and_a_source_has_its_own():
     torch.testing.assert_close(relative.terms["divergence"], torch.tensor([[0.0, 1.0]], dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_a_state_that_has_none_of_a_quantity_and_no_slopes_is_measured_per_volume(backend, device):
+    """At rest, or before a dye is let in, there is nothing to be relative to."""
+    spec = StateSpec.fields("u", "v", "dye", conserved={"momentum": ("u", "v"), "dye": "dye"}, divergence_free=("u", "v"), cell_volume=0.25)
+    state = torch.zeros(3, 3, 8, 8)
+    state[1, 0] = 2.0  # a uniform flow
+    state[2] = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    state[2, 2] -= state[2, 2].mean()  # of total 0, yet not without magnitude
+    candidates = state.unsqueeze(1) + 0.01 * torch.randn(3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"momentum": "components", "backend": backend}
+    found, plain = (on_device(state, candidates, spec, device, scale=scale, **options).terms for scale in ("relative", "absolute"))
+    volume = 0.25 * 64
+    torch.testing.assert_close(found["dye"][:2], plain["dye"][:2] / volume)
+    units = torch.tensor([volume, 2.0 * volume, 0.25 * float(state[2, :2].norm(dim=0).sum())])
+    torch.testing.assert_close(found["momentum"], plain["momentum"] / units.unsqueeze(1))
+    torch.testing.assert_close(found["divergence"][:2], plain["divergence"][:2])
+    torch.testing.assert_close(found["dye"][2], plain["dye"][2] / (0.25 * state[2, 2].abs().sum()))
+    assert all(float(value.max()) < 1 for value in found.values())
+
+
 def test_a_mean_of_zero_is_scored_by_itself_and_expected_changes_are_taken_off():
     spec = StateSpec.fields("q", "p", conserved="q", mean_zero="p", cell_volume=0.5)
     state = torch.zeros(2, 2, 4, 4)

@@ -169,6 +169,19 @@ def test_the_oracle_is_minus_the_true_error():
     torch.testing.assert_close(single, -(cands[0] - truth[1, 2]).square().mean((1, 2, 3)))
 
 
+def test_given_channels_are_no_candidates_error():
+    spec = StateSpec.fields("u", "mask", "v", given="mask")
+    truth, cands = torch.randn(2, 3, 3, 5, 5), torch.randn(2, 4, 3, 5, 5)
+    scale, context = torch.tensor([1.0, 7.0, 2.0]), ScoreContext(1, torch.tensor([1, 0]))
+    oracle = OracleScorer(truth, scale=scale, spec=spec)
+    found, target = oracle.score_group(truth[:, 0], cands, context), truth[[1, 0], 2].unsqueeze(1)
+    plain = OracleScorer(truth[:, :, [0, 2]], scale=scale[[0, 2]])
+    torch.testing.assert_close(found, plain.score_group(truth[:, 0, [0, 2]], cands[:, :, [0, 2]], context))
+    moved = cands + oracle.ascent(truth[:, 0], cands, context)
+    torch.testing.assert_close(moved[:, :, [0, 2]], target[:, :, [0, 2]].expand(-1, 4, -1, -1, -1))
+    assert torch.equal(moved[:, :, 1], cands[:, :, 1])
+
+
 def test_the_oracle_says_what_it_needs():
     oracle, (state, cands) = OracleScorer(shifted(euler_state(), 4)), candidates()
     with pytest.raises(ValueError, match="the oracle needs ScoreContext"):

@@ -291,3 +291,12 @@ def test_the_floor_of_declared_fields_bounds_what_rounding_does_to_their_scores(
     assert floor is not None and bool((scores.amax(1) - scores.amin(1) <= floor).all())
     different = scorer.score_group(state, (exact + 0.01 * torch.randn(2, 64, 3, 1, 1, dtype=torch.float64)).float(), None)
     assert bool((different.amax(1) - different.amin(1) > 10 * floor).all())
+
+
+def test_a_uniform_flow_has_no_infinite_floor():
+    """Its slopes are 0, and so would be the unit of its divergence."""
+    spec = StateSpec.fields("u", "v", "bx", "by", divergence_free=[("u", "v"), ("bx", "by")])
+    state = torch.ones(2, 4, 8, 8)
+    state[1, :2] = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))  # under a uniform field
+    floor = ARMScorer(spec=spec).spread_floor(state, None)
+    assert 0 < float(floor.min()) <= float(floor.max()) < 1e-5

@@ -265,3 +265,17 @@ def test_a_killed_greedy_rollout_goes_on_too(select, tmp_path):
     assert (resumed.nfe, resumed.searched) == (whole.nfe, whole.searched)
     with pytest.raises(CheckpointError, match="another configuration: approach is 'beam', there 'greedy'"):
         TTCBeam(fm, Dies(0), TTCConfig(branching_factor=4, max_resample=0, approach="beam")).rollout(euler_state(6), 4, resume=tmp_path)
+
+
+def test_a_module_with_weights_of_its_own_still_counts_by_its_parameters():
+    class Weighted(torch.nn.Linear):
+        def __init__(self, value, *weights):
+            super().__init__(1, 1)
+            torch.nn.init.constant_(self.weight, value)
+            torch.nn.init.zeros_(self.bias)
+            self.weights, self.layers = list(weights), 3
+
+    one, same, other, weighed = (settings_of("scorer", Weighted(*given)) for given in ((1.0, 2), (1.0, 2), (5.0, 2), (1.0, 3)))
+    assert one == same
+    assert [name for name in one if one[name] != other[name]] == ["scorer.weights in it"]
+    assert [name for name in one if one[name] != weighed[name]] == ["scorer.weights.0"]

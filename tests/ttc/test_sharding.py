@@ -11,13 +11,20 @@ import torch.multiprocessing as multiprocessing
 
 from tests.scorers import last_cell
 from tests.surrogates import brittle, drop_surrogate, euler_state
+from ttcfast.models.ensemble import Blend, Ensemble, SolverStep
 from ttcfast.rewards.common import ScorerList
 from ttcfast.runtime import distributed
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 
 FIELDS = ("trajectory", "scores", "chosen", "fallbacks", "resamples", "nonfinite", "collapsed", "frozen")
+
+
+def several():
+    """A surrogate's mean with a solver, another surrogate, and the solver by itself."""
+    solver = SolverStep(lambda x: x + 0.01 * x.roll(1, -1), StateSpec.euler2d())
+    return Ensemble([Blend([drop_surrogate(), solver]), drop_surrogate(p=0.5), solver])
 
 
 CASES = {  # name: (surrogate, config, further arguments of rollout)
@@ -31,6 +38,7 @@ CASES = {  # name: (surrogate, config, further arguments of rollout)
     "deaths": (brittle, {"beam_width": 2, "approach": "beam", "chunk_size": 4, "max_resample": 1}, {}),
     "groups": (drop_surrogate, {"beam_width": 2, "approach": "beam", "chunk_size": 14}, {}),
     "collapse": (drop_surrogate, {"beam_width": 3, "approach": "beam", "chunk_size": 4, "min_score_spread": 5e-3}, {}),
+    "several": (several, {"beam_width": 2, "approach": "beam", "lookahead": 1, "chunk_size": 4}, {"budget": Budget(150)}),
 }
 BY_PROBLEM = {**CASES, "particle": (drop_surrogate, {"beam_width": 3, "approach": "particle", "chunk_size": 5}, {})}
 
@@ -44,7 +52,7 @@ def roll(case, shard, x0):
         warnings.simplefilter("ignore", RuntimeWarning)
         scorer = ScorerList([last_cell], zscore=True) if case == "groups" else last_cell
         result = TTCBeam(surrogate(), scorer, cfg, drop_duplicates=case == "beam").rollout(x0, 3, return_info=True, **further)
-    return {name: getattr(result, name) for name in FIELDS} | {"nfe": torch.tensor(result.nfe)}
+    return {name: getattr(result, name) for name in FIELDS} | {"counts": torch.tensor([result.nfe, result.solver_steps])}
 
 
 def process(rank, ranks, port, folder):

@@ -20,7 +20,7 @@ from ttcfast.stochastic_sampling.sites import Site, noise_sites
 
 from .candidate_forward import CandidateForward
 from .compiled import MODES
-from .context import Inputs, StepContext, candidate_rows, conditions, rows_of
+from .context import Inputs, StepContext, candidate_rows, conditions, require_taken, rows_of
 from .normalizer import Normalizer
 from .seeds import hash_seed, temp_seed
 
@@ -98,6 +98,7 @@ class Surrogate(BaseFM):
     """
 
     origin: Mapping[str, Any] | None = None
+    _taken: tuple[Any, ...] = ()  # class of the model and names of the inputs that it is known to take
 
     def __init__(
         self,
@@ -340,7 +341,11 @@ class Surrogate(BaseFM):
         problems = torch.arange(len(x)) if problem_ids is None else problem_ids
         parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
-        return conditions(self.inputs, StepContext.at(step, problems.to(x.device), self.time_step), x.device, dtype)
+        found = conditions(self.inputs, StepContext.at(step, problems.to(x.device), self.time_step), x.device, dtype)
+        if (known := (type(self.model), *found)) != self._taken and not torch.compiler.is_compiling():  # a signature is read once
+            require_taken(self.model, found)
+            self._taken = known
+        return found
 
     def _plain_call(self, encoded: Tensor, given: Mapping[str, Tensor]) -> Any:
         """Call the model in a turn, so that no other thread has its noise installed."""

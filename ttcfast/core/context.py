@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,26 @@ def conditions(inputs: Inputs | None, context: StepContext, device: torch.device
             )
         found[name] = value.to(device)
     return found
+
+
+def require_taken(model: nn.Module, names: Collection[str]) -> None:
+    """Raises ``ValueError`` for a keyword argument that the model's forward does not take.
+
+    What hooks do with keywords, or a forward without a signature, is not known here and passes.
+    """
+    hooked = bool(getattr(model, "_forward_pre_hooks_with_kwargs", None))
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # written in C++ or compiled
+        return
+    if hooked or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    taken = [p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]  # the first is the state
+    if missing := [name for name in names if name not in taken]:
+        raise ValueError(
+            f"inputs returned {', '.join(map(repr, missing))} and {type(model).__name__}.forward takes no such argument besides the state "
+            f"(it takes {', '.join(taken) or 'none'}); give it that argument, or leave it out of Surrogate(inputs=...)"
+        )
 
 
 def repeated(given: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

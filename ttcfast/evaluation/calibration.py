@@ -24,7 +24,8 @@ class CandidateScores:
     """Scores and true errors of M groups of B candidates.
 
     Args:
-        errors: float64 ``[M, B]``, mean squared error in the units of the problems; infinite for a non-finite candidate.
+        errors: float64 ``[M, B]``, mean squared error of the predicted channels in the units of the problems; infinite for a non-finite
+            candidate.
         scores: float64 ``[M, B]`` by reward; -inf for a rejected candidate.
         problems, steps: ``[M]``, problem and step of each group's state.
     """
@@ -56,7 +57,7 @@ def candidate_scores(
     """
     at_least("groups", groups, 1)
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
-    oracle = OracleScorer(problems.truth, scale=problems.scale)
+    oracle = OracleScorer(problems.truth, scale=problems.scale, spec=problems.spec)
     first = int(starts_deterministic(surrogate, config))
     ids = torch.arange(first, config.branching_factor, device=device)
     everything = len(problems.truth) * problems.scored

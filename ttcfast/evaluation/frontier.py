@@ -84,7 +84,7 @@ def trace_frontier(
     """
     scorers = dict(rewards)
     if oracle:
-        scorers["oracle"] = OracleScorer(problems.truth, scale=problems.scale)
+        scorers["oracle"] = OracleScorer(problems.truth, scale=problems.scale, spec=problems.spec)
     results: dict[tuple[str, str], tuple[MethodResult, ...]] = {}
     for name, scorer in scorers.items():
         for search in SEARCHES:

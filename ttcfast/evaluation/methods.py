@@ -168,14 +168,14 @@ def roll_method(
     x0 = (truth[:, 0] if start is None else start).to(device)
     if name in BASELINES:
         return baseline_rollout(name, surrogate, x0, steps, dataclasses.replace(config, shard=None, **ONE_BEAM))
-    units = None if scale is None else scale.to(device)
+    units, layout = None if scale is None else scale.to(device), getattr(surrogate, "spec", None)
     if name in ORACLES:
         config = dataclasses.replace(config, refine_steps=0, temperature=1.0, select=ORACLES[name], trust=None, **ONE_BEAM)
-        scorer = OracleScorer(truth.to(device), scale=units)
+        scorer = OracleScorer(truth.to(device), scale=units, spec=layout)
     if isinstance(scorer, Variant):
         surrogate = surrogate if scorer.model is None else scorer.model(surrogate)
         config = dataclasses.replace(config, **scorer.options)
-        scorer = _ChosenByTruth(truth.to(device), units, scorer.scorer) if scorer.oracle else scorer.scorer
+        scorer = _ChosenByTruth(truth.to(device), units, layout, scorer.scorer) if scorer.oracle else scorer.scorer
     if isinstance(scorer, OracleScorer):
         steps = min(steps, truth.shape[1] - 1)
     if scorer is None:
@@ -200,8 +200,8 @@ class _ChosenByTruth(OracleScorer):
 
     ascent_to_best = False
 
-    def __init__(self, truth: Tensor, scale: Tensor | None, reward: Scorer) -> None:
-        super().__init__(truth, scale=scale)
+    def __init__(self, truth: Tensor, scale: Tensor | None, spec: StateSpec | None, reward: Scorer) -> None:
+        super().__init__(truth, scale=scale, spec=spec)
         self.reward = reward
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:

@@ -14,7 +14,7 @@ from ttcfast.physics import SolverError
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.ttc.memory import peak_bytes, reset_peak
 
-from .evaluate import Problems
+from .evaluate import Evaluation, Problems
 from .results import MethodResult
 
 SOLVER_NOTE = "solver n x n: the classical solver of the data's equations, from frame 0, on a grid of n x n cells."
@@ -73,6 +73,28 @@ def affordable_results(
     found += [r for r in fast[-1:] if r.method not in known]
     which = f"the finest grid that takes no longer: {fast[-1].method}" if fast else "none of these grids takes no longer"
     return found, [*notes, f"The deterministic surrogate takes {seconds:.3g} s; {which}."]
+
+
+def with_solver_rows(
+    evaluation: Evaluation,
+    problems: Problems,
+    solver: GridSolver,
+    cells: Sequence[int] | None = None,
+    *,
+    device: torch.device | None = None,
+) -> Evaluation:
+    """Return an evaluation with the solver's rows below its deterministic rollout.
+
+    Args:
+        evaluation: The table of these problems.
+        problems, solver, device: As in ``solver_results``.
+        cells: Cells along the first axis of each solution; None takes those of ``affordable_results``.
+    """
+    if cells is None:
+        rows, notes = affordable_results(problems, solver, evaluation.baseline.seconds, device=device)
+    else:
+        rows, notes = solver_results(problems, solver, cells, device=device)
+    return evaluation.adding(*rows, notes=notes, after="deterministic")
 
 
 def _takes(solver: GridSolver, cells: int) -> bool:

@@ -22,7 +22,7 @@ from ttcfast.evaluation.frontier import Frontier, trace_frontier
 from ttcfast.evaluation.methods import BLEND, Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
-from ttcfast.evaluation.solvers import affordable_results, solver_results
+from ttcfast.evaluation.solvers import with_solver_rows
 from ttcfast.evaluation.speeds import FRAMES, grid_of_equal_error, measure_speeds
 from ttcfast.evaluation.sweep import Sweep, runs_needed, sweep_branching
 from ttcfast.evaluation.table import print_table
@@ -301,13 +301,8 @@ def _solved(config: RunTTCConfig, problems: Problems, solver: GridSolver | None,
     wanted = config.methods is None or "solver" in config.methods or config.solvers != "auto"
     if solver is None or not wanted:
         return evaluation
-    device = device_of(config.device)
-    rows, notes = (
-        affordable_results(problems, solver, evaluation.baseline.seconds, device=device)
-        if isinstance(config.solvers, str)
-        else solver_results(problems, solver, config.solvers, device=device)
-    )
-    return evaluation.adding(*rows, notes=notes, after="deterministic")
+    cells = None if isinstance(config.solvers, str) else config.solvers
+    return with_solver_rows(evaluation, problems, solver, cells, device=device_of(config.device))
 
 
 def _data_notes(source: TrajectorySet, trained: StateSpec) -> list[str]:

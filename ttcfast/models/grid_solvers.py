@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -62,23 +63,26 @@ class GridSolver:
 
 
 class StepSolver(GridSolver):
-    """A step of one's own: any function from states ``[N, C, *S]`` to those a frame later, on the same grid."""
+    """A step of one's own: any function from states ``[N, C, *S]`` to those a frame later, on the same grid.
 
-    def __init__(self, step: Callable[[Tensor], Tensor], shape: Sequence[int]) -> None:
-        super().__init__(shape, 1.0)
-        self._step = step
+    A function that takes ``problem_ids [N]`` is told which problems the states are of.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], shape: Sequence[int]) -> None:
+        super().__init__(shape, 1.0)  # whatever the time between two frames is
+        self._step, self._located = step, takes_problems(step)
 
     def check(self, cells: Sequence[int]) -> None:
         if other := [n for n in cells if n != self.shape[0]]:
             raise ArgumentError(f"eval.solvers is {list(cells)}; a step of one's own has the model's grid, not one of {other[0]} cells")
 
     def step(self, x: Tensor, problem_ids: Tensor | None = None) -> Tensor:
-        return self._step(x)
+        return self._step(x, problem_ids=problem_ids) if self._located else self._step(x)
 
     def rollout(self, x0: Tensor, steps: int, cells: int) -> Tensor:
-        frames = [x0]
+        frames, problems = [x0], torch.arange(len(x0), device=x0.device)
         for _ in range(steps):
-            frames.append(self._step(frames[-1]))
+            frames.append(self.step(frames[-1], problems))
         return torch.stack(frames, 1)
 
 
@@ -171,6 +175,14 @@ class KolmogorovGrids(GridSolver):
 
     def advance(self, x: Tensor, times: Tensor, cells: int, problem_ids: Tensor | None = None) -> Tensor:
         return spectral_resampling(self.solver.rollout(spectral_resampling(x, cells), times), self.shape[0]).to(x.dtype)
+
+
+def takes_problems(step: Callable[..., Any]) -> bool:
+    """Whether a function takes ``problem_ids``."""
+    try:
+        return "problem_ids" in inspect.signature(step).parameters
+    except (TypeError, ValueError):  # written in C
+        return False
 
 
 def solver_of(source: TrajectorySet, spec: StateSpec, work: int) -> GridSolver:

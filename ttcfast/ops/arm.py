@@ -116,8 +116,9 @@ def arm(
         momentum: ``"sum"`` adds the components' residuals before the absolute value, so that they can cancel (TTC plan);
             ``"components"`` adds absolute values; ``"norm"`` takes the Euclidean norm.
         scale: ``"absolute"``, in units of the integral (TTC plan), or ``"relative"``: mass over the integral of abs(rho), energy
-            over that of abs(E), momentum over that of rho (abs(u) + c), a quantity of other fields over that of its magnitude, all of
-            the state.
+            over that of abs(E), momentum over that of rho (abs(u) + c), a quantity of other fields over that of its magnitude
+            (abs(x), or a vector's length, so that values which cancel in the total still count), all of the state. Where the state has
+            none of a quantity anywhere, its penalty is the mean change per volume; where it has no slopes, the divergence is absolute.
         expected: Change of conserved quantities over this step by name, due to sources or open boundaries: a number, ``[N]``, or
             ``[N, components]``, in units of the integral. It is subtracted from the residual. None expects no change.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``.

@@ -105,7 +105,8 @@ def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
     """Return units of the quantities' residuals, ``[N, quantities]``, and of the divergence, ``[N]``, float64; None for absolute penalties.
 
     A quantity's unit is the integral over the state of its magnitude, abs(x) or the vector's length. The divergence's unit is the sum over
-    cells of the absolute slopes that it adds up, so that 1 means no cancellation.
+    cells of the absolute slopes that it adds up, so that 1 means no cancellation. A state that is exactly 0 there has no unit of its own:
+    a quantity is then measured by the volume, and the divergence as without a scale.
     """
     if call.scale == "absolute":
         return None, None
@@ -118,7 +119,8 @@ def scales(call: FieldCall) -> tuple[Tensor | None, Tensor | None]:
         units.append((volume * (x * x).sum(1).sqrt()).sum(-1, dtype=torch.float64))
     of_quantities = torch.stack(units, 1) if units else u.new_zeros((len(u), 0), dtype=torch.float64)
     slopes = _slopes(call, u.unsqueeze(1))[:, 0].abs().flatten(1).sum(-1, dtype=torch.float64)
-    return of_quantities.clamp_min(SCALE_GUARD * whole), slopes.clamp_min(SCALE_GUARD * cells)
+    of_quantities = torch.where(of_quantities == 0, whole, of_quantities.clamp_min(SCALE_GUARD * whole))
+    return of_quantities, torch.where(slopes == 0, max(call.fields * call.inner_cells, 1), slopes.clamp_min(SCALE_GUARD * cells))
 
 
 def _finish(call: FieldCall, sums: Tensor, divergence: Tensor, finite: Tensor) -> tuple[Tensor, ...]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttcfast.spec import StateSpec
+
 from .scorer import ScoreContext, Scorer
 
 
 class OracleScorer(Scorer):
-    """Minus the mean squared error to the true next state, ``-mean(((cand - truth) / scale)^2)`` over channels and cells.
+    """Minus the mean squared error to the true next state, ``-mean(((cand - truth) / scale)^2)`` over cells and predicted channels.
 
     It is greedy on the truth of each step, so that it bounds step-by-step choices, not the whole rollout.
 
     Args:
         truth: True trajectories ``[N_all, T+1, C, *S]``, indexed by the context's problem ids and step.
         scale: A number, or one per channel ``[C]``; None means 1.
+        spec: Layout of the states, whose given channels are no candidate's error; None counts all channels.
 
     Raises:
         ValueError: The truth has other axes than a trajectory, or the scale has another length or is not positive.
@@ -30,8 +33,9 @@ class OracleScorer(Scorer):
     truth: Tensor
     scale: Tensor
 
-    def __init__(self, truth: Tensor, *, scale: float | Tensor | None = None) -> None:
+    def __init__(self, truth: Tensor, *, scale: float | Tensor | None = None, spec: StateSpec | None = None) -> None:
         super().__init__()
+        self.spec = spec
         if not 4 <= truth.ndim <= 6:
             raise ValueError(f"truth has shape {tuple(truth.shape)}; expected trajectories [N, T+1, C, *S]")
         self.ndim = truth.ndim - 3
@@ -43,11 +47,14 @@ class OracleScorer(Scorer):
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         error = (candidates - self._target(state, candidates, context)) / self.scale.to(candidates)
+        if self.spec is not None:
+            error = self.spec.predicted(error, channel_axis=2)
         return -error.square().flatten(2).mean(2)
 
     def ascent(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
-        """Returns the displacement to the truth."""
-        return self._target(state, candidates, context) - candidates
+        """Returns the displacement to the truth, 0 in given channels."""
+        target = self._target(state, candidates, context).expand_as(candidates)
+        return (target if self.spec is None else self.spec.carried(target, candidates, channel_axis=2)) - candidates
 
     def units(self, state: Tensor) -> Tensor:
         return self.scale.to(state)

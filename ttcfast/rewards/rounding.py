@@ -47,14 +47,18 @@ def _of_fields(state: Tensor, spec: FieldSpec, weights: Weights, scale: Scale) -
     for name, channels in quantities_of(spec).items():
         sizes = (state[:, list(channels)].double().abs() * spec.cell_volume).flatten(1).sum(1)
         total = total + named[name] * (math.sqrt(len(channels)) if scale == "relative" else sizes)
+    if not spec.solenoidal:
+        return total
+    distances = torch.tensor(spec.distances, dtype=torch.float64, device=state.device).reshape(-1, *[1] * spec.ndim)
+    rough, slopes = torch.zeros_like(total), torch.zeros_like(total)
     for vector in spec.solenoidal:
         fields = state[:, list(vector)].double()
-        distances = torch.tensor(spec.distances, dtype=torch.float64, device=state.device).reshape(-1, *[1] * spec.ndim)
-        rough = (fields.abs() / distances).flatten(1).sum(1)
-        slopes = sum((fields[:, k].diff(dim=1 + k) / h).abs().flatten(1).sum(1) for k, h in enumerate(spec.distances))
-        cells = fields[0, 0].numel()
-        total = total + named["divergence"] * (rough / torch.as_tensor(slopes).clamp_min(1e-300) if scale == "relative" else rough / cells)
-    return total
+        rough = rough + (fields.abs() / distances).flatten(1).sum(1)
+        for k, h in enumerate(spec.distances):
+            slopes = slopes + (fields[:, k].diff(dim=1 + k) / h).abs().flatten(1).sum(1)
+    cells = state[0, 0].numel()  # also the unit of a state without slopes, whose divergence is absolute
+    units = torch.where(slopes == 0, cells, slopes) if scale == "relative" else cells
+    return total + named["divergence"] * rough / units
 
 
 def _of_gas(state: Tensor, spec: StateSpec, weights: Weights, scale: Scale) -> Tensor:

@@ -19,8 +19,8 @@ class Budget:
             where all candidates of the first step are alike, by the 16 candidates of its first problem (or a chunk's, if that is more) that
             are drawn before the model is called deterministic.
         seconds: No search step begins later than this. The step under way and the deterministic rest come on top.
-        then: ``"deterministic"`` continues each problem's best beam by the deterministic step, one evaluation per step; ``"end"`` ends the
-            rollout and its trajectory.
+        then: ``"deterministic"`` continues each problem's best beam by the deterministic step, one evaluation per step (of a ``Blend`` one
+            per surrogate); ``"end"`` ends the rollout and its trajectory.
 
     Raises:
         ValueError: Neither limit is given, one is not positive, or ``then`` is unknown.
@@ -39,16 +39,23 @@ class Budget:
             raise ValueError(f"seconds is {self.seconds}; it must be positive and finite")
         one_of("then", self.then, ("deterministic", "end"))
 
-    def check(self, problems: int, steps: int, first: int) -> None:
-        """Raise ``ValueError`` if not even the deterministic rollout fits, or before an end the first step of ``first`` evaluations."""
+    def check(self, problems: int, steps: int, first: int, each: int = 1) -> None:
+        """Raise ``ValueError`` if not even the deterministic rollout fits, or before an end the first step.
+
+        Args:
+            problems, steps: Those of the rollout.
+            first: Evaluations of the first step.
+            each: Evaluations of a deterministic step.
+        """
+        rest = problems * steps * each
         if self.evaluations is not None and self.then == "end" and self.evaluations < first:
             raise ValueError(
                 f"evaluations is {self.evaluations} and the first step takes {first}; give at least that, or then='deterministic'"
             )
-        if self.evaluations is not None and self.then == "deterministic" and self.evaluations < problems * steps:
+        if self.evaluations is not None and self.then == "deterministic" and self.evaluations < rest:
             raise ValueError(
                 f"evaluations is {self.evaluations} and the deterministic rollout of {problems} problems over {steps} steps takes "
-                f"{problems * steps}; give at least that, or then='end'"
+                f"{rest}; give at least that, or then='end'"
             )
 
     def left(self, spent: int, rest: int) -> float:

@@ -142,8 +142,16 @@ class Chunks:
         return again * self._cfg.beam_width * self._cfg.branching_factor + position
 
     def ids_of(self, beams: Beams, positions: Tensor, again: int) -> Tensor:
-        """Ids ``[m, b]`` of the candidates of beams at ``positions [b]`` or ``[m, b]``."""
-        return self.id_of(0, again) + beams.beam.cpu().unsqueeze(1) * self._cfg.branching_factor + positions.cpu()
+        """Ids ``[m, b]`` of the candidates of beams at ``positions [b]`` or ``[m, b]``; the deterministic step has id 0."""
+        ids = self.id_of(0, again) + beams.beam.cpu().unsqueeze(1) * self._cfg.branching_factor + positions.cpu()
+        return torch.where(positions.cpu() == 0, 0, ids) if self._deterministic and again == 0 else ids
+
+    def cost(self, beams: Beams, start: int, count: int, again: int) -> tuple[int, int]:
+        """Model evaluations and steps of classical solvers of a chunk: ``count`` candidates of each beam from position ``start``."""
+        ids = self.ids_of(beams, torch.arange(start, start + count), again)
+        first = int(self._deterministic and start == 0)  # drawn by itself
+        found = [self._source.cost(part) for part in (ids[:, :first], ids[:, first:]) if part.shape[1]]
+        return sum(evaluations for evaluations, _ in found), sum(steps for _, steps in found)
 
     def _sample(self, beams: Beams, step: int, again: int, start: int) -> Tensor:
         count = min(self._at_once, self._cfg.branching_factor - start)

@@ -116,10 +116,11 @@ class _SurrogateSource(Source):
 
     def __init__(self, fm: Surrogate, cfg: TTCConfig) -> None:
         self.fm, self.ndim, self.history = fm, fm.spec.ndim, getattr(fm, "history", 1)
-        self.model = fm.model if isinstance(fm, Surrogate) else fm
+        own = [fm] if isinstance(fm, Surrogate) else getattr(fm, "surrogates", None)  # of an ensemble
+        self.model = own[0].model if own else fm
         self.spec = fm.spec
         self.keyed = isinstance(fm, Surrogate) or bool(getattr(fm, "keyed", False))
-        self.fixed_shapes = isinstance(fm, Surrogate) and fm.compiled
+        self.fixed_shapes = self.keyed and bool(getattr(fm, "compiled", False))
         self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
 
@@ -132,15 +133,16 @@ class _SurrogateSource(Source):
         return getattr(self.fm, "stochastic", None) if self._override is None else self._override
 
     def cost(self, ids: Tensor) -> tuple[int, int]:
-        mixed = getattr(self.fm, "cost", None)
-        return super().cost(ids) if mixed is None else mixed(ids)
+        mixed = getattr(self.fm, "cost", None)  # ttcfast.models.ensemble
+        return mixed(ids) if self.keyed and callable(mixed) else super().cost(ids)
 
     def _own_ids(self, ids: Tensor) -> Tensor:
         own = getattr(self.fm, "own_ids", None)
-        return ids if own is None else own(ids)
+        return own(ids) if self.keyed and callable(own) else ids
 
     def dropout_rates(self) -> list[float]:
-        return self.fm.dropout_rates(self._override) if isinstance(self.fm, Surrogate) else []
+        rates = getattr(self.fm, "dropout_rates", None)
+        return rates(self._override) if self.keyed and callable(rates) else []
 
     def deterministic(self, x: Tensor, problem_ids: Tensor, *, step: int) -> Tensor:
         with self._lent("deterministic", state=x):

@@ -160,7 +160,9 @@ def _described(value: Any, inner: bool) -> tuple[str, dict[str, Any]]:
         return "partial", {"func": value.func, "args": value.args, "keywords": value.keywords}
     if isinstance(value, nn.Module):
         parts: dict[str, Any] = {} if inner else {"weights": _weights(value), "layers": _crc(re.sub(" at 0x[0-9a-f]+", "", repr(value)))}
-        return kind.__name__, parts | value._modules | ({} if _opaque(kind.__module__) else _attributes(value))
+        held = value._modules | ({} if _opaque(kind.__module__) else _attributes(value))
+        own_names = {name: f"{name} in it" for name in parts if name in held}  # a list of scorers has weights of its own
+        return kind.__name__, {own_names.get(name, name): part for name, part in parts.items()} | held
     return kind.__name__, {} if _opaque(kind.__module__) else _attributes(value)
 
 

@@ -187,9 +187,9 @@ class Search:
         width, past = cfg.branching_factor * self._copies, History() if history else None
         run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, frames, width, self.reports_beams, budget, step, history=past)
         run.sizes, run.watch = chunks, guardrails.ScoreWatch(self.scorer)
-        run.each = max(1, self._source.cost(torch.zeros(1, 1, dtype=torch.int64))[0])
+        run.each = self._source.cost(_still(1))[0]
         if budget is not None:
-            budget.check(run.each * n, T, self._cost(run, len(problem)))
+            budget.check(n, T, self._cost(run, run.beams()), run.each)
         return run
 
     def _rolled(
@@ -232,7 +232,7 @@ class Search:
             return self._move_on(run, beams, Survivors.unscored(beams.latest, beams.problem, -1), run.counts(), at_risk=False)
         if run.budget is not None and self.cfg.shard == "candidates":
             run.seconds = distributed.total(run.seconds, "max")  # otherwise only some ranks would continue
-        allowance = run.allowance(self._cost(run, len(run.problem)))
+        allowance = run.allowance(0 if run.budget is None else self._cost(run, run.beams()))
         if allowance is not None:
             return self._search(run, allowance)
         return None if run.budget is not None and run.budget.then == "end" else self._coast(run)
@@ -244,7 +244,7 @@ class Search:
         resamples, fallbacks = run.problem_ids.new_zeros(run.n, dtype=torch.int64), run.problem_ids.new_zeros(run.n, dtype=torch.bool)
         missed = keep.missed()  # waits for the device
         for again in range(1, cfg.max_resample + 1 if self._stochastic else 1):
-            if not len(missed) or evaluations + self._cost(run, len(missed)) > allowance:
+            if not len(missed) or evaluations + self._cost(run, beams.rows(missed), again) > allowance:
                 break
             drawn, cost = self._draw(run, beams.rows(missed), again)
             keep.replace(missed, drawn)
@@ -313,7 +313,7 @@ class Search:
         for rows, start, candidates in run.chunks.of_step(beams, step, again):
             finite = None if watch is None else watch.look(rows, start, candidates)
             drawn = candidates.shape[0] * candidates.shape[1]
-            own, solved = self._source.cost(self._ids(run, beams.rows(rows), torch.arange(start, start + candidates.shape[1]), again))
+            own, solved = run.chunks.cost(beams.rows(rows), start, candidates.shape[1], again)
             further, solved_there = self._source.cost(_still(drawn)) if run.ahead else (0, 0)
             evaluations += own + further * self._copies * run.ahead
             keep.solver_steps += solved + solved_there * self._copies * run.ahead
@@ -326,7 +326,8 @@ class Search:
             if step == 0:
                 one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group uses
                 more = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=cfg.seed, step=0)
-                evaluations += watch.require_stochastic(keep.distinct, more, after, self._source.model)
+                probes = watch.require_stochastic(keep.distinct, more, after, self._source.model)
+                evaluations += self._source.cost(torch.arange(after, after + probes).unsqueeze(0))[0] if probes else 0
         return keep, evaluations
 
     def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None, again: int) -> int:
@@ -355,13 +356,8 @@ class Search:
         """The symmetries of candidates at ``positions`` that are to be refined; the deterministic step has the identity."""
         if not self.cfg.refine_steps:
             return None
-        ids = self._ids(run, beams, positions, again)
-        return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
-
-    def _ids(self, run: Rollout, beams: Beams, positions: Tensor, again: int) -> Tensor:
-        """Ids ``[m, b]`` of candidates at ``positions``; the deterministic step has id 0."""
         ids = run.chunks.ids_of(beams, positions, again)
-        return torch.where(positions == 0, 0, ids) if self.include_deterministic and again == 0 else ids
+        return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
         """Return an empty selection of the configured kind."""
@@ -419,10 +415,12 @@ class Search:
         fresh = torch.tensor([run.chunks.id_of(0, self.cfg.max_resample + 1)])
         return self._source.candidates(beams.window, fresh, beams.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
 
-    def _cost(self, run: Rollout, rows: int) -> int:
-        """Return the most model evaluations that a search step of this many beams can take."""
-        drawn = self.cfg.branching_factor * (1 + self._copies * run.ahead)
-        return run.each * rows * (drawn + int(not self.include_deterministic))  # candidate 0 is a fallback at hand
+    def _cost(self, run: Rollout, beams: Beams, again: int = 0) -> int:
+        """Return the most model evaluations that a search step of these beams can take."""
+        width, still = self.cfg.branching_factor, self._source.cost(_still(len(beams)))[0]
+        drawn = run.chunks.cost(beams, 0, width, again)[0]
+        further = width * self._copies * run.ahead + int(not self.include_deterministic)  # candidate 0 is a fallback at hand
+        return drawn + still * further
 
 
 def _still(rows: int) -> Tensor:
