@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from tests.small_run import small_evaluation
-from ttcfast.evaluation.results import MethodResult, bootstrap_interval
+from ttcfast.evaluation.results import MethodResult, bootstrap_interval, ratio_interval
 from ttcfast.evaluation.table import cells, explanation, markdown_table, print_table
 from ttcfast.report.outputs import metrics, summary_rows, write_outputs
 
@@ -134,3 +134,18 @@ def test_markdown_has_the_same_cells(evaluation):
     lines = markdown_table(heads, rows, explanation(evaluation)).splitlines()
     assert lines[0].count("|") == len(heads) + 1
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == rows[0]
+
+
+def test_the_interval_of_a_ratio_resamples_both_rows_on_the_same_problems():
+    theirs = torch.rand(40, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    ratio, low, high = ratio_interval(0.5 * theirs, theirs)
+    assert ratio == pytest.approx(0.5) and low == pytest.approx(0.5) and high == pytest.approx(0.5)  # paired: no spread
+    ours = theirs * torch.rand(40, generator=torch.Generator().manual_seed(2))
+    ratio, low, high = ratio_interval(ours, theirs)
+    picks = np.random.default_rng(0).integers(0, 40, (20_000, 40))
+    found = ours.numpy()[picks].mean(1) / theirs.numpy()[picks].mean(1)
+    assert ratio == pytest.approx(float(ours.mean() / theirs.mean()))
+    assert [low, high] == pytest.approx(np.quantile(found, [0.025, 0.975]).tolist(), abs=0.01)
+    assert math.isnan(ratio_interval(torch.tensor([1.0, math.inf]), theirs[:2])[0])
+    alone = ratio_interval(torch.tensor([1.0]), torch.tensor([4.0]))
+    assert alone[0] == 0.25 and math.isnan(alone[1])
