@@ -155,7 +155,7 @@ def rerun(name: str, seed: int, work: Path, *, run: Callable[[list[str]], None],
         For every claim its name, whether it holds, and both ratios in words.
 
     Raises:
-        EvidenceError: There is no such record, or ``work`` is not empty.
+        EvidenceError: There is no such record, it does not name its data by one folder, or ``work`` is not empty.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
@@ -163,16 +163,17 @@ def rerun(name: str, seed: int, work: Path, *, run: Callable[[list[str]], None],
     if work.exists() and any(work.iterdir()):
         raise EvidenceError(f"work is {work}, which is not empty; give a new folder")
     held = json.loads(path.read_text())
-    places = {}
-    for number, line in enumerate(held["data"]):
-        parts = [part for part in shlex.split(line) if not part.startswith("seed=")]
-        (old,) = [part[4:] for part in parts if part.startswith("out=")]
-        places[old] = str(work / f"data{number}")
-        run([places[old] if part == old else f"out={places[old]}" if part == f"out={old}" else part for part in parts] + [f"seed={seed}"])
-    parts = [part for part in shlex.split(held["command"]) if not part.startswith("out=")]
-    for old, new in places.items():
-        parts = [part.replace(f"={old}", f"={new}") for part in parts]
-    run([*parts, f"out={work / 'run'}"])
+    command = [part for part in shlex.split(held["command"]) if not part.startswith("out=")]
+    made = [[part for part in shlex.split(line) if not part.startswith("seed=")] for line in held["data"]]
+    for number, parts in enumerate(made):
+        old, new = next((part for part in parts if part.startswith("out=")), "out=?"), f"{work / f'data{number}'}"
+        reads = [f"={old[4:]}" == part[-len(old) + 3 :] for part in command]
+        if not any(reads):
+            raise EvidenceError(f"{name}: its command does not read {old[4:]}, where its data lie; record both with the same folder")
+        command = [part[: -len(old) + 4] + new if read else part for part, read in zip(command, reads, strict=True)]
+        made[number] = [*(f"out={new}" if part == old else part for part in parts), f"seed={seed}"]
+    for parts in (*made, [*command, f"out={work / 'run'}"]):
+        run(parts)
     new = {key(row): row for row in json.loads((work / "run" / "metrics.json").read_text())["methods"]}
     last, before = str(held["horizons"][-1]), {key(row): row for row in held["rows"]}
     return [(claim, *_holds(before[claim]["over"][BASE][last], new[claim]["over"][BASE][last])) for claim in held["claims"]]

@@ -99,5 +99,12 @@ def test_wrong_records_are_named(kept, tmp_path):
         evidence.rerun("euler", 1, kept, run=print, folder=kept / "evidence")
 
 
+def test_a_command_that_reads_other_data_is_refused_before_anything_runs(kept):
+    path = kept / "evidence" / "euler.json"
+    path.write_text(path.read_text().replace("data.root=data/euler64", "data.root=data/other64"))
+    with pytest.raises(evidence.EvidenceError, match="does not read data/euler64"):
+        evidence.rerun("euler", 5, kept / "again", run=lambda parts: pytest.fail("ran"), folder=kept / "evidence")
+
+
 def test_the_tables_of_this_checkout_are_those_of_its_records():
     evidence.check()
