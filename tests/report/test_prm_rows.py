@@ -103,7 +103,7 @@ def test_demo_finds_the_shipped_reward_and_directions(tmp_path):
     result = run_demo(tmp_path / "out", sweep=(1, 3), **options)
     names = {r.method for r in result.evaluation.results}
     assert (
-        {"prm", "prm_corrector", "prm_refined"} < names
+        {"prm", "prm_corrector", "prm_symmetry"} < names
         and "arm_prm" not in names
         and {line[0].method for line in result.sweep.lines()} == {"arm", "prm", "oracle"}
     )

@@ -142,11 +142,8 @@ def record_finetuned(
 
 
 def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[str, ...]:
-    """Return the rows of the run: those of ``run_ttc`` but the sum of ARM and PRM, with the beam search of ARM alone, to save time."""
-    search, learnt = (
-        ["arm_beam"] * searched,
-        ["prm", "prm_refined", "prm_symmetry", "prm_solver"] * learned,
-    )  # figures show the fields of the last
+    """Return the rows of the run: those of ``run_ttc`` but a few, with the beam search of ARM alone, to save time."""
+    search, learnt = ["arm_beam"] * searched, ["prm", "prm_symmetry"] * learned  # figures show the fields of the last
     corrector = ["prm_corrector"] * learned
     return (
         *BASELINES,
@@ -167,7 +164,7 @@ def _rows(learned: bool, searched: bool, more: Mapping[str, Scorer]) -> tuple[st
 def _story(evaluation: Evaluation, more: Sequence[str] = ()) -> list[MethodResult]:
     """Return the dozen rows that are printed: references raw, the deterministic rollout in both forms, what uses a reward projected."""
     raw = ("persistence", "surrogate_solver", "finetuned")
-    told = ("symmetry_mean", "prm_corrector", "arm", "residual", "prm", "prm_refined", "prm_symmetry", "prm_solver", "oracle", *more)
+    told = ("symmetry_mean", "prm_corrector", "arm", "residual", "prm", "prm_symmetry", "oracle", *more)
     rows = []
     for r in evaluation.results:
         plain = not r.projected and (r.method in raw or r.method.startswith("solver ") or r.method == "deterministic")
