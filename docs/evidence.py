@@ -66,7 +66,7 @@ def record(name: str, run: Path, *, command: str, data: Sequence[str], claims: S
         raise EvidenceError(f"claims names {', '.join(unknown)}; the run has {', '.join(key(row) for row in rows)}")
     about = {k: found["provenance"].get(k) for k in ("git", "versions", "host", "time") if k in found["provenance"]}
     held = {"command": command, "data": list(data), "claims": list(claims), "about": about}
-    held |= {k: found[k] for k in ("problems", "steps", "horizons", "notes")} | {"rows": rows}
+    held |= {k: found[k] for k in ("problems", "steps", "horizons")} | {"rows": rows}
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"{name}.json"
     out.write_text(json.dumps(held, indent=1) + "\n")
@@ -104,8 +104,8 @@ def table(name: str, options: str, folder: Path = FOLDER) -> str:
         row = rows[n]
         errors = [_number(row[f"mse_step_{h}"]) for h in steps]
         errors[-1] += _interval(row[f"mse_step_{steps[-1]}_low"], row[f"mse_step_{steps[-1]}_high"])
-        ratio, low, high = (row["over"].get(BASE, {}).get(str(steps[-1]), [None] * 3)) if n != BASE else (None, None, None)
-        over = "1" if n == BASE else _number(ratio, 2) + _interval(low, high, 2)
+        ratio, low, high = (row.get("over", {}).get(BASE, {}).get(str(steps[-1]), [None] * 3)) if n != BASE else (None, None, None)
+        over = "1" if n == BASE else "–" if ratio is None else _number(ratio, 2) + _interval(low, high, 2)
         spent = [f"{row[c] / states:.3g}" for c in ("evaluations", "reward_evaluations", "solver_steps")]
         lines.append([_label(row), *errors, over, f"{row['seconds']:.0f}", " / ".join(spent)])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

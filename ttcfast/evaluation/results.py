@@ -154,6 +154,7 @@ class MethodResult:
             seconds=self.seconds * share,
             **{count: round(getattr(self, count) * share) for count in counts},
             trajectory=None,
+            variances=None if self.variances is None else self.variances[:n],
         )
 
 

@@ -88,7 +88,8 @@ def read_recorded(path: str | os.PathLike[str], problems: Problems) -> tuple[lis
 
 def _result(row: dict[str, Any], note: str) -> MethodResult:
     drift = {quantity: _tensor(lines) for quantity, lines in row["drift"].items()}
-    return MethodResult(**{**row, "mse": _tensor(row["mse"]), "drift": drift, "recorded": note})
+    variances = None if row.get("variances") is None else _tensor(row["variances"])
+    return MethodResult(**{**row, "mse": _tensor(row["mse"]), "drift": drift, "variances": variances, "recorded": note})
 
 
 def _tensor(lines: list[list[float | None]]) -> Tensor:
@@ -98,4 +99,7 @@ def _tensor(lines: list[list[float | None]]) -> Tensor:
 
 def _cut(result: MethodResult, rows: list[int], problems: Problems) -> MethodResult:
     drift = {quantity: value[rows, : problems.steps + 1] for quantity, value in result.drift.items()}
-    return dataclasses.replace(result.first(len(rows)), mse=result.mse[rows, : problems.scored + 1], drift=drift)
+    whole = result.variances is not None and result.steps == problems.scored  # else they are those of another step
+    variances = result.variances[rows] if whole and result.variances is not None else None
+    mse = result.mse[rows, : problems.scored + 1]
+    return dataclasses.replace(result.first(len(rows)), mse=mse, drift=drift, variances=variances)

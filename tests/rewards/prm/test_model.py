@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ttcfast.rewards.prm.model import PRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.sizes import SIZES, make_prm
 from ttcfast.rewards.prm.sketch_files import load_state_dict_file
+from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import CheckpointError
 from ttcfast.spec import StateSpec
 
@@ -191,7 +193,10 @@ def test_a_config_that_is_not_the_weights_own_is_refused(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_folder_of_an_older_version_opens_and_says_that_it_has_none(caplog):
+def test_a_folder_of_an_older_version_opens_and_says_that_it_has_none(caplog, tmp_path):
+    shutil.copytree(Path(__file__).resolve().parents[3] / "examples" / "prm", tmp_path / "prm")
+    tensors, meta = checkpoints.load(tmp_path / "prm" / "model.safetensors")
+    checkpoints.save(tmp_path / "prm" / "model.safetensors", tensors, {name: value for name, value in meta.items() if name != "config"})
     with caplog.at_level("INFO"):
-        PairNetwork.from_pretrained(Path(__file__).resolve().parents[3] / "examples" / "prm")
+        PairNetwork.from_pretrained(tmp_path / "prm")
     assert [r.levelname for r in caplog.records] == ["INFO"] and "whose config.json has no checksum" in caplog.text
