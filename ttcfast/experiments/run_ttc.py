@@ -451,7 +451,7 @@ def _reward_notes(config: RunTTCConfig, used: Mapping[str, Variant]) -> list[str
         )
     if BLEND in used:
         notes.append("mean of surrogate and solver: of the deterministic step and the solver's on the model's grid, at every step.")
-    if any(name.endswith("_solver") for name in used):
+    if any(name.endswith("_solver") and name != BLEND for name in used):
         notes.append("corrector, with solver: that mean under every symmetry, moved along the reward as the corrector is, and their mean.")
     if ttc.select != "argmax":
         notes.append(f"Rows with a reward take select={ttc.select} unless their name says otherwise.")
