@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -34,10 +35,11 @@ KEPT = (
     "gain_mean_percent",
     "gain_improved_percent",
     "seconds",
-    "evaluations",
-    "reward_evaluations",
+    "peak_bytes",
+    "blown_up",
+    "over",
 )
-KEPT += ("solver_steps", "peak_bytes", "blown_up", "over")
+COUNTS = ("evaluations", "reward_evaluations", "solver_steps")
 
 
 class EvidenceError(Exception):
@@ -59,9 +61,8 @@ def record(name: str, run: Path, *, command: str, data: Sequence[str], claims: S
     if not path.is_file():
         raise EvidenceError(f"{run} holds no metrics.json; give the out= folder of a finished run")
     found = json.loads(path.read_text())
-    columns = (*KEPT, *(column for row in found["methods"] for column in row if re.match(r"(mse_step|drift|variance_octave)_", column)))
-    rows = [{column: _rounded(row[column]) for column in dict.fromkeys(columns) if column in row} for row in found["methods"]]
-    rows = [{name: value for name, value in row.items() if not name.endswith("_by_step")} for row in rows]
+    measured = re.compile(r"(mse_step|variance_octave)_.*|drift_(?!by_step).*")
+    rows = [{name: _rounded(row[name]) for name in row if name in (*KEPT, *COUNTS) or measured.fullmatch(name)} for row in found["methods"]]
     if unknown := sorted(set(claims) - {key(row) for row in rows}):
         raise EvidenceError(f"claims names {', '.join(unknown)}; the run has {', '.join(key(row) for row in rows)}")
     about = {k: found["provenance"].get(k) for k in ("git", "versions", "host", "time") if k in found["provenance"]}
@@ -106,7 +107,7 @@ def table(name: str, options: str, folder: Path = FOLDER) -> str:
         errors[-1] += _interval(row[f"mse_step_{steps[-1]}_low"], row[f"mse_step_{steps[-1]}_high"])
         ratio, low, high = (row.get("over", {}).get(BASE, {}).get(str(steps[-1]), [None] * 3)) if n != BASE else (None, None, None)
         over = "1" if n == BASE else "–" if ratio is None else _number(ratio, 2) + _interval(low, high, 2)
-        spent = [f"{row[c] / states:.3g}" for c in ("evaluations", "reward_evaluations", "solver_steps")]
+        spent = [f"{row[c] / states:.3g}" for c in COUNTS]
         lines.append([_label(row), *errors, over, f"{row['seconds']:.0f}", " / ".join(spent)])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -166,12 +167,11 @@ def rerun(name: str, seed: int, work: Path, *, run: Callable[[list[str]], None],
     command = [part for part in shlex.split(held["command"]) if not part.startswith("out=")]
     made = [[part for part in shlex.split(line) if not part.startswith("seed=")] for line in held["data"]]
     for number, parts in enumerate(made):
-        old, new = next((part for part in parts if part.startswith("out=")), "out=?"), f"{work / f'data{number}'}"
-        reads = [f"={old[4:]}" == part[-len(old) + 3 :] for part in command]
-        if not any(reads):
-            raise EvidenceError(f"{name}: its command does not read {old[4:]}, where its data lie; record both with the same folder")
-        command = [part[: -len(old) + 4] + new if read else part for part, read in zip(command, reads, strict=True)]
-        made[number] = [*(f"out={new}" if part == old else part for part in parts), f"seed={seed}"]
+        old, new = next((part[4:] for part in parts if part.startswith("out=")), "?"), str(work / f"data{number}")
+        if not any(part.endswith(f"={old}") for part in command):
+            raise EvidenceError(f"{name}: its command does not read {old}, where its data lie; record both with the same folder")
+        command = [part.removesuffix(old) + new if part.endswith(f"={old}") else part for part in command]
+        made[number] = [*(f"out={new}" if part == f"out={old}" else part for part in parts), f"seed={seed}"]
     for parts in (*made, [*command, f"out={work / 'run'}"]):
         run(parts)
     new = {key(row): row for row in json.loads((work / "run" / "metrics.json").read_text())["methods"]}
@@ -180,12 +180,9 @@ def rerun(name: str, seed: int, work: Path, *, run: Callable[[list[str]], None],
 
 
 def _holds(old: Sequence[float | None], new: Sequence[float | None]) -> tuple[bool, str]:
-    ratio, low, high = new
-    words = f"{_number(ratio, 2)}{_interval(low, high, 2)}, recorded {_number(old[0], 2)}{_interval(old[1], old[2], 2)}"
-    if None in (ratio, *old):
-        return False, words
-    inside = old[1] <= ratio <= old[2]  # type: ignore[operator]
-    overlap = low is not None and high is not None and low <= old[2] and old[1] <= high  # type: ignore[operator]
+    words = f"{_number(new[0], 2)}{_interval(*new[1:], 2)}, recorded {_number(old[0], 2)}{_interval(*old[1:], 2)}"
+    ratio, low, high, least, most = (math.nan if value is None else value for value in (*new, *old[1:]))  # NaN is in no interval
+    inside, overlap = least <= ratio <= most, low <= most and least <= high
     return inside or overlap, words + (": inside" if inside else ": intervals overlap" if overlap else ": outside")
 
 

@@ -19,18 +19,8 @@ from .main import main
 
 _EVALUATION = (
     *("horizons", "oracle", "projection", "sweep", "sweep_problems", "sweep_methods", "sweep_projection", "shown", "recorded"),
-    *(
-        "solvers",
-        "breakeven",
-        "one_step",
-        "methods",
-        "merge",
-        "calibration",
-        "frontier",
-        "frontier_problems",
-        "search_candidates",
-        "search_projected",
-    ),
+    *("solvers", "breakeven", "one_step", "methods", "merge", "calibration"),
+    *("frontier", "frontier_problems", "search_candidates", "search_projected"),
 )
 LAYOUT = Layout(
     RunTTCConfig,

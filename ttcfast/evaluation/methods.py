@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,6 @@ def variants(
     found, symmetric = dict[str, Variant](), spec is not None and bool(spec.symmetries or spec.translations)
     if spec is not None and symmetric:
         found["symmetry_mean"] = Variant(Indifferent(spec.ndim), {**alone, "refine_steps": 0, **turned}, projected_alone=search_projected)
-    among: Callable[[Any], BaseFM] = lambda surrogate: Ensemble([surrogate, solver])  # type: ignore[list-item]  # noqa: E731
-    mixed: Callable[[Any], BaseFM] = lambda surrogate: Blend([surrogate, solver])  # type: ignore[list-item]  # noqa: E731
-    two = {"branching_factor": 2, "stochastic": StochasticConfig(dropout=False)}
     for name, scorer in rewards.items():
         options = {**ONE_BEAM, **({} if softened else {"temperature": 1.0})}
         found[name] = Variant(scorer, options, projected_alone=search_projected)
@@ -103,10 +101,6 @@ def variants(
         found[f"{name}_corrector"] = Variant(scorer, {**alone, **one})
         if symmetric:
             found[f"{name}_symmetry"] = Variant(scorer, {**alone, **turned}, projected_alone=True)
-        if solver is not None:
-            found[f"{name}_solver"] = Variant(scorer, {**alone, **(turned if symmetric else one)}, projected_alone=True, model=mixed)
-            found[f"{name}_solver_choice"] = Variant(scorer, {**plain, **two}, model=among)
-            found[f"{name}_solver_span"] = Variant(scorer, {**plain, **two, "select": "span"}, model=among)
         found[f"{name}_refined_oracle"] = Variant(scorer, refined, oracle=True)
         standardised = ScorerList({name: scorer}, zscore=True, ndim=scorer.ndim)
         found[f"{name}_softmax"] = Variant(standardised, {**ONE_BEAM, "select": "softmax_mean"})
@@ -116,8 +110,19 @@ def variants(
             own = {} if search_candidates is None else {"branching_factor": search_candidates}
             found[f"{name}_{search_name(config)}"] = Variant(scorer, {**plain, **search, **own}, projected_alone=search_projected)
     if solver is not None:
+        mixed, among = (partial(_beside, kind, solver) for kind in (Blend, Ensemble))
+        both = {**plain, "branching_factor": 2, "stochastic": StochasticConfig(dropout=False)}
         found[BLEND] = Variant(Indifferent(solver.spec.ndim), {**alone, **one, "refine_steps": 0}, model=mixed)
+        for name, scorer in rewards.items():
+            found[f"{name}_solver"] = Variant(scorer, {**alone, **(turned if symmetric else one)}, projected_alone=True, model=mixed)
+            found[f"{name}_solver_choice"] = Variant(scorer, both, model=among)
+            found[f"{name}_solver_span"] = Variant(scorer, {**both, "select": "span"}, model=among)
     return found
+
+
+def _beside(kind: type[Blend] | type[Ensemble], solver: SolverStep, surrogate: BaseFM) -> BaseFM:
+    """Return a surrogate together with a solver."""
+    return kind([surrogate, solver])
 
 
 def search_options(config: TTCConfig) -> dict[str, Any] | None:

@@ -136,9 +136,8 @@ def metrics(evaluation: Evaluation, sweep: Sweep | None, horizons: Sequence[int]
 
 def _references(evaluation: Evaluation) -> list[MethodResult]:
     """Return the rows beside which a gain is stated: the deterministic rollout, symmetries, correctors and solvers."""
-    plain = ("deterministic", "symmetry_mean", "surrogate_solver")
-    known = lambda name: name in plain or name.endswith("_corrector") or name.startswith("solver ")  # noqa: E731
-    return [result for result in evaluation.results if known(result.method)]
+    known = re.compile("deterministic|symmetry_mean|surrogate_solver|.*_corrector|solver .*")
+    return [result for result in evaluation.results if known.fullmatch(result.method)]
 
 
 def _over(result: MethodResult, other: MethodResult, horizons: Sequence[int]) -> dict[str, list[float]]:

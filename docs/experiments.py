@@ -1,0 +1,130 @@
+"""Experiments of docs/experiments.md that are no rows of ``ttcfast run_ttc``.
+
+    python docs/experiments.py moves data/wide64 12          # signals that could tell where a reward's moves help
+    python docs/experiments.py solver data/euler64 12        # the solver's step among, and moved by, the reward
+    python docs/experiments.py trajectories data/euler64 16  # means of whole rollouts
+
+All take the first problems of ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from ttcfast import Blend, Ensemble, SolverStep, TTCConfig, TTCGreedy
+from ttcfast.data import TrajectorySet, open_trajectories
+from ttcfast.evaluation.baselines import baseline_rollout
+from ttcfast.metrics import rollout_mse
+from ttcfast.models import load_surrogate
+from ttcfast.models.grid_solvers import GridSolver, solver_of
+from ttcfast.rewards.prm.scorer import PRMScorer
+from ttcfast.rewards.residual import EulerResidualScorer
+from ttcfast.states.symmetry import Frames
+from ttcfast.ttc.projection import project
+
+STEPS, SYMMETRIES = 16, 8
+KEPT: dict[str, Any] = {"project": "conservation"}
+TURNED: dict[str, Any] = {"branching_factor": SYMMETRIES, "stochastic": {"dropout": False, "symmetry": True}}
+
+
+class Lab:
+    """Problems of a data set with the shipped surrogate, reward and residual."""
+
+    def __init__(self, root: str, count: int) -> None:
+        self.data: TrajectorySet = open_trajectories(root, split="test")
+        self.truth, self.fm = self.data.spread(count).stack(), load_surrogate("examples/surrogate.safetensors")
+        self.fm.spec, self.x0 = self.data.spec, self.truth[:, 0]
+        self.prm = PRMScorer("examples/prm", spec=self.fm.spec)
+        step = float(self.data.times[1] - self.data.times[0])
+        self.residual = EulerResidualScorer(step, self.data.files[0].spacing, spec=self.fm.spec)
+        assert self.fm.normalizer is not None
+        self.scale, self.unit = self.fm.normalizer.std, self.fm.normalizer.delta_std.view(-1, 1, 1)
+
+    def solver(self) -> GridSolver:
+        return solver_of(self.data, self.fm.spec, work=len(self.truth) * STEPS)
+
+    def error(self, trajectory: Tensor) -> float:
+        return float(rollout_mse(trajectory, self.truth[:, : STEPS + 1], scale=self.scale)[:, STEPS].mean())
+
+    def kept(self, x: Tensor, y: Tensor) -> Tensor:
+        return project("conservation", x, y, self.fm.spec)[0]
+
+
+def moved(steps: int) -> dict[str, Any]:
+    return {**KEPT, "select": "mean", "refine_steps": steps, "refine_lengths": (1.0,), "trust": None}
+
+
+def solver(lab: Lab) -> None:
+    """Print the error over that of the projected deterministic rollout, of ways to use the solver's step with the reward."""
+    alone = SolverStep(lab.solver(), lab.fm.spec)
+    three, two = Blend([lab.fm, alone], weights=[1, 3]), Ensemble([lab.fm, alone])
+    pair: dict[str, Any] = {**KEPT, "branching_factor": 2, "stochastic": {"dropout": False}}
+    base = lab.error(baseline_rollout("deterministic", lab.fm, lab.x0, STEPS, TTCConfig(**KEPT)).trajectory)
+    ways = {
+        "solver": (alone, TTCConfig(branching_factor=1, **KEPT)),
+        "moved once": (alone, TTCConfig(branching_factor=1, **moved(1))),
+        "moved twice": (alone, TTCConfig(branching_factor=1, **moved(2))),
+        "three quarters solver, moved twice": (three, TTCConfig(branching_factor=1, **moved(2))),
+        "choice of the reward": (two, TTCConfig(**pair)),
+        "best point between": (two, TTCConfig(select="span", **pair)),
+    }
+    for name, (model, config) in ways.items():
+        print(f"{name}: {lab.error(TTCGreedy(model, lab.prm, config).rollout(lab.x0, STEPS)) / base:.2f}")
+
+
+def trajectories(lab: Lab) -> None:
+    """Print the error over the deterministic rollout's, of means of the solver's rollout and that of the corrected symmetries."""
+    solved = lab.solver().rollout(lab.x0, STEPS, lab.data.shape[0])
+    ours = TTCGreedy(lab.fm, lab.prm, TTCConfig(**TURNED, **moved(2))).rollout(lab.x0, STEPS)
+    base = lab.error(baseline_rollout("deterministic", lab.fm, lab.x0, STEPS, TTCConfig()).trajectory)
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        print(f"{share} of the solver: {lab.error(torch.lerp(ours, solved, share)) / base:.2f}")
+
+
+@torch.no_grad()
+def moves(lab: Lab) -> None:
+    """Print rank correlations, within each step, of signals with the best length of the mean move, along the moved rollout."""
+    found: dict[str, list[Tensor]] = {}
+    x, n, spec = lab.x0, len(lab.x0), lab.fm.spec
+    for t in range(STEPS):
+        frames = Frames(spec, x.shape[2:], torch.arange(SYMMETRIES).expand(n, -1), torch.arange(n), seed=0, step=t)
+        seen = frames.into(x.unsqueeze(1).expand(n, SYMMETRIES, *x.shape[1:])).flatten(0, 1)
+        stages = [lab.fm.deterministic(seen)]
+        for _ in range(2):
+            stages.append(stages[-1] + lab.prm.ascent(seen, lab.kept(seen, stages[-1]).unsqueeze(1))[:, 0])
+        each = [frames.back(y.unflatten(0, (n, SYMMETRIES))) / lab.unit for y in stages]
+        means = [y.mean(1) for y in each]
+        size = lambda y: y.square().flatten(1).mean(1)  # noqa: E731
+        spread = [size((y - mean.unsqueeze(1)).flatten(1)) for y, mean in zip(each, means)]
+        move = means[2] - means[0]
+        options = torch.stack([lab.kept(x, mean * lab.unit) for mean in means], 1)
+        residual, score = lab.residual.score(x, options), lab.prm.score(x, options)
+        signals = {
+            "best length": ((lab.truth[:, t + 1] / lab.unit - options[:, 0] / lab.unit) * move).flatten(1).mean(1) / size(move),
+            "change of the residual": residual[:, 2] - residual[:, 0],
+            "disagreement of the moves": size(((each[2] - each[0]) - move.unsqueeze(1)).flatten(1)) / size(move),
+            "spread after over before": spread[2] / spread[0],
+            "second move over first": size(means[2] - means[1]) / size(means[1] - means[0]),
+            "size of the move": size(move),
+            "score before": score[:, 0],
+        }
+        for name, value in signals.items():
+            found.setdefault(name, []).append(value)
+        x = options[:, 2]
+    length = found.pop("best length")
+    print(f"best length: {float(torch.stack(length).mean()):.2f} on average, {float(torch.stack(length)[-1].mean()):.2f} at the last step")
+    for name, values in found.items():
+        within = [spearmanr(value, best).statistic for value, best in zip(values, length)]
+        print(f"{name}: {sum(within) / len(within):+.2f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] not in ("moves", "solver", "trajectories"):
+        sys.exit(__doc__)
+    torch.set_num_threads(1)
+    {"moves": moves, "solver": solver, "trajectories": trajectories}[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3])))
