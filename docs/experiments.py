@@ -4,7 +4,8 @@
     python docs/experiments.py solver data/euler64 12        # the solver's step among, and moved by, the reward
     python docs/experiments.py trajectories data/euler64 16  # means of whole rollouts
 
-All take the first problems of ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals.
+All take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument names another
+reward than examples/prm, such as that folder of commit 7d1c7a1, "the earlier reward".
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ TURNED: dict[str, Any] = {"branching_factor": SYMMETRIES, "stochastic": {"dropou
 class Lab:
     """Problems of a data set with the shipped surrogate, reward and residual."""
 
-    def __init__(self, root: str, count: int) -> None:
+    def __init__(self, root: str, count: int, reward: str = "examples/prm") -> None:
         self.data: TrajectorySet = open_trajectories(root, split="test")
         self.truth, self.fm = self.data.spread(count).stack(), load_surrogate("examples/surrogate.safetensors")
         self.fm.spec, self.x0 = self.data.spec, self.truth[:, 0]
-        self.prm = PRMScorer("examples/prm", spec=self.fm.spec)
+        self.prm = PRMScorer(reward, spec=self.fm.spec)
         step = float(self.data.times[1] - self.data.times[0])
         self.residual = EulerResidualScorer(step, self.data.files[0].spacing, spec=self.fm.spec)
         assert self.fm.normalizer is not None
@@ -124,7 +125,7 @@ def moves(lab: Lab) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] not in ("moves", "solver", "trajectories"):
+    if len(sys.argv) not in (4, 5) or sys.argv[1] not in ("moves", "solver", "trajectories"):
         sys.exit(__doc__)
     torch.set_num_threads(1)
-    {"moves": moves, "solver": solver, "trajectories": trajectories}[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3])))
+    {"moves": moves, "solver": solver, "trajectories": trajectories}[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))
