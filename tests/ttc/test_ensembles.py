@@ -16,6 +16,7 @@ from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
 from ttcfast.stochastic_sampling.distinct import DeterministicModelError
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
+from ttcfast.ttc.candidates import Chunks
 from ttcfast.ttc.inference import TTCGreedy
 
 SPEC = StateSpec.euler2d()
@@ -251,6 +252,15 @@ def test_refinement_happens_in_the_frame_of_the_members_candidate():
     assert float(per_cell[0]) >= 0.01 * 4 / 6 - 1e-6  # the solver's three candidates, and the first of the surrogate
     torch.testing.assert_close(per_cell.sum(), torch.tensor(0.01), rtol=1e-3, atol=1e-5)
     assert int((per_cell > 1e-4).sum()) > 1
+
+
+@pytest.mark.parametrize("search", [{}, {"chunk_size": 2}, {"approach": "beam", "beam_width": 3}])
+def test_the_cost_of_a_surrogate_alone_is_known_without_its_ids(search, monkeypatch):
+    """Ids are made on the host, and making them there waits for the device at every chunk."""
+    monkeypatch.setattr(Chunks, "ids_of", lambda *given: pytest.fail("asked for ids"))
+    fm = drop_surrogate()
+    rolled = TTCBeam(fm, last_cell, TTCConfig(branching_factor=5, **search)).rollout(euler_state(), 2, return_info=True)
+    assert rolled.evaluations == 3 * 5 * (1 + search.get("beam_width", 1)) and rolled.solver_steps == 0
 
 
 def test_a_solver_alone_rolls_out_and_is_one_candidate():

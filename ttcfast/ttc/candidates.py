@@ -148,6 +148,8 @@ class Chunks:
 
     def cost(self, beams: Beams, start: int, count: int, again: int) -> tuple[int, int]:
         """Model evaluations and steps of classical solvers of a chunk: ``count`` candidates of each beam from position ``start``."""
+        if not self._source.mixed:  # ids are made on the host, which would wait for the device
+            return len(beams) * count, 0
         ids = self.ids_of(beams, torch.arange(start, start + count), again)
         first = int(self._deterministic and start == 0)  # drawn by itself
         found = [self._source.cost(part) for part in (ids[:, :first], ids[:, first:]) if part.shape[1]]

@@ -34,6 +34,7 @@ class Source:
         has_deterministic: Whether there is a step without noise.
         keyed: Whether a candidate is independent of what else is drawn with it.
         fixed_shapes: Whether a new number of problems or candidates costs more than drawing some in vain.
+        mixed: Whether the cost of a candidate depends on its id; otherwise it is one model evaluation.
     """
 
     model: object
@@ -43,6 +44,7 @@ class Source:
     has_deterministic: bool = False
     keyed: bool = False
     fixed_shapes: bool = False
+    mixed: bool = False
 
     @property
     def time_step(self) -> float | None:
@@ -121,6 +123,8 @@ class _SurrogateSource(Source):
         self.spec = fm.spec
         self.keyed = isinstance(fm, Surrogate) or bool(getattr(fm, "keyed", False))
         self.fixed_shapes = self.keyed and bool(getattr(fm, "compiled", False))
+        self._costs = getattr(fm, "cost", None) if self.keyed else None  # of ttcfast.models.ensemble
+        self.mixed = callable(self._costs)
         self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
 
@@ -133,8 +137,7 @@ class _SurrogateSource(Source):
         return getattr(self.fm, "stochastic", None) if self._override is None else self._override
 
     def cost(self, ids: Tensor) -> tuple[int, int]:
-        mixed = getattr(self.fm, "cost", None)  # ttcfast.models.ensemble
-        return mixed(ids) if self.keyed and callable(mixed) else super().cost(ids)
+        return self._costs(ids) if callable(self._costs) else super().cost(ids)
 
     def _own_ids(self, ids: Tensor) -> Tensor:
         own = getattr(self.fm, "own_ids", None)
