@@ -3,28 +3,33 @@
     python docs/experiments.py moves data/wide64 12          # signals that could tell where a reward's moves help
     python docs/experiments.py solver data/euler64 12        # the solver's step among, and moved by, the reward
     python docs/experiments.py trajectories data/euler64 16  # means of whole rollouts
+    python docs/experiments.py grown surrogate.safetensors 5 # the shipped surrogate with five more blocks, which do nothing yet
 
-All take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument names another
+All but the last take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument names another
 reward than examples/prm, such as that folder of commit 7d1c7a1, "the earlier reward".
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttcfast import Blend, Ensemble, SolverStep, TTCConfig, TTCGreedy
 from ttcfast.data import TrajectorySet, open_trajectories
 from ttcfast.evaluation.baselines import baseline_rollout
 from ttcfast.metrics import rollout_mse
 from ttcfast.models import load_surrogate
+from ttcfast.models.checkpoint import save_surrogate
 from ttcfast.models.grid_solvers import GridSolver, solver_of
+from ttcfast.models.vit import ViT
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.residual import EulerResidualScorer
+from ttcfast.runtime import checkpoints
 from ttcfast.states.symmetry import Frames
 from ttcfast.ttc.projection import project
 
@@ -124,8 +129,27 @@ def moves(lab: Lab) -> None:
         print(f"{name}: {sum(within) / len(within):+.2f}")
 
 
+def grown(path: str, blocks: int) -> None:
+    """Write the shipped surrogate with more blocks, whose outputs are zero: the same function, to be trained further."""
+    surrogate, meta = load_surrogate("examples/surrogate.safetensors"), checkpoints.load("examples/surrogate.safetensors")[1]
+    small = surrogate.model
+    assert isinstance(small, ViT)
+    large = ViT(replace(small.config, depth=small.config.depth + blocks))
+    large.load_state_dict(small.state_dict(), strict=False)
+    for block in large.blocks[small.config.depth :]:
+        for layer in (block.local, block.attention.project, block.mlp[2]):  # type: ignore[union-attr, index]
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type, union-attr]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type, union-attr]
+    x = torch.randn(1, small.config.channels, *small.config.grid)
+    assert torch.equal(large.eval()(x), small.eval()(x))
+    save_surrogate(path, large, meta | {"model": asdict(large.config)})
+    print(f"{path}: {sum(p.numel() for p in large.parameters())} parameters, {sum(p.numel() for p in small.parameters())} before")
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) == 4 and sys.argv[1] == "grown":
+        sys.exit(grown(sys.argv[2], int(sys.argv[3])))
     if len(sys.argv) not in (4, 5) or sys.argv[1] not in ("moves", "solver", "trajectories"):
         sys.exit(__doc__)
-    torch.set_num_threads(1)
     {"moves": moves, "solver": solver, "trajectories": trajectories}[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))
