@@ -3,10 +3,11 @@
     python docs/experiments.py moves data/wide64 12          # signals that could tell where a reward's moves help
     python docs/experiments.py solver data/euler64 12        # the solver's step among, and moved by, the reward
     python docs/experiments.py trajectories data/euler64 16  # means of whole rollouts
+    python docs/experiments.py controls data/euler64 64 runs/full runs/finetune/surrogate.safetensors  # rewards (folders) and surrogates
     python docs/experiments.py grown surrogate.safetensors 5 # the shipped surrogate with five more blocks, which do nothing yet
 
-All but the last take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument names another
-reward than examples/prm, such as that folder of commit 7d1c7a1, "the earlier reward".
+All but the last take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument of the
+first three names another reward than examples/prm, such as that folder of commit 7d1c7a1, "the earlier reward".
 """
 
 from __future__ import annotations
@@ -54,8 +55,11 @@ class Lab:
     def solver(self) -> GridSolver:
         return solver_of(self.data, self.fm.spec, work=len(self.truth) * STEPS)
 
+    def each(self, trajectory: Tensor) -> Tensor:
+        return rollout_mse(trajectory, self.truth[:, : STEPS + 1], scale=self.scale)[:, STEPS]
+
     def error(self, trajectory: Tensor) -> float:
-        return float(rollout_mse(trajectory, self.truth[:, : STEPS + 1], scale=self.scale)[:, STEPS].mean())
+        return float(self.each(trajectory).mean())
 
     def kept(self, x: Tensor, y: Tensor) -> Tensor:
         return project("conservation", x, y, self.fm.spec)[0]
@@ -129,6 +133,24 @@ def moves(lab: Lab) -> None:
         print(f"{name}: {sum(within) / len(within):+.2f}")
 
 
+def controls(lab: Lab, *found: str) -> None:
+    """Print errors over that of the projected deterministic rollout, with 95 % intervals: two moves of rewards, and surrogates alone."""
+    each = {"shipped": lab.each(baseline_rollout("deterministic", lab.fm, lab.x0, STEPS, TTCConfig(**KEPT)).trajectory)}
+    for path in found:
+        if path.endswith(".safetensors"):
+            fm = load_surrogate(path)
+            fm.spec = lab.fm.spec
+            each[path] = lab.each(baseline_rollout("deterministic", fm, lab.x0, STEPS, TTCConfig(**KEPT)).trajectory)
+        else:
+            reward = PRMScorer(path, spec=lab.fm.spec)
+            each[path] = lab.each(TTCGreedy(lab.fm, reward, TTCConfig(branching_factor=1, **moved(2))).rollout(lab.x0, STEPS))
+    picks = torch.randint(len(lab.truth), (10_000, len(lab.truth)), generator=torch.Generator().manual_seed(0))
+    for path, error in each.items():
+        ratios = error[picks].mean(1) / each["shipped"][picks].mean(1)
+        low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
+        print(f"{path}: {float(error.mean() / each['shipped'].mean()):.2f} [{low:.2f}, {high:.2f}]")
+
+
 def grown(path: str, blocks: int) -> None:
     """Write the shipped surrogate with more blocks, whose outputs are zero: the same function, to be trained further."""
     surrogate, meta = load_surrogate("examples/surrogate.safetensors"), checkpoints.load("examples/surrogate.safetensors")[1]
@@ -150,6 +172,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) == 4 and sys.argv[1] == "grown":
         sys.exit(grown(sys.argv[2], int(sys.argv[3])))
+    if len(sys.argv) > 4 and sys.argv[1] == "controls":
+        sys.exit(controls(Lab(sys.argv[2], int(sys.argv[3])), *sys.argv[4:]))
     if len(sys.argv) not in (4, 5) or sys.argv[1] not in ("moves", "solver", "trajectories"):
         sys.exit(__doc__)
     {"moves": moves, "solver": solver, "trajectories": trajectories}[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))

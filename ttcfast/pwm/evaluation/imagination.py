@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from ttcfast.data.replay import ReplaySet, Windows
-from ttcfast.pwm.models.base import BaseWorldModel
+from ttcfast.pwm.models.base import CONSTANT, BaseWorldModel
 from ttcfast.pwm.models.layers import simplex_distance
 from ttcfast.runtime.errors import DataError
 
 _CHUNK = 1024  # windows imagined at once
-_CONSTANT = 1e-6  # spread below which an entry of the observations counts as constant, such as padding
 # Ridge in units of the latents' mean variance. It damps directions in which true latents hardly vary (3 % of the usual spread), off which
 # imagined latents drift by chance; amplified by the linear map, such directions would otherwise decide the error.
 _RIDGE = 1e-3
@@ -45,13 +44,13 @@ class Scale:
             DataError: No entry of the observations changes.
         """
         mean, std = data.observation_statistics()
-        if not bool((std > _CONSTANT).any()):
+        if not bool((std > CONSTANT).any()):
             raise DataError("no entry of the observations changes in the training episodes; collect other data")
         return cls(mean, std)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Return ``obs [..., O]`` centred and in units of its spread, float64, without entries that never change."""
-        changing = self.std > _CONSTANT
+        changing = self.std > CONSTANT
         return ((obs.double() - self.mean) / self.std)[..., changing]
 
 

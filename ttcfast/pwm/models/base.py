@@ -16,6 +16,7 @@ from .layers import SIMNORM_GROUP, Network, state
 from .two_hot import TwoHot
 
 Task = Tensor | int | str
+CONSTANT = 1e-6  # spread below which an entry of the observations counts as constant, such as padding
 # Sizes that PWM and TD-MPC2 name, and a small one for the CPU; "48M" counts its whole agent, of which the world model is 19 million.
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": {"latent_dim": 64, "units": (128, 128), "encoder_units": (128,), "task_dim": 16},
@@ -35,10 +36,11 @@ class BaseWorldModel(nn.Module, ABC):
     Args:
         observation_dim: Size of an observation; with several tasks, of the widest one, to which others are padded with 0.
         action_dim: Size of an action, likewise.
-        latent_dim: Size of a latent state, a multiple of SimNorm's group.
+        latent_dim: Size of a latent state, a multiple of SimNorm's group; None for that of an observation.
         units: Sizes of the hidden layers of dynamics and reward.
         encoder_units: Sizes of the hidden layers of the encoder.
-        encoder: ``last_layer`` and ``last_layer_kwargs`` of :class:`ttcfast.pwm.models.layers.Network`; None for SimNorm in groups of 8.
+        encoder: ``last_layer`` and ``last_layer_kwargs`` of :class:`ttcfast.pwm.models.layers.Network`; None for SimNorm in groups of 8;
+            ``{"last_layer": "identity"}`` for no network: the latent state is the observation.
         dynamics: The same for the dynamics; None for the default of the model class.
         reward: The same for the reward; None for a linear layer that starts at 0.
         action_dims: Size of each task's own actions, beyond which entries are masked to 0; None for no mask.
@@ -48,6 +50,8 @@ class BaseWorldModel(nn.Module, ABC):
         multitask: Whether to condition all networks on a learned embedding of the task.
         tasks: Names of the tasks in the order of their indices; required if ``multitask``.
         task_dim: Size of the task embedding.
+        standardise: Whether :meth:`encode` first centres observations and divides them by their spread, which
+            :meth:`set_observation_statistics` sets and the weights keep.
 
     Raises:
         ValueError: An argument is out of range or does not fit the others.
@@ -60,7 +64,7 @@ class BaseWorldModel(nn.Module, ABC):
         observation_dim: int,
         action_dim: int,
         *,
-        latent_dim: int = 512,
+        latent_dim: int | None = 512,
         units: Sequence[int] = (512, 512),
         encoder_units: Sequence[int] = (256,),
         encoder: Mapping[str, Any] | None = None,
@@ -73,9 +77,11 @@ class BaseWorldModel(nn.Module, ABC):
         multitask: bool = False,
         tasks: Sequence[str] | None = None,
         task_dim: int = 64,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        latent_dim = observation_dim if latent_dim is None else latent_dim
         for name, size in (("observation_dim", observation_dim), ("action_dim", action_dim), ("latent_dim", latent_dim)):
             whole(name, size, 1)
         self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
@@ -86,7 +92,11 @@ class BaseWorldModel(nn.Module, ABC):
         self.group = _simplex_group(encoder, latent_dim)
         self.task_embedding = self._make_embedding(multitask, task_dim)
         self._make_masks(action_dims)
-        self.encoder_network = Network(observation_dim + self.task_dim, encoder_units, latent_dim, **encoder)
+        self.observation_mean: Tensor | None
+        self.observation_std: Tensor | None
+        self.register_buffer("observation_mean", torch.zeros(observation_dim) if standardise else None)
+        self.register_buffer("observation_std", torch.ones(observation_dim) if standardise else None)
+        self.encoder_network = self._make_encoder(encoder_units, encoder)
         self.dynamics_network = self._make_dynamics(latent_dim + self.task_dim + action_dim, dynamics)
         self.two_hot = TwoHot(num_bins, vmin, vmax) if num_bins is not None and num_bins != 1 else None
         head = dict(reward or {"last_layer": "linear", "last_layer_kwargs": {"zero": True}})
@@ -136,6 +146,10 @@ class BaseWorldModel(nn.Module, ABC):
             ValueError: A size is wrong, a task is unknown, or the model has tasks and none is given, or the reverse.
         """
         self._check("obs", obs, self.observation_dim)
+        if self.observation_mean is not None and self.observation_std is not None:
+            obs = (obs - self.observation_mean) / self.observation_std
+        if self.encoder_network is None:
+            return state(obs)
         return state(self.encoder_network(self._join(obs, task)))
 
     def reward(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
@@ -147,8 +161,26 @@ class BaseWorldModel(nn.Module, ABC):
 
     def step(self, z: Tensor, a: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
         """Return the next latent state ``[..., latent_dim]`` and the reward ``[..., 1]``; arguments and errors as in :meth:`next`."""
-        following, head = self.next(z, a, task), self.reward(z, a, task)
-        return following, state(head) if self.two_hot is None else self.two_hot.decode(head)
+        return self.next(z, a, task), self.decode_reward(self.reward(z, a, task))
+
+    def decode_reward(self, head: Tensor) -> Tensor:
+        """Return the reward ``[..., 1]`` that the output of the reward head stands for."""
+        return state(head) if self.two_hot is None else self.two_hot.decode(head)
+
+    @torch.no_grad()
+    def set_observation_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set centre and spread ``[observation_dim]`` of the observations; entries that hardly vary, such as padding, are only centred.
+
+        Raises:
+            ValueError: The model was made without ``standardise``, or the numbers are of another size or not finite.
+        """
+        if self.observation_mean is None or self.observation_std is None:
+            raise ValueError("standardise is False; make the model with standardise=True")
+        for name, given in (("mean", mean), ("std", std)):
+            if tuple(given.shape) != (self.observation_dim,) or not bool(given.isfinite().all()):
+                raise ValueError(f"{name} is {given.tolist()}; give {self.observation_dim} finite numbers")
+        self.observation_mean.copy_(mean)
+        self.observation_std.copy_(torch.where(std > CONSTANT, std, 1.0))
 
     def task_index(self, task: Task, device: torch.device | str = "cpu") -> Tensor:
         """Return the int64 indices of tasks.
@@ -235,6 +267,15 @@ class BaseWorldModel(nn.Module, ABC):
         self._check("a", a, self.action_dim)
         if z.shape[:-1] != a.shape[:-1]:
             raise ValueError(f"z has shape {tuple(z.shape)} and a {tuple(a.shape)}; their leading axes must be the same")
+
+    def _make_encoder(self, units: Sequence[int], last: Mapping[str, Any]) -> Network | None:
+        if last.get("last_layer") != "identity":
+            return Network(self.observation_dim + self.task_dim, units, self.latent_dim, **last)
+        if set(last) > {"last_layer"}:
+            raise ValueError(f"encoder is {dict(last)}; an identity takes nothing else")
+        if self.latent_dim != self.observation_dim:
+            raise ValueError(f"latent_dim is {self.latent_dim} and encoder an identity of {self.observation_dim} entries; give None")
+        return None
 
     def _make_embedding(self, multitask: bool, task_dim: int) -> nn.Embedding | None:
         if not multitask:

@@ -1,0 +1,50 @@
+"""The critic of an agent: an ensemble of value functions evaluated by batched matrix products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ttcfast.checks import whole
+
+
+class CriticEnsemble(nn.Module):
+    """Several independent value functions of latent states, MLPs of Linear, LayerNorm and Mish.
+
+    Args:
+        latent_dim: Size of a latent state.
+        units: Sizes of the hidden layers, at least one.
+        members: Number of value functions.
+
+    Raises:
+        ValueError: A size is below 1, or there is no hidden layer.
+    """
+
+    def __init__(self, latent_dim: int, *, units: Sequence[int] = (400, 200), members: int = 3) -> None:
+        super().__init__()
+        whole("members", members, 1)
+        if not units:
+            raise ValueError("units is empty; give the size of at least one hidden layer")
+        sizes = (latent_dim, *units, 1)
+        for size in sizes:
+            whole("size of a layer", size, 1)
+        self.members = members
+        self.weights = nn.ParameterList(torch.empty(members, i, o) for i, o in zip(sizes, sizes[1:]))
+        self.biases = nn.ParameterList(torch.zeros(members, 1, o) for o in sizes[1:])
+        self.scales = nn.ParameterList(torch.ones(members, 1, o) for o in units)
+        self.shifts = nn.ParameterList(torch.zeros(members, 1, o) for o in units)
+        for place, weight in enumerate(self.weights):
+            for member in weight:
+                nn.init.orthogonal_(member, gain=math.sqrt(2) if place < len(units) else 0.01)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``."""
+        x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
+        for weight, bias, scale, shift in zip(self.weights, self.biases, self.scales, self.shifts):
+            x = torch.baddbmm(bias, x, weight)
+            x = F.mish(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale))
+        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).reshape(self.members, *z.shape[:-1])
