@@ -44,12 +44,13 @@ def test_every_configuration_builds_the_pair_it_names(name):
     assert type(made.model) is model and type(made.dynamics_loss) is loss
     assert made.use_flow_dynamics == (suffix == "flow")
     with torch.device("meta"):
-        same = model.of_size(size, 24, 6, multitask=True, tasks=MT30["tasks"])
+        same, base = (kind.of_size(size, 24, 6, multitask=True, tasks=MT30["tasks"]) for kind in (model, MLPWorldModel))
     assert made.model.total_params == same.total_params
     assert {k: v for k, v in made.model.arguments.items() if k in SIZES[size]} == {
         k: list(v) if isinstance(v, tuple) else v for k, v in SIZES[size].items()
     }
-    assert (made.parity is None) == (model is MLPWorldModel)
+    assert (made.parity.base, made.parity.model) == (base.total_params, same.total_params)
+    assert made.weights == (20.0, 0.1), "TD-MPC2's"
 
 
 def test_the_switch_selects_the_pair():
@@ -59,6 +60,39 @@ def test_the_switch_selects_the_pair():
     assert type(back.model) is MLPWorldModel and type(back.dynamics_loss) is MLPDynamicsLoss
     assert type(agent("pwm_cpu_residual", "alg.use_flow_dynamics=false").model) is ResidualWorldModel
     assert type(agent("pwm_cpu_flow", "alg.use_flow_dynamics=true").model) is FlowWorldModel
+
+
+PAIRS = [
+    # switch, model and loss as named, model and loss as built
+    (True, "flow", "mlp", "flow", "flow"),
+    (True, "residual", "flow", "flow", "flow"),
+    (True, "mlp", None, "flow", "flow"),
+    (False, "mlp", "flow", "mlp", "mlp"),
+    (False, "residual", "flow", "residual", "mlp"),
+    (False, "flow", None, "mlp", "mlp"),
+    (None, "flow", None, "flow", "flow"),
+    (None, "residual", None, "residual", "mlp"),
+    (None, "flow", "mlp", "flow", "mlp"),  # trained by its end points through the integrator
+]
+MODELS = {"mlp": MLPWorldModel, "residual": ResidualWorldModel, "flow": FlowWorldModel}
+LOSSES = {"mlp": MLPDynamicsLoss, "flow": FlowMatchingDynamicsLoss}
+
+
+@pytest.mark.parametrize(("switch", "model", "loss", "made_model", "made_loss"), PAIRS)
+def test_the_switch_decides_model_and_loss_and_a_missing_loss_is_the_models_own(switch, model, loss, made_model, made_loss):
+    config = alg("pwm_cpu")
+    config |= {"use_flow_dynamics": switch, "dynamics_loss": loss and {"_target_": f"{LOSSES[loss].__module__}.{LOSSES[loss].__name__}"}}
+    config["model"] |= {"_target_": f"{MODELS[model].__module__}.{MODELS[model].__name__}", "dynamics": None}
+    if loss is None:
+        del config["dynamics_loss"]
+    with torch.device("meta"):
+        made = PWM.from_config(config, **MT30)
+    assert type(made.model) is MODELS[made_model] and type(made.dynamics_loss) is LOSSES[made_loss]
+    assert made.use_flow_dynamics == (made_loss == "flow")
+
+
+def test_the_settings_of_an_agent_on_top_are_left_alone():
+    assert agent("pwm_cpu", "+alg.agent.gamma=0.9").use_flow_dynamics is False
 
 
 def test_the_integrator_reaches_model_and_loss():
@@ -86,6 +120,11 @@ def test_parity_aborts_when_asked():
         ("alg.model.latnet_dim is unknown; MLPWorldModel takes observation_dim", ["+alg.model.latnet_dim=3"]),
         ("alg.wm.learning_rate is unknown; PWM takes", ["+alg.wm.learning_rate=3"]),
         ("alg.sanity.max is unknown", ["+alg.sanity.max=3"]),
+        ("alg.sanityy is unknown; alg takes use_flow_dynamics, model, dynamics_loss, integrator", ["+alg.sanityy.patience=3"]),
+        ("alg.integrator.typo is unknown; alg.integrator takes type, substeps, tau_sampling", ["+alg.integrator.typo=1"]),
+        ("alg.parity.tol is unknown; alg.parity takes tolerance, on_violation", ["+alg.parity.tol=1"]),
+        ("alg.wm is 3; give a group of keys and values", ["alg.wm=3"]),
+        ("alg.dynamics_loss is 'mse'; give a group", ["alg.dynamics_loss=mse"]),
         ("alg.model._target_ is 'ttcfast.pwm.models.Nothing', which is no", ["alg.model._target_=ttcfast.pwm.models.Nothing"]),
         ("alg.model._target_ is 'torch.nn.Linear', which is no BaseWorldModel", ["alg.model._target_=torch.nn.Linear"]),
         ("alg.dynamics_loss._target_ is None; give the full path", ["alg.dynamics_loss._target_=null"]),

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from tests.pwm.small_models import batch, plain_velocity, small, stirred
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
-from ttcfast.pwm.algorithms.sanity import SanityChecks
 from ttcfast.pwm.models import BaseWorldModel, FlowWorldModel, MLPWorldModel, ResidualWorldModel
 from ttcfast.pwm.models.layers import simplex_distance
 from ttcfast.pwm.utils.metrics import ESNRMeter, esnr
@@ -72,7 +71,8 @@ def plain_loss(model: BaseWorldModel, obs: Tensor, act: Tensor, rew: Tensor, tau
         following = plain_next(model, z, act[t])
         if tau is None:
             error = following - target
-        total = total + GAMMA**t * (error.square().mean() - (truth * logits.log_softmax(-1)).sum(-1).mean()) / H
+        reward = -(truth * logits.log_softmax(-1)).sum(-1).mean()
+        total = total + GAMMA**t * (3 * error.square().mean() + 0.5 * reward) / H
         z = following
     return total
 
@@ -94,7 +94,7 @@ def test_loss_and_gradient_are_those_of_the_plain_implementation(mode):
     kind, changes, sampling = MODES[mode]
     model = stirred(small(kind, **changes).double())
     loss = FlowMatchingDynamicsLoss(sampling) if sampling else MLPDynamicsLoss()
-    agent, (obs, act, rew) = PWM(model, loss, gamma=GAMMA), sequences()
+    agent, (obs, act, rew) = PWM(model, loss, gamma=GAMMA, dynamics_weight=3, reward_weight=0.5), sequences()
     act.requires_grad_()
     inputs = [act, *model.parameters()]
 
@@ -118,6 +118,58 @@ def test_gradient_flows_through_the_rollout_and_stops_at_the_target(kind):
     obs.requires_grad_()
     (grad,) = torch.autograd.grad(agent.compute_wm_loss(obs, act, rew).dynamics, obs)
     assert bool((grad[0] != 0).any()) and bool((grad[1:] == 0).all())
+
+
+class _WithLast(FlowMatchingDynamicsLoss):
+    """Has the rollout make the last state too, which nothing reads."""
+
+    reads_last = True
+
+
+@pytest.mark.parametrize("meter", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"fused": False}, {"encoder": {"last_layer": "linear"}}], ids=str)
+def test_a_rollout_without_the_unread_last_state_trains_the_same_bits(changes, meter):
+    model = stirred(small(FlowWorldModel, **changes))
+    obs, act, rew = sequences(torch.float32)
+    agents = [PWM(copy.deepcopy(model), loss) for loss in (FlowMatchingDynamicsLoss(), _WithLast())]
+    told = []
+    for agent in agents:
+        torch.manual_seed(4)
+        told.append(agent.update_wm(obs, act, rew, meter=ESNRMeter(agent.model, 3) if meter else None))
+    names = ("loss", "dynamics", "reward", "gradient_norm", "updated", *(["esnr"] if meter else []))
+    assert [told[0][name] for name in names] == [told[1][name] for name in names] and told[0]["updated"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(agents[0].model.parameters(), agents[1].model.parameters()))
+    assert [len(agent.compute_wm_loss(obs, act, rew).latents) for agent in agents] == [H, H + 1]
+    assert [agent.wm_evaluations(H) for agent in agents] == [4 * (H - 1) + H, 4 * H + H]
+
+
+@pytest.mark.parametrize("kind", [MLPWorldModel, FlowWorldModel])
+def test_a_single_step_is_trained(kind):
+    obs, act, rew = sequences(torch.float32)
+    agent = PWM(small(kind))
+    found = agent.update_wm(obs[:2], act[:1], rew[:1])
+    assert found["updated"] == 1 and found["dynamics"] > 0 and 0 < found["largest_latent"] <= 1
+    assert found["simplex_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_latents_are_told_in_the_unit_of_the_largest_target():
+    """Observations as they come may have any size, which is no sign of a rollout that ran away."""
+    model = small(MLPWorldModel, encoder={"last_layer": "linear"})
+    obs, act, rew = sequences(torch.float32)
+    with torch.no_grad():
+        model.encoder_network.last.weight.mul_(1e5)
+    found = PWM(model).compute_wm_loss(obs, act, rew)
+    largest = model.encode(obs[1:]).abs().max()
+    assert largest > 100
+    torch.testing.assert_close(found.largest_latent, found.latents.detach().abs().max() / largest)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_loss_of_a_flow_waits_for_no_value(fused):
+    """Tensors without values would raise where the host asks for one, which on a GPU is a wait."""
+    agent = PWM(small(FlowWorldModel, fused=fused).to("meta"))
+    data = (t.to("meta") for t in sequences(torch.float32))
+    assert agent.compute_wm_loss(*data).total.device.type == "meta"
 
 
 def test_flow_loss_is_least_where_the_velocity_is_the_straight_path():
@@ -151,7 +203,7 @@ def test_autocast_rounds_matrix_products_alone(kind, options, dtype):
     torch.testing.assert_close(rough.total, exact.total, rtol=0.01, atol=0)
     assert 0 < (grad - exact_grad).norm() < 0.05 * exact_grad.norm()
     if agent.model.group:  # the groups' sums survive: probabilities and velocities are not rounded after their sums are fixed
-        torch.testing.assert_close(rough.latents.unflatten(-1, (-1, 8)).sum(-1), torch.ones(5, 8, 2))
+        torch.testing.assert_close(rough.latents.unflatten(-1, (-1, 8)).sum(-1), torch.ones(len(rough.latents), 8, 2))
 
 
 def test_times_are_uniform_or_the_midpoint():
@@ -182,41 +234,6 @@ def test_training_lowers_the_loss_of_a_simple_world(kind):
         last = agent.update_wm(*world())
     assert last["reward"] < 0.8 * min(first)
     assert agent.sanity.skipped == 0 and last["updated"] == 1
-
-
-def test_a_bad_batch_is_skipped_counted_and_changes_nothing():
-    agent = PWM(small(FlowWorldModel), sanity=SanityChecks(patience=3))
-    obs, act, rew = sequences(torch.float32)
-    agent.update_wm(obs, act, rew)
-    before = [p.detach().clone() for p in agent.model.parameters()]
-    moments = [s["exp_avg"].clone() for s in agent.wm_optimizer.state.values()]
-    bad = rew.clone()
-    bad[1, 2] = float("nan")
-    for _ in range(2):
-        assert agent.update_wm(obs, act, bad)["updated"] == 0
-    assert agent.sanity.counts == {"nan": 2, "gradient": 0, "latent": 0} and not agent.sanity.stopped
-    assert all(torch.equal(a, b) for a, b in zip(before, agent.model.parameters()))
-    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, agent.wm_optimizer.state.values()))
-    assert agent.update_wm(obs, act, rew)["updated"] == 1  # and the patience begins anew
-    for _ in range(3):
-        agent.update_wm(obs, act, bad)
-    assert agent.sanity.stopped and agent.sanity.skipped == 5
-
-
-def test_exploding_gradients_and_latents_are_told_apart():
-    obs, act, rew = sequences(torch.float32)
-    agent = PWM(small(FlowWorldModel), sanity=SanityChecks(max_gradient_norm=1e-6))
-    assert agent.update_wm(obs, act, rew)["updated"] == 0
-    model = small(FlowWorldModel)
-    with torch.no_grad():
-        model.dynamics_network.last.weight.mul_(1e6)
-    wild = PWM(model)
-    found = wild.update_wm(obs, act, rew)
-    assert found["largest_latent"] > 100 and found["updated"] == 0
-    assert (agent.sanity.counts["gradient"], wild.sanity.counts["latent"]) == (1, 1)
-    restored = SanityChecks()
-    restored.load_state_dict(wild.sanity.state_dict())
-    assert restored.counts == wild.sanity.counts and restored.skipped == 1
 
 
 def test_simplex_distance():
@@ -281,8 +298,6 @@ OBS, ACT, REW = (t.float() for t in sequences())
         ("dynamics_loss is FlowMatching.* use MLPDynamicsLoss", lambda: PWM(small(MLPWorldModel), FlowMatchingDynamicsLoss())),
         ("tau_sampling is 'normal'", lambda: FlowMatchingDynamicsLoss("normal")),
         ("gamma is 1.2", lambda: PWM(small(MLPWorldModel), gamma=1.2)),
-        ("max_latent is 0", lambda: SanityChecks(max_latent=0)),
-        ("patience is -1", lambda: SanityChecks(patience=-1)),
     ],
 )
 def test_wrong_input_gives_one_clear_line(message, call):

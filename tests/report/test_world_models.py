@@ -17,7 +17,7 @@ from ttcfast.report.world_models import cells, explanation, order, summary
 def run(arm: str, seed: int, last: float, **changes) -> ArmResult:
     errors = ImaginationErrors((0.01, 0.5 * last, last), (0.001, 0.002, 0.003), (0.1, 0.2, 0.3), 0.05, 0.0)
     values = {"steps": 10, "parameters": 1010, "parameter_gap": 0.01, "dynamics_parameters": 500, "dynamics_gap": 0.02}
-    values |= {"evaluations": 4, "training_evaluations": 200, "seconds": 3.0, "cpu_seconds": 2.0 + seed}
+    values |= {"base_parameters": 1000, "evaluations": 4, "training_evaluations": 200, "seconds": 3.0, "cpu_seconds": 2.0 + seed}
     values |= {"esnr_db": 3.0 + seed, "skipped": 0, "stopped": False}
     return ArmResult(**{**values, "arm": arm, "seed": seed, "errors": errors, **changes})
 

@@ -24,7 +24,6 @@ from .algorithms import PWM
 from .arms import Arm
 from .checkpoint import save_world_model
 from .evaluation.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
-from .evaluation.parity import parameter_parity
 from .utils.metrics import ESNRMeter
 
 logger = logging.getLogger(__name__)
@@ -103,6 +102,7 @@ class ArmResult:
 
     Attributes:
         parameters, dynamics_parameters: Parameter counts; ``parameter_gap`` and ``dynamics_gap`` are relative to the MLP.
+        base_parameters: Parameter count of the MLP.
         evaluations: Evaluations of the dynamics network per imagined step.
         training_evaluations: Evaluations of the dynamics network in training, that of a batch counting as one.
         seconds, cpu_seconds: Wall-clock and processor time of the updates alone.
@@ -114,6 +114,7 @@ class ArmResult:
     seed: int
     steps: int
     parameters: int
+    base_parameters: int
     parameter_gap: float
     dynamics_parameters: int
     dynamics_gap: float
@@ -262,19 +263,19 @@ class _Run(TrainingRun):
     def _measure(self, agent: PWM, done: int) -> ArmResult:
         model, material = agent.model, self.material
         errors = imagination_errors(model, fit_probe(model, material.probing, material.scale), material.held_out, material.scale)
-        parity = agent.parity or parameter_parity(model)
-        # The loss of a flow evaluates the velocity once more, at a time of its own.
-        per_step = model.evaluations + (1 if agent.use_flow_dynamics else 0)
+        parity = agent.parity
+        assert parity is not None  # from_config sets it
         return ArmResult(
             arm=self.arm.name,
             seed=self.seed,
             steps=done,
             parameters=parity.model,
+            base_parameters=parity.base,
             parameter_gap=parity.gap,
             dynamics_parameters=parity.dynamics_model,
             dynamics_gap=parity.dynamics_gap,
             evaluations=model.evaluations,
-            training_evaluations=done * self.config.horizon * per_step,
+            training_evaluations=done * agent.wm_evaluations(self.config.horizon),
             seconds=self.watch.seconds(),
             cpu_seconds=self._cpu.seconds(),
             skipped=agent.sanity.skipped,

@@ -29,6 +29,7 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
                 "label": Arm(name).label,
                 "seeds": len(runs),
                 "parameters": runs[0].parameters,
+                "base_parameters": runs[0].base_parameters,
                 "parameter_gap_percent": 100 * runs[0].parameter_gap,
                 "dynamics_parameters": runs[0].dynamics_parameters,
                 "dynamics_gap_percent": 100 * runs[0].dynamics_gap,

@@ -32,7 +32,7 @@ FREE_ON_RESUME = frozenset(
 
 
 class TrainingError(UserError):
-    """Raised if the loss is not finite."""
+    """Raised if a training cannot go on, as when its loss is not finite."""
 
 
 class Stopwatch:

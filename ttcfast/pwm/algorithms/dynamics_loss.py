@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ __all__ = ["DynamicsLoss", "Euler", "FlowMatchingDynamicsLoss", "Heun", "Integra
 
 
 class DynamicsLoss(ABC):
-    """Computes a loss for each step of a rollout; the algorithm weighs and sums the steps."""
+    """Computes a loss for each step of a rollout; the algorithm weighs and sums the steps.
+
+    Attributes:
+        reads_last: Whether the state after the last action is needed; if not, the rollout ends one step earlier.
+        evaluations: Evaluations of the dynamics network per step, besides those of the rollout.
+    """
+
+    reads_last: ClassVar[bool] = True
+    evaluations: ClassVar[int] = 0
 
     @abstractmethod
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
@@ -26,7 +35,8 @@ class DynamicsLoss(ABC):
 
         Args:
             model: The model that made the rollout.
-            latents: The rollout with its gradient, ``[H + 1, B, latent_dim]``: ``latents[t + 1] = model.next(latents[t], act[t])``.
+            latents: The rollout with its gradient, ``latents[t + 1] = model.next(latents[t], act[t])``: ``[H + 1, B, latent_dim]``, or
+                at least the first H states if not :attr:`reads_last`.
             act: Actions, ``[H, B, action_dim]``.
             targets: Encodings of the observations after each action, ``[H, B, latent_dim]``, without gradient.
             task: As in ``model.next``.
@@ -58,6 +68,9 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
     Source: Flow plan, "Mathematical Specification"; docs/design/decisions.md ("Loss scale and gradient").
     """
 
+    reads_last = False
+    evaluations = 1
+
     def __init__(self, tau_sampling: str = "uniform") -> None:
         one_of("tau_sampling", tau_sampling, ("uniform", "midpoint"))
         self.tau_sampling = tau_sampling
@@ -70,7 +83,7 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
         if not isinstance(model, FlowWorldModel):
             raise ValueError(f"FlowMatchingDynamicsLoss needs a FlowWorldModel and was given a {type(model).__name__}; use MLPDynamicsLoss")
-        start = latents[:-1]
+        start = latents[: len(act)]
         tau = self.times(start)
         at = start + tau * (targets - start)
         return (wide(model.velocity(at, act, tau, task)) - (targets - start)).square().mean((1, 2))

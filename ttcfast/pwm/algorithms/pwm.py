@@ -17,10 +17,13 @@ from ttcfast.pwm.models.flow_world_model import FlowWorldModel
 from ttcfast.pwm.models.layers import simplex_distance, wide
 from ttcfast.pwm.models.world_model import MLPWorldModel
 from ttcfast.pwm.utils.metrics import ESNRMeter
-from ttcfast.pwm.utils.targets import build, locate
+from ttcfast.pwm.utils.targets import build, group, locate
 from ttcfast.runtime.errors import ArgumentError
 
 from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+
+GROUPS = ("use_flow_dynamics", "model", "dynamics_loss", "integrator", "parity", "sanity", "wm", "agent")
+INTEGRATION = {"type": "heun", "substeps": 2, "tau_sampling": "uniform"}
 
 
 class WorldModelLoss(NamedTuple):
@@ -29,9 +32,9 @@ class WorldModelLoss(NamedTuple):
     total: Tensor  # what is minimised
     dynamics: Tensor
     reward: Tensor
-    simplex_distance: Tensor  # of the predicted latents, without gradient
-    largest_latent: Tensor  # largest magnitude in the predicted latents, without gradient
-    latents: Tensor  # [H + 1, B, latent_dim], the rollout
+    simplex_distance: Tensor  # of ``latents``, without gradient
+    largest_latent: Tensor  # largest magnitude in ``latents``; the unit is the largest target's, at least 1 (on simplices: 1)
+    latents: Tensor  # the rollout, [H + 1, B, latent_dim]; [H, B, latent_dim] if the dynamics loss does not read the last state
 
 
 class PWM:
@@ -41,8 +44,8 @@ class PWM:
         model: World model to train.
         dynamics_loss: Loss of its dynamics; None for flow matching with a ``FlowWorldModel`` and the squared error otherwise.
         gamma: Discount of later steps in the loss.
-        dynamics_weight: Weight of the dynamics loss.
-        reward_weight: Weight of the reward loss.
+        dynamics_weight: Weight of the dynamics loss (TD-MPC2: 20).
+        reward_weight: Weight of the reward loss (TD-MPC2: 0.1), which is about a thousand times as large.
         lr: Learning rate of Adam (PWM: 3e-4).
         betas: Decay rates of Adam (PWM: 0.7 and 0.95).
         clip: Largest gradient norm (PWM: 20).
@@ -60,8 +63,8 @@ class PWM:
         dynamics_loss: DynamicsLoss | None = None,
         *,
         gamma: float = 0.99,
-        dynamics_weight: float = 1.0,
-        reward_weight: float = 1.0,
+        dynamics_weight: float = 20.0,
+        reward_weight: float = 0.1,
         lr: float = 3e-4,
         betas: Sequence[float] = (0.7, 0.95),
         clip: float = 20.0,
@@ -71,10 +74,8 @@ class PWM:
             raise ValueError(f"gamma is {gamma}; it lies in (0, 1]")
         for name, value in (("dynamics_weight", dynamics_weight), ("reward_weight", reward_weight), ("lr", lr), ("clip", clip)):
             at_least(name, value, 0)
-        flow = isinstance(model, FlowWorldModel)
-        if dynamics_loss is None:
-            dynamics_loss = FlowMatchingDynamicsLoss() if flow else MLPDynamicsLoss()
-        if isinstance(dynamics_loss, FlowMatchingDynamicsLoss) and not flow:
+        dynamics_loss = dynamics_loss or _loss_of(type(model))()
+        if isinstance(dynamics_loss, FlowMatchingDynamicsLoss) and not isinstance(model, FlowWorldModel):
             raise ValueError(f"dynamics_loss is FlowMatchingDynamicsLoss and the model a {type(model).__name__}; use MLPDynamicsLoss")
         self.model, self.dynamics_loss, self.gamma = model, dynamics_loss, gamma
         self.weights, self.clip, self.sanity = (dynamics_weight, reward_weight), clip, sanity or SanityChecks()
@@ -96,24 +97,26 @@ class PWM:
         tasks: Sequence[str] | None = None,
         action_dims: Sequence[int] | None = None,
     ) -> PWM:
-        """Build an agent from the ``alg`` group of a configuration (``ttcfast/configs/alg``), checking the parity of a flow or residual.
+        """Build an agent from the ``alg`` group of a configuration (``ttcfast/configs/alg``), checking and logging its parity.
 
         Args:
-            alg: Group with ``model`` and ``dynamics_loss``, each with its ``_target_``; ``integrator`` with ``type``, ``substeps`` and
-                ``tau_sampling``; ``parity`` with ``tolerance`` and ``on_violation``; ``sanity``; ``wm`` with this class's numbers; and
-                ``use_flow_dynamics``, where true or false selects model and loss, and None leaves the choice to the ``_target_``s.
+            alg: Group with ``model`` and ``dynamics_loss``, each with its ``_target_``, the loss optional as in the constructor;
+                ``integrator`` with ``type``, ``substeps`` and ``tau_sampling``, read by flows alone; ``parity`` with ``tolerance`` and
+                ``on_violation``; ``sanity``; ``wm`` with this class's numbers; and ``use_flow_dynamics``, which replaces both model and
+                loss where they are not what true or false asks for, while None leaves the choice to the ``_target_``s.
             observation_dim: Size of the observations.
             action_dim: Size of the actions.
             tasks: Names of the tasks; more than one make a multi-task model.
             action_dims: Size of each task's own actions.
 
         Raises:
-            ArgumentError: A key or class is unknown.
+            ArgumentError: A key or class is unknown, or a group is none.
             ParityError: As :func:`ttcfast.pwm.evaluation.parity.parameter_parity` decides.
             ValueError: The arguments do not fit.
         """
+        group({"alg": alg}, "alg", GROUPS, "")
         model_class, model_config, loss_class, loss_config = _classes(alg)
-        integration = {"type": "heun", "substeps": 2, "tau_sampling": "uniform", **(alg.get("integrator") or {})}
+        integration = {**INTEGRATION, **group(alg, "integrator", INTEGRATION)}
         several = tasks is not None and len(tasks) > 1
         extra: dict[str, Any] = {"tasks": tasks, "multitask": True} if several else {"multitask": False}
         extra["action_dims"] = action_dims
@@ -122,10 +125,9 @@ class PWM:
         loss_extra = {"tau_sampling": integration["tau_sampling"]} if issubclass(loss_class, FlowMatchingDynamicsLoss) else {}
         model = build(model_class, "alg.model", model_config, observation_dim, action_dim, **extra)
         loss = build(loss_class, "alg.dynamics_loss", loss_config, **loss_extra)
-        sanity = build(SanityChecks, "alg.sanity", alg.get("sanity") or {})
-        agent = build(cls, "alg.wm", alg.get("wm") or {}, model, loss, sanity=sanity)
-        if not isinstance(model, MLPWorldModel):
-            agent.parity = parameter_parity(model, **(alg.get("parity") or {}))
+        sanity = build(SanityChecks, "alg.sanity", group(alg, "sanity"))
+        agent = build(cls, "alg.wm", group(alg, "wm"), model, loss, sanity=sanity)
+        agent.parity = parameter_parity(model, **group(alg, "parity", ("tolerance", "on_violation")))
         return agent
 
     def rollout(self, z: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
@@ -158,19 +160,25 @@ class PWM:
         self._check(obs, act, rew)
         with torch.no_grad():
             targets = self.model.encode(obs[1:], task).detach()  # torch.no_grad alone would let forward-mode tangents through
-        latents = self.rollout(self.model.encode(obs[0], task), act, task)
+        rolled = act if self.dynamics_loss.reads_last else act[:-1]
+        latents = self.rollout(self.model.encode(obs[0], task), rolled, task)
         weights = self.gamma ** torch.arange(len(act), dtype=latents.dtype, device=latents.device) / len(act)
         dynamics = (weights * self.dynamics_loss(self.model, latents, act, targets, task)).sum()
-        reward = (weights * self.reward_loss(latents[:-1], act, rew, task)).sum()
-        predicted = latents.detach()[1:]
+        reward = (weights * self.reward_loss(latents[: len(act)], act, rew, task)).sum()
+        states = latents.detach()
         return WorldModelLoss(
             self.weights[0] * dynamics + self.weights[1] * reward,
             dynamics,
             reward,
-            simplex_distance(predicted, self.model.group),
-            predicted.abs().max(),
+            simplex_distance(states, self.model.group),
+            states.abs().max() / targets.abs().max().clamp_min(1),
             latents,
         )
+
+    def wm_evaluations(self, horizon: int) -> int:
+        """Return the evaluations of the dynamics network in a loss over ``horizon`` steps, that of a batch counting as one."""
+        rolled = horizon if self.dynamics_loss.reads_last else horizon - 1
+        return rolled * self.model.evaluations + horizon * self.dynamics_loss.evaluations
 
     def reward_loss(self, latents: Tensor, act: Tensor, rew: Tensor, task: Task | None = None) -> Tensor:
         """Return the loss of the reward head per step, ``[H]``: cross-entropy of a two-hot reward, squared error of a scalar one."""
@@ -193,7 +201,11 @@ class PWM:
         Returns:
             ``loss``, ``dynamics``, ``reward``, ``simplex_distance``, ``largest_latent``, ``gradient_norm`` (before clipping) and
             ``updated`` (1 or 0); with a meter also ``esnr``, ``esnr_db``, ``esnr_unbiased`` and ``noise_scale``.
+
+        Raises:
+            TrainingError: The sanity checks have stopped the training.
         """
+        self.sanity.require_running()
         self.wm_optimizer.zero_grad(set_to_none=True)
         measured: dict[str, float] = {}
         if meter is None:
@@ -239,12 +251,21 @@ class PWM:
 
 def _classes(alg: Mapping[str, Any]) -> tuple[type[BaseWorldModel], dict[str, Any], type[DynamicsLoss], dict[str, Any]]:
     """Return the classes of model and loss that ``use_flow_dynamics`` or the ``_target_`` entries choose, each with its configuration."""
-    model, loss = dict(alg.get("model") or {}), dict(alg.get("dynamics_loss") or {})
-    flow = alg.get("use_flow_dynamics")
+    model, loss, flow = group(alg, "model"), group(alg, "dynamics_loss"), alg.get("use_flow_dynamics")
     if flow is not None and not isinstance(flow, bool):
         raise ArgumentError(f"alg.use_flow_dynamics is {flow!r}; give true, false, or null to leave it to the _target_ entries")
-    named = locate(model.get("_target_"), BaseWorldModel, "alg.model._target_")  # type: ignore[type-abstract]
-    if flow is not None and issubclass(named, FlowWorldModel) != flow:
+    model_class = locate(model.get("_target_"), BaseWorldModel, "alg.model._target_")  # type: ignore[type-abstract]
+    if flow is not None and issubclass(model_class, FlowWorldModel) != flow:
+        model_class = FlowWorldModel if flow else MLPWorldModel
         model["dynamics"] = None
-        return (FlowWorldModel, model, FlowMatchingDynamicsLoss, {}) if flow else (MLPWorldModel, model, MLPDynamicsLoss, {})
-    return named, model, locate(loss.get("_target_"), DynamicsLoss, "alg.dynamics_loss._target_"), loss  # type: ignore[type-abstract]
+    if not loss:
+        return model_class, model, _loss_of(model_class), {}
+    loss_class = locate(loss.get("_target_"), DynamicsLoss, "alg.dynamics_loss._target_")  # type: ignore[type-abstract]
+    if flow is not None and issubclass(loss_class, FlowMatchingDynamicsLoss) != flow:
+        return model_class, model, _loss_of(model_class), {}
+    return model_class, model, loss_class, loss
+
+
+def _loss_of(model_class: type[BaseWorldModel]) -> type[DynamicsLoss]:
+    """Return the class of the loss that trains a kind of dynamics by default."""
+    return FlowMatchingDynamicsLoss if issubclass(model_class, FlowWorldModel) else MLPDynamicsLoss

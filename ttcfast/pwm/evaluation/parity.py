@@ -52,7 +52,8 @@ def parameter_parity(
 
     Args:
         model: Model to compare, such as a ``FlowWorldModel``.
-        base: Baseline; None for an ``MLPWorldModel`` with the arguments of ``model``, made without memory.
+        base: Baseline; None for an ``MLPWorldModel`` with the arguments of ``model``, made without memory, or for the model itself if it
+            is one.
         tolerance: Largest |gap| of the whole models.
         on_violation: ``"warn"`` to log a warning, ``"abort"`` to raise.
 
@@ -64,7 +65,9 @@ def parameter_parity(
     """
     one_of("on_violation", on_violation, ("warn", "abort"))
     at_least("tolerance", tolerance, 0)
-    if base is None:
+    if base is None and type(model) is MLPWorldModel:
+        base = model
+    elif base is None:
         with torch.device("meta"):
             base = MLPWorldModel(**{**model.arguments, "dynamics": None})
     found = Parity(base.total_params, model.total_params, base.dynamics_params, model.dynamics_params)

@@ -73,8 +73,8 @@ class FlowWorldModel(BaseWorldModel):
             task: As in :meth:`encode`.
 
         Raises:
-            ValueError: As in :meth:`encode`; or a time lies outside [0, 1] (not checked under ``torch.func``, nor while a CUDA graph is
-                captured or a graph is compiled).
+            ValueError: As in :meth:`encode`; or a time lies outside [0, 1]. Tensors on other devices than the CPU are not checked, since
+                that would wait for the device; nor is any tensor under ``torch.func`` or while a graph is compiled.
         """
         self._check_pair(z, a)
         _check_times(tau)
@@ -134,9 +134,7 @@ class FlowWorldModel(BaseWorldModel):
 
 def _check_times(tau: Tensor | float) -> None:
     if isinstance(tau, Tensor):
-        if torch.compiler.is_compiling() or (tau.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return
-        if torch._C._functorch.is_functorch_wrapped_tensor(tau):
+        if tau.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tau):
             return
         outside = tau[(tau < 0) | (tau > 1) | tau.isnan()]
         if outside.numel():

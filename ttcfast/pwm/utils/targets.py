@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -46,6 +46,27 @@ def locate(path: Any, kind: type[T], where: str) -> type[T]:
         remedy = f"call ttcfast.pwm.utils.targets.register({name}) before, if it is yours and you trust it"
         raise ArgumentError(f"{where} is {path!r}, which is no {kind.__name__} of ttcfast, nor registered; {remedy}")
     return found
+
+
+def group(config: Mapping[str, Any], name: str, known: Collection[str] | None = None, inside: str = "alg.") -> dict[str, Any]:
+    """Return a copy of the group ``config[name]``, empty if it is missing or None.
+
+    Args:
+        config: Configuration that holds the group.
+        name: Key of the group.
+        known: Keys that the group may have; None for any.
+        inside: Prefix of ``name`` in error messages.
+
+    Raises:
+        ArgumentError: The entry is no group, or has an unknown key.
+    """
+    found = config.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise ArgumentError(f"{inside}{name} is {found!r}; give a group of keys and values")
+    for key in found or ():
+        if known is not None and key not in known:
+            raise ArgumentError(f"{inside}{name}.{key} is unknown; {inside}{name} takes {', '.join(known)}")
+    return dict(found or {})
 
 
 def build(kind: type[T], where: str, config: Mapping[str, Any], *positional: Any, **extra: Any) -> T:
