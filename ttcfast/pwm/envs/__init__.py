@@ -3,6 +3,8 @@
 from .base import Environment, PaddedEnv
 from .controllers import Controller, RandomController, SwingUpController
 from .dm_control import TASKS, DMControlEnv
+from .gymnasium import GymnasiumEnv, as_gymnasium
+from .make import make_env
 from .pool import EnvPool, WorkerError
 
 __all__ = [
@@ -11,8 +13,11 @@ __all__ = [
     "DMControlEnv",
     "EnvPool",
     "Environment",
+    "GymnasiumEnv",
     "PaddedEnv",
     "RandomController",
     "SwingUpController",
     "WorkerError",
+    "as_gymnasium",
+    "make_env",
 ]
