@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.simulators import needs_dm_control
-from ttcfast.pwm.envs import TASKS, DMControlEnv
+from ttcfast.pwm.envs import TASKS, DMControlEnv, PaddedEnv
 from ttcfast.runtime.errors import ArgumentError
 
 pytestmark = needs_dm_control
@@ -86,11 +86,38 @@ def test_other_tasks_have_the_sizes_of_mt30(task, observation_dim, action_dim):
     assert np.isfinite(observation).all() and 0 <= reward <= 2 and not over
 
 
+# Sizes of observation and action in TD-MPC2's MT30.
+SIZES = {
+    **dict.fromkeys(("walker-stand", "walker-walk", "walker-run"), (24, 6)),
+    **dict.fromkeys(("reacher-easy", "reacher-hard"), (6, 2)),
+    **dict.fromkeys(("cartpole-balance", "cartpole-balance-sparse", "cartpole-swingup", "cartpole-swingup-sparse"), (5, 1)),
+    **dict.fromkeys(("finger-turn-easy", "finger-turn-hard"), (12, 2)),
+    **dict.fromkeys(("hopper-stand", "hopper-hop"), (15, 4)),
+    "cheetah-run": (17, 6),
+    "acrobot-swingup": (6, 1),
+    "pendulum-swingup": (3, 1),
+    "cup-catch": (8, 2),
+    "finger-spin": (9, 2),
+    "fish-swim": (24, 5),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_loads_and_steps(task):
-    observations, rewards = rollout(DMControlEnv(task), 0, 20)
-    assert np.isfinite(observations).all() and ((rewards >= 0) & (rewards <= 2)).all()
+def test_every_task_plays_an_episode_as_padded_in_mt30(task):
+    env = DMControlEnv(task)
+    assert (env.observation_dim, env.action_dim, env.episode_length) == (*SIZES[task], 500)
+    padded, random = PaddedEnv(env, 24, 6), np.random.default_rng(0)
+    actions = random.uniform(-1, 1, (500, 6))
+    results = []
+    for filler in (0.0, 1.0):  # in the entries that the task does not have
+        actions[:, env.action_dim :] = filler
+        steps = [(padded.reset(5), 0.0, False), *(padded.step(a) for a in actions)]
+        results.append([np.stack(column) for column in zip(*steps)])
+    observations, rewards, over = results[0]
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+    assert observations.shape == (501, 24) and np.isfinite(observations).all() and not observations[:, env.observation_dim :].any()
+    assert ((rewards >= 0) & (rewards <= 2)).all() and over.tolist() == [False] * 500 + [True]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a user without the simulator, or with one that does not fit, is told. Runs without dm_control."""
+"""What a user without the simulator, or with one that does not fit, is told. Runs without dm_control and gymnasium."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.pwm.envs.points import Point
 from tests.test_import_cost import loaded_by
-from ttcfast.pwm.envs import DMControlEnv, dm_control
+from ttcfast.pwm.envs import DMControlEnv, as_gymnasium, dm_control, make_env
 from ttcfast.runtime.errors import MissingPackageError
 
 
 def test_importing_the_wrapper_loads_no_simulator():
     assert loaded_by("import ttcfast.pwm.envs", {"dm_control", "mujoco"}, blocked={"dm_control", "mujoco"}) == []
+
+
+def test_a_missing_gymnasium_is_one_clear_error(monkeypatch):
+    assert loaded_by("import ttcfast.pwm.envs", {"gymnasium"}, blocked={"gymnasium"}) == []
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    for call in (lambda: make_env("gymnasium:Pendulum-v1"), lambda: as_gymnasium(Point())):
+        with pytest.raises(MissingPackageError, match=r"needs the package gymnasium, .*pip install 'ttcfast\[gym\]'"):
+            call()
 
 
 def test_a_missing_simulator_is_one_clear_error(monkeypatch):

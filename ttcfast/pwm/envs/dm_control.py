@@ -47,6 +47,7 @@ class DMControlEnv:
         action_repeat: Simulation steps per agent step, whose rewards are summed, so that a return is at most 1000.
 
     Attributes:
+        name: The task, as given.
         observation_dim, action_dim: Sizes of a flat observation and of an action.
         episode_length: Agent steps per episode.
         physics: Simulator of dm_control, for reading.
@@ -61,7 +62,8 @@ class DMControlEnv:
     def __init__(self, task: str, *, action_repeat: int = 2) -> None:
         one_of("task", task, TASKS)
         whole("action_repeat", action_repeat, 1)
-        self.task, self.action_repeat = task, action_repeat
+        self.task = self.name = task
+        self.action_repeat = action_repeat
         self._env = _load(task)
         limits = self._env.action_spec()
         self._low, self._span = limits.minimum, limits.maximum - limits.minimum
