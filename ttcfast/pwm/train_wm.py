@@ -24,6 +24,7 @@ from .algorithms import PWM
 from .arms import Arm
 from .checkpoint import save_world_model
 from .evaluation.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
+from .models.base import BaseWorldModel
 from .utils.metrics import ESNRMeter
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,8 @@ def train_wm(config: TrainWMConfig) -> Comparison:
         CheckpointError: An earlier run in ``out`` is damaged or has other settings.
     """
     out = output_folder(config.out)
-    material = _Material(config)
+    names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
+    material = Material(config.data, **{name: getattr(config, name) for name in names})
     runs = [_Run(config, Arm(arm), seed, out, material) for arm in config.arms for seed in config.seeds]
     results = []
     with bar(len(runs) * config.steps, "train_wm") as progress:
@@ -164,20 +166,20 @@ def train_wm(config: TrainWMConfig) -> Comparison:
     return Comparison(results, persistence(material.held_out, material.scale), material.held_out.act.shape[1], material.episodes)
 
 
-class _Material:
-    """The data that all runs share."""
+class Material:
+    """The data that all runs share, split into episodes to train on and held-out ones."""
 
-    def __init__(self, config: TrainWMConfig) -> None:
-        data = ReplaySet.open(config.data)
-        self.train, held = data.split(config.held_out, config.split_seed)
+    def __init__(self, place: str, *, horizon: int, eval_horizon: int, eval_stride: int, held_out: float, split_seed: int) -> None:
+        data = ReplaySet.open(place)
+        self.train, held = data.split(held_out, split_seed)
         self.episodes = len(self.train), len(held)
         shortest = int(data.lengths().min())
-        for name in ("horizon", "eval_horizon"):
-            if getattr(config, name) > shortest:
-                raise ArgumentError(f"{name} is {getattr(config, name)}; the shortest episode of {config.data} has {shortest} steps")
+        for name, steps in (("horizon", horizon), ("eval_horizon", eval_horizon)):
+            if steps > shortest:
+                raise ArgumentError(f"{name} is {steps}; the shortest episode of {place} has {shortest} steps")
         self.scale = Scale.of(self.train)
-        self.held_out = held.windows(*held.grid(config.eval_horizon, config.eval_stride), config.eval_horizon)
-        self.probing = self.train.windows(*self.train.grid(1, config.eval_stride), 1)
+        self.held_out = held.windows(*held.grid(eval_horizon, eval_stride), eval_horizon)
+        self.probing = self.train.windows(*self.train.grid(1, eval_stride), 1)
         tasks = data.task_names()
         dims = {s.parameters["number"]: s.parameters["action_dim"] for s in data.shards if "action_dim" in s.parameters}
         self.sizes: dict[str, Any] = {
@@ -187,13 +189,25 @@ class _Material:
             "action_dims": [dims[n] for n in range(len(tasks))] if set(range(len(tasks))) <= set(dims) else None,
         }
 
+    def agent(self, alg: Mapping[str, Any], device: str) -> PWM:
+        """Return an untrained agent of the ``alg`` group, which knows the spread of the training observations."""
+        agent = PWM.from_config(alg, **self.sizes)
+        if agent.model.observation_mean is not None:
+            agent.model.set_observation_statistics(self.scale.mean, self.scale.std)
+        agent.model.to(device)
+        return agent
+
+    def errors(self, model: BaseWorldModel) -> ImaginationErrors:
+        """Return the errors of imagination on the held-out episodes."""
+        return imagination_errors(model, fit_probe(model, self.probing, self.scale), self.held_out, self.scale)
+
 
 class _Run(TrainingRun):
     """One arm with one seed."""
 
     settings_key, require_finite = "settings", False  # the sanity checks skip updates that are not finite
 
-    def __init__(self, config: TrainWMConfig, arm: Arm, seed: int, out: Path, material: _Material) -> None:
+    def __init__(self, config: TrainWMConfig, arm: Arm, seed: int, out: Path, material: Material) -> None:
         self.config, self.arm, self.seed, self.material = config, arm, seed, material
         self.out, self.steps = out / f"{arm.name}_seed{seed}", config.steps
         self.report = self.out / "result.json"
@@ -210,8 +224,7 @@ class _Run(TrainingRun):
         if not self.config.resume:
             self.report.unlink(missing_ok=True)
         torch.manual_seed(self.seed)
-        self.agent = agent = PWM.from_config(self.alg, **self.material.sizes)
-        agent.model.to(self.config.device)
+        self.agent = agent = self.material.agent(self.alg, self.config.device)
         self.model, self.optimizer = agent.model, agent.wm_optimizer
         self._lr = float(agent.wm_optimizer.param_groups[0]["lr"])
         if self.config.esnr_microbatches:
@@ -261,8 +274,7 @@ class _Run(TrainingRun):
         return {**found, "lr": lr}
 
     def _measure(self, agent: PWM, done: int) -> ArmResult:
-        model, material = agent.model, self.material
-        errors = imagination_errors(model, fit_probe(model, material.probing, material.scale), material.held_out, material.scale)
+        model, errors = agent.model, self.material.errors(agent.model)
         parity = agent.parity
         assert parity is not None  # from_config sets it
         return ArmResult(

@@ -37,7 +37,7 @@ class AgentConfig:
         actor_clip, critic_clip: Largest gradient norms, the actor's of the imagined return in units of the rewards.
         critic_passes, critic_minibatches: Passes over the imagined states per update, and minibatches per pass.
         target_rate: Rate at which the target network follows the critic, per minibatch; 1 for no target network.
-        bootstrap: How the actor reads the ensemble at the end of a rollout, ``"min"`` or ``"mean"``; targets of the critic take the minimum.
+        bootstrap: How the actor reads the ensemble at the end of a rollout, ``"min"`` or ``"mean"``; the critic's targets take the minimum.
         detach: Whether the policy sees latents without their gradient, so that gradients reach actions through the dynamics alone, as in
             PWM. It biases the gradient.
         entropy: Weight of the policy's entropy before tanh.
@@ -116,7 +116,7 @@ class ActorCritic:
         self.unit = reward_scale / (1 - config.gamma)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.actor_lr, betas=config.betas)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_lr, betas=config.betas)
-        self.skipped = 0
+        self.skipped = self.skipped_in_a_row = 0
 
     def to(self, device: str | torch.device) -> ActorCritic:
         """Move the networks to ``device``, before the first update."""
@@ -156,12 +156,12 @@ class ActorCritic:
         return discounts @ rollout.rewards / self.unit + gamma**horizon * last
 
     def update(self, z: Tensor, step: int, *, progress: float = 0.0) -> dict[str, float]:
-        """Make one update of the actor, and ``critic_passes`` times ``critic_minibatches`` of the critic, from latents ``z [B, latent_dim]``.
+        """Make one update of the actor, and ``critic_passes`` times ``critic_minibatches`` of the critic.
 
         An update of the actor whose loss or gradient is not finite is skipped and counted in ``skipped``, the critic's with it.
 
         Args:
-            z: Latents where imagined rollouts start, without gradient.
+            z: Latents where imagined rollouts start, ``[B, latent_dim]``, without gradient.
             step: Number of the update, which keys the noise.
             progress: Share of training done, which lowers the learning rates.
 
@@ -180,10 +180,11 @@ class ActorCritic:
         found = torch.stack([loss, norm]).tolist()  # waits for the device
         allowed = all(map(math.isfinite, found))
         if allowed:
+            self.skipped_in_a_row = 0
             self.actor_optimizer.step()
             critic_loss, values = self._update_critic(rollout, step)
         else:
-            self.skipped += 1
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             critic_loss = values = z.new_tensor(math.nan)
         self.actor_optimizer.zero_grad(set_to_none=True)
         saturated = (rollout.actions.abs() > 0.98).to(z.dtype).mean()
@@ -242,7 +243,8 @@ class ActorCritic:
             size: Step of the central differences.
         """
         twin = copy.copy(self)
-        twin.model, twin.actor, twin.critic = (copy.deepcopy(x).double() for x in (self.model, self.actor, self.critic))
+        twin.model, twin.actor = copy.deepcopy(self.model).double(), copy.deepcopy(self.actor).double()
+        twin.critic = copy.deepcopy(self.critic).double()
         z, noise = z.double(), self.noise(len(z), step, z.device, _SITE_MEASURE).double()
         gradient = nn.utils.parameters_to_vector(twin.actor_gradients(z, noise)[1])
         here = nn.utils.parameters_to_vector(twin.actor.parameters()).detach()
@@ -262,7 +264,11 @@ class ActorCritic:
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizers and counts, for an exact resume."""
         optimizers = {"actor_optimizer": self.actor_optimizer.state_dict(), "critic_optimizer": self.critic_optimizer.state_dict()}
-        return {**{name: module.state_dict() for name, module in self.modules().items()}, **optimizers, "skipped": self.skipped}
+        return {
+            **{name: module.state_dict() for name, module in self.modules().items()},
+            **optimizers,
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
@@ -270,7 +276,7 @@ class ActorCritic:
             module.load_state_dict(state[name])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.skipped = int(state["skipped"])
+        self.skipped, self.skipped_in_a_row = map(int, state["skipped"])
 
     def _update_critic(self, rollout: Imagined, step: int) -> tuple[Tensor, Tensor]:
         """Fit the critic to the rollout's TD(lambda) returns; return the mean loss and the mean return."""

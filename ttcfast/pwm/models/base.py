@@ -271,7 +271,7 @@ class BaseWorldModel(nn.Module, ABC):
     def _make_encoder(self, units: Sequence[int], last: Mapping[str, Any]) -> Network | None:
         if last.get("last_layer") != "identity":
             return Network(self.observation_dim + self.task_dim, units, self.latent_dim, **last)
-        if set(last) > {"last_layer"}:
+        if last.get("last_layer_kwargs"):
             raise ValueError(f"encoder is {dict(last)}; an identity takes nothing else")
         if self.latent_dim != self.observation_dim:
             raise ValueError(f"latent_dim is {self.latent_dim} and encoder an identity of {self.observation_dim} entries; give None")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class CriticEnsemble(nn.Module):
         for size in sizes:
             whole("size of a layer", size, 1)
         self.members = members
-        self.weights = nn.ParameterList(torch.empty(members, i, o) for i, o in zip(sizes, sizes[1:]))
+        self.weights = nn.ParameterList(torch.empty(members, i, o) for i, o in pairwise(sizes))
         self.biases = nn.ParameterList(torch.zeros(members, 1, o) for o in sizes[1:])
         self.scales = nn.ParameterList(torch.ones(members, 1, o) for o in units)
         self.shifts = nn.ParameterList(torch.zeros(members, 1, o) for o in units)

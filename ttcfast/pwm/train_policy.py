@@ -1,0 +1,527 @@
+"""Trains a world model and then a policy inside it, from recorded episodes alone or with its own, with exact resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttcfast.checks import at_least, one_of, whole
+from ttcfast.data.replay import ReplaySampler, ReplaySet, Windows
+from ttcfast.data.replay_shard import ReplayShard, write_shard
+from ttcfast.ops import normal
+from ttcfast.runtime.devices import device_of
+from ttcfast.runtime.errors import ArgumentError, CheckpointError
+from ttcfast.runtime.files import output_folder, parse_json, require_regular, write_json
+from ttcfast.runtime.progress import bar
+from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings, settings
+from ttcfast.spec import Key
+
+from .algorithms.actor_critic import ActorCritic, AgentConfig
+from .arms import Arm
+from .checkpoint import save_agent
+from .envs import EnvPool, make_env
+from .envs.base import Environment, PaddedEnv
+from .envs.rollouts import Rollouts, rollouts
+from .evaluation.imagination import ImaginationErrors
+from .evaluation.parity import parameter_parity
+from .train_wm import Material
+
+logger = logging.getLogger(__name__)
+
+MODES = ("offline", "online")
+_SITE_EXPLORE = 4  # site of the keyed noise of collected episodes
+_FREE_ON_RESUME = {"out", "resume", "save_every", "processes", "tensorboard", "wandb"}
+
+
+@dataclass(frozen=True)
+class TrainPolicyConfig:
+    """Settings of ``ttcfast train_policy``.
+
+    Args:
+        data: Folder of replay shards of one task, as ``ttcfast collect`` writes them.
+        out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online, episodes/.
+        alg: Group of ``ttcfast/configs/alg``: the world model, its loss and its optimizer.
+        agent: Group of ``ttcfast/configs/agent``: fields of :class:`ttcfast.pwm.algorithms.actor_critic.AgentConfig`.
+        arm: Kind of dynamics: ``mlp``, ``residual`` or a flow as ``heun<K>`` or ``euler<K>``.
+        mode: ``"offline"``: the recorded episodes alone; the world model is frozen while the policy trains. ``"online"``: the policy also
+            plays episodes, from which the world model goes on learning.
+        seed: Random seed of networks, batches and noise.
+        wm_steps: Updates of the world model before the policy's first.
+        steps: Updates of the policy.
+        batch, horizon: Windows per update of the world model, and their steps.
+        starts: Recorded states per update of the policy from which imagined rollouts start.
+        warmup, wm_lr_floor: Updates of linear warm-up of the world model, and the share of ``alg.wm.lr`` left after ``wm_steps``.
+        collect_every, collect_episodes: Online, updates of the policy between rounds of collection, and episodes per round, played with the
+            policy's noise.
+        wm_updates: Online, updates of the world model per update of the policy, at the learning rate's floor.
+        first_share: Online, share of every batch drawn from the recorded data, lest the world model forget where the policy is not.
+        eval_every, eval_episodes, eval_seed: Updates between evaluations, and their episodes, by the mean policy from the random seeds
+            ``eval_seed`` on. The seeds from ``eval_seed + 1000`` on are those of the last evaluation, of ``final_episodes``.
+        held_out, split_seed, eval_horizon, eval_stride: As in ``ttcfast train_wm``.
+        esnr_microbatches: Number of microbatches, a divisor of ``starts``, of the ESNR of the actor's gradient, measured at evaluations.
+        processes: Worker processes of the simulator; 0 for none.
+        save_every, log_every: Updates between saves and between log entries.
+        resume: Whether to keep a finished run and to continue an interrupted one.
+    """
+
+    data: str = "data/cartpole"
+    out: str = "runs/train_policy"
+    alg: Mapping[str, Any] = field(default_factory=dict)
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    arm: str = "residual"
+    mode: str = "offline"
+    seed: int = 0
+    wm_steps: int = 1500
+    steps: int = 400
+    batch: int = 64
+    horizon: int = 8
+    starts: int = 64
+    warmup: int = 50
+    wm_lr_floor: float = 0.2
+    collect_every: int = 50
+    collect_episodes: int = 1
+    wm_updates: int = 2
+    first_share: float = 0.5
+    eval_every: int = 100
+    eval_episodes: int = 5
+    eval_seed: int = 10_000
+    final_episodes: int = 10
+    held_out: float = 0.1
+    split_seed: int = 0
+    eval_horizon: int = 16
+    eval_stride: int = 8
+    esnr_microbatches: int = 8
+    processes: int = 0
+    save_every: int = 250
+    log_every: int = 25
+    resume: bool = True
+    device: str = "cpu"
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        Arm(self.arm)
+        one_of("mode", self.mode, MODES)
+        for name in ("seed", "eval_seed", "wm_updates", "processes"):
+            whole(name, getattr(self, name), 0)
+        counts = ("wm_steps", "steps", "batch", "horizon", "starts", "collect_every", "collect_episodes", "eval_every", "eval_episodes")
+        for name in (*counts, "final_episodes", "eval_horizon", "eval_stride", "save_every", "log_every"):
+            whole(name, getattr(self, name), 1)
+        at_least("warmup", self.warmup, 0)
+        for name in ("wm_lr_floor", "first_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
+        if self.esnr_microbatches < 2 or self.starts % self.esnr_microbatches:
+            raise ArgumentError(f"esnr_microbatches is {self.esnr_microbatches} and starts {self.starts}; give a divisor of at least 2")
+        device_of(self.device)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured after ``step`` updates of the policy.
+
+    Attributes:
+        returns: Return of every episode of the mean policy.
+        predicted, realised: Mean discounted value of the episodes' first states, by the critic and as earned within the episode.
+        esnr_db, esnr_unbiased_db: ESNR of the actor's gradient, NaN where it is not above 0.
+        gradient_cosine: Cosine of the actor's gradient with finite differences of the imagined return.
+    """
+
+    step: int
+    returns: tuple[float, ...]
+    predicted: float
+    realised: float
+    esnr_db: float
+    esnr_unbiased_db: float
+    gradient_cosine: float
+
+    @property
+    def mean(self) -> float:
+        """Mean return, NaN without an episode that went through."""
+        return sum(self.returns) / len(self.returns) if self.returns else math.nan
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """Outcome of one run.
+
+    Attributes:
+        evaluations: In order; the last is of the final episodes.
+        errors, errors_before: Errors of imagination on held-out recorded episodes at the end, and before the policy's first update.
+        detach: Whether the policy's gradient left out the part through the latents it sees.
+        parameters, dynamics_gap: Parameters of the world model, and those of its dynamics relative to the MLP's.
+        dynamics_evaluations: Evaluations of the dynamics network per imagined step.
+        field_evaluations: Evaluations of the dynamics network in training, that of a batch counting as one.
+        own_episodes, failed: Episodes that the policy added to the data, and those that were dropped because the simulator failed.
+        wm_seconds, policy_seconds, cpu_seconds: Wall-clock of the updates of world model and policy, and processor time of both.
+        skipped, stopped: Skipped updates of both, and whether the sanity checks ended the run.
+    """
+
+    task: str
+    arm: str
+    seed: int
+    mode: str
+    evaluations: tuple[Evaluation, ...]
+    errors: ImaginationErrors
+    errors_before: ImaginationErrors
+    detach: bool
+    parameters: int
+    dynamics_gap: float
+    dynamics_evaluations: int
+    field_evaluations: int
+    own_episodes: int
+    failed: int
+    wm_seconds: float
+    policy_seconds: float
+    cpu_seconds: float
+    skipped: int
+    stopped: bool
+
+
+def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None], None] | None = None) -> PolicyResult:
+    """Train one policy, or return the result of the finished run in ``out``.
+
+    A run that was killed continues from its last save and ends with the same weights as an uninterrupted one, bit for bit on one machine
+    with the same number of threads. A resume with other settings is refused.
+
+    Args:
+        config: Settings.
+        advance: Receives the updates made and a note; None shows a progress bar.
+
+    Raises:
+        DataError: There are no data, or of another task.
+        ArgumentError: A setting does not fit the data, the models or the task.
+        ParityError: As ``alg.parity`` decides.
+        CheckpointError: An earlier run in ``out`` is damaged or has other settings.
+        MissingPackageError: The simulator is not installed.
+    """
+    run = _Run(config)
+    if config.resume and (found := run.read()) is not None:
+        if advance is not None:
+            advance(run.steps, None)
+        return found
+    if advance is not None:
+        return run.result(advance)
+    with bar(run.steps, "train_policy") as progress:
+        return run.result(lambda steps, text: progress.advance(steps, note=text or ""))
+
+
+class _Run(TrainingRun):
+    """The state of one training run; its first ``wm_steps`` updates are those of the world model, the rest the policy's."""
+
+    settings_key, require_finite = "settings", False  # the sanity checks skip updates that are not finite
+
+    def __init__(self, config: TrainPolicyConfig) -> None:
+        self.config, self.out = config, output_folder(config.out)
+        self.arm, self.agent_config = Arm(config.arm), _agent_config(config.agent)
+        self.alg = self.arm.configure(config.alg)
+        self.steps, self.report = config.wm_steps + config.steps, self.out / "result.json"
+        names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
+        self.material = Material(config.data, **{name: getattr(config, name) for name in names})
+        self.task, self.env = _task_of(self.material.train, config.data)
+        self.first = ReplaySampler(self.material.train, config.horizon, seed=config.seed)
+        self.own: ReplaySampler | None = None
+        self.rounds, self.failed, self.stopped_by_policy = 0, 0, False
+        self.evaluations: list[Evaluation] = []
+        self.before: ImaginationErrors | None = None
+
+    def result(self, advance: Callable[[float, str | None], None]) -> PolicyResult:
+        """Train or resume the run, measure it, and write agent.safetensors and result.json."""
+        config, material = self.config, self.material
+        if not config.resume:
+            self.report.unlink(missing_ok=True)
+            for file in self._shards():
+                file.unlink()
+        torch.manual_seed(config.seed)
+        self.agent = material.agent(self.alg, config.device)
+        largest = max(float(material.train[i].rew.abs().max()) for i in range(len(material.train)))
+        self.policy = ActorCritic(self.agent.model, self.agent_config, reward_scale=max(largest, 1e-6), seed=config.seed).to(config.device)
+        self.model, self.optimizer = self.agent.model, self.agent.wm_optimizer
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.watch, self.cpu = Stopwatch(running=False), Stopwatch("cpu", running=False)
+        self.wm_watch = Stopwatch(running=False)
+        with EnvPool([self.env] * max(config.eval_episodes, config.collect_episodes), config.processes) as self.pool:
+            if (self.pool.observation_dim, self.pool.action_dim) != (self.agent.model.observation_dim, self.agent.model.action_dim):
+                raise ArgumentError(
+                    f"{config.data} has observations and actions of sizes {self.agent.model.observation_dim, self.agent.model.action_dim}, "
+                    f"{self.task} of {self.pool.observation_dim, self.pool.action_dim}; give data of this task"
+                )
+            self.train(advance)
+        if self.stopped():
+            logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, config.seed, self.done, self.steps)
+            advance(self.steps - self.done, None)
+        about = {"task": self.task, "arm": self.arm.name, "seed": config.seed, "steps": self.done}
+        save_agent(self.out / "agent.safetensors", self.agent, self.policy, self.alg, material.sizes, asdict(self.agent_config), **about)
+        found = self._result()
+        write_json(self.report, {"result": asdict(found), "settings": self.settings()})
+        return found
+
+    def read(self) -> PolicyResult | None:
+        """Return the result of a finished run, None if there is none."""
+        return read_result(self.report, self.settings())
+
+    @property
+    def val_every(self) -> int:
+        return 1  # validate() knows when an evaluation is due
+
+    def stopped(self) -> bool:
+        return self.agent.sanity.stopped or self.stopped_by_policy
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that decide the outcome, as JSON values."""
+        own = {"alg": self.alg, "agent": asdict(self.agent_config), "sizes": self.material.sizes, "episodes": self.material.episodes}
+        return json.loads(json.dumps({**settings(self.config, _FREE_ON_RESUME), **own, "windows": len(self.first)}))
+
+    def state(self) -> dict[str, Any]:
+        before = None if self.before is None else asdict(self.before)
+        seconds = {"cpu": self.cpu.seconds(), "wm": self.wm_watch.seconds()}
+        counts = {"rounds": self.rounds, "failed": self.failed, "stopped_by_policy": self.stopped_by_policy}
+        return {
+            "policy": self.policy.state_dict(),
+            "sanity": self.agent.sanity.state_dict(),
+            "evaluations": [asdict(e) for e in self.evaluations],
+            "before": before,
+            "spent": seconds,
+            **counts,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.agent.sanity.load_state_dict(state["sanity"])
+        self.evaluations = [_evaluation(held) for held in state["evaluations"]]
+        self.before = None if state["before"] is None else _errors(state["before"])
+        self.rounds, self.failed = int(state["rounds"]), int(state["failed"])
+        self.stopped_by_policy = bool(state["stopped_by_policy"])
+        self.cpu.restart_at(float(state["spent"]["cpu"]))
+        self.wm_watch.restart_at(float(state["spent"]["wm"]))
+        self._open_own()
+
+    def step(self, step: int) -> dict[str, float]:
+        for watch in (self.watch, self.cpu):
+            watch.go_on()
+        later = step - self.config.wm_steps
+        if later >= 0 and self.config.mode == "online" and later % self.config.collect_every == 0:
+            for watch in (self.watch, self.cpu):
+                watch.pause()
+            self._collect()
+            for watch in (self.watch, self.cpu):
+                watch.go_on()
+        found = self._update_wm(step, step) if later < 0 else self._update_policy(later)
+        for watch in (self.watch, self.cpu):
+            watch.pause()
+        return found
+
+    def validate(self, step: int) -> dict[str, float]:
+        config, later = self.config, step - self.config.wm_steps
+        if later == 0 and self.before is None:
+            self.before = self.material.errors(self.agent.model)
+            return {"observation_error": self.before.observation[-1], "reward_error": self.before.reward[-1]}
+        last = step == self.steps or self.stopped()
+        if later < 0 or (later % config.eval_every and not last):
+            return {}
+        count, seed = (config.final_episodes, config.eval_seed + 1000) if last else (config.eval_episodes, config.eval_seed)
+        self.evaluations.append(found := self._evaluate(later, [seed + i for i in range(count)]))
+        return {"return": found.mean, "predicted": found.predicted, "realised": found.realised, "esnr_db": found.esnr_db}
+
+    def _update_wm(self, step: int, draw: int, lr: float | None = None) -> dict[str, float]:
+        config = self.config
+        self.wm_watch.go_on()
+        done = step / config.wm_steps
+        share = (step + 1) / config.warmup if step < config.warmup else 1 - (1 - config.wm_lr_floor) * done
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * share if lr is None else lr
+        obs, act, rew, _ = self._windows(draw, config.batch)
+        found = self.agent.update_wm(obs, act, rew)
+        self.wm_watch.pause()
+        return found
+
+    def _update_policy(self, step: int) -> dict[str, float]:
+        config, found = self.config, {}
+        if config.mode == "online":
+            for i in range(config.wm_updates):
+                if not self.agent.sanity.stopped:
+                    draw = config.wm_steps + step * config.wm_updates + i
+                    found = {f"wm/{k}": v for k, v in self._update_wm(config.wm_steps, draw, self.lr * config.wm_lr_floor).items()}
+        update = self.policy.update(self._starts(step), step, progress=step / config.steps)
+        # As for the world model, so many skipped updates in a row mean that nothing will come any more.
+        self.stopped_by_policy = bool(self.agent.sanity.patience) and self.policy.skipped_in_a_row >= self.agent.sanity.patience
+        return {**found, **update, "loss": update["actor_loss"]}
+
+    def _starts(self, step: int) -> Tensor:
+        """Return the latents from which the imagined rollouts of update ``step`` start."""
+        obs = self._windows(10**9 + step, self.config.starts)[0][0]
+        with torch.no_grad():
+            return self.agent.model.encode(obs)
+
+    def _windows(self, draw: int, size: int) -> Windows:
+        """Return windows of the recorded episodes and, once there are any, of the policy's own."""
+        if self.own is None:
+            return self.first.batch(draw, size).to(self.config.device)
+        recorded = round(self.config.first_share * size)
+        parts = [sampler.batch(draw, n) for sampler, n in ((self.first, recorded), (self.own, size - recorded)) if n]
+        joined = [torch.cat(held, 0 if held[0].ndim == 1 else 1) for held in zip(*parts)]
+        return Windows(*joined).to(self.config.device)
+
+    def _collect(self) -> None:
+        """Play a round of episodes with the policy's noise and add them to the data, as one shard."""
+        config = self.config
+        seeds = [config.eval_seed + 10_000 + self.rounds * config.collect_episodes + i for i in range(config.collect_episodes)]
+        played = self._play(seeds, noise=Key(config.seed, self.rounds, _SITE_EXPLORE))
+        self.failed += played.failed
+        if kept := played.kept():
+            write_shard(self._shard(self.rounds), kept, {"task": self.task, "number": 0, "round": self.rounds})
+        self.rounds += 1
+        self._open_own()
+
+    def _shard(self, number: int) -> Path:
+        return self.out / "episodes" / f"round_{number:05d}.pt"
+
+    def _shards(self) -> list[Path]:
+        folder = self.out / "episodes"
+        return sorted(folder.glob("round_*.pt")) if folder.is_dir() else []
+
+    def _open_own(self) -> None:
+        """Read the policy's own episodes; those of rounds that a resume repeats are overwritten."""
+        files = [file for file in map(self._shard, range(self.rounds)) if file.exists()]
+        if files:
+            shards = [ReplayShard(file, verify=False) for file in files]
+            self.own = ReplaySampler(ReplaySet(shards), self.config.horizon, seed=self.config.seed)
+
+    def _play(self, seeds: list[int], noise: Key | None = None) -> Rollouts:
+        """Play episodes by the mean policy, or with ``noise``."""
+
+        def policy(obs: Tensor, step: int, episodes: Tensor) -> Tensor:
+            z = self.agent.model.encode(obs.to(self.config.device))
+            eps = None
+            if noise is not None:
+                rows = torch.stack([episodes, torch.full_like(episodes, step)], 1)
+                eps = normal(len(obs), (self.agent.model.action_dim,), key=noise, rows=rows).to(z.device)
+            return self.policy.act(z, eps).cpu()
+
+        return rollouts(self.pool, policy, seeds)
+
+    def _evaluate(self, step: int, seeds: list[int]) -> Evaluation:
+        played = self._play(seeds)
+        self.failed += played.failed
+        kept, gamma = played.kept(), self.agent_config.gamma
+        realised = [float((gamma ** torch.arange(len(e.rew), dtype=torch.float64)) @ e.rew.double().flatten()) for e in kept]
+        predicted = math.nan
+        if kept:
+            with torch.no_grad():
+                z = self.agent.model.encode(torch.stack([e.obs[0] for e in kept]).to(self.config.device))
+                predicted = float(self.policy.value(z).mean())
+        starts = self._starts(step)
+        ratio = self.policy.measure_esnr(starts, step, self.config.esnr_microbatches)
+        return Evaluation(
+            step=step,
+            returns=tuple(played.returns[~played.returns.isnan()].tolist()),
+            predicted=predicted,
+            realised=sum(realised) / len(realised) if realised else math.nan,
+            esnr_db=ratio.raw_db,
+            esnr_unbiased_db=ratio.unbiased_db,
+            gradient_cosine=self.policy.finite_difference_cosine(starts[:16], step),
+        )
+
+    def _result(self) -> PolicyResult:
+        config, model, later = self.config, self.agent.model, max(self.done - self.config.wm_steps, 0)
+        parity = self.agent.parity or parameter_parity(model)
+        updates = self.done - later + (later * config.wm_updates if config.mode == "online" else 0)
+        fields = updates * self.agent.wm_evaluations(config.horizon) + later * self.agent_config.horizon * model.evaluations
+        errors = self.material.errors(model)
+        return PolicyResult(
+            task=self.task,
+            arm=self.arm.name,
+            seed=config.seed,
+            mode=config.mode,
+            evaluations=tuple(self.evaluations),
+            errors=errors,
+            errors_before=self.before or errors,
+            detach=self.agent_config.detach,
+            parameters=parity.model,
+            dynamics_gap=parity.dynamics_gap,
+            dynamics_evaluations=model.evaluations,
+            field_evaluations=fields,
+            own_episodes=0 if self.own is None else len(self.own.data),
+            failed=self.failed,
+            wm_seconds=self.wm_watch.seconds(),
+            policy_seconds=self.watch.seconds() - self.wm_watch.seconds(),
+            cpu_seconds=self.cpu.seconds(),
+            skipped=self.agent.sanity.skipped + self.policy.skipped,
+            stopped=self.stopped(),
+        )
+
+
+def read_result(path: Path, now: Mapping[str, Any] | None = None) -> PolicyResult | None:
+    """Return the result that a run wrote to ``path``, None if there is no such file.
+
+    Args:
+        path: A result.json.
+        now: Settings that the run must have been made with; None for any.
+
+    Raises:
+        CheckpointError: The file is damaged, or of a run with other settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        held = parse_json(require_regular(path, "result", "", CheckpointError).read_text(encoding="utf-8"))
+        values: dict[str, Any] = dict(held["result"])
+        values["evaluations"] = tuple(_evaluation(e) for e in values["evaluations"])
+        values |= {name: _errors(values[name]) for name in ("errors", "errors_before")}
+        found, before = PolicyResult(**values), dict(held["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove it, or give another out= or resume=false") from error
+    if now is not None:
+        require_same_settings(path, before, now)
+    return found
+
+
+def _agent_config(given: Mapping[str, Any]) -> AgentConfig:
+    try:
+        return AgentConfig(**given)
+    except TypeError as error:
+        raise ArgumentError(f"agent is {dict(given)}; its keys are {', '.join(AgentConfig.__dataclass_fields__)} ({error})") from error
+
+
+def _task_of(data: ReplaySet, place: str) -> tuple[str, Callable[[], Environment]]:
+    """Return the task of the shards and what makes its environment, with the sizes of the data."""
+    made = [shard.parameters for shard in data.shards]
+    names = {str(p.get("task")) for p in made}
+    if len(names) != 1 or names == {"None"}:
+        raise ArgumentError(f"data is {place}, with shards of {', '.join(sorted(names))}; give a folder of one named task")
+    repeats = {int(p.get("action_repeat", 2)) for p in made}
+    if len(repeats) != 1:
+        raise ArgumentError(f"data is {place}, with shards of action repeats {sorted(repeats)}; give a folder of one")
+    return names.pop(), partial(_padded, made[0]["task"], repeats.pop(), data.observation_dim, data.action_dim)
+
+
+def _padded(task: str, action_repeat: int, observation_dim: int, action_dim: int) -> Environment:
+    env = make_env(task, action_repeat=action_repeat)
+    fits = (env.observation_dim, env.action_dim) == (observation_dim, action_dim)
+    return env if fits else PaddedEnv(env, observation_dim, action_dim)
+
+
+def _number(value: float | None) -> float:
+    """Return ``value``, NaN for the null that strict JSON has in its place."""
+    return math.nan if value is None else value
+
+
+def _evaluation(held: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(**_values(held))
+
+
+def _errors(held: Mapping[str, Any]) -> ImaginationErrors:
+    return ImaginationErrors(**_values(held))
+
+
+def _values(held: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(map(_number, v)) if isinstance(v, (list, tuple)) else _number(v) for k, v in held.items()}
