@@ -243,6 +243,7 @@ class _Run(TrainingRun):
                 file.unlink()
         torch.manual_seed(config.seed)
         self.agent = material.agent(self.alg, config.device)
+        torch.manual_seed(config.seed)  # arms of one seed begin with the same policy, whatever their world models have drawn
         largest = max(float(material.train[i].rew.abs().max()) for i in range(len(material.train)))
         self.policy = ActorCritic(self.agent.model, self.agent_config, reward_scale=max(largest, 1e-6), seed=config.seed).to(config.device)
         self.model, self.optimizer = self.agent.model, self.agent.wm_optimizer
