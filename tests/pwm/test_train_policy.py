@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import ttcfast
 import ttcfast.pwm.train_policy as module
 from tests.replays import earn, episode, move
 from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import write_shard
-from ttcfast.pwm.checkpoint import load_agent, load_world_model
+from ttcfast.pwm import PWM
+from ttcfast.pwm.checkpoint import load_world_model
 from ttcfast.pwm.train_policy import PolicyResult, TrainPolicyConfig, train_policy
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -93,12 +95,13 @@ def test_a_run_reports_what_it_did_and_is_not_repeated(config, arm):
 
 def test_the_checkpoint_acts_like_the_trained_policy(config):
     found = train_policy(config)
-    agent = load_agent(Path(config.out) / "agent.safetensors")
+    agent = ttcfast.load(Path(config.out) / "agent.safetensors")
+    assert isinstance(agent, PWM)
     env, total = Rotation(), []
     for seed in range(config.eval_seed + 1000, config.eval_seed + 1003):
         obs, rewards, over = env.reset(seed), [], False
         while not over:
-            obs, reward, over = env.step(agent.act(agent.model.encode(torch.from_numpy(obs)[None]))[0].numpy())
+            obs, reward, over = env.step(agent.act(torch.from_numpy(obs)[None])[0].numpy())
             rewards.append(reward)
         total.append(sum(rewards))
     assert found.evaluations[-1].returns == pytest.approx(total, abs=1e-4)
