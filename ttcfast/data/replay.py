@@ -15,7 +15,9 @@ from ttcfast.checks import at_least, whole
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
 
-from .replay_shard import Episode, ReplayShard
+from .episodes import Episode, Shard
+from .minari import minari_file, open_minari
+from .replay_shard import ReplayShard
 from .statistics import mean_std, moments
 
 
@@ -35,14 +37,14 @@ class ReplaySet:
     """Episodes of shards with equal observation and action sizes, read lazily; instances can be pickled.
 
     Args:
-        shards: At least one.
+        shards: At least one; each may have its own length of episodes.
         episodes: ``[N, 2]`` int64 pairs (shard, episode in the shard), in order; None takes all.
 
     Raises:
-        DataError: No shard, or shards of different sizes.
+        DataError: No shard, shards of different sizes, or shards that number their tasks differently.
     """
 
-    def __init__(self, shards: Sequence[ReplayShard], episodes: Tensor | None = None) -> None:
+    def __init__(self, shards: Sequence[Shard], episodes: Tensor | None = None) -> None:
         if not shards:
             raise DataError("no replay shard given; name at least one .pt file or a folder that holds some")
         self.shards = tuple(shards)
@@ -54,6 +56,7 @@ class ReplaySet:
                     f"{shard.path} has observations and actions of sizes {found}; {shards[0].path} has {wanted}: read them apart, "
                     "or collect the tasks together, which pads them"
                 )
+        self._named = _named(shards)
         if episodes is None:
             episodes = torch.cat([torch.stack([torch.full((len(d),), s), torch.arange(len(d))], 1) for s, d in enumerate(shards)])
         self.episodes = episodes.reshape(-1, 2)
@@ -61,15 +64,21 @@ class ReplaySet:
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], *, verify: bool = True) -> ReplaySet:
-        """Open the file ``root``, or all shards ``*.pt`` of the folder ``root`` in order of their names; ``verify`` as in ``ReplayShard``.
+        """Open a file or folder of episodes.
+
+        Args:
+            root: A shard, a folder whose shards ``*.pt`` are taken in order of their names, or a Minari data set (see ``open_minari``).
+            verify: As in ``ReplayShard``.
 
         Raises:
             DataError: There is no shard, or one cannot be read.
         """
+        if minari_file(root) is not None:
+            return cls(open_minari(root))
         place = Path(root)
         files = [place] if place.exists() and not place.is_dir() else entries(place, ".pt")
         if not files:
-            raise DataError(f"no replay shard (*.pt) in {place}; make some with `ttcfast collect out={place}`")
+            raise DataError(f"no replay shard (*.pt) and no Minari data set in {place}; make some with `ttcfast collect out={place}`")
         return cls([ReplayShard(file, verify=verify) for file in files])
 
     def __len__(self) -> int:
@@ -90,8 +99,17 @@ class ReplaySet:
     def task_names(self) -> list[str]:
         """Return the names of tasks 0 to the largest number, as recorded by ``ttcfast collect``; others are called ``task-<number>``."""
         names = {int(n): f"task-{int(n)}" for n in range(int(self.tasks().max()) + 1)}
-        names |= {s.parameters["number"]: s.parameters["task"] for s in self.shards if {"number", "task"} <= s.parameters.keys()}
+        names |= self._named
         return [names[n] for n in sorted(names)]
+
+    def require_task(self, task: str) -> None:
+        """Raise ``DataError`` unless there are episodes of the task of this name; data that name no tasks pass.
+
+        The tasks of TD-MPC2's published shards have numbers alone.
+        """
+        if self._named and task not in self._named.values():
+            held = ", ".join(sorted(self._named.values()))
+            raise DataError(f"{self.shards[0].path.parent} holds episodes of {held}, none of {task}; give data=, or collect some of it")
 
     def lengths(self) -> Tensor:
         """Return the number of steps of each episode, ``[N]`` int64."""
@@ -185,6 +203,26 @@ class ReplaySampler:
         episodes = np.searchsorted(self._ends, drawn, side="right")
         starts = drawn - np.concatenate([[0], self._ends])[episodes]
         return self.data.windows(torch.from_numpy(episodes), torch.from_numpy(starts), self.horizon)
+
+
+def _named(shards: Sequence[Shard]) -> dict[int, str]:
+    """Return the names of tasks by number, where shards record them.
+
+    Raises:
+        DataError: Two shards give a number to different tasks, or a task different numbers.
+    """
+    by_number: dict[int, tuple[str, Path]] = {}
+    by_name: dict[str, tuple[int, Path]] = {}
+    for shard in shards:
+        if not {"number", "task"} <= shard.parameters.keys():
+            continue
+        number, name = shard.parameters["number"], shard.parameters["task"]
+        (named, first), (numbered, other) = by_number.setdefault(number, (name, shard.path)), by_name.setdefault(name, (number, shard.path))
+        if named != name:
+            raise DataError(f"{shard.path} holds {name} as task {number}, {first} {named}: read them apart, or collect the tasks together")
+        if numbered != number:
+            raise DataError(f"{shard.path} holds {name} as task {number}, {other} as task {numbered}: collect the tasks together")
+    return {number: name for number, (name, _) in by_number.items()}
 
 
 def _check_horizon(data: ReplaySet, horizon: int) -> None:

@@ -18,7 +18,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,11 @@ from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import atomic_write, parse_json, require_regular
 from ttcfast.runtime.steady import steady
 
+from .episodes import Episode, Shard, after_reset
+
 _KEYS = ("obs", "action", "reward", "task")
 _LISTED = 8
 _MISSING = "make some with `ttcfast collect` or give another path"
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode: ``obs [T+1, O]``, ``act [T, A]`` in [-1, 1], ``rew [T]``, float32, and the number of its task.
-
-    ``act[t]`` leads from ``obs[t]`` to ``obs[t+1]`` and earns ``rew[t]``.
-    """
-
-    obs: Tensor
-    act: Tensor
-    rew: Tensor
-    task: int = 0
 
 
 def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], parameters: Mapping[str, Any]) -> None:
@@ -64,15 +52,15 @@ def write_shard(path: str | os.PathLike[str], episodes: Sequence[Episode], param
     for i, episode in enumerate(episodes):
         _check_episode(i, episode, episodes[0])
     obs = torch.stack([e.obs for e in episodes]).float()
-    action = torch.stack([_after_reset(e.act.float()) for e in episodes])
-    reward = torch.stack([_after_reset(e.rew.float()) for e in episodes])
+    action = torch.stack([after_reset(e.act.float()) for e in episodes])
+    reward = torch.stack([after_reset(e.rew.float()) for e in episodes])
     task = torch.tensor([e.task for e in episodes])[:, None].repeat(1, obs.shape[1])
     held = {"obs": obs, "action": action, "reward": reward, "task": task, "meta": json.dumps({"ttcfast": dict(parameters)}, sort_keys=True)}
     with atomic_write(path, "wb") as file, steady(file) as safe:  # torch ends the process if writing fails
         torch.save(held, safe)  # type: ignore[arg-type]  # which asks for write alone
 
 
-class ReplayShard:
+class ReplayShard(Shard):
     """One shard, ours or TD-MPC2's; see the module. Only the header is held, so instances can be pickled for workers.
 
     Args:
@@ -80,9 +68,6 @@ class ReplayShard:
         verify: Verify the checksums stored in the file, which reads it once (1 to 2 GB/s).
 
     Attributes:
-        length: T, steps per episode.
-        observation_dim: O, size of an observation.
-        action_dim: A, size of an action.
         parameters: How ``ttcfast collect`` made the shard; empty for other files.
 
     Raises:
@@ -90,76 +75,16 @@ class ReplayShard:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
-        self.path = require_regular(path, "replay shard", _MISSING)
-        self._held: dict[str, Tensor] | None = None
-        self._process = -1
+        place = require_regular(path, "replay shard", _MISSING)
         if verify:
-            _check_sums(self.path)
-        held, meta = _load(self.path)
+            _check_sums(place)
+        held, meta = _load(place)
+        self.path = place
         self._check(held)
-        self._held, self._process = held, os.getpid()
-        self._count, rows, self.observation_dim = held["obs"].shape
-        self.length, self.action_dim = rows - 1, held["action"].shape[2]
-        self.parameters: dict[str, Any] = meta
+        super().__init__(place, held, meta)
 
-    def __len__(self) -> int:
-        """Number of episodes."""
-        return self._count
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None, "_process": -1}
-
-    def tasks(self) -> Tensor:
-        """Return the task number of each episode, ``[E]`` int64."""
-        return self._tensors()["task"][:, 1].long()
-
-    def episode(self, i: int) -> Episode:
-        """Return episode ``i``.
-
-        Raises:
-            IndexError: There is no such episode.
-            DataError: It holds values that are not finite.
-        """
-        if not 0 <= i < len(self):
-            raise IndexError(f"episode {i} of {len(self)} in {self.path}")
-        obs, act, rew, task = self.windows(torch.tensor([i]), torch.tensor([0]), self.length)
-        return Episode(obs[0], act[0], rew[0], int(task[0]))
-
-    def windows(self, episodes: Tensor, starts: Tensor, horizon: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Read ``horizon`` steps of each of B episodes.
-
-        Args:
-            episodes: ``[B]`` int64.
-            starts: First step of each window, ``[B]`` int64.
-            horizon: H, steps per window.
-
-        Returns:
-            ``obs [B, H+1, O]``, ``act [B, H, A]``, ``rew [B, H]``, float32, and ``task [B]`` int64.
-
-        Raises:
-            IndexError: A window extends beyond its episode.
-            DataError: Values are not finite.
-        """
-        if starts.numel() and not (int(starts.min()) >= 0 and int(starts.max()) + horizon <= self.length):
-            raise IndexError(
-                f"windows of {horizon} steps from {int(starts.min())} to {int(starts.max())}; episodes have {self.length} steps"
-            )
-        held = self._tensors()
-        rows = starts[:, None] + torch.arange(horizon + 1)
-        of = episodes[:, None]
-        obs = held["obs"][of, rows].float()
-        act, rew = (held[name][of, rows[:, 1:]].float() for name in ("action", "reward"))
-        for name, values in (("obs", obs), ("action", act), ("reward", rew)):
-            if not values.isfinite().all():
-                bad = int(episodes[~values.flatten(1).isfinite().all(1)][0])
-                raise DataError(f"replay shard {self.path} is damaged: {name} of episode {bad} is not finite; make or copy it again")
-        return obs, act, rew, held["task"][episodes, 1].long()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        if self._held is None or self._process != os.getpid():
-            self._held, _ = _load(self.path)
-            self._process = os.getpid()
-        return self._held
+    def _load(self) -> dict[str, Tensor]:
+        return _load(self.path)[0]
 
     def _check(self, held: Mapping[str, Tensor]) -> None:
         shapes = {name: tuple(held[name].shape) for name in _KEYS}
@@ -251,11 +176,6 @@ def _check_sums(path: Path) -> None:
         raise DataError(f"replay shard {path} is cut off or no .pt file ({error}); make or copy it again") from error
     if damaged is not None:
         raise DataError(f"replay shard {path} is damaged (the checksum of {damaged} does not fit); make or copy it again")
-
-
-def _after_reset(values: Tensor) -> Tensor:
-    """Prepend a row of NaN, which stands for the reset, to ``values [T, ...]``."""
-    return torch.cat([torch.full_like(values[:1], torch.nan), values])
 
 
 def _check_episode(i: int, episode: Episode, first: Episode) -> None:
