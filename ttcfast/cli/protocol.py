@@ -14,7 +14,7 @@ from .configuration import save
 from .layout import Layout
 from .main import main
 
-LAYOUT = Layout(ProtocolConfig, places=("data",))
+LAYOUT = Layout(ProtocolConfig, keys={"data": "data"}, places=("data",))
 
 
 def run(values: Mapping[str, Any]) -> None:

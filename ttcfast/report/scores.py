@@ -17,6 +17,7 @@ from .policies import final_return
 BEST = 1000.0
 """Highest return of a task of dm_control."""
 RESAMPLES = 2000
+THRESHOLDS = np.linspace(0, 1, 101)
 Scores = Mapping[str, Sequence[float]]
 
 
@@ -41,7 +42,7 @@ def with_interval(scores: Scores, statistic: Callable[[np.ndarray], np.ndarray])
 
     Args:
         scores: Scores of the runs by task.
-        statistic: Maps ``[..., runs]`` to ``[...]``.
+        statistic: Maps ``[..., runs]`` to ``[...]`` or ``[..., n]``.
     """
     rng = np.random.default_rng(0)
     drawn = np.concatenate([np.asarray(values)[rng.integers(len(values), size=(RESAMPLES, len(values)))] for values in scores.values()], 1)
@@ -49,6 +50,6 @@ def with_interval(scores: Scores, statistic: Callable[[np.ndarray], np.ndarray])
     return statistic(np.concatenate([np.asarray(values) for values in scores.values()])), low, high
 
 
-def share_above(threshold: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the statistic of a performance profile: the share of runs with a score above ``threshold``."""
-    return lambda values: (values > threshold).mean(-1)
+def shares_above(values: np.ndarray) -> np.ndarray:
+    """Return the performance profile: the share of ``values [..., runs]`` above each of ``THRESHOLDS``, ``[..., thresholds]``."""
+    return np.stack([(values > threshold).mean(-1) for threshold in THRESHOLDS], -1)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,7 +17,7 @@ from matplotlib.lines import Line2D
 from ttcfast.pwm.arms import Arm
 from ttcfast.pwm.train_policy import Evaluation, PolicyResult
 from ttcfast.report.policies import by_task_and_arm, mean
-from ttcfast.report.scores import interquartile_mean, scores_of, share_above, with_interval
+from ttcfast.report.scores import THRESHOLDS, interquartile_mean, scores_of, shares_above, with_interval
 
 from .endpoint_error import arm_style
 from .style import GREY, finish, new_figure, step_axis, value_axis
@@ -27,7 +26,6 @@ PUBLIC = Path(__file__).resolve().parents[1] / "public_returns.csv"
 _PUBLIC_MARKERS = {"TD-MPC2": "*", "DreamerV3": "^", "SAC": "s", "TD-MPC": "x", "PWM": "P"}
 _COLUMNS = {"100000": (1.04, "100k"), "500000": (1.11, "500k"), "": (1.18, "offline")}  # beside the axes: position and name
 _COLUMNS_SHOWN = 3
-_THRESHOLDS = np.linspace(0, 1, 101)
 Value = Callable[[Evaluation], float]
 
 
@@ -50,6 +48,8 @@ def learning_curves(results: Sequence[PolicyResult]) -> Figure:
     for task, ax in axes.items():
         _draw(ax, task, results, lambda e: e.mean)
         finish(ax, "updates of the policy", "return")
+    if marks:
+        figure.suptitle(f"{figure.get_suptitle()}; beside it published ones by environment steps", fontsize=11)
     shown = [Line2D([], [], label=name, **_mark(name)) for name in _PUBLIC_MARKERS if name in marks]
     _legend(figure, results, shown)
     return figure
@@ -119,9 +119,9 @@ def performance_profile(results: Sequence[PolicyResult]) -> Figure:
         middle, low, high = with_interval(held, interquartile_mean)
         left.plot([low, high], [place, place], color=style["color"], linewidth=2.2)
         left.plot([middle], [place], **{**style, "linestyle": "", "markersize": 7})
-        above, below, over = zip(*(with_interval(held, share_above(t)) for t in _THRESHOLDS))
-        right.plot(_THRESHOLDS, above, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
-        right.fill_between(_THRESHOLDS, below, over, color=style["color"], alpha=0.12, linewidth=0)
+        above, below, over = with_interval(held, shares_above)
+        right.plot(THRESHOLDS, above, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
+        right.fill_between(THRESHOLDS, below, over, color=style["color"], alpha=0.12, linewidth=0)
     left.set_yticks(range(len(scores)), [Arm(arm).label for arm in scores])
     left.set_ylim(len(scores) - 0.5, -0.5)
     finish(left, "interquartile mean of the score")
