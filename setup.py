@@ -86,7 +86,7 @@ def pybind11_folder() -> str:
 setup(
     packages=[*find_packages(include=["ttcfast", "ttcfast.*"], exclude=["ttcfast.kernels"]), "ttcfast.kernels"],
     package_dir={"ttcfast.kernels": "kernels"},
-    package_data={"ttcfast": ["py.typed", "configs/**/*.yaml", "report/page/page.css", "report/page/page.js"]},
+    package_data={"ttcfast": ["py.typed", "configs/**/*.yaml", "report/public_returns.csv", "report/page/page.css", "report/page/page.js"]},
     ext_modules=[
         Extension("ttcfast._C", sources=[], depends=["CMakeLists.txt", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/*"))])
     ],

@@ -29,7 +29,7 @@ home = pathlib.Path(ttcfast.__file__).parent
 assert str(home).startswith(sys.argv[1]), home
 assert native.available() is None, native.available()
 assert importlib.util.find_spec("ttcfast.kernels.arm") is not None
-assert (home / "py.typed").exists() and list(home.glob("configs/**/*.yaml"))
+assert (home / "py.typed").exists() and list(home.glob("configs/**/*.yaml")) and (home / "report/public_returns.csv").exists()
 x = 1 + torch.rand(1, 4, 8, 8)
 spec = __import__("ttcfast.spec").spec.StateSpec()
 x[:, 3] += 10

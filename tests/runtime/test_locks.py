@@ -130,7 +130,7 @@ NEEDED = {
     "report": ["x"],
     "fit_directions": ["data=x"],
 }
-SWEPT = {"run_ttc": "ttc.seed", "build_prm_data": "builder.seed", "train_wm": "split_seed"}
+SWEPT = {"run_ttc": "ttc.seed", "build_prm_data": "builder.seed", "train_wm": "split_seed", "protocol": "split_seed"}
 COMMANDS_THAT_WRITE = sorted(set(COMMANDS) - {"info", "bench"})
 
 

@@ -18,7 +18,7 @@ from .failures import as_user_error
 
 COMMANDS = (
     *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc", "ceiling"),
-    *("collect", "train_wm", "train_policy", "report", "bench", "info"),
+    *("collect", "train_wm", "train_policy", "protocol", "report", "bench", "info"),
 )
 
 _USAGE = "usage: ttcfast <command> [key=value ...] [--multirun] [--debug] [--help]"

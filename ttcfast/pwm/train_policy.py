@@ -43,18 +43,14 @@ _FREE_ON_RESUME = {"out", "resume", "save_every", "processes", "tensorboard", "w
 
 
 @dataclass(frozen=True)
-class TrainPolicyConfig:
-    """Settings of ``ttcfast train_policy``.
+class PolicySettings:
+    """Settings that the runs of a comparison share.
 
     Args:
-        data: Folder of replay shards of one task, as ``ttcfast collect`` writes them.
-        out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online, episodes/.
         alg: Group of ``ttcfast/configs/alg``: the world model, its loss and its optimizer.
         agent: Group of ``ttcfast/configs/agent``: fields of :class:`ttcfast.pwm.algorithms.actor_critic.AgentConfig`.
-        arm: Kind of dynamics: ``mlp``, ``residual`` or a flow as ``heun<K>`` or ``euler<K>``.
         mode: ``"offline"``: the recorded episodes alone; the world model is frozen while the policy trains. ``"online"``: the policy also
             plays episodes, from which the world model goes on learning.
-        seed: Random seed of networks, batches and noise.
         wm_steps: Updates of the world model before the policy's first.
         steps: Updates of the policy.
         batch, horizon: Windows per update of the world model, and their steps.
@@ -73,13 +69,9 @@ class TrainPolicyConfig:
         resume: Whether to keep a finished run and to continue an interrupted one.
     """
 
-    data: str = "data/cartpole"
-    out: str = "runs/train_policy"
     alg: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
-    arm: str = "residual"
     mode: str = "offline"
-    seed: int = 0
     wm_steps: int = 1500
     steps: int = 400
     batch: int = 64
@@ -109,9 +101,8 @@ class TrainPolicyConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        Arm(self.arm)
         one_of("mode", self.mode, MODES)
-        for name in ("seed", "eval_seed", "wm_updates", "processes"):
+        for name in ("eval_seed", "wm_updates", "processes"):
             whole(name, getattr(self, name), 0)
         counts = ("wm_steps", "steps", "batch", "horizon", "starts", "collect_every", "collect_episodes", "eval_every", "eval_episodes")
         for name in (*counts, "final_episodes", "eval_horizon", "eval_stride", "save_every", "log_every"):
@@ -123,6 +114,28 @@ class TrainPolicyConfig:
         if self.esnr_microbatches < 2 or self.starts % self.esnr_microbatches:
             raise ArgumentError(f"esnr_microbatches is {self.esnr_microbatches} and starts {self.starts}; give a divisor of at least 2")
         device_of(self.device)
+
+
+@dataclass(frozen=True)
+class TrainPolicyConfig(PolicySettings):
+    """Settings of ``ttcfast train_policy``.
+
+    Args:
+        data: Folder of replay shards of one task, as ``ttcfast collect`` writes them.
+        out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online, episodes/.
+        arm: Kind of dynamics: ``mlp``, ``residual`` or a flow as ``heun<K>`` or ``euler<K>``.
+        seed: Random seed of networks, batches and noise.
+    """
+
+    data: str = "data/cartpole"
+    out: str = "runs/train_policy"
+    arm: str = "residual"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Arm(self.arm)
+        whole("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -222,12 +235,12 @@ class _Run(TrainingRun):
 
     def __init__(self, config: TrainPolicyConfig) -> None:
         self.config, self.out = config, output_folder(config.out)
-        self.arm, self.agent_config = Arm(config.arm), _agent_config(config.agent)
+        self.arm, self.agent_config = Arm(config.arm), agent_config(config.agent)
         self.alg = self.arm.configure(config.alg)
         self.steps, self.report = config.wm_steps + config.steps, self.out / "result.json"
         names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
         self.material = Material(config.data, **{name: getattr(config, name) for name in names})
-        self.task, self.env = _task_of(self.material.train, config.data)
+        self.task, self.env = task_of(self.material.train, config.data)
         self.first = ReplaySampler(self.material.train, config.horizon, seed=config.seed)
         self.own: ReplaySampler | None = None
         self.rounds, self.failed, self.stopped_by_policy = 0, 0, False
@@ -488,14 +501,14 @@ def read_result(path: Path, now: Mapping[str, Any] | None = None) -> PolicyResul
     return found
 
 
-def _agent_config(given: Mapping[str, Any]) -> AgentConfig:
+def agent_config(given: Mapping[str, Any]) -> AgentConfig:
     try:
         return AgentConfig(**given)
     except TypeError as error:
         raise ArgumentError(f"agent is {dict(given)}; its keys are {', '.join(AgentConfig.__dataclass_fields__)} ({error})") from error
 
 
-def _task_of(data: ReplaySet, place: str) -> tuple[str, Callable[[], Environment]]:
+def task_of(data: ReplaySet, place: str) -> tuple[str, Callable[[], Environment]]:
     """Return the task of the shards and what makes its environment, with the sizes of the data."""
     made = [shard.parameters for shard in data.shards]
     names = {str(p.get("task")) for p in made}

@@ -28,7 +28,7 @@ def endpoint_error(comparison: Comparison) -> Figure:
     left.plot(steps, still, color=GREY, linestyle=":", linewidth=1.4)
     handles, shown = [Line2D([], [], label="nothing changes", color=GREY, linestyle=":", linewidth=1.4)], list(still)
     for order, (name, runs) in enumerate(by_arm(comparison).items()):
-        style = _style(Arm(name))
+        style = arm_style(Arm(name))
         curves = [run.errors.observation for run in runs]
         mean = [fmean(values) for values in zip(*curves, strict=True)]
         left.plot(steps, mean, **style, markevery=(order % 3, 4), label=Arm(name).label)
@@ -48,7 +48,8 @@ def endpoint_error(comparison: Comparison) -> Figure:
     return figure
 
 
-def _style(arm: Arm) -> dict[str, Any]:
+def arm_style(arm: Arm) -> dict[str, Any]:
+    """Return keyword arguments of ``Axes.plot`` for a kind of dynamics, the same in every figure."""
     return {
         "color": _COLOURS[arm.method or arm.kind],
         "linestyle": (0, (4, 2)) if arm.method == "euler" else "-",

@@ -21,6 +21,7 @@ from .breakeven import breakeven_section
 from .html import Markup, facts, joined, number, table, tag, trusted
 from .methods import explanation, gain, guardrail_table, headline, method_table, sweep_section
 from .pictures import read_picture
+from .policies import gathered, policies_section
 from .rewards import calibration_section, frontier_section
 from .runs import Run, flat, guarded
 from .training import training_section
@@ -115,7 +116,7 @@ def _header(title: str, runs: Sequence[Run], anchors: dict[Path, str]) -> Markup
 def _overview(
     runs: Sequence[Run], anchors: dict[Path, str], comparison: Sequence[dict[str, Any]], notes: Sequence[str]
 ) -> Iterator[tuple[str, Markup]]:
-    """Yield the parts on several runs: notes, ablations by family, and the table of all methods of all runs."""
+    """Yield the parts on several runs: notes, ablations by family, policies, and the table of all methods of all runs."""
     if notes:
         yield "notes", tag("ul", [tag("li", note) for note in notes], class_="notes")
     families: dict[Path | None, list[Run]] = {}
@@ -127,6 +128,9 @@ def _overview(
             title = "Runs side by side" if family is None else f"Ablation {family.name}"
             named = [anchors[run.folder] for run in members]
             yield title, tag("section", guarded(family or members[0].folder, ablation, members, title, named))
+    trained = [run.policies for run in runs if run.policies]
+    if len(trained) > 1 and (together := gathered(trained)):
+        yield "policies side by side", tag("section", tag("h2", "Policies side by side"), policies_section(together))
     if len({row["run"] for row in comparison}) > 1:
         heads = list(comparison[0])
         names = {str(run.folder): run.name for run in runs}
@@ -143,7 +147,7 @@ def _overview(
 
 def _numbers(run: Run) -> Markup:
     if not run.compares_methods:
-        return training_section(run)
+        return joined(policies_section(run.policies) if run.policies else None, training_section(run))
     m = run.metrics
     told = (breakeven_section(run.folder), calibration_section(run.folder), frontier_section(run.folder))
     return joined(sweep_section(m), *told, guardrail_table(m))
@@ -173,6 +177,8 @@ def _animations(run: Run, room: _Room) -> Markup | None:
 
 def _stills(run: Run, room: _Room) -> Markup | None:
     """Return the figures of the folder, each as SVG if there is one, or else as PNG."""
+    if run.policies:  # drawn for the page, of all that is finished by now
+        return None
     found: dict[str, Path] = {}
     for folder in (run.folder, run.folder / "figures"):
         for suffix in (".png", ".svg"):

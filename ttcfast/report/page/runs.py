@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ttcfast.pwm.train_policy import PolicyResult, read_result
+from ttcfast.report.policies import in_order
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import entries, parse_json, require_regular
 from ttcfast.runtime.logs import read_log
@@ -15,6 +17,7 @@ from ttcfast.runtime.logs import read_log
 T = TypeVar("T")
 _MARKS = ("metrics.json", "summary.csv", "table.csv", "config.json", "log.jsonl")
 _EVALUATIONS = ("run_ttc", "demo")  # commands whose runs are nothing before their metrics.json is there
+_RESULTS = ("result.json", "*/result.json", "*/*/result.json")  # of a train_policy, a task of a protocol, a protocol
 _DEEPEST = 3  # a multirun's folders lie at most so far below the folder that is named: date, time, number
 
 
@@ -30,6 +33,7 @@ class Run:
         family: Folder of a multirun that was named in place of this run; None if this run was named.
         log: Entries of ``log.jsonl``, only for runs that do not compare methods.
         tables: Rows of the CSV tables by file name, only for runs that do not compare methods.
+        policies: Results of the finished runs of a ``protocol``, or the one of a ``train_policy``.
     """
 
     folder: Path
@@ -39,6 +43,7 @@ class Run:
     family: Path | None = None
     log: Sequence[Mapping[str, Any]] = ()
     tables: Mapping[str, list[dict[str, str]]] = field(default_factory=dict)
+    policies: Sequence[PolicyResult] = ()
 
     @property
     def compares_methods(self) -> bool:
@@ -125,7 +130,7 @@ def _lacks(folder: Path) -> str | None:
         return None
     if _evaluates(folder):
         return "has no metrics.json yet"
-    return None if read_log(folder) or any(_tables_of(folder)) else "has no numbers yet"
+    return None if read_log(folder) or any(_tables_of(folder)) or _policies(folder) else "has no numbers yet"
 
 
 def _evaluates(folder: Path) -> bool:
@@ -141,7 +146,18 @@ def _open(folder: Path, name: str, family: Path | None) -> Run:
         return Run(folder, name, metrics, provenance, family)
     if _evaluates(folder):
         raise DataError(f"{folder / 'metrics.json'} is damaged or of another version (it has no methods); make the run again")
-    return Run(folder, name, metrics, provenance, family, guarded(folder, read_log, folder), guarded(folder, _read_tables, folder))
+    log, tables = guarded(folder, read_log, folder), guarded(folder, _read_tables, folder)
+    return Run(folder, name, metrics, provenance, family, log, tables, _policies(folder))
+
+
+def _policies(folder: Path) -> list[PolicyResult]:
+    """Return the results of the policies trained in or below a folder, those of each task and arm by random seed."""
+    found = []
+    for path in (path for pattern in _RESULTS for path in sorted(folder.glob(pattern))):
+        held = _json(path).get("result")
+        if isinstance(held, Mapping) and "mode" in held:  # not of a train_wm, whose results have this name, too
+            found.append(read_result(path))
+    return in_order(run for run in found if run is not None)
 
 
 def guarded(folder: Path, read: Callable[..., T], *arguments: Any) -> T:

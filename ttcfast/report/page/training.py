@@ -16,8 +16,8 @@ MOST_ROWS, MOST_CURVES, MOST_POINTS = 200, 12, 200
 
 
 def training_section(run: Run) -> Markup:
-    """Return every CSV table of the folder, then one chart per number of the log."""
-    tables = [_table(name, rows) for name, rows in run.tables.items() if rows]
+    """Return every CSV table of the folder (of policies those per run), then one chart per number of the log."""
+    tables = [_table(name, rows) for name, rows in run.tables.items() if rows and not (run.policies and name == "table.csv")]
     curves = _curves(run.log)
     charts = [
         drawn(line_figure(name, [Line(name, *_thinned(points))], xlabel="step", ylabel=name))

@@ -1,0 +1,100 @@
+"""Trains policies inside world models of several kinds: every task with every arm and random seed, finished runs kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ttcfast.checks import whole
+from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.files import output_folder
+from ttcfast.runtime.locks import run_lock
+from ttcfast.runtime.progress import bar
+
+from .arms import Arm
+from .train_policy import PolicyResult, PolicySettings, TrainPolicyConfig, agent_config, task_of, train_policy
+from .train_wm import Material
+
+ARMS = ("mlp", "residual", "euler1", "heun2", "heun4")
+
+
+@dataclass(frozen=True)
+class ProtocolConfig(PolicySettings):
+    """Settings of ``ttcfast protocol``; those that are not named here are of every run.
+
+    Args:
+        data: Folders of replay shards, each of one task, no two of the same.
+        out: Folder that receives ``<task>/<arm>_seed<k>/`` for each run, with the files of ``ttcfast train_policy``.
+        arms: Kinds of dynamics, ``mlp``, ``residual`` or flows as ``heun<K>`` or ``euler<K>``. Heun evaluates the network 2 K times per
+            imagined step, Euler K times.
+        seeds: Random seeds; runs of one seed have the same batches and the same initial actor and critic.
+    """
+
+    data: tuple[str, ...] = ("data/cartpole",)
+    out: str = "runs/protocol"
+    arms: tuple[str, ...] = ARMS
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("data", "arms", "seeds"):
+            given = tuple(getattr(self, name))
+            object.__setattr__(self, name, given)
+            if not given or len(set(given)) != len(given):
+                raise ArgumentError(f"{name} is {list(given)}; give at least one, each once")
+        for arm in self.arms:
+            Arm(arm)
+        for seed in self.seeds:
+            whole("seeds", seed, 0)
+
+
+def protocol(config: ProtocolConfig) -> list[PolicyResult]:
+    """Train every arm with every seed on every task, except for runs that are finished, and return all in this order.
+
+    Random seeds come before arms, so that what a killed protocol leaves can be compared. Tasks, settings and the parity of all arms are
+    checked before the first run. Every run locks its own folder: processes with different arms, seeds or data work side by side in one
+    ``out``, and a last call gathers the results.
+
+    Raises:
+        ArgumentError: Two folders are of one task, or a setting does not fit the data, the models or the task.
+        OutputError: Another process trains one of the runs.
+        Others as :func:`ttcfast.pwm.train_policy.train_policy`.
+    """
+    out, found = output_folder(config.out), {}
+    tasks = _tasks(config)
+    with bar(len(tasks) * len(config.arms) * len(config.seeds) * (config.wm_steps + config.steps), "protocol") as progress:
+        for run in _runs(config, out, tasks):
+
+            def note(steps: float, text: str | None, run: TrainPolicyConfig = run) -> None:
+                progress.advance(steps, note=f"{tasks[run.data]}, {Arm(run.arm).label}, seed {run.seed}: {text or ''}")
+
+            with run_lock(run.out):
+                found[run.data, run.arm, run.seed] = train_policy(run, note)
+    return [found[data, arm, seed] for data in config.data for arm in config.arms for seed in config.seeds]
+
+
+def _tasks(config: ProtocolConfig) -> dict[str, str]:
+    """Return the task of every folder, having built what the runs will build first."""
+    tasks: dict[str, str] = {}
+    agent_config(config.agent)
+    for place in config.data:
+        names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
+        material = Material(place, **{name: getattr(config, name) for name in names})
+        task, _ = task_of(material.train, place)
+        if earlier := next((other for other, name in tasks.items() if name == task), None):
+            raise ArgumentError(f"data names {earlier} and {place}, both of {task}; give one folder per task")
+        tasks[place] = task
+        for arm in config.arms:
+            material.agent(Arm(arm).configure(config.alg), config.device)
+    return tasks
+
+
+def _runs(config: ProtocolConfig, out: Path, tasks: dict[str, str]) -> Iterator[TrainPolicyConfig]:
+    shared = {field.name: getattr(config, field.name) for field in fields(PolicySettings)}
+    for data, task in tasks.items():
+        folder = out / re.sub(r"[^\w.+-]+", "_", task)
+        for seed in config.seeds:
+            for arm in config.arms:
+                yield TrainPolicyConfig(data=data, out=str(folder / f"{arm}_seed{seed}"), arm=arm, seed=seed, **shared)
