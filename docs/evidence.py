@@ -1,7 +1,8 @@
 """Keeps the measured tables of README and docs: records runs in docs/evidence, writes the tables from there, and runs claims again.
 
     python docs/evidence.py record NAME RUN --claims a+p,b+p --data "ttcfast generate ..." --command "ttcfast run_ttc ..."
-    python docs/evidence.py tables            # rewrites every block <!-- evidence: NAME ... --> ... <!-- end -->
+    python docs/evidence.py tables            # rewrites every block <!-- evidence: NAME ... --> ... <!-- end -->, and from
+                                              # docs/evidence/NAME.md, a command's own table, every <!-- table: NAME --> ... <!-- end -->
     python docs/evidence.py check             # fails where a table is not what its record says
     python docs/evidence.py rerun NAME --seed 5 --work FOLDER    # new data by another random seed, the same command, the claims again
 
@@ -26,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "evidence"
 PAGES = ("README.md", "docs/*.md", "examples/README.md")
+WHOLE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- evidence: (?P<name>\w+)(?P<options>[^>]*) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 BASE = "deterministic"
 KEPT = (
@@ -119,7 +121,16 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 def rewritten(text: str, folder: Path = FOLDER) -> str:
     """Return a page with the table of every block as its record says."""
+    text = WHOLE.sub(lambda m: m[1] + whole(m["name"], folder) + m[4], text)
     return BLOCK.sub(lambda m: m[1] + table(m["name"], m["options"], folder) + m[5], text)
+
+
+def whole(name: str, folder: Path = FOLDER) -> str:
+    """Return a table that a command wrote, as it stands in ``NAME.md``."""
+    path = folder / f"{name}.md"
+    if not path.is_file():
+        raise EvidenceError(f"table: {name} is not there; there are {', '.join(sorted(p.stem for p in folder.glob('*.md')))}")
+    return path.read_text()
 
 
 def tables(root: Path = ROOT, folder: Path = FOLDER) -> list[Path]:
@@ -136,8 +147,11 @@ def tables(root: Path = ROOT, folder: Path = FOLDER) -> list[Path]:
 def check(root: Path = ROOT, folder: Path = FOLDER) -> None:
     """Raise ``EvidenceError`` where a table is not what its record says."""
     for page in pages(root):
-        for found in BLOCK.finditer(page.read_text()):
-            if found["table"] != table(found["name"], found["options"], folder):
+        text = page.read_text()
+        right = [(found, whole(found["name"], folder)) for found in WHOLE.finditer(text)]
+        right += [(found, table(found["name"], found["options"], folder)) for found in BLOCK.finditer(text)]
+        for found, expected in right:
+            if found["table"] != expected:
                 raise EvidenceError(
                     f"{page.relative_to(root)}: the table of {found['name']} is not its record's; run docs/evidence.py tables"
                 )

@@ -15,7 +15,7 @@ FLOOR += ["stochastic_sampling", "core", "adapters", "models"]
 ORDER = [*FLOOR, "rewards", "ttc", "evaluation", "front_door", "report", "experiments", "cli"]
 MAY_IMPORT = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}
 MAY_IMPORT["pwm"] = {"checks", "searches", "states", "spec", "runtime", "ops", "integrators", "esnr", "data", "pwm"}
-for outer in ("report", "experiments", "cli"):
+for outer in ("front_door", "report", "experiments", "cli"):
     MAY_IMPORT[outer] |= {"pwm"}
 MAY_IMPORT["cli"] |= {"configs"}
 

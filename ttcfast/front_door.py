@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.residual import EulerResidualScorer
 from ttcfast.rewards.scorer import Scorer, as_scorer
+from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.searches import Refine, Search
 from ttcfast.spec import StateSpec, TTCConfig
@@ -36,6 +37,9 @@ from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
 from ttcfast.ttc.inference import TTCGreedy
 from ttcfast.ttc.result import RolloutResult
+
+if TYPE_CHECKING:
+    from ttcfast.pwm import PWM
 
 SHIPPED = {"surrogate": "surrogate.safetensors", "prm": "prm"}
 
@@ -90,19 +94,27 @@ def improve(
     return rollout(x0, T, return_info=True, budget=budget)
 
 
-def load(what: str | os.PathLike[str]) -> Surrogate | PRMScorer:
-    """Load a surrogate or a learned reward.
+def load(what: str | os.PathLike[str]) -> Surrogate | PRMScorer | PWM:
+    """Load a surrogate, a learned reward, a world model or an agent.
 
     Args:
         what: ``"surrogate"`` or ``"prm"`` for those in ``examples/`` of a checkout; a ``.safetensors`` file that ``ttcfast train_fm``
-            wrote; or a reward model, a folder of ``ttcfast train_prm`` or a ``.pt`` file of the plan's sketch. Only tensors are read.
+            wrote; or a reward model, a folder of ``ttcfast train_prm`` or a ``.pt`` file of the plan's sketch; or a ``.safetensors`` file
+            of ``ttcfast train_wm`` or ``train_policy``. Only tensors are read.
 
     Raises:
         CheckpointError: The file is missing, damaged or holds another kind of model.
         ArgumentError: A shipped model is asked for and there is no ``examples/`` folder.
     """
     path = Path(what) if str(what) not in SHIPPED else examples() / SHIPPED[str(what)]
-    return PRMScorer(path) if path.is_dir() or path.suffix == ".pt" else load_surrogate(path)
+    if path.is_dir() or path.suffix == ".pt":
+        return PRMScorer(path)
+    kind = checkpoints.load(path)[1].get("architecture")
+    if kind in ("world_model", "agent"):
+        from ttcfast.pwm.checkpoint import load_agent, load_world_model
+
+        return load_agent(path) if kind == "agent" else load_world_model(path)
+    return load_surrogate(path)
 
 
 def evaluate(

@@ -108,3 +108,17 @@ def test_a_command_that_reads_other_data_is_refused_before_anything_runs(kept):
 
 def test_the_tables_of_this_checkout_are_those_of_its_records():
     evidence.check()
+
+
+def test_a_commands_own_table_is_kept_as_it_stands(kept):
+    folder, page = kept / "evidence", kept / "README.md"
+    (folder / "agents.md").write_text("| a |\n|---|\n| 1 |\n")
+    page.write_text("before\n<!-- table: agents -->\nold\n<!-- end -->\nafter\n")
+    with pytest.raises(evidence.EvidenceError, match="the table of agents is not its record's"):
+        evidence.check(kept, folder)
+    evidence.tables(kept, folder)
+    evidence.check(kept, folder)
+    assert page.read_text() == "before\n<!-- table: agents -->\n| a |\n|---|\n| 1 |\n<!-- end -->\nafter\n"
+    page.write_text("<!-- table: others -->\n<!-- end -->\n")
+    with pytest.raises(evidence.EvidenceError, match="others is not there; there are agents"):
+        evidence.check(kept, folder)

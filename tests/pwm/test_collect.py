@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pwm.envs.points import Point
 from tests.simulators import needs_dm_control
-from ttcfast.data.replay import ReplaySet
+from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.data.replay_shard import ReplayShard
+from ttcfast.pwm import recording
 from ttcfast.pwm.collect import CollectConfig, collect
 from ttcfast.pwm.envs import DMControlEnv
 from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
@@ -98,9 +100,78 @@ def test_several_tasks_are_padded_to_the_largest(tmp_path):
         record(tmp_path / "wrong", tasks=tasks)
 
 
+@needs_dm_control
+def test_exploring_episodes_are_short_and_in_shards_of_their_own(recorded, tmp_path):
+    result = record(tmp_path, exploring=3, exploring_steps=7)
+    shards = [ReplayShard(file) for file in result.files]
+    assert [(len(s), s.length) for s in shards] == [(2, 100), (2, 100), (2, 7), (1, 7)]
+    assert result.steps == 4 * 100 + 3 * 7 and len(result.returns["cartpole-swingup", "exploring"]) == 3
+    data = ReplaySet(shards)
+    assert data.lengths().tolist() == [100] * 4 + [7] * 3
+    starts = torch.stack([data[i].obs[0] for i in range(4, 7)])
+    assert starts[:, 0].abs().max() > 0.3 and starts[:, 3:].abs().min() > 0, "unlike the task's own, at rest near the middle"
+    assert ReplaySampler(data, 7).batch(0, 64).obs.shape == (8, 64, 5)
+    assert len(ReplaySampler(data, 7)) == 4 * 94 + 3 and len(ReplaySampler(data, 8)) == 4 * 93
+
+
+class Breaking(Point):
+    """A point whose episodes 1 and 2 (by number of resets) fail in the two ways that simulators do."""
+
+    def reset(self, seed: int) -> np.ndarray:
+        self.episode = getattr(self, "episode", -1) + 1
+        self._fails, self._seeds = {1: "raise", 2: "nan"}.get(self.episode, ""), (seed,)
+        return super().reset(seed)
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    monkeypatch.setattr(recording, "make_env", lambda task, **options: Breaking())
+    monkeypatch.setattr("ttcfast.pwm.collect.make_env", lambda task, **options: Breaking())
+    monkeypatch.setattr("ttcfast.pwm.collect.versions", lambda task: {"point": "1"})
+
+
+def test_an_episode_in_which_the_simulator_fails_is_left_out_and_counted(breaking, tmp_path):
+    for _ in range(2):  # recorded, and found
+        result = record(tmp_path, controllers={"random": 1}, per_shard=4)
+        assert result.failures == {
+            "cartpole-swingup_0000.pt, episode 1": "point raised FloatingPointError at step 2: the simulation blew up",
+            "cartpole-swingup_0000.pt, episode 2": "point returned an observation or a reward that is not finite",
+        }
+        data = ReplaySet.open(tmp_path)
+        assert len(data) == 2 and data.lengths().tolist() == [5, 5] and result.steps == 10
+        assert len(result.returns["cartpole-swingup", "random"]) == 2
+
+
+def test_a_shard_without_any_episode_is_not_written(breaking, tmp_path):
+    with pytest.raises(DataError, match=r"no episode of .*swingup_0001\.pt could be recorded: point raised"):
+        record(tmp_path, controllers={"random": 1}, per_shard=1)
+    assert [file.name for file in tmp_path.glob("*.pt")] == ["cartpole-swingup_0000.pt"]
+
+
+def test_a_task_of_gymnasium_is_recorded(tmp_path):
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed; pip install 'ttcfast[gym]' brings it")
+    result = record(tmp_path, tasks=("gymnasium:Pendulum-v1",), episodes=1, controllers={"random": 1})
+    assert [file.name for file in result.files] == ["gymnasium_Pendulum-v1_0000.pt"]
+    shard = ReplayShard(result.files[0])
+    assert (shard.length, shard.observation_dim, shard.action_dim) == (20, 3, 1)
+    assert shard.parameters["versions"].keys() == {"gymnasium"} and ReplaySet([shard]).task_names() == ["gymnasium:Pendulum-v1"]
+    with pytest.raises(ArgumentError, match="gymnasium:Pendulum-v1 does not allow; set exploring=0"):
+        record(tmp_path, tasks=("gymnasium:Pendulum-v1",), exploring=1, controllers={"random": 1})
+    with pytest.raises(ArgumentError, match="give gymnasium:Pendulum-v1 the controller random"):
+        record(tmp_path, tasks=("gymnasium:Pendulum-v1",))
+
+
+@needs_dm_control
+def test_exploring_steps_beyond_an_episode_are_told(tmp_path):
+    with pytest.raises(ArgumentError, match="exploring_steps is 101; an episode of cartpole-swingup has 100 steps"):
+        record(tmp_path, exploring=1, exploring_steps=101)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"exploring": -1}, "exploring is -1"),
+        ({"processes": 0.5}, "processes is 0.5; give a whole number"),
         ({"tasks": ()}, r"tasks is \[\]; name at least one"),
         ({"tasks": ("cartpole-swingup", "cartpole-swingup")}, "each once"),
         ({"tasks": ("cartpole",)}, "tasks is 'cartpole'; it must be one of .*'cartpole-swingup'"),

@@ -1,4 +1,4 @@
-"""``ttcfast collect``: record a replay data set of dm_control tasks with scripted controllers (resumable, deterministic in the seed)"""
+"""``ttcfast collect``: record a replay data set of dm_control or gymnasium tasks (resumable, deterministic in the seed)"""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ def run(values: Mapping[str, Any]) -> None:
     with run_lock(config.out):
         result = collect(config)
         save(config.out, values, "collect")
-    print(f"{len(result.files)} shards with {result.steps} steps are in {config.out}; returns, at most 1000:")
+    print(f"{len(result.files)} shards with {result.steps} steps are in {config.out}; returns:")
     for (task, controller), found in result.returns.items():
         low, median, high = found.min(), found.median(), found.max()
         print(f"  {task}, {controller}: {len(found)} episodes, {low:.0f} to {high:.0f}, median {median:.0f}")
+    if result.failures:
+        where, why = next(iter(result.failures.items()))
+        print(f"  {len(result.failures)} episodes were left out, in which the simulator failed; the first, {where}: {why}")
 
 
 if __name__ == "__main__":

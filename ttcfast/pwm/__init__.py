@@ -1,1 +1,5 @@
-"""Flow-matching world models for policy learning."""
+"""World models of MLP, residual and flow dynamics, and policies that learn inside them."""
+
+from .algorithms import PWM
+
+__all__ = ["PWM"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -44,39 +46,40 @@ def load_world_model(path: str | os.PathLike[str], *, device: str | torch.device
     return agent
 
 
-def save_agent(
-    path: str | os.PathLike[str],
-    agent: PWM,
-    policy: ActorCritic,
-    alg: Mapping[str, Any],
-    sizes: Mapping[str, Any],
-    config: Mapping[str, Any],
-    **more: Any,
-) -> None:
-    """Write world model, actor and critic atomically, with what :func:`load_agent` needs to rebuild them; ``more`` is stored as JSON."""
-    tensors = {f"model.{name}": tensor for name, tensor in agent.model.state_dict().items()}
-    for place, module in policy.modules().items():
-        tensors |= {f"{place}.{name}": tensor for name, tensor in module.state_dict().items() if place != "target"}
-    about = {"alg": dict(alg), "sizes": dict(sizes), "agent": dict(config), "unit": policy.unit, **more}
+def save_agent(path: str | os.PathLike[str], agent: PWM, alg: Mapping[str, Any], sizes: Mapping[str, Any], **more: Any) -> None:
+    """Write world model, actor and critic atomically, with what :func:`load_agent` needs to rebuild them; ``more`` is stored as JSON.
+
+    Raises:
+        ValueError: The agent has no policy.
+    """
+    policy = agent.policy
+    if policy is None:
+        raise ValueError("agent has no policy; call add_policy() first, or save_world_model for the model alone")
+    tensors = {f"{place}.{name}": t for place, module in _parts(agent, policy).items() for name, t in module.state_dict().items()}
+    about = {"alg": dict(alg), "sizes": dict(sizes), "agent": asdict(policy.config), "unit": policy.unit, **more}
     checkpoints.save(path, tensors, {"architecture": _AGENT, **about})
 
 
-def load_agent(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> ActorCritic:
-    """Return the agent of a checkpoint of ``ttcfast train_policy``: ``agent.act(agent.model.encode(obs))`` acts.
+def load_agent(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> PWM:
+    """Return the agent of a checkpoint of ``ttcfast train_policy``, with fresh optimizers; ``agent.act(obs)`` acts.
 
     Raises:
         CheckpointError: The file is missing or damaged, is not an agent, or names a class or architecture that cannot be built.
     """
     tensors, meta = checkpoints.load(path, {"architecture": _AGENT})
     try:
-        model = PWM.from_config(meta["alg"], **meta["sizes"]).model
+        agent = PWM.from_config(meta["alg"], **meta["sizes"])
+        agent.model.to(device)
         config = AgentConfig(**meta["agent"])
-        found = ActorCritic(model, config, reward_scale=meta["unit"] * (1 - config.gamma), seed=meta["seed"])
+        policy = agent.add_policy(config, reward_scale=meta["unit"] * (1 - config.gamma), seed=meta.get("seed", 0))
     except (ArgumentError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} describes an agent that this version cannot build ({error})") from error
-    for place, module in (("model", model), ("actor", found.actor), ("critic", found.critic), ("target", found.target)):
-        held = "critic" if place == "target" else place
-        weights = {name.removeprefix(f"{held}."): tensor for name, tensor in tensors.items() if name.startswith(f"{held}.")}
+    for place, module in _parts(agent, policy).items():
+        weights = {name.removeprefix(f"{place}."): tensor for name, tensor in tensors.items() if name.startswith(f"{place}.")}
         checkpoints.load_weights(module, weights, path)
-    model.to(device)
-    return found.to(device)
+    policy.target.load_state_dict(policy.critic.state_dict())
+    return agent
+
+
+def _parts(agent: PWM, policy: ActorCritic) -> dict[str, nn.Module]:
+    return {"model": agent.model, "actor": policy.actor, "critic": policy.critic}

@@ -1,16 +1,18 @@
-"""Collects replay shards of dm_control tasks with scripted controllers, resumable and deterministic for a random seed."""
+"""Collects replay shards of tasks with scripted controllers and exploring starts, resumable and deterministic for a random seed."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
-import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,13 +21,14 @@ from ttcfast.checks import at_least, one_of, whole
 from ttcfast.data.alike import require_made_with
 from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
-from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.progress import bar
+from ttcfast.runtime.workers import Worker, answers, end, in_order
 
-from .envs import TASKS, Controller, DMControlEnv, RandomController, SwingUpController
 from .envs.controllers import check_range
-from .envs.dm_control import versions
+from .envs.make import check_task, make_env, versions
+from .recording import RecordConfig, Recorder, Recording, check_fits
 
 CONTROLLERS = ("random", "swingup")
 
@@ -35,15 +38,19 @@ class CollectConfig:
     """Settings of ``ttcfast collect``.
 
     Args:
-        out: Folder of the shards, which are named ``<task>_<number>.pt``.
-        tasks: Names in ``ttcfast.pwm.envs.TASKS``; the place in the list is the task's number in the shards. Observations and actions of
-            several tasks are padded with zeros to the largest, as in MT30.
-        episodes: Number of episodes per task, each of 1000 simulation steps.
+        out: Folder of the shards, which are named ``<task>_<number>.pt`` and ``<task>_exploring_<number>.pt``.
+        tasks: Names for ``ttcfast.pwm.envs.make_env``; the place in the list is the task's number in the shards. Observations and actions
+            of several tasks are padded with zeros to the largest, as in MT30.
+        episodes: Number of episodes per task from the task's own start, each of 1000 simulation steps in dm_control.
         controllers: Relative frequency of each controller. They take turns, so that every part of a shard holds all of them; ``swingup``
             drives only the cart-pole.
         noise, pump: Ranges of ``SwingUpController`` from which each episode draws.
+        exploring: Number of further episodes per task with exploring starts and held random actions, in shards of their own; see
+            ``ttcfast.pwm.envs.exploring``. They show a world model the states that no controller visits.
+        exploring_steps: Agent steps of each of these.
         action_repeat: Simulation steps per action.
         per_shard: Episodes per file; a killed run continues at the first missing file.
+        processes: Worker processes that record; 0 records in this one. The files do not depend on it.
         seed: Random seed of all episodes.
     """
 
@@ -53,8 +60,11 @@ class CollectConfig:
     controllers: Mapping[str, float] = field(default_factory=lambda: {"random": 0.25, "swingup": 0.75})
     noise: tuple[float, float] = (0.0, 2.0)
     pump: tuple[float, float] = (0.6, 1.5)
+    exploring: int = 0
+    exploring_steps: int = 50
     action_repeat: int = 2
     per_shard: int = 40
+    processes: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,9 +72,16 @@ class CollectConfig:
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ArgumentError(f"tasks is {list(self.tasks)}; name at least one, each once")
         for task in self.tasks:
-            one_of("tasks", task, TASKS)
-        for name in ("episodes", "per_shard", "action_repeat"):
-            whole(name, getattr(self, name), 1)
+            check_task("tasks", task)
+        for name, least in (
+            ("episodes", 1),
+            ("exploring", 0),
+            ("exploring_steps", 1),
+            ("per_shard", 1),
+            ("action_repeat", 1),
+            ("processes", 0),
+        ):
+            whole(name, getattr(self, name), least)
         at_least("seed", self.seed, 0)
         check_range("noise", self.noise)
         check_range("pump", self.pump)
@@ -78,42 +95,52 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class CollectResult:
-    """The shards in order, the returns of the episodes by ``(task, controller)`` as float64, and the number of agent steps."""
+    """What is there after collecting.
+
+    Attributes:
+        files: The shards in order.
+        returns: Returns of the episodes by ``(task, controller)``, float64; those with exploring starts have the controller ``exploring``.
+        steps: Number of agent steps.
+        failures: For each episode that was left out, by file and number, what the simulator did.
+    """
 
     files: list[Path]
     returns: dict[tuple[str, str], Tensor]
     steps: int
+    failures: dict[str, str]
 
 
 def collect(config: CollectConfig) -> CollectResult:
     """Record the missing shards.
 
     A shard made with the same settings and simulator is kept and any other refused, so running again resumes a killed run. An episode
-    depends only on the settings, its task and its number.
+    depends only on the settings, its task and its number. One in which the simulator raises or returns something that is not finite is
+    left out whole; its shard and the result name it.
 
     Raises:
-        DataError: An existing shard has other settings or is damaged.
+        DataError: An existing shard has other settings or is damaged, or no episode of a shard could be recorded.
+        WorkerError: A worker process ended, for instance killed. The shards that are there are whole.
         OutputError: The folder cannot be written.
         MissingPackageError: dm_control is not installed.
         ArgumentError: A controller does not fit a task.
     """
     output_folder(config.out)
-    recorders = [_Recorder(config, task) for task in config.tasks]
-    sizes = max(r.env.observation_dim for r in recorders), max(r.env.action_dim for r in recorders)
-    jobs = [job for number, recorder in enumerate(recorders) for job in _jobs(config, recorder, number, sizes)]
+    settings = RecordConfig(**{f.name: getattr(config, f.name) for f in fields(RecordConfig)})
+    envs = [make_env(task, action_repeat=config.action_repeat) for task in config.tasks]
+    for env in envs:
+        check_fits(settings, env, exploring=config.exploring > 0)
+    sizes = max(env.observation_dim for env in envs), max(env.action_dim for env in envs)
+    jobs = [job for number, env in enumerate(envs) for job in _jobs(config, config.tasks[number], number, env.action_dim, sizes)]
     todo = [job for job in jobs if not _done(job)]
-    with bar(sum(job.parameters["count"] for job in todo), "collect") as progress:
+    calls = [call for job in todo for call in job.calls()]
+    with bar(len(calls), "collect") as progress, _recordings(settings, calls, config.processes) as recordings:
         for job in todo:
-            episodes, told = [], []
-            first, count, number = (job.parameters[key] for key in ("first", "count", "number"))
-            for i in range(first, first + count):
-                episode, settings = job.recorder.record(i)
-                obs = pad(episode.obs, (0, sizes[0] - episode.obs.shape[1]))
-                act = pad(episode.act, (0, sizes[1] - episode.act.shape[1]))
-                episodes.append(Episode(obs, act, episode.rew, number))
-                told.append(settings)
-                progress.advance(note=f"{settings['controller']}: return {float(episode.rew.double().sum()):.0f}")
-            write_shard(job.path, episodes, {**job.parameters, "controllers_used": told})
+            held = []
+            for recording in itertools.islice(recordings, job.parameters["count"]):
+                held.append(recording)
+                note = recording.failure or f"return {float(recording.rew.sum(dtype='float64')):.0f}"
+                progress.advance(note=f"{recording.settings['controller']}: {note}")
+            _write(job, held)
     return _result(config, [job.path for job in jobs])
 
 
@@ -122,62 +149,26 @@ class _Job:
     """One shard to record."""
 
     path: Path
-    recorder: _Recorder
+    exploring: bool
     parameters: dict[str, Any]
 
-
-class _Recorder:
-    """Simulator and controllers of one task."""
-
-    def __init__(self, config: CollectConfig, task: str) -> None:
-        self.task, self.seed = task, config.seed
-        self.env = DMControlEnv(task, action_repeat=config.action_repeat)
-        self._shares = {name: share for name, share in sorted(config.controllers.items()) if share > 0}
-        self._turns: list[str] = []
-        self._controllers: dict[str, Controller] = {}
-        for name in self._shares:
-            if name == "random":
-                self._controllers[name] = RandomController(self.env)
-            else:
-                # Linearised in a simulator of its own, so that recording starts from a fresh one.
-                other = DMControlEnv(task, action_repeat=config.action_repeat)
-                self._controllers[name] = SwingUpController(other, noise=config.noise, pump=config.pump)
-
-    def record(self, i: int) -> tuple[Episode, dict[str, Any]]:
-        """Return episode ``i``, and the controller that drove it with its settings."""
-        # Keyed by the task's name, so that other tasks in the list do not change the episode.
-        random = np.random.default_rng([self.seed, zlib.crc32(self.task.encode()), i])
-        name = self._turn(i)
-        controller = self._controllers[name]
-        settings = {"controller": name, **controller.start(random)}
-        observations, actions, rewards = [self.env.reset(int(random.integers(2**31)))], [], []
-        over = False
-        while not over:
-            actions.append(controller.act(observations[-1], random).astype(np.float32))
-            observation, reward, over = self.env.step(actions[-1])
-            observations.append(observation)
-            rewards.append(reward)
-        obs, act = torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(actions))
-        return Episode(obs, act, torch.tensor(rewards, dtype=torch.float32)), settings
-
-    def _turn(self, i: int) -> str:
-        """Return the controller of episode ``i``, always the one furthest behind its share."""
-        total = sum(self._shares.values())
-        while len(self._turns) <= i:
-            due = {name: share / total * (len(self._turns) + 1) - self._turns.count(name) for name, share in self._shares.items()}
-            self._turns.append(max(due, key=due.__getitem__))
-        return self._turns[i]
+    def calls(self) -> list[tuple[str, bool, int]]:
+        """Return the arguments of ``Recorder.record`` for its episodes."""
+        task, first, count = (self.parameters[key] for key in ("task", "first", "count"))
+        return [(task, self.exploring, i) for i in range(first, first + count)]
 
 
-def _jobs(config: CollectConfig, recorder: _Recorder, number: int, sizes: tuple[int, int]) -> list[_Job]:
-    kept = {name: value for name, value in asdict(config).items() if name not in ("out", "tasks", "episodes", "per_shard")}
+def _jobs(config: CollectConfig, task: str, number: int, action_dim: int, sizes: tuple[int, int]) -> list[_Job]:
+    told = {"task": task, "number": number, "sizes": sizes, "action_dim": action_dim, "versions": versions(task)}  # without padding
+    common = {"action_repeat": config.action_repeat, "seed": config.seed}
+    full: dict[str, Any] = {"controllers": config.controllers, "noise": config.noise, "pump": config.pump}
+    short: dict[str, Any] = {"exploring_steps": config.exploring_steps}
     jobs = []
-    for place, first in enumerate(range(0, config.episodes, config.per_shard)):
-        count = min(config.per_shard, config.episodes - first)
-        made = {"task": recorder.task, "number": number, "first": first, "count": count, "sizes": sizes}
-        made["action_dim"] = recorder.env.action_dim  # without padding
-        parameters = json.loads(json.dumps({**kept, **made, "versions": versions()}))
-        jobs.append(_Job(Path(config.out) / f"{recorder.task}_{place:04d}.pt", recorder, parameters))
+    for exploring, episodes, settings in ((False, config.episodes, full), (True, config.exploring, short)):
+        name = re.sub(r"[^\w.-]", "_", task) + ("_exploring" if exploring else "")
+        for place, first in enumerate(range(0, episodes, config.per_shard)):
+            made = {**common, **settings, **told, "first": first, "count": min(config.per_shard, episodes - first)}
+            jobs.append(_Job(Path(config.out) / f"{name}_{place:04d}.pt", exploring, json.loads(json.dumps(made))))
     return jobs
 
 
@@ -188,12 +179,53 @@ def _done(job: _Job) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _recordings(config: RecordConfig, calls: Sequence[tuple[str, bool, int]], processes: int) -> Iterator[Iterator[Recording]]:
+    """Yield the recordings of the calls of ``Recorder.record``, in order, made in this process or by workers."""
+    count = min(processes, len(calls))
+    if count == 0:
+        recorder = Recorder(config)
+        yield (recorder.record(*call) for call in calls)
+        return
+    workers: list[Worker] = []
+    try:
+        for w in range(count):
+            remedy = "run again, which goes on at the first missing shard"
+            workers.append(Worker(partial(Recorder, config), f"worker {w + 1} of {count}", "which records episodes", remedy))
+        answers(workers)
+        yield in_order(workers, "record", calls)
+    finally:
+        end(workers)
+
+
+def _write(job: _Job, recordings: Sequence[Recording]) -> None:
+    """Write the shard of a job; episodes in which the simulator failed are left out and named in its parameters."""
+    kept = [recording for recording in recordings if recording.failure is None]
+    first, (observation_dim, action_dim), number = (job.parameters[key] for key in ("first", "sizes", "number"))
+    failed = {first + i: recording.failure for i, recording in enumerate(recordings) if recording.failure is not None}
+    if not kept:
+        raise DataError(f"no episode of {job.path} could be recorded: {next(iter(failed.values()))}")
+    episodes = []
+    for recording in kept:
+        obs, act = torch.from_numpy(recording.obs), torch.from_numpy(recording.act)
+        obs, act = pad(obs, (0, observation_dim - obs.shape[1])), pad(act, (0, action_dim - act.shape[1]))
+        episodes.append(Episode(obs, act, torch.from_numpy(recording.rew), number))
+    told = {**job.parameters, "controllers_used": [recording.settings for recording in kept]}
+    if failed:
+        told["failed"] = failed
+    write_shard(job.path, episodes, told)
+
+
 def _result(config: CollectConfig, files: list[Path]) -> CollectResult:
     returns: dict[tuple[str, str], list[float]] = {}
+    failures: dict[str, str] = {}
     steps = 0
     for file in files:
         shard = ReplayShard(file, verify=False)
+        task = shard.parameters["task"]
         for settings, value in zip(shard.parameters["controllers_used"], ReplaySet([shard]).returns().tolist(), strict=True):
-            returns.setdefault((shard.parameters["task"], settings["controller"]), []).append(value)
+            returns.setdefault((task, settings["controller"]), []).append(value)
+        failures |= {f"{file.name}, episode {i}": reason for i, reason in shard.parameters.get("failed", {}).items()}
         steps += len(shard) * shard.length
-    return CollectResult(files, {key: torch.tensor(values, dtype=torch.float64) for key, values in sorted(returns.items())}, steps)
+    found = {key: torch.tensor(values, dtype=torch.float64) for key, values in sorted(returns.items())}
+    return CollectResult(files, found, steps, failures)

@@ -25,7 +25,7 @@ from ttcfast.runtime.progress import bar
 from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings, settings
 from ttcfast.spec import Key
 
-from .algorithms.actor_critic import ActorCritic, AgentConfig
+from .algorithms.actor_critic import AgentConfig
 from .arms import Arm
 from .checkpoint import save_agent
 from .envs import EnvPool, make_env
@@ -256,9 +256,9 @@ class _Run(TrainingRun):
                 file.unlink()
         torch.manual_seed(config.seed)
         self.agent = material.agent(self.alg, config.device)
-        torch.manual_seed(config.seed)  # again, so that an actor does not depend on how many numbers the world model of its arm drew
+        torch.manual_seed(config.seed)  # arms of one seed begin with the same policy, whatever their world models have drawn
         largest = max(float(material.train[i].rew.abs().max()) for i in range(len(material.train)))
-        self.policy = ActorCritic(self.agent.model, self.agent_config, reward_scale=max(largest, 1e-6), seed=config.seed).to(config.device)
+        self.policy = self.agent.add_policy(self.agent_config, reward_scale=max(largest, 1e-6), seed=config.seed)
         self.model, self.optimizer = self.agent.model, self.agent.wm_optimizer
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.watch, self.cpu = Stopwatch(running=False), Stopwatch("cpu", running=False)
@@ -274,7 +274,7 @@ class _Run(TrainingRun):
             logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, config.seed, self.done, self.steps)
             advance(self.steps - self.done, None)
         about = {"task": self.task, "arm": self.arm.name, "seed": config.seed, "steps": self.done}
-        save_agent(self.out / "agent.safetensors", self.agent, self.policy, self.alg, material.sizes, asdict(self.agent_config), **about)
+        save_agent(self.out / "agent.safetensors", self.agent, self.alg, material.sizes, **about)
         found = self._result()
         write_json(self.report, {"result": asdict(found), "settings": self.settings()})
         return found
@@ -362,19 +362,22 @@ class _Run(TrainingRun):
         config, found = self.config, {}
         if config.mode == "online":
             for i in range(config.wm_updates):
-                if not self.agent.sanity.stopped:
-                    draw = config.wm_steps + step * config.wm_updates + i
-                    found = {f"wm/{k}": v for k, v in self._update_wm(config.wm_steps, draw, self.lr * config.wm_lr_floor).items()}
-        update = self.policy.update(self._starts(step), step, progress=step / config.steps)
+                draw = config.wm_steps + step * config.wm_updates + i
+                found = {f"wm/{k}": v for k, v in self._update_wm(config.wm_steps, draw, self.lr * config.wm_lr_floor).items()}
+                if self.agent.sanity.stopped:
+                    return {**found, "loss": math.nan}
+        update = self.agent.update_policy(self._observations(step), step, progress=step / config.steps)
         # As for the world model, so many skipped updates in a row mean that nothing will come any more.
         self.stopped_by_policy = bool(self.agent.sanity.patience) and self.policy.skipped_in_a_row >= self.agent.sanity.patience
         return {**found, **update, "loss": update["actor_loss"]}
 
     def _starts(self, step: int) -> Tensor:
         """Return the latents from which the imagined rollouts of update ``step`` start."""
-        obs = self._windows(10**9 + step, self.config.starts)[0][0]
         with torch.no_grad():
-            return self.agent.model.encode(obs)
+            return self.agent.model.encode(self._observations(step))
+
+    def _observations(self, step: int) -> Tensor:
+        return self._windows(10**9 + step, self.config.starts).obs[0]
 
     def _windows(self, draw: int, size: int) -> Windows:
         """Return windows of the recorded episodes and, once there are any, of the policy's own."""
@@ -414,12 +417,11 @@ class _Run(TrainingRun):
         """Play episodes by the mean policy, or with ``noise``."""
 
         def policy(obs: Tensor, step: int, episodes: Tensor) -> Tensor:
-            z = self.agent.model.encode(obs.to(self.config.device))
             eps = None
             if noise is not None:
                 rows = torch.stack([episodes, torch.full_like(episodes, step)], 1)
-                eps = normal(len(obs), (self.agent.model.action_dim,), key=noise, rows=rows).to(z.device)
-            return self.policy.act(z, eps).cpu()
+                eps = normal(len(obs), (self.agent.model.action_dim,), key=noise, rows=rows).to(self.config.device)
+            return self.agent.act(obs.to(self.config.device), eps).cpu()
 
         return rollouts(self.pool, policy, seeds)
 

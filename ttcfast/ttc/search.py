@@ -4,7 +4,7 @@
 ``_draw`` and ``_take_in``. From there it goes
 
 * to the reward by ``refine.py`` (moved copies, a score for each), the scorer (as ``rewards/arm.py``) and ``ops/arm.py``;
-* to the selection by ``select/argmax.py`` (one beam), or by ``select/beams.py``, ``select/topk.py`` and ``ops/topk.py`` (several).
+* to the selection by ``select/argmax.py`` (one beam), or by ``select/beams.py``, ``select/topk.py`` and ``ops/ranking.py`` (several).
 
 ``_draw`` has its candidates from ``candidates.py`` (chunks) and ``models.py`` (the model), and ``paths.py`` holds the beams between steps.
 """
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import at_least
+from ttcfast.ops.ranking import marks_of
 from ttcfast.rewards.scorer import ScoreContext, Scorer, as_scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
@@ -43,7 +44,6 @@ from .select.beams import BestOfBeams
 from .select.combine import SoftmaxMean, Span
 from .select.keep import Chunk, Group, Keep
 from .select.particles import Particles, uniforms_of
-from .select.topk import marks_of
 
 logger = logging.getLogger(__name__)
 

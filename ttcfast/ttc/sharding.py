@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttcfast.ops.ranking import Keys, best
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
@@ -25,7 +26,7 @@ from .guardrails import DistinctWatch
 from .result import RolloutResult
 from .resume import moved, settings_of_rollout
 from .select.beams import BestOfBeams
-from .select.topk import Keys, TopPool, best
+from .select.topk import TopPool
 
 _SUMS = ("evaluations", "copies", "reward_evaluations", "solver_steps")
 _REDUCED = dict.fromkeys(("highest", "size", "rest", "opening", "first"), "max") | {"lowest": "min", "count": "sum"}  # of Spread

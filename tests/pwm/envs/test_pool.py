@@ -14,9 +14,10 @@ import torch
 from tests.pwm.envs.points import Point, Wide, unmakeable
 from tests.simulators import needs_dm_control
 from tests.test_import_cost import loaded_by
-from ttcfast.pwm.envs import DMControlEnv, EnvPool, PaddedEnv, WorkerError
+from ttcfast.pwm.envs import DMControlEnv, EnvPool, PaddedEnv
 from ttcfast.pwm.envs.rollouts import rollouts
 from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.workers import WorkerError
 
 
 def keyed(obs: torch.Tensor, step: int, episodes: torch.Tensor) -> torch.Tensor:
@@ -97,7 +98,7 @@ def test_a_killed_worker_is_named_and_the_others_are_ended():
     pool = EnvPool([Point] * 3, processes=2)
     ours = set(multiprocessing.active_children()) - others
     pool.reset([0, 1, 2])
-    os.kill(next(p.pid for p in ours if p.name == "environments 2 of 2"), signal.SIGKILL)
+    os.kill(next(p.pid for p in ours if p.name == "ttcfast worker 2 of 2"), signal.SIGKILL)
     with pytest.raises(
         WorkerError, match=r"worker 2 of 2 \(process \d+, environments 1 to 2\) was killed by signal 9; the others were ended"
     ):

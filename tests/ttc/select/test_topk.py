@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from ttcfast.ops.ranking import Keys, marks_of
 from ttcfast.ttc.select.particles import systematic, uniforms_of
-from ttcfast.ttc.select.topk import Keys, TopPool, marks_of
+from ttcfast.ttc.select.topk import TopPool
 
 
 def filled(rank, states, k, chunks, *, ties=None, marks=None, order=None):

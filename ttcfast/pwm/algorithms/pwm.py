@@ -1,4 +1,4 @@
-"""The world-model half of PWM: rollout, loss, and update with sanity checks."""
+"""PWM: a world model's rollout, loss and update with sanity checks, and the policy that is trained inside it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ttcfast.pwm.utils.metrics import ESNRMeter
 from ttcfast.pwm.utils.targets import build, group, locate
 from ttcfast.runtime.errors import ArgumentError
 
+from .actor_critic import ActorCritic, AgentConfig
 from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
 
 GROUPS = ("use_flow_dynamics", "model", "dynamics_loss", "integrator", "parity", "sanity", "wm", "agent")
@@ -38,7 +39,7 @@ class WorldModelLoss(NamedTuple):
 
 
 class PWM:
-    """Trains a world model on sequences.
+    """Trains a world model on sequences and, after :meth:`add_policy`, a policy inside it.
 
     Args:
         model: World model to train.
@@ -81,6 +82,7 @@ class PWM:
         self.weights, self.clip, self.sanity = (dynamics_weight, reward_weight), clip, sanity or SanityChecks()
         self.wm_optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(betas[0], betas[1]))
         self.parity: Parity | None = None
+        self.policy: ActorCritic | None = None
 
     @property
     def use_flow_dynamics(self) -> bool:
@@ -129,6 +131,37 @@ class PWM:
         agent = build(cls, "alg.wm", group(alg, "wm"), model, loss, sanity=sanity)
         agent.parity = parameter_parity(model, **group(alg, "parity", ("tolerance", "on_violation")))
         return agent
+
+    def add_policy(
+        self, config: AgentConfig | None = None, *, reward_scale: float = 1.0, seed: int = 0, task: Task | None = None
+    ) -> ActorCritic:
+        """Make an untrained actor and critic on the model's device, :attr:`policy`; arguments as for :class:`ActorCritic`."""
+        policy = ActorCritic(self.model, config or AgentConfig(), reward_scale=reward_scale, seed=seed, task=task)
+        self.policy = policy.to(next(self.model.parameters()).device)
+        return self.policy
+
+    def update_policy(self, obs: Tensor, step: int, *, progress: float = 0.0) -> dict[str, float]:
+        """Make one update of actor and critic from the encodings of ``obs [B, observation_dim]``, as :meth:`ActorCritic.update` does.
+
+        Raises:
+            ValueError: There is no policy.
+            TrainingError: The sanity checks have stopped the world model's training.
+        """
+        self.sanity.require_running()
+        policy = self._policy()
+        with torch.no_grad():
+            z = self.model.encode(obs, policy.task)
+        return policy.update(z, step, progress=progress)
+
+    def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return actions ``[..., action_dim]`` for observations ``[..., observation_dim]``; without ``noise`` the mean policy's.
+
+        Raises:
+            ValueError: There is no policy.
+        """
+        policy = self._policy()
+        with torch.no_grad():
+            return policy.act(self.model.encode(obs, policy.task), noise)
 
     def rollout(self, z: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
         """Return the latent states from ``z`` ``[B, latent_dim]`` on under actions ``[H, B, action_dim]``, ``[H + 1, B, latent_dim]``."""
@@ -238,6 +271,11 @@ class PWM:
         every = torch.stack(chunks)
         parts = torch.cat([every[:, :4].mean(0), every[:, 4].max().reshape(1)])
         return parts, {"esnr": found.raw, "esnr_db": found.raw_db, "esnr_unbiased": found.unbiased, "noise_scale": found.noise_scale}
+
+    def _policy(self) -> ActorCritic:
+        if self.policy is None:
+            raise ValueError("there is no policy yet; call add_policy() first")
+        return self.policy
 
     def _check(self, obs: Tensor, act: Tensor, rew: Tensor) -> None:
         whole("horizon (the length of act)", len(act), 1)

@@ -5,7 +5,7 @@ from .controllers import Controller, RandomController, SwingUpController
 from .dm_control import TASKS, DMControlEnv
 from .gymnasium import GymnasiumEnv, as_gymnasium
 from .make import make_env
-from .pool import EnvPool, WorkerError
+from .pool import EnvPool
 
 __all__ = [
     "TASKS",
@@ -17,7 +17,6 @@ __all__ = [
     "PaddedEnv",
     "RandomController",
     "SwingUpController",
-    "WorkerError",
     "as_gymnasium",
     "make_env",
 ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ttcfast.runtime.errors import ArgumentError
 
+from .base import Environment
 from .dm_control import DMControlEnv
 
 Array = NDArray[np.float64]
@@ -32,7 +33,7 @@ class Controller(ABC):
 class RandomController(Controller):
     """Uniform actions in [-1, 1], independent from step to step."""
 
-    def __init__(self, env: DMControlEnv) -> None:
+    def __init__(self, env: Environment) -> None:
         self._size = env.action_dim
 
     def start(self, random: np.random.Generator) -> dict[str, float]:
@@ -64,9 +65,8 @@ class SwingUpController(Controller):
     # Pull towards the middle of the rail while pumping, per m and per m/s.
     PULL = (0.3, 0.2)
 
-    def __init__(self, env: DMControlEnv, *, noise: tuple[float, float] = (0.0, 2.0), pump: tuple[float, float] = (0.6, 1.5)) -> None:
-        if not env.task.startswith("cartpole-"):
-            raise ArgumentError(f"controller swingup drives the cart-pole alone; give {env.task} the controller random")
+    def __init__(self, env: Environment, *, noise: tuple[float, float] = (0.0, 2.0), pump: tuple[float, float] = (0.6, 1.5)) -> None:
+        env = cartpole(env)
         check_range("noise", noise)
         check_range("pump", pump)
         self.noise, self.pump = noise, pump
@@ -89,6 +89,13 @@ class SwingUpController(Controller):
             pull = self.PULL[0] * x + self.PULL[1] * speed
             wanted = np.array([self._pumping * energy * np.sign(omega * cosine) - pull])
         return np.clip(wanted + self._sigma * random.standard_normal(1), -1.0, 1.0)
+
+
+def cartpole(env: Environment) -> DMControlEnv:
+    """Return ``env``, or raise ``ArgumentError`` unless it is a cart-pole of dm_control."""
+    if not isinstance(env, DMControlEnv) or not env.task.startswith("cartpole-"):
+        raise ArgumentError(f"controller swingup drives the cart-pole alone; give {env.name} the controller random")
+    return env
 
 
 def check_range(name: str, values: Sequence[float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class DMControlEnv:
         """Start an episode whose initial state depends only on ``seed``, and return its observation ``[O]``."""
         self._env.task.random.seed(seed)
         self._left = self.episode_length
-        return _flat(self._env.reset())
+        return _flat(self._env.reset().observation)
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool]:
         """Make one agent step.
@@ -102,11 +103,17 @@ class DMControlEnv:
             step = self._env.step(scaled)
             reward += float(step.reward)
         self._left -= 1
-        return _flat(step), reward, self._left == 0
+        return _flat(step.observation), reward, self._left == 0
 
     def state(self) -> NDArray[np.float64]:
         """Return the simulator's positions and velocities, ``[nq + nv]``."""
         return np.array(self.physics.get_state(), dtype=np.float64)
+
+    def set_state(self, state: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Continue the current episode from the simulator's ``state [nq + nv]``, and return its observation ``[O]``."""
+        with self.physics.reset_context():
+            self.physics.set_state(state)
+        return _flat(self._env.task.get_observation(self.physics))
 
     def transition(self, state: NDArray[np.float64], action: NDArray[Any]) -> NDArray[np.float64]:
         """Return the state after one agent step of the simulator from ``state [nq + nv]``; ends the current episode.
@@ -167,5 +174,5 @@ def _suite() -> Any:
     return suite
 
 
-def _flat(step: Any) -> NDArray[np.float32]:
-    return np.concatenate([np.ravel(value) for value in step.observation.values()]).astype(np.float32)
+def _flat(observation: Mapping[str, Any]) -> NDArray[np.float32]:
+    return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ttcfast.runtime.errors import ArgumentError
 
+from . import dm_control
 from .base import Environment
 from .dm_control import TASKS, DMControlEnv
-from .gymnasium import GymnasiumEnv
+from .gymnasium import GymnasiumEnv, package
 
 GYMNASIUM = "gymnasium:"
 
@@ -33,3 +34,14 @@ def check_task(name: str, task: str) -> None:
     if task not in TASKS and not (task.startswith(GYMNASIUM) and len(task) > len(GYMNASIUM)):
         known = ", ".join(map(repr, TASKS))
         raise ArgumentError(f"{name} is {task!r}; it must be one of {known}, or '{GYMNASIUM}' and a name registered with gymnasium")
+
+
+def versions(task: str) -> dict[str, str]:
+    """Return the versions of the simulator of a task, on which its physics depends.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    if task.startswith(GYMNASIUM):
+        return {"gymnasium": package().__version__}
+    return dm_control.versions()

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
-from multiprocessing.reduction import ForkingPickler
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ttcfast.checks import whole
-from ttcfast.runtime.errors import ArgumentError, UserError
+from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.workers import Worker, answers, end, require_portable
 
 from .base import Environment
-from .worker import Answer, EnvGroup, serve
-
-# Seconds until a worker whose work is over, but which does not end, is terminated, and then killed.
-_PATIENCE = (5.0, 1.0)
-
-
-class WorkerError(UserError):
-    """A worker process ended although the pool still needs it."""
+from .group import EnvGroup
 
 
 class EnvPool:
@@ -56,10 +48,15 @@ class EnvPool:
         whole("processes", processes, 0)
         self._count = len(makers)
         self.failures: dict[int, str] = {}
-        self._groups: list[_Group] = []
+        self._group: EnvGroup | None = None  # the environments of this process
+        self._workers: list[Worker] = []
+        self._parts = [range(len(makers))]  # the environments of each worker
         try:
-            self._start(makers, processes)
-            sizes = [size for answer in _answers(self._groups) for size in answer]
+            if processes == 0:
+                self._group = EnvGroup(makers)
+            else:
+                self._start(makers, min(processes, len(makers)))
+            sizes = [size for part in self._call("sizes", dict.fromkeys(range(len(self._parts)), ())) for size in part]
             for size in sizes:
                 if size[1:3] != sizes[0][1:3]:
                     raise ArgumentError(
@@ -72,15 +69,14 @@ class EnvPool:
         self.observation_dim, self.action_dim = sizes[0][1:3]
         self.episode_length = max(size[3] for size in sizes)
 
-    def _start(self, makers: Sequence[Callable[[], Environment]], processes: int) -> None:
-        if processes == 0:
-            self._groups.append(_Here(range(len(makers)), makers))
-            return
-        _check_portable(makers)
-        workers = min(processes, len(makers))
-        for w in range(workers):
-            places = range(w * len(makers) // workers, (w + 1) * len(makers) // workers)
-            self._groups.append(_Worker(f"{w + 1} of {workers}", places, makers[places.start : places.stop]))
+    def _start(self, makers: Sequence[Callable[[], Environment]], count: int) -> None:
+        for i, maker in enumerate(makers):
+            require_portable(f"makers[{i}]", maker)
+        self._parts = [range(w * len(makers) // count, (w + 1) * len(makers) // count) for w in range(count)]
+        for w, part in enumerate(self._parts):
+            duty = f"environment {part[0]}" if len(part) == 1 else f"environments {part[0]} to {part[-1]}"
+            self._workers.append(Worker(partial(EnvGroup, list(makers[part.start : part.stop])), f"worker {w + 1} of {count}", duty))
+        answers(self._workers)
 
     def __len__(self) -> int:
         """Number of environments, N."""
@@ -133,11 +129,8 @@ class EnvPool:
 
     def close(self) -> None:
         """End the workers. A closed pool cannot be used any more."""
-        groups, self._groups = self._groups, []
-        for group in groups:
-            group.leave()
-        for group in groups:
-            group.end()
+        workers, self._workers, self._group = self._workers, [], None
+        end(workers)
 
     def __enter__(self) -> EnvPool:
         return self
@@ -146,134 +139,40 @@ class EnvPool:
         self.close()
 
     def _places(self, at: Sequence[int] | None) -> list[int]:
-        if not self._groups:
+        if self._group is None and not self._workers:
             raise ArgumentError("the pool is closed; make another one")
         places = list(range(self._count)) if at is None else [int(i) for i in at]
         if len(set(places)) != len(places) or not all(0 <= i < self._count for i in places):
             raise ArgumentError(f"at is {places}; give numbers from 0 to {self._count - 1}, each once")
         return places
 
+    def _call(self, method: str, calls: dict[int, tuple[Any, ...]]) -> list[Any]:
+        """Return the results of a method of ``EnvGroup`` for the parts and arguments in ``calls``."""
+        if self._group is not None:
+            return [getattr(self._group, method)(*arguments) for arguments in calls.values()]
+        for part, arguments in calls.items():
+            self._workers[part].ask(method, *arguments)
+        return answers([self._workers[part] for part in calls])
+
     def _ask(self, method: str, places: list[int], values: Any) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]:
-        asked: list[tuple[_Group, list[int]]] = []
+        rows = {p: [row for row, place in enumerate(places) if place in part] for p, part in enumerate(self._parts)}
+        rows = {p: held for p, held in rows.items() if held}
         try:
-            for group in self._groups:
-                if rows := [row for row, place in enumerate(places) if place in group.places]:
-                    group.ask(method, [places[row] - group.places.start for row in rows], [values[row] for row in rows])
-                    asked.append((group, rows))
-            answers = _answers([group for group, _ in asked])
+            found = self._call(
+                method, {p: ([places[r] - self._parts[p].start for r in held], [values[r] for r in held]) for p, held in rows.items()}
+            )
         except ArgumentError:
             raise
-        except BaseException:  # a worker is gone, or requests and answers no longer fit
+        except BaseException:  # a worker is gone, or calls and answers no longer fit
             self.close()
             raise
         observations = np.full((len(places), self.observation_dim), np.nan, dtype=np.float32)
         rewards, over = np.full(len(places), np.nan), np.ones(len(places), dtype=bool)
         self.failures = {}
-        for (_, rows), held in zip(asked, answers, strict=True):
-            for row, answer in zip(rows, held, strict=True):
+        for held, results in zip(rows.values(), found, strict=True):
+            for row, answer in zip(held, results, strict=True):
                 if answer.failure is None:
                     observations[row], rewards[row], over[row] = answer.observation, answer.reward, answer.over
                 else:
                     self.failures[places[row]] = answer.failure
         return observations, rewards, over
-
-
-class _Group(Protocol):
-    """Environments ``places`` of a pool, wherever they run."""
-
-    places: range
-
-    def ask(self, method: str, places: list[int], values: Any) -> None: ...
-    def answer(self) -> Any: ...
-    def leave(self) -> None: ...
-    def end(self) -> None: ...
-
-
-class _Here:
-    """A group in this process."""
-
-    def __init__(self, places: range, makers: Sequence[Callable[[], Environment]]) -> None:
-        self.places = places
-        self._group = EnvGroup(makers)
-        self._answer: list[Answer] | list[tuple[str, int, int, int]] = self._group.sizes()
-
-    def ask(self, method: str, places: list[int], values: Any) -> None:
-        self._answer = getattr(self._group, method)(places, values)
-
-    def answer(self) -> Any:
-        return self._answer
-
-    def leave(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-
-class _Worker:
-    """A group in a process of its own."""
-
-    def __init__(self, label: str, places: range, makers: Sequence[Callable[[], Environment]]) -> None:
-        self.places, self._label, self._ready = places, label, False
-        context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of torch and MuJoCo
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, list(makers)), name=f"environments {label}", daemon=True)
-        self._process.start()
-        other.close()  # so that the end of the process closes the pipe
-
-    def ask(self, method: str, places: list[int], values: Any) -> None:
-        try:
-            self._connection.send((method, (places, values)))
-        except OSError as error:
-            raise self._gone() from error
-
-    def answer(self) -> Any:
-        if self._connection not in wait([self._connection, self._process.sentinel]) and not self._connection.poll():
-            raise self._gone()
-        try:
-            answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._gone() from error
-        self._ready = True
-        return answer
-
-    def leave(self) -> None:
-        self._connection.close()
-
-    def end(self) -> None:
-        for seconds, stop in zip(_PATIENCE, (self._process.terminate, self._process.kill)):
-            self._process.join(seconds)
-            if self._process.exitcode is None:
-                stop()
-        self._process.join()
-        self._process.close()
-
-    def _gone(self) -> WorkerError:
-        self._process.join(_PATIENCE[0])
-        code = self._process.exitcode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
-        first, last = self.places[0], self.places[-1]
-        held = f"environment {first}" if first == last else f"environments {first} to {last}"
-        why = "" if self._ready else " before they were made (its own message stands above)"
-        if not self._ready and code == 1:
-            why += "; a script that uses workers needs `if __name__ == '__main__':`"
-        return WorkerError(f"worker {self._label} (process {self._process.pid}, {held}) {how}{why}; the others were ended: start again")
-
-
-def _answers(groups: Sequence[_Group]) -> list[Any]:
-    """Return the answers of all groups, or raise the first error once each has answered."""
-    answers = [group.answer() for group in groups]
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return answers
-
-
-def _check_portable(makers: Sequence[Callable[[], Environment]]) -> None:
-    for i, maker in enumerate(makers):
-        try:
-            ForkingPickler.dumps(maker)
-        except Exception as error:  # pickle raises many kinds
-            raise ArgumentError(
-                f"makers[{i}] cannot be sent to a worker process ({error}); give a function of a module or functools.partial of a class"
-            ) from error

@@ -7,11 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ttcfast.ops.ranking import Keys
 from ttcfast.ttc.guardrails import Spread
 from ttcfast.ttc.paths import Survivors
 
 from .keep import Chunk, Group, Keep
-from .topk import Keys, TopPool
+from .topk import TopPool
 
 
 class BestOfBeams(Keep):

@@ -1,12 +1,8 @@
-"""The environments of one process, and the loop of a worker process that steps them for another one."""
+"""The environments of one process, stepped one after the other."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,30 +58,3 @@ def _answer(env: Environment, *, seed: int = 0, action: NDArray[Any] | None = No
         what = "a reward" if np.isfinite(observation).all() else "an observation"
         return Answer(None, np.nan, True, f"{env.name} returned {what} that is not finite")
     return Answer(observation, reward, bool(over))
-
-
-def serve(connection: Connection, makers: Sequence[Callable[[], Environment]]) -> None:
-    """Make environments and answer requests until the other end is closed. Runs in a process of its own.
-
-    A request is the name of a method of ``EnvGroup`` and its arguments, an answer what it returned or the exception that it raised.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the asking process, which then closes its end
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if "torch" in sys.modules:  # loaded by the script that started the pool
-        sys.modules["torch"].set_num_threads(1)
-    group: EnvGroup | None = None
-    try:
-        group = EnvGroup(makers)
-        connection.send(group.sizes())
-        while True:
-            method, arguments = connection.recv()
-            try:
-                connection.send(getattr(group, method)(*arguments))
-            except (UserError, MemoryError) as error:
-                connection.send(error)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # nobody asks any more
-    except Exception as error:
-        if group is not None:
-            raise
-        connection.send(error if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}"))
