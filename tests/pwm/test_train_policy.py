@@ -183,11 +183,10 @@ def test_settings_that_do_not_fit_are_told(config, changes, message):
 
 
 def test_data_of_two_tasks_or_other_sizes_are_told(config, data, tmp_path):
-    for file in data.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    write_shard(tmp_path / "b.pt", [episode(9)], {"task": "other", "number": 0, "action_dim": 1})
-    with pytest.raises(ArgumentError, match="with shards of other, rotation; give a folder of one named task"):
-        train_policy(dataclasses.replace(config, data=str(tmp_path)))
+    for name in ("one", "other"):
+        write_shard(tmp_path / "mixed" / f"{name}.pt", [episode(9)] * 4, {"task": name, "number": name == "other", "action_dim": 1})
+    with pytest.raises(ArgumentError, match="with shards of one, other; give a folder of one named task"):
+        train_policy(dataclasses.replace(config, data=str(tmp_path / "mixed")))
     wide = tmp_path / "wide"
     write_shard(wide / "a.pt", [episode(i) for i in range(8)], {"task": "rotation", "number": 0})
     narrow = type("Narrow", (Rotation,), {"observation_dim": 4})
