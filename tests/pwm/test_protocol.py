@@ -15,7 +15,7 @@ from tests.replays import earn, episode, move
 from ttcfast.data.replay_shard import write_shard
 from ttcfast.pwm.protocol import ProtocolConfig, protocol
 from ttcfast.pwm.train_policy import _Run
-from ttcfast.runtime.errors import ArgumentError, CheckpointError, OutputError
+from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError, OutputError
 from ttcfast.runtime.locks import run_lock
 
 ALG = {
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_told_before_the_first_run(config, data, tmp_path, 
     with pytest.raises(ArgumentError, match=r"data names .* and .*again, both of rotation; give one folder per task"):
         protocol(dataclasses.replace(config, data=(*data, again)))
     mixed = shards(tmp_path / "mixed", "rotation", "pendulum-swingup")
-    with pytest.raises(ValueError, match="give a folder of one"):
+    with pytest.raises(DataError, match="read them apart"):
         protocol(dataclasses.replace(config, data=(mixed,)))
     strict = {**ALG, "parity": {"tolerance": 0.0, "on_violation": "abort"}}
     with pytest.raises(ValueError, match="more than the tolerance"):

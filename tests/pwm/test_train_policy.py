@@ -15,7 +15,9 @@ from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import write_shard
 from ttcfast.pwm import PWM
 from ttcfast.pwm.checkpoint import load_world_model
-from ttcfast.pwm.train_policy import PolicyResult, TrainPolicyConfig, train_policy
+from ttcfast.pwm.policy_config import TrainPolicyConfig
+from ttcfast.pwm.policy_result import PolicyResult
+from ttcfast.pwm.train_policy import train_policy
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
 

@@ -11,7 +11,7 @@ import pytest
 
 from ttcfast.evaluation.table import markdown_table
 from ttcfast.pwm.evaluation.imagination import ImaginationErrors
-from ttcfast.pwm.train_policy import Evaluation, PolicyResult
+from ttcfast.pwm.policy_result import Evaluation, PolicyResult
 from ttcfast.report.compare import CompareConfig, compare
 from ttcfast.report.figures.policies import learning_curves, performance_profile, policy_figures, public_returns
 from ttcfast.report.figures.style import svg_of

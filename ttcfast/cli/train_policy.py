@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ttcfast.pwm.train_policy import TrainPolicyConfig, train_policy
+from ttcfast.pwm.policy_config import TrainPolicyConfig
+from ttcfast.pwm.train_policy import train_policy
 from ttcfast.runtime.locks import run_lock
 
 from .configuration import save

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ttcfast.evaluation.table import markdown_table, print_with_notes, rich_table
+from ttcfast.pwm.policy_result import PolicyResult
 from ttcfast.pwm.protocol import ProtocolConfig
-from ttcfast.pwm.train_policy import PolicyResult
 from ttcfast.report.figures.policies import policy_figures
 from ttcfast.report.figures.style import save
 from ttcfast.report.policies import cells, explanation, run_rows, summary

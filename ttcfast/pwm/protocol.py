@@ -14,7 +14,9 @@ from ttcfast.runtime.locks import run_lock
 from ttcfast.runtime.progress import bar
 
 from .arms import Arm
-from .train_policy import PolicyResult, PolicySettings, TrainPolicyConfig, agent_config, task_of, train_policy
+from .policy_config import PolicySettings, TrainPolicyConfig, agent_config
+from .policy_result import PolicyResult
+from .train_policy import task_of, train_policy
 from .train_wm import Material
 
 ARMS = ("mlp", "residual", "euler1", "heun2", "heun4")

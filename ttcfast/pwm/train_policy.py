@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttcfast.checks import at_least, one_of, whole
 from ttcfast.data.replay import ReplaySampler, ReplaySet, Windows
 from ttcfast.data.replay_shard import ReplayShard, write_shard
 from ttcfast.ops import normal
-from ttcfast.runtime.devices import device_of
-from ttcfast.runtime.errors import ArgumentError, CheckpointError
-from ttcfast.runtime.files import output_folder, parse_json, require_regular, write_json
+from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.files import output_folder, write_json
 from ttcfast.runtime.progress import bar
-from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings, settings
+from ttcfast.runtime.training import Stopwatch, TrainingRun, settings
 from ttcfast.spec import Key
 
-from .algorithms.actor_critic import AgentConfig
 from .arms import Arm
 from .checkpoint import save_agent
 from .envs import EnvPool, make_env
@@ -33,171 +30,14 @@ from .envs.base import Environment, PaddedEnv
 from .envs.rollouts import Rollouts, rollouts
 from .evaluation.imagination import ImaginationErrors
 from .evaluation.parity import parameter_parity
+from .policy_config import TrainPolicyConfig, agent_config
+from .policy_result import Evaluation, PolicyResult, errors_of, evaluation_of, read_result
 from .train_wm import Material
 
 logger = logging.getLogger(__name__)
 
-MODES = ("offline", "online")
 _SITE_EXPLORE = 4  # site of the keyed noise of collected episodes
 _FREE_ON_RESUME = {"out", "resume", "save_every", "processes", "tensorboard", "wandb"}
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """Settings that the runs of a comparison share.
-
-    Args:
-        alg: Group of ``ttcfast/configs/alg``: the world model, its loss and its optimizer.
-        agent: Group of ``ttcfast/configs/agent``: fields of :class:`ttcfast.pwm.algorithms.actor_critic.AgentConfig`.
-        mode: ``"offline"``: the recorded episodes alone; the world model is frozen while the policy trains. ``"online"``: the policy also
-            plays episodes, from which the world model goes on learning.
-        wm_steps: Updates of the world model before the policy's first.
-        steps: Updates of the policy.
-        batch, horizon: Windows per update of the world model, and their steps.
-        starts: Recorded states per update of the policy from which imagined rollouts start.
-        warmup, wm_lr_floor: Updates of linear warm-up of the world model, and the share of ``alg.wm.lr`` left after ``wm_steps``.
-        collect_every, collect_episodes: Online, updates of the policy between rounds of collection, and episodes per round, played with the
-            policy's noise.
-        wm_updates: Online, updates of the world model per update of the policy, at the learning rate's floor.
-        first_share: Online, share of every batch drawn from the recorded data, lest the world model forget where the policy is not.
-        eval_every, eval_episodes, eval_seed: Updates between evaluations, and their episodes, by the mean policy from the random seeds
-            ``eval_seed`` on. The seeds from ``eval_seed + 1000`` on are those of the last evaluation, of ``final_episodes``.
-        held_out, split_seed, eval_horizon, eval_stride: As in ``ttcfast train_wm``.
-        esnr_microbatches: Number of microbatches, a divisor of ``starts``, of the ESNR of the actor's gradient, measured at evaluations.
-        processes: Worker processes of the simulator; 0 for none.
-        save_every, log_every: Updates between saves and between log entries.
-        resume: Whether to keep a finished run and to continue an interrupted one.
-    """
-
-    alg: Mapping[str, Any] = field(default_factory=dict)
-    agent: Mapping[str, Any] = field(default_factory=dict)
-    mode: str = "offline"
-    wm_steps: int = 1500
-    steps: int = 400
-    batch: int = 64
-    horizon: int = 8
-    starts: int = 64
-    warmup: int = 50
-    wm_lr_floor: float = 0.2
-    collect_every: int = 50
-    collect_episodes: int = 1
-    wm_updates: int = 2
-    first_share: float = 0.5
-    eval_every: int = 100
-    eval_episodes: int = 5
-    eval_seed: int = 10_000
-    final_episodes: int = 10
-    held_out: float = 0.1
-    split_seed: int = 0
-    eval_horizon: int = 16
-    eval_stride: int = 8
-    esnr_microbatches: int = 8
-    processes: int = 0
-    save_every: int = 250
-    log_every: int = 25
-    resume: bool = True
-    device: str = "cpu"
-    tensorboard: bool = False
-    wandb: str | None = None
-
-    def __post_init__(self) -> None:
-        one_of("mode", self.mode, MODES)
-        for name in ("eval_seed", "wm_updates", "processes"):
-            whole(name, getattr(self, name), 0)
-        counts = ("wm_steps", "steps", "batch", "horizon", "starts", "collect_every", "collect_episodes", "eval_every", "eval_episodes")
-        for name in (*counts, "final_episodes", "eval_horizon", "eval_stride", "save_every", "log_every"):
-            whole(name, getattr(self, name), 1)
-        at_least("warmup", self.warmup, 0)
-        for name in ("wm_lr_floor", "first_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ArgumentError(f"{name} is {getattr(self, name)}; give a number in [0, 1]")
-        if self.esnr_microbatches < 2 or self.starts % self.esnr_microbatches:
-            raise ArgumentError(f"esnr_microbatches is {self.esnr_microbatches} and starts {self.starts}; give a divisor of at least 2")
-        device_of(self.device)
-
-
-@dataclass(frozen=True)
-class TrainPolicyConfig(PolicySettings):
-    """Settings of ``ttcfast train_policy``.
-
-    Args:
-        data: Folder of replay shards of one task, as ``ttcfast collect`` writes them.
-        out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online, episodes/.
-        arm: Kind of dynamics: ``mlp``, ``residual`` or a flow as ``heun<K>`` or ``euler<K>``.
-        seed: Random seed of networks, batches and noise.
-    """
-
-    data: str = "data/cartpole"
-    out: str = "runs/train_policy"
-    arm: str = "residual"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        Arm(self.arm)
-        whole("seed", self.seed, 0)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured after ``step`` updates of the policy.
-
-    Attributes:
-        returns: Return of every episode of the mean policy.
-        predicted, realised: Mean discounted value of the episodes' first states, by the critic and as earned within the episode.
-        esnr_db, esnr_unbiased_db: ESNR of the actor's gradient, NaN where it is not above 0.
-        gradient_cosine: Cosine of the actor's gradient with finite differences of the imagined return.
-    """
-
-    step: int
-    returns: tuple[float, ...]
-    predicted: float
-    realised: float
-    esnr_db: float
-    esnr_unbiased_db: float
-    gradient_cosine: float
-
-    @property
-    def mean(self) -> float:
-        """Mean return, NaN without an episode that went through."""
-        return sum(self.returns) / len(self.returns) if self.returns else math.nan
-
-
-@dataclass(frozen=True)
-class PolicyResult:
-    """Outcome of one run.
-
-    Attributes:
-        evaluations: In order; the last is of the final episodes.
-        errors, errors_before: Errors of imagination on held-out recorded episodes at the end, and before the policy's first update.
-        detach: Whether the policy's gradient left out the part through the latents it sees.
-        parameters, dynamics_gap: Parameters of the world model, and those of its dynamics relative to the MLP's.
-        dynamics_evaluations: Evaluations of the dynamics network per imagined step.
-        field_evaluations: Evaluations of the dynamics network in training, that of a batch counting as one.
-        own_episodes, failed: Episodes that the policy added to the data, and those that were dropped because the simulator failed.
-        wm_seconds, policy_seconds, cpu_seconds: Wall-clock of the updates of world model and policy, and processor time of both.
-        skipped, stopped: Skipped updates of both, and whether the sanity checks ended the run.
-    """
-
-    task: str
-    arm: str
-    seed: int
-    mode: str
-    evaluations: tuple[Evaluation, ...]
-    errors: ImaginationErrors
-    errors_before: ImaginationErrors
-    detach: bool
-    parameters: int
-    dynamics_gap: float
-    dynamics_evaluations: int
-    field_evaluations: int
-    own_episodes: int
-    failed: int
-    wm_seconds: float
-    policy_seconds: float
-    cpu_seconds: float
-    skipped: int
-    stopped: bool
 
 
 def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None], None] | None = None) -> PolicyResult:
@@ -311,8 +151,8 @@ class _Run(TrainingRun):
     def restore(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.agent.sanity.load_state_dict(state["sanity"])
-        self.evaluations = [_evaluation(held) for held in state["evaluations"]]
-        self.before = None if state["before"] is None else _errors(state["before"])
+        self.evaluations = [evaluation_of(held) for held in state["evaluations"]]
+        self.before = None if state["before"] is None else errors_of(state["before"])
         self.rounds, self.failed = int(state["rounds"]), int(state["failed"])
         self.stopped_by_policy = bool(state["stopped_by_policy"])
         self.cpu.restart_at(float(state["spent"]["cpu"]))
@@ -476,38 +316,6 @@ class _Run(TrainingRun):
         )
 
 
-def read_result(path: Path, now: Mapping[str, Any] | None = None) -> PolicyResult | None:
-    """Return the result that a run wrote to ``path``, None if there is no such file.
-
-    Args:
-        path: A result.json.
-        now: Settings that the run must have been made with; None for any.
-
-    Raises:
-        CheckpointError: The file is damaged, or of a run with other settings.
-    """
-    if not path.exists():
-        return None
-    try:
-        held = parse_json(require_regular(path, "result", "", CheckpointError).read_text(encoding="utf-8"))
-        values: dict[str, Any] = dict(held["result"])
-        values["evaluations"] = tuple(_evaluation(e) for e in values["evaluations"])
-        values |= {name: _errors(values[name]) for name in ("errors", "errors_before")}
-        found, before = PolicyResult(**values), dict(held["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); remove it, or give another out= or resume=false") from error
-    if now is not None:
-        require_same_settings(path, before, now)
-    return found
-
-
-def agent_config(given: Mapping[str, Any]) -> AgentConfig:
-    try:
-        return AgentConfig(**given)
-    except TypeError as error:
-        raise ArgumentError(f"agent is {dict(given)}; its keys are {', '.join(AgentConfig.__dataclass_fields__)} ({error})") from error
-
-
 def task_of(data: ReplaySet, place: str) -> tuple[str, Callable[[], Environment]]:
     """Return the task of the shards and what makes its environment, with the sizes of the data."""
     made = [shard.parameters for shard in data.shards]
@@ -524,20 +332,3 @@ def _padded(task: str, action_repeat: int, observation_dim: int, action_dim: int
     env = make_env(task, action_repeat=action_repeat)
     fits = (env.observation_dim, env.action_dim) == (observation_dim, action_dim)
     return env if fits else PaddedEnv(env, observation_dim, action_dim)
-
-
-def _number(value: float | None) -> float:
-    """Return ``value``, NaN for the null that strict JSON has in its place."""
-    return math.nan if value is None else value
-
-
-def _evaluation(held: Mapping[str, Any]) -> Evaluation:
-    return Evaluation(**_values(held))
-
-
-def _errors(held: Mapping[str, Any]) -> ImaginationErrors:
-    return ImaginationErrors(**_values(held))
-
-
-def _values(held: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(map(_number, v)) if isinstance(v, (list, tuple)) else _number(v) for k, v in held.items()}

@@ -13,7 +13,7 @@ import torch
 from ttcfast.evaluation.results import RESAMPLES, bootstrap_interval
 from ttcfast.evaluation.table import MISSING
 from ttcfast.pwm.arms import Arm
-from ttcfast.pwm.train_policy import PolicyResult
+from ttcfast.pwm.policy_result import PolicyResult
 
 _NAMES = ("task", "arm", "seed", "mode", "detach")
 _COSTS = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ttcfast.pwm.train_policy import PolicyResult
+from ttcfast.pwm.policy_result import PolicyResult
 
 from .policies import final_return
 

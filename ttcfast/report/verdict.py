@@ -17,7 +17,7 @@ import torch
 
 from ttcfast.evaluation.results import bootstrap_interval
 from ttcfast.pwm.arms import Arm
-from ttcfast.pwm.train_policy import PolicyResult
+from ttcfast.pwm.policy_result import PolicyResult
 
 from .policies import by_task_and_arm, final_return, mean, median_esnr_db
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ttcfast.pwm.arms import Arm
-from ttcfast.pwm.train_policy import Evaluation, PolicyResult
+from ttcfast.pwm.policy_result import Evaluation, PolicyResult
 from ttcfast.report.policies import by_task_and_arm, mean
 from ttcfast.report.scores import THRESHOLDS, interquartile_mean, scores_of, shares_above, with_interval
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ttcfast.pwm.train_policy import PolicyResult
+from ttcfast.pwm.policy_result import PolicyResult
 from ttcfast.report.figures.policies import policy_figures
 from ttcfast.report.policies import cells, explanation, in_order
 from ttcfast.report.verdict import sentences

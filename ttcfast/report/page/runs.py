@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ttcfast.pwm.train_policy import PolicyResult, read_result
+from ttcfast.pwm.policy_result import PolicyResult, read_result
 from ttcfast.report.policies import in_order
 from ttcfast.runtime.errors import ArgumentError, DataError
 from ttcfast.runtime.files import entries, parse_json, require_regular
