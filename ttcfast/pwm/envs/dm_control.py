@@ -51,6 +51,7 @@ class DMControlEnv:
         name: The task, as given.
         observation_dim, action_dim: Sizes of a flat observation and of an action.
         episode_length: Agent steps per episode.
+        control_timestep: Seconds per simulation step.
         physics: Simulator of dm_control, for reading.
 
     Raises:
@@ -74,6 +75,7 @@ class DMControlEnv:
         self.episode_length = steps // action_repeat
         self.action_dim = int(np.prod(limits.shape))
         self.observation_dim = sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        self.control_timestep = float(self._env.control_timestep())
         self.physics: Any = self._env.physics
         self._left = 0
 

@@ -84,6 +84,22 @@ class GymnasiumEnv:
                 raise ArgumentError(f"{self.name} truncated its episode at agent step {done}; give a smaller episode_length")
         return self._last.copy(), reward, self._left == 0
 
+    def render(self) -> Any:
+        """Return a picture ``[height, width, 3]`` of bytes by the environment's own renderer.
+
+        Raises:
+            ArgumentError: The environment was not made with ``render_mode="rgb_array"``.
+            MissingPackageError: A package that it needs for rendering is not installed.
+        """
+        if self.env.render_mode != "rgb_array":
+            raise ArgumentError(
+                f"{self.name} has the render_mode {self.env.render_mode!r}; give GymnasiumEnv(gymnasium.make(..., render_mode='rgb_array'))"
+            )
+        try:
+            return self.env.render()
+        except (package().error.DependencyNotInstalled, ImportError) as error:
+            raise MissingPackageError(f"rendering {self.name} needs a package that cannot be imported ({error})") from error
+
     def _length(self, spec: Any) -> int:
         limit = None if spec is None else spec.max_episode_steps
         if limit is None:

@@ -101,7 +101,7 @@ def _play(pool: EnvPool, policy: Policy, seeds: list[int], first: int) -> list[_
         shown = torch.from_numpy(np.stack([records[i].observations[-1] for i in playing]))
         with torch.no_grad():
             chosen = policy(shown, step, torch.tensor([first + i for i in playing]))
-        actions = _checked(chosen, len(playing), pool.action_dim, step)
+        actions = checked(chosen, len(playing), pool.action_dim, step)
         observations, rewards, over = pool.step(actions, at=playing)
         going = _without_failures(pool, records, playing, f"at step {step}")
         for row, i in enumerate(playing):
@@ -121,7 +121,8 @@ def _without_failures(pool: EnvPool, records: list[_Record], playing: Sequence[i
     return [i for i in playing if i not in pool.failures]
 
 
-def _checked(actions: Tensor, count: int, size: int, step: int) -> NDArray[np.float32]:
+def checked(actions: Tensor, count: int, size: int, step: int) -> NDArray[np.float32]:
+    """Return a policy's actions ``[count, size]`` of a step as an array, or raise ``ArgumentError`` unless they lie in [-1, 1]."""
     given = torch.as_tensor(actions).detach().to("cpu", torch.float32)
     if given.shape != (count, size):
         raise ArgumentError(f"the policy's actions have shape {tuple(given.shape)} at step {step}; expected ({count}, {size})")
