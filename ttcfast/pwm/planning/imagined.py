@@ -137,22 +137,24 @@ class Imagined:
 
     def values(self, actions: Tensor) -> Tensor:
         """Return the discounted values ``[N, c]`` of sequences ``[N, c, H, A]``."""
-        return self._rolled(actions.shape[1], lambda t, z: actions[:, :, t]).values
+        return self._rolled(actions.shape[1], lambda t, z: actions[:, :, t])[1]
 
     def policy_sequences(self) -> Sequences:
         """Return ``policy_samples`` sequences of the policy, the first of its own actions, the others with noise added."""
         s = self.settings
         ids = torch.arange(s.policy_samples, device=self.z.device).expand(self.n, -1)
         noise = self.noise(POLICY_SITE, ids, s.horizon, self.model.action_dim) * (s.policy_noise * (ids > 0)[..., None, None])
-        return self._rolled(s.policy_samples, lambda t, z: self.legal(self.act(z) + noise[:, :, t]))
+        actions, values = self._rolled(s.policy_samples, lambda t, z: self.legal(self.act(z) + noise[:, :, t]))
+        return Sequences(torch.stack(actions, 2), values)
 
-    def _rolled(self, c: int, choose: Callable[[int, Tensor], Tensor]) -> Sequences:
+    def _rolled(self, c: int, choose: Callable[[int, Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the actions ``[N, c, A]`` of each step, chosen by step and state, and the values ``[N, c]`` of the c futures."""
         z, total, actions = self.z.unsqueeze(1).expand(-1, c, -1), self.z.new_zeros(self.n, c), []
         for t in range(self.settings.horizon):
             actions.append(choose(t, z))
             z, reward = self.step(z, actions[-1])
             total = total + self.settings.gamma**t * reward
-        return Sequences(torch.stack(actions, 2), finite(total + self.discounted(self.settings.horizon, z)))
+        return actions, finite(total + self.discounted(self.settings.horizon, z))
 
     def _filled(self, x: Tensor) -> Tensor:
         """Repeat the last candidates of ``x [N, c, D]`` up to ``LEAST_ROWS`` rows; contiguous, since strides may choose kernels too."""
