@@ -71,8 +71,8 @@ def simulator_gradient(env: DMControlEnv, state: Tensor, actions: Tensor, gamma:
     return found
 
 
-def simulator_cosine(agent: PWM, env: DMControlEnv, *, seed: int, horizon: int = 16, every: int = 50) -> Tensor:
-    """Return cosines between the gradients of world model and simulator, ``[n]``, at every ``every``-th step of an episode of the policy.
+def beside_simulator(agent: PWM, env: DMControlEnv, *, seed: int, horizon: int = 16, every: int = 50) -> tuple[Tensor, Tensor]:
+    """Return the gradients of world model and simulator, ``[n, H, A]`` float64 each, at every ``every``-th step of an episode.
 
     Both are gradients of the discounted return of the next ``horizon`` actions of the mean policy with respect to these actions, as
     numbers that do not depend on the state.
@@ -96,8 +96,9 @@ def simulator_cosine(agent: PWM, env: DMControlEnv, *, seed: int, horizon: int =
     for t in range(0, len(actions) - horizon + 1, every):
         ours = model_gradient(agent, seen[t], actions[t : t + horizon], gamma).double()
         theirs = simulator_gradient(env, states[t], actions[t : t + horizon], gamma)
-        found.append(torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0))
-    return torch.stack(found)
+        found.append(torch.stack([ours, theirs]))
+    ours, theirs = torch.stack(found, 1)
+    return ours, theirs
 
 
 def _spread(values: Tensor) -> tuple[float, float]:
