@@ -23,9 +23,8 @@ def main(path: str) -> None:
     ours, theirs = beside_simulator(agent, env, seed=0, every=25)
     each = torch.nn.functional.cosine_similarity(ours.flatten(1), theirs.flatten(1))
     whole = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
-    print(
-        f"cosine of the gradients of 16 steps with the simulator's, along the episode: {[round(float(c), 2) for c in each]}, together {whole:.2f}"
-    )
+    print(f"cosine of the gradients of 16 steps with the simulator's: {whole:.2f}")
+    print(f"along the episode: {[round(float(c), 2) for c in each]}")
     obs = torch.from_numpy(env.reset(0))[None]
     print(sensitivity(agent.model, agent.model.encode(obs), agent.act(obs)))
 
