@@ -1,8 +1,8 @@
 """Keeps the measured tables of README and docs: records runs in docs/evidence, writes the tables from there, and runs claims again.
 
     python docs/evidence.py record NAME RUN --claims a+p,b+p --data "ttcfast generate ..." --command "ttcfast run_ttc ..."
-    python docs/evidence.py tables            # rewrites every block <!-- evidence: NAME ... --> ... <!-- end -->, and from
-                                              # docs/evidence/NAME.md, a command's own table, every <!-- table: NAME --> ... <!-- end -->
+    python docs/evidence.py tables            # rewrites every block <!-- evidence: NAME ... --> ... <!-- end -->, and every block
+                                              # <!-- table: NAME --> ... <!-- end --> from a command's own table kept in that folder
     python docs/evidence.py check             # fails where a table is not what its record says
     python docs/evidence.py rerun NAME --seed 5 --work FOLDER    # new data by another random seed, the same command, the claims again
 
