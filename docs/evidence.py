@@ -2,7 +2,8 @@
 
     python docs/evidence.py record NAME RUN --claims a+p,b+p --data "ttcfast generate ..." --command "ttcfast run_ttc ..."
     python docs/evidence.py tables            # rewrites every block <!-- evidence: NAME ... --> ... <!-- end -->, and every block
-                                              # <!-- table: NAME --> ... <!-- end --> from a command's own table kept in that folder
+                                              # <!-- table: NAME --> ... <!-- end --> from a command's own table kept in that folder,
+                                              # whole or, without its notes, some columns: <!-- table: NAME 1 3 4 -->
     python docs/evidence.py check             # fails where a table is not what its record says
     python docs/evidence.py rerun NAME --seed 5 --work FOLDER    # new data by another random seed, the same command, the claims again
 
@@ -27,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "evidence"
 PAGES = ("README.md", "docs/*.md", "examples/README.md")
-WHOLE = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
+WHOLE = re.compile(r"(<!-- table: (?P<name>\w+)(?P<columns>[\d ]*) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- evidence: (?P<name>\w+)(?P<options>[^>]*) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
 BASE = "deterministic"
 KEPT = (
@@ -121,16 +122,21 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 def rewritten(text: str, folder: Path = FOLDER) -> str:
     """Return a page with the table of every block as its record says."""
-    text = WHOLE.sub(lambda m: m[1] + whole(m["name"], folder) + m[4], text)
+    text = WHOLE.sub(lambda m: m[1] + whole(m["name"], m["columns"], folder) + m[5], text)
     return BLOCK.sub(lambda m: m[1] + table(m["name"], m["options"], folder) + m[5], text)
 
 
-def whole(name: str, folder: Path = FOLDER) -> str:
-    """Return a table that a command wrote, as it stands in ``NAME.md``."""
+def whole(name: str, columns: str = "", folder: Path = FOLDER) -> str:
+    """Return a table that a command wrote, as it stands in ``NAME.md``, or without its notes those columns, counted from 1."""
     path = folder / f"{name}.md"
     if not path.is_file():
         raise EvidenceError(f"table: {name} is not there; there are {', '.join(sorted(p.stem for p in folder.glob('*.md')))}")
-    return path.read_text()
+    text = path.read_text()
+    if not columns.strip():
+        return text
+    rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    picked = [int(column) - 1 for column in columns.split()]
+    return "".join("| " + " | ".join(row[c].strip() for c in picked) + " |\n" for row in rows)
 
 
 def tables(root: Path = ROOT, folder: Path = FOLDER) -> list[Path]:
@@ -148,7 +154,7 @@ def check(root: Path = ROOT, folder: Path = FOLDER) -> None:
     """Raise ``EvidenceError`` where a table is not what its record says."""
     for page in pages(root):
         text = page.read_text()
-        right = [(found, whole(found["name"], folder)) for found in WHOLE.finditer(text)]
+        right = [(found, whole(found["name"], found["columns"], folder)) for found in WHOLE.finditer(text)]
         right += [(found, table(found["name"], found["options"], folder)) for found in BLOCK.finditer(text)]
         for found, expected in right:
             if found["table"] != expected:

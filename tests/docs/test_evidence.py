@@ -119,6 +119,10 @@ def test_a_commands_own_table_is_kept_as_it_stands(kept):
     evidence.tables(kept, folder)
     evidence.check(kept, folder)
     assert page.read_text() == "before\n<!-- table: agents -->\n| a |\n|---|\n| 1 |\n<!-- end -->\nafter\n"
+    (folder / "agents.md").write_text("| a | b | c |\n|---|---|---:|\n| 1 | 2 | 3 |\n\na note\n")
+    page.write_text("<!-- table: agents 3 1 -->\n<!-- end -->\n")
+    evidence.tables(kept, folder)
+    assert page.read_text() == "<!-- table: agents 3 1 -->\n| c | a |\n| ---: | --- |\n| 3 | 1 |\n<!-- end -->\n"
     page.write_text("<!-- table: others -->\n<!-- end -->\n")
     with pytest.raises(evidence.EvidenceError, match="others is not there; there are agents"):
         evidence.check(kept, folder)
