@@ -49,7 +49,7 @@ def learning_curves(results: Sequence[PolicyResult]) -> Figure:
         _draw(ax, task, results, lambda e: e.mean)
         finish(ax, "updates of the policy", "return")
     if marks:
-        figure.suptitle(f"{figure.get_suptitle()}; beside it published ones by environment steps", fontsize=11)
+        figure.suptitle(f"{figure.get_suptitle()};\nbeside it published ones by environment steps", fontsize=10)
     shown = [Line2D([], [], label=name, **_mark(name)) for name in _PUBLIC_MARKERS if name in marks]
     _legend(figure, results, shown)
     return figure
