@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from ttcfast.integrators import Euler, Heun
 from ttcfast.pwm.algorithms import PWM, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+from ttcfast.pwm.arms import Arm
 from ttcfast.pwm.evaluation.parity import ParityError
 from ttcfast.pwm.models import SIZES, FlowWorldModel, MLPWorldModel, ResidualWorldModel
 from ttcfast.runtime.errors import ArgumentError
@@ -36,7 +37,7 @@ def test_the_sizes_of_the_issue_are_there():
     assert {"pwm_5M", "pwm_19M", "pwm_48M", "pwm_317M", "pwm_48M_flow", "pwm_cpu", "pwm_cpu_flow"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("pwm_control")])
 def test_every_configuration_builds_the_pair_it_names(name):
     made = agent(name, "alg.parity.on_violation=abort")
     size, _, suffix = name.removeprefix("pwm_").partition("_")
@@ -51,6 +52,16 @@ def test_every_configuration_builds_the_pair_it_names(name):
     }
     assert (made.parity.base, made.parity.model) == (base.total_params, same.total_params)
     assert made.weights == (20.0, 0.1), "TD-MPC2's"
+
+
+@pytest.mark.parametrize(("name", "latent"), [("pwm_control", 16), ("pwm_control_identity", 24)])
+@pytest.mark.parametrize("arm", ["mlp", "residual", "heun2"])
+def test_control_has_plain_latents_of_standardised_observations(name, latent, arm):
+    with torch.device("meta"):
+        made = PWM.from_config(Arm(arm).configure(alg(name)), **{**MT30, "tasks": None})
+    model = made.model
+    assert (model.latent_dim, model.group, made.weights) == (latent, 0, (20.0, 1.0)) and model.observation_std is not None
+    assert (model.encoder_network is None) == (name == "pwm_control_identity") and abs(made.parity.dynamics_gap) < 0.02
 
 
 def test_the_switch_selects_the_pair():

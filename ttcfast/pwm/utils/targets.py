@@ -80,7 +80,9 @@ def build(kind: type[T], where: str, config: Mapping[str, Any], *positional: Any
     for key, value in given.items():
         if key not in known:
             raise ArgumentError(f"{where}.{key} is unknown; {kind.__name__} takes {', '.join(known)}")
-        if known[key] in ("int", "float") and (isinstance(value, bool) or not isinstance(value, Real)):
+        optional = value is None and known[key].endswith(" | None")
+        number = known[key].removesuffix(" | None") in ("int", "float")
+        if number and not optional and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ArgumentError(f"{where}.{key} is {value!r}; give a number")
     return kind(*positional, **{**given, **extra})
 

@@ -60,6 +60,8 @@ def curves(results: Sequence[PolicyResult], value: Value, title: str, ylabel: st
     figure, axes = _panels(results, title)
     for task, ax in axes.items():
         _draw(ax, task, results, value)
+        if ylabel == "cosine":
+            ax.set_ylim(-1.05, 1.05)
         finish(ax, "updates of the policy", ylabel)
     _legend(figure, results)
     return figure
