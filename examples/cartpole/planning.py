@@ -1,0 +1,38 @@
+"""Plans around, and without, the policy of an agent: ``python examples/cartpole/planning.py [agent.safetensors]``.
+
+Prints the mean return of three episodes, the steps of the world model and the milliseconds per action; the table of docs/agents.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ttcfast
+from ttcfast.pwm.envs import EnvPool, make_env
+from ttcfast.pwm.evaluation.play import play
+
+SEEDS = range(12000, 12003)
+PLANS: dict[str, tuple[dict[str, Any] | None, bool]] = {  # settings of the planner, and whether policy and critic take part
+    "policy": (None, True),
+    "beam search around it": ({"method": "beam", "horizon": 8, "samples": 16, "width": 8}, True),
+    "MPPI around it": ({"horizon": 16, "samples": 64, "iterations": 3}, True),
+    "MPPI without it": ({"horizon": 40, "samples": 96, "iterations": 2}, False),
+}
+
+
+def main(path: Path) -> None:
+    torch.set_num_threads(1)
+    agent = ttcfast.load(path)
+    with EnvPool([partial(make_env, "cartpole-swingup")] * len(SEEDS)) as pool:
+        for name, (planning, warm) in PLANS.items():
+            found = play(agent, pool, SEEDS, planning, warm=warm)
+            print(f"{name}: return {found.mean:.1f}, {found.evaluations:.0f} steps, {1e3 * found.seconds:.1f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("agent.safetensors"))
