@@ -4,16 +4,21 @@
     python docs/experiments.py solver data/euler64 12        # the solver's step among, and moved by, the reward
     python docs/experiments.py trajectories data/euler64 16  # means of whole rollouts
     python docs/experiments.py controls data/euler64 64 runs/full runs/finetune/surrogate.safetensors  # rewards (folders) and surrogates
+    python docs/experiments.py symmetries data/wide64 16     # projection, moves, the mean over symmetries, and both
+    python docs/experiments.py ratios runs/x prm_symmetry+p prm_corrector+p  # of two rows of a run at the last step
     python docs/experiments.py grown surrogate.safetensors 5 # the shipped surrogate with five more blocks, which do nothing yet
 
-All but the last take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument of the
-first three names another reward than examples/prm, such as that folder of commit 7d1c7a1, "the earlier reward".
+All but the last two take ``open_trajectories(data, split="test").spread(n)``, 16 steps and projection onto the totals. A last argument of
+moves, solver, trajectories and symmetries names another reward than examples/prm, such as that folder of commit 7d1c7a1, "the earlier
+reward".
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,6 +101,35 @@ def trajectories(lab: Lab) -> None:
         print(f"{share} of the solver: {lab.error(torch.lerp(ours, solved, share)) / base:.2f}")
 
 
+def symmetries(lab: Lab) -> None:
+    """Print the error over the deterministic rollout's of projection, moves, the mean over symmetries and both, with 95 % intervals."""
+    ways = {
+        "deterministic": baseline_rollout("deterministic", lab.fm, lab.x0, STEPS, TTCConfig()).trajectory,
+        "projection": baseline_rollout("deterministic", lab.fm, lab.x0, STEPS, TTCConfig(**KEPT)).trajectory,
+        "corrector": TTCGreedy(lab.fm, lab.prm, TTCConfig(branching_factor=1, **moved(2))).rollout(lab.x0, STEPS),
+        "symmetries": baseline_rollout("mean", lab.fm, lab.x0, STEPS, TTCConfig(**KEPT, **TURNED)).trajectory,
+        "both": TTCGreedy(lab.fm, lab.prm, TTCConfig(**TURNED, **moved(2))).rollout(lab.x0, STEPS),
+    }
+    errors = {name: lab.each(trajectory) for name, trajectory in ways.items()}
+    for name, error in errors.items():
+        print(f"{name}: {over(error, errors['deterministic'])}")
+
+
+def ratios(run: str, ours: str, base: str) -> None:
+    """Print the error of one row of a run over that of another at the last step; ``+p`` behind a name means with projection."""
+    held = json.loads((Path(run) / "rows.json").read_text())["results"]
+    rows = {row["method"] + "+p" * bool(row["projected"]): torch.tensor(row["mse"], dtype=torch.float64)[:, -1] for row in held}
+    print(f"{ours} over {base}: {over(rows[ours], rows[base])}")
+
+
+def over(ours: Tensor, base: Tensor) -> str:
+    """Return the ratio of mean errors ``[N]`` in words, with its 95 % interval by the bootstrap over problems."""
+    picks = torch.randint(len(ours), (10_000, len(ours)), generator=torch.Generator().manual_seed(0))
+    each = ours[picks].mean(1) / base[picks].mean(1)
+    low, high = each.quantile(torch.tensor([0.025, 0.975], dtype=each.dtype)).tolist()
+    return f"{float(ours.mean() / base.mean()):.2f} [{low:.2f}, {high:.2f}]"
+
+
 @torch.no_grad()
 def moves(lab: Lab) -> None:
     """Print rank correlations, within each step, of signals with the best length of the mean move, along the moved rollout."""
@@ -144,11 +178,8 @@ def controls(lab: Lab, *found: str) -> None:
         else:
             reward = PRMScorer(path, spec=lab.fm.spec)
             each[path] = lab.each(TTCGreedy(lab.fm, reward, TTCConfig(branching_factor=1, **moved(2))).rollout(lab.x0, STEPS))
-    picks = torch.randint(len(lab.truth), (10_000, len(lab.truth)), generator=torch.Generator().manual_seed(0))
     for path, error in each.items():
-        ratios = error[picks].mean(1) / each["shipped"][picks].mean(1)
-        low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=ratios.dtype)).tolist()
-        print(f"{path}: {float(error.mean() / each['shipped'].mean()):.2f} [{low:.2f}, {high:.2f}]")
+        print(f"{path}: {over(error, each['shipped'])}")
 
 
 def grown(path: str, blocks: int) -> None:
@@ -172,8 +203,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) == 4 and sys.argv[1] == "grown":
         sys.exit(grown(sys.argv[2], int(sys.argv[3])))
+    if len(sys.argv) == 5 and sys.argv[1] == "ratios":
+        sys.exit(ratios(*sys.argv[2:]))
     if len(sys.argv) > 4 and sys.argv[1] == "controls":
         sys.exit(controls(Lab(sys.argv[2], int(sys.argv[3])), *sys.argv[4:]))
-    if len(sys.argv) not in (4, 5) or sys.argv[1] not in ("moves", "solver", "trajectories"):
+    known = {"moves": moves, "solver": solver, "trajectories": trajectories, "symmetries": symmetries}
+    if len(sys.argv) not in (4, 5) or sys.argv[1] not in known:
         sys.exit(__doc__)
-    {"moves": moves, "solver": solver, "trajectories": trajectories}[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))
+    known[sys.argv[1]](Lab(sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))

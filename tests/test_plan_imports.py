@@ -55,7 +55,7 @@ API = {
         "calibration",
     ],
 }
-WORLD_MODELS = {  # the sections on configuration and on files, and what the README prints
+WORLD_MODELS = {  # the sections on configuration and on files, and what docs/world-models.md prints
     "pwm.models.base": ["BaseWorldModel"],
     "pwm.models.world_model": ["MLPWorldModel", "ResidualWorldModel"],
     "pwm.models.flow_world_model": ["FlowWorldModel"],

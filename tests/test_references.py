@@ -14,7 +14,7 @@ FOLDERS = "ttcfast|kernels|csrc|bench|tests|docs|examples"
 
 DECISION = re.compile(r'docs/design/decisions\.md \(((?:"[^"]+"(?:, | and )?)+)\)')
 PLAN = re.compile(r'\b(TTC|Flow) plan, ((?:"[^"]+"(?:, | and )?)+)')
-FILE = re.compile(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]+\.(?:py|md|yaml|csv|cpp|h|cu|hdf5|safetensors|json|png|sh))(?!\w)")
+FILE = re.compile(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]+\.(?:py|md|yaml|csv|cpp|h|cu|hdf5|safetensors|json|png|webp|sh))(?!\w)")
 FORBIDDEN = {  # what is not in the repository, and random seeds that are none
     r"\bDECISIONS\b": 'cite docs/design/decisions.md ("Title")',
     r"\bseeds/[\w-]+\.md": 'cite TTC plan, "Title" or Flow plan, "Title"',
