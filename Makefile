@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format aot sanitize bench clean
+.PHONY: help demo test lint format docs aot sanitize bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -44,6 +44,10 @@ format: $(VENV)/.installed-lint ## let ruff and clang-format rewrite the sources
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
+docs: $(VENV)/.installed-docs ## the site, in site/: runs the gallery (once), then mkdocs, strictly (ARGS="serve" to write with a preview)
+	OMP_NUM_THREADS=1 $(RUN) docs/gallery/build.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs $(or $(ARGS),build --strict)
+
 aot: $(VENV)/.installed-test ## compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100, and check its limits
 	$(RUN) -m bench.aot $(ARGS)
 
@@ -54,7 +58,7 @@ bench: $(VENV)/.installed-test ## time the operations against their peers (ARGS=
 	$(RUN) -m bench $(or $(ARGS),all)
 
 clean: ## remove what make made: .venv, builds, caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ttcfast/_C*.so
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ttcfast/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-demo: $(BUILD)
@@ -62,6 +66,9 @@ $(VENV)/.installed-demo: $(BUILD)
 
 $(VENV)/.installed-test: $(BUILD)
 	$(call install,[test$(comma)gpu])
+
+$(VENV)/.installed-docs: $(BUILD)
+	$(call install,[docs])
 
 $(VENV)/.installed-lint: $(BUILD)
 	$(call install,[lint])

@@ -1,0 +1,112 @@
+"""Adds to the site what does not stand in docs/: README, other texts and pictures, the measured rows, and the gallery.
+
+mkdocs calls the ``on_`` functions. Links between files of the repository are written as they must be on a code host, relative to the
+file, and are led to the pages here.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ROOT / "build" / "gallery"
+PAGES = {
+    "README.md": "index.md",
+    "examples/README.md": "examples.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "bench/results/README.md": "benchmark-columns.md",
+}
+PICTURES = ("examples/world_models.png", "examples/cartpole/learning_curves.png")
+SOURCES = {page: source for source, page in PAGES.items()}
+LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
+CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages and pictures that lie elsewhere."""
+    from mkdocs.exceptions import PluginError
+    from mkdocs.structure.files import File
+
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for source in PICTURES:
+        files.append(File.generated(config, "assets/" + source, abs_src_path=str(ROOT / source)))
+    files.append(File.generated(config, "benchmark-rows.md", content=measured_rows()))
+    if not (BUILT / "index.md").is_file():
+        raise PluginError("the gallery is not built; run python docs/gallery/build.py, or make docs")
+    for path in sorted(BUILT.iterdir()):
+        if path.suffix in (".md", ".png", ".ipynb"):
+            files.append(File.generated(config, f"gallery/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Leads links to files of the repository to their pages."""
+    uri = page.file.src_uri
+    if uri.startswith("gallery/"):
+        return markdown
+    parts = CODE.split(markdown)  # text and code in turns
+    return "".join(part if i % 2 else LINK.sub(lambda m: led(m, uri), part) for i, part in enumerate(parts))
+
+
+def led(match: re.Match[str], uri: str) -> str:
+    """Returns the link of a page at ``uri`` with its path relative to that page."""
+    here = posixpath.dirname(SOURCES.get(uri, "docs/" + uri))
+    target = posixpath.normpath(posixpath.join(here, match["path"]))
+    if target in PAGES:
+        target = PAGES[target]
+    elif target in PICTURES:
+        target = "assets/" + target
+    elif target.startswith("docs/"):
+        target = target.removeprefix("docs/")
+    else:
+        return match[0]  # mkdocs says that it leads nowhere
+    return posixpath.relpath(target, posixpath.dirname(uri) or ".") + (match["anchor"] or "")
+
+
+def measured_rows(folder: Path = ROOT / "bench" / "results") -> str:
+    """Returns the page of all measured rows, one table per file of ``bench/results``."""
+    text = ["# Measured rows", ""]
+    text += ["How many times slower each peer is than ours, from one run each; `-` where a peer was not measured there.", ""]
+    for path in sorted(folder.rglob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["quick"] != "true"]
+        text += [f"## {path.stem}, {', '.join(sorted({row['cpu'] for row in rows}))} ({path.parent.name})", ""]
+        text += [f"`{path.relative_to(ROOT)}`", "", *_table(rows), ""]
+    return "\n".join(text)
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    cases: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        cases.setdefault((row["case"], row["shape"], row["dtype"], row["threads"]), []).append(row)
+    lines = ["| case | shape | dtype | threads | ours | peers |", "|---|---|---|---:|---:|---|"]
+    for case, each in cases.items():
+        own = next((row for row in each if row["peer"] == row["ours"]), each[0])
+        others = "; ".join(_peer(row) for row in each if row is not own) or "-"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (*case, _spent(own), others)) + " |")
+    return lines
+
+
+def _peer(row: dict[str, str]) -> str:
+    if row["status"] != "ok":
+        return f"{row['peer']}: {row['status']}"
+    return f"{row['peer']}: {float(row['ratio']):.2f}x" if row["ratio"] else f"{row['peer']}: {_spent(row)}"
+
+
+def _spent(row: dict[str, str]) -> str:
+    if row["p50_us"]:
+        return f"{float(row['p50_us']):.4g} us"
+    return f"{float(row['peak_mb']):.0f} MiB" if row.get("peak_mb") else row["status"]
+
+
+def on_config(config: Any) -> Any:
+    """Runs from the checkout, wherever mkdocs was called: mkdocstrings reads its paths from there."""
+    os.chdir(ROOT)
+    return config
