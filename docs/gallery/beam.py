@@ -13,7 +13,9 @@ from ttcfast.metrics import rollout_mse
 
 torch.set_num_threads(1)
 model, reward = ttcfast.load("examples/kolmogorov/surrogate.safetensors"), ttcfast.load("examples/kolmogorov/prm")
-truth = open_trajectories("examples/kolmogorov", split=None).first(6).stack()[:, :7]
+data = open_trajectories("examples/kolmogorov", split=None)
+model.spec = data.spec  # the data declare the symmetries of the flow
+truth = data.first(6).stack()[:, :7]
 x0, T = truth[:, 0], 6
 noise = {"dropout": False, "symmetry": True}
 

@@ -64,6 +64,7 @@ def run(path: Path, out: Path) -> float:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["figure.constrained_layout.use"] = True
     names: dict[str, Any] = {"__name__": "__main__"}
     page, drawn, parts = list[str](), 0, cells(path.read_text(encoding="utf-8"))
     before = time.process_time()

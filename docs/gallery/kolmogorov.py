@@ -15,6 +15,7 @@ from ttcfast.models.grid_solvers import solver_of
 torch.set_num_threads(1)
 model, reward = ttcfast.load("examples/kolmogorov/surrogate.safetensors"), ttcfast.load("examples/kolmogorov/prm")
 data = open_trajectories("examples/kolmogorov", split=None)
+model.spec = data.spec  # the data declare the symmetries of the flow
 truth = data.first(8).stack()[:, :13]
 x0, T = truth[:, 0], 12
 
