@@ -33,7 +33,7 @@ for step in (0, 5, 10, 15):
     candidates = model.candidates(x, ids, seed=0, step=step, stochastic=noise)  # [N, B, C, X, Y]
     errors.append(((candidates - y.unsqueeze(1)) / scale).square().flatten(2).mean(2))
     for name, reward in rewards.items():
-        scores[name].append(reward(x, candidates))
+        scores[name].append(reward(x, candidates).detach())
 
 
 def centred(groups):
@@ -51,3 +51,7 @@ for place, name in zip(axes, rewards):
     place.set_title(f"{name}: {found.rank_correlation:+.2f}"), place.set_xlabel("score within the group")
     print(f"{name}: rank correlation {found.rank_correlation:+.2f}")
 axes[0].set_ylabel("error within the group")
+
+# %%
+# Among these candidates, the model's steps in eight frames from true states, only the learned reward ranks. Conservation cannot: the
+# totals of a step hardly tell how good it is.

@@ -11,7 +11,7 @@ from torch import nn
 from ttcfast.esnr.meter import ESNRMeter
 
 torch.manual_seed(0)
-D, M, SIZE, NOISE = 20, 16, 8, 1.0
+D, M, SIZE, NOISE = 20, 64, 8, 1.0
 truth = torch.randn(D) / D**0.5
 
 
@@ -30,9 +30,9 @@ def loss_of(x, y):
 # microbatches is biased upwards, by about 1 / M; the unbiased one is not.
 
 model = nn.Linear(D, 1, bias=False)
-optimizer, meter = torch.optim.SGD(model.parameters(), lr=0.02), ESNRMeter(model, M)
+optimizer, meter = torch.optim.SGD(model.parameters(), lr=0.01), ESNRMeter(model, M)
 history = []
-for _ in range(150):
+for _ in range(120):
     error = (model.weight[0] - truth).detach()
     size = error.square().sum()
     exact = 4 * size / (4 * ((D + 1) * size + D * NOISE**2) / SIZE)
@@ -41,7 +41,9 @@ for _ in range(150):
     optimizer.step()
     history.append((float(exact), found.raw, found.unbiased))
 exact, raw, unbiased = torch.tensor(history).T
-print(f"mean over the last 100 steps: exact {exact[50:].mean():.4f}, unbiased {unbiased[50:].mean():.4f}, raw {raw[50:].mean():.4f}")
+for first in (0, 40, 80):
+    means = [float(each[first : first + 40].mean()) for each in (exact, unbiased, raw)]
+    print("steps {} to {}: exact {:.4f}, unbiased {:.4f}, raw {:.4f}".format(first, first + 39, *means))
 
 # %%
 

@@ -22,7 +22,7 @@ x0, T = truth[:, 0], 12
 # %%
 
 moves = ttcfast.Refine(1, lengths=(1.0,), trust=None)
-turned = {"branching_factor": 8, "stochastic": {"dropout": False, "symmetry": True}}
+turned = {"branching_factor": 4, "stochastic": {"dropout": False, "symmetry": True}}
 solver = solver_of(data, model.spec, work=len(x0) * T)
 found = {
     "surrogate": ttcfast.improve(model, x0, T, branching_factor=1, stochastic={"dropout": False}).trajectory,
@@ -42,5 +42,5 @@ plt.xlabel("step"), plt.ylabel("error over variance"), plt.legend()
 figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), layout="constrained")
 shown = {"truth": truth, **{name: found[name] for name in ("surrogate", "corrected mean over symmetries", "solver 32x32")}}
 for place, (name, trajectory) in zip(axes, shown.items()):
-    place.imshow(trajectory[3, 8, 0].T, origin="lower", cmap="RdBu_r", vmin=-6, vmax=6)
+    place.imshow(trajectory[3, 8, 0].T, origin="lower", cmap="RdBu_r", vmin=-12, vmax=12)
     place.set_title(name, fontsize=9), place.set_xticks([]), place.set_yticks([])
