@@ -175,7 +175,8 @@ def test_other_settings_refuse_to_resume(config):
         ({"starts": 9}, "esnr_microbatches is 2 and starts 9"),
         ({"first_share": 1.5}, "first_share is 1.5"),
         ({"agent": {"gama": 0.9}}, "agent is .*'gama'.*its keys are horizon, gamma"),
-        ({"horizon": 41}, "horizon is 41; the shortest episode"),
+        ({"horizon": 41}, "^horizon is 41; the longest of the 6 episodes of .* that are trained on has 40 steps: give at most that"),
+        ({"eval_horizon": 41}, "eval_horizon is 41; the longest of the 2 episodes of .* that are held out has 40 steps"),
         ({"alg": {}}, "alg is {}"),
     ],
 )

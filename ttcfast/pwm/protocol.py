@@ -82,8 +82,7 @@ def _tasks(config: ProtocolConfig) -> dict[str, str]:
     tasks: dict[str, str] = {}
     agent_config(config.agent)
     for place in config.data:
-        names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
-        material = Material(place, **{name: getattr(config, name) for name in names})
+        material = Material(place, config)
         task, _ = task_of(material.train, place)
         if earlier := next((other for other, name in tasks.items() if name == task), None):
             raise ArgumentError(f"data names {earlier} and {place}, both of {task}; give one folder per task")

@@ -78,8 +78,7 @@ class _Run(TrainingRun):
         self.arm, self.agent_config = Arm(config.arm), agent_config(config.agent)
         self.alg = self.arm.configure(config.alg)
         self.steps, self.report = config.wm_steps + config.steps, self.out / "result.json"
-        names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
-        self.material = Material(config.data, **{name: getattr(config, name) for name in names})
+        self.material = Material(config.data, config)
         self.task, self.env = task_of(self.material.train, config.data)
         self.first = ReplaySampler(self.material.train, config.horizon, seed=config.seed)
         self.own: ReplaySampler | None = None
