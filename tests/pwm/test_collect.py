@@ -186,7 +186,7 @@ def test_exploring_steps_beyond_an_episode_are_told(tmp_path):
     [
         ({"exploring": -1}, "exploring is -1"),
         ({"processes": 0.5}, "processes is 0.5; give a whole number"),
-        ({"tasks": ()}, r"tasks is \[\]; name at least one"),
+        ({"tasks": ()}, r"tasks is \[\]; give at least one"),
         ({"tasks": ("cartpole-swingup", "cartpole-swingup")}, "each once"),
         ({"tasks": ("cartpole",)}, "tasks is 'cartpole'; it must be one of .*'cartpole-swingup'"),
         ({"episodes": 0}, "episodes is 0"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ttcfast.checks import at_least, one_of, whole
+from ttcfast.checks import at_least, each_once, one_of, whole
 from ttcfast.data.alike import require_made_with
 from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
@@ -67,8 +67,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ArgumentError(f"tasks is {list(self.tasks)}; name at least one, each once")
+        each_once("tasks", self.tasks)
         for task in self.tasks:
             check_task("tasks", task)
         for name, least in (

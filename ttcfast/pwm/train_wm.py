@@ -21,7 +21,7 @@ from ttcfast.runtime.progress import bar
 from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings, settings
 
 from .algorithms import PWM
-from .arms import Arm
+from .arms import Arm, check_runs
 from .checkpoint import save_world_model
 from .evaluation.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
 from .models.base import BaseWorldModel
@@ -78,16 +78,9 @@ class TrainWMConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", tuple(self.arms))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
         for name in ("arms", "seeds"):
-            given = getattr(self, name)
-            if not given or len(set(given)) != len(given):
-                raise ArgumentError(f"{name} is {list(given)}; give at least one, each once")
-        for arm in self.arms:
-            Arm(arm)
-        for seed in self.seeds:
-            whole("seeds", seed, 0)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_runs(self.arms, self.seeds)
         for name in ("steps", "batch", "horizon", "eval_horizon", "eval_stride", "save_every", "log_every"):
             whole(name, getattr(self, name), 1)
         at_least("warmup", self.warmup, 0)
