@@ -2,7 +2,7 @@
 
 Arms are compared by the differences of runs with one random seed, which share data, batches and initial policy.
 
-Source: Flow plan, "Acceptance Criteria".
+Source: Flow plan, "Acceptance Criteria"; docs/design/decisions.md ("Measured policies").
 """
 
 from __future__ import annotations
