@@ -127,14 +127,18 @@ def rewritten(text: str, folder: Path = FOLDER) -> str:
 
 
 def whole(name: str, columns: str = "", folder: Path = FOLDER) -> str:
-    """Return a table that a command wrote, as it stands in ``NAME.md``, or without its notes those columns, counted from 1."""
+    """Return a table that a command wrote, as it stands in ``NAME.md``, or without its notes those columns, counted from 1.
+
+    Tables that follow each other have the same rows, and their columns are counted on.
+    """
     path = folder / f"{name}.md"
     if not path.is_file():
         raise EvidenceError(f"table: {name} is not there; there are {', '.join(sorted(p.stem for p in folder.glob('*.md')))}")
     text = path.read_text()
     if not columns.strip():
         return text
-    rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    parts = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    rows = ["".join(line.strip().removesuffix("|") for line in lines).removeprefix("|").split("|") for lines in zip(*parts, strict=True)]
     picked = [int(column) - 1 for column in columns.split()]
     return "".join("| " + " | ".join(row[c].strip() for c in picked) + " |\n" for row in rows)
 

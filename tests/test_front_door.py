@@ -1,6 +1,7 @@
 """The short way in: what it gives is what the classes behind it give."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ import ttcfast
 from tests.small_run import arm, problems, surrogate
 from ttcfast.evaluation.evaluate import evaluate
 from ttcfast.models.grid_solvers import EulerGrids, StepSolver
+from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.spec import TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.inference import TTCGreedy
+
+AGENT = Path(__file__).resolve().parents[1] / "examples" / "cartpole" / "agent.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,13 @@ def test_the_shipped_models_load():
     assert type(ttcfast.load("prm")).__name__ == "PRMScorer"
     with pytest.raises(CheckpointError, match="does not exist"):
         ttcfast.load("nothing.safetensors")
+
+
+@pytest.mark.parametrize(("what", "kind"), [("surrogate", "Surrogate"), (AGENT, "PWM")])
+def test_a_checkpoint_is_read_once(monkeypatch, what, kind):
+    reads, original = [], checkpoints.load
+    monkeypatch.setattr(checkpoints, "load", lambda *given: reads.append(given) or original(*given))
+    assert type(ttcfast.load(what)).__name__ == kind and len(reads) == 1
 
 
 def test_a_shipped_model_without_examples_says_what_to_do(monkeypatch, tmp_path):

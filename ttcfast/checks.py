@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -22,3 +23,9 @@ def whole(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
     at_least(name, int(value), least)
+
+
+def each_once(name: str, values: Sequence[object]) -> None:
+    """Raise ``ValueError`` if ``values`` is empty or holds a value twice."""
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"{name} is {list(values)}; give at least one, each once")

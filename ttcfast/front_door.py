@@ -21,7 +21,7 @@ from ttcfast.evaluation.evaluate import evaluate as evaluate_methods
 from ttcfast.evaluation.methods import BLEND, ONE_BEAM, Variant, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.solvers import with_solver_rows
-from ttcfast.models.checkpoint import load_surrogate
+from ttcfast.models.checkpoint import surrogate_of
 from ttcfast.models.ensemble import Blend, Ensemble, SolverStep, with_spec
 from ttcfast.models.grid_solvers import GridSolver, StepSolver
 from ttcfast.models.on_grid import require_fit
@@ -109,12 +109,12 @@ def load(what: str | os.PathLike[str]) -> Surrogate | PRMScorer | PWM:
     path = Path(what) if str(what) not in SHIPPED else examples() / SHIPPED[str(what)]
     if path.is_dir() or path.suffix == ".pt":
         return PRMScorer(path)
-    kind = checkpoints.load(path)[1].get("architecture")
-    if kind in ("world_model", "agent"):
-        from ttcfast.pwm.checkpoint import load_agent, load_world_model
+    tensors, meta = checkpoints.load(path)
+    if (kind := meta.get("architecture")) in ("world_model", "agent"):
+        from ttcfast.pwm.checkpoint import agent_of, world_model_of
 
-        return load_agent(path) if kind == "agent" else load_world_model(path)
-    return load_surrogate(path)
+        return (agent_of if kind == "agent" else world_model_of)(tensors, meta, path)
+    return surrogate_of(tensors, meta, path)
 
 
 def evaluate(

@@ -23,11 +23,21 @@ def test_collect_writes_shards_and_their_provenance(tmp_path, capsys):
     assert record["seeds"] == {"seed": 0} and record["versions"]["mujoco"].startswith("3.")
 
 
+@needs_dm_control
+def test_collect_takes_any_task_as_it_is_and_any_share(tmp_path, capsys):
+    few = ["episodes=1", "action_repeat=100"]
+    assert main(["collect", "tasks=[finger-spin]", *few, f"out={tmp_path / 'spin'}"]) == 0
+    assert "finger-spin, random: 1 episodes" in capsys.readouterr().out
+    assert main(["collect", "controllers={random: 1.0}", *few, f"out={tmp_path / 'pole'}"]) == 0
+    assert "cartpole-swingup, random: 1 episodes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         ("episodes=0", 2, "episodes is 0; it must be at least 1"),
-        ("controllers.expert=1", 2, "unknown key 'controllers.expert'"),
+        ("controllers.expert=1", 2, "controllers is 'expert'; it must be one of 'random', 'swingup'"),
+        ("tasks=[finger-spin] controllers.swingup=1", 2, "finger-spin is none; leave controllers out, or give controllers={random: 1.0}"),
         ("tasks=[cartpole]", 2, "tasks is 'cartpole'; it must be one of"),
         ("noise=[0]", 2, "noise is [0.0]; give [low, high]"),
         ("out=/dev/null/x", 1, "cannot write to folder /dev/null/x"),

@@ -39,7 +39,7 @@ def test_train_wm_writes_table_figure_checkpoints_and_provenance(tmp_path, capsy
     [
         ("alg.parity.tolerance=0", 2, "more than the tolerance of 0.0%; change units"),
         ("alg.model.latent_dim=20", 2, "latent_dim is 20"),
-        ("eval_horizon=41", 2, "eval_horizon is 41; the shortest episode"),
+        ("eval_horizon=41", 2, "eval_horizon is 41; the longest of the"),
         ("held_out=1", 2, "held_out is 1"),
         ("alg.wm.lr=fast", 2, "alg.wm.lr is 'fast'; give a number"),
         ("alg.model.latent_dim=wide", 2, "alg.model.latent_dim is 'wide'; give a number"),

@@ -123,6 +123,10 @@ def test_a_commands_own_table_is_kept_as_it_stands(kept):
     page.write_text("<!-- table: agents 3 1 -->\n<!-- end -->\n")
     evidence.tables(kept, folder)
     assert page.read_text() == "<!-- table: agents 3 1 -->\n| c | a |\n| ---: | --- |\n| 3 | 1 |\n<!-- end -->\n"
+    (folder / "agents.md").write_text("| a | b |\n|---|---|\n| 1 | 2 |\n\n| a | c |\n|---|---|\n| 1 | 3 |\n\n* a note\n")
+    page.write_text("<!-- table: agents 1 4 2 -->\n<!-- end -->\n")
+    evidence.tables(kept, folder)
+    assert "| a | c | b |\n| --- | --- | --- |\n| 1 | 3 | 2 |\n" in page.read_text(), "columns of a second table are counted on"
     page.write_text("<!-- table: others -->\n<!-- end -->\n")
     with pytest.raises(evidence.EvidenceError, match="others is not there; there are agents"):
         evidence.check(kept, folder)

@@ -96,8 +96,22 @@ def test_several_tasks_are_padded_to_the_largest(tmp_path):
     alone = tmp_path / "alone"
     record(alone, episodes=1, controllers={"random": 1})
     assert torch.equal(ReplaySet.open(alone)[0].obs, cartpole.obs[:, :5]), "a task's episodes do not depend on the others"
-    with pytest.raises(ArgumentError, match="give reacher-easy the controller random"):
+    with pytest.raises(ArgumentError, match=r"controllers names swingup, .* and reacher-easy is none; leave controllers out"):
         record(tmp_path / "wrong", tasks=tasks)
+
+
+@needs_dm_control
+def test_without_controllers_each_task_has_its_own(tmp_path):
+    tasks = ("cartpole-swingup", "finger-spin")
+    result = record(tmp_path, tasks=tasks, controllers=None, action_repeat=50)
+    assert {key: len(found) for key, found in result.returns.items()} == {
+        ("cartpole-swingup", "random"): 1,
+        ("cartpole-swingup", "swingup"): 3,
+        ("finger-spin", "random"): 4,
+    }
+    chosen = record(tmp_path / "chosen", tasks=tasks[:1], controllers={"random": 0.25, "swingup": 0.75}, action_repeat=50)
+    alone = record(tmp_path / "alone", tasks=tasks[:1], controllers=None, action_repeat=50)
+    assert [file.read_bytes() for file in alone.files] == [file.read_bytes() for file in chosen.files]
 
 
 @needs_dm_control
@@ -157,7 +171,7 @@ def test_a_task_of_gymnasium_is_recorded(tmp_path):
     assert shard.parameters["versions"].keys() == {"gymnasium"} and ReplaySet([shard]).task_names() == ["gymnasium:Pendulum-v1"]
     with pytest.raises(ArgumentError, match="gymnasium:Pendulum-v1 does not allow; set exploring=0"):
         record(tmp_path, tasks=("gymnasium:Pendulum-v1",), exploring=1, controllers={"random": 1})
-    with pytest.raises(ArgumentError, match="give gymnasium:Pendulum-v1 the controller random"):
+    with pytest.raises(ArgumentError, match="gymnasium:Pendulum-v1 is none; leave controllers out"):
         record(tmp_path, tasks=("gymnasium:Pendulum-v1",))
 
 
@@ -172,7 +186,7 @@ def test_exploring_steps_beyond_an_episode_are_told(tmp_path):
     [
         ({"exploring": -1}, "exploring is -1"),
         ({"processes": 0.5}, "processes is 0.5; give a whole number"),
-        ({"tasks": ()}, r"tasks is \[\]; name at least one"),
+        ({"tasks": ()}, r"tasks is \[\]; give at least one"),
         ({"tasks": ("cartpole-swingup", "cartpole-swingup")}, "each once"),
         ({"tasks": ("cartpole",)}, "tasks is 'cartpole'; it must be one of .*'cartpole-swingup'"),
         ({"episodes": 0}, "episodes is 0"),

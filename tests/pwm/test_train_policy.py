@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from ttcfast.pwm.policy_result import PolicyResult
 from ttcfast.pwm.train_policy import train_policy
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
+from ttcfast.runtime.logs import read_log
 
 ALG = {
     "model": {"_target_": "ttcfast.pwm.models.world_model.MLPWorldModel", "latent_dim": 8, "units": [16, 16], "encoder_units": [16]},
@@ -75,7 +78,8 @@ def weights(out: str | Path) -> dict[str, torch.Tensor]:
 
 
 def timeless(found: PolicyResult) -> PolicyResult:
-    return dataclasses.replace(found, wm_seconds=0.0, policy_seconds=0.0, cpu_seconds=0.0)
+    evaluations = tuple(dataclasses.replace(e, seconds=0.0, cpu_seconds=0.0) for e in found.evaluations)
+    return dataclasses.replace(found, evaluations=evaluations, wm_seconds=0.0, policy_seconds=0.0, cpu_seconds=0.0)
 
 
 def same(one: PolicyResult, two: PolicyResult) -> bool:
@@ -86,13 +90,36 @@ def same(one: PolicyResult, two: PolicyResult) -> bool:
 def test_a_run_reports_what_it_did_and_is_not_repeated(config, arm):
     config = dataclasses.replace(config, arm=arm)
     found = train_policy(config)
-    assert [e.step for e in found.evaluations] == [2, 4] and [len(e.returns) for e in found.evaluations] == [2, 3]
+    assert [e.step for e in found.evaluations] == [0, 2, 4] and [len(e.returns) for e in found.evaluations] == [2, 2, 3]
     assert (found.task, found.arm, found.own_episodes, found.failed, found.stopped) == ("rotation", arm, 0, 0, False)
     per_loss = {"mlp": 2, "residual": 2, "heun1": 2 + 2}[arm]  # a flow rolls out one step of two, and its loss asks once per step
     per_step = 2 if arm == "heun1" else 1
     assert found.field_evaluations == 4 * per_loss + 4 * 3 * per_step
     written = (Path(config.out) / "result.json").stat().st_mtime_ns
     assert same(train_policy(config), found) and (Path(config.out) / "result.json").stat().st_mtime_ns == written
+
+
+def test_evaluations_keep_their_time_and_the_gradients_since_the_last(config):
+    found = train_policy(config)
+    wall, cpu = ([getattr(e, name) for e in found.evaluations] for name in ("seconds", "cpu_seconds"))
+    assert found.wm_seconds <= wall[0] < wall[1] < wall[2] == pytest.approx(found.wm_seconds + found.policy_seconds)
+    assert 0 < cpu[0] < cpu[1] < cpu[2] == found.cpu_seconds and found.device == "cpu"
+    logged = [entry["actor_gradient_norm"] for entry in read_log(Path(config.out)) if "actor_gradient_norm" in entry]
+    norms = [e.gradient_norm for e in found.evaluations]
+    assert math.isnan(norms[0]) and norms[1:] == pytest.approx([sum(logged[:2]) / 2, sum(logged[2:]) / 2]) and len(logged) == 4
+
+
+def test_results_that_keep_less_are_read(config):
+    train_policy(config)
+    path = Path(config.out) / "result.json"
+    held = json.loads(path.read_text())
+    del held["result"]["device"]
+    for evaluation in held["result"]["evaluations"]:
+        for name in ("gradient_norm", "seconds", "cpu_seconds"):
+            del evaluation[name]
+    path.write_text(json.dumps(held))
+    found = train_policy(config)
+    assert found.device == "cpu" and all(math.isnan(e.gradient_norm + e.seconds + e.cpu_seconds) for e in found.evaluations)
 
 
 def test_the_checkpoint_acts_like_the_trained_policy(config):
@@ -148,8 +175,8 @@ def test_an_episode_whose_simulator_fails_is_dropped_and_counted(config, monkeyp
     first = config.eval_seed + 10_000
     monkeypatch.setattr(Rotation, "failing", frozenset({first, config.eval_seed}))
     found = train_policy(dataclasses.replace(config, mode="online"))
-    assert found.own_episodes == 3 and found.failed == 2
-    assert [len(e.returns) for e in found.evaluations] == [1, 3]
+    assert found.own_episodes == 3 and found.failed == 3
+    assert [len(e.returns) for e in found.evaluations] == [1, 1, 3]
 
 
 def test_arms_of_one_seed_begin_with_the_same_policy(config, tmp_path):
@@ -175,7 +202,8 @@ def test_other_settings_refuse_to_resume(config):
         ({"starts": 9}, "esnr_microbatches is 2 and starts 9"),
         ({"first_share": 1.5}, "first_share is 1.5"),
         ({"agent": {"gama": 0.9}}, "agent is .*'gama'.*its keys are horizon, gamma"),
-        ({"horizon": 41}, "horizon is 41; the shortest episode"),
+        ({"horizon": 41}, "^horizon is 41; the longest of the 6 episodes of .* that are trained on has 40 steps: give at most that"),
+        ({"eval_horizon": 41}, "eval_horizon is 41; the longest of the 2 episodes of .* that are held out has 40 steps"),
         ({"alg": {}}, "alg is {}"),
     ],
 )

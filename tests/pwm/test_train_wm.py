@@ -17,7 +17,7 @@ from ttcfast.pwm.arms import Arm
 from ttcfast.pwm.checkpoint import load_world_model
 from ttcfast.pwm.evaluation.parity import parameter_parity
 from ttcfast.pwm.models import FlowWorldModel, MLPWorldModel, ResidualWorldModel
-from ttcfast.pwm.train_wm import ArmResult, Comparison, TrainWMConfig, train_wm
+from ttcfast.pwm.train_wm import ArmResult, Comparison, Material, TrainWMConfig, train_wm
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError
 from ttcfast.runtime.logs import read_log
@@ -188,12 +188,26 @@ def test_wrong_settings_are_named(config, change, message):
 
 
 def test_settings_that_do_not_fit_the_data_are_told(config, tmp_path):
-    with pytest.raises(ArgumentError, match=r"eval_horizon is 41; the shortest episode of .* has 40 steps"):
+    with pytest.raises(ArgumentError, match=r"eval_horizon is 41; the longest of the 2 episodes of .* that are held out has 40 steps"):
         train_wm(dataclasses.replace(config, eval_horizon=41))
     with pytest.raises(ArgumentError, match=r"alg is \{\}; give a group of ttcfast/configs/alg"):
         train_wm(dataclasses.replace(config, alg={}))
     with pytest.raises(DataError, match="make some with `ttcfast collect"):
         train_wm(dataclasses.replace(config, data=str(tmp_path / "none")))
+
+
+def test_windows_come_from_the_episodes_that_are_long_enough(config, tmp_path):
+    made = {"task": "rotation", "number": 0, "action_dim": 1}
+    for name, steps in (("long", 40), ("short", 5)):
+        write_shard(tmp_path / f"{name}.pt", [episode(i, steps) for i in range(6)], made)
+    mixed = dataclasses.replace(config, data=str(tmp_path), held_out=0.5, arms=("mlp",), horizon=8, eval_horizon=16)
+    material = Material(mixed.data, mixed)
+    long = sum(len(material.train[i].act) == 40 for i in range(6))
+    assert 0 < long < 6 and material.held_out.act.shape == (16, (6 - long) * 4, 1), "starts 0, 8, 16 and 24 of each long one"
+    assert train_wm(mixed).windows == (6 - long) * 4
+    few = dataclasses.replace(mixed, horizon=41)
+    with pytest.raises(ArgumentError, match=r"^horizon is 41; the longest of the 6 episodes of .* that are trained on has 40 steps"):
+        train_wm(few)
 
 
 @pytest.mark.parametrize(

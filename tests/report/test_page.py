@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from tests.report.browser import Browser, find_chromium
+from tests.report.test_policies import run as policy
+from tests.report.test_policies import store
 from tests.small_run import arm, problems, surrogate, write_examples
 from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.experiments.demo import run_demo
@@ -22,9 +24,10 @@ from ttcfast.report.figures.lines import Line, line_figure
 from ttcfast.report.page.ablation import differing
 from ttcfast.report.page.pictures import palette_url, read_picture
 from ttcfast.report.page.runs import load, short_names
+from ttcfast.report.policies import run_rows
 from ttcfast.rewards.common import ScoreContext
 from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
-from ttcfast.runtime.files import write_csv, write_json
+from ttcfast.runtime.files import strict, write_csv, write_json
 from ttcfast.runtime.logs import RunLog
 from ttcfast.spec import TTCConfig
 
@@ -164,14 +167,37 @@ def test_nothing_sticks_out_and_text_is_legible_on_a_phone_and_in_the_dark(run, 
     assert (light[0] < 60 and light[1] > 200) if dark else (light[0] > 200 and light[1] < 60)
 
 
+def test_no_table_scrolls_sideways_on_a_laptop(run, multirun, tmp_path, browser):
+    trained = tmp_path / "trained"
+    policies = [policy(arm, seed, 300, 700) for arm in ("mlp", "heun2") for seed in (0, 1)]
+    store(trained, policies)
+    write_csv(trained / "runs.csv", strict(run_rows(policies)))
+    write_json(trained / "protocol.provenance.json", {"config": {}})
+    browser.open(page_of(tmp_path, run, multirun, trained), width=1280)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    wide = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).map(s => s.getAttribute('aria-label'))"
+    assert browser.evaluate(wide) == [] and browser.complaints == []
+    shown = captions(browser)
+    assert "Means over random seeds" in shown and "What explains them, and what they cost" in shown
+    parts = [caption for caption in shown if caption.startswith("runs.csv")]
+    assert parts == [f"runs.csv ({i} of {len(parts)})" for i in range(1, len(parts) + 1)] and len(parts) > 2
+    of_runs = "[...document.querySelectorAll('table')].filter(t => t.caption.textContent.startsWith('runs.csv')).map(t => t.tHead.rows[0])"
+    heads = browser.evaluate(f"{of_runs}.map(row => [...row.cells].map(c => c.textContent))")
+    assert all(names[:3] == ["task", "arm", "seed"] for names in heads)
+    assert [name for names in heads for name in names[3:]] == list(run_rows(policies)[0])[3:], "every column once, in order"
+
+
 def test_a_multirun_shows_the_keys_that_differ_and_a_training_its_table_and_log(multirun, tmp_path, browser):
     page_of(multirun / "page", multirun)  # a page in the folder is no run of it
     runs, notes = load([str(multirun)])
     assert differing(runs) == {"ttc.branching_factor": [2, 3, 16]} and [r.name for r in runs] == ["0", "1", "2"]
     assert len(notes) == 1 and "no metrics.json yet" in notes[0]
     browser.open(page_of(tmp_path, multirun, multirun.parent / "training"))
-    heads = browser.evaluate("[...document.querySelector('table').tHead.rows[0].cells].map(c => c.textContent)")
-    assert heads[:4] == ["run", "ttc.branching_factor", "problems", "deterministic MSE"] and "oracle + projection" in heads
+    first, second = browser.evaluate(
+        "[...document.querySelectorAll('table')].map(t => [...t.tHead.rows[0].cells].map(c => c.textContent))"
+    )[:2]
+    assert first[:4] == ["run", "ttc.branching_factor", "problems", "deterministic MSE"]
+    assert second[0] == "run" and "oracle + projection" in second
     assert browser.evaluate("document.querySelector('table').tBodies[0].rows.length") == 3
     text = browser.evaluate("document.body.textContent")
     assert "Error against ttc.branching_factor" in text and "no metrics.json yet" in text

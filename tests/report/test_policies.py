@@ -13,12 +13,12 @@ from ttcfast.evaluation.table import markdown_table
 from ttcfast.pwm.evaluation.imagination import ImaginationErrors
 from ttcfast.pwm.policy_result import Evaluation, PolicyResult
 from ttcfast.report.compare import CompareConfig, compare
-from ttcfast.report.figures.policies import learning_curves, performance_profile, policy_figures, public_returns
+from ttcfast.report.figures.policies import learning_curves, performance_profile, policy_figures
 from ttcfast.report.figures.style import svg_of
 from ttcfast.report.page.policies import gathered
-from ttcfast.report.policies import cells, explanation, run_rows, summary
+from ttcfast.report.policies import best_published, cells, details, explanation, public_returns, run_rows, success, summary
 from ttcfast.report.scores import interquartile_mean, scores_of, shares_above, with_interval
-from ttcfast.report.verdict import at_equal_time, at_the_end, best_flow, differences, return_after, sentences
+from ttcfast.report.verdict import at_equal_time, at_the_end, best_flow, differences, return_after, sentences, times
 from ttcfast.runtime.errors import CheckpointError, DataError
 from ttcfast.runtime.files import write_json
 
@@ -27,6 +27,7 @@ SWINGUP = "cartpole-swingup"
 
 def evaluation(step: int, value: float, **changes) -> Evaluation:
     own = {"predicted": 50.0, "realised": 23.0, "esnr_db": -4.0, "esnr_unbiased_db": math.nan, "gradient_cosine": 0.99}
+    own |= {"gradient_norm": 2.5}
     return Evaluation(step=step, returns=(value - 10, value + 10), **{**own, **changes})
 
 
@@ -43,7 +44,9 @@ def run(arm: str, seed: int, *returns: float, task: str = SWINGUP, esnr: float =
 def small() -> list[PolicyResult]:
     mlp = [run("mlp", seed, 300, value) for seed, value in enumerate((600, 700, 800))]
     residual = [run("residual", seed, 500, value) for seed, value in enumerate((610, 690, 790))]
-    flow = [run("heun2", seed, 200, value, esnr=-2.0, policy_seconds=40.0) for seed, value in enumerate((650, 760, 840))]
+    flow = [
+        run("heun2", seed, 200, value, esnr=-2.0, policy_seconds=40.0, cpu_seconds=145 / 3) for seed, value in enumerate((650, 760, 840))
+    ]
     return [*mlp, *residual, *flow, *(run("euler1", seed, 100, 500) for seed in range(3))]
 
 
@@ -55,16 +58,35 @@ def test_a_row_is_mean_and_interval_over_seeds(small):
     assert flow["esnr_db"] == pytest.approx(-1) and flow["esnr_db_median"] == pytest.approx(-1.5) and flow["skipped"] == 3
     assert math.isnan(flow["esnr_unbiased_db"]) and flow["dynamics_evaluations"] == 4 and flow["policy_seconds"] == 40
     assert [row["return"] for row in run_rows(small)[:3]] == [600, 700, 800]
+    begun = dataclasses.replace(small[0], evaluations=(evaluation(0, 20, esnr_db=30.0), *small[0].evaluations))
+    assert run_rows([begun])[0]["esnr_db_median"] == run_rows(small)[0]["esnr_db_median"], "the initial policy's gradient trains nothing"
 
 
 def test_the_table_names_detach_and_cost_and_who_has_no_return(small):
     lost = dataclasses.replace(run("mlp", 3), stopped=True, errors=ImaginationErrors((math.nan, math.nan), (0.1, 0.2)))
     text = markdown_table(*cells([*small, lost]), explanation([*small, lost]), text_columns=2)
-    assert f"| {SWINGUP} | MLP | 3 of 4 | no | 700 [" in text and "| 50.0 / 23.0 | 4 | 200 | 10 | 20 | 29 | 4 | 1 |" in text
+    more = markdown_table(*details([*small, lost]), [], text_columns=2)
+    assert f"| {SWINGUP} | MLP | 3 of 4 | no | 700 [" in text and "| 29 / 30 |" in text
+    assert f"| {SWINGUP} | MLP | 700 | -3.0 / -3.5 | – / – | 0.99 | 2.5 | 50.0 / 23.0 | 4 | 200 | 10 / 20 | 4 / 1 |" in more
     assert f"left out of means and intervals: {SWINGUP} mlp seed 3" in text
     row = next(line for line in text.splitlines() if "| MLP |" in line)
     assert "| 0.035 / – |" in row, "an error that is not finite is not averaged away"
-    assert all(len(row) == len(cells(small)[0]) for row in cells(small)[1])
+    assert all(len(row) == len(heads) for heads, rows in (cells(small), details(small)) for row in rows)
+
+
+def test_success_is_measured_against_the_best_published_return(small):
+    assert best_published(SWINGUP) == (897.0, "PWM") and best_published("gymnasium:Pendulum-v1") is None
+    assert max(float(row["return"]) for row in public_returns() if row["task"] == SWINGUP) == 897
+    value = 0.9 * 897
+    found = [success(run("mlp", 0, 900, value + shift)) for shift in (11, 0, -11)]  # of two episodes, 10 below and 10 above
+    assert found == [1, 0.5, 0] and math.isnan(success(run("mlp", 0))) and math.isnan(success(run("mlp", 0, 900, task="mine")))
+    rows = [run("mlp", 0, value + 11), run("mlp", 1, value - 11), run("mlp", 0, 1, task="mine")]
+    assert [row[5] for row in cells(rows)[1]] == ["50 %", "–"]
+    assert (
+        "at least 90 % of the best return published for the task (public_returns.csv): cartpole-swingup 807 (PWM 897)"
+        in explanation(rows)[1]
+    )
+    assert "none is known for these tasks" in explanation(rows[2:])[1]
 
 
 def test_differences_pair_the_seeds(small):
@@ -76,13 +98,33 @@ def test_differences_pair_the_seeds(small):
     assert one.seeds == 1 and one.mean == 40 and math.isnan(one.low) and not one.decided
 
 
-def test_equal_wall_clock_reads_the_slower_curve_where_the_quicker_ended():
-    mlp, flow = run("mlp", 0, 300, 600), run("heun2", 0, 200, 700, policy_seconds=40.0)
-    assert return_after(flow, 30) == pytest.approx(200), "the first of two evaluations is half-way through the policy's 40 s"
-    assert return_after(flow, 40) == pytest.approx(450) and math.isnan(return_after(flow, 29.0)) and return_after(flow, 99) == 700
+def timed(arm: str, *points: tuple[int, float, float], **changes) -> PolicyResult:
+    """A run with evaluations of (updates, return, processor seconds), of which each lasts two on the wall."""
+    found = tuple(evaluation(step, value, cpu_seconds=s, seconds=2 * s) for step, value, s in points)
+    return dataclasses.replace(run(arm, 0), evaluations=found, **changes)
+
+
+def test_equal_seconds_read_the_slower_curve_where_the_quicker_ended():
+    mlp, flow = timed("mlp", (0, 20, 10), (100, 300, 20), (200, 600, 30)), timed("heun2", (0, 40, 20), (100, 200, 36), (200, 700, 60))
+    assert [return_after(flow, s) for s in (5, 20, 28, 36, 48, 60, 99)] == pytest.approx([40, 40, 120, 200, 450, 700, 700])
+    assert at_equal_time(flow, mlp) == (pytest.approx(40 + 160 * 10 / 16), 600) and at_equal_time(mlp, flow)[0] == 600
+    on_gpu = [
+        dataclasses.replace(r, device="cuda", evaluations=tuple(dataclasses.replace(e, cpu_seconds=1.0) for e in r.evaluations))
+        for r in (mlp, flow)
+    ]
+    assert times(on_gpu[0]) == [20, 40, 60] and at_equal_time(*on_gpu) == at_equal_time(mlp, flow)
+    late = timed("heun2", (0, 40, 50), (100, 900, 90))
+    assert at_equal_time(late, mlp) == (40, 600), "its world model is still in training, and its policy the initial one"
+    assert "At equal processor seconds" in sentences([mlp, flow])[2] and "At equal wall-clock" in sentences(on_gpu)[2]
+
+
+def test_seconds_that_were_not_kept_are_spread_over_the_updates():
+    mlp, flow = run("mlp", 0, 300, 600, cpu_seconds=15.0), run("heun2", 0, 200, 700, policy_seconds=40.0, cpu_seconds=25.0)
+    assert times(flow) == [15, 25], "the first of two evaluations is half-way through the policy's 40 of 50 s, halved on the processor"
+    assert return_after(flow, 20) == pytest.approx(450) and math.isnan(return_after(flow, 14.9)) and return_after(flow, 99) == 700
     assert at_equal_time(flow, mlp) == (pytest.approx(200), pytest.approx(600)) and at_equal_time(mlp, flow)[0] == pytest.approx(600)
-    assert math.isnan(at_equal_time(run("heun2", 0, 1, 2, wm_seconds=90.0), mlp)[0])
-    assert math.isnan(return_after(run("mlp", 0), 10))
+    assert math.isnan(at_equal_time(run("heun2", 0, 1, 2, wm_seconds=90.0, cpu_seconds=110.0), mlp)[0])
+    assert math.isnan(return_after(run("mlp", 0), 10)) and math.isnan(at_equal_time(run("mlp", 0), flow)[1])
 
 
 def test_the_verdict_is_answered_with_numbers(small):
@@ -94,7 +136,7 @@ def test_the_verdict_is_answered_with_numbers(small):
     )
     assert f"the MLP on 0 of 1 tasks: {SWINGUP} -500 [" in told[2] and "(3 seeds, told apart)" in told[2]
     assert f"on 1 of 1 tasks: {SWINGUP} +2 dB [+2, +2]" in told[3]
-    assert "yes at equal parameters, no at equal wall-clock, by the means; intervals exclude 0 on 1 and 1 tasks" in told[4]
+    assert "yes at equal parameters, no at equal processor seconds, by the means; intervals exclude 0 on 1 and 1 tasks" in told[4]
     assert "Control: residual MLP meets or exceeds the MLP on 0 of 1 tasks" in told[5] and "Against this control, flow" in told[6]
 
 
@@ -105,7 +147,8 @@ def test_the_verdict_is_no_where_the_flow_falls_short_on_most_tasks_or_has_no_be
     worse = [r if r.arm != "heun2" else run("heun2", r.seed, 200, 900, esnr=-9.0) for r in small]
     assert "no at equal parameters" in sentences(worse)[4]
     assert sentences([r for r in small if r.arm != "mlp"]) == ["No verdict: it takes a flow and the MLP with one random seed on one task."]
-    assert "open at equal wall-clock" in sentences([r if r.arm != "heun2" else dataclasses.replace(r, wm_seconds=99.0) for r in small])[4]
+    slow = [r if r.arm != "heun2" else dataclasses.replace(r, wm_seconds=99.0) for r in small]
+    assert "open at equal processor seconds" in sentences(slow)[4] and "cannot be compared: the quicker run ended" in sentences(slow)[2]
 
 
 def test_scores_are_resampled_within_tasks():

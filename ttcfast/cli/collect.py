@@ -13,7 +13,7 @@ from .configuration import save
 from .layout import Layout
 from .main import main
 
-LAYOUT = Layout(CollectConfig)
+LAYOUT = Layout(CollectConfig, free=("controllers",))
 
 
 def run(values: Mapping[str, Any]) -> None:

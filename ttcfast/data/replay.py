@@ -229,4 +229,4 @@ def _check_horizon(data: ReplaySet, horizon: int) -> None:
     whole("horizon", horizon, 1)
     longest = int(data.lengths().max())
     if horizon > longest:
-        raise ValueError(f"horizon is {horizon}; the longest episode has {longest} steps")
+        raise ValueError(f"horizon is {horizon}; the longest episode has {longest} steps: give at most that")

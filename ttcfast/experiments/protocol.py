@@ -1,4 +1,4 @@
-"""The logic of ``ttcfast protocol``: writes the table, the figures and the verdict of its runs."""
+"""The logic of ``ttcfast protocol``: writes the tables, the figures and the verdict of its runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ttcfast.pwm.policy_result import PolicyResult
 from ttcfast.pwm.protocol import ProtocolConfig
 from ttcfast.report.figures.policies import policy_figures
 from ttcfast.report.figures.style import save
-from ttcfast.report.policies import cells, explanation, run_rows, summary
+from ttcfast.report.policies import cells, details, explanation, run_rows, summary
 from ttcfast.report.verdict import sentences
 from ttcfast.runtime import provenance
 from ttcfast.runtime.files import atomic_write, output_folder, strict, write_csv, write_json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_protocol(config: ProtocolConfig, results: Sequence[PolicyResult], console: Console | None = None) -> None:
-    """Print the table of ``results`` and the verdict, and write them, the numbers of every run and the figures to ``config.out``.
+    """Print the tables of ``results`` and the verdict, and write them, the numbers of every run and the figures to ``config.out``.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -32,9 +32,10 @@ def write_protocol(config: ProtocolConfig, results: Sequence[PolicyResult], cons
     write_csv(out / "runs.csv", strict(run_rows(results)))
     found = {"runs": [asdict(run) for run in results], "summary": rows, "verdict": told}
     write_json(out / "metrics.json", {**found, "provenance": provenance.record(config)})
-    (heads, texts), notes = cells(results), [*explanation(results), *told]
+    main, more, notes = cells(results), details(results), [*explanation(results), *told]
     with atomic_write(out / "table.md") as file:
-        file.write(markdown_table(heads, texts, notes, text_columns=2))
+        file.write(markdown_table(*main, [], text_columns=2) + markdown_table(*more, notes, text_columns=2))
     for name, draw in policy_figures(results):
         save(draw(), out / "figures" / f"{name}.png")
-    print_with_notes(rich_table(heads, texts, text_columns=2), notes, console)
+    print_with_notes(rich_table(*main, text_columns=2), [], console)
+    print_with_notes(rich_table(*more, text_columns=2), notes, console)

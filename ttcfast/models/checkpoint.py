@@ -57,7 +57,18 @@ def load_surrogate(
     Raises:
         CheckpointError: It is missing or damaged, its architecture is unknown, or its tensors do not fit.
     """
-    tensors, meta = checkpoints.load(path)
+    return surrogate_of(*checkpoints.load(path), path, device=device, stochastic=stochastic)
+
+
+def surrogate_of(
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    stochastic: StochasticConfig | Mapping[str, Any] | None = None,
+) -> Surrogate:
+    """Return the surrogate that the contents of a checkpoint describe; see :func:`load_surrogate`."""
     model = build_model(meta, path)
     checkpoints.load_weights(model, {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, path)
     with checkpoints.entries_of(path, "a surrogate"):

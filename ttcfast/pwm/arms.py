@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ttcfast.checks import each_once, whole
 from ttcfast.runtime.errors import ArgumentError
 
 _TARGETS = {  # model and loss
@@ -71,3 +72,13 @@ class Arm:
         if self.method is not None:
             changed["integrator"] = {**alg.get("integrator", {}), "type": self.method, "substeps": self.substeps}
         return changed
+
+
+def check_runs(arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless there are arms and random seeds, known ones and each once."""
+    each_once("arms", arms)
+    each_once("seeds", seeds)
+    for arm in arms:
+        Arm(arm)
+    for seed in seeds:
+        whole("seeds", seed, 0)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -36,7 +36,13 @@ def load_world_model(path: str | os.PathLike[str], *, device: str | torch.device
     Raises:
         CheckpointError: The file is missing or damaged, is not a world model, or names a class or architecture that cannot be built.
     """
-    tensors, meta = checkpoints.load(path, {"architecture": _KIND})
+    return world_model_of(*checkpoints.load(path, {"architecture": _KIND}), path, device=device)
+
+
+def world_model_of(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> PWM:
+    """Return the agent that the contents of a checkpoint describe; see :func:`load_world_model`."""
     try:
         agent = PWM.from_config(meta["alg"], **meta["sizes"])
     except (ArgumentError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -66,7 +72,13 @@ def load_agent(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     Raises:
         CheckpointError: The file is missing or damaged, is not an agent, or names a class or architecture that cannot be built.
     """
-    tensors, meta = checkpoints.load(path, {"architecture": _AGENT})
+    return agent_of(*checkpoints.load(path, {"architecture": _AGENT}), path, device=device)
+
+
+def agent_of(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> PWM:
+    """Return the agent that the contents of a checkpoint describe; see :func:`load_agent`."""
     try:
         agent = PWM.from_config(meta["alg"], **meta["sizes"])
         agent.model.to(device)

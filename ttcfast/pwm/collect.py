@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ttcfast.checks import at_least, one_of, whole
+from ttcfast.checks import at_least, each_once, one_of, whole
 from ttcfast.data.alike import require_made_with
 from ttcfast.data.replay import ReplaySet
 from ttcfast.data.replay_shard import Episode, ReplayShard, write_shard
@@ -28,9 +28,7 @@ from ttcfast.runtime.workers import Worker, answers, end, in_order
 
 from .envs.controllers import check_range
 from .envs.make import check_task, make_env, versions
-from .recording import RecordConfig, Recorder, Recording, check_fits
-
-CONTROLLERS = ("random", "swingup")
+from .recording import CONTROLLERS, RecordConfig, Recorder, Recording, check_fits, controllers_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class CollectConfig:
         tasks: Names for ``ttcfast.pwm.envs.make_env``; the place in the list is the task's number in the shards. Observations and actions
             of several tasks are padded with zeros to the largest, as in MT30.
         episodes: Number of episodes per task from the task's own start, each of 1000 simulation steps in dm_control.
-        controllers: Relative frequency of each controller. They take turns, so that every part of a shard holds all of them; ``swingup``
-            drives only the cart-pole.
+        controllers: Relative frequency of each controller of ``CONTROLLERS``. They take turns, so that every part of a shard holds all of
+            them. None is ``{"random": 0.25, "swingup": 0.75}`` for a cart-pole, which alone ``swingup`` drives, and else ``{"random": 1}``.
         noise, pump: Ranges of ``SwingUpController`` from which each episode draws.
         exploring: Number of further episodes per task with exploring starts and held random actions, in shards of their own; see
             ``ttcfast.pwm.envs.exploring``. They show a world model the states that no controller visits.
@@ -57,7 +55,7 @@ class CollectConfig:
     out: str = "data/cartpole"
     tasks: tuple[str, ...] = ("cartpole-swingup",)
     episodes: int = 240
-    controllers: Mapping[str, float] = field(default_factory=lambda: {"random": 0.25, "swingup": 0.75})
+    controllers: Mapping[str, float] | None = None
     noise: tuple[float, float] = (0.0, 2.0)
     pump: tuple[float, float] = (0.6, 1.5)
     exploring: int = 0
@@ -69,8 +67,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ArgumentError(f"tasks is {list(self.tasks)}; name at least one, each once")
+        each_once("tasks", self.tasks)
         for task in self.tasks:
             check_task("tasks", task)
         for name, least in (
@@ -85,11 +82,11 @@ class CollectConfig:
         at_least("seed", self.seed, 0)
         check_range("noise", self.noise)
         check_range("pump", self.pump)
-        for name, share in self.controllers.items():
+        for name, share in (self.controllers or {}).items():
             one_of("controllers", name, CONTROLLERS)
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < math.inf:
                 raise ArgumentError(f"controllers.{name} is {share!r}; give a number that is not negative")
-        if not any(share > 0 for share in self.controllers.values()):
+        if self.controllers is not None and not any(share > 0 for share in self.controllers.values()):
             raise ArgumentError(f"controllers is {dict(self.controllers)}; at least one must have a share above 0")
 
 
@@ -161,7 +158,7 @@ class _Job:
 def _jobs(config: CollectConfig, task: str, number: int, action_dim: int, sizes: tuple[int, int]) -> list[_Job]:
     told = {"task": task, "number": number, "sizes": sizes, "action_dim": action_dim, "versions": versions(task)}  # without padding
     common = {"action_repeat": config.action_repeat, "seed": config.seed}
-    full: dict[str, Any] = {"controllers": config.controllers, "noise": config.noise, "pump": config.pump}
+    full: dict[str, Any] = {"controllers": controllers_of(config.controllers, task), "noise": config.noise, "pump": config.pump}
     short: dict[str, Any] = {"exploring_steps": config.exploring_steps}
     jobs = []
     for exploring, episodes, settings in ((False, config.episodes, full), (True, config.exploring, short)):

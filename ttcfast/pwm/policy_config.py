@@ -34,8 +34,9 @@ class PolicySettings:
             policy's noise.
         wm_updates: Online, updates of the world model per update of the policy, at the learning rate's floor.
         first_share: Online, share of every batch drawn from the recorded data, lest the world model forget where the policy is not.
-        eval_every, eval_episodes, eval_seed: Updates between evaluations, and their episodes, by the mean policy from the random seeds
-            ``eval_seed`` on. The seeds from ``eval_seed + 1000`` on are those of the last evaluation, of ``final_episodes``.
+        eval_every, eval_episodes, eval_seed: Updates between evaluations, the first of the initial policy, and their episodes, by the mean
+            policy from the random seeds ``eval_seed`` on. The seeds from ``eval_seed + 1000`` on are those of the last evaluation, of
+            ``final_episodes``.
         held_out, split_seed, eval_horizon, eval_stride: As in ``ttcfast train_wm``.
         esnr_microbatches: Number of microbatches, a divisor of ``starts``, of the ESNR of the actor's gradient, measured at evaluations.
         processes: Worker processes of the simulator; 0 for none.

@@ -24,6 +24,9 @@ class Evaluation:
         predicted, realised: Mean discounted value of the episodes' first states, by the critic and as earned within the episode.
         esnr_db, esnr_unbiased_db: ESNR of the actor's gradient, NaN where it is not above 0.
         gradient_cosine: Cosine of the actor's gradient with finite differences of the imagined return.
+        gradient_norm: Median norm of the actor's gradient before clipping over the updates since the last evaluation, in units of the
+            rewards. NaN where none was made, as for the initial policy, or it was not kept.
+        seconds, cpu_seconds: Wall-clock and processor time of all updates up to here, the world model's included; NaN where not kept.
     """
 
     step: int
@@ -33,6 +36,9 @@ class Evaluation:
     esnr_db: float
     esnr_unbiased_db: float
     gradient_cosine: float
+    gradient_norm: float = math.nan
+    seconds: float = math.nan
+    cpu_seconds: float = math.nan
 
     @property
     def mean(self) -> float:
@@ -45,7 +51,7 @@ class PolicyResult:
     """Outcome of one run.
 
     Attributes:
-        evaluations: In order; the last is of the final episodes.
+        evaluations: In order, the first of the initial policy (step 0); the last is of the final episodes.
         errors, errors_before: Errors of imagination on held-out recorded episodes at the end, and before the policy's first update.
         detach: Whether the policy's gradient left out the part through the latents it sees.
         parameters, dynamics_gap: Parameters of the world model, and those of its dynamics relative to the MLP's.
@@ -54,6 +60,7 @@ class PolicyResult:
         own_episodes, failed: Episodes that the policy added to the data, and those that were dropped because the simulator failed.
         wm_seconds, policy_seconds, cpu_seconds: Wall-clock of the updates of world model and policy, and processor time of both.
         skipped, stopped: Skipped updates of both, and whether the sanity checks ended the run.
+        device: Kind of device, ``"cpu"`` or ``"cuda"``.
     """
 
     task: str
@@ -75,6 +82,7 @@ class PolicyResult:
     cpu_seconds: float
     skipped: int
     stopped: bool
+    device: str = "cpu"
 
 
 def read_result(path: Path, now: Mapping[str, Any] | None = None) -> PolicyResult | None:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ttcfast.checks import whole
+from ttcfast.checks import each_once
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.locks import run_lock
 from ttcfast.runtime.progress import bar
 
-from .arms import Arm
+from .arms import Arm, check_runs
 from .policy_config import PolicySettings, TrainPolicyConfig, agent_config
 from .policy_result import PolicyResult
 from .train_policy import task_of, train_policy
@@ -42,14 +42,9 @@ class ProtocolConfig(PolicySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("data", "arms", "seeds"):
-            given = tuple(getattr(self, name))
-            object.__setattr__(self, name, given)
-            if not given or len(set(given)) != len(given):
-                raise ArgumentError(f"{name} is {list(given)}; give at least one, each once")
-        for arm in self.arms:
-            Arm(arm)
-        for seed in self.seeds:
-            whole("seeds", seed, 0)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        each_once("data", self.data)
+        check_runs(self.arms, self.seeds)
 
 
 def protocol(config: ProtocolConfig) -> list[PolicyResult]:
@@ -82,8 +77,7 @@ def _tasks(config: ProtocolConfig) -> dict[str, str]:
     tasks: dict[str, str] = {}
     agent_config(config.agent)
     for place in config.data:
-        names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
-        material = Material(place, **{name: getattr(config, name) for name in names})
+        material = Material(place, config)
         task, _ = task_of(material.train, place)
         if earlier := next((other for other, name in tasks.items() if name == task), None):
             raise ArgumentError(f"data names {earlier} and {place}, both of {task}; give one folder per task")

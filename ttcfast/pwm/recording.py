@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from ttcfast.runtime.errors import ArgumentError, UserError
 
 from .envs.base import Environment
-from .envs.controllers import Controller, RandomController, SwingUpController, cartpole
+from .envs.controllers import Controller, RandomController, SwingUpController, cartpole, is_cartpole
 from .envs.exploring import ExploringStarts, HeldController, with_state
 from .envs.make import make_env
+
+CONTROLLERS = ("random", "swingup")
 
 
 @dataclass(frozen=True)
 class RecordConfig:
     """What an episode depends on beside its task and number; see ``CollectConfig``."""
 
-    controllers: Mapping[str, float]
+    controllers: Mapping[str, float] | None
     noise: tuple[float, float]
     pump: tuple[float, float]
     action_repeat: int
@@ -71,9 +73,16 @@ class Recorder:
         return self._made[task, exploring].record(i, np.random.default_rng([self._config.seed, zlib.crc32(name.encode()), i]))
 
 
+def controllers_of(given: Mapping[str, float] | None, task: str) -> Mapping[str, float]:
+    """Return the relative frequencies of the controllers of a task, those ``given`` or its own."""
+    if given is not None:
+        return given
+    return {"random": 0.25, "swingup": 0.75} if is_cartpole(task) else {"random": 1.0}
+
+
 def check_fits(config: RecordConfig, env: Environment, *, exploring: bool) -> None:
     """Raise ``ArgumentError`` unless the settings fit the task of ``env``, before anything is recorded."""
-    if config.controllers.get("swingup", 0) > 0:
+    if controllers_of(config.controllers, env.name).get("swingup", 0) > 0:
         cartpole(env)
     if exploring and config.exploring_steps > with_state(env).episode_length:
         raise ArgumentError(f"exploring_steps is {config.exploring_steps}; an episode of {env.name} has {env.episode_length} steps")
@@ -82,7 +91,7 @@ def check_fits(config: RecordConfig, env: Environment, *, exploring: bool) -> No
 class _FullEpisodes:
     def __init__(self, config: RecordConfig, task: str) -> None:
         self._env = make_env(task, action_repeat=config.action_repeat)
-        self._shares = {name: share for name, share in sorted(config.controllers.items()) if share > 0}
+        self._shares = {name: share for name, share in sorted(controllers_of(config.controllers, task).items()) if share > 0}
         self._turns: list[str] = []
         self._controllers: dict[str, Controller] = {}
         for name in self._shares:

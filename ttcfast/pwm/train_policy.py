@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from ttcfast.data.replay import ReplaySampler, ReplaySet, Windows
 from ttcfast.data.replay_shard import ReplayShard, write_shard
 from ttcfast.ops import normal
+from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder, write_json
 from ttcfast.runtime.progress import bar
@@ -78,13 +80,13 @@ class _Run(TrainingRun):
         self.arm, self.agent_config = Arm(config.arm), agent_config(config.agent)
         self.alg = self.arm.configure(config.alg)
         self.steps, self.report = config.wm_steps + config.steps, self.out / "result.json"
-        names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
-        self.material = Material(config.data, **{name: getattr(config, name) for name in names})
+        self.material = Material(config.data, config)
         self.task, self.env = task_of(self.material.train, config.data)
         self.first = ReplaySampler(self.material.train, config.horizon, seed=config.seed)
         self.own: ReplaySampler | None = None
         self.rounds, self.failed, self.stopped_by_policy = 0, 0, False
         self.evaluations: list[Evaluation] = []
+        self.norms: list[float] = []  # of the actor's gradients since the last evaluation
         self.before: ImaginationErrors | None = None
 
     def result(self, advance: Callable[[float, str | None], None]) -> PolicyResult:
@@ -143,6 +145,7 @@ class _Run(TrainingRun):
             "policy": self.policy.state_dict(),
             "sanity": self.agent.sanity.state_dict(),
             "evaluations": [asdict(e) for e in self.evaluations],
+            "norms": self.norms,
             "before": before,
             "spent": seconds,
             **counts,
@@ -152,6 +155,7 @@ class _Run(TrainingRun):
         self.policy.load_state_dict(state["policy"])
         self.agent.sanity.load_state_dict(state["sanity"])
         self.evaluations = [evaluation_of(held) for held in state["evaluations"]]
+        self.norms = list(state["norms"])
         self.before = None if state["before"] is None else errors_of(state["before"])
         self.rounds, self.failed = int(state["rounds"]), int(state["failed"])
         self.stopped_by_policy = bool(state["stopped_by_policy"])
@@ -176,15 +180,16 @@ class _Run(TrainingRun):
 
     def validate(self, step: int) -> dict[str, float]:
         config, later = self.config, step - self.config.wm_steps
-        if later == 0 and self.before is None:
+        errors: dict[str, float] = {}
+        if later == 0:
             self.before = self.material.errors(self.agent.model)
-            return {"observation_error": self.before.observation[-1], "reward_error": self.before.reward[-1]}
+            errors = {"observation_error": self.before.observation[-1], "reward_error": self.before.reward[-1]}
         last = step == self.steps or self.stopped()
         if later < 0 or (later % config.eval_every and not last):
             return {}
         count, seed = (config.final_episodes, config.eval_seed + 1000) if last else (config.eval_episodes, config.eval_seed)
         self.evaluations.append(found := self._evaluate(later, [seed + i for i in range(count)]))
-        return {"return": found.mean, "predicted": found.predicted, "realised": found.realised, "esnr_db": found.esnr_db}
+        return {**errors, "return": found.mean, "predicted": found.predicted, "realised": found.realised, "esnr_db": found.esnr_db}
 
     def _update_wm(self, step: int, draw: int, lr: float | None = None) -> dict[str, float]:
         config = self.config
@@ -207,6 +212,7 @@ class _Run(TrainingRun):
                 if self.agent.sanity.stopped:
                     return {**found, "loss": math.nan}
         update = self.agent.update_policy(self._observations(step), step, progress=step / config.steps)
+        self.norms.append(update["actor_gradient_norm"])
         # As for the world model, so many skipped updates in a row mean that nothing will come any more.
         self.stopped_by_policy = bool(self.agent.sanity.patience) and self.policy.skipped_in_a_row >= self.agent.sanity.patience
         return {**found, **update, "loss": update["actor_loss"]}
@@ -275,7 +281,8 @@ class _Run(TrainingRun):
             with torch.no_grad():
                 z = self.agent.model.encode(torch.stack([e.obs[0] for e in kept]).to(self.config.device))
                 predicted = float(self.policy.value(z).mean())
-        starts = self._starts(step)
+        starts, norms = self._starts(step), [norm for norm in self.norms if math.isfinite(norm)]
+        self.norms = []
         ratio = self.policy.measure_esnr(starts, step, self.config.esnr_microbatches)
         return Evaluation(
             step=step,
@@ -285,6 +292,9 @@ class _Run(TrainingRun):
             esnr_db=ratio.raw_db,
             esnr_unbiased_db=ratio.unbiased_db,
             gradient_cosine=self.policy.finite_difference_cosine(starts[:16], step),
+            gradient_norm=median(norms) if norms else math.nan,
+            seconds=self.watch.seconds(),
+            cpu_seconds=self.cpu.seconds(),
         )
 
     def _result(self) -> PolicyResult:
@@ -313,6 +323,7 @@ class _Run(TrainingRun):
             cpu_seconds=self.cpu.seconds(),
             skipped=self.agent.sanity.skipped + self.policy.skipped,
             stopped=self.stopped(),
+            device=device_of(config.device).type,
         )
 
 

@@ -21,10 +21,11 @@ from ttcfast.runtime.progress import bar
 from ttcfast.runtime.training import Stopwatch, TrainingRun, require_same_settings, settings
 
 from .algorithms import PWM
-from .arms import Arm
+from .arms import Arm, check_runs
 from .checkpoint import save_world_model
 from .evaluation.imagination import ImaginationErrors, Scale, fit_probe, imagination_errors, persistence
 from .models.base import BaseWorldModel
+from .policy_config import PolicySettings
 from .utils.metrics import ESNRMeter
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class TrainWMConfig:
         steps, batch, horizon: Number of updates, windows per update, steps per window.
         warmup: Updates of linear warm-up, after which the learning rate falls linearly to 1 % of ``alg.wm.lr``.
         held_out, split_seed: Share of the episodes that is held out for measuring, and random seed of their choice.
-        eval_horizon, eval_stride: Steps imagined per held-out window, and steps between the starts of the windows.
+        eval_horizon, eval_stride: Steps imagined per held-out window, and steps between the starts of the windows. Windows come from the
+            episodes that are long enough, in training as well.
         save_every, log_every: Updates between saves and between log entries.
         esnr_microbatches: Number M of chunks in which the gradient of logged updates is formed to measure its ESNR; a divisor of ``batch``
             of at least 2, or 0 for no measurement.
@@ -76,16 +78,9 @@ class TrainWMConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", tuple(self.arms))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
         for name in ("arms", "seeds"):
-            given = getattr(self, name)
-            if not given or len(set(given)) != len(given):
-                raise ArgumentError(f"{name} is {list(given)}; give at least one, each once")
-        for arm in self.arms:
-            Arm(arm)
-        for seed in self.seeds:
-            whole("seeds", seed, 0)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_runs(self.arms, self.seeds)
         for name in ("steps", "batch", "horizon", "eval_horizon", "eval_stride", "save_every", "log_every"):
             whole(name, getattr(self, name), 1)
         at_least("warmup", self.warmup, 0)
@@ -152,8 +147,7 @@ def train_wm(config: TrainWMConfig) -> Comparison:
         CheckpointError: An earlier run in ``out`` is damaged or has other settings.
     """
     out = output_folder(config.out)
-    names = ("horizon", "eval_horizon", "eval_stride", "held_out", "split_seed")
-    material = Material(config.data, **{name: getattr(config, name) for name in names})
+    material = Material(config.data, config)
     runs = [_Run(config, Arm(arm), seed, out, material) for arm in config.arms for seed in config.seeds]
     results = []
     with bar(len(runs) * config.steps, "train_wm") as progress:
@@ -167,19 +161,27 @@ def train_wm(config: TrainWMConfig) -> Comparison:
 
 
 class Material:
-    """The data that all runs share, split into episodes to train on and held-out ones."""
+    """The data that all runs share, split into episodes to train on and held-out ones; windows come from those that are long enough.
 
-    def __init__(self, place: str, *, horizon: int, eval_horizon: int, eval_stride: int, held_out: float, split_seed: int) -> None:
+    Raises:
+        DataError: There are no data.
+        ArgumentError: No episode to train on has ``horizon`` steps, or no held-out one ``eval_horizon``.
+    """
+
+    def __init__(self, place: str, config: TrainWMConfig | PolicySettings) -> None:
         data = ReplaySet.open(place)
-        self.train, held = data.split(held_out, split_seed)
+        self.train, held = data.split(config.held_out, config.split_seed)
         self.episodes = len(self.train), len(held)
-        shortest = int(data.lengths().min())
-        for name, steps in (("horizon", horizon), ("eval_horizon", eval_horizon)):
-            if steps > shortest:
-                raise ArgumentError(f"{name} is {steps}; the shortest episode of {place} has {shortest} steps")
+        for name, of, part in (("horizon", "trained on", self.train), ("eval_horizon", "held out", held)):
+            steps, longest = getattr(config, name), int(part.lengths().max())
+            if steps > longest:
+                raise ArgumentError(
+                    f"{name} is {steps}; the longest of the {len(part)} episodes of {place} that are {of} has {longest} steps: "
+                    "give at most that, or collect longer episodes"
+                )
         self.scale = Scale.of(self.train)
-        self.held_out = held.windows(*held.grid(eval_horizon, eval_stride), eval_horizon)
-        self.probing = self.train.windows(*self.train.grid(1, eval_stride), 1)
+        self.held_out = held.windows(*held.grid(config.eval_horizon, config.eval_stride), config.eval_horizon)
+        self.probing = self.train.windows(*self.train.grid(1, config.eval_stride), 1)
         tasks = data.task_names()
         dims = {s.parameters["number"]: s.parameters["action_dim"] for s in data.shards if "action_dim" in s.parameters}
         self.sizes: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 Arms are compared by the differences of runs with one random seed, which share data, batches and initial policy.
 
-Source: Flow plan, "Acceptance Criteria".
+Source: Flow plan, "Acceptance Criteria"; docs/design/decisions.md ("Measured policies").
 """
 
 from __future__ import annotations
@@ -54,21 +54,22 @@ class Difference:
 
 
 def sentences(results: Sequence[PolicyResult]) -> list[str]:
-    """Return the verdict: at equal parameters, at equal wall-clock, ESNR, the answer, and the residual control."""
+    """Return the verdict: at equal parameters, at equal seconds, ESNR, the answer, and the residual control."""
     flow = best_flow(results)
     if flow is None:
         return ["No verdict: it takes a flow and the MLP with one random seed on one task."]
     name, gap = Arm(flow).label, max(abs(run.dynamics_gap) for run in results if run.arm == flow)
     equal, timed, esnr = (differences(results, flow, BASELINE, measure) for measure in (at_the_end, at_equal_time, esnr_of_both))
-    better = [d for d in esnr if d.mean > 0]
+    better, clock = [d for d in esnr if d.mean > 0], "processor seconds" if all(map(_on_cpu, results)) else "wall-clock"
     return [
         f"Best flow arm by these returns: {name}. Differences are of runs with one random seed, with 95 % bootstrap intervals over seeds.",
         f"At equal parameters (dynamics within {100 * gap:.2f} %), {_told(name, 'the MLP', equal)}.",
-        f"At equal wall-clock (both learning curves read where the quicker run ended), {_told(name, 'the MLP', timed)}.",
+        f"At equal {clock} (both learning curves read where the quicker run ended; until its world model is trained, a run has the return "
+        f"of its initial policy), {_told(name, 'the MLP', timed)}.",
         f"ESNR of the actor's gradient (raw, median over the run) is above the MLP's on {len(better)} of {len(esnr)} tasks: "
         f"{'; '.join(d.words(' dB') for d in esnr) or 'none was measured'}.",
         'Acceptance of the plan, "meets or exceeds baseline on at least 50 % of tasks, with better ESNR on at least one": '
-        f"{_answer(equal, esnr)} at equal parameters, {_answer(timed, esnr)} at equal wall-clock, by the means; intervals exclude 0 on "
+        f"{_answer(equal, esnr)} at equal parameters, {_answer(timed, esnr)} at equal {clock}, by the means; intervals exclude 0 on "
         f"{sum(d.decided for d in equal)} and {sum(d.decided for d in timed)} tasks.",
         *_control(results, flow),
     ]
@@ -104,8 +105,8 @@ def at_the_end(a: PolicyResult, b: PolicyResult) -> tuple[float, float]:
 
 
 def at_equal_time(a: PolicyResult, b: PolicyResult) -> tuple[float, float]:
-    """Return both returns after the wall-clock, world model included, of the run that ended first."""
-    seconds = min(run.wm_seconds + run.policy_seconds for run in (a, b))
+    """Return both returns after the seconds, world model included, of the run that ended first; see :func:`times`."""
+    seconds = min(times(run)[-1] if run.evaluations else math.nan for run in (a, b))
     return return_after(a, seconds), return_after(b, seconds)
 
 
@@ -115,16 +116,32 @@ def esnr_of_both(a: PolicyResult, b: PolicyResult) -> tuple[float, float]:
 
 
 def return_after(run: PolicyResult, seconds: float) -> float:
-    """Return the learning curve ``seconds`` of wall-clock after the start of the world model, linear between evaluations.
+    """Return the learning curve ``seconds`` after the start of the world model's training, linear between evaluations; see :func:`times`.
 
-    All updates of a policy count as equally long. NaN before the first evaluation, since nothing was measured there. A run that was made
-    to last no longer might have done better, since learning rates fall to the end.
+    Before the first evaluation it is the initial policy's return, NaN if that was not measured. A run that was made to last no longer
+    might have done better, since learning rates fall to the end.
     """
     if not run.evaluations or not math.isfinite(final_return(run)):
         return math.nan
-    last = run.evaluations[-1].step
-    times = [run.wm_seconds + run.policy_seconds * (e.step / last if last else 1.0) for e in run.evaluations]
-    return math.nan if seconds < times[0] else float(np.interp(seconds, times, [e.mean for e in run.evaluations]))
+    at, values = times(run), [e.mean for e in run.evaluations]
+    return math.nan if seconds < at[0] and run.evaluations[0].step else float(np.interp(seconds, at, values))
+
+
+def times(run: PolicyResult) -> list[float]:
+    """Return the seconds of training before each evaluation: processor time on a CPU, which may be shared, and wall-clock on a GPU.
+
+    Where a result does not keep them, all updates of the policy count as equally long, and processor time is spread like wall-clock.
+    """
+    kept = [e.cpu_seconds if _on_cpu(run) else e.seconds for e in run.evaluations]
+    if all(map(math.isfinite, kept)):
+        return kept
+    wall, last = run.wm_seconds + run.policy_seconds, run.evaluations[-1].step
+    stretch = run.cpu_seconds / wall if _on_cpu(run) and wall else 1.0
+    return [stretch * (run.wm_seconds + run.policy_seconds * (e.step / last if last else 1.0)) for e in run.evaluations]
+
+
+def _on_cpu(run: PolicyResult) -> bool:
+    return run.device == "cpu"
 
 
 def _control(results: Sequence[PolicyResult], flow: str) -> list[str]:

@@ -67,5 +67,5 @@ def test_what_cannot_be_stabilised_is_told():
 def test_wrong_settings_are_named(env):
     with pytest.raises(ArgumentError, match=r"noise is \[2, 1\]; give \[low, high\]"):
         SwingUpController(env, noise=(2, 1))
-    with pytest.raises(ArgumentError, match="controller swingup drives the cart-pole alone; give cup-catch"):
+    with pytest.raises(ArgumentError, match="swingup, which drives the cart-pole alone, and cup-catch is none; leave controllers out"):
         SwingUpController(DMControlEnv("cup-catch"))

@@ -40,7 +40,6 @@ class AgentConfig:
         bootstrap: How the actor reads the ensemble at the end of a rollout, ``"min"`` or ``"mean"``; the critic's targets take the minimum.
         detach: Whether the policy sees latents without their gradient, so that gradients reach actions through the dynamics alone, as in
             PWM. It biases the gradient.
-        entropy: Weight of the policy's entropy before tanh.
     """
 
     horizon: int = 16
@@ -59,13 +58,12 @@ class AgentConfig:
     target_rate: float = 1.0
     bootstrap: str = "min"
     detach: bool = True
-    entropy: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("horizon", "critic_passes", "critic_minibatches"):
             whole(name, getattr(self, name), 1)
-        for name in ("actor_lr", "critic_lr", "actor_clip", "critic_clip", "entropy"):
+        for name in ("actor_lr", "critic_lr", "actor_clip", "critic_clip"):
             at_least(name, getattr(self, name), 0)
         for name in ("gamma", "trace", "target_rate", "lr_floor"):
             if not 0 < getattr(self, name) <= 1:
@@ -197,8 +195,6 @@ class ActorCritic:
         with self.model.frozen():
             rollout = self.imagine(z, noise)
             loss = -self.unit * self.returns(rollout).mean()
-            if self.config.entropy:  # of the Gaussian before tanh, up to a constant
-                loss = loss - self.config.entropy * self.actor.std().log().sum()
             gradients = torch.autograd.grad(loss, list(self.actor.parameters()))
         return loss.detach(), list(gradients), Imagined(*(x.detach() for x in rollout))
 

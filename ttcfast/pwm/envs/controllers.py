@@ -93,9 +93,17 @@ class SwingUpController(Controller):
 
 def cartpole(env: Environment) -> DMControlEnv:
     """Return ``env``, or raise ``ArgumentError`` unless it is a cart-pole of dm_control."""
-    if not isinstance(env, DMControlEnv) or not env.task.startswith("cartpole-"):
-        raise ArgumentError(f"controller swingup drives the cart-pole alone; give {env.name} the controller random")
+    if not isinstance(env, DMControlEnv) or not is_cartpole(env.task):
+        raise ArgumentError(
+            f"controllers names swingup, which drives the cart-pole alone, and {env.name} is none; leave controllers out, "
+            "or give controllers={random: 1.0}"
+        )
     return env
+
+
+def is_cartpole(task: str) -> bool:
+    """Return whether the name of a task is that of a cart-pole of dm_control."""
+    return task.startswith("cartpole-")
 
 
 def check_range(name: str, values: Sequence[float]) -> None:

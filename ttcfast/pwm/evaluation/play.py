@@ -43,8 +43,7 @@ def play(agent: PWM, pool: EnvPool, seeds: Sequence[int], planning: dict[str, An
         agent: World model and, unless planning goes without it, policy.
         pool: Environments of the agent's task.
         seeds: Random seed of each episode.
-        planning: ``horizon``, ``samples``, ``method`` and further arguments of :class:`ttcfast.pwm.planning.Planner`; None for the mean
-            policy.
+        planning: Arguments of :class:`ttcfast.pwm.planning.Planner`, ``horizon`` and ``samples`` among them; None for the mean policy.
         warm: Whether the planner takes the policy's actions among its candidates and the critic's value at the end; without, it has the
             world model alone.
 

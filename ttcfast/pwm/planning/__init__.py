@@ -1,4 +1,7 @@
-"""Planning in imagination: action sequences are searched in a world model, by MPPI, CEM or a beam search over latent states."""
+"""Planning in imagination: action sequences are searched in a world model, by MPPI, CEM or a beam search over latent states.
+
+Source: docs/design/decisions.md ("Planning").
+"""
 
 from .plan import Plan, plan
 from .planner import Planner

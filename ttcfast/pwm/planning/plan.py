@@ -43,7 +43,6 @@ def plan(
     horizon: int,
     samples: int,
     *,
-    method: str = "mppi",
     policy: Function | None = None,
     value: Function | None = None,
     task: Any = None,
@@ -66,7 +65,6 @@ def plan(
         z: Latent states to plan from, ``[N, latent_dim]``, on the model's device.
         horizon: Steps to look ahead, H.
         samples: Sequences drawn per iteration ("mppi", "cem"), or actions tried from each beam at each step ("beam").
-        method: ``"mppi"``, ``"cem"`` or ``"beam"``.
         policy: Maps latent states ``[N, c, latent_dim]`` to actions ``[N, c, A]``; its sequences take part, and the search starts there.
         value: Maps latent states ``[N, c, latent_dim]`` to values ``[N, c]``, the critic of what comes after the horizon; "beam" also ranks
             unfinished sequences by it.
@@ -76,12 +74,12 @@ def plan(
         warm: A sequence to start from, ``[N, H, A]``, such as the last plan shifted by a step; NaN where nothing is known, which is filled
             from the policy's sequence, or by 0.
         problem_ids: Identifiers of the problems, int64 ``[N]``, which name their noise; None for 0 to N - 1.
-        settings: Further fields of :class:`PlanSettings`.
+        settings: Further fields of :class:`PlanSettings`, such as ``method``.
 
     Raises:
         ArgumentError: A setting is out of range, or a shape does not fit.
     """
-    chosen = PlanSettings(horizon, samples, method, **settings)
+    chosen = PlanSettings(horizon, samples, **settings)
     return search(model, z, chosen, policy=policy, value=value, task=task, seed=seed, step=step, warm=warm, problem_ids=problem_ids)
 
 

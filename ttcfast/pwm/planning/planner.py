@@ -19,7 +19,8 @@ class Planner:
     """Receding-horizon control of n environments at once; every plan starts from the one before, shifted by a step.
 
     Args:
-        model, horizon, samples, method, policy, value, task, seed, settings: As for :func:`ttcfast.pwm.planning.plan`.
+        model, policy, value, task, seed: As for :func:`ttcfast.pwm.planning.plan`.
+        settings: Fields of :class:`PlanSettings`, ``horizon`` and ``samples`` among them.
 
     Attributes:
         settings: The :class:`PlanSettings`.
@@ -43,17 +44,14 @@ class Planner:
         self,
         model: LatentModel,
         *,
-        horizon: int,
-        samples: int,
-        method: str = "mppi",
         policy: Function | None = None,
         value: Function | None = None,
         task: Any = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        self.settings = PlanSettings(horizon, samples, method, **settings)
-        self.model, self.policy, self.value, self.task, self.seed = model, policy, value, task, seed
+        self.model, self.settings = model, PlanSettings(**settings)
+        self._given = {"policy": policy, "value": value, "task": task, "seed": seed}
         self.actions, self.evaluations, self.seconds = 0, 0, 0.0
         self._fallbacks = torch.zeros((), dtype=torch.int64)
         self.reset(0)
@@ -84,8 +82,7 @@ class Planner:
         if len(z) != self.n:
             raise ArgumentError(f"z has {len(z)} rows and the planner was reset for {self.n} environments; call reset({len(z)}) first")
         begun = time.perf_counter()
-        given = {"policy": self.policy, "value": self.value, "task": self.task, "seed": self.seed, "step": self.step}
-        found = search(self.model, z, self.settings, warm=self._warm, **given)
+        found = search(self.model, z, self.settings, warm=self._warm, step=self.step, **self._given)
         if z.is_cuda:
             torch.cuda.synchronize(z.device)
         self.seconds += time.perf_counter() - begun

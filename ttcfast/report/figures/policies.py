@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,13 +13,12 @@ from matplotlib.lines import Line2D
 
 from ttcfast.pwm.arms import Arm
 from ttcfast.pwm.policy_result import Evaluation, PolicyResult
-from ttcfast.report.policies import by_task_and_arm, mean
+from ttcfast.report.policies import by_task_and_arm, mean, public_returns
 from ttcfast.report.scores import THRESHOLDS, interquartile_mean, scores_of, shares_above, with_interval
 
 from .endpoint_error import arm_style
 from .style import GREY, finish, new_figure, step_axis, value_axis
 
-PUBLIC = Path(__file__).resolve().parents[1] / "public_returns.csv"
 _PUBLIC_MARKERS = {"TD-MPC2": "*", "DreamerV3": "^", "SAC": "s", "TD-MPC": "x", "PWM": "P"}
 _COLUMNS = {"100000": (1.04, "100k"), "500000": (1.11, "500k"), "": (1.18, "offline")}  # beside the axes: position and name
 _COLUMNS_SHOWN = 3
@@ -130,13 +126,6 @@ def performance_profile(results: Sequence[PolicyResult]) -> Figure:
     finish(right, "score", "share of runs above it")
     _legend(figure, results)
     return figure
-
-
-@functools.cache
-def public_returns() -> tuple[dict[str, str], ...]:
-    """Return the rows of ``public_returns.csv``: task, method, environment steps (empty if offline), return and source."""
-    with open(PUBLIC, encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file))
 
 
 def _panels(results: Sequence[PolicyResult], title: str) -> tuple[Figure, dict[str, Axes]]:

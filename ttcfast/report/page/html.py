@@ -10,7 +10,8 @@ from typing import Any
 
 from ttcfast.evaluation.table import MISSING
 
-_VOID = {"img", "input", "meta", "br"}
+_VOID = {"img", "input", "meta", "br", "wbr"}
+MANY_COLUMNS, MOST_COLUMNS = 9, 15  # from the first on cells are tighter; more than the second do not fit a laptop's window
 
 
 class Markup(str):
@@ -76,20 +77,44 @@ def short(value: float) -> str:
     return (f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.3g}").replace("-", "−", value < 0)
 
 
-def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, text_columns: int = 1, small: bool = False) -> Markup:
-    """Return a table, which the script of the page makes sortable.
+def table(
+    caption: str,
+    heads: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+    *,
+    text_columns: int = 1,
+    keys: int = 1,
+    most: int = MOST_COLUMNS,
+    small: bool = False,
+) -> Markup:
+    """Return a table, which the script of the page makes sortable; one of too many columns comes in parts below each other.
 
     Args:
         caption: Caption, which screen readers announce, too.
         heads: Column heads.
         rows: Cells, as ``Cell`` or plain values.
         text_columns: Number of columns from the left that hold text and are aligned left; the first is the head of the row.
+        keys: Number of columns from the left with which each part begins.
+        most: Largest number of columns of a part.
         small: Use small print, for long lists such as provenance.
     """
+    held, others = [list(row) for row in rows], len(heads) - keys
+    parts = max(1, -(-others // max(1, most - keys)))
+    made = []
+    for part in range(parts):
+        shown = [*range(keys), *range(keys + part * others // parts, keys + (part + 1) * others // parts)]
+        place = f" ({part + 1} of {parts})" if parts > 1 else ""
+        picked = [[row[i] for i in shown] for row in held]
+        made.append(_part(caption + place, [heads[i] for i in shown], picked, sum(i < text_columns for i in shown), small))
+    return joined(made)
+
+
+def _part(caption: str, heads: Sequence[Any], rows: Sequence[Sequence[Any]], text_columns: int, small: bool) -> Markup:
     head = tag("tr", [tag("th", h, scope="col", class_="text" if i < text_columns else None) for i, h in enumerate(heads)])
     body = [tag("tr", [_cell(c, i, text_columns) for i, c in enumerate(row)]) for row in rows]
-    inner = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body), class_="small" if small else None)
-    # A wide table scrolls by itself; focus lets the keyboard do it.
+    kind = "small" if small else "tight" if len(heads) >= MANY_COLUMNS else None
+    inner = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body), class_=kind)
+    # Where it does not fit, as on a phone, a table scrolls by itself; focus lets the keyboard do it.
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
@@ -99,7 +124,13 @@ def _cell(given: Any, column: int, text_columns: int) -> Markup:
     value = None if cell.value is None else repr(float(cell.value))
     if column == 0:
         return tag("th", cell.text, scope="row", class_=names or None, data_value=value)
-    return tag("td", cell.text, class_=names or None, data_value=value)
+    return tag("td", _with_break(cell.text), class_=names or None, data_value=value)
+
+
+def _with_break(text: Any) -> Any:
+    """Return the text of a cell, which may be broken before an interval in brackets."""
+    before, bracket, interval = text.partition(" [") if type(text) is str else ("", "", "")
+    return joined(before, " ", tag("wbr"), "[", interval) if bracket else text
 
 
 def facts(caption: str, pairs: Iterable[tuple[Any, Any]]) -> Markup:

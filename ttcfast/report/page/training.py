@@ -12,7 +12,7 @@ from .html import Cell, Markup, joined, number, table, tag
 from .pictures import drawn
 from .runs import Run
 
-MOST_ROWS, MOST_CURVES, MOST_POINTS = 200, 12, 200
+MOST_ROWS, MOST_COLUMNS, MOST_CURVES, MOST_POINTS = 200, 12, 12, 200
 
 
 def training_section(run: Run) -> Markup:
@@ -35,8 +35,15 @@ def _table(name: str, rows: Sequence[Mapping[str, str]]) -> Markup:
     heads = list(rows[0])
     cells = [[_cell(row.get(head, "")) for head in heads] for row in rows[:MOST_ROWS]]
     more = f", the first {MOST_ROWS} of {len(rows)} rows" if len(rows) > MOST_ROWS else ""
-    texts = next((i for i, cell in enumerate(cells[0]) if cell.value is not None), len(heads))
-    return table(name + more, heads, cells, text_columns=max(1, texts))
+    texts = max(1, next((i for i, cell in enumerate(cells[0]) if cell.value is not None), len(heads)))
+    keys = texts + (heads[texts : texts + 1] == ["seed"])  # which tell the rows apart
+    return table(name + more, list(map(_breakable, heads)), cells, text_columns=texts, keys=keys, most=MOST_COLUMNS)
+
+
+def _breakable(name: str) -> Markup:
+    """Return the name of a column, which may be broken behind each underscore."""
+    first, *rest = name.split("_")
+    return joined(first, [joined("_", tag("wbr"), part) for part in rest])
 
 
 def _cell(text: str) -> Cell:
