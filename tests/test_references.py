@@ -85,7 +85,7 @@ def test_every_mention_of_the_decisions_names_one(sources):
     wrong = [
         str(path)
         for path, text in sources
-        if path.suffix != ".md" and joined(text).count("decisions.md") != len(DECISION.findall(joined(text)))
+        if path.suffix != ".md" and path.name != "mkdocs.yml" and joined(text).count("decisions.md") != len(DECISION.findall(joined(text)))
     ]
     assert not wrong, wrong
 
