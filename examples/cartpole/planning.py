@@ -1,6 +1,7 @@
-"""Plans around, and without, the policy of an agent: ``python examples/cartpole/planning.py [agent.safetensors]``.
+"""Plans around, and without, the policy of an agent: ``python examples/cartpole/planning.py [agent.safetensors [task]]``.
 
-Prints the mean return of three episodes, the steps of the world model and the milliseconds per action; the table of docs/agents.md.
+Prints the returns of three episodes and their mean, the steps of the world model and the milliseconds per action; the tables of
+docs/agents.md.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ PLANS: dict[str, tuple[dict[str, Any] | None, bool]] = {  # settings of the plan
     "policy": (None, True),
     "beam search around it": ({"method": "beam", "horizon": 8, "samples": 16, "width": 8}, True),
     "MPPI around it": ({"horizon": 16, "samples": 64, "iterations": 3}, True),
-    "MPPI without it": ({"horizon": 40, "samples": 96, "iterations": 2}, False),
+    "MPPI without it": ({"horizon": 50, "samples": 192, "iterations": 3, "std_max": 1.0}, False),
 }
 
 
-def main(path: Path) -> None:
+def main(path: Path, task: str) -> None:
     torch.set_num_threads(1)
     agent = ttcfast.load(path)
-    with EnvPool([partial(make_env, "cartpole-swingup")] * len(SEEDS)) as pool:
+    with EnvPool([partial(make_env, task)] * len(SEEDS)) as pool:
         for name, (planning, warm) in PLANS.items():
             found = play(agent, pool, SEEDS, planning, warm=warm)
-            print(f"{name}: return {found.mean:.1f}, {found.evaluations:.0f} steps, {1e3 * found.seconds:.1f} ms", flush=True)
+            returns = ", ".join(f"{value:.0f}" for value in found.rollouts.returns.tolist())
+            print(f"{name}: return {found.mean:.1f} ({returns}), {found.evaluations:.0f} steps, {1e3 * found.seconds:.1f} ms", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("agent.safetensors"))
+    given = [Path(__file__).with_name("agent.safetensors"), "cartpole-swingup"]
+    given[: len(sys.argv) - 1] = sys.argv[1:]
+    main(Path(given[0]), str(given[1]))
