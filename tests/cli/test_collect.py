@@ -32,6 +32,14 @@ def test_collect_takes_any_task_as_it_is_and_any_share(tmp_path, capsys):
     assert "cartpole-swingup, random: 1 episodes" in capsys.readouterr().out
 
 
+def test_spaces_that_are_no_boxes_are_one_line_and_a_status(tmp_path, capsys):
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed; pip install 'ttcfast[gym]' brings it")
+    for name, what in (("CartPole-v1", "action_space"), ("FrozenLake-v1", "observation_space")):
+        assert main(["collect", f"tasks=[gymnasium:{name}]", f"out={tmp_path}"]) == 2
+        text = capsys.readouterr().err
+        assert f"{what} of gymnasium:{name} is Discrete(" in text and "only Box" in text and text.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -148,7 +148,7 @@ def test_an_episode_in_which_the_simulator_fails_is_left_out_and_counted(breakin
     for _ in range(2):  # recorded, and found
         result = record(tmp_path, controllers={"random": 1}, per_shard=4)
         assert result.failures == {
-            "cartpole-swingup_0000.pt, episode 1": "point raised FloatingPointError at step 2: the simulation blew up",
+            "cartpole-swingup_0000.pt, episode 1": "point raised FloatingPointError: the simulation blew up, at step 2",
             "cartpole-swingup_0000.pt, episode 2": "point returned an observation or a reward that is not finite",
         }
         data = ReplaySet.open(tmp_path)

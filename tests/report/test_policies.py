@@ -68,7 +68,8 @@ def test_the_table_names_detach_and_cost_and_who_has_no_return(small):
     more = markdown_table(*details([*small, lost]), [], text_columns=2)
     assert f"| {SWINGUP} | MLP | 3 of 4 | no | 700 [" in text and "| 29 / 30 |" in text
     assert f"| {SWINGUP} | MLP | 700 | -3.0 / -3.5 | – / – | 0.99 | 2.5 | 50.0 / 23.0 | 4 | 200 | 10 / 20 | 4 / 1 |" in more
-    assert f"left out of means and intervals: {SWINGUP} mlp seed 3" in text
+    assert f"left out of means and intervals: {SWINGUP} mlp seed 3" in text and "dropped" not in text
+    assert any("2 episodes were dropped, in which the" in line for line in explanation([dataclasses.replace(lost, failed=2)]))
     row = next(line for line in text.splitlines() if "| MLP |" in line)
     assert "| 0.035 / – |" in row, "an error that is not finite is not averaged away"
     assert all(len(row) == len(heads) for heads, rows in (cells(small), details(small)) for row in rows)

@@ -48,6 +48,12 @@ def test_other_settings_are_named():
     require_same_settings("a.safetensors", {"seed": 0, "old": 1}, {"seed": 0})
     with pytest.raises(CheckpointError, match=r"a\.safetensors is of a run with other settings \(seed 0, now 1\); .*resume=false"):
         require_same_settings("a.safetensors", {"seed": 0}, {"seed": 1})
+    before, now = ({"alg": {"wm": {"lr": lr, "clip": 1}, "units": [8, lr]}, "arm": arm} for lr, arm in ((1, "mlp"), (2, "flow")))
+    same = r"\(arm 'mlp', now 'flow'; alg.units \[8, 1\], now \[8, 2\]; alg.wm.lr 1, now 2\)"
+    with pytest.raises(CheckpointError, match=same):
+        require_same_settings("a.safetensors", before, now)
+    with pytest.raises(CheckpointError, match=r"\(alg.e 1, now None; alg.a None, now 1; .*; 1 more\)"):
+        require_same_settings("a.safetensors", {"alg": {"e": 1}}, {"alg": {"e": None, **dict.fromkeys("abcd", 1)}})
 
 
 @dataclass(frozen=True)

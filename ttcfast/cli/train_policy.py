@@ -27,6 +27,8 @@ def run(values: Mapping[str, Any]) -> None:
             f"  after {evaluation.step} updates: return {evaluation.mean:.0f}, predicted value {evaluation.predicted:.1f}, "
             f"realised {evaluation.realised:.1f}"
         )
+    if found.failed:
+        print(f"  {found.failed} episodes were dropped, in which the simulator failed")
     print(f"{found.task}, {found.arm}, seed {found.seed}: {config.out}/agent.safetensors, {config.out}/result.json")
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ttcfast.runtime.errors import ArgumentError, UserError
 
-from .envs.base import Environment
+from .envs.base import Environment, raised
 from .envs.controllers import Controller, RandomController, SwingUpController, cartpole, is_cartpole
 from .envs.exploring import ExploringStarts, HeldController, with_state
 from .envs.make import make_env
@@ -154,9 +154,8 @@ def _recorded(
     except (UserError, MemoryError):
         raise
     except Exception as error:  # a simulator may raise anything
-        return Recording(
-            nothing, nothing, nothing.ravel(), settings, f"{env.name} raised {type(error).__name__} at step {len(rewards)}: {error}"
-        )
+        when = f"at step {len(rewards)}" if observations else "at the reset"
+        return Recording(nothing, nothing, nothing.ravel(), settings, f"{raised(env, error)}, {when}")
     obs, act, rew = np.stack(observations), np.stack(actions), np.array(rewards, dtype=np.float32)
     if not (np.isfinite(obs).all() and np.isfinite(rew).all()):
         return Recording(nothing, nothing, nothing.ravel(), settings, f"{env.name} returned an observation or a reward that is not finite")

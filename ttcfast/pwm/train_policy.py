@@ -269,7 +269,10 @@ class _Run(TrainingRun):
                 eps = normal(len(obs), (self.agent.model.action_dim,), key=noise, rows=rows).to(self.config.device)
             return self.agent.act(obs.to(self.config.device), eps).cpu()
 
-        return rollouts(self.pool, policy, seeds)
+        played = rollouts(self.pool, policy, seeds)
+        if played.failures and not self.failed:  # told once; the result counts them
+            logger.warning("an episode was dropped, in which the simulator failed: %s", next(iter(played.failures.values())))
+        return played
 
     def _evaluate(self, step: int, seeds: list[int]) -> Evaluation:
         played = self._play(seeds)

@@ -116,6 +116,8 @@ def explanation(results: Sequence[PolicyResult]) -> list[str]:
         "seconds: processor time and wall-clock of all updates. model, policy s: wall-clock of those of world model and policy. skipped: "
         "updates. stopped: runs that the sanity checks ended.",
     ]
+    if failed := sum(run.failed for run in results):
+        lines.append(f"{failed} episodes were dropped, in which the simulator failed; runs.csv says whose.")
     if without := [run for run in results if not math.isfinite(final_return(run))]:
         named = ", ".join(f"{run.task} {run.arm} seed {run.seed}" for run in without)
         lines.append(f"Without a return, and left out of means and intervals: {named}.")

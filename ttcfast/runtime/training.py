@@ -25,6 +25,7 @@ from .progress import bar
 
 LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
 CLOCKS = ("wall", "cpu")
+_TOLD = 4  # settings that an error about other ones names
 FREE_ON_RESUME = frozenset(
     ["out", "resume", "device", "compile", "max_seconds", "valid", "val_every", "save_every", "log_every", "tensorboard", "wandb"]
 )
@@ -287,11 +288,24 @@ def settings(config: Any, free: Collection[str]) -> dict[str, Any]:
 
 
 def require_same_settings(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` if a training state was made with other settings."""
-    if other := [f"{k} {before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]:
+    """Raise ``CheckpointError`` if a training state was made with other settings; entries that ``now`` lacks are ignored."""
+    other = sorted(_differences({name: before.get(name) for name in now}, now), key=lambda found: found[0].count("."))
+    if other:
+        told = "; ".join(f"{name} {one!r}, now {two!r}" for name, one, two in other[:_TOLD])
+        more = f"; {len(other) - _TOLD} more" if len(other) > _TOLD else ""
         raise CheckpointError(
-            f"checkpoint {path} is of a run with other settings ({'; '.join(other)}); give them again, or another out=, or resume=false"
+            f"checkpoint {path} is of a run with other settings ({told}{more}); give them again, or another out=, or resume=false"
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted name of every setting that differs, and both its values; None stands for a missing one."""
+    for name in dict.fromkeys([*now, *before]):
+        one, two = before.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            yield from _differences(one, two, f"{group}{name}.")
+        elif one != two:
+            yield group + name, one, two
 
 
 def check_training(config: Any, shares: Iterable[str]) -> None:

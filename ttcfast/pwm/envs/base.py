@@ -64,3 +64,8 @@ class PaddedEnv:
 
     def _padded(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(observation, (0, self.observation_dim - len(observation)))
+
+
+def raised(env: Environment, error: Exception) -> str:
+    """Return what the simulator did, in one line."""
+    return f"{env.name} raised {type(error).__name__}: {' '.join(str(error).split())}"

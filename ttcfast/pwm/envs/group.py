@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ttcfast.runtime.errors import UserError
 
-from .base import Environment
+from .base import Environment, raised
 
 
 class Answer(NamedTuple):
@@ -51,7 +51,7 @@ def _answer(env: Environment, *, seed: int = 0, action: NDArray[Any] | None = No
     except (UserError, MemoryError):
         raise
     except Exception as error:  # a simulator may raise anything
-        return Answer(None, np.nan, True, f"{env.name} raised {type(error).__name__}: {error}")
+        return Answer(None, np.nan, True, raised(env, error))
     if observation.shape != (env.observation_dim,):
         return Answer(None, np.nan, True, f"{env.name} returned an observation of shape {observation.shape}, not ({env.observation_dim},)")
     if not (np.isfinite(observation).all() and np.isfinite(reward)):
