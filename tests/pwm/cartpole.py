@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,9 @@ class CartPole(nn.Module):
         near = [(1 + torch.exp(-math.log(10) * (value / margin) ** 2)) / 2 for value, margin in ((x, 2.0), (w, 5.0))]
         return (2 * (cosine + 1) / 2 * near[0] * near[1] * (5 - a[..., 0] ** 2) / 5).unsqueeze(-1)
 
+    def encode(self, obs: Tensor, task: None = None) -> Tensor:
+        return obs
+
     def decode_reward(self, head: Tensor) -> Tensor:
         return head
 
@@ -58,3 +62,40 @@ def states(random: Tensor) -> Tensor:
 def hanging(random: Tensor) -> Tensor:
     """Map normal numbers ``[B, 5]`` to latents close to the pole's rest, where episodes of cartpole-swingup start."""
     return torch.tensor([0.0, -1.0, 0.0, 0.0, 0.0]) + 0.01 * random
+
+
+class CartPoleEnv:
+    """The same as an environment, whose observations are the latents.
+
+    Args:
+        steps: Steps per episode.
+        ends: Step after which episodes end on their own; None for none that do.
+        fails: Random seeds of episodes whose simulator raises at step 3.
+    """
+
+    name, observation_dim, action_dim = "cart-pole", 5, 1
+
+    def __init__(self, steps: int = 40, ends: int | None = None, fails: tuple[int, ...] = ()) -> None:
+        self.episode_length, self._ends, self._fails, self._model = steps, ends, fails, CartPole()
+
+    def reset(self, seed: int) -> np.ndarray:
+        self._seed, self._t, self.terminated = seed, 0, False
+        self._z = states(2 * torch.rand(1, 4, generator=torch.Generator().manual_seed(seed)) - 1)
+        return self._z[0].numpy()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        self._t += 1
+        if self._seed in self._fails and self._t == 3:
+            raise FloatingPointError("the simulation blew up")
+        a, reward = torch.as_tensor(action, dtype=torch.float32)[None], 0.0
+        if not self.terminated:
+            reward, self._z = float(self._model.reward(self._z, a)), self._model.next(self._z, a)
+        self.terminated = self.terminated or self._t == self._ends
+        return self._z[0].numpy(), reward, self._t == self.episode_length
+
+    def state(self) -> np.ndarray:
+        return self._z[0].double().numpy()
+
+    def set_state(self, state: np.ndarray) -> np.ndarray:
+        self._z = torch.from_numpy(state)[None].float()
+        return self._z[0].numpy()

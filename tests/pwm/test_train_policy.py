@@ -18,7 +18,7 @@ from ttcfast.data.replay_shard import write_shard
 from ttcfast.pwm import PWM
 from ttcfast.pwm.checkpoint import load_world_model
 from ttcfast.pwm.policy_config import TrainPolicyConfig
-from ttcfast.pwm.policy_result import PolicyResult
+from ttcfast.pwm.policy_result import PolicyResult, read_result
 from ttcfast.pwm.train_policy import train_policy
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -51,6 +51,15 @@ class Rotation:
             raise RuntimeError("the simulator has diverged")
         reward, self.x = float(earn(self.x, a)), move(self.x, a)
         return self.x.numpy(), reward, self.left == 0
+
+
+class Settable(Rotation):
+    def state(self):
+        return self.x.double().numpy()
+
+    def set_state(self, state):
+        self.x = torch.from_numpy(state).float()
+        return self.x.numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +147,7 @@ def test_the_checkpoint_acts_like_the_trained_policy(config):
         load_world_model(Path(config.out) / "agent.safetensors")
 
 
-@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("mode", ["offline", "online", "dmo"])
 @pytest.mark.parametrize("killed_at", [2, 7])
 def test_a_killed_run_ends_as_an_unbroken_one(config, tmp_path, monkeypatch, mode, killed_at):
     config = dataclasses.replace(config, mode=mode)
@@ -163,10 +172,62 @@ def test_a_killed_run_ends_as_an_unbroken_one(config, tmp_path, monkeypatch, mod
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_in_dmo_rollouts_of_the_simulator_are_trained_on(config):
+    found = train_policy(dataclasses.replace(config, mode="dmo", first_share=0.0))
+    # Eight episodes, of which the first are cut after 1, 3, 4, 6, 7, 9, 10 and 12 steps; four updates of three steps each.
+    assert found.environment_steps == 4 * 8 * 3 - (2 + 0 + 2 + 0 + 2) - (0 + 0 + 2 + 0)
+    own = ReplaySet.open(Path(config.out) / "episodes")
+    assert own.lengths().unique().tolist() == [3] and found.own_episodes == len(own) > 0 and found.failed == 0
+    assert found.errors != found.errors_before and found.field_evaluations == (4 + 4) * 2 + 4 * 3
+    assert all(math.isfinite(e.esnr_db) and 0 <= e.saturation <= 1 for e in found.evaluations)
+
+
+def test_in_dmo_the_world_model_can_stay_as_it_is(config):
+    found = train_policy(dataclasses.replace(config, mode="dmo", wm_updates=0, horizon=4))  # longer than rollouts
+    assert found.errors == found.errors_before and found.own_episodes == 0 and found.environment_steps > 0
+    assert not (Path(config.out) / "episodes").exists() and found.field_evaluations == 4 * 4 + 4 * 3
+
+
+def test_in_dmo_a_rollout_whose_simulator_fails_is_dropped_and_counted(config, monkeypatch):
+    monkeypatch.setattr(Rotation, "failing", frozenset({config.eval_seed + 10_007, config.eval_seed + 1000}))
+    found = train_policy(dataclasses.replace(config, mode="dmo"))
+    assert found.failed == 2 and [len(e.returns) for e in found.evaluations] == [2, 2]
+
+
+def test_measurements_along_an_episode_change_no_bit_of_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "make_env", lambda task, action_repeat: Settable())
+    without, settings = str(tmp_path / "without"), {"wm_steps": 20, "mode": "dmo"}
+    found = train_policy(dataclasses.replace(config, gradient_states=5, **settings))
+    other = train_policy(dataclasses.replace(config, gradient_states=0, out=without, **settings))
+    assert all(torch.equal(tensor, weights(without)[name]) for name, tensor in weights(config.out).items())
+    names = ("simulator_cosine", "dynamics_lipschitz", "reward_lipschitz", "action_sensitivity")
+    assert all(math.isfinite(getattr(e, name)) for e in found.evaluations for name in names)
+    assert all(math.isnan(getattr(e, name)) for e in other.evaluations for name in names)
+    assert [e.saturation for e in found.evaluations] == [e.saturation for e in other.evaluations]
+    log = (Path(config.out) / "log.jsonl").read_text()
+    assert all(f'"valid/{name}"' in log for name in (*names, "saturation"))
+    again = train_policy(dataclasses.replace(config, gradient_states=3, **settings))
+    assert same(again, found), "a finished run is read, whatever is measured"
+
+
+def test_results_of_earlier_versions_are_read(config):
+    found = train_policy(config)
+    path = Path(config.out) / "result.json"
+    held = json.loads(path.read_text())
+    del held["result"]["environment_steps"]
+    for evaluation in held["result"]["evaluations"]:
+        for name in ("simulator_cosine", "dynamics_lipschitz", "reward_lipschitz", "action_sensitivity", "saturation"):
+            del evaluation[name]
+    path.write_text(json.dumps(held))
+    read = read_result(path)
+    assert read.environment_steps is None and found.environment_steps == 0
+    assert math.isnan(read.evaluations[0].saturation) and read.evaluations[0].returns == found.evaluations[0].returns
+
+
 def test_online_episodes_are_kept_and_trained_on(config):
     found = train_policy(dataclasses.replace(config, mode="online", first_share=0.0))
     own = ReplaySet.open(Path(config.out) / "episodes")
-    assert found.own_episodes == len(own) == 4 and found.mode == "online"
+    assert found.own_episodes == len(own) == 4 and found.mode == "online" and found.environment_steps == 4 * 12
     assert found.field_evaluations == (4 + 4) * 2 + 4 * 3  # the residual model
     assert found.errors != found.errors_before
 
@@ -198,6 +259,9 @@ def test_other_settings_refuse_to_resume(config):
     ("changes", "message"),
     [
         ({"mode": "live"}, "mode"),
+        ({"mode": "dmo", "horizon": 4}, "horizon is 4 and agent.horizon 3; in dmo .*or wm_updates=0"),
+        ({"mode": "dmo", "agent": {**AGENT, "horizon": 13}}, "agent.horizon is 13; an episode of rotation has 12 steps"),
+        ({"gradient_states": -1}, "gradient_states is -1"),
         ({"arm": "rk4"}, "arms is 'rk4'"),
         ({"starts": 9}, "esnr_microbatches is 2 and starts 9"),
         ({"first_share": 1.5}, "first_share is 1.5"),

@@ -13,7 +13,7 @@ from ttcfast.runtime.errors import ArgumentError
 from .algorithms.actor_critic import AgentConfig
 from .arms import Arm
 
-MODES = ("offline", "online")
+MODES = ("offline", "online", "dmo")
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,26 @@ class PolicySettings:
         alg: Group of ``ttcfast/configs/alg``: the world model, its loss and its optimizer.
         agent: Group of ``ttcfast/configs/agent``: fields of :class:`ttcfast.pwm.algorithms.actor_critic.AgentConfig`.
         mode: ``"offline"``: the recorded episodes alone; the world model is frozen while the policy trains. ``"online"``: the policy also
-            plays episodes, from which the world model goes on learning.
+            plays episodes, from which the world model goes on learning. ``"dmo"``: the policy's rollouts are played in the simulator, and
+            only their gradient is the world model's (:class:`ttcfast.pwm.algorithms.simulated.SimulatedEpisodes`).
         wm_steps: Updates of the world model before the policy's first.
         steps: Updates of the policy.
         batch, horizon: Windows per update of the world model, and their steps.
-        starts: Recorded states per update of the policy from which imagined rollouts start.
+        starts: Recorded states per update of the policy from which imagined rollouts start; in dmo, parallel episodes.
         warmup, wm_lr_floor: Updates of linear warm-up of the world model, and the share of ``alg.wm.lr`` left after ``wm_steps``.
         collect_every, collect_episodes: Online, updates of the policy between rounds of collection, and episodes per round, played with the
-            policy's noise.
-        wm_updates: Online, updates of the world model per update of the policy, at the learning rate's floor.
-        first_share: Online, share of every batch drawn from the recorded data, lest the world model forget where the policy is not.
+            policy's noise. In dmo, updates after which their rollouts join the world model's data, as episodes of ``agent.horizon`` steps.
+        wm_updates: Online and in dmo, updates of the world model per update of the policy, at the learning rate's floor; 0 freezes it.
+        first_share: Online and in dmo, share of every batch drawn from the recorded data, lest the world model forget where the policy is
+            not.
         eval_every, eval_episodes, eval_seed: Updates between evaluations, the first of the initial policy, and their episodes, by the mean
             policy from the random seeds ``eval_seed`` on. The seeds from ``eval_seed + 1000`` on are those of the last evaluation, of
             ``final_episodes``.
         held_out, split_seed, eval_horizon, eval_stride: As in ``ttcfast train_wm``.
         esnr_microbatches: Number of microbatches, a divisor of ``starts``, of the ESNR of the actor's gradient, measured at evaluations.
-        processes: Worker processes of the simulator; 0 for none.
+        gradient_states: Number of states of an episode at which evaluations measure the world model's sensitivity and compare its gradient
+            with the simulator's; 0 for neither. It decides nothing that is learned.
+        processes: Worker processes of the simulator; 0 for none. In dmo its episodes have as many again.
         save_every, log_every: Updates between saves and between log entries.
         resume: Whether to keep a finished run and to continue an interrupted one.
     """
@@ -67,6 +71,7 @@ class PolicySettings:
     eval_horizon: int = 16
     eval_stride: int = 8
     esnr_microbatches: int = 8
+    gradient_states: int = 16
     processes: int = 0
     save_every: int = 250
     log_every: int = 25
@@ -77,7 +82,7 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, MODES)
-        for name in ("eval_seed", "wm_updates", "processes"):
+        for name in ("eval_seed", "wm_updates", "gradient_states", "processes"):
             whole(name, getattr(self, name), 0)
         counts = ("wm_steps", "steps", "batch", "horizon", "starts", "collect_every", "collect_episodes", "eval_every", "eval_episodes")
         for name in (*counts, "final_episodes", "eval_horizon", "eval_stride", "save_every", "log_every"):
@@ -97,7 +102,7 @@ class TrainPolicyConfig(PolicySettings):
 
     Args:
         data: Folder of replay shards of one task, as ``ttcfast collect`` writes them.
-        out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online, episodes/.
+        out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online and in dmo, episodes/.
         arm: Kind of dynamics: ``mlp``, ``residual`` or a flow as ``heun<K>`` or ``euler<K>``.
         seed: Random seed of networks, batches and noise.
     """

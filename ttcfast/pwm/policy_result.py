@@ -27,6 +27,11 @@ class Evaluation:
         gradient_norm: Median norm of the actor's gradient before clipping over the updates since the last evaluation, in units of the
             rewards. NaN where none was made, as for the initial policy, or it was not kept.
         seconds, cpu_seconds: Wall-clock and processor time of all updates up to here, the world model's included; NaN where not kept.
+        simulator_cosine: Cosine of the world model's gradient of the return of H actions with the simulator's, by finite differences along
+            the first episode. NaN for a simulator whose state cannot be set.
+        dynamics_lipschitz, reward_lipschitz: Largest local Lipschitz constants of the world model's dynamics and reward along it.
+        action_sensitivity: Mean norm of the Jacobian of the next latent with respect to the action along it.
+        saturation: Share of the episodes' actions beyond 0.98.
     """
 
     step: int
@@ -39,6 +44,11 @@ class Evaluation:
     gradient_norm: float = math.nan
     seconds: float = math.nan
     cpu_seconds: float = math.nan
+    simulator_cosine: float = math.nan
+    dynamics_lipschitz: float = math.nan
+    reward_lipschitz: float = math.nan
+    action_sensitivity: float = math.nan
+    saturation: float = math.nan
 
     @property
     def mean(self) -> float:
@@ -57,10 +67,14 @@ class PolicyResult:
         parameters, dynamics_gap: Parameters of the world model, and those of its dynamics relative to the MLP's.
         dynamics_evaluations: Evaluations of the dynamics network per imagined step.
         field_evaluations: Evaluations of the dynamics network in training, that of a batch counting as one.
-        own_episodes, failed: Episodes that the policy added to the data, and those that were dropped because the simulator failed.
-        wm_seconds, policy_seconds, cpu_seconds: Wall-clock of the updates of world model and policy, and processor time of both.
+        own_episodes, failed: Episodes that the policy added to the data, and those that were dropped because the simulator failed. In dmo
+            an episode of the data is a rollout of H steps.
+        wm_seconds, policy_seconds, cpu_seconds: Wall-clock of the updates of world model and policy, and processor time of both. In dmo
+            these include the simulator, whose workers, if any, count in wall-clock alone.
         skipped, stopped: Skipped updates of both, and whether the sanity checks ended the run.
         device: Kind of device, ``"cpu"`` or ``"cuda"``.
+        environment_steps: Agent steps that the policy made in the simulator to learn from, beside recorded data and evaluations. None in
+            results of versions that did not count them.
     """
 
     task: str
@@ -83,6 +97,7 @@ class PolicyResult:
     skipped: int
     stopped: bool
     device: str = "cpu"
+    environment_steps: int | None = None
 
 
 def read_result(path: Path, now: Mapping[str, Any] | None = None) -> PolicyResult | None:
@@ -111,8 +126,8 @@ def read_result(path: Path, now: Mapping[str, Any] | None = None) -> PolicyResul
 
 
 def _number(value: float | None) -> float:
-    """Return ``value``, NaN for the null that strict JSON has in its place."""
-    return math.nan if value is None else value
+    """Return ``value``; NaN, for which strict JSON has null, is always one object, so that results with it can be equal."""
+    return math.nan if value is None or value != value else value
 
 
 def evaluation_of(held: Mapping[str, Any]) -> Evaluation:

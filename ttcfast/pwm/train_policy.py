@@ -1,4 +1,4 @@
-"""Trains a world model and then a policy inside it, from recorded episodes alone or with its own, with exact resume."""
+"""Trains a world model and then a policy by its gradients, from recorded episodes alone or with its own, with exact resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ttcfast.data.replay import ReplaySampler, ReplaySet, Windows
 from ttcfast.data.replay_shard import ReplayShard, write_shard
+from ttcfast.esnr.ratio import ESNR
 from ttcfast.ops import normal
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
@@ -25,11 +27,14 @@ from ttcfast.runtime.progress import bar
 from ttcfast.runtime.training import Stopwatch, TrainingRun, settings
 from ttcfast.spec import Key
 
+from .algorithms.simulated import SimulatedEpisodes
 from .arms import Arm
 from .checkpoint import save_agent
 from .envs import EnvPool, make_env
 from .envs.base import Environment, PaddedEnv
 from .envs.rollouts import Rollouts, rollouts
+from .evaluation.along import along_episode, saturation
+from .evaluation.gradients import settable
 from .evaluation.imagination import ImaginationErrors
 from .evaluation.parity import parameter_parity
 from .policy_config import TrainPolicyConfig, agent_config
@@ -38,8 +43,8 @@ from .train_wm import Material
 
 logger = logging.getLogger(__name__)
 
-_SITE_EXPLORE = 4  # site of the keyed noise of collected episodes
-_FREE_ON_RESUME = {"out", "resume", "save_every", "processes", "tensorboard", "wandb"}
+_SITE_EXPLORE, _SITE_ALONG = 4, 5  # sites of the keyed noise of collected episodes and of measured directions
+_FREE_ON_RESUME = {"out", "resume", "save_every", "gradient_states", "processes", "tensorboard", "wandb"}
 
 
 def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None], None] | None = None) -> PolicyResult:
@@ -88,6 +93,14 @@ class _Run(TrainingRun):
         self.evaluations: list[Evaluation] = []
         self.norms: list[float] = []  # of the actor's gradients since the last evaluation
         self.before: ImaginationErrors | None = None
+        self.simulated: SimulatedEpisodes | None = None
+        self.probe: Environment | None = None  # simulator of the measured gradients
+        self.learns = config.mode != "offline" and config.wm_updates > 0  # whether the world model goes on learning
+        if config.mode == "dmo" and self.learns and config.horizon > self.agent_config.horizon:
+            raise ArgumentError(
+                f"horizon is {config.horizon} and agent.horizon {self.agent_config.horizon}; in dmo the world model learns from rollouts "
+                "of agent.horizon steps: give a horizon of at most that, or wm_updates=0"
+            )
 
     def result(self, advance: Callable[[float, str | None], None]) -> PolicyResult:
         """Train or resume the run, measure it, and write agent.safetensors and result.json."""
@@ -105,12 +118,15 @@ class _Run(TrainingRun):
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.watch, self.cpu = Stopwatch(running=False), Stopwatch("cpu", running=False)
         self.wm_watch = Stopwatch(running=False)
-        with EnvPool([self.env] * max(config.eval_episodes, config.collect_episodes), config.processes) as self.pool:
+        with self._pool(max(config.eval_episodes, config.collect_episodes)) as self.pool, ExitStack() as stack:
             if (self.pool.observation_dim, self.pool.action_dim) != (self.agent.model.observation_dim, self.agent.model.action_dim):
                 raise ArgumentError(
                     f"{config.data} has observations and actions of sizes {self.agent.model.observation_dim, self.agent.model.action_dim}, "
                     f"{self.task} of {self.pool.observation_dim, self.pool.action_dim}; give data of this task"
                 )
+            if config.mode == "dmo":
+                own = stack.enter_context(self._pool(config.starts))
+                self.simulated = SimulatedEpisodes(own, self.policy, first_seed=config.eval_seed + 10_000, keep=self.learns)
             self.train(advance)
         if self.stopped():
             logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, config.seed, self.done, self.steps)
@@ -120,6 +136,9 @@ class _Run(TrainingRun):
         found = self._result()
         write_json(self.report, {"result": asdict(found), "settings": self.settings()})
         return found
+
+    def _pool(self, count: int) -> EnvPool:
+        return EnvPool([self.env] * count, self.config.processes)
 
     def read(self) -> PolicyResult | None:
         """Return the result of a finished run, None if there is none."""
@@ -147,6 +166,7 @@ class _Run(TrainingRun):
             "evaluations": [asdict(e) for e in self.evaluations],
             "norms": self.norms,
             "before": before,
+            "simulated": None if self.simulated is None else self.simulated.state_dict(),
             "spent": seconds,
             **counts,
         }
@@ -162,12 +182,14 @@ class _Run(TrainingRun):
         self.cpu.restart_at(float(state["spent"]["cpu"]))
         self.wm_watch.restart_at(float(state["spent"]["wm"]))
         self._open_own()
+        if self.simulated is not None:
+            self.simulated.load_state_dict(state["simulated"])
 
     def step(self, step: int) -> dict[str, float]:
         for watch in (self.watch, self.cpu):
             watch.go_on()
         later = step - self.config.wm_steps
-        if later >= 0 and self.config.mode == "online" and later % self.config.collect_every == 0:
+        if later >= 0 and self.config.mode != "offline" and later % self.config.collect_every == 0:
             for watch in (self.watch, self.cpu):
                 watch.pause()
             self._collect()
@@ -185,11 +207,15 @@ class _Run(TrainingRun):
             self.before = self.material.errors(self.agent.model)
             errors = {"observation_error": self.before.observation[-1], "reward_error": self.before.reward[-1]}
         last = step == self.steps or self.stopped()
-        if later < 0 or (later % config.eval_every and not last):
+        if later < 0 or not (self._due(later) or last):
             return {}
         count, seed = (config.final_episodes, config.eval_seed + 1000) if last else (config.eval_episodes, config.eval_seed)
         self.evaluations.append(found := self._evaluate(later, [seed + i for i in range(count)]))
-        return {**errors, "return": found.mean, "predicted": found.predicted, "realised": found.realised, "esnr_db": found.esnr_db}
+        return {**errors, "return": found.mean, **{name: value for name, value in asdict(found).items() if name not in ("step", "returns")}}
+
+    def _due(self, later: int) -> bool:
+        """Return whether an evaluation comes after so many updates of the policy."""
+        return later % self.config.eval_every == 0 or later == self.config.steps
 
     def _update_wm(self, step: int, draw: int, lr: float | None = None) -> dict[str, float]:
         config = self.config
@@ -205,13 +231,17 @@ class _Run(TrainingRun):
 
     def _update_policy(self, step: int) -> dict[str, float]:
         config, found = self.config, {}
-        if config.mode == "online":
-            for i in range(config.wm_updates):
-                draw = config.wm_steps + step * config.wm_updates + i
-                found = {f"wm/{k}": v for k, v in self._update_wm(config.wm_steps, draw, self.lr * config.wm_lr_floor).items()}
-                if self.agent.sanity.stopped:
-                    return {**found, "loss": math.nan}
-        update = self.agent.update_policy(self._observations(step), step, progress=step / config.steps)
+        for i in range(config.wm_updates if self.learns else 0):
+            draw = config.wm_steps + step * config.wm_updates + i
+            found = {f"wm/{k}": v for k, v in self._update_wm(config.wm_steps, draw, self.lr * config.wm_lr_floor).items()}
+            if self.agent.sanity.stopped:
+                return {**found, "loss": math.nan}
+        if self.simulated is None:
+            update = self.agent.update_policy(self._observations(step), step, progress=step / config.steps)
+        else:
+            measured = config.esnr_microbatches if self._due(step + 1) else 0
+            roll = partial(self.simulated.rollout, microbatches=measured)
+            update = self.policy.update(self.simulated.starts(), step, progress=step / config.steps, imagine=roll)
         self.norms.append(update["actor_gradient_norm"])
         # As for the world model, so many skipped updates in a row mean that nothing will come any more.
         self.stopped_by_policy = bool(self.agent.sanity.patience) and self.policy.skipped_in_a_row >= self.agent.sanity.patience
@@ -235,12 +265,16 @@ class _Run(TrainingRun):
         return Windows(*joined).to(self.config.device)
 
     def _collect(self) -> None:
-        """Play a round of episodes with the policy's noise and add them to the data, as one shard."""
+        """Add a round of episodes to the data, as one shard: played with the policy's noise or, in dmo, the rollouts since the last."""
         config = self.config
-        seeds = [config.eval_seed + 10_000 + self.rounds * config.collect_episodes + i for i in range(config.collect_episodes)]
-        played = self._play(seeds, noise=Key(config.seed, self.rounds, _SITE_EXPLORE))
-        self.failed += played.failed
-        if kept := played.kept():
+        if self.simulated is not None:
+            kept = self.simulated.take()
+        else:
+            seeds = [config.eval_seed + 10_000 + self.rounds * config.collect_episodes + i for i in range(config.collect_episodes)]
+            played = self._play(seeds, noise=Key(config.seed, self.rounds, _SITE_EXPLORE))
+            self.failed += played.failed
+            kept = played.kept()
+        if kept:
             write_shard(self._shard(self.rounds), kept, {"task": self.task, "number": 0, "round": self.rounds})
         self.rounds += 1
         self._open_own()
@@ -286,26 +320,44 @@ class _Run(TrainingRun):
                 predicted = float(self.policy.value(z).mean())
         starts, norms = self._starts(step), [norm for norm in self.norms if math.isfinite(norm)]
         self.norms = []
-        ratio = self.policy.measure_esnr(starts, step, self.config.esnr_microbatches)
+        if self.simulated is None:
+            ratio: ESNR | None = self.policy.measure_esnr(starts, step, self.config.esnr_microbatches)
+        else:
+            ratio = self.simulated.esnr  # of the update before
         return Evaluation(
             step=step,
             returns=tuple(played.returns[~played.returns.isnan()].tolist()),
             predicted=predicted,
             realised=sum(realised) / len(realised) if realised else math.nan,
-            esnr_db=ratio.raw_db,
-            esnr_unbiased_db=ratio.unbiased_db,
+            esnr_db=math.nan if ratio is None else ratio.raw_db,
+            esnr_unbiased_db=math.nan if ratio is None else ratio.unbiased_db,
             gradient_cosine=self.policy.finite_difference_cosine(starts[:16], step),
             gradient_norm=median(norms) if norms else math.nan,
             seconds=self.watch.seconds(),
             cpu_seconds=self.cpu.seconds(),
+            **self._along(played, seeds, step),
         )
+
+    def _along(self, played: Rollouts, seeds: list[int], step: int) -> dict[str, float]:
+        """Return the saturation of the episodes' actions, and what is measured along the first of them."""
+        if not (kept := played.kept()):
+            return {}
+        found = {"saturation": saturation(self.agent.model, kept)}
+        if not self.config.gradient_states:
+            return found
+        if self.probe is None:
+            self.probe = self.env()
+        first = next(seed for seed, episode in zip(seeds, played.episodes) if episode is not None)
+        key, states = Key(self.config.seed, step, _SITE_ALONG), self.config.gradient_states
+        return found | along_episode(self.agent, settable(self.probe), kept[0], seed=first, states=states, key=key)
 
     def _result(self) -> PolicyResult:
         config, model, later = self.config, self.agent.model, max(self.done - self.config.wm_steps, 0)
         parity = self.agent.parity or parameter_parity(model)
-        updates = self.done - later + (later * config.wm_updates if config.mode == "online" else 0)
+        updates = self.done - later + (later * config.wm_updates if self.learns else 0)
         fields = updates * self.agent.wm_evaluations(config.horizon) + later * self.agent_config.horizon * model.evaluations
         errors = self.material.errors(model)
+        own_steps = 0 if self.own is None else int(self.own.data.lengths().sum())
         return PolicyResult(
             task=self.task,
             arm=self.arm.name,
@@ -320,13 +372,14 @@ class _Run(TrainingRun):
             dynamics_evaluations=model.evaluations,
             field_evaluations=fields,
             own_episodes=0 if self.own is None else len(self.own.data),
-            failed=self.failed,
+            failed=self.failed + (0 if self.simulated is None else self.simulated.failed),
             wm_seconds=self.wm_watch.seconds(),
             policy_seconds=self.watch.seconds() - self.wm_watch.seconds(),
             cpu_seconds=self.cpu.seconds(),
             skipped=self.agent.sanity.skipped + self.policy.skipped,
             stopped=self.stopped(),
             device=device_of(config.device).type,
+            environment_steps=own_steps if self.simulated is None else self.simulated.steps,
         )
 
 

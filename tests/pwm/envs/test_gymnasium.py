@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.pwm.envs.points import Point
-from ttcfast.pwm.envs import GymnasiumEnv, as_gymnasium, make_env
+from ttcfast.pwm.envs import EnvPool, GymnasiumEnv, PaddedEnv, as_gymnasium, make_env
 from ttcfast.runtime.errors import ArgumentError, MissingPackageError
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed; pip install 'ttcfast[gym]' brings it")
@@ -78,6 +78,16 @@ def test_an_end_is_an_absorbing_state():
         assert [over for *_, over in steps] == [False] * 5 + [True]
         assert all(np.array_equal(observation, steps[2][0]) for observation, *_ in steps[3:]) and steps[2][0][0] == 5
         assert not np.array_equal(steps[1][0], steps[2][0])
+    pool = EnvPool([lambda ends=ends: PaddedEnv(GymnasiumEnv(Tank(ends=ends), episode_length=6), 4, 2) for ends in (2, 9)])
+    pool.reset([0, 0])
+    assert pool.terminated == set()
+    ends = []
+    for _ in range(3):
+        pool.step(np.zeros((2, 2)))
+        ends.append(pool.terminated)
+    assert ends == [set(), {0}, {0}]
+    pool.reset([1], at=[0])
+    assert pool.terminated == set()
 
 
 def test_an_episode_can_be_longer_than_registered_but_not_longer_than_its_limit():

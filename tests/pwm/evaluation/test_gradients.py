@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from tests.pwm.cartpole import UNITS, CartPole
+from tests.pwm.cartpole import UNITS, CartPole, CartPoleEnv
+from tests.pwm.envs.points import Point
 from tests.pwm.small_models import batch, small, stirred
 from tests.simulators import needs_dm_control
-from ttcfast.pwm.envs import DMControlEnv
-from ttcfast.pwm.evaluation.gradients import beside_simulator, model_gradient, sensitivity
+from ttcfast.data.episodes import Episode
+from ttcfast.pwm.envs import DMControlEnv, PaddedEnv
+from ttcfast.pwm.evaluation.gradients import beside_simulator, model_gradient, sensitivity, settable, simulator_cosine
 from ttcfast.pwm.models import FlowWorldModel, ResidualWorldModel
+from ttcfast.spec import Key
 
 
 def test_a_model_that_changes_nothing_has_an_identity_as_jacobian():
@@ -75,3 +80,63 @@ def test_the_model_gradient_is_that_of_its_return():
         step = torch.zeros(3, 1)
         step[t] = 1e-2
         assert float(found[t]) == pytest.approx(float(value(actions + step) - value(actions - step)) / 2e-2, abs=2e-3)
+
+
+class Aimed(CartPoleEnv):
+    """A cart-pole whose reward has a sign that the reset draws: that of even random seeds is positive."""
+
+    def step(self, action):
+        observation, reward, over = super().step(action)
+        return observation, reward * (1 - 2 * (self._seed % 2)), over
+
+
+class Guess:
+    """The cart-pole in closed form as an agent, its rewards times ``sign``."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.model = CartPole()
+        self.model.reward = lambda z, a, task=None: sign * CartPole.reward(self.model, z, a)
+
+    rollout = Exact.rollout
+
+
+def played(env, seed: int, steps: int = 30) -> Episode:
+    obs, act = [torch.from_numpy(env.reset(seed))], torch.sin(torch.arange(float(steps)))[:, None]
+    obs += [torch.from_numpy(env.step(a)[0]) for a in act.numpy()]
+    return Episode(torch.stack(obs), act, torch.zeros(steps))
+
+
+def cosine(agent, env, episode, seed, **changes) -> float:
+    settings = {"horizon": 8, "gamma": 0.99, "key": Key(0, 0, 5), "directions": 3}
+    return simulator_cosine(agent, env, episode, [0, 7, 22], seed=seed, **{**settings, **changes})
+
+
+def test_the_cosine_with_the_simulator_is_1_for_an_exact_model_and_has_its_sign():
+    env = CartPoleEnv()
+    episode = played(env, 3)
+    assert cosine(Guess(), env, episode, 3) > 0.999 and cosine(Guess(-1.0), env, episode, 3) < -0.999
+    assert math.isnan(cosine(Guess(0.0), env, episode, 3))
+
+
+def test_what_a_reset_draws_beside_the_state_is_that_of_the_episode():
+    env = Aimed()
+    for seed, sign in ((2, 1), (3, -1)):
+        assert cosine(Guess(), env, played(env, seed), seed) * sign > 0.999
+
+
+def test_the_cosine_is_that_of_whole_gradients():
+    env, episode = CartPoleEnv(), played(CartPoleEnv(), 3)
+    wrong = Guess()
+    wrong.model.next = lambda z, a, task=None: CartPole.next(wrong.model, z, torch.sin(4 * a))
+    ours, theirs = [], []
+    for t in (0, 7, 22):
+        for agent, found in ((wrong, ours), (Guess(), theirs)):
+            found.append(model_gradient(agent, episode.obs[t], episode.act[t : t + 8], 0.99))
+    expected = float(torch.nn.functional.cosine_similarity(torch.cat(ours).flatten(), torch.cat(theirs).flatten(), dim=0))
+    assert 0.3 < expected < 0.98
+    assert cosine(wrong, env, episode, 3, directions=200) == pytest.approx(expected, abs=0.05)
+
+
+def test_simulators_that_fail_or_have_no_state_give_no_cosine():
+    assert settable(PaddedEnv(Point(), 3, 2)) is None and isinstance(settable(PaddedEnv(CartPoleEnv(), 6, 2)), CartPoleEnv)
+    assert math.isnan(cosine(Guess(), CartPoleEnv(fails=(3,)), played(CartPoleEnv(), 3), 3))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -72,11 +73,28 @@ class AgentConfig:
 
 
 class Imagined(NamedTuple):
-    """A rollout of the policy inside the world model."""
+    """A rollout of the policy inside the world model.
+
+    One that ends before H steps repeats its last state to the end, with rewards 0 and discounts 1.
+    """
 
     latents: Tensor  # [H + 1, B, latent_dim]
     actions: Tensor  # [H, B, action_dim]
     rewards: Tensor  # [H, B]
+    discounts: Tensor | None = None  # [H, B], of what follows each step; None for gamma
+    own: Tensor | None = None  # [H, B] bool, whether a step is made, not a repetition; None for all
+
+    def made(self, values: Tensor) -> Tensor:
+        """Return those of ``values [H, B, ...]`` that belong to steps that were made, ``[N, ...]``."""
+        return values.flatten(0, 1) if self.own is None else values[self.own]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Imagined:
+        """Return the rollout with every tensor changed."""
+        more = (None if x is None else change(x) for x in (self.discounts, self.own))
+        return Imagined(change(self.latents), change(self.actions), change(self.rewards), *more)
+
+
+Imagine = Callable[[Tensor, Tensor], Imagined]
 
 
 class ActorCritic:
@@ -149,11 +167,18 @@ class ActorCritic:
     def returns(self, rollout: Imagined) -> Tensor:
         """Return the discounted return ``[B]`` of imagined rollouts, the critic's value of the last state included, over ``unit``."""
         horizon, gamma = len(rollout.rewards), self.config.gamma
-        discounts = gamma ** torch.arange(horizon, dtype=rollout.rewards.dtype, device=rollout.rewards.device)
         last = self._read(self.critic, rollout.latents[-1], self.config.bootstrap)
+        if rollout.discounts is not None:
+            weights = torch.cat([torch.ones_like(rollout.rewards[:1]), rollout.discounts.cumprod(0)])
+            return (weights[:-1] * rollout.rewards).sum(0) / self.unit + weights[-1] * last
+        discounts = gamma ** torch.arange(horizon, dtype=rollout.rewards.dtype, device=rollout.rewards.device)
         return discounts @ rollout.rewards / self.unit + gamma**horizon * last
 
-    def update(self, z: Tensor, step: int, *, progress: float = 0.0) -> dict[str, float]:
+    def actor_loss(self, rollout: Imagined) -> Tensor:
+        """Return the loss of the actor, the negative mean return in units of the rewards."""
+        return -self.unit * self.returns(rollout).mean()
+
+    def update(self, z: Tensor, step: int, *, progress: float = 0.0, imagine: Imagine | None = None) -> dict[str, float]:
         """Make one update of the actor, and ``critic_passes`` times ``critic_minibatches`` of the critic.
 
         An update of the actor whose loss or gradient is not finite is skipped and counted in ``skipped``, the critic's with it.
@@ -162,6 +187,7 @@ class ActorCritic:
             z: Latents where imagined rollouts start, ``[B, latent_dim]``, without gradient.
             step: Number of the update, which keys the noise.
             progress: Share of training done, which lowers the learning rates.
+            imagine: What makes the rollout from ``z`` and noise ``[H, B, action_dim]``; None for :meth:`imagine`.
 
         Returns:
             ``actor_loss`` (the negative imagined return), ``actor_gradient_norm`` (before clipping), ``critic_loss``, ``imagined_reward``
@@ -171,7 +197,7 @@ class ActorCritic:
         for optimizer, lr in ((self.actor_optimizer, self.config.actor_lr), (self.critic_optimizer, self.config.critic_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * max(self.config.lr_floor, 1 - progress)
-        loss, gradients, rollout = self.actor_gradients(z, self.noise(len(z), step, z.device))
+        loss, gradients, rollout = self.actor_gradients(z, self.noise(len(z), step, z.device), imagine)
         for parameter, gradient in zip(self.actor.parameters(), gradients):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.actor.parameters(), self.config.actor_clip)
@@ -185,18 +211,19 @@ class ActorCritic:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             critic_loss = values = z.new_tensor(math.nan)
         self.actor_optimizer.zero_grad(set_to_none=True)
-        saturated = (rollout.actions.abs() > 0.98).to(z.dtype).mean()
-        more = torch.stack([critic_loss, rollout.rewards.mean(), values * self.unit, self.actor.std().mean(), saturated]).tolist()
+        saturated = (rollout.made(rollout.actions).abs() > 0.98).to(z.dtype).mean()
+        reward = rollout.made(rollout.rewards).mean()
+        more = torch.stack([critic_loss, reward, values * self.unit, self.actor.std().mean(), saturated]).tolist()
         names = ("critic_loss", "imagined_reward", "value", "action_std", "saturation")
         return {"actor_loss": found[0], "actor_gradient_norm": found[1], **dict(zip(names, more)), "actor_updated": float(allowed)}
 
-    def actor_gradients(self, z: Tensor, noise: Tensor) -> tuple[Tensor, list[Tensor], Imagined]:
-        """Return the actor's loss, its gradient per parameter of the actor, and the imagined rollout without gradient."""
+    def actor_gradients(self, z: Tensor, noise: Tensor, imagine: Imagine | None = None) -> tuple[Tensor, list[Tensor], Imagined]:
+        """Return the actor's loss, its gradient per parameter of the actor, and the rollout without gradient."""
         with self.model.frozen():
-            rollout = self.imagine(z, noise)
-            loss = -self.unit * self.returns(rollout).mean()
+            rollout = (imagine or self.imagine)(z, noise)
+            loss = self.actor_loss(rollout)
             gradients = torch.autograd.grad(loss, list(self.actor.parameters()))
-        return loss.detach(), list(gradients), Imagined(*(x.detach() for x in rollout))
+        return loss.detach(), list(gradients), rollout.each(Tensor.detach)
 
     def noise(self, batch: int, step: int, device: torch.device | str = "cpu", site: int = _SITE_POLICY) -> Tensor:
         """Return the standard normal numbers ``[H, batch, action_dim]`` of update ``step``."""
@@ -209,9 +236,10 @@ class ActorCritic:
         gamma, trace = self.config.gamma, self.config.trace
         with torch.no_grad():
             values = self._read(self.target, rollout.latents[1:], "min")
+            discounts = repeat(gamma) if rollout.discounts is None else reversed(rollout.discounts)
             following, found = values[-1], []
-            for reward, value in zip(reversed(rollout.rewards / self.unit), reversed(values)):
-                following = reward + gamma * torch.lerp(value, following, trace)
+            for reward, value, discount in zip(reversed(rollout.rewards / self.unit), reversed(values), discounts):
+                following = reward + discount * torch.lerp(value, following, trace)
                 found.append(following)
         return torch.stack(found[::-1])
 
@@ -276,7 +304,7 @@ class ActorCritic:
 
     def _update_critic(self, rollout: Imagined, step: int) -> tuple[Tensor, Tensor]:
         """Fit the critic to the rollout's TD(lambda) returns; return the mean loss and the mean return."""
-        goals, states = self.targets(rollout).flatten(), rollout.latents[:-1].flatten(0, 1)
+        goals, states = rollout.made(self.targets(rollout)), rollout.made(rollout.latents[:-1])
         count, losses = self.config.critic_passes, []
         rows = torch.arange(count, device=states.device).unsqueeze(1).expand(-1, 2)
         orders = normal(count, (len(states),), key=Key(self.seed, step, _SITE_CRITIC), rows=rows).argsort(1)

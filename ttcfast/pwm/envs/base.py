@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from ttcfast.runtime.errors import ArgumentError
 
 class Environment(Protocol):
     """One agent in one simulator, with flat observations, actions in [-1, 1] and episodes of a fixed length.
+
+    One whose episodes may end on their own before, after which nothing changes and nothing is earned, says so in a further attribute
+    ``terminated`` (bool). One whose simulator can be set into any state has :class:`Settable`'s methods.
 
     Attributes:
         name: Name of the task.
@@ -31,6 +34,19 @@ class Environment(Protocol):
 
     def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], float, bool]:
         """Make one agent step with ``action [A]`` in [-1, 1]; return observation ``[O]``, reward, and whether the episode is over."""
+        ...
+
+
+@runtime_checkable
+class Settable(Environment, Protocol):
+    """An environment whose simulator can be set into any state; what a reset draws beside it, such as a target, stays."""
+
+    def state(self) -> NDArray[np.float64]:
+        """Return the simulator's state, a vector."""
+        ...
+
+    def set_state(self, state: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Continue the current episode from ``state``, and return its observation ``[O]``."""
         ...
 
 
@@ -61,6 +77,11 @@ class PaddedEnv:
             raise ArgumentError(f"action has shape {given.shape}; {self.name}, padded, takes ({self.action_dim},)")
         observation, reward, over = self.env.step(given[: self.env.action_dim])
         return self._padded(observation), reward, over
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the episode has ended on its own."""
+        return bool(getattr(self.env, "terminated", False))
 
     def _padded(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(observation, (0, self.observation_dim - len(observation)))

@@ -99,13 +99,14 @@ class DMControlEnv:
         """
         if self._left == 0:
             raise ArgumentError(f"{self.task}: the episode of {self.episode_length} steps is over; call reset(seed)")
-        scaled = self._scaled(action)
-        reward = 0.0
-        for _ in range(self.action_repeat):
-            step = self._env.step(scaled)
-            reward += float(step.reward)
+        scaled, task, reward = self._scaled(action), self._env.task, 0.0
+        for _ in range(self.action_repeat):  # as dm_control's own step, which would compute the observation of every repeat
+            task.before_step(scaled, self.physics)
+            self.physics.step(self._env._n_sub_steps)
+            task.after_step(self.physics)
+            reward += float(task.get_reward(self.physics))
         self._left -= 1
-        return _flat(step.observation), reward, self._left == 0
+        return _flat(task.get_observation(self.physics)), reward, self._left == 0
 
     def state(self) -> NDArray[np.float64]:
         """Return the simulator's positions and velocities, ``[nq + nv]``."""

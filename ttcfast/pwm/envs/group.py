@@ -14,12 +14,16 @@ from .base import Environment, raised
 
 
 class Answer(NamedTuple):
-    """What one environment returned; ``failure`` says what went wrong, and then the observation is None."""
+    """What one environment returned; ``failure`` says what went wrong, and then the observation is None.
+
+    ``over`` is the end of its steps, ``terminated`` an end on its own.
+    """
 
     observation: NDArray[np.float32] | None
     reward: float
     over: bool
     failure: str | None = None
+    terminated: bool = False
 
 
 class EnvGroup:
@@ -57,4 +61,4 @@ def _answer(env: Environment, *, seed: int = 0, action: NDArray[Any] | None = No
     if not (np.isfinite(observation).all() and np.isfinite(reward)):
         what = "a reward" if np.isfinite(observation).all() else "an observation"
         return Answer(None, np.nan, True, f"{env.name} returned {what} that is not finite")
-    return Answer(observation, reward, bool(over))
+    return Answer(observation, reward, bool(over), terminated=bool(getattr(env, "terminated", False)))

@@ -84,6 +84,11 @@ class GymnasiumEnv:
                 raise ArgumentError(f"{self.name} truncated its episode at agent step {done}; give a smaller episode_length")
         return self._last.copy(), reward, self._left == 0
 
+    @property
+    def terminated(self) -> bool:
+        """Whether the episode has ended on its own and stays in its absorbing state."""
+        return self._ended
+
     def render(self) -> Any:
         """Return a picture ``[height, width, 3]`` of bytes by the environment's own renderer.
 

@@ -36,6 +36,7 @@ class EnvPool:
         observation_dim, action_dim: Sizes, the same for all environments.
         episode_length: Agent steps of the longest episode.
         failures: For each environment that failed in the last call, what happened.
+        terminated: The environments of the last call whose episode has ended on its own, see ``Environment``.
 
     Raises:
         ArgumentError: No maker, one that cannot be sent to a worker, or environments of different sizes.
@@ -48,6 +49,7 @@ class EnvPool:
         whole("processes", processes, 0)
         self._count = len(makers)
         self.failures: dict[int, str] = {}
+        self.terminated: set[int] = set()
         self._group: EnvGroup | None = None  # the environments of this process
         self._workers: list[Worker] = []
         self._parts = [range(len(makers))]  # the environments of each worker
@@ -168,11 +170,13 @@ class EnvPool:
             raise
         observations = np.full((len(places), self.observation_dim), np.nan, dtype=np.float32)
         rewards, over = np.full(len(places), np.nan), np.ones(len(places), dtype=bool)
-        self.failures = {}
+        self.failures, self.terminated = {}, set()
         for held, results in zip(rows.values(), found, strict=True):
             for row, answer in zip(held, results, strict=True):
                 if answer.failure is None:
                     observations[row], rewards[row], over[row] = answer.observation, answer.reward, answer.over
+                    if answer.terminated:
+                        self.terminated.add(places[row])
                 else:
                     self.failures[places[row]] = answer.failure
         return observations, rewards, over
