@@ -270,7 +270,7 @@ def _rows(
     known |= {name: Variant(reward, plain) for name, reward in rewards.items()}
     if methods is not None:
         give = {
-            "give_reward": "give rewards={name: reward}, a learned one by load",
+            "give_reward": "give rewards={name: reward}, such as load(path)",
             "give_solver": "give solver=, a function or GridSolver",
         }
         return named_variants(methods, known, rewards=rewards, besides=("solver",) if solver is not None else (), **give)

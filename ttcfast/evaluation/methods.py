@@ -155,7 +155,7 @@ def named_variants(
                     "error), implement ascent, or give a learned reward"
                 )
             continue
-        ending = next((end for end in _USES if name.endswith(end) and len(name) > len(end)), "")
+        ending = max((end for end in _USES if name.endswith(end) and name != end), key=len, default="")
         if name == "symmetry_mean" or (reward is not None and ending == "_symmetry"):
             needs = "symmetries, which the layout does not declare; give StateSpec symmetries= or translations="
         elif name in ("solver", BLEND) or (reward is not None and ending.startswith("_solver")):
@@ -168,18 +168,8 @@ def named_variants(
     return {name: known[name] for name in methods if name in known}
 
 
-_USES = (
-    "_refined_oracle",
-    "_refined",
-    "_corrector",
-    "_symmetry",
-    "_softmax",
-    "_mean",
-    "_span",
-    "_solver_choice",
-    "_solver_span",
-    "_solver",
-)
+_USES = ("_refined", "_refined_oracle", "_corrector", "_symmetry", "_softmax", "_mean", "_span")
+_USES += ("_solver", "_solver_choice", "_solver_span")
 
 
 def _beside(kind: type[Blend] | type[Ensemble], solver: SolverStep, surrogate: BaseFM) -> BaseFM:
