@@ -137,6 +137,47 @@ def test_evaluate_has_the_rows_of_the_evaluation_behind_it():
     assert "oracle" in found.table() and "mine refined" in found.table().replace("_", " ")
 
 
+def test_evaluate_has_the_rows_of_run_ttc_by_their_names():
+    given, moves = problems(steps=2), ttcfast.Refine(2, lengths=(1.0,), trust=None)
+    turned = {"branching_factor": 8, "stochastic": {"dropout": False, "symmetry": True}}
+    named = ["mine_corrector", "symmetry_mean", "mine_symmetry", "mine_span"]
+    found = ttcfast.evaluate(surrogate(), given, {"mine": arm()}, refine=moves, methods=named, projection=False)
+    assert [r.method for r in found.rollouts] == ["deterministic", *named]
+    for name, options in {
+        "mine_corrector": {"branching_factor": 1, "refine": moves},
+        "symmetry_mean": turned,
+        "mine_symmetry": {**turned, "refine": moves},
+    }.items():
+        rolled = ttcfast.improve(surrogate(), given.truth[:, 0], 2, reward=arm(), search="mean", **options)
+        torch.testing.assert_close(found.find(name).mse, given.error(rolled.trajectory), rtol=1e-5, atol=1e-12)
+    assert (found.find("mine_corrector").evaluations, found.find("mine_symmetry").evaluations) == (10, 80)
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        (["prm_corrector"], "methods names prm_corrector, which needs the reward prm; there are arm, plain; give rewards="),
+        (["plain_symmetry"], "methods names plain_symmetry, which moves states along plain, a reward without moves; set its maximum"),
+        (["arm_solver"], "methods names arm_solver, which needs a classical solver; give solver="),
+        (["surrogate_solver"], "methods names surrogate_solver, which needs a classical solver"),
+        (["solver"], "methods names solver, which needs a classical solver"),
+        (["arm_corector"], "methods names arm_corector; here there are deterministic, .*arm_corrector"),
+    ],
+)
+def test_a_row_whose_reward_or_solver_is_missing_is_one_clear_error(methods, says):
+    rewards = {"arm": arm(), "plain": lambda x, c: -c.square().mean((1, 2, 3))}
+    with pytest.raises(ArgumentError, match=says):
+        ttcfast.evaluate(surrogate(), problems(steps=2), rewards, methods=methods)
+
+
+def test_a_row_of_symmetries_needs_them():
+    given = problems(steps=2)
+    bare = ttcfast.StateSpec.fields("a", "b", "c", "d")
+    model = ttcfast.Surrogate(surrogate().model, bare)
+    with pytest.raises(ArgumentError, match="methods names symmetry_mean, which needs symmetries, which the layout does not declare"):
+        ttcfast.evaluate(model, dataclasses.replace(given, spec=bare), methods=["symmetry_mean"])
+
+
 def test_evaluate_reads_trajectory_files():
     found = ttcfast.evaluate(ttcfast.load("surrogate"), "examples", steps=1, count=1, branching_factor=2, projection=False, oracle=False)
     assert [r.method for r in found.rollouts] == ["deterministic", "random", "mean", "arm"] and found.problems == 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.evaluation.evaluate import Evaluation, Problems
 from ttcfast.evaluation.evaluate import evaluate as evaluate_methods
-from ttcfast.evaluation.methods import BLEND, ONE_BEAM, Variant, search_name, search_options, variants
+from ttcfast.evaluation.methods import BLEND, ONE_BEAM, Variant, named_variants, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.solvers import with_solver_rows
 from ttcfast.models.checkpoint import surrogate_of
@@ -146,7 +146,9 @@ def evaluate(
             plain ones.
         oracle: Add the choice by true error, the ceiling of choosing.
         projection: Run every method with conservation imposed, too. None does so where the domain conserves its totals.
-        methods: Only these rows; None for all.
+        methods: Only these rows, by the names that ``ttcfast run_ttc`` has for them, beside persistence and the deterministic rollout:
+            ``"<name>_corrector"`` (the corrector alone), ``"symmetry_mean"``, ``"<name>_symmetry"`` (the corrector under every symmetry)
+            and all others of ``evaluation.methods.variants``. None runs every reward's choice and the baselines.
         solver: A classical solver, for rows of its own (``"solver"`` in ``methods``), of its mean with the model
             (``"surrogate_solver"``), of that mean corrected by a learned reward (``"<name>_solver"``), and for those that ``methods`` names
             (``"<name>_solver_choice"``, ``"<name>_solver_span"``): a function from states ``[M, C, *S]`` to those a frame later, or a
@@ -157,6 +159,7 @@ def evaluate(
 
     Raises:
         DataError: Files that cannot be read, or of another grid, time step or cell than the model's.
+        ArgumentError: ``methods`` names a row that is unknown, or whose reward, moves, symmetries or solver are missing.
         ValueError: As in ``improve``.
     """
     if not callable(getattr(model, "candidates", None)) or not isinstance(getattr(model, "spec", None), StateSpec):
@@ -167,11 +170,10 @@ def evaluate(
     wanted = {"arm": None} if rewards is None else rewards
     time_step = getattr(model, "time_step", None)
     scorers = {name: as_scorer(_reward(reward, given.spec, time_step), ndim=given.spec.ndim) for name, reward in wanted.items()}
-    rows, grids = _rows(scorers, options), None if solver is None else _on_grids(solver, given)
-    if grids is not None:
-        rows |= _rows_with(grids, scorers, options, given, methods)
-        if grids.compiled:
-            grids.step(given.truth[:, 0].to(_device(model)))  # compiled for this batch before a clock runs
+    grids = None if solver is None else _on_grids(solver, given)
+    rows = _rows(scorers, options, given, grids, methods)
+    if grids is not None and grids.compiled:
+        grids.step(given.truth[:, 0].to(_device(model)))  # compiled for this batch before a clock runs
     named = None if methods is None else [name for name in methods if name != "solver" or grids is None]
     found = evaluate_methods(model, given, rows, options, oracle=oracle, projection=projection, methods=named)
     if grids is None or (methods is not None and "solver" not in methods):
@@ -218,16 +220,6 @@ def _on_grids(solver: Any, problems: Problems) -> GridSolver:
     return StepSolver(solver, shape)
 
 
-def _rows_with(
-    solver: GridSolver, rewards: Mapping[str, Scorer], config: TTCConfig, problems: Problems, methods: Sequence[str] | None
-) -> dict[str, Variant]:
-    """The rows that combine the model with a classical solver: those named, or else the plain mean and that of learned correctors."""
-    known = variants(rewards, config, spec=problems.spec, solver=SolverStep(solver, problems.spec))
-    learned = [f"{name}_solver" for name, reward in rewards.items() if isinstance(reward, PRMScorer)]
-    ends = ("_solver", "_solver_choice", "_solver_span")
-    return {name: known[name] for name in known if name in ([*learned, BLEND] if methods is None else methods) and name.endswith(ends)}
-
-
 def _device(model: Any) -> torch.device | None:
     return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
 
@@ -268,12 +260,24 @@ def _reward(reward: Any, spec: StateSpec | None, time_step: float | None) -> Any
     return reward
 
 
-def _rows(rewards: Mapping[str, Scorer], config: TTCConfig) -> dict[str, Scorer | Variant]:
-    """Every reward's plain choice, and in rows of their own what ``config`` adds to it: a refinement, a search, a combination."""
-    known = variants(rewards, config)
+def _rows(
+    rewards: Mapping[str, Scorer], config: TTCConfig, problems: Problems, solver: GridSolver | None, methods: Sequence[str] | None
+) -> dict[str, Variant]:
+    """The rows that ``methods`` names; without it every reward's plain choice, what ``config`` adds to it, and a solver's combinations."""
+    step = None if solver is None else SolverStep(solver, problems.spec)
     plain = {**ONE_BEAM, "refine_steps": 0, "select": "argmax", "temperature": 1.0}
+    known = variants(rewards, config, spec=problems.spec, solver=step)
+    known |= {name: Variant(reward, plain) for name, reward in rewards.items()}
+    if methods is not None:
+        give = {
+            "give_reward": "give rewards={name: reward}, such as load(path)",
+            "give_solver": "give solver=, a function or GridSolver",
+        }
+        return named_variants(methods, known, rewards=rewards, besides=("solver",) if solver is not None else (), **give)
     added = ["refined"] if config.refine_steps else []
     added += [] if search_options(config) is None else [search_name(config)]
     added += {"argmax": [], "mean": ["mean"], "softmax_mean": ["softmax"], "span": ["span"]}[config.select]
-    rows: dict[str, Scorer | Variant] = {name: Variant(reward, plain) for name, reward in rewards.items()}
-    return rows | {f"{name}_{use}": known[f"{name}_{use}"] for use in added for name in rewards}
+    names = [*rewards, *(f"{name}_{use}" for use in added for name in rewards)]
+    if solver is not None:
+        names += [BLEND, *(f"{name}_solver" for name, reward in rewards.items() if isinstance(reward, PRMScorer))]
+    return {name: known[name] for name in names}

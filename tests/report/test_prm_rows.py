@@ -139,7 +139,7 @@ def test_wrong_rewards_and_methods(examples, prm, tmp_path):
         config(examples, tmp_path, reward="prm")
     with pytest.raises(ValueError, match="which contradict each other"):
         config(examples, tmp_path, reward="arm", prm=prm)
-    with pytest.raises(ArgumentError, match=r"methods names prm_span and there is no learned reward; give prm.ckpt"):
+    with pytest.raises(ArgumentError, match=r"methods names prm_span, which needs the reward prm; there are arm.*; give prm.ckpt"):
         run_ttc(config(examples, tmp_path, methods=("arm", "prm_span")), quiet=True)
     with pytest.raises(ArgumentError, match="sweep_methods names prm; here there are mean, arm, residual, oracle"):
         run_ttc(config(examples, tmp_path, sweep=(2,), sweep_methods=("prm",)), quiet=True)

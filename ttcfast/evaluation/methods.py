@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from ttcfast.models.ensemble import Blend, Ensemble, SolverStep
 from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.oracle import OracleScorer
 from ttcfast.rewards.scorer import ScoreContext, Scorer
+from ttcfast.runtime.errors import ArgumentError
 from ttcfast.spec import StateSpec, StochasticConfig, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.inference import TTCGreedy
@@ -118,6 +119,57 @@ def variants(
             found[f"{name}_solver_choice"] = Variant(scorer, both, model=among)
             found[f"{name}_solver_span"] = Variant(scorer, {**both, "select": "span"}, model=among)
     return found
+
+
+def named_variants(
+    methods: Sequence[str],
+    known: Mapping[str, Variant],
+    *,
+    rewards: Mapping[str, Scorer],
+    give_reward: str,
+    give_solver: str,
+    besides: Sequence[str] = (),
+) -> dict[str, Variant]:
+    """Return the variants that ``methods`` names; those of ``BASELINES`` and ``ORACLES`` have none.
+
+    Args:
+        methods: Names of rows.
+        known: What ``variants`` returned for these rewards.
+        rewards: Rewards by name.
+        give_reward, give_solver: Remedies where a learned reward or a classical solver is missing.
+        besides: Further names that have no variant.
+
+    Raises:
+        ArgumentError: A name is unknown; its reward, solver or symmetries are missing; or its reward has no moves.
+    """
+    others = (*BASELINES, *ORACLES, *besides)
+    for name in methods:
+        if name in others:
+            continue
+        reward = max((each for each in rewards if name.startswith(f"{each}_")), key=len, default=None)
+        if name in known:
+            moves = known[name].options.get("refine_steps", 0) and reward is not None
+            if moves and rewards[reward].maximum is None and type(rewards[reward]).ascent is Scorer.ascent:
+                raise ArgumentError(
+                    f"methods names {name}, which moves states along {reward}, a reward without moves; set its maximum (0.0 for a negated "
+                    "error), implement ascent, or give a learned reward"
+                )
+            continue
+        ending = max((end for end in _USES if name.endswith(end) and name != end), key=len, default="")
+        if name == "symmetry_mean" or (reward is not None and ending == "_symmetry"):
+            needs = "symmetries, which the layout does not declare; give StateSpec symmetries= or translations="
+        elif name in ("solver", BLEND) or (reward is not None and ending.startswith("_solver")):
+            needs = f"a classical solver; {give_solver}"
+        elif (ending and reward is None) or "prm" in name.split("_"):
+            needs = f"the reward {name.removesuffix(ending)}; there are {', '.join(rewards) or 'none'}; {give_reward}"
+        else:
+            raise ArgumentError(f"methods names {name}; here there are {', '.join([*others, *known])}")
+        raise ArgumentError(f"methods names {name}, which needs {needs}")
+    return {name: known[name] for name in methods if name in known}
+
+
+_USES = ("_refined", "_refined_oracle", "_corrector", "_symmetry", "_softmax", "_mean", "_span")
+_USES += ("_solver", "_solver_choice", "_solver_span")
 
 
 def _beside(kind: type[Blend] | type[Ensemble], solver: SolverStep, surrogate: BaseFM) -> BaseFM:

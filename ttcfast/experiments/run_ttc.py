@@ -19,7 +19,7 @@ from ttcfast.evaluation.breakeven import equal_error_notes
 from ttcfast.evaluation.calibration import candidate_scores
 from ttcfast.evaluation.evaluate import Evaluation, Problems, evaluate, evaluate_method, forms_of, method_names
 from ttcfast.evaluation.frontier import Frontier, trace_frontier
-from ttcfast.evaluation.methods import BLEND, Variant, search_name, search_options, variants
+from ttcfast.evaluation.methods import BLEND, Variant, named_variants, search_name, search_options, variants
 from ttcfast.evaluation.reading import read_problems
 from ttcfast.evaluation.results import MethodResult
 from ttcfast.evaluation.solvers import with_solver_rows
@@ -353,9 +353,8 @@ def _methods(
         first = [name for name in turned if name == "symmetry_mean"]
         last = [name for name in turned if name != "symmetry_mean"]
         return {name: known[name] for name in [*first, *learned[:1], *rewards, *searched, *learned[1:], *last]}
-    if config.prm is None and (learned := [name for name in config.methods if "prm" in name.split("_") and name not in known]):
-        raise ArgumentError(f"methods names {', '.join(learned)} and there is no learned reward; give prm.ckpt=<folder>")
-    return {name: known[name] for name in config.methods if name in known}
+    give = {"give_reward": "give prm.ckpt=<folder>", "give_solver": "give eval.solvers=auto and data whose equations have one, or step="}
+    return named_variants(config.methods, known, rewards=rewards, besides=("finetuned", "solver"), **give)
 
 
 def _residual(spec: StateSpec, source: TrajectorySet) -> Scorer | None:
