@@ -1,4 +1,4 @@
-"""Adds to the site what does not stand in docs/: README, other texts and pictures, the measured rows, and the gallery.
+"""Adds to the site what does not stand in docs/: README, other texts and pictures, the measured rows, the gallery, and the tasks.
 
 mkdocs calls the ``on_`` functions. Links between files of the repository are written as they must be on a code host, relative to the
 file, and are led to the pages here.
@@ -7,6 +7,7 @@ file, and are led to the pages here.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import posixpath
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "build" / "gallery"
+TASKS = ROOT / "docs" / "tasks"
 PAGES = {
     "README.md": "index.md",
     "examples/README.md": "examples.md",
@@ -38,6 +40,8 @@ def on_files(files: Any, config: Any) -> Any:
     for source in PICTURES:
         files.append(File.generated(config, "assets/" + source, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "benchmark-rows.md", content=measured_rows()))
+    for path in sorted(TASKS.glob("*.py")):
+        files.append(File.generated(config, f"tasks/{path.stem}.md", content=task(path)))
     if not (BUILT / "index.md").is_file():
         raise PluginError("the gallery is not built; run python docs/gallery/build.py, or make docs")
     for path in sorted(BUILT.iterdir()):
@@ -64,10 +68,24 @@ def led(match: re.Match[str], uri: str) -> str:
     elif target in PICTURES:
         target = "assets/" + target
     elif target.startswith("docs/"):
+        if target.startswith("docs/tasks/") and target.endswith(".py"):
+            target = target.removesuffix(".py") + ".md"
         target = target.removeprefix("docs/")
     else:
         return match[0]  # mkdocs says that it leads nowhere
     return posixpath.relpath(target, posixpath.dirname(uri) or ".") + (match["anchor"] or "")
+
+
+def task(path: Path) -> str:
+    """Returns the page of a script of ``docs/tasks``: its docstring, and its cells as the gallery's are, without what they print."""
+    spec = importlib.util.spec_from_file_location("gallery_build", ROOT / "docs" / "gallery" / "build.py")
+    assert spec is not None and spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    text = list[str]()
+    for cell in build.cells(path.read_text(encoding="utf-8")):
+        text += [cell.text, "", *(["```python", cell.code, "```", ""] if cell.code else [])]
+    return "\n".join(text)
 
 
 def measured_rows(folder: Path = ROOT / "bench" / "results") -> str:

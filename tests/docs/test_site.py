@@ -27,6 +27,8 @@ hooks, build = module("hooks"), module("gallery/build")
         ("design/extend.md", "(../../CONTRIBUTING.md)", "(../contributing.md)"),
         ("design/extend.md", "(../physics.md#a-gas)", "(../physics.md#a-gas)"),
         ("world-models.md", "(../examples/world_models.png)", "(assets/examples/world_models.png)"),
+        ("index.md", "(docs/tasks/netcdf_data.py)", "(tasks/netcdf_data.md)"),
+        ("data.md", "(tasks/netcdf_data.py)", "(tasks/netcdf_data.md)"),
         ("start.md", "(https://arxiv.org/abs/1)", "(https://arxiv.org/abs/1)"),
     ],
 )
@@ -81,9 +83,22 @@ def test_every_script_has_its_place():
         assert len(build.cells((ROOT / "docs" / "gallery" / f"{name}.py").read_text())) > 1
 
 
+TASKS = sorted((ROOT / "docs" / "tasks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_a_task_is_a_page(path):
+    page = hooks.task(path)
+    code = page.partition("```python\n")[2]
+    assert page.startswith("# ") and page.count("```") % 2 == 0 and "import ttcfast" in code
+    for link in hooks.LINK.finditer(page):
+        assert (path.parent / link["path"]).is_file(), link["path"]
+
+
 def test_every_page_is_in_the_navigation():
     lines = (ROOT / "mkdocs.yml").read_text().splitlines()
     named = {line.split(": ")[-1].strip().removeprefix("- ") for line in lines if line.endswith(".md")}
     made = {"index.md", "gallery/index.md", "benchmark-rows.md", *hooks.PAGES.values(), *(f"gallery/{name}.md" for name in build.ORDER)}
+    made |= {f"tasks/{path.stem}.md" for path in TASKS}
     pages = (path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
     assert named == made | {str(page) for page in pages if page.parts[0] != "evidence"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import os
@@ -56,6 +57,13 @@ def _run(arguments: list[str]) -> int:
         from ttcfast import __version__
 
         print(f"ttcfast {__version__}")
+        return _DONE
+    if arguments[0] == "completion":
+        from . import completion
+
+        # Between two keys a message would spoil the line: without candidates, the shell offers files.
+        with contextlib.suppress(Exception) if "COMP_LINE" in os.environ else contextlib.nullcontext():
+            print("\n".join(completion.answer(arguments[1:])))
         return _DONE
     name, *rest = arguments
     if name not in COMMANDS:
