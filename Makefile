@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs aot sanitize bench clean
+.PHONY: help demo test lint format docs wheel aot sanitize bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -47,6 +47,12 @@ format: $(VENV)/.installed-lint ## let ruff and clang-format rewrite the sources
 docs: $(VENV)/.installed-docs ## the site, in site/: runs the gallery (once), then mkdocs, strictly (ARGS="serve" to write with a preview)
 	OMP_NUM_THREADS=1 $(RUN) docs/gallery/build.py
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs $(or $(ARGS),build --strict)
+
+wheel: $(VENV)/.installed-test ## the sdist, and a wheel for every Linux of this processor and glibc, in dist/
+	rm -rf build/wheel
+	$(RUN) -m build --no-isolation --outdir build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m auditwheel repair --only-plat -w dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist && ls dist
 
 aot: $(VENV)/.installed-test ## compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100, and check its limits
 	$(RUN) -m bench.aot $(ARGS)

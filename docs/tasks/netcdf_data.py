@@ -65,11 +65,13 @@ times = file["time"].values
 
 # %%
 # The physics, [declared](../physics.md) by the names of the channels: mass and momentum are conserved, the depth stays positive, and the
-# domain is periodic, which is the default.
+# domain is periodic, which is the default. The equations are the same after an exchange of the axes and in a mirror: all eight turns and
+# mirrors of the square follow from these two.
 
 cell = float(file["x"][1] - file["x"][0]) * float(file["y"][1] - file["y"][0])
 totals = {"mass": "h", "momentum": ("hu", "hv")}
-spec = ttcfast.StateSpec.fields(*names, conserved=totals, bounds={"h": (0, None)}, cell_volume=cell)
+same = [{"order": (1, 0)}, {"flips": (True, False)}]
+spec = ttcfast.StateSpec.fields(*names, conserved=totals, bounds={"h": (0, None)}, symmetries=same, cell_volume=cell)
 
 # %%
 # Written once in The Well's layout, the data carry that declaration, and all commands read them: seven runs to train on, one
@@ -80,19 +82,20 @@ for split, runs in (("train", states[:7]), ("valid", states[7:8]), ("test", stat
 
 # %%
 # A surrogate, as `ttcfast train_fm data=water architecture=fno ...` trains it in a terminal, and the table of every method on the test
-# runs. A model of your own needs no training here: [wrap it](../models.md).
+# runs, whose eight candidates a step are computed in the eight frames. A model of your own is not trained here but [wrapped](../models.md).
 
 small = ["fno.width=12", "fno.modes=8", "fno.depth=3", "fno.dropout=0.05", "steps=200", "batch=8", "valid=1", "warmup=10", "lr=0.003"]
 train = [sys.executable, "-m", "ttcfast.cli.train_fm", "data=water", "architecture=fno", "out=fm", *small]
 subprocess.run(train, check=True)
 surrogate = ttcfast.load("fm/surrogate.safetensors")
-found = ttcfast.evaluate(surrogate, "water", split="test", steps=8, branching_factor=4)
+turned = {"branching_factor": 8, "stochastic": {"dropout": False, "symmetry": True}}
+found = ttcfast.evaluate(surrogate, "water", split="test", steps=8, methods=["deterministic", "mean", "oracle"], **turned)
 print(found.table())
 
 # %%
-# A rollout that holds mass, momentum and the bound on the depth, and how far from it the total mass is:
+# The mean over the frames as a rollout that holds mass, momentum and the bound on the depth, and how far from it the total mass is:
 
-result = ttcfast.improve(surrogate, states[8:, 0], T=8, branching_factor=4, search="mean", project="declared")
+result = ttcfast.improve(surrogate, states[8:, 0], T=8, search="mean", project="declared", **turned)
 drift = ttcfast.metrics.conservation_drift(result.trajectory, spec)["mass"].max()
 print(f"drift of mass {drift:.1e}, smallest depth {result.trajectory[:, :, 0].min():.2f}")
 torch.save(result.trajectory, "improved.pt")  # [4, 9, 3, 32, 32]

