@@ -22,7 +22,8 @@ class Evaluation:
     Attributes:
         returns: Return of every episode of the mean policy.
         predicted, realised: Mean discounted value of the episodes' first states, by the critic and as earned within the episode.
-        esnr_db, esnr_unbiased_db: ESNR of the actor's gradient, NaN where it is not above 0.
+        esnr_db, esnr_unbiased_db: ESNR of the actor's gradient, NaN where it is not above 0. In dmo that of the update before, so NaN for
+            the initial policy.
         gradient_cosine: Cosine of the actor's gradient with finite differences of the imagined return.
         gradient_norm: Median norm of the actor's gradient before clipping over the updates since the last evaluation, in units of the
             rewards. NaN where none was made, as for the initial policy, or it was not kept.
