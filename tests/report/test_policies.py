@@ -27,7 +27,7 @@ SWINGUP = "cartpole-swingup"
 
 def evaluation(step: int, value: float, **changes) -> Evaluation:
     own = {"predicted": 50.0, "realised": 23.0, "esnr_db": -4.0, "esnr_unbiased_db": math.nan, "gradient_cosine": 0.99}
-    own |= {"gradient_norm": 2.5}
+    own |= {"gradient_norm": 2.5, "simulator_cosine": 0.8}
     return Evaluation(step=step, returns=(value - 10, value + 10), **{**own, **changes})
 
 
@@ -67,7 +67,7 @@ def test_the_table_names_detach_and_cost_and_who_has_no_return(small):
     text = markdown_table(*cells([*small, lost]), explanation([*small, lost]), text_columns=2)
     more = markdown_table(*details([*small, lost]), [], text_columns=2)
     assert f"| {SWINGUP} | MLP | 3 of 4 | no | 700 [" in text and "| 29 / 30 |" in text
-    assert f"| {SWINGUP} | MLP | 700 | -3.0 / -3.5 | – / – | 0.99 | 2.5 | 50.0 / 23.0 | 4 | 200 | 10 / 20 | 4 / 1 |" in more
+    assert f"| {SWINGUP} | MLP | 700 | -3.0 / -3.5 | – / – | 0.99 / 0.8 | 2.5 | 50.0 / 23.0 | 4 | 200 | 10 / 20 | 4 / 1 |" in more
     assert f"left out of means and intervals: {SWINGUP} mlp seed 3" in text and "dropped" not in text
     assert any("2 episodes were dropped, in which the" in line for line in explanation([dataclasses.replace(lost, failed=2)]))
     row = next(line for line in text.splitlines() if "| MLP |" in line)

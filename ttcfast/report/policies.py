@@ -22,9 +22,10 @@ _Row = dict[str, Any]
 _Column = tuple[str, Callable[[_Row], str]]
 _NAMES = ("task", "arm", "seed", "mode", "detach")
 _COSTS = (
-    *("parameters", "dynamics_gap", "dynamics_evaluations", "field_evaluations", "own_episodes", "failed"),
+    *("parameters", "dynamics_gap", "dynamics_evaluations", "field_evaluations", "own_episodes", "environment_steps", "failed"),
     *("wm_seconds", "policy_seconds", "cpu_seconds", "skipped", "stopped"),
 )
+_ALONG = ("simulator_cosine", "dynamics_lipschitz", "reward_lipschitz", "action_sensitivity", "saturation")
 
 
 _PUBLIC = Path(__file__).with_name("public_returns.csv")
@@ -107,14 +108,16 @@ def explanation(results: Sequence[PolicyResult]) -> list[str]:
         f"(public_returns.csv): {wanted or 'none is known for these tasks'}.",
         f"observation error: after {steps} imagined steps of held-out episodes, through a linear probe, in units of the observation's "
         "variance; reward error: of that step, in units of the reward's variance; before and after the policy's training.",
-        "ESNR: of the actor's gradient, raw and unbiased, at the last evaluation and as median over the run. gradient cosine: of the "
-        "actor's gradient with finite differences of the imagined return. gradient norm: of the actor's gradient before clipping, in units "
+        "ESNR: of the actor's gradient, raw and unbiased, at the last evaluation and as median over the run. cosine: of the "
+        "actor's gradient with finite differences of the imagined return, and of the gradient of H actions' return along the first episode "
+        "with the simulator's. gradient norm: of the actor's gradient before clipping, in units "
         "of the rewards, median over the updates between the last two evaluations. detach: whether the gradient leaves out the part "
         "through the latents that the policy sees.",
         "value: discounted, of the episodes' first states, by the critic and as earned. evals / step: evaluations of the dynamics network "
         "per imagined step, the measure of equal cost. train evals: those of training, a batch counting as one.",
         "seconds: processor time and wall-clock of all updates. model, policy s: wall-clock of those of world model and policy. skipped: "
-        "updates. stopped: runs that the sanity checks ended.",
+        "updates. stopped: runs that the sanity checks ended. runs.csv also has Lipschitz estimates, action sensitivity, saturation and the "
+        "agent steps that a run made itself.",
     ]
     if failed := sum(run.failed for run in results):
         lines.append(f"{failed} episodes were dropped, in which the simulator failed; runs.csv says whose.")
@@ -180,7 +183,8 @@ def _row(run: PolicyResult) -> dict[str, Any]:
         "gradient_norm": final("gradient_norm"),
         "predicted": final("predicted"),
         "realised": final("realised"),
-        **{name: own[name] for name in _COSTS},
+        **{name: final(name) for name in _ALONG},
+        **{name: math.nan if own[name] is None else own[name] for name in _COSTS},
     }
 
 
@@ -238,7 +242,7 @@ _DETAILS: list[_Column] = [
     ("best", _of("best_return", _whole)),
     ("ESNR dB\nlast / median", _two("esnr_db", "esnr_db_median", _tenth)),
     ("unbiased dB\nlast / median", _two("esnr_unbiased_db", "esnr_unbiased_db_median", _tenth)),
-    ("gradient\ncosine", _of("gradient_cosine", _short)),
+    ("cosine, differences\n/ simulator", _two("gradient_cosine", "simulator_cosine", _short)),
     ("gradient\nnorm", _of("gradient_norm", _short)),
     ("value pred.\n/ realised", _two("predicted", "realised", _tenth)),
     ("evals\n/ step", _of("dynamics_evaluations", _whole)),
