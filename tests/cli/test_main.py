@@ -1,11 +1,13 @@
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ttcfast.cli.configuration import compose
 from ttcfast.cli.main import COMMANDS, main
 from ttcfast.data import TrajectoryFile
 
@@ -31,7 +33,19 @@ def test_help_lists_the_commands_and_nothing_that_does_not_exist(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_commands_help_prints_its_keys(capsys, command):
     assert main([command, "--help"]) == 0
-    assert f"ttcfast {command}: " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert text.startswith(f"ttcfast {command}: ") and max(map(len, lines)) <= 100 and len(lines) <= 45
+    (example,) = (line.removeprefix("Example: ") for line in lines if line.startswith("Example: "))
+    program, named, *arguments = shlex.split(example)
+    assert (program, named) == ("ttcfast", command) and compose(command, arguments) is not None
+
+
+def test_help_writes_values_as_arguments_take_them(capsys):
+    assert main(["run_ttc", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "\n  eval. rollout_T=20  methods=null" in text and "horizons=[1,4,16,20,64,128]" in text
+    assert "\n  ttc.stochastic. dropout=true" in text and "prm.ckpt for" in text
 
 
 def test_no_command_is_a_bad_argument(capsys):

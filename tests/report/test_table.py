@@ -1,7 +1,9 @@
 import csv
+import dataclasses
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -127,6 +129,30 @@ def test_printed_table_keeps_whole_lines_in_a_narrow_console(evaluation):
     assert max(len(line) for line in lines if "random" in line) < 135
     for line in explanation(evaluation, narrow=True):
         assert line in text.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_a_table_fits_its_terminal_and_cuts_no_number(evaluation, width):
+    heads, rows = cells(evaluation, HORIZONS, narrow=True)
+    text = io.StringIO()
+    print_table(evaluation, HORIZONS, None, Console(file=text, width=width, force_terminal=True, no_color=True))
+    table = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).split("MSE: mean")[0]
+    table, _, left_out = table.partition("Columns left out")
+    assert max(map(len, table.splitlines())) <= width and "…" not in table
+    assert bool(left_out) == (width < 140)
+    for row in rows:
+        for head, cell in zip(heads, row):
+            if head != "method" and " ".join(head.split()) not in " ".join(left_out.split()):
+                assert cell in table, (head, cell)
+        assert all(word in table for word in row[0].split())
+
+
+def test_long_names_wrap_in_a_pipe_of_any_width(evaluation):
+    named = evaluation.adding(dataclasses.replace(handmade(evaluation, [0.01] * 8), method="prm_symmetry", projected=True))
+    text = io.StringIO()
+    print_table(named, (1, 4, 6, 8), None, Console(file=text, width=40))
+    table = text.getvalue().split("MSE: mean")[0].split("Columns left out")[0]
+    assert max(map(len, table.splitlines())) <= 100 and "0.01" in table and "symmetries" in table
 
 
 def test_markdown_has_the_same_cells(evaluation):

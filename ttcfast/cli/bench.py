@@ -1,4 +1,7 @@
-"""``ttcfast bench``: time an operation against its peers (from a checkout)"""
+"""``ttcfast bench``: time an operation against its peers (from a checkout)
+
+Example: ``ttcfast bench op=topk``
+"""
 
 from __future__ import annotations
 

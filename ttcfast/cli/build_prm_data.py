@@ -1,4 +1,7 @@
-"""``ttcfast build_prm_data``: rank candidates of the reward split, to train a reward model on (resumes where a killed run stopped)"""
+"""``ttcfast build_prm_data``: rank candidates of the reward split, to train a reward model on (resumes where a killed run stopped)
+
+Example: ``ttcfast build_prm_data fm.ckpt=examples/surrogate.safetensors out=runs/triplets``
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``ttcfast ceiling``: what the best of B candidates gains over the deterministic step, for every way of making candidates"""
+"""``ttcfast ceiling``: what the best of B candidates gains over the deterministic step, for every way of making candidates
+
+Example: ``ttcfast ceiling fm.ckpt=examples/surrogate.safetensors data.root=examples data.split=null``
+"""
 
 from __future__ import annotations
 

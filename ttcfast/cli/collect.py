@@ -1,4 +1,7 @@
-"""``ttcfast collect``: record a replay data set of dm_control or gymnasium tasks (resumable, deterministic in the seed)"""
+"""``ttcfast collect``: record a replay data set of dm_control or gymnasium tasks (resumable, deterministic in the seed)
+
+Example: ``ttcfast collect episodes=80 out=data/cartpole80``
+"""
 
 from __future__ import annotations
 

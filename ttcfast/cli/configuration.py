@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ttcfast.runtime.files import atomic_write, output_folder
 from .layout import Layout
 from .typed import unknown
 
+HELP_WIDTH = 100
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Values = dict[str, str | list[str]]
 """Values by key in Hydra's notation; a list holds the values of a sweep."""
@@ -109,15 +111,39 @@ def register(command: str) -> str:
 
 
 def defaults_text(command: str) -> str:
-    """Return the keys of ``command`` with their defaults as YAML, for ``--help``."""
+    """Return the keys of ``command`` with their defaults for ``--help``: a paragraph per group, in lines of ``HELP_WIDTH`` characters.
+
+    Values are written as a command line takes them.
+    """
     defaults = _defaults(command)
     if not defaults:
-        return "(none)"
-    text = yaml.safe_dump(defaults, sort_keys=False, default_flow_style=None, width=100).rstrip()
+        return "  (none)"
+    lines = []
+    for group, keys in _groups(defaults):
+        text = "  ".join(f"{key}={_written(value)}" for key, value in keys.items())
+        lead = {"initial_indent": f"  {group}. " if group else "  ", "subsequent_indent": "      " if group else "  "}
+        lines += textwrap.wrap(text, HELP_WIDTH, break_long_words=False, break_on_hyphens=False, **lead)
     aliases = [
         f"{alias}{'*' * alias.endswith('.')} for {key}{'*' * key.endswith('.')}" for alias, key in layout_of(command).aliases.items()
     ]
-    return f"{text}\n\nAlso understood: {', '.join(aliases)}" if aliases else text
+    if aliases:
+        lines += ["", *textwrap.wrap(f"Also understood: {', '.join(aliases)}", HELP_WIDTH, break_long_words=False)]
+    return "\n".join(lines)
+
+
+def _groups(defaults: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each group's dotted name with its own keys, those without a group first."""
+    yield from [(name, own)] if (own := {key: value for key, value in defaults.items() if not (isinstance(value, dict) and value)}) else []
+    for key, value in defaults.items():
+        if isinstance(value, dict) and value:
+            yield from _groups(value, f"{name}.{key}" if name else key)
+
+
+def _written(value: Any) -> str:
+    """Write a default as an argument holds it, without blanks."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value) or "''"
 
 
 def save(folder: str | Path, config: Mapping[str, Any], name: str) -> Path:

@@ -1,4 +1,7 @@
-"""``ttcfast demo``: the shipped surrogate on the shipped test trajectories, every method in one table, with figures"""
+"""``ttcfast demo``: the shipped surrogate on the shipped test trajectories, every method in one table, with figures
+
+Example: ``ttcfast demo problems=2 steps=8``
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``ttcfast fit_directions``: learn fields along which candidates are spread, from the surrogate's errors in a triplet file"""
+"""``ttcfast fit_directions``: learn fields along which candidates are spread, from the surrogate's errors in a triplet file
+
+Example: ``ttcfast fit_directions data=runs/triplets out=runs/directions/directions.safetensors``
+"""
 
 from __future__ import annotations
 

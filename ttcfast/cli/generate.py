@@ -1,4 +1,7 @@
-"""``ttcfast generate``: make a data set with our own solvers (resumable, deterministic in the seed)"""
+"""``ttcfast generate``: make a data set with our own solvers (resumable, deterministic in the seed)
+
+Example: ``ttcfast generate split=test n=8 out=data/mine``
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``ttcfast info``: which backends, builds and devices are here, and why the others are not"""
+"""``ttcfast info``: which backends, builds and devices are here, and why the others are not
+
+Example: ``ttcfast info``
+"""
 
 from __future__ import annotations
 

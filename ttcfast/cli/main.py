@@ -8,6 +8,7 @@ import difflib
 import importlib
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,8 @@ def _run(arguments: list[str]) -> int:
     from . import configuration  # here, since it loads Hydra and torch, which the lines above do without
 
     if "--help" in rest or "-h" in rest:
-        print(f"ttcfast {name}: {_summary(name)}\n\nKeys and their defaults:\n{configuration.defaults_text(name)}")
+        about = "\n".join(textwrap.wrap(f"ttcfast {name}: {_summary(name)}", configuration.HELP_WIDTH))
+        print(f"{about}\n\nExample: {_example(name)}\n\nKeys and their defaults:\n{configuration.defaults_text(name)}")
         return _DONE
     several = {"--multirun", "-m"} & set(rest)
     if several:
@@ -98,8 +100,16 @@ def _help() -> str:
 
 def _summary(name: str) -> str:
     """Return the summary in the docstring of the command's file, without importing it."""
-    text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0].partition(": ")[2]
+    return _docstring(name).splitlines()[0].partition(": ")[2]
+
+
+def _example(name: str) -> str:
+    """Return the example in the docstring of the command's file, a line of its own."""
+    return next(line.partition(": ")[2].strip("`") for line in _docstring(name).splitlines() if line.startswith("Example: "))
+
+
+def _docstring(name: str) -> str:
+    return ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))) or ""
 
 
 def _say(status: int, message: str, debug: bool = False) -> int:

@@ -1,4 +1,7 @@
-"""``ttcfast protocol``: policies inside MLP, residual and flow world models on several tasks, with the plan's verdict (resumable)"""
+"""``ttcfast protocol``: policies inside MLP, residual and flow world models on several tasks, with the plan's verdict (resumable)
+
+Example: ``ttcfast protocol data=[data/cartpole80] out=runs/protocol``
+"""
 
 from __future__ import annotations
 

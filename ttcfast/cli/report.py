@@ -1,4 +1,7 @@
-"""``ttcfast report``: runs on one HTML page (tables, charts, animation, calibration, provenance), and their numbers in one table"""
+"""``ttcfast report``: runs on one HTML page (tables, charts, animation, calibration, provenance), and their numbers in one table
+
+Example: ``ttcfast report runs/demo``
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``ttcfast run_ttc``: roll a surrogate out with and without test-time compute, and compare the methods"""
+"""``ttcfast run_ttc``: roll a surrogate out with and without test-time compute, and compare the methods
+
+Example: ``ttcfast run_ttc fm.ckpt=examples/surrogate.safetensors data.root=examples data.split=null``
+"""
 
 from __future__ import annotations
 

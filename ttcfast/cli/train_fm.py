@@ -1,4 +1,7 @@
-"""``ttcfast train_fm``: train the one-step surrogate (resumes where a killed run stopped)"""
+"""``ttcfast train_fm``: train the one-step surrogate (resumes where a killed run stopped)
+
+Example: ``ttcfast train_fm data=data/euler64 model.width=96 max_seconds=3600 out=runs/train_fm``
+"""
 
 from __future__ import annotations
 

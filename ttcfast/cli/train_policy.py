@@ -1,4 +1,7 @@
-"""``ttcfast train_policy``: train a policy inside a world model, from recorded episodes or online (resumable)"""
+"""``ttcfast train_policy``: train a policy inside a world model, from recorded episodes or online (resumable)
+
+Example: ``ttcfast train_policy data=data/cartpole80 arm=heun2 out=runs/agent``
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``ttcfast train_prm``: train a reward model on triplets (resumes where a killed run stopped)"""
+"""``ttcfast train_prm``: train a reward model on triplets (resumes where a killed run stopped)
+
+Example: ``ttcfast train_prm data.root=runs/triplets fm.ckpt=examples/surrogate.safetensors``
+"""
 
 from __future__ import annotations
 

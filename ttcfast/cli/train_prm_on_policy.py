@@ -1,4 +1,7 @@
-"""``ttcfast train_prm_on_policy``: train a dense reward model along the rollouts it corrects (resumes where a killed run stopped)"""
+"""``ttcfast train_prm_on_policy``: train a dense reward model along the rollouts it corrects (resumes where a killed run stopped)
+
+Example: ``ttcfast train_prm_on_policy fm.ckpt=examples/surrogate.safetensors data=data/euler64``
+"""
 
 from __future__ import annotations
 

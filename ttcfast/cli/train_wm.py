@@ -1,4 +1,7 @@
-"""``ttcfast train_wm``: train MLP, residual and flow world models on replay data and compare them on held-out episodes (resumable)"""
+"""``ttcfast train_wm``: train MLP, residual and flow world models on replay data and compare them on held-out episodes (resumable)
+
+Example: ``ttcfast train_wm data=data/cartpole80 arms=[mlp,heun2]``
+"""
 
 from __future__ import annotations
 

@@ -148,8 +148,8 @@ def named_variants(
             continue
         reward = max((each for each in rewards if name.startswith(f"{each}_")), key=len, default=None)
         if name in known:
-            moves = known[name].options.get("refine_steps", 0) and reward is not None
-            if moves and rewards[reward].maximum is None and type(rewards[reward]).ascent is Scorer.ascent:
+            scorer = None if reward is None or not known[name].options.get("refine_steps", 0) else rewards[reward]
+            if scorer is not None and scorer.maximum is None and type(scorer).ascent is Scorer.ascent:
                 raise ArgumentError(
                     f"methods names {name}, which moves states along {reward}, a reward without moves; set its maximum (0.0 for a negated "
                     "error), implement ascent, or give a learned reward"
@@ -168,8 +168,10 @@ def named_variants(
     return {name: known[name] for name in methods if name in known}
 
 
-_USES = ("_refined", "_refined_oracle", "_corrector", "_symmetry", "_softmax", "_mean", "_span")
-_USES += ("_solver", "_solver_choice", "_solver_span")
+_USES = (
+    *("_refined", "_refined_oracle", "_corrector", "_symmetry", "_softmax", "_mean", "_span"),
+    *("_solver", "_solver_choice", "_solver_span"),
+)
 
 
 def _beside(kind: type[Blend] | type[Ensemble], solver: SolverStep, surrogate: BaseFM) -> BaseFM:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ttcfast.runtime.terminal import plain_console, print_whole
+from ttcfast.runtime.terminal import least_width, plain_console, print_whole
 
 from .results import RESAMPLES, Gain, MethodResult
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation
 
 MISSING = "–"
+WIDTH = 100
+"""Characters of a table that does not go to a terminal."""
+NAMES = 22
+"""Characters below which names do not wrap."""
 MEGABYTE = 1_000_000
 PEAK = (
     "peak MB: most memory held while the method ran: on a GPU by tensors, on a CPU by the whole process, with the program, the data and "
@@ -35,6 +39,9 @@ def print_table(
 ) -> None:
     """Print the table and the meaning of its columns; rows with projection are indented under their method.
 
+    Long names wrap. Where the numbers do not fit a terminal, or ``WIDTH`` characters of a pipe or file, whole columns are left out, and a
+    note names them; a number is never cut.
+
     Args:
         evaluation: What to show.
         horizons: Steps of the error columns.
@@ -47,7 +54,25 @@ def print_table(
     for result, row in zip(shown.results, rows, strict=True):
         if result.projected and shown.find(result.method) is not None:
             row[0] = "  " + row[0][row[0].index("+ projection") :]
-    print_with_notes(rich_table(heads, rows, title=title), explanation(evaluation, narrow=True), console)
+    console = plain_console(console)
+    width = console.width if console.is_terminal else WIDTH
+    kept = _fitting(heads, rows, width)
+    table = rich_table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], title=title, wraps=True)
+    left_out = ", ".join(" ".join(head.split()) for i, head in enumerate(heads) if i not in kept)
+    notes = [f"Columns left out to fit {width} characters: {left_out}."] if left_out else []
+    print_with_notes(table, [*notes, *explanation(evaluation, narrow=True)], console, width)
+
+
+def _fitting(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the columns that fit a width: the first and the last error, the gain and the cost stay longest."""
+    errors = [head for head in heads if head.startswith("MSE")]
+    order = ("drift", "improved", "gain % over", "95 %", *errors[1:-1], "reward", *errors[:-1], "model")
+    kept = list(range(len(heads)))
+    for start in order:
+        if least_width(rich_table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], wraps=True)) <= width:
+            break
+        kept = [i for i in kept if not heads[i].startswith(start)]
+    return kept
 
 
 def cells(evaluation: Evaluation, horizons: Sequence[int], *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -97,23 +122,31 @@ def _drift(evaluation: Evaluation) -> str:
     return f"drift: the {which} of {in_words(evaluation.quantities)} after {evaluation.steps} steps, mean over problems."
 
 
-def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, text_columns: int = 1) -> Table:
-    """Return a table for a terminal, with the first ``text_columns`` columns aligned left and the others right."""
+def rich_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, text_columns: int = 1, wraps: bool = False
+) -> Table:
+    """Return a table for a terminal, with the first ``text_columns`` columns aligned left and the others right.
+
+    ``wraps`` lets the first column wrap between words, down to ``NAMES`` characters, where the table is wider than the terminal.
+    """
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < text_columns else "right", no_wrap=True, vertical="bottom")
+        names = wraps and i == 0
+        longest = max(len(line) for text in (head, *(row[i] for row in rows)) for line in text.split("\n"))
+        least = min(NAMES, longest) if names else longest  # rich's own minimum is a word, to which it would cut
+        table.add_column(head, justify="left" if i < text_columns else "right", no_wrap=not names, vertical="bottom", min_width=least)
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def print_with_notes(table: Table, notes: Sequence[str], console: Console | None = None) -> None:
-    """Print a table with notes below it, without wrapping lines on a narrow console."""
+def print_with_notes(table: Table, notes: Sequence[str], console: Console | None = None, width: int | None = None) -> None:
+    """Print a table with notes below it: at ``width``, if it can be so narrow, or else without wrapping lines on a narrow console."""
     console = plain_console(console)
-    print_whole(console, table)
+    print_whole(console, table, width)
     for note in notes:
         console.print(note, style="dim", soft_wrap=True)
 

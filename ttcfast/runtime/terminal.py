@@ -97,10 +97,19 @@ def plain_console(given: Console | None = None, width: int | None = None) -> Con
     )
 
 
-def print_whole(console: Console, table: Table) -> None:
-    """Print ``table`` at its own width even if the console is narrower: a wrapped line is better than a truncated number."""
-    width = plain_console(width=100_000).measure(table).maximum
-    plain_console(console, max(console.width, width)).print(table)
+def print_whole(console: Console, table: Table, width: int | None = None) -> None:
+    """Print ``table`` at its own width even if the console is narrower: a wrapped line is better than a truncated number.
+
+    With ``width`` columns that may wrap do so to fit it, and the others stay whole.
+    """
+    if width is None:
+        width = max(console.width, plain_console(width=100_000).measure(table).maximum)
+    plain_console(console, max(width, least_width(table))).print(table)
+
+
+def least_width(table: Table) -> int:
+    """Return the characters below which ``table`` would lose some."""
+    return plain_console(width=100_000).measure(table).minimum
 
 
 def fits(console: Console, table: Table) -> bool:
