@@ -121,8 +121,10 @@ def defaults_text(command: str) -> str:
     lines = []
     for group, keys in _groups(defaults):
         text = "  ".join(f"{key}={_written(value)}" for key, value in keys.items())
-        lead = {"initial_indent": f"  {group}. " if group else "  ", "subsequent_indent": "      " if group else "  "}
-        lines += textwrap.wrap(text, HELP_WIDTH, break_long_words=False, break_on_hyphens=False, **lead)
+        first, later = (f"  {group}. ", " " * 6) if group else ("  ", "  ")
+        lines += textwrap.wrap(
+            text, HELP_WIDTH, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+        )
     aliases = [
         f"{alias}{'*' * alias.endswith('.')} for {key}{'*' * key.endswith('.')}" for alias, key in layout_of(command).aliases.items()
     ]

@@ -116,8 +116,8 @@ def explanation(results: Sequence[PolicyResult]) -> list[str]:
         "value: discounted, of the episodes' first states, by the critic and as earned. evals / step: evaluations of the dynamics network "
         "per imagined step, the measure of equal cost. train evals: those of training, a batch counting as one.",
         "seconds: processor time and wall-clock of all updates. model, policy s: wall-clock of those of world model and policy. skipped: "
-        "updates. stopped: runs that the sanity checks ended. runs.csv also has Lipschitz estimates, action sensitivity, saturation and the "
-        "agent steps that a run made itself.",
+        "updates. stopped: runs that the sanity checks ended. runs.csv also has Lipschitz estimates, action sensitivity, saturation and "
+        "the agent steps that a run made itself.",
     ]
     if failed := sum(run.failed for run in results):
         lines.append(f"{failed} episodes were dropped, in which the simulator failed; runs.csv says whose.")
