@@ -121,7 +121,7 @@ def defaults_text(command: str) -> str:
     lines = []
     for group, keys in _groups(defaults):
         text = "  ".join(f"{key}={_written(value)}" for key, value in keys.items())
-        lead = {"initial_indent": f"  {group}. " if group else "  ", "subsequent_indent": "      " if group else "  "}
+        lead: Any = {"initial_indent": f"  {group}. " if group else "  ", "subsequent_indent": "      " if group else "  "}
         lines += textwrap.wrap(text, HELP_WIDTH, break_long_words=False, break_on_hyphens=False, **lead)
     aliases = [
         f"{alias}{'*' * alias.endswith('.')} for {key}{'*' * key.endswith('.')}" for alias, key in layout_of(command).aliases.items()
