@@ -239,16 +239,18 @@ def run_ttc(
     if solver is not None and solver.compiled and any(variant.model is not None for variant in used.values()):
         solver.step(problems.truth[:, 0].to(device))  # compiled for this batch before a clock runs
     resume = out / "resume" if config.resume else None
-    with RunLog(out, config.tensorboard, config.wandb) as log:
+    with RunLog(out, config.tensorboard, config.wandb) as log, bar(4, "stages") as stages:
         with bar(_work(config, surrogate, problems, used), "run_ttc") as progress:
             evaluation, sweep = _measure(config, surrogate, problems, used, progress, resume)
             frontier = _frontier(config, surrogate, problems, used, evaluation, progress)
+        stages.advance(note="classical solver")
         horizons = [h for h in config.horizons if h <= config.steps]
         evaluation = _solved(config, problems, solver, evaluation)
         compiled = solver is not None and solver.compiled
         evaluation = evaluation.adding(notes=equal_error_notes(evaluation, horizons, compiled=compiled))
         measured = [r for r in evaluation.results if r.recorded is None and r.method != "persistence"]
         write_recorded(out / ROWS, measured, problems, {"note": f"measured by the run in {config.out}"})
+        stages.advance(note="calibration of the rewards")
         calibrated = _calibrate(config, surrogate, problems, used, out)
         evaluation = evaluation.adding(notes=[*_data_notes(source, trained), *unsolved])
         if config.one_step:
@@ -259,9 +261,11 @@ def run_ttc(
             evaluation = evaluation.adding(notes=[*speeds.sentences(), *speeds.notes])
         write_breakeven(out, speeds)
         about = {**provenance.record(config), **provenance_of(surrogate)}
+        stages.advance(note="figures")
         paths = write_outputs(out, evaluation, sweep, horizons, about, times=source.times[surrogate.history - 1 :])
         paths += [*calibrated, *write_frontier(out, frontier)]
         log_outputs(log, evaluation, paths)
+        stages.advance()
     if not quiet:
         print_table(evaluation, horizons, title, only=None if story is None else story(evaluation))
     return RunTTCResult(evaluation, sweep, tuple(paths), time.perf_counter() - start)
