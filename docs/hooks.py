@@ -78,7 +78,7 @@ def led(match: re.Match[str], uri: str) -> str:
 
 def task(path: Path) -> str:
     """Returns the page of a script of ``docs/tasks``: its docstring, and its cells as the gallery's are, without what they print."""
-    spec = importlib.util.spec_from_file_location("gallery_build", ROOT / "docs" / "gallery" / "build.py")
+    spec = importlib.util.spec_from_file_location("gallery_build", TASKS.parent / "gallery" / "build.py")
     assert spec is not None and spec.loader is not None
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
