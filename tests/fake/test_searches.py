@@ -1,0 +1,50 @@
+"""Every search makes the same choices on the fake device as on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.fake.cases import CASES
+from tests.fake_cuda import CudaTensor, FakeCuda, on_host
+from ttcfast.ttc.result import RolloutResult
+
+T = 3
+TIMED = ("seconds", "peak_bytes")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_a_search_chooses_as_on_the_host(name):
+    case = CASES[name]
+    x0 = case.start()
+
+    def rolled(device: str) -> RolloutResult:
+        search = case.search(device)
+        torch.manual_seed(0)  # of a foreign model
+        return search.rollout(x0.to(device), T, return_info=True, **case.rollout)
+
+    expected = rolled("cpu")
+    with FakeCuda():
+        found = rolled("cuda")
+    assert isinstance(found.trajectory, CudaTensor)
+    require_equal(on_host(found), expected)
+
+
+def require_equal(found: object, expected: object, path: str = "") -> None:
+    """Raise unless two results hold the same bits."""
+    assert type(found) is type(expected), path
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{path}: {text}")
+    elif dataclasses.is_dataclass(expected):
+        for f in dataclasses.fields(expected):
+            if f.name not in TIMED:
+                require_equal(getattr(found, f.name), getattr(expected, f.name), f"{path}.{f.name}")
+    elif isinstance(expected, tuple):
+        assert len(found) == len(expected), path
+        for i, pair in enumerate(zip(found, expected)):
+            require_equal(*pair, f"{path}[{i}]")
+    else:
+        assert found == expected, path
