@@ -271,7 +271,7 @@ def _place() -> str:
         file = frame.f_code.co_filename
         if file.startswith(OURS):
             return f"{file[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
-        if not other and file.startswith(f"{ROOT}/") and file not in OWN:
+        if not other and file.startswith((f"{ROOT}/tests/", f"{ROOT}/bench/")) and file not in OWN:
             other = f"{file[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return other or "outside of the repository"
