@@ -4,7 +4,7 @@
         x = torch.randn(3).to("cuda")
         with gpu.counting() as waits:
             bool((x > 0).any())
-        assert waits == {("tests/test_x.py:7", "item"): 1}
+        assert waits == {("tests/fake/test_device.py:7", "item"): 1}
     on_host(x)  # the values
 
 Its tensors hold host memory and say ``cuda:0``. Within the block
@@ -66,7 +66,7 @@ class FakeCuda(TorchDispatchMode):
         self.waits: Counter[tuple[str, str]] = Counter()
         self.launches: Counter[str] = Counter()
         self._graph: Graph | None = None  # being recorded
-        self._pinned: list[Tensor] = []
+        self._pinned: dict[int, Tensor] = {}  # by address; kept, so that no other memory gets it
         self._patches, self._depth = contextlib.ExitStack(), 0
 
     def __enter__(self) -> FakeCuda:
@@ -106,8 +106,7 @@ class FakeCuda(TorchDispatchMode):
         if not of_device and not _is_cuda(kwargs.get("device")):
             pinned = kwargs.pop("pin_memory", False)
             out = func(*args, **kwargs)
-            self._pinned += [out] if pinned else []
-            return out
+            return self._pin(out) if pinned else out
         if name.startswith("ttcfast::"):
             return self._operation(func, args, kwargs, given)
         if kwargs.get("generator") is not None:
@@ -148,8 +147,14 @@ class FakeCuda(TorchDispatchMode):
         """Count a copy between host and device."""
         if isinstance(source, CudaTensor):
             self.wait("a copy to the host")
-        elif not (non_blocking and any(x.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() for x in self._pinned)):
+        elif not non_blocking or source.untyped_storage().data_ptr() not in self._pinned:
             self.wait("a copy to the device")
+
+    def _pin(self, x: Tensor) -> Tensor:
+        if self._graph is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: pinned memory is allocated at {_place()}")
+        self._pinned[x.untyped_storage().data_ptr()] = x
+        return x
 
     def _to(self, x: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
         """Return a tensor on the device, or on the host."""
@@ -159,6 +164,8 @@ class FakeCuda(TorchDispatchMode):
             raise NotImplementedError("the fake device has no gradient of a copy between host and device; detach() the tensor")
         self._copied(x, non_blocking)
         copy = memory(x).detach().clone()
+        if self._graph is not None:
+            self._graph.add(torch.clone, (memory(x).detach(),), {}, copy)
         return CudaTensor(copy).requires_grad_(x.requires_grad) if _is_cuda(device) else copy
 
     def _of_torch(self) -> list[tuple[Any, str, Any]]:
@@ -180,11 +187,18 @@ class FakeCuda(TorchDispatchMode):
         def by_name(function: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *args: function(*map(_of_host, args))
 
+        def grouped(*args: Any) -> dict[Any, Any]:
+            by_device = group(*args)  # C++ takes the fake tensors for the host's
+            return {(lists[0][0].device, dtype): (lists, at) for (_, dtype), (lists, at) in by_device.items()}
+
+        group = _C._group_tensors_by_device_and_dtype
         names = ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled")
         return [
+            (_C, "_group_tensors_by_device_and_dtype", grouped),
             (torch.Tensor, "to", moved),
             (torch.Tensor, "cuda", lambda x, device=CUDA, non_blocking=False: self._to(x, CUDA, non_blocking)),
             (torch.Tensor, "cpu", lambda x: self._to(x, HOST, False)),
+            (torch.Tensor, "pin_memory", lambda x: self._pin(x.clone())),
             (torch, "autocast", Autocast),
             *((torch, name, by_name(getattr(torch, name))) for name in names),
         ]

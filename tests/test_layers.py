@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR = ["checks", "searches", "states", "spec", "runtime", "ops", "integrators", "esnr", "physics", "data", "metrics"]
+FLOOR = ["checks", "transfer", "searches", "states", "spec", "runtime", "ops", "integrators", "esnr", "physics", "data", "metrics"]
 FLOOR += ["stochastic_sampling", "core", "adapters", "models"]
 ORDER = [*FLOOR, "rewards", "ttc", "evaluation", "front_door", "report", "experiments", "cli"]
 MAY_IMPORT = {layer: set(ORDER[: i + 1]) for i, layer in enumerate(ORDER)}
-MAY_IMPORT["pwm"] = {"checks", "searches", "states", "spec", "runtime", "ops", "integrators", "esnr", "data", "pwm"}
+MAY_IMPORT["pwm"] = {"checks", "transfer", "searches", "states", "spec", "runtime", "ops", "integrators", "esnr", "data", "pwm"}
 for outer in ("front_door", "report", "experiments", "cli"):
     MAY_IMPORT[outer] |= {"pwm"}
 MAY_IMPORT["cli"] |= {"configs"}

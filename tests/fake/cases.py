@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from tests import foreign
-from tests.rewards.prm.test_model import networks
+from tests.rewards.prm.test_model import NORMALIZER, networks
 from tests.scorers import last_cell
 from tests.surrogates import Foreign, brittle, drop_surrogate, euler_state, shift_surrogate, shifted, vit_surrogate
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.normalizer import Normalizer
 from ttcfast.models.ensemble import Blend, Ensemble, SolverStep
 from ttcfast.rewards.common import ARMScorer, EulerResidualScorer, OracleScorer, PRMScorer, Residual, ScorerList, VorticityResidual
+from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
 from ttcfast.ttc.budget import Budget
@@ -79,6 +80,15 @@ def prm(number: int) -> PRMScorer:
     return PRMScorer(copy.deepcopy(networks()[number]).requires_grad_(False).eval(), chunk=8)
 
 
+def informed() -> PRMScorer:
+    """A reward model that sees the residual of the equations, as the shipped one does."""
+    torch.manual_seed(1)
+    around = {"normalizer": copy.deepcopy(NORMALIZER), "spec": SPEC, "residual": {"dt": 0.1, "cell": (1 / 8, 1 / 8)}}
+    network = DensePRM(8, 4, levels=2, **around)
+    nn.init.normal_(network.out.weight, std=0.05)
+    return PRMScorer(network.requires_grad_(False).eval())
+
+
 def residual(x_t: Tensor, candidates: Tensor, context: Any) -> Tensor:
     return candidates - x_t.unsqueeze(1)
 
@@ -131,6 +141,7 @@ GREEDY = {
     "oracle": Case(shift_surrogate, oracle),
     "reward model": Case(scorer=lambda: prm(0)),
     "dense reward model": Case(scorer=lambda: prm(1)),
+    "reward model with a residual": Case(scorer=informed),
     "sum of rewards": Case(scorer=lambda: ScorerList([ARMScorer(), prm(2)])),
     "z-scores": Case(scorer=lambda: ScorerList([ARMScorer(), last_cell], zscore=True)),
     "callable": Case(scorer=lambda: last_cell),

@@ -115,6 +115,7 @@ SILENT = {
     "same device": lambda x: x.to("cuda"),
     "shape": lambda x: x.new_zeros(len(x)),
     "from pinned memory": lambda x: torch.empty(8, pin_memory=True)[:4].to("cuda", non_blocking=True),
+    "by way of pinned memory": lambda x: torch.arange(3).pin_memory().to("cuda", non_blocking=True),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from ttcfast.stochastic_sampling.directions import load_directions
 from ttcfast.stochastic_sampling.distinct import PROBES, all_same, require_stochastic
 from ttcfast.stochastic_sampling.keyed import Draw
 from ttcfast.stochastic_sampling.sites import Site, noise_sites
+from ttcfast.transfer import sent
 
 from .candidate_forward import CandidateForward
 from .compiled import MODES
@@ -154,7 +155,7 @@ class Surrogate(BaseFM):
         self._check("x", x)
         encoded = self._encode(x)
         given = self._given(encoded, step, problem_ids)
-        return self._decoded(self._calls().deterministic(encoded, self._unpacked, given=given), self._latest(x))
+        return self._decoded(self._calls().deterministic(encoded, self._unpacked, given=given, of=x), self._latest(x))
 
     @in_turn
     @torch.no_grad()
@@ -191,7 +192,7 @@ class Surrogate(BaseFM):
         batch or process, change it by no more than the rounding of the model's arithmetic. Noise is keyed site by site
         (``ttcfast.stochastic_sampling.keyed_noise``). What cannot be keyed (dropout called by function, a forward that draws from torch,
         numpy or ``random``) draws from streams set by seed, step, first problem and first id: it repeats for the same call, but another
-        chunking draws other candidates.
+        chunking draws other candidates. A model that drew no such number when it was traced is taken for one that never does.
 
         Args:
             x: States ``[N, C, *S]`` (``[N, h, C, *S]`` with history) in physical units on the model's device.
@@ -218,10 +219,11 @@ class Surrogate(BaseFM):
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
         if config.symmetry:
             return self._in_frames(x, ids, problem_ids, seed, step, config)
-        first = 0 if problem_ids is None else int(problem_ids[0])
-        given = self._given(x, step, problem_ids)
-        with temp_seed(hash_seed(seed, step, first, int(ids.flatten()[0]))):
-            out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config, given)
+        given, encoded, sites = self._given(x, step, problem_ids), self._encode(x), noise_sites(self.model, config)
+        keyed = step > 0 and self._calls().keyed(encoded, sites, given)  # numbers of ids on a device are waited for
+        first = 0 if problem_ids is None or keyed else int(problem_ids[0])
+        with temp_seed(None if keyed else hash_seed(seed, step, first, int(ids.flatten()[0]))):
+            out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config, given, encoded=encoded, sites=sites)
             if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
                 self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed, rows_of(given, [0]))
         return out
@@ -298,13 +300,26 @@ class Surrogate(BaseFM):
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
         return [site.amount for site in noise_sites(self.model, config) if site.is_dropout and site.amount > 0]
 
-    def _sample(self, x: Tensor, draw: Draw, config: StochasticConfig, given: Mapping[str, Tensor], *, compile: bool = True) -> Tensor:
-        """Return next states ``[N, B, C, *S]`` for a new ``draw`` of ``N * B`` rows; row n * B + b is candidate b of state n."""
+    def _sample(
+        self,
+        x: Tensor,
+        draw: Draw,
+        config: StochasticConfig,
+        given: Mapping[str, Tensor],
+        *,
+        encoded: Tensor | None = None,
+        sites: Sequence[Site] | None = None,
+        compile: bool = True,
+    ) -> Tensor:
+        """Return next states ``[N, B, C, *S]`` for a new ``draw`` of ``N * B`` rows; row n * B + b is candidate b of state n.
+
+        ``encoded`` and ``sites`` are those of ``x`` and ``config`` where the caller has them.
+        """
         n, count = x.shape[0], draw.rows.shape[0] // x.shape[0]
-        sites, latest = noise_sites(self.model, config), self._latest(x)
+        sites, latest = noise_sites(self.model, config) if sites is None else sites, self._latest(x)
         wide = latest.unsqueeze(1).expand(n, count, *latest.shape[1:])
-        encoded = self._encode(x)
-        options: Any = {"given": given, "compile": compile}
+        encoded = self._encode(x) if encoded is None else encoded
+        options: Any = {"given": given, "compile": compile, "of": x}
         if config.directions is None:
             return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide)
         still = self._decoded(self._calls().deterministic(encoded, self._unpacked, **options), latest)
@@ -341,7 +356,9 @@ class Surrogate(BaseFM):
         problems = torch.arange(len(x)) if problem_ids is None else problem_ids
         parameter = self._parameter()
         dtype = x.dtype if parameter is None else parameter.dtype
-        found = conditions(self.inputs, StepContext.at(step, problems.to(x.device), self.time_step), x.device, dtype)
+        on_host = None if problems.is_cuda else problems
+        context = StepContext.at(step, sent(problems, x.device), self.time_step, on_host)
+        found = conditions(self.inputs, context, x.device, dtype)
         if (known := (type(self.model), *found)) != self._taken and not torch.compiler.is_compiling():  # a signature is read once
             require_taken(self.model, found)
             self._taken = known

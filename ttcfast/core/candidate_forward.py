@@ -18,7 +18,7 @@ from ttcfast.stochastic_sampling.sites import INPUT, Site
 
 from .compiled import CompiledCall, compiled_call
 from .context import repeated, rows_of
-from .low_precision import LowPrecision, storage_of, versions_of
+from .low_precision import LowPrecision, hooks_of, storage_of, versions_of
 from .row_trace import Found, row_trace
 from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
 
@@ -41,9 +41,8 @@ class _Call(NamedTuple):
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """Key of the caches: sites, and the inputs without their number of rows."""
-        sites, shapes = tuple((s.name, s.kind) for s in self.sites), tuple((x.shape[1:], x.dtype) for x in self.inputs)
-        return sites, tuple(self.given), shapes, self.encoded.device, _autocast(self.encoded)
+        """Key of the caches."""
+        return _layout(self.encoded, self.sites, self.given)
 
 
 class CandidateForward:
@@ -77,7 +76,7 @@ class CandidateForward:
         self._prefixes: dict[tuple[Any, ...], SharedPrefix] = {}
         self._traces: dict[tuple[Any, ...], Found] = {}
         self._compiled: dict[tuple[Any, ...], CompiledCall] = {}
-        self._last: tuple[Any, ...] | None = None  # weights, inputs and result of the last deterministic step
+        self._last: tuple[Any, ...] | None = None  # weights, states, inputs and result of the last deterministic step
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(CandidateForward, share_prefix=self.share_prefix, compile=self.compile, dtype=self.dtype), (self.model,)
@@ -97,6 +96,7 @@ class CandidateForward:
         *,
         given: Mapping[str, Tensor] | None = None,
         compile: bool = True,
+        of: Tensor | None = None,
     ) -> Tensor:
         """Return the model's output for ``[N * B, ...]``, problem-major.
 
@@ -107,6 +107,7 @@ class CandidateForward:
             unpack: Extracts the tensor from what the model returns.
             given: Keyword arguments of the model for each of the N states, ``[N, ...]``.
             compile: False calls the model itself this time, whatever the setting.
+            of: The states that ``encoded`` was computed from, by which a step computed just before is recognised.
 
         Raises:
             CompileError: The model cannot be compiled.
@@ -114,33 +115,49 @@ class CandidateForward:
         call = _Call(encoded, given or {}, sites, draw)
         found = self._traced(call, unpack)
         draw.axes = found.axes
-        out = self._candidates(call, unpack, compile and bool(self.compile))
+        out = self._candidates(call, unpack, compile and bool(self.compile), of)
         if found.warning is not None:  # only after the model has been called successfully
             warnings.warn(found.warning, RuntimeWarning, stacklevel=7)
             found.warning = None
         return out
 
-    def _candidates(self, call: _Call, unpack: Unpack, compile: bool) -> Tensor:
+    def keyed(self, encoded: Tensor, sites: Sequence[Site], given: Mapping[str, Tensor]) -> bool:
+        """Returns whether such a call was traced and draws nothing but keyed noise, so that no random stream need be seeded."""
+        found = self._traces.get(_layout(encoded, sites, given))
+        if found is None or not found.keyed or found.modules != tuple(s.module for s in sites):
+            return False
+        return found.hooks == hooks_of(self.model)  # a new one may draw
+
+    def _candidates(self, call: _Call, unpack: Unpack, compile: bool, of: Tensor | None) -> Tensor:
         if self._low is None:
             return unpack(self._called(call, compile))
         out = unpack(self._called(call._replace(sites=self._low.sites(call.sites)), compile, low=True))
         still = call._replace(sites=[], draw=Draw(_rows_of(call.encoded), call.draw.stream))
-        full = self.deterministic(call.encoded, unpack, given=call.given, compile=compile)
+        full = self.deterministic(call.encoded, unpack, given=call.given, compile=compile, of=of)
         difference = full - unpack(self._called(still, compile, low=True)).to(full.dtype)
         difference = torch.where(difference.isfinite(), difference, 0.0)  # a step that overflows corrects nothing
         return out.to(full.dtype) + difference.repeat_interleave(len(out) // len(full), 0)
 
     @in_turn
-    def deterministic(self, encoded: Tensor, unpack: Unpack, *, given: Mapping[str, Tensor] | None = None, compile: bool = True) -> Tensor:
-        """Returns the model's output for ``[N, ...]`` without noise, in its own precision."""
-        weights = None if self._low is None else (storage_of(self.model), versions_of(self.model))
+    def deterministic(
+        self,
+        encoded: Tensor,
+        unpack: Unpack,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        compile: bool = True,
+        of: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the model's output for ``[N, ...]`` without noise, in its own precision; ``of`` as for a call."""
         call = _Call(encoded, given or {}, [], Draw.of(0, 0, _rows_of(encoded)))
-        if self._last is not None and self._last[0] == weights and _same(self._last[1], call.inputs):
-            last: Tensor = self._last[2]
+        if self._low is None:
+            return unpack(self._called(call, compile and bool(self.compile)))
+        weights, source = (storage_of(self.model), versions_of(self.model)), _Source.of(of)
+        if self._last is not None and self._last[0] == weights and _same(self._last[1:3], (source, call.inputs)):
+            last: Tensor = self._last[3]
             return last.clone()
         out = unpack(self._called(call, compile and bool(self.compile)))
-        if self._low is not None:
-            self._last = (weights, [x.clone() for x in call.inputs], out.clone())
+        self._last = (weights, source, [x.clone() for x in call.inputs], out.clone())
         return out
 
     def _traced(self, call: _Call, unpack: Unpack) -> Found:
@@ -183,7 +200,7 @@ class CandidateForward:
         shapes = tuple((x.shape, x.dtype) for x in call.inputs)
         where = (low, shapes, encoded.device, tuple(call.given), _autocast(encoded), len(draw.rows), draw.antithetic, noise)
         # A compiled call sees new values of the same tensors, but neither replaced tensors nor new hooks.
-        held = (storage_of(model), tuple(len(m._forward_hooks) for m in model.modules()))
+        held = (storage_of(model), hooks_of(model))
         if (compiled := self._compiled.get(where)) is None or compiled.held != held:
 
             def run(rows: Tensor, stream: Tensor, x: Tensor, *given: Tensor) -> Any:
@@ -238,6 +255,12 @@ class CandidateForward:
         return self._low.products(encoded.device) if low and self._low is not None else nullcontext()
 
 
+def _layout(encoded: Tensor, sites: Sequence[Site], given: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """Return the sites, and the inputs without their number of rows."""
+    shapes = tuple((x.shape[1:], x.dtype) for x in (encoded, *given.values()))
+    return tuple((s.name, s.kind) for s in sites), tuple(given), shapes, encoded.device, _autocast(encoded)
+
+
 def _autocast(encoded: Tensor) -> torch.dtype | None:
     """Return the dtype of the caller's autocast, None if it is off."""
     device = encoded.device.type
@@ -248,10 +271,29 @@ def _rows_of(encoded: Tensor) -> Tensor:
     return torch.zeros(len(encoded), 2, dtype=torch.int64, device=encoded.device)
 
 
-def _same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(
-        (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device) and torch.equal(x, y) for x, y in zip(a, b)
-    )
+class _Source(NamedTuple):
+    """Memory that holds the same states as long as its version is the same."""
+
+    states: Tensor  # kept, so that no other tensor gets its memory
+    place: tuple[Any, ...]
+    version: int
+
+    @classmethod
+    def of(cls, states: Tensor | None) -> _Source | None:
+        if states is None or states.is_inference():  # which has no version
+            return None
+        return cls(states, (states.data_ptr(), states.shape, states.stride(), states.dtype, states.device), states._version)
+
+
+def _same(a: tuple[_Source | None, list[Tensor]], b: tuple[_Source | None, list[Tensor]]) -> bool:
+    """Tell whether two calls have the same inputs: on the host by their values, on a GPU, which would have to be waited for, by where the
+    states are that they were computed from."""
+    (one, inputs), (two, others) = a, b
+    if [(x.shape, x.dtype, x.device) for x in inputs] != [(x.shape, x.dtype, x.device) for x in others]:
+        return False
+    if not inputs[0].is_cuda:
+        return all(map(torch.equal, inputs, others))
+    return len(inputs) == 1 and one is not None and two is not None and one[1:] == two[1:]
 
 
 def _copies(encoded: Tensor, count: int, sites: Sequence[Site], draw: Draw) -> Tensor:

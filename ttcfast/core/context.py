@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from ttcfast.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,28 @@ class StepContext:
             frame 0.
         problem_ids: Problem that each state belongs to, int64 ``[N]``.
         time: Time of the current states since frame 0, step times the surrogate's ``time_step``; None where that is not known.
+        known: The problem ids on the host, which can be read without waiting for the device; None where they are on the device alone.
     """
 
     step: int
     problem_ids: Tensor
     time: float | None = None
+    known: Tensor | None = None
 
     @classmethod
-    def at(cls, step: int, problem_ids: Tensor, time_step: float | None) -> StepContext:
+    def at(cls, step: int, problem_ids: Tensor, time_step: float | None, known: Tensor | None = None) -> StepContext:
         """Returns the context of a step of a model with this time step."""
-        return cls(step, problem_ids, None if time_step is None else step * time_step)
+        return cls(step, problem_ids, None if time_step is None else step * time_step, known)
+
+    @property
+    def on_host(self) -> Tensor:
+        """The problem ids on the host; waits for the device where they are not ``known``."""
+        return self.problem_ids.cpu() if self.known is None else self.known
+
+    def repeated(self, count: int) -> StepContext:
+        """Returns the context of ``count`` copies of each state."""
+        known = None if self.known is None else self.known.repeat_interleave(count)
+        return replace(self, problem_ids=self.problem_ids.repeat_interleave(count), known=known)
 
 
 def window_at(frames: Tensor, step: int, history: int) -> Tensor:
@@ -130,7 +144,7 @@ def candidate_rows(ids: Tensor, problem_ids: Tensor | None, n: int, device: torc
     for name, values, end in (("ids", ids, 2**63), ("problem_ids", problems, 2**32)):
         if not values.is_cuda and not 0 <= int(values.min()) <= int(values.max()) < end:
             raise ValueError(f"{name} are {int(values.min())} to {int(values.max())}; give numbers from 0 to {end - 1}")
-    problems, ids = problems.to(device, torch.int64), ids.to(device, torch.int64)
+    problems, ids = (sent(values.to(torch.int64), torch.device(device)) for values in (problems, ids))
     if ids.ndim == 1:
         return torch.cartesian_prod(problems, ids)
     return torch.stack([problems.unsqueeze(1).expand_as(ids), ids], 2).flatten(0, 1)

@@ -79,6 +79,11 @@ def versions_of(model: nn.Module) -> tuple[int, ...]:
     return tuple(0 if t.is_inference() else t._version for t in _tensors(model))
 
 
+def hooks_of(model: nn.Module) -> tuple[int, ...]:
+    """Returns the number of forward hooks of each module."""
+    return tuple(len(m._forward_hooks) for m in model.modules())
+
+
 def kept_modules(model: nn.Module) -> list[str]:
     """Returns the names of the linear layers and convolutions that stay in full precision.
 

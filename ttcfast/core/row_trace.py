@@ -21,8 +21,9 @@ from ttcfast.stochastic_sampling.row_axis import RowAxis
 from ttcfast.stochastic_sampling.sites import Site
 
 from .context import rows_of
+from .low_precision import hooks_of
 from .row_outputs import close, first_line
-from .seeds import temp_seed
+from .seeds import random_states, temp_seed
 
 _TWO, _FOUR, _BACK = [0, 1], [2, 1, 3, 0], [3, 1]  # states of the two batches; positions of the first batch's states in the second
 _ROWS = ((0, 1), (1, 2), (0, 4), (2, 7))  # (problem, candidate) of the four states
@@ -40,11 +41,15 @@ class Found:
         modules: Modules of the traced sites.
         axes: Axis of the states at each call of a site; None if the model could not be traced.
         warning: Warning to issue once; None for none.
+        keyed: Whether all noise is keyed: the model drew nothing from the global streams, and the states are found at every site.
+        hooks: ``hooks_of`` the model that was traced.
     """
 
     modules: tuple[nn.Module | None, ...]
     axes: dict[Call, RowAxis | None] | None
     warning: str | None = None
+    keyed: bool = False
+    hooks: tuple[int, ...] = ()
 
 
 def row_trace(
@@ -92,7 +97,8 @@ def row_trace(
             f"all candidates of a step have the same noise at {', '.join(map(repr, common))} of {name}: the tensors there are the same for "
             "all states, and the model takes none with an entry for each"
         )
-    return Found(modules, axes, "; ".join(reports) or None)
+    keyed = not tracing.drew and None not in axes.values() and all(site.kind not in _UNKEYED for site in sites)
+    return Found(modules, axes, "; ".join(reports) or None, keyed, hooks_of(model))
 
 
 class _Tracing:
@@ -111,6 +117,7 @@ class _Tracing:
         self.given = {name: value[[i % len(value) for i in range(len(states))]] for name, value in given.items()}
         self.sites = [replace(s, amount=max(s.amount, _STRONG if s.is_dropout else 1.0)) for s in sites if s.module is not None]
         self.axes: dict[Call, RowAxis | None] = {}
+        self.drew = False  # whether a forward drew from the global streams
 
     def run(self) -> tuple[dict[Call, RowAxis | None], str | None]:
         """Return the axes, and the reason if candidates depend on each other."""
@@ -145,7 +152,10 @@ class _Tracing:
         # Another seed for another batch, so that draws from torch's own streams show as differences.
         seed, acting = len(order) if seed is None else seed, sites if trace is None else self.sites
         with temp_seed(seed), keyed_noise(self.model, acting, draw), interruptible():
-            return self.unpack(self.model(batch, **rows_of(self.given, order))).clone()
+            before = random_states()
+            out = self.unpack(self.model(batch, **rows_of(self.given, order))).clone()
+            self.drew |= random_states() != before
+        return out
 
     def _agree(self, sites: Sequence[Site], still: Tensor) -> bool:
         """Tell whether two states' candidates are equal in both batches with the noise of these sites."""

@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,14 @@ def temp_seed(seed: int | None) -> Iterator[None]:
                 torch.cuda.set_rng_state_all(cuda_states)
             elif cuda:
                 torch.cuda.manual_seed_all(outer)
+
+
+def random_states() -> tuple[Any, ...]:
+    """Returns the states of all streams that ``temp_seed`` sets, for a comparison."""
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    tensors = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state_all() if used else ())]
+    kind, numbers, *rest = np.random.get_state()
+    return [t.numpy().tobytes() for t in tensors], (kind, np.asarray(numbers).tobytes(), *rest), random.getstate()
 
 
 def hash_seed(*parts: int) -> int:

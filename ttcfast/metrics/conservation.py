@@ -10,6 +10,7 @@ from torch import Tensor
 from ttcfast.checks import one_of
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts, to_conserved
 from ttcfast.spec import EulerSpec, Momentum, StateSpec
+from ttcfast.transfer import indices, on_device
 
 from .layout import batched
 
@@ -47,7 +48,7 @@ def conservation_drift(trajectory: Tensor, spec: StateSpec, *, momentum: Momentu
     groups = {"mass": (0,), "momentum": tuple(range(1, rows - 1)), "energy": (rows - 1,)} if gas else spec.conserved_groups
     if not groups:
         return {}
-    volume = torch.as_tensor(spec.cell_volume, dtype=first.dtype, device=first.device)
+    volume = on_device(spec.cell_volume, first.device, first.dtype)
     if isinstance(spec, EulerSpec):
         sizes = _sizes(first, spec, volume)
     else:
@@ -69,7 +70,7 @@ def conserved_fields(x: Tensor, spec: EulerSpec) -> Tensor:
     """Converts states of a gas ``[N, C, *S]`` to float64 density, momentum and energy, ``[N, d+2, *S]``."""
     last = spec.energy if spec.variables == "conserved" else spec.pressure
     assert last is not None  # StateSpec requires the one that its variables need
-    fields = x[:, [spec.density, *spec.momentum, last]].double()
+    fields = x[:, indices((spec.density, *spec.momentum, last), x.device)].double()
     return fields if spec.variables == "conserved" else to_conserved(fields, spec.gamma)
 
 

@@ -14,6 +14,7 @@ from ttcfast.physics import SolverError
 from ttcfast.spec import StateSpec, StochasticConfig
 from ttcfast.stochastic_sampling.distinct import DeterministicModelError
 from ttcfast.stochastic_sampling.sites import noise_sites
+from ttcfast.transfer import sent
 
 from .grid_solvers import GridSolver, StepSolver, takes_problems
 
@@ -197,26 +198,27 @@ class Ensemble(_Several):
     ) -> Tensor:
         """Returns ``[N, B, C, *S]`` for ids ``[B]`` or ``[N, B]``; see ``Surrogate.candidates``."""
         options = {"seed": seed, "step": step, "stochastic": stochastic}
-        latest, m, each = (x[:, -1] if self.history > 1 else x), len(self.members), ids.expand(len(x), -1)
+        latest, m, each = (x[:, -1] if self.history > 1 else x), len(self.members), ids.cpu().expand(len(x), -1)
         out = latest.new_empty(*each.shape, *latest.shape[1:])
-        problems = torch.arange(len(x), device=x.device) if problem_ids is None else problem_ids
+        problems = torch.arange(len(x)) if problem_ids is None else problem_ids.cpu()
         for number, member in enumerate(self.members):
             own = each % m == number
             for rows, count in self._calls(member, own):
                 place = (~own[rows]).long().argsort(dim=1, stable=True)[:, :count]  # its candidates first
                 wanted, given = own[rows].gather(1, place), each[rows].gather(1, place) // m
-                spare = int(each.max()) // m + 1 + torch.arange(count, device=ids.device)  # thrown away
-                part, where = (x, problems) if len(rows) == len(x) else (x[rows], problems[rows])
-                drawn = self._drawn(member, part, torch.where(wanted, given, spare), where, options)
+                spare = int(each.max()) // m + 1 + torch.arange(count)  # thrown away
+                part = x if len(rows) == len(x) else x[sent(rows, x.device)]
+                drawn = self._drawn(member, part, torch.where(wanted, given, spare), problems[rows], options)
                 row, column = wanted.nonzero(as_tuple=True)
-                out[rows[row], place[row, column]] = drawn[row, column]
+                to, at, of, its = (sent(index, x.device) for index in (rows[row], place[row, column], row, column))
+                out[to, at] = drawn[of, its]
         return out
 
     def _calls(self, member: Any, own: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """The states and the number of candidates of each call of a member that is to draw the candidates ``own [N, B]``."""
+        """The states and the number of candidates of each call of a member that is to draw the candidates ``own [N, B]``, on the host."""
         counts = own.sum(1)
         if _compiled(member) and bool(own.any()):  # one shape, whichever ids fall to it
-            yield torch.arange(len(own), device=own.device), -(-own.shape[1] // len(self.members))
+            yield torch.arange(len(own)), -(-own.shape[1] // len(self.members))
             return
         for count in counts.unique().tolist():
             if count:

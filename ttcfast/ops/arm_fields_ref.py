@@ -58,8 +58,9 @@ def arm_fields_ref(call: FieldCall) -> tuple[Tensor, ...]:
     """The definition, in torch. Differentiable by autograd; allocates temporaries of the candidates' size."""
     new = call.candidates.flatten(3).to(call.accumulator)  # [N, B, C, L]
     old = call.state.flatten(2).to(call.accumulator).unsqueeze(1)  # [N, 1, C, L]
-    anchored = torch.tensor(call.anchored, dtype=torch.bool, device=new.device).unsqueeze(-1)
-    changes = _volume(call) * (new - torch.where(anchored, old, 0.0))
+    # channel by channel, since a tensor of flags or bounds would be copied to the device
+    before = torch.stack([x if anchored else torch.zeros_like(x) for x, anchored in zip(old.unbind(2), call.anchored)], 2)
+    changes = _volume(call) * (new - before)
     terms = [changes, _away(call, new).sum(2, keepdim=True), _outside(call, new).sum(2, keepdim=True)]
     # One sum over all terms, cells innermost: torch never splits it over threads, so its order is the same for any N and B.
     sums = torch.cat(terms, 2).sum(-1, dtype=torch.float64)  # [N, B, C + 2]
@@ -81,8 +82,7 @@ def _away(call: FieldCall, new: Tensor) -> Tensor:
 
 def _outside(call: FieldCall, new: Tensor) -> Tensor:
     """Return the distance of each value from its channel's interval, ``[N, B, C, L]``."""
-    low, high = (torch.tensor(ends, dtype=new.dtype, device=new.device).unsqueeze(-1) for ends in (call.low, call.high))
-    return torch.relu(low - new) + torch.relu(new - high)
+    return torch.stack([torch.relu(low - x) + torch.relu(x - high) for x, low, high in zip(new.unbind(2), call.low, call.high)], 2)
 
 
 def _slopes(call: FieldCall, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def _finish(call: FieldCall, sums: Tensor, divergence: Tensor, finite: Tensor) -
     units, slope = scales(call)
     parts = []
     for number, components in enumerate(_components(call)):
-        part = _combined(call.mode, residuals[..., components])
+        part = _combined(call.mode, torch.stack([residuals[..., c] for c in components], -1))
         parts.append(part if units is None else part / units[:, number : number + 1])
     masked = 1.0 if call.mask is None else call.mask.sum().clamp_min(1) * channels
     roughness = divergence / max(call.fields * call.inner_cells, 1) if slope is None else divergence / slope.unsqueeze(1)

@@ -69,7 +69,7 @@ def _changes(call: Call, new: Tensor, old: Tensor) -> list[Tensor]:
     changes = [d_rho, *(rho * d[:, :, k] + old[:, :, k] * d_rho for k in call.velocity)]
     if call.energy >= 0:
         return [*changes, d[:, :, call.energy]]
-    u, du, u_old = new[:, :, call.velocity], d[:, :, call.velocity], old[:, :, call.velocity]
+    u, du, u_old = (_velocity(call, x) for x in (new, d, old))
     kinetic = 0.5 * ((u * u).sum(2) * d_rho + rho_old * (du * (u + u_old)).sum(2))
     return [*changes, d[:, :, call.pressure] / (_gamma(call) - 1) + kinetic]
 
@@ -83,8 +83,13 @@ def _pressure(call: Call, u: Tensor) -> Tensor:
     """Return the stored pressure, or the TTC plan's compute_pressure, ``[N, B, L]``."""
     if call.pressure >= 0:
         return u[:, :, call.pressure]
-    rho, v = u[:, :, call.density], u[:, :, call.velocity] / (u[:, :, call.density, None] + VELOCITY_GUARD)
+    rho, v = u[:, :, call.density], _velocity(call, u) / (u[:, :, call.density, None] + VELOCITY_GUARD)
     return (_gamma(call) - 1) * (u[:, :, call.energy] - 0.5 * rho * (v * v).sum(2))
+
+
+def _velocity(call: Call, u: Tensor) -> Tensor:
+    """Return momentum or velocity, ``[N, B, d, L]``; not by a list of channels, which would be copied to the device."""
+    return torch.stack([u[:, :, c] for c in call.velocity], 2)
 
 
 def _boundary(call: Call, new: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ def scales(call: Call) -> Tensor | None:
         return None
     u = call.state.detach().flatten(2).to(call.accumulator).unsqueeze(1)  # [N, 1, C, L]
     rho, p = u[:, :, call.density], _pressure(call, u)
-    m = u[:, :, call.velocity]
+    m = _velocity(call, u)
     energy = u[:, :, call.energy] if call.energy >= 0 else p / (_gamma(call) - 1) + 0.5 * rho * (m * m).sum(2)
     if call.primitive:
         m = rho.unsqueeze(2) * m

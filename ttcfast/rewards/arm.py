@@ -14,6 +14,7 @@ from ttcfast.ops.arm import ArmScores, Weights
 from ttcfast.ops.arm_common import MOMENTA, SCALES
 from ttcfast.ops.arm_fields import FieldScores
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec
+from ttcfast.transfer import indices, sent
 
 from .rounding import arm_spread_floor
 from .scorer import ScoreContext, Scorer, grouped
@@ -102,7 +103,7 @@ class ARMScorer(Scorer):
                 ids = context.problem_ids
                 if not ids.is_cuda and len(ids) and int(ids.max()) >= len(budget):
                     raise ValueError(f"the budget of {name!r} has {len(budget)} entries and problem {int(ids.max())} needs its own")
-                found[name] = budget.to(state.device)[ids.to(state.device)]
+                found[name] = sent(budget, state.device)[sent(ids, state.device)]
             else:
                 found[name] = budget
         return found or None
@@ -216,7 +217,7 @@ def compute_pressure(state: Tensor, gamma: float = 1.4) -> Tensor:
     """
     spec = _spec(state, None, 1.0)
     rho, energy = state[:, spec.density], state[:, spec.energy]
-    velocity = state[:, list(spec.momentum)] / (rho + 1e-12).unsqueeze(1)
+    velocity = state[:, indices(spec.momentum, state.device)] / (rho + 1e-12).unsqueeze(1)
     return (gamma - 1.0) * (energy - 0.5 * rho * (velocity * velocity).sum(1))
 
 

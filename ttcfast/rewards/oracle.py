@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.spec import StateSpec
+from ttcfast.transfer import sent
 
 from .scorer import ScoreContext, Scorer
 
@@ -68,7 +69,8 @@ class OracleScorer(Scorer):
                 f"step {context.step} leads to frame {context.step + 1} and the truth has frames 0 to {self.truth.shape[1] - 1}; "
                 f"roll out at most {self.truth.shape[1] - 1} steps"
             )
-        ids = context.problem_ids.to(self.truth.device)
-        if ids.numel() != state.shape[0] or bool((ids < 0).any()) or bool((ids >= self.truth.shape[0]).any()):
-            raise ValueError(f"problem_ids are {ids.tolist()} for {state.shape[0]} states; give one id each, below {self.truth.shape[0]}")
+        known = context.on_host
+        if known.numel() != state.shape[0] or bool(((known < 0) | (known >= self.truth.shape[0])).any()):
+            raise ValueError(f"problem_ids are {known.tolist()} for {state.shape[0]} states; give one id each, below {self.truth.shape[0]}")
+        ids = sent(context.problem_ids, self.truth.device)
         return self.truth[ids, context.step + 1].to(candidates).unsqueeze(1)

@@ -19,6 +19,7 @@ from ttcfast.physics.step_residual import central_rate, finite_volume_rate, simp
 from ttcfast.runtime.lent import lent
 from ttcfast.spec import EulerSpec, StateSpec
 from ttcfast.stochastic_sampling.row_axis import over
+from ttcfast.transfer import indices
 
 from .ascent import polyak_move
 from .scorer import ScoreContext, Scorer
@@ -217,7 +218,8 @@ class EulerResidualScorer(_ResidualScorer):
         return over(torch.cat([unit[:, :1], unit[:, 1:2].expand(-1, self.ndim), unit[:, 2:]], 1), x)
 
     def _gamma(self, state: Tensor, context: ScoreContext | None) -> float | Tensor:
-        spec = self.spec if context is None else self.spec.of_problems(context.problem_ids)
+        spec = self.spec.to(state.device)
+        spec = spec if context is None else spec.of_problems(context.problem_ids)
         return spec.gamma.to(state) if torch.is_tensor(spec.gamma) else float(spec.gamma)
 
     def _conserved(self, u: Tensor, gamma: float | Tensor) -> Tensor:
@@ -226,9 +228,9 @@ class EulerResidualScorer(_ResidualScorer):
         self.spec.check_state("states", u, channel_axis=1)
         if spec.variables == "primitive":
             assert spec.pressure is not None
-            return to_conserved(u[:, [spec.density, *spec.momentum, spec.pressure]], gamma)
+            return to_conserved(u[:, indices((spec.density, *spec.momentum, spec.pressure), u.device)], gamma)
         assert spec.energy is not None
-        return u[:, [spec.density, *spec.momentum, spec.energy]]
+        return u[:, indices((spec.density, *spec.momentum, spec.energy), u.device)]
 
 
 class VorticityResidual(_ResidualScorer):

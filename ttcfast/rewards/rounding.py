@@ -10,6 +10,7 @@ from torch import Tensor
 from ttcfast.ops.arm import Weights, arm_weights
 from ttcfast.ops.arm_fields import quantities_of
 from ttcfast.spec import EulerSpec, FieldSpec, Scale, StateSpec
+from ttcfast.transfer import constant, indices
 
 
 def arm_spread_floor(state: Tensor, spec: StateSpec, weights: Weights, scale: Scale) -> Tensor:
@@ -45,14 +46,14 @@ def _of_fields(state: Tensor, spec: FieldSpec, weights: Weights, scale: Scale) -
     """The spread in units of eps: of quantities as for a gas, and of the divergence by the size of the values that it subtracts."""
     named, total = arm_weights(spec, weights), state.new_zeros(len(state), dtype=torch.float64)
     for name, channels in quantities_of(spec).items():
-        sizes = (state[:, list(channels)].double().abs() * spec.cell_volume).flatten(1).sum(1)
+        sizes = (state[:, indices(channels, state.device)].double().abs() * spec.cell_volume).flatten(1).sum(1)
         total = total + named[name] * (math.sqrt(len(channels)) if scale == "relative" else sizes)
     if not spec.solenoidal:
         return total
-    distances = torch.tensor(spec.distances, dtype=torch.float64, device=state.device).reshape(-1, *[1] * spec.ndim)
+    distances = constant(spec.distances, state.device, torch.float64).reshape(-1, *[1] * spec.ndim)
     rough, slopes = torch.zeros_like(total), torch.zeros_like(total)
     for vector in spec.solenoidal:
-        fields = state[:, list(vector)].double()
+        fields = state[:, indices(vector, state.device)].double()
         rough = rough + (fields.abs() / distances).flatten(1).sum(1)
         for k, h in enumerate(spec.distances):
             slopes = slopes + (fields[:, k].diff(dim=1 + k) / h).abs().flatten(1).sum(1)
@@ -63,7 +64,7 @@ def _of_fields(state: Tensor, spec: FieldSpec, weights: Weights, scale: Scale) -
 
 def _of_gas(state: Tensor, spec: StateSpec, weights: Weights, scale: Scale) -> Tensor:
     assert isinstance(spec, EulerSpec)
-    named, channels = arm_weights(spec, weights), [spec.density, *spec.momentum]
+    named, channels = arm_weights(spec, weights), indices((spec.density, *spec.momentum), state.device)
     rounded = (1.0, 2.0, 3.0) if spec.variables == "primitive" else (1.0, 1.0, 1.0)
     parts = [named[name] * factor for name, factor in zip(("mass", "momentum", "energy"), rounded)]
     if scale == "relative":
@@ -81,6 +82,6 @@ def _energy(state: Tensor, spec: EulerSpec) -> Tensor:
         return state[:, spec.energy].double().abs()
     assert spec.pressure is not None  # primitive variables have one
     gamma = spec.gamma.double().reshape(-1, *[1] * spec.ndim) if torch.is_tensor(spec.gamma) else spec.gamma
-    velocity = state[:, list(spec.momentum)].double()
+    velocity = state[:, indices(spec.momentum, state.device)].double()
     kinetic = 0.5 * state[:, spec.density].double().abs() * velocity.square().sum(1)
     return state[:, spec.pressure].double().abs() / (gamma - 1.0) + kinetic

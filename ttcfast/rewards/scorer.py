@@ -70,7 +70,7 @@ class Scorer(nn.Module):
         """
         state, candidates, pick = grouped(x_t, cand_tp1, self.ndim)
         if context is not None and context.problem_ids.numel() == 1 and state.shape[0] > 1:
-            context = replace(context, problem_ids=context.problem_ids.reshape(1).expand(state.shape[0]))
+            context = replace(context, problem_ids=context.problem_ids.reshape(1)).repeated(state.shape[0])
         return pick(self.score_group(state, candidates, context))
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:

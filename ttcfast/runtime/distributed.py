@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,12 +67,11 @@ def require_equal(settings: Mapping[str, Any]) -> None:
     """Raise the same ``ValueError`` on all ranks unless all were given the same settings.
 
     Args:
-        settings: Values by name, which must be picklable and comparable. Every rank must call this.
+        settings: Values by name, which are compared by their ``repr``. Every rank must call this.
     """
     if ranks() == 1:
         return
-    mine = {name: repr(value) for name, value in settings.items()}
-    everyone = gathered(mine)
+    everyone = gathered({name: repr(value) for name, value in settings.items()})
     names = sorted({name for other in everyone for name in other})
     odd = [name for name in names if len({other.get(name) for other in everyone}) > 1]
     if odd:
@@ -80,12 +80,16 @@ def require_equal(settings: Mapping[str, Any]) -> None:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, any picklable ones, in rank order."""
-    out: list[Any] = [None] * ranks()
-    if len(out) == 1:
+    """Return the values of all ranks, in rank order: numbers, texts and None, also in lists and dicts, as JSON holds them.
+
+    They travel as tensors, since pickled objects would be read from a GPU twice over.
+    """
+    if ranks() == 1:
         return [value]
-    dist.all_gather_object(out, value)
-    return out
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
+    sizes = torch.cat(beside(torch.tensor([len(text)], device=text.device))).tolist()
+    padded = torch.cat([text, text.new_zeros(max(sizes) - len(text))])
+    return [json.loads(bytes(other[:size].tolist())) for other, size in zip(beside(padded), sizes)]
 
 
 def beside(tensor: Tensor) -> list[Tensor]:
@@ -98,6 +102,13 @@ def beside(tensor: Tensor) -> list[Tensor]:
     return out
 
 
+def joined(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the tensors of all ranks one after the other; they have ``sizes`` along the first axis and are else of one shape."""
+    most = max(sizes)
+    padded = torch.cat([tensor, tensor.new_zeros((most - len(tensor), *tensor.shape[1:]))])
+    return torch.cat([other[:size] for other, size in zip(beside(padded), sizes)])
+
+
 def reduced(tensor: Tensor, how: str) -> Tensor:
     """Return the entry-wise ``"sum"``, ``"max"`` or ``"min"`` over the ranks, on all of them."""
     parts = torch.stack(beside(tensor))
@@ -106,16 +117,23 @@ def reduced(tensor: Tensor, how: str) -> Tensor:
     return parts.amax(0) if how == "max" else parts.amin(0)
 
 
+def totals(numbers: Sequence[float], how: str = "sum") -> list[float]:
+    """Return numbers reduced over all ranks, each by itself, in one exchange."""
+    if ranks() == 1:
+        return list(numbers)
+    found: list[float] = reduced(torch.tensor(numbers, dtype=torch.float64).to(_device()), how).tolist()
+    return found
+
+
 def total(number: float, how: str = "sum") -> float:
     """Return a number reduced over all ranks."""
-    numbers: list[float] = gathered(number)
-    if how == "sum":
-        return sum(numbers)
-    return max(numbers) if how == "max" else min(numbers)
+    return totals([number], how)[0]
 
 
 def shared_rows(rows: Tensor, owner: Tensor) -> Tensor:
-    """Return each row as its owner has it, by one broadcast from every rank that owns any.
+    """Return each row as its owner has it.
+
+    Their bytes are added to zeros, so that nothing waits for the owners' numbers and no bit changes.
 
     Args:
         rows: ``[m, ...]``; rows owned by other ranks are ignored.
@@ -123,10 +141,12 @@ def shared_rows(rows: Tensor, owner: Tensor) -> Tensor:
     """
     if ranks() == 1:
         return rows
-    out = rows.clone()
-    for source in owner.unique().tolist():
-        own = (owner == source).nonzero().flatten()
-        part = rows[own].contiguous()
-        dist.broadcast(part, src=source)
-        out[own] = part
-    return out
+    bytes_ = rows.contiguous().flatten(1).view(torch.uint8)
+    out = torch.where((owner == rank()).unsqueeze(1), bytes_, 0)
+    dist.all_reduce(out)
+    return out.view(rows.dtype).view(rows.shape)
+
+
+def _device() -> torch.device:
+    """Return where tensors that are exchanged must be."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

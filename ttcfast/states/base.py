@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import one_of
+from ttcfast.transfer import sent
 
 from .symmetry import Symmetry
 
@@ -144,12 +145,14 @@ class StateSpec:
     def to(self, device: torch.device) -> Any:
         """Return the layout with its tensors on ``device``; itself if it has none elsewhere."""
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {name: v.to(device) for name, v in held.items() if torch.is_tensor(v) and v.device != device}
-        if not moved:
-            return self
+        moved = {name: sent(v, device) for name, v in held.items() if torch.is_tensor(v) and v.device != device}
+        return self._with(**moved) if moved else self
+
+    def _with(self, **values: Any) -> Any:
+        """Return a copy with values that have been checked before, since a check would wait for the device."""
         other = copy.copy(self)
-        for name, value in moved.items():
-            object.__setattr__(other, name, value)  # checked before, and a check would wait for the device
+        for name, value in values.items():
+            object.__setattr__(other, name, value)
         return other
 
     def to_meta(self, *, boundary: bool = False) -> dict[str, Any]:

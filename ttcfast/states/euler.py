@@ -116,7 +116,7 @@ class EulerSpec(StateSpec):
         if not torch.is_tensor(gamma) or gamma.numel() == 1:
             return self
         own = gamma if problem_ids is None else gamma[problem_ids.to(gamma.device)]
-        return self.replace(gamma=own.repeat_interleave(repeats))
+        return self._with(gamma=own.repeat_interleave(repeats))
 
     @property
     def vectors(self) -> tuple[tuple[int, ...], ...]:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttcfast.transfer import sent
+
 if TYPE_CHECKING:
     from .base import StateSpec
 
@@ -166,5 +168,6 @@ class Frames:
         for number, g in enumerate(itertools.chain(*self.elements)):
             rows.setdefault(g, []).append(number)
         for g, own in rows.items():
-            out[own] = act(g, flat[own], self.spec)
+            index = sent(torch.tensor(own), x.device)
+            out[index] = act(g, flat[index], self.spec)
         return out.view_as(x)

@@ -231,15 +231,15 @@ def _spread_out(nodes: Tensor, space: Sequence[int], periodic: Sequence[bool]) -
         count = nodes.shape[2 + axis]
         if count == 1:
             continue
-        weights = _weights(cells, count, wraps).to(nodes)
+        weights = _weights(cells, count, wraps, nodes.device).to(nodes.dtype)
         nodes = torch.tensordot(nodes.movedim(2 + axis, -1), weights, ([-1], [1])).movedim(-1, 2 + axis)
     return nodes.expand(*nodes.shape[:2], *space)
 
 
-def _weights(cells: int, nodes: int, periodic: bool) -> Tensor:
+def _weights(cells: int, nodes: int, periodic: bool, device: torch.device) -> Tensor:
     """Returns weights ``[cells, nodes]``, quarter waves between neighbours whose squares sum to 1, so that the variance is uniform."""
-    place = torch.arange(cells, dtype=torch.float64) * (nodes / cells if periodic else (nodes - 1) / max(1, cells - 1))
-    distance = (place[:, None] - torch.arange(nodes, dtype=torch.float64)).abs()
+    place = torch.arange(cells, dtype=torch.float64, device=device) * (nodes / cells if periodic else (nodes - 1) / max(1, cells - 1))
+    distance = (place[:, None] - torch.arange(nodes, dtype=torch.float64, device=device)).abs()
     if periodic:
         distance = torch.minimum(distance, nodes - distance)
         if nodes == 2:  # both neighbours are the same node

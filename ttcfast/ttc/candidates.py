@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttcfast.spec import TTCConfig
+from ttcfast.transfer import sent
 
 from .models import Source
 from .paths import Beams
+
+
+class _Given(NamedTuple):
+    """States of which candidates are drawn together, filled up; ids are on the host."""
+
+    rows: slice
+    own: int  # states that were not filled in
+    window: Tensor
+    problem_ids: Tensor
+    beam: Tensor
 
 
 class Chunks:
@@ -77,16 +89,19 @@ class Chunks:
         Yields:
             The rows of ``beams``, the position of the first candidate in their groups, and the candidates ``[m, b, C, *S]``.
         """
+        given: _Given | None = None
         for number, (rows, start) in enumerate(self._plan(len(beams), again)):
             if number % self._ranks != self._rank:
                 continue
+            if given is None or given.rows != rows:  # the same memory for all chunks of these states, by which a surrogate knows them
+                given = self._given(beams, rows)
             if start == 0 and self._deterministic and not self._whole:
-                yield rows, 0, self.deterministic(beams.rows(rows), step).unsqueeze(1)
+                yield rows, 0, self._still(given, step).unsqueeze(1)
                 continue
-            parts = [self.deterministic(beams.rows(rows), step).unsqueeze(1)] if start == 0 and self._deterministic else []
+            parts = [self._still(given, step).unsqueeze(1)] if start == 0 and self._deterministic else []
             first = max(start, self._first)
             if self._cfg.branching_factor > first:
-                parts.append(self._sample(beams.rows(rows), step, again, first))
+                parts.append(self._sample(given, step, again, first))
             yield rows, start, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _plan(self, n: int, again: int) -> Iterator[tuple[slice, int]]:
@@ -107,31 +122,31 @@ class Chunks:
 
     def deterministic(self, beams: Beams, step: int) -> Tensor:
         """The deterministic step of beams, ``[m, C, *S]``, in blocks of the fixed size."""
-        parts = []
-        for rows in self._blocks(len(beams)):
-            window, ids = self._filled(beams.window[rows]), self._filled(beams.problem_ids[rows])
-            parts.append(self._source.deterministic(window, ids, step=step)[: rows.stop - rows.start])
+        parts = [self._still(self._given(beams, rows), step) for rows in self._blocks(len(beams))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def continued(self, window: Tensor, problem_ids: Tensor, step: int) -> Tensor:
-        """The deterministic step of the candidates of a chunk, ``[m * b, C, *S]``, filled up to a whole chunk."""
+        """The deterministic step of the candidates of a chunk, ``[m * b, C, *S]``, filled up to a whole chunk; ids are on the host."""
         size = self.size or 0
         return self._source.deterministic(_filled(window, size), _filled(problem_ids, size), step=step)[: len(window)]
 
     def again(self, beams: Beams, positions: Tensor, step: int, again: int) -> Tensor:
-        """Draw candidates ``[m, C, *S]`` once more, one of each beam at ``positions [m]``. Only a keyed source draws the same ones."""
-        size, fill = self.size or len(beams), self.size or 0
-        ids = self.id_of(0, again) + beams.beam * self._cfg.branching_factor + positions
+        """Draw candidates ``[m, C, *S]`` once more, one of each beam at ``positions [m]``, which are on the host.
+
+        Only a keyed source draws the same ones.
+        """
+        size, fill, known = self.size or len(beams), self.size or 0, beams.known
+        ids = self.id_of(0, again) + known.beam * self._cfg.branching_factor + positions
         made = []
         for start in range(0, len(beams), size):
             part = slice(start, start + size)
-            given = [_filled(values[part], fill) for values in (beams.window, ids, beams.problem_ids)]
-            drawn = self._source.candidates(given[0], given[1].cpu().unsqueeze(1), given[2], seed=self._cfg.seed, step=step)
+            given = [_filled(values[part], fill) for values in (beams.window, ids, known.problem_ids)]
+            drawn = self._source.candidates(given[0], given[1].unsqueeze(1), given[2], seed=self._cfg.seed, step=step)
             made.append(drawn[: len(ids[part]), 0])
         first = (positions == 0).nonzero().flatten() if self._deterministic and again == 0 else positions[:0]
         out = torch.cat(made)
         if len(first):
-            out[first] = self.deterministic(beams.rows(first), step)
+            out[sent(first, out.device)] = self.deterministic(beams.rows(first), step)
         return out
 
     def id_of(self, position: int, again: int) -> int:
@@ -142,30 +157,35 @@ class Chunks:
         return again * self._cfg.beam_width * self._cfg.branching_factor + position
 
     def ids_of(self, beams: Beams, positions: Tensor, again: int) -> Tensor:
-        """Ids ``[m, b]`` of the candidates of beams at ``positions [b]`` or ``[m, b]``; the deterministic step has id 0."""
-        ids = self.id_of(0, again) + beams.beam.cpu().unsqueeze(1) * self._cfg.branching_factor + positions.cpu()
-        return torch.where(positions.cpu() == 0, 0, ids) if self._deterministic and again == 0 else ids
+        """Ids ``[m, b]`` of the candidates of beams at ``positions [b]`` or ``[m, b]``, on the host; the deterministic step has id 0."""
+        ids = self.id_of(0, again) + beams.known.beam.unsqueeze(1) * self._cfg.branching_factor + positions
+        return torch.where(positions == 0, 0, ids) if self._deterministic and again == 0 else ids
 
     def cost(self, beams: Beams, start: int, count: int, again: int) -> tuple[int, int]:
         """Model evaluations and steps of classical solvers of a chunk: ``count`` candidates of each beam from position ``start``."""
-        if not self._source.mixed:  # ids are made on the host, which would wait for the device
+        if not self._source.mixed:
             return len(beams) * count, 0
         ids = self.ids_of(beams, torch.arange(start, start + count), again)
         first = int(self._deterministic and start == 0)  # drawn by itself
         found = [self._source.cost(part) for part in (ids[:, :first], ids[:, first:]) if part.shape[1]]
         return sum(evaluations for evaluations, _ in found), sum(steps for _, steps in found)
 
-    def _sample(self, beams: Beams, step: int, again: int, start: int) -> Tensor:
+    def _still(self, given: _Given, step: int) -> Tensor:
+        """The deterministic step of some states."""
+        return self._source.deterministic(given.window, given.problem_ids, step=step)[: given.own]
+
+    def _sample(self, given: _Given, step: int, again: int, start: int) -> Tensor:
         count = min(self._at_once, self._cfg.branching_factor - start)
         ids = torch.arange(self._at_once if self._fixed else count) + self.id_of(start, again)
         if self._cfg.beam_width > 1:
-            ids = self._filled(beams.beam).cpu().unsqueeze(1) * self._cfg.branching_factor + ids
-        window, problem_ids = self._filled(beams.window), self._filled(beams.problem_ids)
-        return self._source.candidates(window, ids, problem_ids, seed=self._cfg.seed, step=step)[: len(beams), :count]
+            ids = given.beam.unsqueeze(1) * self._cfg.branching_factor + ids
+        return self._source.candidates(given.window, ids, given.problem_ids, seed=self._cfg.seed, step=step)[: given.own, :count]
 
-    def _filled(self, values: Tensor) -> Tensor:
-        """Return ``values`` with the last entry repeated up to the fixed number of problems."""
-        return _filled(values, (self._problems or 0) if self._fixed else 0)
+    def _given(self, beams: Beams, rows: slice) -> _Given:
+        """The states ``rows`` and who they are, with the last one repeated up to the fixed number of problems."""
+        size, known = (self._problems or 0) if self._fixed else 0, beams.known
+        columns = (_filled(values[rows], size) for values in (beams.window, known.problem_ids, known.beam))
+        return _Given(rows, rows.stop - rows.start, *columns)
 
     def _blocks(self, n: int) -> list[slice]:
         size = self._problems or n

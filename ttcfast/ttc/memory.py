@@ -76,11 +76,12 @@ def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: 
     """
     x = window[:1, -1] if source.history > 1 else window[:1]
     least, count = 2 * x.numel() * x.element_size(), 1
-    first = (cfg.max_resample + 3) * cfg.beam_width * cfg.branching_factor
+    first, known = (cfg.max_resample + 3) * cfg.beam_width * cfg.branching_factor, problem_ids[:1].cpu()
 
     def chunk(size: int) -> None:
-        drawn = source.candidates(window[:1], torch.arange(first, first + size), problem_ids[:1], seed=cfg.seed, step=1)
-        refine_and_score(x, drawn, scorer, source.context(1, problem_ids[:1]), cfg, source.spec)
+        drawn = source.candidates(window[:1], torch.arange(first, first + size), known, seed=cfg.seed, step=1)
+        spec = None if source.spec is None else source.spec.to(x.device)
+        refine_and_score(x, drawn, scorer, source.context(1, problem_ids[:1], known), cfg, spec)
 
     with torch.no_grad():
         chunk(1)  # kernels and buffers created by the first call are not due to candidates

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 class Source:
     """Base class of the sources of candidates: what the search needs of a model.
 
+    Ids of candidates and problems are on the host, whatever the device of the states: they name random streams and members of ensembles.
+
     Attributes:
         model: The network itself, for messages about it.
         spec: Layout of the states; None if unknown.
@@ -51,9 +53,9 @@ class Source:
         """Time between a state and the next; None where it is not known."""
         return None
 
-    def context(self, step: int, problem_ids: Tensor) -> StepContext:
-        """Returns where these problems stand at a step."""
-        return StepContext.at(step, problem_ids, self.time_step)
+    def context(self, step: int, problem_ids: Tensor, known: Tensor | None = None) -> StepContext:
+        """Returns where these problems stand at a step; ``known`` are their ids on the host."""
+        return StepContext.at(step, problem_ids, self.time_step, known)
 
     @property
     def stochastic(self) -> StochasticConfig | None:

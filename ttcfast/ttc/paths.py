@@ -1,19 +1,22 @@
-"""Holds the beams of a rollout between two steps, and the tree of states that leads to them."""
+"""Holds the beams of a rollout between two steps, and what a step keeps."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ttcfast.ops.topk import topk
 from ttcfast.spec import StochasticConfig, TTCConfig
+from ttcfast.transfer import sent
 
 from .budget import Budget
+from .history import ALONG_PATH, History
 from .memory import peak_bytes
 from .result import BeamStepOutput, RolloutResult, StepOutput
 
@@ -21,7 +24,18 @@ if TYPE_CHECKING:
     from .candidates import Chunks
     from .guardrails import ScoreWatch
 
-_ALONG_PATH = {"chosen": -1, "collapsed": False, "unprojected": False}  # notes of a path, and their default values
+
+class Known(NamedTuple):
+    """Columns of ``Beams`` on the host: chunks, random streams and messages need them, and reading them waits for no device."""
+
+    problem: Tensor
+    beam: Tensor
+    problem_ids: Tensor
+
+    @classmethod
+    def of(cls, problem: Tensor, problem_ids: Tensor) -> Known:
+        """The columns of beams of ``problem [M]``, ascending, of problems with the ids ``[n]``."""
+        return cls(problem, torch.arange(len(problem)) - torch.searchsorted(problem, problem), problem_ids[problem])
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Beams:
         problem_ids: int64 ``[M]``, the problem as the scorer and the random streams know it.
         offset: float64 ``[M]``, amount that a beam's past adds to the rank of its candidates; 0 for a problem's best beam.
         history: Number of frames that the model sees.
+        known: Problem, beam and problem ids on the host; None reads them from the device.
     """
 
     window: Tensor
@@ -43,6 +58,11 @@ class Beams:
     problem_ids: Tensor
     offset: Tensor
     history: int = 1
+    known: Known = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.known is None:
+            object.__setattr__(self, "known", Known(self.problem.cpu(), self.beam.cpu(), self.problem_ids.cpu()))
 
     def __len__(self) -> int:
         return len(self.problem)
@@ -53,8 +73,10 @@ class Beams:
         return self.window[:, -1] if self.history > 1 else self.window
 
     def rows(self, rows: slice | Tensor) -> Beams:
-        columns = self.window[rows], self.problem[rows], self.beam[rows], self.problem_ids[rows], self.offset[rows]
-        return Beams(*columns, history=self.history)
+        """Some of them, by a slice or by indices on the host."""
+        at = rows if isinstance(rows, slice) else sent(rows, self.window.device)
+        columns = self.window[at], self.problem[at], self.beam[at], self.problem_ids[at], self.offset[at]
+        return Beams(*columns, history=self.history, known=Known(*(column[rows] for column in self.known)))
 
 
 @dataclass(frozen=True)
@@ -63,11 +85,12 @@ class Survivors:
 
     Attributes:
         state: ``[R, C, *S]``.
-        parent: int64 ``[R]``, row of ``Beams`` that it comes from.
+        parent: int64 ``[R]`` on the host, row of ``Beams`` that it comes from.
         position: int64 ``[R]``, position of the candidate in its beam's group; -1 for a state that is no candidate.
         score: float64 ``[R]``, score of this step alone; -inf for a state without one.
         collapsed: bool ``[R]``, as in ``StepOutput``.
         weights: float64 ``[R, B]``, share of each candidate in the state; None where candidates are not combined.
+        every: Whether there is one for each row of ``Beams``, in order.
     """
 
     state: Tensor
@@ -76,6 +99,12 @@ class Survivors:
     score: Tensor
     collapsed: Tensor
     weights: Tensor | None = None
+    every: bool = False
+
+    @functools.cached_property
+    def origin(self) -> slice | Tensor:
+        """What selects the parents' entries of a column of ``Beams`` on its device."""
+        return slice(None) if self.every else sent(self.parent, self.state.device)
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -83,20 +112,23 @@ class Survivors:
     @staticmethod
     def unscored(state: Tensor, parent: Tensor, position: int) -> Survivors:
         """States taken without looking at a score: the deterministic step, or a fresh sample."""
-        score = torch.full(parent.shape, -torch.inf, dtype=torch.float64, device=parent.device)
-        return Survivors(state, parent, torch.full_like(parent, position), score, torch.zeros_like(parent, dtype=torch.bool))
+        score = torch.full(parent.shape, -torch.inf, dtype=torch.float64, device=state.device)
+        at = torch.full_like(score, position, dtype=torch.int64)
+        return Survivors(state, parent, at, score, torch.zeros_like(at, dtype=torch.bool))
 
     def rows(self, rows: Tensor) -> Survivors:
-        columns = self.state[rows], self.parent[rows], self.position[rows], self.score[rows], self.collapsed[rows]
-        return Survivors(*columns, weights=None if self.weights is None else self.weights[rows])
+        """Some of them, by indices on the host."""
+        at = sent(rows, self.state.device)
+        columns = self.state[at], self.parent[rows], self.position[at], self.score[at], self.collapsed[at]
+        return Survivors(*columns, weights=None if self.weights is None else self.weights[at])
 
     def joined(self, others: list[Survivors], problem: Tensor) -> Survivors:
-        """These and ``others``, which are no combinations, ordered by the problem ``[M]`` of their parents."""
+        """These and ``others``, which are no combinations, ordered by the problem ``[M]``, on the host, of their parents."""
         if self.weights is not None:
             others = [dataclasses.replace(other, weights=_one_hot(other.position, self.weights)) for other in others]
         parts = [self, *others]
-        columns = {f.name: [getattr(p, f.name) for p in parts] for f in dataclasses.fields(self)}
-        together = {name: torch.cat(column) for name, column in columns.items() if column[0] is not None}
+        columns = {f.name: [getattr(p, f.name) for p in parts] for f in dataclasses.fields(self) if f.name != "every"}
+        together: dict[str, Any] = {name: torch.cat(column) for name, column in columns.items() if column[0] is not None}
         return Survivors(**together).rows(problem[together["parent"]].argsort(stable=True))
 
 
@@ -108,71 +140,6 @@ def _one_hot(position: Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass
-class Layer:
-    """The beams of all problems after one step.
-
-    Attributes:
-        states: ``[m, C, *S]``, states of the rows that still have descendants.
-        stored: int64 ``[M]``, index of each row's state in ``states``, -1 once it is dropped.
-        parent: int64 ``[M]``, row of the layer before; in the first layer, the problem.
-        notes: Further columns ``[M]`` by name.
-    """
-
-    states: Tensor
-    stored: Tensor
-    parent: Tensor
-    notes: dict[str, Tensor]
-
-
-class History:
-    """One layer for each step, from which states without descendants are dropped.
-
-    A layer's states are copied once half of them or fewer are needed, so that dropping costs less than one more copy of each survivor. The
-    tree is known on the host too, so that a step reads from the device once: the parents of its own rows.
-    """
-
-    def __init__(self) -> None:
-        self.layers: list[Layer] = []
-        self._parents: list[Tensor] = []  # of each layer, on the host
-        self._needed: list[int] = []  # rows of each layer that had descendants at the last count
-
-    def add(self, states: Tensor, parent: Tensor, **notes: Tensor) -> None:
-        """Add a layer with one row for each survivor; ``parent`` counts the rows of the layer before, or problems in the first."""
-        self.layers.append(Layer(states, torch.arange(len(parent), device=parent.device), parent, notes))
-
-    def prune(self) -> None:
-        """Drop the states from which no row of the last layer descends."""
-        for layer in self.layers[len(self._parents) :]:  # one, or all entries read from a file
-            self._parents.append(layer.parent.cpu())
-            self._needed.append(len(layer.parent))
-        needed = torch.arange(len(self._parents[-1]))
-        for i in range(len(self.layers) - 2, -1, -1):
-            needed = torch.unique(self._parents[i + 1][needed])
-            if len(needed) == self._needed[i]:
-                return  # the number of needed rows falls with every step, so this layer and all before it are unchanged
-            self._needed[i] = len(needed)
-            layer = self.layers[i]
-            if 2 * len(needed) <= len(layer.states):
-                rows = needed.to(layer.parent.device)
-                layer.states = layer.states[layer.stored[rows]]
-                layer.stored = torch.full_like(layer.stored, -1)
-                layer.stored[rows] = torch.arange(len(rows), device=rows.device)
-
-    def fill(self, into: dict[str, Tensor], problems: Tensor, rows: Tensor) -> None:
-        """Write the paths to ``rows [R]`` of the last layer into ``states [n, T+1, C, *S]`` and notes ``[n, T]`` at ``problems [R]``."""
-        for t, layer in reversed(list(enumerate(self.layers))):
-            into["states"][problems, t + 1] = layer.states[layer.stored[rows]]
-            for name in _ALONG_PATH:
-                into[name][problems, t] = layer.notes[name][rows]
-            rows = layer.parent[rows]
-
-    @property
-    def held(self) -> int:
-        """Number of states kept."""
-        return sum(len(layer.states) for layer in self.layers)
-
-
-@dataclass
 class Rollout:
     """The live beams of all problems, and how they came about.
 
@@ -180,6 +147,8 @@ class Rollout:
         window: ``[M, C, *S]``, or ``[M, h, C, *S]`` with history.
         problem, beam: int64 ``[M]``, as in ``Beams``.
         problem_ids: int64 ``[n]``, all problems as the scorer and the random streams know them.
+        ids: The same on the host.
+        known: ``Known`` of the beams.
         T: Number of steps.
         cfg: Configuration of the search.
         frames: Number of frames that the model sees.
@@ -217,9 +186,15 @@ class Rollout:
         self.n, self.k = len(self.problem_ids), self.cfg.beam_width
         self.path = torch.zeros(len(self.problem), dtype=torch.float64, device=self.window.device)
         self.rows = torch.arange(len(self.problem), device=self.window.device)
+        self.ids = self.problem_ids.cpu()
+        self.look()
         self.sizes: tuple[Chunks, Chunks]
         self.each = 1  # model evaluations of a deterministic step
         self.watch: ScoreWatch
+
+    def look(self) -> None:
+        """Read from the device what the host has to know of the beams."""
+        self.known, self._known_rows = Known.of(self.problem.cpu(), self.ids), self.rows.cpu()
 
     @property
     def chunks(self) -> Chunks:
@@ -233,9 +208,14 @@ class Rollout:
 
     @property
     def live(self) -> Tensor:
-        """The problems that have a beam, ascending."""
-        live: Tensor = self.problem if self.k == 1 else torch.unique_consecutive(self.problem)
+        """The problems that have a beam, ascending, on the host."""
+        live: Tensor = self.known.problem if self.k == 1 else torch.unique_consecutive(self.known.problem)
         return live
+
+    @property
+    def _live_there(self) -> Tensor:
+        """The same on the device."""
+        return self.problem if self.k == 1 else sent(self.live, self.problem.device)
 
     def allowance(self, cost: int) -> float | None:
         """Evaluations that this step may take; None where the budget does not allow another step of ``cost`` evaluations."""
@@ -253,7 +233,7 @@ class Rollout:
             best = self.path.new_full((self.n,), -torch.inf).scatter_reduce_(0, self.problem, self.path, "amax")
             weight = cfg.discount ** (1 + self.ahead) if cfg.score_aggregation == "discounted" else 1.0
             offset = weight * (self.path - best[self.problem])  # differences keep digits that sums would lose
-        return Beams(self.window, self.problem, self.beam, self.problem_ids[self.problem], offset, self.frames)
+        return Beams(self.window, self.problem, self.beam, self.problem_ids[self.problem], offset, self.frames, self.known)
 
     def prolonged(self, path: Tensor, score: Tensor) -> Tensor:
         """Score of a path with one more step; with ``"mean"`` the sum."""
@@ -267,18 +247,21 @@ class Rollout:
         if self.k == 1:
             return index
         _, best = topk(self._table(self.path, -torch.inf), 1)
-        return self._table(index, -1).gather(1, best)[self.live, 0]
+        return self._table(index, -1).gather(1, best)[self._live_there, 0]
 
     def keep_best(self) -> None:
         """Drop every beam but the best of each problem."""
+        if len(self.live) == len(self.known.problem):
+            return
         rows = self.best_rows()
         self.window, self.problem, self.path, self.rows = self.window[rows], self.problem[rows], self.path[rows], self.rows[rows]
         self.beam = torch.zeros_like(self.problem)
+        self.look()
 
     def bury(self, alive: Tensor) -> Tensor:
-        """Set the best path of each problem aside that is not among ``alive``, and return those problems."""
+        """Set the best path of each problem aside that is not among ``alive``, and return those problems, all on the host."""
         dead = ~torch.isin(self.live, alive)
-        problems, rows = self.live[dead], self.best_rows()[dead]
+        problems, rows = self.live[dead], self.best_rows()[sent(dead.nonzero().flatten(), self.rows.device)]
         if self.history is not None and self.history.layers:
             for problem, row in zip(problems.tolist(), self.rows[rows].unsqueeze(1)):
                 record = self._blank(1, len(self.history.layers), self.history.layers[0].states)
@@ -307,25 +290,27 @@ class Rollout:
             counts: As ``counts`` returns them.
             scores: float64 ``[M, B]``, the scores of all candidates, for a search that reports them.
         """
-        before = self.beam
+        before, origin = self.beam, kept.origin
         each = self.path.new_full((len(before), self.width), -torch.inf) if scores is None else scores
         of_candidates = None if self.reports_beams else self._of_problems(each, -torch.inf)
-        path = self.path[kept.parent]
+        path = self.path[origin]
         self.path = torch.where(kept.score > -torch.inf, self.prolonged(path, kept.score), path)
         notes = {"chosen": kept.position, "collapsed": kept.collapsed, "unprojected": unprojected}
         if self.history is not None and len(kept):
-            self.history.add(kept.state, self.rows[kept.parent], **notes)
+            self.history.add(kept.state, self.rows[origin], self._known_rows[kept.parent], **notes)
             if self.k > 1:
                 self.history.prune()
-        self.window = torch.cat([self.window[kept.parent][:, 1:], kept.state.unsqueeze(1)], 1) if self.frames > 1 else kept.state
-        self.problem = self.problem[kept.parent]
-        self.rows = torch.arange(len(kept), device=before.device)
+        self.window = torch.cat([self.window[origin][:, 1:], kept.state.unsqueeze(1)], 1) if self.frames > 1 else kept.state
+        self.problem = self.problem[origin]
+        if not kept.every:
+            self.known = Known.of(self.known.problem[kept.parent], self.ids)
+        self.rows, self._known_rows = torch.arange(len(kept), device=before.device), torch.arange(len(kept))
         self.beam = self.rows - torch.searchsorted(self.problem, self.problem)
         self.step, self.spent, self.copies = self.step + 1, self.spent + counts["evaluations"], self.copies + counts["copies"]
         best = slice(None) if self.k == 1 else self.best_rows()
         frozen = torch.ones_like(counts["fallbacks"])
         frozen[self.problem] = False
-        common: dict[str, Any] = {name: self._of_problems(notes[name][best], empty) for name, empty in _ALONG_PATH.items()}
+        common: dict[str, Any] = {name: self._of_problems(notes[name][best], empty) for name, empty in ALONG_PATH.items()}
         common |= {"step": self.step - 1, "state": self._of_problems(kept.state[best], torch.nan), "frozen": frozen, **counts}
         if of_candidates is not None:
             del common["copies"]
@@ -336,7 +321,7 @@ class Rollout:
             **common,
             scores=self._table(kept.score, -torch.inf),
             paths=self._table(self.path / mean, -torch.inf),
-            parents=self._table(before[kept.parent], -1),
+            parents=self._table(before[origin], -1),
             positions=self._table(kept.position, -1),
         )
 
@@ -346,7 +331,7 @@ class Rollout:
         out = self._blank(self.n, len(self.outputs), start)
         out["states"][:, 0] = start
         if len(self.problem):
-            self.history.fill(out, self.live, self.rows[self.best_rows()])
+            self.history.fill(out, self._live_there, self.rows[self.best_rows()])
         for problem, record in self.ended.items():
             for name, value in record.items():
                 first = int(name == "states")
@@ -381,7 +366,7 @@ class Rollout:
     def _blank(self, n: int, steps: int, like: Tensor) -> dict[str, Tensor]:
         """Return paths of ``n`` problems without entries: NaN states and empty notes."""
         out = {"states": like.new_full((n, steps + 1, *like.shape[1:]), torch.nan)}
-        return out | {name: torch.full((n, steps), empty, device=like.device) for name, empty in _ALONG_PATH.items()}
+        return out | {name: torch.full((n, steps), empty, device=like.device) for name, empty in ALONG_PATH.items()}
 
     def _table(self, values: Tensor, empty: float) -> Tensor:
         """Reshape values ``[M]`` of the beams to ``[n, k]``."""
@@ -394,5 +379,5 @@ class Rollout:
         if len(values) == self.n:
             return values
         out = torch.full((self.n, *values.shape[1:]), empty, dtype=values.dtype, device=values.device)
-        out[self.live] = values
+        out[self._live_there] = values
         return out

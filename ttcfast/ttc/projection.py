@@ -11,6 +11,7 @@ from ttcfast.metrics.conservation import conserved_fields
 from ttcfast.physics.equation_of_state import gamma_field, primitive_parts
 from ttcfast.rewards.scorer import Project, ScoreContext
 from ttcfast.spec import EulerSpec, FieldSpec, StateSpec
+from ttcfast.transfer import indices, on_device
 
 from .guardrails import finite_states
 
@@ -70,13 +71,14 @@ def project_conservation(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[T
     Source: docs/design/decisions.md ("Conservation projection").
     """
     check_projectable(spec)
-    channels, means = list(spec.conserved_channels), _means(spec)
-    volume = torch.as_tensor(spec.cell_volume, dtype=torch.float64, device=new.device)
+    kept = spec.conserved_channels, _means(spec)
+    channels, means, both = (indices(c, new.device) for c in (*kept, kept[0] + kept[1]))
+    volume = on_device(spec.cell_volume, new.device, torch.float64)
     total = volume.expand(new.shape[2:]).sum()
     difference = (new[:, channels] - state[:, channels]).double()
     residual = torch.cat([_sums(difference, volume), _sums(new[:, means].double(), volume)], 1) / total  # [N, channels]
     projected = new.clone()
-    projected[:, channels + means] -= residual.to(new.dtype).reshape(*residual.shape, *[1] * spec.ndim)
+    projected[:, both] -= residual.to(new.dtype).reshape(*residual.shape, *[1] * spec.ndim)
     return _where_physical(new, projected, spec)
 
 
@@ -96,9 +98,9 @@ def project_declared(state: Tensor, new: Tensor, spec: StateSpec) -> tuple[Tenso
         return project_conservation(state, new, spec)
     projected = new.clone()
     given = set(spec.given_channels)
-    for vector in (vector for vector in spec.solenoidal if not given & set(vector)):
-        projected[:, list(vector)] = without_divergence(new[:, list(vector)].double(), spec.distances).to(new.dtype)
-    volume = torch.as_tensor(spec.cell_volume, dtype=torch.float64, device=new.device)
+    for vector in (indices(vector, new.device) for vector in spec.solenoidal if not given & set(vector)):
+        projected[:, vector] = without_divergence(new[:, vector].double(), spec.distances).to(new.dtype)
+    volume = on_device(spec.cell_volume, new.device, torch.float64)
     whole, bounds, means = volume.expand(new.shape[2:]).sum(), spec.bounded_channels, _means(spec)
     impossible = torch.zeros(len(new), dtype=torch.bool, device=new.device)
     for channel in sorted({*spec.conserved_channels, *means, *bounds} - given):
@@ -136,7 +138,7 @@ def without_divergence(u: Tensor, distances: tuple[float, ...]) -> Tensor:
         last = axis == len(space) - 1
         k = (torch.fft.rfftfreq if last else torch.fft.fftfreq)(n, d=h, dtype=torch.float64, device=u.device)
         if n % 2 == 0:
-            k[n // 2] = 0.0
+            k[n // 2].zero_()
         waves.append(k.reshape(-1, *[1] * (len(space) - 1 - axis)))
     axes = tuple(range(2, u.ndim))
     amplitudes = torch.fft.rfftn(u, dim=axes)
@@ -156,17 +158,21 @@ def project(kind: str, state: Tensor, new: Tensor, spec: StateSpec) -> tuple[Ten
 def projector(spec: StateSpec, kind: str) -> Project:
     """``project`` for groups of candidates, for scorers that score projected states."""
 
+    layouts: dict[torch.device, StateSpec] = {}  # tensors of the layout move to a device once
+
     def of_group(state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
+        if state.device not in layouts:
+            layouts[state.device] = spec.to(state.device)
         b = candidates.shape[1]
-        own = spec.of_problems(None if context is None else context.problem_ids, b)
+        own = layouts[state.device].of_problems(None if context is None else context.problem_ids, b)
         projected, _ = project(kind, state.repeat_interleave(b, 0), candidates.flatten(0, 1), own)
         return projected.view_as(candidates)
 
     return of_group
 
 
-def _means(spec: StateSpec) -> list[int]:
-    return [spec.names.index(name) for name in spec.mean_zero] if isinstance(spec, FieldSpec) else []
+def _means(spec: StateSpec) -> tuple[int, ...]:
+    return tuple(spec.names.index(name) for name in spec.mean_zero) if isinstance(spec, FieldSpec) else ()
 
 
 def _sums(fields: Tensor, volume: Tensor) -> Tensor:

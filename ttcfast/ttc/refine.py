@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,7 +122,7 @@ def _refined_in_frames(
 ) -> Refined:
     n, b = candidates.shape[:2]
     seen = frames.into(state.unsqueeze(1).expand_as(candidates)).flatten(0, 1)
-    where = None if context is None else dataclasses.replace(context, problem_ids=context.problem_ids.repeat_interleave(b))
+    where = None if context is None else context.repeated(b)
     alone = refine_and_score(seen, frames.into(candidates).flatten(0, 1).unsqueeze(1), scorer, where, cfg, spec)
     blocks = [frames.back(block.unflatten(0, (n, b))) for block in alone.candidates.unbind(1)]
     blocks[0] = candidates

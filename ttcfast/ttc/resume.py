@@ -26,7 +26,8 @@ from ttcfast.runtime.files import output_folder, strict
 from ttcfast.spec import StochasticConfig, TTCConfig
 
 from .budget import Budget
-from .paths import History, Layer, Rollout
+from .history import History, Layer
+from .paths import Rollout
 from .result import BeamStepOutput, RolloutResult, StepOutput
 
 FILE = "rollout.safetensors"
@@ -77,6 +78,7 @@ class SavedRollout:
             run.history.layers = [Layer(**moved(layer, device)) for layer in state["layers"]]
             run.outputs = [kind(**moved(output, device)) for output in state["outputs"]]
             run.ended = moved(state["ended"], device)
+            run.look()
 
     def keep(self, run: Rollout) -> None:
         """Write the state after a step."""

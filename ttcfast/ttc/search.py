@@ -26,15 +26,17 @@ from ttcfast.checks import at_least
 from ttcfast.ops.ranking import marks_of
 from ttcfast.rewards.scorer import ScoreContext, Scorer, as_scorer
 from ttcfast.runtime import distributed
-from ttcfast.spec import TTCConfig
+from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.states.symmetry import Frames
+from ttcfast.transfer import sent
 
 from . import guardrails, sharding
 from .budget import Budget
 from .candidates import Chunks
+from .history import History
 from .memory import ChunkLimit, reset_peak
 from .models import as_source, log_noise
-from .paths import Beams, History, Rollout, Survivors
+from .paths import Beams, Rollout, Survivors
 from .projection import check_projectable, project, projector
 from .refine import copies, refine_and_score, scored
 from .result import RolloutResult, StepOutput
@@ -42,7 +44,7 @@ from .resume import SavedRollout, settings_of
 from .select.argmax import Argmax, Mean
 from .select.beams import BestOfBeams
 from .select.combine import SoftmaxMean, Span
-from .select.keep import Chunk, Group, Keep
+from .select.keep import Chunk, Group, Keep, marked
 from .select.particles import Particles, uniforms_of
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Search:
         self._copies = 1 if cfg.select == "mean" else copies(cfg.refine_steps, cfg.refine_lengths)
         self._stochastic = cfg.branching_factor > int(self.include_deterministic)  # some candidates are random
         self._limit = ChunkLimit(self._source, self.scorer, cfg)
+        self._layouts: dict[torch.device, StateSpec] = {}
 
     @overload
     def rollout(
@@ -229,7 +232,7 @@ class Search:
         """Make one step of the unfinished problems; returns None if the budget ends the rollout."""
         if not len(run.problem):
             beams = run.beams()
-            return self._move_on(run, beams, Survivors.unscored(beams.latest, beams.problem, -1), run.counts(), at_risk=False)
+            return self._move_on(run, beams, Survivors.unscored(beams.latest, beams.known.problem, -1), run.counts(), at_risk=False)
         if run.budget is not None and self.cfg.shard == "candidates":
             run.seconds = distributed.total(run.seconds, "max")  # otherwise only some ranks would continue
         allowance = run.allowance(0 if run.budget is None else self._cost(run, run.beams()))
@@ -248,16 +251,16 @@ class Search:
                 break
             drawn, cost = self._draw(run, beams.rows(missed), again)
             keep.replace(missed, drawn)
-            resamples[beams.problem[missed]] += 1
+            resamples[sent(beams.known.problem[missed], resamples.device)] += 1
             evaluations, missed = evaluations + cost, keep.missed()
         kept, below = keep.survivors(cfg.min_score_spread, missed)
         if len(missed):
-            fallbacks[beams.problem[missed]] = True
-            logger.info("step %d: fallback for problems %s", run.step, run.problem_ids[fallbacks].tolist())
+            fallbacks[sent(beams.known.problem[missed], fallbacks.device)] = True
+            logger.info("step %d: fallback for problems %s", run.step, beams.known.problem_ids[missed].unique().tolist())
             known = "the deterministic step" if self._source.has_deterministic else "one fresh sample"
-            run.watch.say(run.step, beams.problem_ids[keep.without_score()].tolist(), known)
+            run.watch.say(run.step, beams.known.problem_ids[keep.without_score()].tolist(), known)
             if self.include_deterministic:
-                taken = keep.first[missed]
+                taken = keep.first[sent(missed, keep.first.device)]
             else:
                 taken, (own, solved) = self._plain_step(run, beams.rows(missed)), self._source.cost(_still(len(missed)))
                 evaluations, keep.solver_steps = evaluations + own, keep.solver_steps + solved
@@ -269,19 +272,19 @@ class Search:
 
     def _with_fallback(self, kept: Survivors, below: Survivors | None, taken: Tensor, rows: Tensor, beams: Beams) -> Survivors:
         """Return ``kept`` with fallbacks ``taken`` in the beams ``rows`` if finite, and the best below the floor in the other problems."""
-        finite = guardrails.finite_states(taken)
-        fallen = [Survivors.unscored(taken[finite], rows[finite], 0 if self.include_deterministic else -1)]
+        finite, problem = marked(guardrails.finite_states(taken)), beams.known.problem
+        fallen = [Survivors.unscored(taken[sent(finite, taken.device)], rows[finite], 0 if self.include_deterministic else -1)]
         if below is not None:
-            fallen.append(below.rows(~torch.isin(beams.problem[below.parent], beams.problem[rows[finite]])))
-        return kept.joined(fallen, beams.problem)
+            fallen.append(below.rows((~torch.isin(problem[below.parent], problem[rows[finite]])).nonzero().flatten()))
+        return kept.joined(fallen, problem)
 
     def _coast(self, run: Rollout) -> StepOutput:
         """Step each problem's best beam beyond the end of the budget."""
         run.keep_best()
         beams = run.beams()
         taken = self._plain_step(run, beams)
-        rows = guardrails.finite_states(taken).nonzero().flatten()
-        kept = Survivors.unscored(taken[rows], rows, 0 if self.include_deterministic else -1)
+        rows = marked(guardrails.finite_states(taken))
+        kept = Survivors.unscored(taken[sent(rows, taken.device)], rows, 0 if self.include_deterministic else -1)
         evaluations, solved = self._source.cost(_still(len(beams)))
         counts = run.counts(evaluations=evaluations, solver_steps=solved, copies=len(rows))
         return self._move_on(run, beams, kept, counts, at_risk=len(rows) < len(beams))
@@ -290,20 +293,26 @@ class Search:
         self, run: Rollout, beams: Beams, kept: Survivors, counts: dict[str, Any], scores: Tensor | None = None, *, at_risk: bool
     ) -> StepOutput:
         """Project the survivors and continue from them; ``at_risk`` if a problem may have none."""
-        spec = self._source.spec
+        spec, origin = self._layout(kept.state.device), kept.origin
         if spec is not None and spec.given_channels:  # a combination of candidates rounds
-            kept = dataclasses.replace(kept, state=spec.carried(kept.state, beams.latest[kept.parent], channel_axis=1))
+            kept = dataclasses.replace(kept, state=spec.carried(kept.state, beams.latest[origin], channel_axis=1))
         if self.cfg.project is not None and spec is not None:
-            spec = spec.of_problems(beams.problem_ids[kept.parent])
-            state, unprojected = project(self.cfg.project, beams.latest[kept.parent], kept.state, spec)
+            spec = spec.of_problems(beams.problem_ids[origin])
+            state, unprojected = project(self.cfg.project, beams.latest[origin], kept.state, spec)
             kept = dataclasses.replace(kept, state=state)
         else:
             unprojected = torch.zeros_like(kept.collapsed)
-        dead = run.problem_ids[run.bury(beams.problem[kept.parent])].tolist() if at_risk else []
+        dead = run.ids[run.bury(beams.known.problem[kept.parent])].tolist() if at_risk else []
         out = run.take(kept, unprojected, counts, scores)
         if dead:
             guardrails.warn_of_dead(out.step, dead, self.cfg.max_resample)
         return out
+
+    def _layout(self, device: torch.device) -> StateSpec | None:
+        """The layout of the states with its tensors on ``device``; they move once."""
+        if self._source.spec is not None and device not in self._layouts:
+            self._layouts[device] = self._source.spec.to(device)
+        return self._layouts.get(device)
 
     def _draw(self, run: Rollout, beams: Beams, again: int) -> tuple[Keep, int]:
         """Generate, refine, score and keep candidates of all beams, chunk by chunk. Also returns the number of model evaluations."""
@@ -325,23 +334,24 @@ class Search:
             keep.distinct = watch.count()
             if step == 0:
                 one, after = beams.rows(slice(0, 1)), run.chunks.id_of(0, cfg.max_resample + 2)  # ids that no group uses
-                more = partial(self._source.candidates, one.window, problem_ids=one.problem_ids, seed=cfg.seed, step=0)
+                more = partial(self._source.candidates, one.window, problem_ids=one.known.problem_ids, seed=cfg.seed, step=0)
                 probes = watch.require_stochastic(keep.distinct, more, after, self._source.model)
                 evaluations += self._source.cost(torch.arange(after, after + probes).unsqueeze(0))[0] if probes else 0
         return keep, evaluations
 
     def _take_in(self, run: Rollout, keep: Keep, rows: slice, start: int, candidates: Tensor, finite: Tensor | None, again: int) -> int:
         """Refine, score and select from a chunk ``[m, b, C, *S]``. Returns the number of reward evaluations per candidate."""
-        x, b, context = keep.beams.latest[rows], candidates.shape[1], self._source.context(run.step, keep.beams.problem_ids[rows])
-        frames = self._frames(run, keep.beams.rows(rows), torch.arange(start, start + b), again)
-        refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._source.spec, frames)
+        beams, b = keep.beams.rows(rows), candidates.shape[1]
+        x, context = beams.latest, self._context(run.step, beams)
+        frames = self._frames(run, beams, torch.arange(start, start + b), again)
+        refined = refine_and_score(x, candidates, self.scorer, context, self.cfg, self._layout(x.device), frames)
         states, usable = refined.candidates, refined.scores.isfinite()
         if not self.scorer.marks_nonfinite or finite is None:
             finite = guardrails.finite_states(states, 2)
             usable = usable & finite
         keep.unscored[rows] += torch.where(usable.any(1), 0, finite.sum(1))
         score = torch.where(usable, refined.scores.double(), -torch.inf)
-        chunk = Chunk(states, score, self._ahead(run, keep.beams.window[rows], states, score, context))
+        chunk = Chunk(states, score, self._ahead(run, beams, states, score, context))
         if self.tie_breaker is not None:
             chunk = chunk._replace(ties=scored(x, states, self.tie_breaker, context).double().nan_to_num(nan=-torch.inf))
         if self.drop_duplicates:
@@ -357,11 +367,14 @@ class Search:
         if not self.cfg.refine_steps:
             return None
         ids = run.chunks.ids_of(beams, positions, again)
-        return self._source.frames(beams.latest.shape[2:], ids, beams.problem_ids, seed=self.cfg.seed, step=run.step)
+        return self._source.frames(beams.latest.shape[2:], ids, beams.known.problem_ids, seed=self.cfg.seed, step=run.step)
+
+    def _context(self, step: int, beams: Beams) -> ScoreContext:
+        return self._source.context(step, beams.problem_ids, beams.known.problem_ids)
 
     def _keep(self, run: Rollout, beams: Beams, again: int) -> Keep:
         """Return an empty selection of the configured kind."""
-        cfg, context = self.cfg, self._source.context(run.step, beams.problem_ids)
+        cfg, context = self.cfg, self._context(run.step, beams)
         found = self.scorer.spread_floor(beams.latest, context)
         rounding = torch.full_like(beams.offset, -torch.inf) if found is None else found.double()
         if found is not None:
@@ -372,10 +385,10 @@ class Search:
             if cfg.select == "softmax_mean":
                 return SoftmaxMean(group, cfg.temperature)
             if cfg.select == "span":
-                return Span(group, self.scorer, context, cfg.trust, self._source.spec)
+                return Span(group, self.scorer, context, cfg.trust, self._layout(beams.window.device))
             return (Mean if cfg.select == "mean" else Argmax)(group)
         if cfg.approach == "particle":
-            uniforms = uniforms_of(cfg.seed, run.step, run.problem_ids[torch.unique_consecutive(beams.problem)])
+            uniforms = sent(uniforms_of(cfg.seed, run.step, beams.known.problem_ids.unique_consecutive()), beams.window.device)
             # a single chunk still holds all states; otherwise drawn ones are generated again
             make = None if run.chunks.size is None else partial(self._made_again, run, beams, again)
             return Particles(group, cfg.beam_width, temperature=cfg.temperature, uniforms=uniforms, make=make)
@@ -383,24 +396,25 @@ class Search:
         return BestOfBeams(group, 1 if subtrees else cfg.beam_width, subtrees=subtrees, ties=ties, marks=self.drop_duplicates)
 
     def _made_again(self, run: Rollout, beams: Beams, again: int, rows: Tensor, positions: Tensor) -> Tensor:
-        """Regenerate the states ``[R, C, *S]`` of candidates that were scored and dropped."""
-        cfg, own = self.cfg, beams.rows(rows)
-        made = run.chunks.again(own, positions % cfg.branching_factor, run.step, again).unsqueeze(1)
-        frames = self._frames(run, own, (positions % cfg.branching_factor).cpu().unsqueeze(1), again)
-        context = self._source.context(run.step, own.problem_ids)
-        group = refine_and_score(own.latest, made, self.scorer, context, cfg, self._source.spec, frames).candidates
-        return group[torch.arange(len(rows), device=rows.device), positions // cfg.branching_factor]
+        """Regenerate the states ``[R, C, *S]`` of candidates that were scored and dropped; rows and positions are on the host."""
+        cfg, own, at = self.cfg, beams.rows(rows), positions % self.cfg.branching_factor
+        made = run.chunks.again(own, at, run.step, again).unsqueeze(1)
+        frames, context = self._frames(run, own, at.unsqueeze(1), again), self._context(run.step, own)
+        group = refine_and_score(own.latest, made, self.scorer, context, cfg, self._layout(made.device), frames).candidates
+        copy = sent(positions // cfg.branching_factor, made.device)
+        return group[torch.arange(len(rows), device=made.device), copy]
 
-    def _ahead(self, run: Rollout, window: Tensor, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
+    def _ahead(self, run: Rollout, beams: Beams, candidates: Tensor, score: Tensor, context: ScoreContext) -> Tensor:
         """Return the values that rank candidates ``[m, b]``: their scores plus those of their deterministic continuation."""
         if run.ahead == 0:
             return score
         b = candidates.shape[1]
-        ids, window, x = context.problem_ids.repeat_interleave(b), window.repeat_interleave(b, 0), candidates.flatten(0, 1)
+        each, window, x = context.repeated(b), beams.window.repeat_interleave(b, 0), candidates.flatten(0, 1)
         value = score.flatten()
         for further in range(1, run.ahead + 1):
-            window = torch.cat([window[:, 1:], x.unsqueeze(1)], 1) if self._source.history > 1 else x
-            after, later = run.chunks.continued(window, ids, context.step + further), self._source.context(context.step + further, ids)
+            window, step = torch.cat([window[:, 1:], x.unsqueeze(1)], 1) if self._source.history > 1 else x, context.step + further
+            later = self._source.context(step, each.problem_ids, each.known)
+            after = run.chunks.continued(window, each.on_host, step)
             found = scored(x, after.unsqueeze(1), self.scorer, later)[:, 0].double()
             usable = found.isfinite() & score.flatten().isfinite()
             if not self.scorer.marks_nonfinite:
@@ -413,7 +427,7 @@ class Search:
         if self._source.has_deterministic:
             return run.chunks.deterministic(beams, run.step)
         fresh = torch.tensor([run.chunks.id_of(0, self.cfg.max_resample + 1)])
-        return self._source.candidates(beams.window, fresh, beams.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
+        return self._source.candidates(beams.window, fresh, beams.known.problem_ids, seed=self.cfg.seed, step=run.step)[:, 0]
 
     def _cost(self, run: Rollout, beams: Beams, again: int = 0) -> int:
         """Return the most model evaluations that a search step of these beams can take."""

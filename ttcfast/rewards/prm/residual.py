@@ -13,6 +13,7 @@ from ttcfast.core.normalizer import Normalizer
 from ttcfast.physics.equation_of_state import primitive_parts
 from ttcfast.physics.step_residual import central_rate, simpson_residual
 from ttcfast.spec import EulerSpec, StateSpec
+from ttcfast.transfer import indices
 
 _LEAST = 1e-3  # lower bound of density and pressure in divisions and logarithms
 
@@ -70,7 +71,7 @@ class EulerResidual:
     def of_candidates(self, x: Tensor, candidates: Tensor, spec: StateSpec, normalizer: Normalizer, periodic: Sequence[bool]) -> Tensor:
         """Returns features ``[N, B, 16, X, Y]`` of candidates ``[N, B, C, X, Y]`` for states ``[N, C, X, Y]``."""
         n, b = candidates.shape[:2]
-        at = _conserved(spec)
+        at = _conserved(spec, x.device)
         unit = _units(normalizer, spec, x)
         c = candidates.flatten(0, 1)
         start, before = self.rate(x, spec, periodic)
@@ -83,7 +84,7 @@ class EulerResidual:
 
     def rate(self, u: Tensor, spec: StateSpec, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Returns R(u) of density, momentum and energy, ``[N, 4, X, Y]``, and the velocity, log p and log rho, ``[N, 4, X, Y]``."""
-        return self._rate(u[:, _conserved(spec)], float(spec.gamma), periodic)
+        return self._rate(u[:, _conserved(spec, u.device)], float(spec.gamma), periodic)
 
     def _rate(self, u: Tensor, gamma: float, periodic: Sequence[bool]) -> tuple[Tensor, Tensor]:
         density, velocity, pressure = primitive_parts(u, gamma, _LEAST)
@@ -92,10 +93,11 @@ class EulerResidual:
         return rate, torch.stack([*velocity, pressure.clamp_min(_LEAST).log(), density.log()], 1)
 
 
-def _conserved(spec: StateSpec) -> list[int]:
+def _conserved(spec: StateSpec, device: torch.device) -> Tensor:
+    """Returns the channels of density, momentum and energy."""
     assert isinstance(spec, EulerSpec) and spec.energy is not None  # as check() requires
-    return [spec.density, *spec.momentum, spec.energy]
+    return indices((spec.density, *spec.momentum, spec.energy), device)
 
 
 def _units(normalizer: Normalizer, spec: StateSpec, like: Tensor) -> Tensor:
-    return normalizer.delta_std.to(like)[_conserved(spec)].view(-1, 1, 1)
+    return normalizer.delta_std.to(like)[_conserved(spec, like.device)].view(-1, 1, 1)

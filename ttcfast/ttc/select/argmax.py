@@ -11,7 +11,7 @@ from ttcfast.stochastic_sampling.row_axis import over
 from ttcfast.ttc.guardrails import Spread
 from ttcfast.ttc.paths import Survivors
 
-from .keep import Chunk, Group, Keep
+from .keep import Chunk, Group, Keep, marked
 
 
 class Argmax(Keep):
@@ -43,18 +43,18 @@ class Argmax(Keep):
         missed = ~self._usable
         if self._score_floor is not None:
             missed |= self.scores.amax(1) < self._score_floor
-        return missed.nonzero().flatten()
+        return marked(missed)
 
     def without_score(self) -> Tensor:
-        return (~self._usable & (self.unscored > 0)).nonzero().flatten()
+        return marked(~self._usable & (self.unscored > 0))
 
     def survivors(self, min_spread: float, missed: Tensor) -> tuple[Survivors, Survivors | None]:
         every = self._choice(min_spread, Spread.of(self.scores, self._rounding))
         if not len(missed):
             return every, None
-        going = torch.ones(len(every), dtype=torch.bool, device=missed.device)
+        going = torch.ones(len(every), dtype=torch.bool)
         going[missed] = False
-        below = every.rows(missed[self._usable[missed]])
+        below = every.rows(missed[self._usable.cpu()[missed]])
         return every.rows(going.nonzero().flatten()), dataclasses.replace(below, collapsed=torch.zeros_like(below.collapsed))
 
     def _choice(self, min_spread: float, spread: Spread) -> Survivors:
@@ -64,9 +64,8 @@ class Argmax(Keep):
         return self._chosen(state, torch.where(collapsed, 0, self._at), collapsed)
 
     def _chosen(self, state: Tensor, position: Tensor, collapsed: Tensor, weights: Tensor | None = None) -> Survivors:
-        rows = torch.arange(len(position), device=position.device)
         score = self.scores.gather(1, position.clamp(0, self._width - 1).unsqueeze(1))[:, 0]
-        return Survivors(state, rows, position, score, collapsed, weights)
+        return Survivors(state, torch.arange(len(position)), position, score, collapsed, weights, every=True)
 
     @property
     def _usable(self) -> Tensor:
@@ -75,11 +74,12 @@ class Argmax(Keep):
 
     def _bettered(self, rows: Tensor, other: Keep) -> Tensor:
         assert other.scores is not None
-        return (other.scores.amax(1) > self.scores[rows].amax(1)).nonzero().flatten()
+        return marked(other.scores.amax(1) > self.scores[self._there(rows)].amax(1))
 
     def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, Argmax)
-        self.scores[ours], self._best[ours], self._at[ours] = other.scores[theirs], other._best[theirs], other._at[theirs]
+        at, of = self._there(ours), self._there(theirs)
+        self.scores[at], self._best[at], self._at[at] = other.scores[of], other._best[of], other._at[of]
 
 
 class Mean(Argmax):

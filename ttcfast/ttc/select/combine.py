@@ -15,7 +15,7 @@ from ttcfast.ttc.paths import Survivors
 from ttcfast.ttc.projection import stays_physical
 
 from .argmax import Argmax
-from .keep import Chunk, Group, Keep
+from .keep import Chunk, Group, Keep, marked
 
 SPAN_STEPS = 4  # along a reward that knows a direction but not the best state
 RIDGE = 1e-6  # relative to the mean squared size of the candidates' deviations
@@ -51,7 +51,8 @@ class SoftmaxMean(Argmax):
     def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, SoftmaxMean)
         super()._take_over(ours, other, theirs)
-        self._sum[ours], self._peak[ours], self._mass[ours] = other._sum[theirs], other._peak[theirs], other._mass[theirs]
+        at, of = self._there(ours), self._there(theirs)
+        self._sum[at], self._peak[at], self._mass[at] = other._sum[of], other._peak[of], other._mass[of]
 
     def _choice(self, min_spread: float, spread: Spread) -> Survivors:
         collapsed = spread.collapsed(min_spread)
@@ -94,26 +95,28 @@ class Span(Argmax):
     def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, Span)
         super()._take_over(ours, other, theirs)
-        self._candidates[ours] = other._candidates[theirs]
+        self._candidates[self._there(ours)] = other._candidates[self._there(theirs)]
 
     def _choice(self, min_spread: float, spread: Spread) -> Survivors:
         best = super()._choice(min_spread, spread)
-        free = (~spread.collapsed(min_spread) & self._usable).nonzero().flatten()
-        weights = torch.zeros_like(self.scores)
-        weights[best.parent, best.position.clamp(0, self._width - 1)] = 1.0
+        free = marked(~spread.collapsed(min_spread) & self._usable)
         state, position = best.state, best.position
+        weights = torch.zeros_like(self.scores).scatter_(1, position.clamp(0, self._width - 1).unsqueeze(1), 1.0)
         if len(free):
+            at = self._there(free)
             combined, score, coefficients = self._combine(free)
-            taken = score > self.scores[free].amax(1)
-            rows = free[taken]
-            state[rows], position[rows], weights[rows] = combined[taken], -1, coefficients[taken]
+            taken = score > self.scores[at].amax(1)
+            state[at] = torch.where(over(taken, combined), combined, state[at])
+            position[at] = torch.where(taken, -1, position[at])
+            weights[at] = torch.where(taken.unsqueeze(1), coefficients, weights[at])
         return self._chosen(state, position, best.collapsed & (position >= 0), weights)
 
     def _combine(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best combination of these problems: states ``[m, C, *S]``, scores ``[m]`` (-inf where unusable), coefficients ``[m, B]``."""
-        scorer, x, context = self._scorer, self.beams.latest[rows], replace(self._context, problem_ids=self.beams.problem_ids[rows])
-        span = _Deviations(x, self._candidates[rows], self.scores[rows], scorer, context)
-        w = torch.zeros_like(self.scores[rows])
+        scorer, at, beams = self._scorer, self._there(rows), self.beams.rows(rows)
+        x, context = beams.latest, replace(self._context, problem_ids=beams.problem_ids, known=beams.known.problem_ids)
+        span = _Deviations(x, self._candidates[at], self.scores[at], scorer, context)
+        w = torch.zeros_like(self.scores[at])
         state, top, coefficients = span.at(w), torch.full_like(w[:, 0], -torch.inf), w
         for _ in range(1 if scorer.ascent_to_best else SPAN_STEPS):
             near = span.towards(scorer.ascent(x, span.at(w).unsqueeze(1), context))
@@ -159,7 +162,7 @@ class _Deviations:
         """Coefficients ``[m, B]`` of the point of the span nearest to ``move [m, 1, C, *S]``."""
         self._wanted = self._flat(move)[:, 0]
         moments = torch.stack([d.double() @ m for d, m in zip(self._scaled, self._wanted)])
-        coefficients: Tensor = torch.linalg.solve(self._regular, moments)
+        coefficients: Tensor = torch.linalg.solve_ex(self._regular, moments).result  # regular by its ridge; a check waits for the device
         return coefficients
 
     def lengthened(self, w: Tensor) -> Tensor:

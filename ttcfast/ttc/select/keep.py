@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.stochastic_sampling.row_axis import over
+from ttcfast.transfer import sent
 from ttcfast.ttc.paths import Beams, Survivors
 
 
@@ -59,6 +60,8 @@ class Group(NamedTuple):
 class Keep:
     """Takes the candidates of a step chunk by chunk and keeps no more of them than the choice needs.
 
+    Rows that a method takes or returns are int64 ``[R]`` on the host. To return some it reads from the device, once.
+
     Attributes:
         scores: float64 ``[M, B]``, the scores of all candidates, where they are kept.
         first: ``[M, C, *S]``, candidate 0 of each beam, NaN until it comes by.
@@ -86,23 +89,25 @@ class Keep:
             self.first[rows] = chunk.states[:, 0]
 
     def missed(self) -> Tensor:
-        """Rows of the problems without a candidate that can be taken and reaches the floor, int64 ``[R]``. Waits for the device."""
+        """Rows of the problems without a candidate that can be taken and reaches the floor."""
         raise NotImplementedError
 
     def without_score(self) -> Tensor:
-        """Rows of the problems that have finite candidates but no usable one, int64 ``[R]``."""
+        """Rows of the problems that have finite candidates but no usable one."""
         raise NotImplementedError
 
     def replace(self, rows: Tensor, other: Keep) -> None:
         """Take over from ``other``, which drew the problems of ``rows`` again, those whose best candidate is better there."""
-        self.nonfinite[rows] += other.nonfinite
-        self.unscored[rows] += other.unscored
+        at = self._there(rows)
+        self.nonfinite[at] += other.nonfinite
+        self.unscored[at] += other.unscored
         self.reward_evaluations += other.reward_evaluations
         self.solver_steps += other.solver_steps
         theirs = self._bettered(rows, other)
-        ours, first = rows[theirs], other.first[theirs]
+        ours = rows[theirs]
+        at, first = self._there(ours), other.first[self._there(theirs)]
         absent = first.isnan().flatten(1).all(1)  # the deterministic step is not drawn again
-        self.first[ours] = torch.where(over(absent, first), self.first[ours], first)
+        self.first[at] = torch.where(over(absent, first), self.first[at], first)
         self._take_over(ours, other, theirs)
 
     def survivors(self, min_spread: float, missed: Tensor) -> tuple[Survivors, Survivors | None]:
@@ -117,6 +122,10 @@ class Keep:
         """
         raise NotImplementedError
 
+    def _there(self, rows: Tensor) -> Tensor:
+        """Rows on the device of the states."""
+        return sent(rows, self.first.device)
+
     def _bettered(self, rows: Tensor, other: Keep) -> Tensor:
         """Rows of ``other`` whose problems have a better best candidate there."""
         raise NotImplementedError
@@ -124,3 +133,8 @@ class Keep:
     def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         """Take over the rows ``theirs`` of ``other`` as ``ours``."""
         raise NotImplementedError
+
+
+def marked(flags: Tensor) -> Tensor:
+    """The numbers of the flags that are set, on the host; waits for the device."""
+    return flags.cpu().nonzero().flatten()

@@ -38,8 +38,8 @@ class Particles(BestOfBeams):
         self._values = self._rounding.new_full((len(self.beams), self._width), -torch.inf)
         self._scores = self._values.clone()
         self._draws: list[Particles] = [self]  # this one, and those of groups drawn again
-        self._draw = torch.zeros_like(self.nonfinite)  # the draw that a row's candidates come from
-        self._row = torch.arange(len(self.beams), device=self.first.device)  # and its row there
+        self._draw = torch.zeros(len(self.beams), dtype=torch.int64)  # on the host, the draw that a row's candidates come from
+        self._row = torch.arange(len(self.beams))  # and its row there
         self._make = make
         self._chunks: list[tuple[slice, int, Tensor]] = []
 
@@ -53,70 +53,79 @@ class Particles(BestOfBeams):
     def _take_over(self, ours: Tensor, other: Keep, theirs: Tensor) -> None:
         assert isinstance(other, Particles)
         super()._take_over(ours, other, theirs)
-        self._values[ours], self._scores[ours] = other._values[theirs], other._scores[theirs]
+        at, of = self._there(ours), self._there(theirs)
+        self._values[at], self._scores[at] = other._values[of], other._scores[of]
         self._draw[ours], self._row[ours] = len(self._draws), theirs
         self._draws.append(other)
 
-    def _survivors(self, pool: TopPool, min_spread: float) -> Survivors:
+    def _survivors(self, pool: TopPool, min_spread: float) -> tuple[Survivors, int]:
         values = self._values
         if self._score_floor is not None:
             reaches = self._scores >= self._score_floor
             values = values.masked_fill(~reaches if pool is self.pools[0] else reaches, -torch.inf)
-        parents, positions = [], []
-        for problem, uniform in enumerate(self._uniforms.tolist()):
-            rows = (self._owner == problem).nonzero().flatten()
-            drawn = systematic(values[rows].flatten() / self._temperature, self._k, uniform)
-            parents.append(rows[drawn // self._width])
-            positions.append(drawn % self._width)
-        parent, position = torch.cat(parents), torch.cat(positions)
+        table = values.new_full((*self._row_at.shape, self._width), -torch.inf)  # [P, most beams, B]
+        table[self._owner_there, self._place_there] = values
+        drawn = systematic(table.flatten(1) / self._temperature, self._k, self._uniforms)
+        parent, position = self._row_at.gather(1, drawn // self._width).flatten(), (drawn % self._width).flatten()
         collapsed = self.spread.collapsed(min_spread)[parent]
         position = torch.where(collapsed, 0, position)
-        state = self._states(parent, position)
-        state[collapsed] = self.first[parent[collapsed]]
+        usable = (table > -torch.inf).flatten(1).any(1).repeat_interleave(self._k)
+        columns = torch.stack([usable.long(), parent, position, collapsed.long()])
+        told = torch.cat([columns.flatten(), pool.copies.reshape(1)]).cpu()  # waits for the device
+        kept, origin, place, fallen = told[:-1].view(4, -1)
+        rows = kept.nonzero().flatten()
+        if len(rows) < len(kept):
+            at = self._there(rows)
+            parent, position, collapsed = parent[at], position[at], collapsed[at]
+        origin, place, first = origin[rows], place[rows], fallen[rows].nonzero().flatten()
+        state = self._states(origin, place)
+        if len(first):
+            state[self._there(first)] = self.first[self._there(origin[first])]
         score = torch.where(collapsed, self.spread.first[parent], self._scores[parent, position])
-        return Survivors(state, parent, position, score, collapsed)
+        return Survivors(state, origin, position, score, collapsed), int(told[-1])
 
     def _states(self, parent: Tensor, position: Tensor) -> Tensor:
-        out = self.first[parent].clone()
+        """The states of candidates of these rows at these positions, both on the host."""
+        out = self.first[self._there(parent)].clone()
         for number, draw in enumerate(self._draws):
-            wanted = self._draw[parent] == number
-            if bool(wanted.any()):
-                out[wanted] = draw._own_states(self._row[parent[wanted]], position[wanted])
+            wanted = (self._draw[parent] == number).nonzero().flatten()
+            if len(wanted):
+                out[self._there(wanted)] = draw._own_states(self._row[parent[wanted]], position[wanted])
         return out
 
     def _own_states(self, rows: Tensor, position: Tensor) -> Tensor:
         if self._make is not None:
             return self._make(rows, position)
-        out = self.first[rows].clone()
+        out = self.first[self._there(rows)].clone()
         for block, start, states in self._chunks:
             here = (rows >= block.start) & (rows < block.stop) & (position >= start) & (position < start + states.shape[1])
-            out[here] = states[rows[here] - block.start, position[here] - start]
+            here = here.nonzero().flatten()
+            out[self._there(here)] = states[self._there(rows[here] - block.start), self._there(position[here] - start)]
         return out
 
 
-def systematic(log_weights: Tensor, k: int, uniform: float) -> Tensor:
-    """Draw ``k`` indices by systematic resampling, ascending: each occurs its share of k times, rounded up or down.
+def systematic(log_weights: Tensor, k: int, uniforms: Tensor) -> Tensor:
+    """Draw ``k`` indices of every row by systematic resampling, ascending: each occurs its share of k times, rounded up or down.
 
     Args:
-        log_weights: float64 ``[m]``; -inf is never drawn.
-        uniform: The one random number that is needed, in [0, 1).
+        log_weights: float64 ``[P, m]``; -inf is never drawn unless all of a row are.
+        uniforms: The one random number that each row needs, in [0, 1), float64 ``[P]``.
 
     Returns:
-        int64 ``[k]``, or ``[0]`` where every weight is 0.
+        int64 ``[P, k]``.
 
     Source: Kitagawa, "Monte Carlo filter and smoother for non-Gaussian nonlinear state space models", 1996.
     """
-    highest = log_weights.amax()
-    if not bool(highest > -torch.inf):
-        return torch.empty(0, dtype=torch.int64, device=log_weights.device)
-    edges = (log_weights - highest).exp().cumsum(0)
-    points = (torch.arange(k, dtype=torch.float64, device=edges.device) + uniform) / k * edges[-1]
+    highest = log_weights.amax(1, keepdim=True)
+    edges = (log_weights - torch.where(highest > -torch.inf, highest, 0.0)).exp().cumsum(1)
+    points = (torch.arange(k, dtype=torch.float64, device=edges.device) + uniforms.unsqueeze(1)) / k * edges[:, -1:]
     drawn = torch.searchsorted(edges, points, right=True)
-    last = (log_weights > -torch.inf).nonzero()[-1, 0]  # rounding may put the last point on the last edge
+    number = torch.arange(log_weights.shape[1], device=edges.device)
+    last = torch.where(log_weights > -torch.inf, number, 0).amax(1, keepdim=True)  # rounding may put the last point on the last edge
     return drawn.minimum(last)
 
 
 def uniforms_of(seed: int, step: int, problem_ids: Tensor) -> Tensor:
-    """One number in [0, 1) for each problem, float64 ``[P]``, a function of seed, step and problem alone."""
+    """One number in [0, 1) for each problem ``[P]``, float64, a function of seed, step and problem alone; all on the host."""
     words = [hash_seed(seed, step, problem, _SITE) >> 10 for problem in problem_ids.tolist()]  # 53 bits
-    return torch.tensor(words, dtype=torch.float64, device=problem_ids.device) / 2**53
+    return torch.tensor(words, dtype=torch.float64) / 2**53

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.ops.ranking import Keys, best
+from ttcfast.stochastic_sampling.row_axis import over
 
 
 class TopPool:
@@ -13,16 +14,19 @@ class TopPool:
 
     A state that enters the best is copied into the slot of one that left them, and no other state moves, so that about
     ``k (1 + ln(B / k))`` of B candidates in random order are copied. Neither keys nor result depend on the order or the chunks in which
-    candidates come.
+    candidates come. Nothing waits for a GPU, where a chunk therefore writes all slots of its groups, most of them what they hold.
 
     Args:
         state: One state ``[C, *S]``, for its shape, dtype and device.
         n, k: Number of groups, and of slots in each.
         ties, marks: Whether keys come with these columns.
+
+    Attributes:
+        copies: Number of states copied, int64 ``[]`` on the device.
     """
 
     def __init__(self, state: Tensor, n: int, k: int, *, ties: bool = False, marks: bool = False) -> None:
-        self.k, self.copies = k, 0
+        self.k, self.copies = k, torch.zeros((), dtype=torch.int64, device=state.device)
         self.states = state.new_empty((n, k, *state.shape))
         self.keys = Keys.empty(n, k, torch.float64, state.device, ties=ties, marks=marks)
         self._slots = torch.arange(k, device=state.device).expand(n, k).clone()
@@ -36,7 +40,7 @@ class TopPool:
             states: ``[R, b, C, *S]``.
             row, column: int64 ``[P, m]``, index of each candidate's state in ``states``.
         """
-        if not bool((keys.rank.amax(1) >= self.keys.rank[groups, -1]).any()):
+        if not states.is_cuda and not bool((keys.rank.amax(1) >= self.keys.rank[groups, -1]).any()):
             return
         held, slots = self.keys.rows(groups), self._slots[groups]
         found, index = best(held.beside(keys), self.k)
@@ -47,18 +51,28 @@ class TopPool:
         free = slots.gather(1, kept.argsort(dim=1, stable=True))  # the slots of those that left come first
         vacancy = ((~stays).cumsum(1) - 1).clamp_min(0)
         new_slots = torch.where(stays, slots.gather(1, at), free.gather(1, vacancy))
-        group, place = comes.nonzero(as_tuple=True)
-        source = index[group, place] - self.k
-        self.states[groups][group, new_slots[group, place]] = states[row[group, source], column[group, source]]
-        self.copies += len(group)
+        self._write(groups, new_slots, comes, states, row, column, (index - self.k).clamp_min(0))
+        self.copies += comes.sum()
         self._slots[groups] = new_slots
         for name, value in found.columns().items():
             getattr(self.keys, name)[groups] = value
 
-    def fill(self, keys: Keys, group: Tensor, place: Tensor, states: Tensor) -> None:
-        """Replace all keys ``[n, k]``, and the states at ``group``, ``place`` by ``states [m, C, *S]``."""
-        self.keys, self._slots = keys, torch.arange(self.k, device=self._slots.device).expand_as(self._slots).clone()
-        self.states[group, place] = states
+    def _write(self, groups: slice, slots: Tensor, comes: Tensor, states: Tensor, row: Tensor, column: Tensor, source: Tensor) -> None:
+        """Copy the states of those that come, by number ``source`` in the chunk, into their slots, all ``[P, k]``."""
+        if not states.is_cuda:
+            group, place = comes.nonzero(as_tuple=True)
+            chosen = source[group, place]
+            self.states[groups][group, slots[group, place]] = states[row[group, chosen], column[group, chosen]]
+            return
+        place = slots.argsort(1)  # by slot: each slot has one place
+        comes, source = comes.gather(1, place), source.gather(1, place)
+        fresh = states[row.gather(1, source), column.gather(1, source)]
+        self.states[groups] = torch.where(over(comes, fresh), fresh, self.states[groups])
+
+    def fill(self, keys: Keys, states: Tensor) -> None:
+        """Replace all keys ``[n, k]`` and states ``[n, k, C, *S]``."""
+        self.keys, self.states = keys, states
+        self._slots = torch.arange(self.k, device=self._slots.device).expand_as(self._slots).clone()
 
     def replace(self, groups: Tensor, other: TopPool, theirs: Tensor) -> None:
         """Take over the groups ``theirs`` of ``other`` as ``groups``."""

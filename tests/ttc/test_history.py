@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttcfast.ttc.paths import History, Layer
+from ttcfast.ttc.history import History, Layer
 
 
 def prune_all(layers: list[Layer]) -> None:
