@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from ttcfast.cli.commands import COMMANDS
 from ttcfast.cli.completion import INSTALL, candidates
-from ttcfast.cli.main import COMMANDS, main
+from ttcfast.cli.main import main
 
 
 def test_commands_are_completed():

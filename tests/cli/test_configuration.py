@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ttcfast.cli.commands import COMMANDS
 from ttcfast.cli.configuration import CONFIGS, compose, layout_of
-from ttcfast.cli.main import COMMANDS
 from ttcfast.cli.typed import build, fit
 from ttcfast.experiments.demo import run_demo
 from ttcfast.runtime.errors import ArgumentError

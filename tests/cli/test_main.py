@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ttcfast.cli.commands import COMMANDS
 from ttcfast.cli.configuration import compose
-from ttcfast.cli.main import COMMANDS, main
+from ttcfast.cli.main import main
 from ttcfast.data import TrajectoryFile
 
 ROOT = Path(__file__).resolve().parents[2]

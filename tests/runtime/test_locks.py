@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from ttcfast.cli.main import COMMANDS, main
+from ttcfast.cli.commands import COMMANDS
+from ttcfast.cli.main import main
 from ttcfast.runtime import locks
 from ttcfast.runtime.errors import OutputError
 from ttcfast.runtime.locks import NAME, run_lock

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .main import COMMANDS
+from .commands import COMMANDS
 
 INSTALL = "complete -o default -o nospace -C 'ttcfast completion' ttcfast"  # as bash itself writes it
 _FLAGS = ("--multirun", "--debug", "--help")

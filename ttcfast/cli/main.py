@@ -16,12 +16,8 @@ from pathlib import Path
 from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
 from ttcfast.runtime.terminal import any_stdout
 
+from .commands import COMMANDS
 from .failures import as_user_error
-
-COMMANDS = (
-    *("demo", "generate", "train_fm", "build_prm_data", "train_prm", "train_prm_on_policy", "fit_directions", "run_ttc", "ceiling"),
-    *("collect", "train_wm", "train_policy", "protocol", "report", "bench", "info"),
-)
 
 _USAGE = "usage: ttcfast <command> [key=value ...] [--multirun] [--debug] [--help]"
 _DONE, _BAD_ARGUMENTS, _INTERRUPTED = 0, 2, 130
