@@ -26,7 +26,7 @@ def test_help_lists_the_commands_and_nothing_that_does_not_exist(capsys):
     assert main(["help"]) == 0
     text = capsys.readouterr().out
     assert set(COMMANDS) == {path.stem for path in (ROOT / "ttcfast" / "cli").glob("*.py")} - {
-        *("__init__", "main", "completion", "configuration", "failures", "layout", "multirun", "typed"),
+        *("__init__", "main", "commands", "completion", "configuration", "failures", "layout", "multirun", "typed"),
     }
     assert all(f"  {name} " in text for name in COMMANDS)
 
