@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fake.tensor import CUDA, CudaTensor, each, memory, on_host, reason_to_wait, require_device, require_one_device, tensors
-from ttcfast.ops import native, registry
+from ttcfast.ops import native
 
 __all__ = ["CudaTensor", "FakeCuda", "on_host"]
 
@@ -67,6 +67,7 @@ class FakeCuda(TorchDispatchMode):
         self.launches: Counter[str] = Counter()
         self._graph: Graph | None = None  # being recorded
         self._pinned: dict[int, Tensor] = {}  # by address; kept, so that no other memory gets it
+        self._generators: dict[int, Any] = {}  # of the device, by address
         self._patches, self._depth = contextlib.ExitStack(), 0
 
     def __enter__(self) -> FakeCuda:
@@ -109,7 +110,7 @@ class FakeCuda(TorchDispatchMode):
             return self._pin(out) if pinned else out
         if name.startswith("ttcfast::"):
             return self._operation(func, args, kwargs, given)
-        if kwargs.get("generator") is not None:
+        if kwargs.get("generator") is not None and kwargs["generator"]._cdata not in self._generators:
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' (in {func})")
         if of_device:
             require_one_device(func, args, given)
@@ -134,10 +135,11 @@ class FakeCuda(TorchDispatchMode):
         return each(lambda x: known[id(x)] if id(x) in known else CudaTensor(x), out)
 
     def _operation(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:
-        """Run what is registered for CUDA; unless its kernels are interpreted, the values are those of the C++ implementation."""
+        """Run what is registered for CUDA; where its kernels were only counted, the values are those of the C++ implementation."""
+        before = self.launches.total()
         with self:
             out = func._op_dk(_C.DispatchKey.CUDA, *args, **kwargs)
-        if registry.interpreting():
+        if self.launches.total() == before:
             return out
         if host := [x for x in given if not isinstance(x, CudaTensor)]:
             raise RuntimeError(f"{func} ran on tensors of the device and one of the host, of shape {tuple(host[0].shape)}")
@@ -171,14 +173,23 @@ class FakeCuda(TorchDispatchMode):
     def _of_torch(self) -> list[tuple[Any, str, Any]]:
         """What moves tensors and what depends on a device's name, as (holder, name, replacement)."""
         to: Any = torch.Tensor.to
+        generators = self._generators
 
         def moved(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if args and isinstance(args[0], Tensor):
                 args = (args[0].device, args[0].dtype, *args[1:])
+            options = {"copy": kwargs.pop("copy", False)}
             device, dtype, non_blocking, layout = _C._nn._parse_to(*args, **kwargs)
             x = x if device is None else self._to(x, device, non_blocking)
-            options = {"copy": kwargs.get("copy", False), **({} if layout is None else {"memory_format": layout})}
+            options |= {} if layout is None else {"memory_format": layout}
             return to(x, x.dtype if dtype is None else dtype, **options)
+
+        class Generator(torch.Generator):
+            def __new__(cls, device: Any = "cpu") -> Any:
+                made = super().__new__(cls)
+                if _is_cuda(device):
+                    generators[made._cdata] = made
+                return made
 
         class Autocast(torch.autocast):
             def __init__(self, device_type: str, dtype: torch.dtype | None = None, **options: Any) -> None:
@@ -200,6 +211,7 @@ class FakeCuda(TorchDispatchMode):
             (torch.Tensor, "cpu", lambda x: self._to(x, HOST, False)),
             (torch.Tensor, "pin_memory", lambda x: self._pin(x.clone())),
             (torch, "autocast", Autocast),
+            (torch, "Generator", Generator),
             *((torch, name, by_name(getattr(torch, name))) for name in names),
         ]
 

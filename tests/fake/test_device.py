@@ -56,6 +56,11 @@ def test_numbers_of_the_host_mix_as_on_a_gpu(gpu):
     assert all(y.device == torch.device("cuda:0") for y in found) and not waits
 
 
+def test_a_generator_of_the_device_draws_there(gpu):
+    first, again = (torch.randn(3, device="cuda", generator=torch.Generator("cuda").manual_seed(7)) for _ in range(2))
+    assert first.is_cuda and torch.equal(on_host(first), on_host(again))
+
+
 @pytest.mark.parametrize("read", [lambda x: x.numpy(), lambda x: torch.asarray(x).numpy(), lambda x: __import__("numpy").asarray(x)])
 def test_the_memory_is_not_the_hosts(gpu, read):
     with pytest.raises(TypeError, match="to numpy"):
@@ -73,10 +78,6 @@ def test_pickling_and_use_after_the_block_raise():
         x + 1
     with pytest.raises((AssertionError, RuntimeError)):
         X.cuda()
-
-
-def some(x: torch.Tensor) -> torch.Tensor:
-    return torch.tensor([1, 0], device=x.device)
 
 
 WAITING = {

@@ -86,6 +86,9 @@ class Surrogate(BaseFM):
         dtype: torch.bfloat16 or torch.float16 computes the matrix products of candidates in that precision, in a copy of the model, and
             corrects the candidates by the deterministic step in the model's own precision (see ``CandidateForward``). Several times slower
             than float32 on a CPU without bfloat16 instructions. None keeps the model's precision.
+        graph: On a GPU, have a greedy search record its step as a CUDA graph (``ttcfast.ttc.step_graph``), which pays where launching
+            kernels takes longer than they do: small models. It takes a scorer that is ``timeless``; other searches, and steps in which a
+            problem finds no candidate, are made as without it, with the same results. No GPU has measured it yet: experimental.
 
     Attributes:
         origin: The factory and its arguments that made the model, where a command called one; None otherwise.
@@ -116,6 +119,7 @@ class Surrogate(BaseFM):
         share_prefix: bool = True,
         compile: bool | str = False,
         dtype: torch.dtype | None = None,
+        graph: bool = False,
     ) -> None:
         super().__init__()
         one_of("predicts", predicts, ("state", "delta"))
@@ -128,7 +132,7 @@ class Surrogate(BaseFM):
             )
         self.model, self.spec, self.normalizer = model, spec, normalizer
         self._candidates = CandidateForward(model, share_prefix=share_prefix, compile=compile, dtype=dtype)
-        self.history, self.unpack, self.inputs, self.time_step = int(history), unpack, inputs, time_step
+        self.history, self.unpack, self.inputs, self.time_step, self.graph = int(history), unpack, inputs, time_step, bool(graph)
         self.predicts: Literal["state", "delta"] = predicts
         self.stochastic = StochasticConfig.of(stochastic)
         self.eval()
@@ -268,6 +272,7 @@ class Surrogate(BaseFM):
         share_prefix: bool | None = None,
         compile: bool | str | None = None,
         dtype: torch.dtype | None = None,
+        graph: bool | None = None,
     ) -> Surrogate:
         """Returns another surrogate around the same model; None keeps the option of this one.
 
@@ -286,6 +291,7 @@ class Surrogate(BaseFM):
             share_prefix=self._candidates.share_prefix if share_prefix is None else share_prefix,
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
+            graph=self.graph if graph is None else graph,
         )
         other.origin = self.origin
         return other

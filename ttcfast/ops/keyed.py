@@ -10,7 +10,9 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
 FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+_held: ContextVar[Tensor | None] = ContextVar("stream", default=None)
 
 
 def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
@@ -50,7 +53,18 @@ def stream_of(seed: int, step: int, device: torch.device | str = "cpu") -> Tenso
         # Seed and step stay symbolic, so a new step needs no new graph.
         stream: Tensor = torch.ops.ttcfast.stream(seed, step, torch.device(device))
         return stream
-    return _stream(seed, step, torch.device(device))
+    held = _held.get()
+    return _stream(seed, step, torch.device(device)) if held is None else held
+
+
+@contextmanager
+def held_stream(stream: Tensor) -> Iterator[None]:
+    """Within the block ``stream_of`` returns ``stream``, whatever seed and step: a CUDA graph that is recorded there reads its contents."""
+    token = _held.set(stream)
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def mixed(seed: int, step: int) -> int:

@@ -87,6 +87,11 @@ class ARMScorer(Scorer):
         ops.arm_weights(self.spec, weights)  # raises for unknown names
         ops.check_quantities("budgets", self.spec, self.budgets)
         self._specs: dict[torch.device, StateSpec] = {}
+        self._budgets: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}  # given, and on the device
+
+    @property
+    def timeless(self) -> bool:
+        return type(self) is ARMScorer and not any(map(callable, self.budgets.values()))
 
     def terms(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> ArmScores | FieldScores:
         """Returns all penalties of candidates ``[N, B, C, *S]``, each ``[N, B]``, as ``ttcfast.ops.arm`` does."""
@@ -103,10 +108,17 @@ class ARMScorer(Scorer):
                 ids = context.problem_ids
                 if not ids.is_cuda and len(ids) and int(ids.max()) >= len(budget):
                     raise ValueError(f"the budget of {name!r} has {len(budget)} entries and problem {int(ids.max())} needs its own")
-                found[name] = sent(budget, state.device)[sent(ids, state.device)]
+                found[name] = self._there(name, budget, state.device)[sent(ids, state.device)]
             else:
                 found[name] = budget
         return found or None
+
+    def _there(self, name: str, budget: Tensor, device: torch.device) -> Tensor:
+        """A budget on the device, where it is copied once."""
+        held = self._budgets.get((name, device))
+        if held is None or held[0] is not budget:
+            held = self._budgets[name, device] = budget, sent(budget, device)
+        return held[1]
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         return self.terms(state, candidates, context).score

@@ -45,6 +45,10 @@ class ScorerList(Scorer):
         self.needs_group = zscore or any(s.needs_group for s in self._terms().values())
         self.marks_nonfinite = any(s.marks_nonfinite for s in self._terms().values())
 
+    @property
+    def timeless(self) -> bool:
+        return type(self) is ScorerList and all(scorer.timeless for scorer in self._terms().values())
+
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         total = None
         for name, scorer in self._terms().items():

@@ -163,6 +163,10 @@ class EulerResidualScorer(_ResidualScorer):
         self.dt, self.cell = _positive("dt", dt), _widths(cell, spec.ndim)
         self.boundary = per_axis(boundary, spec.ndim)
 
+    @property
+    def timeless(self) -> bool:
+        return type(self) is EulerResidualScorer
+
     def residual(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> Tensor:
         """Returns the residual of density, momentum and energy in units of the state's step, ``[N, B, d+2, *S]``."""
         n, b = candidates.shape[:2]
@@ -271,6 +275,10 @@ class VorticityResidual(_ResidualScorer):
         per = LENGTH / _positive("length", length)  # lengths in units in which the sides are 2 pi, as the solver's
         self.dt, self.channel = _positive("dt", dt), channel
         self.solver = VorticitySolver(viscosity=viscosity * per**2, drag=drag, wave_number=wave_number, amplitude=amplitude * per)
+
+    @property
+    def timeless(self) -> bool:
+        return type(self) is VorticityResidual
 
     def residual(self, state: Tensor, candidates: Tensor, context: ScoreContext | None = None) -> Tensor:
         """Returns the residual in units of the state's step, ``[N, B, 1, n, n]``."""

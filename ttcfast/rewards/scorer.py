@@ -36,6 +36,8 @@ class Scorer(nn.Module):
         scores_projected: Whether candidates are scored after the conservation projection, in rollouts that apply one.
         maximum: Upper bound of the score, which sets the step length of ``ascent``; None if unknown.
         ascent_to_best: Whether a full step of ``ascent`` reaches the state that the reward considers best.
+        timeless: Whether step and time of the context do not matter, so that one record of a search's step serves all
+            (``Surrogate(graph=True)``).
 
     Source: TTC plan, "Minimal Interfaces (Copy-Paste Stubs)"; docs/design/decisions.md ("Scorer context").
     """
@@ -46,6 +48,10 @@ class Scorer(nn.Module):
     scores_projected: bool = False
     maximum: float | None = None
     ascent_to_best: bool = False
+
+    @property
+    def timeless(self) -> bool:
+        return False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -152,6 +158,10 @@ class _Projected(Scorer):
 
     def ascent_and_scores(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> tuple[Tensor, Tensor | None]:
         return self.scorer.ascent_and_scores(state, self.seen(state, candidates, context), context)
+
+    @property
+    def timeless(self) -> bool:
+        return self.scorer.timeless
 
     def spread_floor(self, state: Tensor, context: ScoreContext | None) -> Tensor | None:
         return self.scorer.spread_floor(state, context)

@@ -176,7 +176,7 @@ class Chunks:
 
     def _sample(self, given: _Given, step: int, again: int, start: int) -> Tensor:
         count = min(self._at_once, self._cfg.branching_factor - start)
-        ids = torch.arange(self._at_once if self._fixed else count) + self.id_of(start, again)
+        ids = torch.arange(self._at_once if self._fixed else count, device=given.beam.device) + self.id_of(start, again)
         if self._cfg.beam_width > 1:
             ids = given.beam.unsqueeze(1) * self._cfg.branching_factor + ids
         return self._source.candidates(given.window, ids, given.problem_ids, seed=self._cfg.seed, step=step)[: given.own, :count]

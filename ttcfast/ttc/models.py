@@ -37,6 +37,7 @@ class Source:
         keyed: Whether a candidate is independent of what else is drawn with it.
         fixed_shapes: Whether a new number of problems or candidates costs more than drawing some in vain.
         mixed: Whether the cost of a candidate depends on its id; otherwise it is one model evaluation.
+        graph: Whether a step may be recorded as a CUDA graph.
     """
 
     model: object
@@ -47,6 +48,7 @@ class Source:
     keyed: bool = False
     fixed_shapes: bool = False
     mixed: bool = False
+    graph: bool = False
 
     @property
     def time_step(self) -> float | None:
@@ -129,6 +131,8 @@ class _SurrogateSource(Source):
         self.mixed = callable(self._costs)
         self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
+        steady = isinstance(fm, Surrogate) and fm.graph and fm.inputs is None  # whose values may depend on the step
+        self.graph = steady and not (self.stochastic is not None and self.stochastic.symmetry)  # which the host works out
 
     @property
     def time_step(self) -> float | None:

@@ -23,10 +23,14 @@ from .result import BeamStepOutput, RolloutResult, StepOutput
 if TYPE_CHECKING:
     from .candidates import Chunks
     from .guardrails import ScoreWatch
+    from .step_graph import StepGraphs
 
 
 class Known(NamedTuple):
-    """Columns of ``Beams`` on the host: chunks, random streams and messages need them, and reading them waits for no device."""
+    """Columns of ``Beams`` on the host: chunks, random streams and messages need them, and reading them waits for no device.
+
+    While a step is recorded (``step_graph.py``) they are on the device.
+    """
 
     problem: Tensor
     beam: Tensor
@@ -191,6 +195,7 @@ class Rollout:
         self.sizes: tuple[Chunks, Chunks]
         self.each = 1  # model evaluations of a deterministic step
         self.watch: ScoreWatch
+        self.graphs: StepGraphs | None = None  # recorded steps
 
     def look(self) -> None:
         """Read from the device what the host has to know of the beams."""

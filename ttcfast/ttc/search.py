@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ttcfast.checks import at_least
+from ttcfast.ops.keyed import mixed
 from ttcfast.ops.ranking import marks_of
 from ttcfast.rewards.scorer import ScoreContext, Scorer, as_scorer
 from ttcfast.runtime import distributed
@@ -46,6 +47,7 @@ from .select.beams import BestOfBeams
 from .select.combine import SoftmaxMean, Span
 from .select.keep import Chunk, Group, Keep, marked
 from .select.particles import Particles, uniforms_of
+from .step_graph import Outcome, StepGraphs
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +192,8 @@ class Search:
         width, past = cfg.branching_factor * self._copies, History() if history else None
         run = Rollout(window, problem, beam.repeat(n), ids, T, cfg, frames, width, self.reports_beams, budget, step, history=past)
         run.sizes, run.watch = chunks, guardrails.ScoreWatch(self.scorer)
+        records = self._source.graph and x.is_cuda and not self.reports_beams and cfg.select != "span" and self.scorer.timeless
+        run.graphs = StepGraphs() if records else None
         run.each = self._source.cost(_still(1))[0]
         if budget is not None:
             budget.check(n, T, self._cost(run, run.beams()), run.each)
@@ -243,6 +247,8 @@ class Search:
     def _search(self, run: Rollout, allowance: float) -> StepOutput:
         """Draw candidates, redraw if none is usable, fall back if that does not help, and continue from the kept ones."""
         cfg, beams = self.cfg, run.beams()
+        if (found := self._recorded(run, beams)) is not None:
+            return found
         keep, evaluations = self._draw(run, beams, 0)
         resamples, fallbacks = run.problem_ids.new_zeros(run.n, dtype=torch.int64), run.problem_ids.new_zeros(run.n, dtype=torch.bool)
         missed = keep.missed()  # waits for the device
@@ -265,10 +271,29 @@ class Search:
                 taken, (own, solved) = self._plain_step(run, beams.rows(missed)), self._source.cost(_still(len(missed)))
                 evaluations, keep.solver_steps = evaluations + own, keep.solver_steps + solved
             kept = self._with_fallback(kept, below, taken, missed, beams)
-        found = {"nonfinite": run.summed(keep.nonfinite), "distinct": run.summed(keep.distinct), "copies": keep.copies + len(kept)}
-        spent = {"evaluations": evaluations, "reward_evaluations": keep.reward_evaluations, "solver_steps": keep.solver_steps}
-        counts = run.counts(fallbacks=fallbacks, resamples=resamples, searched=True, **found, **spent)
+        seen = {"nonfinite": run.summed(keep.nonfinite), "distinct": run.summed(keep.distinct), "copies": keep.copies + len(kept)}
+        counts = run.counts(fallbacks=fallbacks, resamples=resamples, searched=True, **seen, **_spent(keep, evaluations))
         return self._move_on(run, beams, kept, counts, keep.scores, at_risk=len(missed) > 0)
+
+    def _recorded(self, run: Rollout, beams: Beams) -> StepOutput | None:
+        """Make the step from its record; None where there is none, or where a problem finds no candidate."""
+        if run.graphs is None or run.step == 0:
+            return None
+        found = run.graphs(partial(self._outcome, run), beams, mixed(self.cfg.seed, run.step))
+        if found is None or len(marked(found.missed)):  # waits for the device
+            return None
+        _, kept, columns, spent = found.copied()
+        seen = {name: run.summed(columns[name]) for name in ("nonfinite", "distinct")}
+        counts = run.counts(searched=True, copies=len(kept), **seen, **spent)
+        return run.take(kept, columns["unprojected"], counts, columns["scores"])
+
+    def _outcome(self, run: Rollout, beams: Beams) -> Outcome:
+        """The step of a greedy search if every problem finds a candidate, without a wait."""
+        keep, evaluations = self._draw(run, beams, 0)
+        assert isinstance(keep, Argmax)
+        kept, unprojected = self._imposed(beams, keep.survivors(self.cfg.min_score_spread, _still(0)[:, 0])[0])
+        columns = {"scores": keep.scores, "unprojected": unprojected, "nonfinite": keep.nonfinite, "distinct": keep.distinct}
+        return Outcome(keep.without_candidate(), kept, columns, _spent(keep, evaluations))
 
     def _with_fallback(self, kept: Survivors, below: Survivors | None, taken: Tensor, rows: Tensor, beams: Beams) -> Survivors:
         """Return ``kept`` with fallbacks ``taken`` in the beams ``rows`` if finite, and the best below the floor in the other problems."""
@@ -293,20 +318,22 @@ class Search:
         self, run: Rollout, beams: Beams, kept: Survivors, counts: dict[str, Any], scores: Tensor | None = None, *, at_risk: bool
     ) -> StepOutput:
         """Project the survivors and continue from them; ``at_risk`` if a problem may have none."""
-        spec, origin = self._layout(kept.state.device), kept.origin
-        if spec is not None and spec.given_channels:  # a combination of candidates rounds
-            kept = dataclasses.replace(kept, state=spec.carried(kept.state, beams.latest[origin], channel_axis=1))
-        if self.cfg.project is not None and spec is not None:
-            spec = spec.of_problems(beams.problem_ids[origin])
-            state, unprojected = project(self.cfg.project, beams.latest[origin], kept.state, spec)
-            kept = dataclasses.replace(kept, state=state)
-        else:
-            unprojected = torch.zeros_like(kept.collapsed)
+        kept, unprojected = self._imposed(beams, kept)
         dead = run.ids[run.bury(beams.known.problem[kept.parent])].tolist() if at_risk else []
         out = run.take(kept, unprojected, counts, scores)
         if dead:
             guardrails.warn_of_dead(out.step, dead, self.cfg.max_resample)
         return out
+
+    def _imposed(self, beams: Beams, kept: Survivors) -> tuple[Survivors, Tensor]:
+        """Return the survivors with all that is imposed on them, and whether the raw state was kept instead, bool ``[R]``."""
+        spec, origin = self._layout(kept.state.device), kept.origin
+        if spec is not None and spec.given_channels:  # a combination of candidates rounds
+            kept = dataclasses.replace(kept, state=spec.carried(kept.state, beams.latest[origin], channel_axis=1))
+        if self.cfg.project is None or spec is None:
+            return kept, torch.zeros_like(kept.collapsed)
+        state, unprojected = project(self.cfg.project, beams.latest[origin], kept.state, spec.of_problems(beams.problem_ids[origin]))
+        return dataclasses.replace(kept, state=state), unprojected
 
     def _layout(self, device: torch.device) -> StateSpec | None:
         """The layout of the states with its tensors on ``device``; they move once."""
@@ -364,7 +391,8 @@ class Search:
 
     def _frames(self, run: Rollout, beams: Beams, positions: Tensor, again: int) -> Frames | None:
         """The symmetries of candidates at ``positions`` that are to be refined; the deterministic step has the identity."""
-        if not self.cfg.refine_steps:
+        noise = self._source.stochastic
+        if not self.cfg.refine_steps or noise is None or not noise.symmetry:
             return None
         ids = run.chunks.ids_of(beams, positions, again)
         return self._source.frames(beams.latest.shape[2:], ids, beams.known.problem_ids, seed=self.cfg.seed, step=run.step)
@@ -435,6 +463,10 @@ class Search:
         drawn = run.chunks.cost(beams, 0, width, again)[0]
         further = width * self._copies * run.ahead + int(not self.include_deterministic)  # candidate 0 is a fallback at hand
         return drawn + still * further
+
+
+def _spent(keep: Keep, evaluations: int) -> dict[str, int]:
+    return {"evaluations": evaluations, "reward_evaluations": keep.reward_evaluations, "solver_steps": keep.solver_steps}
 
 
 def _still(rows: int) -> Tensor:

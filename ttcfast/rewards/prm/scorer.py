@@ -89,6 +89,10 @@ class PRMScorer(Scorer):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._scores = torch.compile(network.score_group, dynamic=False) if compile else network.score_group
 
+    @property
+    def timeless(self) -> bool:
+        return type(self) is PRMScorer
+
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         scores = state.new_empty(candidates.shape[:2], dtype=torch.float32)
         for rows, columns, share in self._chunks(state, candidates):

@@ -40,10 +40,12 @@ class Argmax(Keep):
         self.scores[rows, start : start + scores.shape[1]] = scores
 
     def missed(self) -> Tensor:
+        return marked(self.without_candidate())
+
+    def without_candidate(self) -> Tensor:
+        """Whether there is no candidate that can be taken and reaches the floor, bool ``[M]`` on the device."""
         missed = ~self._usable
-        if self._score_floor is not None:
-            missed |= self.scores.amax(1) < self._score_floor
-        return marked(missed)
+        return missed if self._score_floor is None else missed | (self.scores.amax(1) < self._score_floor)
 
     def without_score(self) -> Tensor:
         return marked(~self._usable & (self.unscored > 0))
