@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {text}; known: {', '.join(known)}, or all", file=sys.stderr)
         return BAD_ARGUMENTS
     asked.rounds = asked.rounds or (3 if asked.quick else 9)
+    groups.autotuned = not asked.untuned
     chosen = known if "all" in asked.groups else list(dict.fromkeys(asked.groups))
     if asked.list:
         for group in chosen:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(group: str, asked: argparse.Namespace) -> int:
     """Measure one group and print each case as it finishes. Rows are written after every case, so a killed run keeps what it measured."""
-    partial = asked.quick or asked.case != "*"  # would overwrite complete results
+    partial = asked.quick or asked.untuned or asked.case != "*"  # would overwrite complete results
     place = asked.out or (None if partial else RESULTS)
     path = None if place is None else output_folder(place) / f"{group}-{environment.slug(asked.device)}.csv"
     with contextlib.nullcontext() if path is None else run_lock(path, file=True):
@@ -64,7 +65,8 @@ def _measure_all(group: str, asked: argparse.Namespace, path: Path | None) -> in
     for case in _cases(group, asked):
         for threads in asked.threads if asked.device == "cpu" else [1]:
             least = LEAST_SECONDS / 4 if asked.quick else LEAST_SECONDS
-            measured = measure(case, rounds=asked.rounds, threads=threads, least_seconds=least, quick=asked.quick)
+            quick = asked.quick or asked.untuned
+            measured = measure(case, rounds=asked.rounds, threads=threads, least_seconds=least, quick=quick)
             found += measured
             print(tables.measured(measured), flush=True)
             if path is not None:
@@ -75,7 +77,7 @@ def _measure_all(group: str, asked: argparse.Namespace, path: Path | None) -> in
         if path is not None:
             rows.write(path, found)
     print(tables.targets(groups.targets(group), found))
-    print(f"{len(found)} rows {'not written (--quick or --case without --out)' if path is None else f'in {path}'}")
+    print(f"{len(found)} rows {'not written (--quick, --untuned or --case without --out)' if path is None else f'in {path}'}")
     return FAILED if any(row.status != rows.OK for row in found) else DONE
 
 
@@ -114,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"({default} here)")
     parser.add_argument("--quick", action="store_true", help="few short samples, as a smoke test; written only with --out")
+    parser.add_argument("--untuned", action="store_true", help="no max-autotune, for a first pass on a GPU; not to be quoted")
     return parser
 
 

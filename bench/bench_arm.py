@@ -17,7 +17,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from ttcfast.ops import arm
 from ttcfast.spec import ARMWeights, StateSpec
 
 from . import timing
-from .groups import backend_of, compiled
+from .groups import backend_of, compiled, tuned
 from .targets import Target
 from .timing import Case
 
@@ -120,8 +119,7 @@ class Problem(timing.Problem):
     def peers(self, tiny: bool) -> dict[str, Peer]:
         """Ours first."""
         backend = backend_of("arm", self.device)
-        tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-        natural, fused = compiled(plan, tiny=tiny), compiled(sliced, tiny=tiny, **tuned)
+        natural, fused = compiled(plan, tiny=tiny), compiled(sliced, tiny=tiny, **tuned(self.device))
         return {
             f"ttcfast, {backend}": lambda p: arm(p.state, p.cand, p.spec, W, backend=backend).score,
             "seed, eager": lambda p: plan(p.state, p.cand, p.masked, p.volume),

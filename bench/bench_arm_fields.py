@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from ttcfast.ops import arm
 from ttcfast.spec import StateSpec
 
 from . import timing
-from .groups import backend_of, compiled
+from .groups import backend_of, compiled, tuned
 from .targets import Target
 from .timing import Case
 
@@ -70,8 +69,7 @@ class Problem(timing.Problem):
     def peers(self, tiny: bool) -> dict[str, Peer]:
         """Ours first."""
         backend = backend_of("arm_fields", self.device)
-        tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-        fused = compiled(sliced, tiny=tiny, **tuned)
+        fused = compiled(sliced, tiny=tiny, **tuned(self.device))
         return {
             f"ttcfast, {backend}": lambda p: arm(p.state, p.cand, p.spec, momentum="norm", backend=backend).score,
             "eager": lambda p: sliced(p.state, p.cand, p.spec.cell_volume),

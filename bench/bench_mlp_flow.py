@@ -17,7 +17,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from ttcfast.integrators import Heun
 from ttcfast.ops.mlp_flow import VelocityMLP, mlp_flow
 
 from . import timing
-from .groups import backend_of, compiled
+from .groups import backend_of, compiled, tuned
 from .targets import Target
 from .timing import Case
 
@@ -101,8 +100,7 @@ class Problem(timing.Problem):
 
     def peers(self, tiny: bool) -> dict[str, Peer]:
         """Return the peers, ours first; each returns the result and the requested gradients."""
-        tuned: dict[str, Any] = {} if self.device == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-        fused = compiled(eager, tiny=tiny, **tuned)
+        fused = compiled(eager, tiny=tiny, **tuned(self.device))
         ours = f"ttcfast, {backend_of('mlp_flow', self.device)}"
         if self.mode == "frozen":
             return {

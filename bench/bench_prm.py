@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttcfast.data import read_trajectories
 from ttcfast.models import load_surrogate
 from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.model import PRM
@@ -121,6 +120,8 @@ class Shipped(timing.Problem):
             states = 1 + torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
             moved = states.unsqueeze(1) + 0.02 * torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
             return states.to(self.device), moved.to(self.device)
+        from ttcfast.data import read_trajectories  # h5py, which a GPU machine may not have
+
         files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
         states = read_trajectories(files)[0][:, 5].to(self.device, torch.float32)
         fm, problems = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device), torch.arange(len(states))

@@ -7,11 +7,13 @@
 * ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
 * ``arithmetic``: the whole step in float32 and bfloat16, eager and compiled. The gate compares their choices, teacher-forced with the same
   keys (see docs/design/decisions.md ("Precision")), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
+* ``recorded``, on a GPU: a rollout whose steps are launched one kernel at a time, and one that records its third as a CUDA graph.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,6 @@ from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate, candidate_rows
 from ttcfast.core.shared_prefix import SharedPrefix
-from ttcfast.data import read_trajectories
 from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
 from ttcfast.rewards.arm import ARMScorer
@@ -37,6 +38,7 @@ from .timing import Case
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SEED, STEP = 0, 1  # not step 0, in which a rollout also checks that candidates differ
+STEPS = 32  # of a rollout
 SHIPPED = {"latent_sigma": 0.01}  # as in the shipped configuration, with dropout
 UNSHARED, EVERY_ROW = "unshared", "prefix of every row"
 
@@ -51,6 +53,7 @@ PEERS = {
         "bfloat16": "step_bfloat16",
         "bfloat16, compiled": "step_bfloat16_compiled",
     },
+    "recorded": {"recorded": "rollout_recorded", "launched": "rollout"},
 }
 
 # name: (noise, first block with active dropout)
@@ -105,6 +108,8 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         yield _case("prefix", f", {name}", Setting(n, b, device, tiny, noise, first))
     yield _case("dropout", "", Setting(n, b, device, tiny, {}))
     yield _case("arithmetic", "", Setting(n, min(b, 8) if device == "cpu" else b, device, tiny))
+    if device == "cuda":
+        yield _case("recorded", "", Setting(n, b, device, tiny))
 
 
 def _case(kind: str, what: str, setting: Setting) -> Case:
@@ -167,6 +172,8 @@ class Setting:
             lowest = torch.tensor([1.0, 0.0, 0.0, 2.5]).reshape(4, 1, 1)
             frames = lowest + 0.1 * torch.rand(self.n, 4, 4, *self.grid, generator=torch.Generator().manual_seed(1))
             return frames.to(self.device)
+        from ttcfast.data import read_trajectories  # h5py, which a GPU machine may not have
+
         files = [EXAMPLES / "kelvin_helmholtz_test.hdf5", EXAMPLES / "riemann_curved_test.hdf5"]
         fields, _ = read_trajectories(files)
         return fields[torch.arange(self.n) * 4 % 7].to(self.device, torch.float32)
@@ -212,6 +219,16 @@ class Setting:
 
     def step_bfloat16_compiled(self) -> Any:
         return self._steps["bfloat16, compiled"]()
+
+    @cached_property
+    def _recording(self) -> TTCGreedy:
+        return self.controller(self.fm.variant(graph=True))
+
+    def rollout(self) -> Tensor:
+        return self.controller(self.fm).rollout(self.x, STEPS)
+
+    def rollout_recorded(self) -> Tensor:
+        return self._recording.rollout(self.x, STEPS)
 
     def generate(self) -> tuple[Tensor, Tensor]:
         return self.fm.deterministic(self.x), self.candidates()
@@ -285,6 +302,11 @@ class Setting:
         sizes = [float((run() - plain).square().mean().sqrt()) for run in (self.keyed, self.dropout)]
         if not 0.5 < sizes[0] / sizes[1] < 2:
             raise AssertionError(f"dropout moves the output by {sizes[0]:.3g} (keyed) and {sizes[1]:.3g} (nn.Dropout)")
+
+    def check_recorded(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # that nothing could be recorded
+            torch.testing.assert_close(self.rollout_recorded(), self.rollout(), rtol=0, atol=0)
 
     def check_arithmetic(self) -> None:
         states = self.trajectories[:, 2:4] if self.tiny else self.trajectories[:, 2:20:6]

@@ -18,20 +18,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttcfast.core.normalizer import Normalizer
-from ttcfast.rewards.prm.triplets.file import FRAMES, TripletFile, TripletHeader
-from ttcfast.rewards.prm.triplets.writer import TripletWriter
 from ttcfast.spec import StateSpec
 
 from . import timing
 from .targets import Target
 from .timing import Case
+
+if TYPE_CHECKING:  # imported where files are made, since GPU machines that bench nothing here may not have h5py
+    import h5py
+
+    from ttcfast.rewards.prm.triplets.file import TripletFile
 
 KEYS = ("state_t", "best", "med", "worst")
 # name: (samples in the file, samples read at once, side)
@@ -71,10 +74,15 @@ class Problem(timing.Problem):
 
     @cached_property
     def values(self) -> np.ndarray:
+        from ttcfast.rewards.prm.triplets.file import FRAMES
+
         return np.random.default_rng(0).random((self.count, len(FRAMES), 4, self.side, self.side), dtype=np.float32)
 
     @cached_property
     def ours(self) -> TripletFile:
+        from ttcfast.rewards.prm.triplets.file import TripletFile, TripletHeader
+        from ttcfast.rewards.prm.triplets.writer import TripletWriter
+
         path, n = self.folder / "ours.hdf5", self.count
         header = TripletHeader(StateSpec.euler2d(), Normalizer(torch.zeros(4), torch.ones(4)), "00", {"K": 4})
         writer = TripletWriter(path, header, n, (4, self.side, self.side))
@@ -88,10 +96,14 @@ class Problem(timing.Problem):
 
     @cached_property
     def contiguous(self) -> h5py.Dataset:
+        import h5py
+
         return h5py.File(self.ours.path)["frames"]
 
     @cached_property
     def chunked(self) -> h5py.Dataset:
+        import h5py
+
         with h5py.File(self.folder / "chunked.hdf5", "w") as file:
             file.create_dataset("frames", data=self.values, chunks=(1, *self.values.shape[1:]))
         return h5py.File(self.folder / "chunked.hdf5")["frames"]

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, within 20 minutes: bench/gpu.sh [FOLDER] [build|tests|sanitizer|bench]...
+# What needs a GPU, in calls of at most 9 minutes: bench/gpu.sh [FOLDER] CALL...; bench/README.md says which, in order.
 #
-# Builds with CUDA, runs the tests of the operations on the GPU, compute-sanitizer (where it is installed) on small shapes, and the benches
-# of all groups. Each stage has a time limit; a failing one does not stop the next. Logs, CSV files and summary.txt go to FOLDER. Without
-# FOLDER they go to $OUT as two files, summary.txt and gpu.tar.gz, renewed after every stage. The status is 1 if any stage failed.
+# A CALL is build, smoke, tests, sanitizer, or benchmarks: a group, or GROUP/CASE with wildcards. Each step has a time limit, which is no more
+# than what is left of the 9 minutes; a failing one does not stop the next. Rows, gpu.log and summary.txt lie in FOLDER ($OUT by default)
+# as soon as they are made, so a call that is cut keeps them. The status is 1 if a step failed or found no time.
 #
-# PYTHON names the interpreter (python3). BENCH_COMMIT names the commit of sources that came without their .git.
+# PYTHON names the interpreter (python3), which needs torch, pytest and safetensors; the groups step and prm also need h5py. BENCH_COMMIT names
+# the commit of sources that came without their .git.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 PYTHON=${PYTHON:-python3}
-STAGES=(build tests sanitizer bench)
+SECONDS_IN_ALL=540
 unset TRITON_INTERPRET TTCFAST_BACKEND
 export PYTHONUNBUFFERED=1
 
@@ -20,71 +21,72 @@ refuse() {
 }
 
 main() {
-    local deliver="" stage
-    case "${1:-}" in
-    "" | build | tests | sanitizer | bench)
-        [[ -n ${OUT:-} ]] || refuse "give a folder for the results: bench/gpu.sh FOLDER [stage]..., or set OUT"
-        deliver=$OUT
-        ;;
-    *)
-        work=$1
+    local call
+    folder=${OUT:-}
+    if [[ -n ${1:-} ]] && ! known "$1"; then
+        folder=$1
         shift
-        ;;
-    esac
-    for stage in "$@"; do
-        [[ " ${STAGES[*]} " == *" $stage "* ]] || refuse "no stage '$stage'; known: ${STAGES[*]}"
+    fi
+    [[ -n $folder ]] || refuse "give a folder for the results: bench/gpu.sh FOLDER CALL..., or set OUT"
+    (($#)) || refuse "give a call: build, smoke, tests, sanitizer, or a group of benchmarks; bench/README.md has their order"
+    for call in "$@"; do
+        known "$call" || refuse "no call '$call'; known: build, smoke, tests, sanitizer,$(printf ' %s' bench/bench_*.py | sed 's|bench/bench_||g; s|\.py||g')"
     done
-    (($#)) && STAGES=("$@")
 
     nvidia-smi -L >/dev/null 2>&1 || refuse "no NVIDIA GPU here (nvidia-smi -L fails); run it on a machine that has one"
     "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
         refuse "'$PYTHON' has no torch that sees the GPU; name one that has: PYTHON=/path/to/python bench/gpu.sh ..."
+    mkdir -p "$folder" || refuse "cannot make the folder $folder"
+    folder=$(cd "$folder" && pwd)
+    machine >>"$folder/gpu.log" 2>&1
 
-    [[ -n $deliver ]] && work=$(mktemp -d)
-    mkdir -p "$work" || refuse "cannot make the folder $work"
-    work=$(cd "$work" && pwd)
-    : >"$work/summary.txt"
-    machine >"$work/machine.log" 2>&1
-
-    failed=0
-    for stage in "${STAGES[@]}"; do
-        "$stage"
-        [[ -n $deliver ]] && hand_over "$deliver"
+    steps=0 failed=0
+    for call in "$@"; do
+        case $call in
+        build | smoke | tests | sanitizer) "$call" ;;
+        *) benchmarks "$call" ;;
+        esac
     done
-    printf '\n=== %d of %d steps failed, %d s in all\n' "$failed" "$(wc -l <"$work/summary.txt")" "$SECONDS" | tee -a "$work/summary.txt"
-    [[ -n $deliver ]] && hand_over "$deliver"
-    cat "$work/summary.txt"
+    say "$(printf '=== %d of %d steps failed, %d s in all' "$failed" "$steps" "$SECONDS")"
     ((failed == 0))
 }
 
-step() { # step NAME LIMIT COMMAND...: run it for at most LIMIT seconds into NAME.log, note how it ended, go on whatever happened
+known() {
+    [[ $1 =~ ^(build|smoke|tests|sanitizer)$ || -f bench/bench_${1%%/*}.py ]]
+}
+
+say() {
+    echo "$1" | tee -a "$folder/summary.txt" "$folder/gpu.log"
+}
+
+step() { # step NAME LIMIT COMMAND...: run it for at most LIMIT seconds, note how it ended, go on whatever happened
     local name=$1 limit=$2 start=$SECONDS status verdict
     shift 2
-    printf '\n=== %s\n' "$name"
-    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$work/$name.log" | tail -n 60
-    status=${PIPESTATUS[0]}
-    case $status in
-    0) verdict=passed ;;
-    124 | 137) verdict="FAILED: stopped after its $limit s" ;;
-    *) verdict="FAILED: status $status" ;;
-    esac
+    ((limit > SECONDS_IN_ALL - SECONDS)) && limit=$((SECONDS_IN_ALL - SECONDS))
+    steps=$((steps + 1)) status=124 verdict="NOT RUN: the call's $SECONDS_IN_ALL s are over"
+    if ((limit > 0)); then
+        printf '\n=== %s\n' "$name" | tee -a "$folder/gpu.log"
+        timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$folder/gpu.log" | tail -n 60
+        status=${PIPESTATUS[0]}
+        case $status in
+        0) verdict=passed ;;
+        124 | 137) verdict="FAILED: stopped after its $limit s" ;;
+        *) verdict="FAILED: status $status" ;;
+        esac
+    fi
     ((status)) && failed=$((failed + 1))
-    printf '%5d s  %-24s %s\n' $((SECONDS - start)) "$name" "$verdict" | tee -a "$work/summary.txt"
+    say "$(printf '%5d s  %-24s %s' $((SECONDS - start)) "$name" "$verdict")"
 }
 
 machine() {
+    date
     nvidia-smi
     "$PYTHON" -m pip list 2>/dev/null
     git rev-parse HEAD 2>/dev/null || echo "no .git here; BENCH_COMMIT is '${BENCH_COMMIT:-}'"
 }
 
-hand_over() { # the device machine brings back few files, so all but the summary travel in one
-    cp "$work/summary.txt" "$1/summary.txt"
-    tar -czf "$1/gpu.tar.gz" -C "$work" .
-}
-
 build() {
-    step build 200 bash bench/gpu.sh --call build_extension
+    step build 240 bash bench/gpu.sh --build
 }
 
 build_extension() {
@@ -97,37 +99,45 @@ build_extension() {
         "$PYTHON" -c 'import ttcfast; print(ttcfast.info())'
 }
 
+smoke() {
+    step smoke 120 "$PYTHON" -m bench.smoke
+}
+
 tests() {
-    step tests 280 "$PYTHON" -m pytest -q -p no:cacheprovider -m "gpu or not slow" --require-backends=reference,cpu,cuda,triton \
-        --durations=10 tests/ops tests/bench
+    local workers=()
+    "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 8)
+    step tests 400 "$PYTHON" -m pytest -q -p no:cacheprovider "${workers[@]}" -m "gpu or not slow" \
+        --require-backends=reference,cpu,cuda,triton --durations=10 tests/ops tests/bench tests/test_integrators.py
 }
 
 sanitizer() {
-    local tool
+    local tool check
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
     if [[ -z $tool ]]; then
-        printf '        %-24s %s\n' sanitizer "NOT RUN: compute-sanitizer is not installed" | tee -a "$work/summary.txt"
+        say "$(printf '         %-24s %s' sanitizer "NOT RUN: compute-sanitizer is not installed")"
         return
     fi
     # torch's caching allocator would hide a kernel that leaves its tensor for the neighbouring one.
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    step memcheck-gates 80 "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m bench all --gates --device cuda
+    # The shapes take a warp, a block and several blocks per row; racecheck sees the kernels' shared memory.
+    for check in memcheck racecheck; do
+        step "$check-topk" 60 "$tool" --tool "$check" --error-exitcode 9 "$PYTHON" -m bench.topk_small
+        step "$check-gates" 100 "$tool" --tool "$check" --error-exitcode 9 "$PYTHON" -m bench all --gates --device cuda
+    done
     step memcheck-tests 120 "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops \
         -m "not slow" -k "triton and (agrees or sizes or hard)"
-    # The shapes take a warp, a block and several blocks per row; racecheck sees the kernels' shared memory.
-    step memcheck-topk 100 "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m bench.topk_small
-    step racecheck-topk 100 "$tool" --tool racecheck --error-exitcode 9 "$PYTHON" -m bench.topk_small
-    step racecheck-gates 80 "$tool" --tool racecheck --error-exitcode 9 "$PYTHON" -m bench all --gates --device cuda
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
 }
 
-bench() {
-    step bench 440 "$PYTHON" -m bench all --device cuda --out "$work/results"
+benchmarks() { # benchmarks GROUP[/CASE]: a part has a folder of its own, since its rows would take the place of the whole group's
+    local place=$folder pattern='*'
+    [[ $1 == */* ]] && pattern=${1#*/} place=$folder/${1//[^[:alnum:]_-]/_}
+    step "$1" 500 "$PYTHON" -m bench "${1%%/*}" --device cuda --untuned --rounds 5 --case "$pattern" --out "$place"
 }
 
-# `timeout` starts commands, not functions: it starts this file again with the function's name.
-if [[ ${1:-} == --call ]]; then
-    "$2"
+# `timeout` starts commands, not functions: it starts this file again.
+if [[ ${1:-} == --build ]]; then
+    build_extension
     exit
 fi
 main "$@"

@@ -26,6 +26,8 @@ FOLDER = Path(__file__).resolve().parent
 RUNS_ON = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 F = TypeVar("F", bound=Callable[..., Any])
 
+autotuned = True  # --untuned clears it
+
 
 def names() -> list[str]:
     """Return the names of all groups, sorted."""
@@ -62,6 +64,11 @@ def compiled(function: F, *, tiny: bool = False, **options: Any) -> F:
         return torch.compile(function, **options)
 
     return lambda *args, **kwargs: made()(*args, **kwargs)  # type: ignore[return-value]
+
+
+def tuned(device: str) -> dict[str, Any]:
+    """Return the options of :func:`compiled` for a peer that is to be autotuned on a GPU, at minutes a case."""
+    return {"mode": "max-autotune-no-cudagraphs"} if device == "cuda" and autotuned else {}
 
 
 def backend_of(op: str, device: str) -> str:

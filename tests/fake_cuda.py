@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ class FakeCuda(TorchDispatchMode):
         self._pinned: dict[int, Tensor] = {}  # by address; kept, so that no other memory gets it
         self._generators: dict[int, Any] = {}  # of the device, by address
         self._patches, self._depth = contextlib.ExitStack(), 0
+        self._warns = False  # at every wait
 
     def __enter__(self) -> FakeCuda:
         if not self._depth:
@@ -99,6 +101,11 @@ class FakeCuda(TorchDispatchMode):
         if self._graph is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {why} at {_place()} waits for the device")
         self.waits[_place(), why] += 1
+        if self._warns:
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=2)
+
+    def _debug_waits(self, mode: int | str) -> None:
+        self._warns = mode in (1, "warn")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -228,7 +235,7 @@ class FakeCuda(TorchDispatchMode):
         functions: dict[str, Any] = {name: _returning(value) for name, value in values.items()}
         functions |= {name: lambda *_, **__: contextlib.nullcontext() for name in ("device", "stream")}
         functions |= {"synchronize": lambda *_: self.wait("synchronize"), "is_current_stream_capturing": lambda: self._graph is not None}
-        functions |= {"CUDAGraph": Graph, "graph": self._recording}
+        functions |= {"CUDAGraph": Graph, "graph": self._recording, "set_sync_debug_mode": self._debug_waits}
         return [(torch.cuda, name, value) for name, value in functions.items()]
 
     def _of_triton(self) -> list[tuple[Any, str, Any]]:

@@ -16,6 +16,8 @@ GROUPS = groups.names()
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_gates_pass_at_tiny_sizes(group):
+    if group == "triplets":
+        pytest.importorskip("h5py")
     cases = list(groups.cases(group, "cpu", tiny=True))
     assert cases
     for case in cases:

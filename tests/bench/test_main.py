@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,29 +125,72 @@ def test_a_process_needs_no_configuration_framework():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
 
 
+SCRIPT = ["bash", str(ROOT / "bench" / "gpu.sh")]
+
+
+@pytest.fixture
+def gpu_script(tmp_path):
+    """Runs bench/gpu.sh on stand-ins for the GPU's tools and for Python, given as {name: body}; results go to its folder "out"."""
+
+    def run(*calls: str, **bodies: str) -> subprocess.CompletedProcess[str]:
+        for name, body in {"nvidia-smi": "exit 0", "python": "exit 0", **bodies}.items():
+            (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+        given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "out")}
+        return subprocess.run([*SCRIPT, *calls], capture_output=True, text=True, timeout=60, env={**os.environ, **given}, check=False)
+
+    return run
+
+
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine may have a GPU")
 def test_the_gpu_script_says_in_one_line_that_there_is_no_gpu(tmp_path):
-    script = ROOT / "bench" / "gpu.sh"
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    subprocess.run(["bash", "-n", SCRIPT[1]], check=True)
     environment = {**os.environ, "PYTHON": sys.executable}
-    run = subprocess.run(["bash", str(script), str(tmp_path / "out")], capture_output=True, text=True, timeout=60, env=environment)
+    run = subprocess.run(
+        [*SCRIPT, str(tmp_path / "out"), "smoke"], capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
     assert "no NVIDIA GPU" in run.stderr and not (tmp_path / "out").exists()
 
 
-def test_the_gpu_script_goes_on_after_a_failed_stage_and_says_so(tmp_path):
-    """On stand-ins for the GPU and for Python, whose tests fail."""
-    stand_ins = {"nvidia-smi": "exit 0", "python": 'case "$*" in *pytest*) echo told; exit 3;; esac'}
-    for name, body in stand_ins.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path)}
-    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "tests", "bench"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([], "give a call: build, smoke, tests, sanitizer, or a group"),
+        (["tests", "nothing"], "no call 'nothing'; known: build, smoke, tests, sanitizer, arm "),
+    ],
+)
+def test_the_gpu_script_refuses_other_calls_in_one_line(gpu_script, tmp_path, calls, message):
+    run = gpu_script(*calls)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and message in run.stderr and not (tmp_path / "out").exists()
+
+
+def test_the_gpu_script_goes_on_after_a_failed_step_and_hands_rows_over_as_they_are_made(gpu_script, tmp_path):
+    rows_of_a_group = 'place="${@: -1}"; mkdir -p "$place"; echo "$*" >"$place/rows.csv"'
+    python = f'case "$*" in -m?pytest*) echo told; exit 3;; *--out*) {rows_of_a_group};; esac'
+    run = gpu_script("tests", "arm", "topk/n1e6 k64*", python=python)
     assert run.returncode == 1 and run.stderr == ""
-    summary = (tmp_path / "summary.txt").read_text()
-    assert [line.split()[2:] for line in summary.splitlines()[:2]] == [["tests", "FAILED:", "status", "3"], ["bench", "passed"]]
-    assert "1 of 2 steps failed" in summary
-    with tarfile.open(tmp_path / "gpu.tar.gz") as archive:
-        names = {Path(name).name for name in archive.getnames()}
-        assert {"tests.log", "bench.log", "machine.log", "summary.txt"} <= names
+    out = tmp_path / "out"
+    said = [line.split(" s ", 1)[1].split() for line in (out / "summary.txt").read_text().splitlines()[:3]]
+    assert said == [["tests", "FAILED:", "status", "3"], ["arm", "passed"], ["topk/n1e6", "k64*", "passed"]]
+    assert "1 of 3 steps failed" in (out / "summary.txt").read_text() and "told" in (out / "gpu.log").read_text()
+    assert (out / "rows.csv").read_text() == f"-m bench arm --device cuda --untuned --rounds 5 --case * --out {out}\n"
+    assert "--case n1e6 k64* --out" in (out / "topk_n1e6_k64_" / "rows.csv").read_text()
+
+
+def test_the_gpu_script_stops_when_its_time_is_over(gpu_script, tmp_path, monkeypatch):
+    """A step gets what is left of the call's time, and one that finds none is not run."""
+    late = (ROOT / "bench" / "gpu.sh").read_text().replace("SECONDS_IN_ALL=540", "SECONDS_IN_ALL=1").replace("/..", "")
+    (tmp_path / "gpu.sh").write_text(late)
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", ["bash", str(tmp_path / "gpu.sh")])
+    run = gpu_script("smoke", "arm", python='case "$*" in *bench.smoke*) sleep 20;; esac')
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert run.returncode == 1 and "FAILED: stopped after its 1 s" in summary and "NOT RUN: the call's 1 s are over" in summary
+
+
+def test_the_readme_tells_a_call_for_every_group_with_cases_on_a_gpu():
+    told = (ROOT / "bench" / "README.md").read_text()
+    calls = set(re.findall(r"\w+", " ".join(re.findall(r"`(build [^`]+)`", told))))
+    on_gpu = {name for name in groups.names() if next(groups.cases(name, "cuda"), None) is not None}
+    assert on_gpu <= calls, on_gpu - calls
