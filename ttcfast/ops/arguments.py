@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,18 @@ def of_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
         wanted = " or ".join("None" if t is type(None) else t.__name__ for t in types)
         raise TypeError(f"{name} is {type(value).__name__}; give {wanted}")
+
+
+def dense_parts(name: str, record: Any, kind: type[Any]) -> None:
+    """Require ``record`` to be a named tuple of this class, whose fields are lists of dense tensors.
+
+    Raises:
+        TypeError: It is none, or a field is no list of tensors.
+        ValueError: A tensor has a sparse or other non-dense layout.
+    """
+    of_type(name, record, kind)
+    for field, part in zip(kind._fields, record):
+        of_type(field, part, list, tuple)
+        for i, t in enumerate(part):
+            if not isinstance(t, Tensor) or t.layout != torch.strided:
+                dense(**{f"{field}[{i}]": t})

@@ -20,6 +20,8 @@ from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.critic import CriticEnsemble
 from ttcfast.spec import Key
 
+from .flat_adam import FlatAdam
+
 _SITE_POLICY, _SITE_CRITIC, _SITE_MEASURE = 1, 2, 3  # sites of the keyed noise
 
 
@@ -130,8 +132,8 @@ class ActorCritic:
         self.critic = CriticEnsemble(model.latent_dim, **config.critic)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.unit = reward_scale / (1 - config.gamma)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.actor_lr, betas=config.betas)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_lr, betas=config.betas)
+        self.actor_optimizer = FlatAdam(self.actor.parameters(), config.actor_lr, config.betas)
+        self.critic_optimizer = FlatAdam(self.critic.parameters(), config.critic_lr, config.betas)
         self.skipped = self.skipped_in_a_row = 0
 
     def to(self, device: str | torch.device) -> ActorCritic:
@@ -155,14 +157,23 @@ class ActorCritic:
 
     def imagine(self, z: Tensor, noise: Tensor) -> Imagined:
         """Roll the policy out from latents ``z [B, latent_dim]`` with standard normal ``noise [H, B, action_dim]``."""
+        states, acted = self._act_out(z, noise)
+        rewards = self.model.decode_reward(self.model.reward(states[:-1], acted, self.task))
+        return Imagined(states, acted, rewards.squeeze(-1))
+
+    def _act_out(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latents ``[H + 1, B, latent_dim]`` and actions ``[H, B, action_dim]``."""
+        if isinstance(self.model, BaseWorldModel):
+            offsets = self.actor.std() * noise
+            found = self.model.closed_loop(z, offsets, self.actor.network, self.task, detach=self.config.detach)
+            if found is not None:
+                return torch.cat([z.unsqueeze(0), found[0]]), found[1]
         latents, actions = [z], []
         for eps in noise:
             seen = latents[-1].detach() if self.config.detach else latents[-1]
             actions.append(self.actor(seen, eps))
             latents.append(self.model.next(latents[-1], actions[-1], self.task))
-        states, acted = torch.stack(latents), torch.stack(actions)
-        rewards = self.model.decode_reward(self.model.reward(states[:-1], acted, self.task))
-        return Imagined(states, acted, rewards.squeeze(-1))
+        return torch.stack(latents), torch.stack(actions)
 
     def returns(self, rollout: Imagined) -> Tensor:
         """Return the discounted return ``[B]`` of imagined rollouts, the critic's value of the last state included, over ``unit``."""
@@ -198,9 +209,7 @@ class ActorCritic:
             for group in optimizer.param_groups:
                 group["lr"] = lr * max(self.config.lr_floor, 1 - progress)
         loss, gradients, rollout = self.actor_gradients(z, self.noise(len(z), step, z.device), imagine)
-        for parameter, gradient in zip(self.actor.parameters(), gradients):
-            parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.actor.parameters(), self.config.actor_clip)
+        norm = self.actor_optimizer.collect(gradients, self.config.actor_clip)
         found = torch.stack([loss, norm]).tolist()  # waits for the device
         allowed = all(map(math.isfinite, found))
         if allowed:
@@ -210,7 +219,6 @@ class ActorCritic:
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             critic_loss = values = z.new_tensor(math.nan)
-        self.actor_optimizer.zero_grad(set_to_none=True)
         saturated = (rollout.made(rollout.actions).abs() > 0.98).to(z.dtype).mean()
         reward = rollout.made(rollout.rewards).mean()
         more = torch.stack([critic_loss, reward, values * self.unit, self.actor.std().mean(), saturated]).tolist()
@@ -308,16 +316,14 @@ class ActorCritic:
         count, losses = self.config.critic_passes, []
         rows = torch.arange(count, device=states.device).unsqueeze(1).expand(-1, 2)
         orders = normal(count, (len(states),), key=Key(self.seed, step, _SITE_CRITIC), rows=rows).argsort(1)
+        optimizer, followers = self.critic_optimizer, [p.detach() for p in self.target.parameters()]
         for order in orders:
-            for picks in order.chunk(self.config.critic_minibatches):
-                loss = (self.critic(states[picks]) - goals[picks]).square().mean()
-                self.critic_optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.critic.parameters(), self.config.critic_clip)
-                self.critic_optimizer.step()
-                torch._foreach_lerp_(
-                    list(self.target.parameters()), [p.detach() for p in self.critic.parameters()], self.config.target_rate
-                )
+            minibatches = zip(*(t[order].chunk(self.config.critic_minibatches) for t in (states, goals)))
+            for some, of_some in minibatches:
+                loss = (self.critic(some) - of_some).square().mean()
+                optimizer.collect(torch.autograd.grad(loss, optimizer.views), self.config.critic_clip)
+                optimizer.step()
+                torch._foreach_lerp_(followers, [p.detach() for p in optimizer.views], self.config.target_rate)
                 losses.append(loss.detach())
         return torch.stack(losses).mean(), goals.mean()
 

@@ -22,6 +22,7 @@ from ttcfast.runtime.errors import ArgumentError
 
 from .actor_critic import ActorCritic, AgentConfig
 from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+from .flat_adam import FlatAdam
 
 GROUPS = ("use_flow_dynamics", "model", "dynamics_loss", "integrator", "parity", "sanity", "wm", "agent")
 INTEGRATION = {"type": "heun", "substeps": 2, "tau_sampling": "uniform"}
@@ -80,7 +81,7 @@ class PWM:
             raise ValueError(f"dynamics_loss is FlowMatchingDynamicsLoss and the model a {type(model).__name__}; use MLPDynamicsLoss")
         self.model, self.dynamics_loss, self.gamma = model, dynamics_loss, gamma
         self.weights, self.clip, self.sanity = (dynamics_weight, reward_weight), clip, sanity or SanityChecks()
-        self.wm_optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(betas[0], betas[1]))
+        self.wm_optimizer = FlatAdam(model.parameters(), lr, (betas[0], betas[1]))
         self.parity: Parity | None = None
         self.policy: ActorCritic | None = None
 
@@ -165,10 +166,7 @@ class PWM:
 
     def rollout(self, z: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
         """Return the latent states from ``z`` ``[B, latent_dim]`` on under actions ``[H, B, action_dim]``, ``[H + 1, B, latent_dim]``."""
-        latents = [z]
-        for a in act:
-            latents.append(self.model.next(latents[-1], a, task))
-        return torch.stack(latents)
+        return self.model.rollout(z, act, task)
 
     def compute_wm_loss(self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None) -> WorldModelLoss:
         """Return the loss of the world model on sequences.
@@ -239,15 +237,17 @@ class PWM:
             TrainingError: The sanity checks have stopped the training.
         """
         self.sanity.require_running()
-        self.wm_optimizer.zero_grad(set_to_none=True)
         measured: dict[str, float] = {}
+        parameters = self.wm_optimizer.views
         if meter is None:
             loss = self.compute_wm_loss(obs, act, rew, task)
-            loss.total.backward()
+            gradients: list[Tensor | None] = list(torch.autograd.grad(loss.total, parameters, allow_unused=True))
             parts = torch.stack([t.detach() for t in loss[:5]])
         else:
             parts, measured = self._measured_gradient(meter, obs, act, rew, task)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            gradients = [p.grad for p in parameters]
+            self.model.zero_grad(set_to_none=True)
+        norm = self.wm_optimizer.collect(gradients, self.clip)
         names = ("loss", "dynamics", "reward", "simplex_distance", "largest_latent", "gradient_norm")
         found = dict(zip(names, torch.cat([parts, norm.reshape(1)]).tolist()))  # waits for the device once
         allowed = self.sanity.allows(loss=found["loss"], gradient_norm=found["gradient_norm"], latent=found["largest_latent"])

@@ -1,4 +1,4 @@
-"""The critic of an agent: an ensemble of value functions evaluated by batched matrix products."""
+"""The critic of an agent: an ensemble of value functions evaluated as one operation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ttcfast.checks import whole
+from ttcfast.ops import MLP, mlp
 
 
 class CriticEnsemble(nn.Module):
@@ -45,7 +45,5 @@ class CriticEnsemble(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``."""
         x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
-        for weight, bias, scale, shift in zip(self.weights, self.biases, self.scales, self.shifts):
-            x = torch.baddbmm(bias, x, weight)
-            x = F.mish(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale))
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).reshape(self.members, *z.shape[:-1])
+        rows = ([p.squeeze(1) for p in part] for part in (self.biases, self.scales, self.shifts))
+        return mlp(x.contiguous(), MLP([w.mT for w in self.weights], *rows)).reshape(self.members, *z.shape[:-1])

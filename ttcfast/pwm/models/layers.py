@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttcfast.checks import one_of, whole
-from ttcfast.ops import norm_mish
+from ttcfast.ops import MLP, mlp, norm_mish
 
 SIMNORM_GROUP = 8
 
@@ -22,8 +22,12 @@ def wide(x: Tensor) -> Tensor:
 
 def state(x: Tensor) -> Tensor:
     """Return ``x`` as a latent state, in at least float32 under ``torch.autocast``, which rounds the operands of matrix products itself."""
-    narrow, device = x.element_size() < 4, x.device.type
-    return wide(x) if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x
+    return wide(x) if x.element_size() < 4 and mixed(x) else x
+
+
+def mixed(x: Tensor) -> bool:
+    """Tell whether ``torch.autocast`` acts on the device of ``x``."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 class SimNorm(nn.Module):
@@ -115,9 +119,24 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., outputs]``."""
-        for layer in self.hidden:
-            x = layer(x)
-        return self.last(x)
+        if isinstance(self.last, NormedLinear) or mixed(x):
+            for layer in self.hidden:
+                x = layer(x)
+            return self.last(x)
+        x = mlp(x, self.parts(), eps=self.eps)
+        return self.last[2](self.last[1](x)) if isinstance(self.last, nn.Sequential) else x
+
+    @property
+    def eps(self) -> float:
+        """The number that LayerNorm adds to the variance in hidden layers."""
+        return self.hidden[0].norm.eps  # type: ignore[union-attr, return-value]
+
+    def parts(self) -> MLP:
+        """Return the parameters of the hidden layers and of the linear layer after them."""
+        linear: Any = self.last[0] if isinstance(self.last, nn.Sequential) else self.last
+        layers: list[Any] = list(self.hidden)
+        linears, norms = [*(layer.linear for layer in layers), linear], [layer.norm for layer in layers]
+        return MLP([m.weight for m in linears], [m.bias for m in linears], [m.weight for m in norms], [m.bias for m in norms])
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,195 @@
+"""Rolls a policy out inside frozen dynamics, both of them MLPs: all steps as one operation, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import mlp_flow_small as small
+from . import native, transforms
+from .arguments import dense, dense_parts
+from .mlp import MLP, mlp
+from .mlp_flow import BACKENDS, VelocityMLP, check, grouped, mlp_flow
+from .mlp_flow_loop import FROZEN, NOTHING, TRAINED, Call, Kept, buffers
+from .norm_mish import EPS
+from .registry import choose
+
+
+def closed_loop(
+    z: Tensor,
+    offsets: Tensor,
+    policy: MLP,
+    weight: Tensor,
+    times: Tensor,
+    network: VelocityMLP,
+    *,
+    method: str = "heun",
+    substeps: int = 2,
+    group: int = 0,
+    eps: float = EPS,
+    policy_eps: float = EPS,
+    detach: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Alternate ``a = tanh(policy(z) + offset)`` and one step of :func:`ttcfast.ops.mlp_flow` with ``rows = weight a``.
+
+    Args:
+        z: First states, ``[B, D]``, float32 or float64; ``[S, B, D]`` for S policies, each in its own dynamics.
+        offsets: Added to the policy's output before tanh, such as scaled noise, ``[T, B, A]`` or ``[S, T, B, A]``.
+        policy: Network from states to actions.
+        weight: Action's part of the first product of the dynamics, ``[U1, A]``.
+        times, network, method, substeps, group, eps: As in :func:`ttcfast.ops.mlp_flow`.
+        policy_eps: Added to the variance in the policy's LayerNorm.
+        detach: Whether the policy sees states without their gradient, which then reaches actions through the dynamics alone.
+
+    Returns:
+        The states after each step, ``[T, B, D]``, and the actions ``[T, B, A]``; ``[S, T, ...]`` for S policies. Differentiable. On the
+        CPU, small networks (see :func:`ttcfast.ops.mlp_flow`) run as one C++ call in each direction if the dynamics need no gradient;
+        everything else is a loop over the two operations.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not match, or an option is unknown.
+    """
+    dense(z=z, offsets=offsets, weight=weight, times=times)
+    dense_parts("policy", policy, MLP)
+    dense_parts("network", network, VelocityMLP)
+    z, offsets = z.contiguous(), offsets.contiguous()
+    acts, moves = _calls(z, offsets, policy, times, network, (method, substeps, group, eps), policy_eps)
+    _check_weight(weight, offsets, acts, moves)
+    flow = [weight, *_parameters(moves)]
+    given = [z, offsets, *flow, *_parameters(acts)]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    frozen = not (wanted and any(t.requires_grad for t in flow))
+    if not (frozen and transforms.immediate(*given) and _is_native(acts) and _is_native(moves)):
+        return closed_loop_ref(z, offsets, policy, weight, times, network, (method, substeps, group, eps), policy_eps, detach)
+    if not wanted:
+        return _forward(acts, moves, offsets, weight)[:2]
+    apply: Any = _AtOnce.apply
+    states, actions = apply(*given, acts, moves, detach)
+    return states, actions
+
+
+def closed_loop_ref(
+    z: Tensor,
+    offsets: Tensor,
+    policy: MLP,
+    weight: Tensor,
+    times: Tensor,
+    network: VelocityMLP,
+    options: tuple[str, int, int, float],
+    policy_eps: float,
+    detach: bool,
+) -> tuple[Tensor, Tensor]:
+    """The definition, a loop over the operations; ``options`` are method, substeps, group and eps."""
+    method, substeps, group, eps = options
+    states, actions = [], []
+    for offset in offsets.unbind(-3):
+        actions.append(torch.tanh(mlp(z.detach() if detach else z, policy, eps=policy_eps) + offset))
+        z = mlp_flow(z, actions[-1] @ weight.mT, times, network, method=method, substeps=substeps, group=group, eps=eps)
+        states.append(z)
+    return torch.stack(states, -3), torch.stack(actions, -3)
+
+
+def _calls(
+    z: Tensor,
+    offsets: Tensor,
+    policy: MLP,
+    times: Tensor,
+    network: VelocityMLP,
+    options: tuple[str, int, int, float],
+    policy_eps: float,
+) -> tuple[Call, Call]:
+    """Return the calls of policy and dynamics, checked; the policy's is that of the first step, and the rows of the dynamics are empty."""
+    if offsets.ndim != z.ndim + 1 or len(policy.weights) < 2 or len(policy.biases) != len(policy.weights):
+        raise ValueError(
+            f"offsets has {offsets.ndim} axes and z {z.ndim}, the policy {len(policy.weights)} weights and {len(policy.biases)} biases; "
+            "give one axis more than z, and as many biases as weights, at least 2"
+        )
+    first, *biases = policy.biases
+    parts: Any = [list(part) for part in (policy.weights, biases, policy.scales, policy.shifts)]
+    acts = Call._make([z, None, first.unsqueeze(-2), *parts, "map", 1, 0, policy_eps, False, NOTHING])
+    rows = offsets.new_empty((*offsets.shape[:-1], times.shape[-1] if times.ndim else 0))
+    moves = Call._make([z, rows, times, *(list(part) for part in network), *options, False, NOTHING])
+    check(acts)
+    check(moves)
+    return acts, moves
+
+
+def _check_weight(weight: Tensor, offsets: Tensor, acts: Call, moves: Call) -> None:
+    z, outputs = moves.z, acts.weights[-1].shape[-2]
+    wanted = (*z.shape[:-2], moves.times.shape[-1], outputs)
+    if weight.shape != wanted or offsets.shape[-1] != outputs or weight.dtype != z.dtype or weight.device != z.device:
+        raise ValueError(
+            f"weight is {weight.dtype} {tuple(weight.shape)} on {weight.device} and offsets has shape {tuple(offsets.shape)}; with z "
+            f"{z.dtype} on {z.device} and a policy of {outputs} outputs give {wanted}, and {outputs} in the last axis"
+        )
+
+
+def _parameters(call: Call) -> list[Tensor]:
+    """Return the parameters, in the order of :func:`ttcfast.ops.mlp_flow.grouped` after z and rows."""
+    return [call.times, *call.weights, *call.biases, *call.scales, *call.shifts]
+
+
+def _is_native(call: Call) -> bool:
+    return small.is_small(call) and choose("mlp_flow", BACKENDS, "auto", call).name == "cpu"
+
+
+def _loop(acts: Call, moves: Call, kept: tuple[Kept, Kept], offsets: Tensor, weight: Tensor, detach: bool = False) -> tuple[Any, ...]:
+    """Return the leading arguments of both extension functions."""
+    held = [k.flat() if call.keep else [] for call, k in zip((acts, moves), kept)]
+    problems = small.problem(acts, held[0], moves.steps), small.problem(moves, held[1])
+    strides = weight.stride() if weight.ndim == 3 else (0, *weight.stride())
+    return *problems, native.addresses(offsets, weight, moves.rows), strides, detach
+
+
+def _forward(acts: Call, moves: Call, offsets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Kept, Kept]:
+    """Fill the rows of ``moves``; return states and actions, and what the calls keep of the policy and of the dynamics."""
+    states, actions = moves.empty(), torch.empty_like(offsets)
+    kept = buffers(acts, moves.steps), buffers(moves)
+    native.module().closed_loop(*_loop(acts, moves, kept, offsets, weight), states.data_ptr(), actions.data_ptr())
+    return states, actions, *kept
+
+
+class _AtOnce(torch.autograd.Function):
+    """The C++ loop; the arguments are z, offsets, weight, the parameters of dynamics and policy, both calls, and ``detach``."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        *given, acts, moves, ctx.detach = args
+        acts, moves = acts._replace(keep=TRAINED), moves._replace(keep=FROZEN)
+        states, actions, of_policy, of_dynamics = _forward(acts, moves, given[1], given[2])
+        ctx.hidden, ctx.policy_eps, ctx.options = (len(acts.scales), len(moves.scales)), acts.eps, moves[7:]
+        ctx.save_for_backward(*given, moves.rows, actions, *of_policy.flat(), *of_dynamics.flat())
+        return states, actions
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        n, m = ctx.hidden
+        saved, count = list(ctx.saved_tensors), 7 + 4 * (n + m)
+        given, (rows, actions, *kept) = saved[:count], saved[count:]
+        if transforms.watched(grads):
+            return (*transforms.gradients(lambda *places: _again(ctx, places), given, grads), None, None, None)
+        z, offsets, weight, *parameters = given
+        acts = Call._make([*grouped([z, None, *parameters[2 + 4 * m :]], n), "map", 1, 0, ctx.policy_eps, False, TRAINED])
+        moves = Call._make([*grouped([z, rows, *parameters[: 2 + 4 * m]], m), *ctx.options])
+        held = Kept.of(kept[: 2 * n + 1], n), Kept.of(kept[2 * n + 1 :], m)
+        grads = tuple(g.contiguous() for g in grads)  # held until the call is over
+        of_z, of_offsets, of_policy = torch.empty_like(z), torch.empty_like(offsets), small.like(acts)
+        native.module().closed_loop_backward(
+            *_loop(acts, moves, held, offsets, weight, ctx.detach),
+            actions.data_ptr(),
+            native.addresses(*grads),
+            native.addresses(of_z, of_offsets),
+            [0, 0, *native.addresses(*of_policy)],
+        )
+        return (of_z, of_offsets, *[None] * (3 + 4 * m), *of_policy, None, None, None)
+
+
+def _again(ctx: Any, places: Any) -> tuple[Tensor, Tensor]:
+    """Evaluate the definition on the tensors of a call."""
+    (n, m), (z, offsets, weight, *parameters) = ctx.hidden, places
+    times, *network = grouped([None, None, *parameters[: 2 + 4 * m]], m)[2:]
+    first, weights, biases, scales, shifts = grouped([None, None, *parameters[2 + 4 * m :]], n)[2:]
+    policy = MLP(weights, [first.squeeze(-2), *biases], scales, shifts)
+    return closed_loop_ref(z, offsets, policy, weight, times, VelocityMLP(*network), ctx.options[:4], ctx.policy_eps, ctx.detach)

@@ -1,0 +1,61 @@
+"""Evaluates an MLP of Linear, LayerNorm and Mish, or several at once, as one operation, forward and backward."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import transforms
+from .arguments import dense, dense_parts
+from .mlp_flow import evaluate
+from .norm_mish import EPS
+
+
+class MLP(NamedTuple):
+    """Parameters of an MLP. Hidden layers are product, bias, LayerNorm and Mish; the last layer is product and bias.
+
+    For S networks every tensor begins with an axis of size S.
+    """
+
+    weights: list[Tensor]  # [U1, I], [U2, U1], ..., [O, Un]
+    biases: list[Tensor]  # [U1], ..., [O]
+    scales: list[Tensor]  # LayerNorm's weight: [U1], ..., [Un]
+    shifts: list[Tensor]  # LayerNorm's bias: [U1], ..., [Un]
+
+
+def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS, backend: str = "auto") -> Tensor:
+    """Return ``W_n a_{n-1} + b_n`` with ``a_1 = mish(LN(W_1 x + rows + b_1))`` and ``a_i = mish(LN(W_i a_{i-1} + b_i))``.
+
+    It is ``torch.ops.ttcfast.mlp_flow`` with ``method="map"``.
+
+    Args:
+        x: ``[..., I]``, float32 or float64; ``[S, ..., I]`` for S networks.
+        network: Parameters, dtype of ``x``; the weights may have any strides.
+        rows: Added to the first product of each row, ``[..., U1]``: the part of the product that several calls share. None: 0.
+        eps: Added to the variance in LayerNorm.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``, for the operations between the products.
+
+    Returns:
+        ``[..., O]``, dtype of ``x``. Derivatives, what is saved for them, transforms and autocast are those of
+        :func:`ttcfast.ops.mlp_flow`.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not match.
+        BackendError: The requested backend cannot run; the message says why.
+    """
+    dense(x=x, **{} if rows is None else {"rows": rows})
+    dense_parts("network", network, MLP)
+    transforms.constant("eps", eps)
+    weights, biases, scales, shifts = network
+    if not weights or len(biases) != len(weights):
+        raise ValueError(f"the network has {len(weights)} weights and {len(biases)} biases; give as many of both")
+    sets = x.shape[:1] if weights[0].ndim == 3 else torch.Size()
+    flat = x.reshape(*sets, -1, x.shape[-1]) if x.ndim != len(sets) + 2 else x
+    if rows is not None and rows.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"rows has shape {tuple(rows.shape)} and x {tuple(x.shape)}; their leading axes must be the same")
+    given = rows if rows is None or rows.ndim == len(sets) + 2 else rows.reshape(*sets, -1, rows.shape[-1])
+    parts = list(weights), list(biases[1:]), list(scales), list(shifts)
+    found = evaluate(flat, given, biases[0].unsqueeze(-2), *parts, "map", 1, 0, eps, False, backend)
+    return found if flat is x else found.reshape(*x.shape[:-1], found.shape[-1])
