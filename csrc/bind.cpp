@@ -12,6 +12,7 @@
 #include "device_info.h"
 #include "heun.h"
 #include "keyed.h"
+#include "memory.h"
 #include "mlp_flow.h"
 #include "norm_mish.h"
 #include "topk.h"
@@ -375,6 +376,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("normal", &normal);
     m.def("heun", &heun);
     py::class_<MlpFlow>(m, "MlpFlow");
+    py::class_<Memory<char>>(m, "Memory").def(py::init<int64_t>()).def("address", [](const Memory<char>& memory) {
+        return reinterpret_cast<uintptr_t>(memory.get());
+    });
     m.def("closed_loop", &closed_loop);
     m.def("closed_loop_backward", &closed_loop_backward);
     m.def("mlp_flow_problem", &mlp_flow_problem);

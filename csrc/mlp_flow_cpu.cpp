@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 
+#include "memory.h"
 #include "mlp_flow.h"
 #include "parallel.h"
 
@@ -10,54 +10,6 @@ namespace {
 
 constexpr int64_t kBlock = 64;             // rows per work item; sums over rows are per block, so results do not depend on threads
 constexpr int64_t kSerialBelow = 1 << 19;  // multiplications below which starting a thread costs more than it saves
-
-// Blocks of memory that a thread has done with and will soon want again: returned to the system, their pages would be cleared each time,
-// at a cost like that of the arithmetic.
-struct Spare {
-    struct Block {
-        std::unique_ptr<double[]> at;
-        size_t size;  // in doubles
-    };
-    static constexpr size_t kMost = 8, kLargest = size_t(1) << 20;  // at most 8 blocks of 8 MiB
-
-    std::vector<Block> blocks;
-
-    Block take(size_t size) {
-        for (Block& block : blocks) {
-            if (block.size >= size && block.size <= 2 * size + 4096) {
-                std::swap(block, blocks.back());
-                Block found = std::move(blocks.back());
-                blocks.pop_back();
-                return found;
-            }
-        }
-        return {std::unique_ptr<double[]>(new double[size]), size};
-    }
-
-    void give(Block block) {
-        if (block.size > kLargest) return;
-        if (blocks.size() == kMost) blocks.erase(blocks.begin());
-        blocks.push_back(std::move(block));
-    }
-};
-thread_local Spare spare;
-
-// Uninitialised memory, for the length of a call.
-template <class T>
-class Memory {
-  public:
-    explicit Memory(int64_t count = 0)
-        : block(spare.take(static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(T) / sizeof(double) + 1)) {}
-    Memory(Memory&&) = default;
-    Memory& operator=(Memory&&) = default;
-    ~Memory() {
-        if (block.at) spare.give(std::move(block));
-    }
-    T* get() const { return reinterpret_cast<T*>(block.at.get()); }
-
-  private:
-    Spare::Block block;
-};
 
 template <class T>
 std::vector<const T*> typed(const std::vector<const void*>& tensors, const std::vector<int64_t>& skips) {

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from . import mlp_flow_small as small
 from . import native, transforms
-from .arguments import dense, dense_parts
+from .arguments import dense, dense_parts, of_type
 from .mlp import MLP, mlp
-from .mlp_flow import BACKENDS, VelocityMLP, check, grouped, mlp_flow
-from .mlp_flow_loop import FROZEN, NOTHING, TRAINED, Call, Kept, buffers
+from .mlp_flow import VelocityMLP, check, grouped, is_native, mlp_flow
+from .mlp_flow_loop import FROZEN, NOTHING, TRAINED, Call
 from .norm_mish import EPS
-from .registry import choose
 
 
 def closed_loop(
@@ -51,9 +50,13 @@ def closed_loop(
     Raises:
         ValueError: Shapes, dtypes or devices do not match, or an option is unknown.
     """
-    dense(z=z, offsets=offsets, weight=weight, times=times)
-    dense_parts("policy", policy, MLP)
-    dense_parts("network", network, VelocityMLP)
+    of_type("policy", policy, MLP)
+    of_type("network", network, VelocityMLP)
+    plain = transforms.immediate(z, offsets, weight, times, *(t for part in (*policy, *network) for t in part))
+    if not plain:
+        dense(z=z, offsets=offsets, weight=weight, times=times)
+        dense_parts(policy)
+        dense_parts(network)
     z, offsets = z.contiguous(), offsets.contiguous()
     acts, moves = _calls(z, offsets, policy, times, network, (method, substeps, group, eps), policy_eps)
     _check_weight(weight, offsets, acts, moves)
@@ -61,10 +64,10 @@ def closed_loop(
     given = [z, offsets, *flow, *_parameters(acts)]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     frozen = not (wanted and any(t.requires_grad for t in flow))
-    if not (frozen and transforms.immediate(*given) and _is_native(acts) and _is_native(moves)):
+    if not (frozen and plain and is_native(acts) and is_native(moves)):
         return closed_loop_ref(z, offsets, policy, weight, times, network, (method, substeps, group, eps), policy_eps, detach)
     if not wanted:
-        return _forward(acts, moves, offsets, weight)[:2]
+        return _forward(small.problem(acts, [], moves.steps), small.problem(moves, []), moves, offsets, weight)
     apply: Any = _AtOnce.apply
     states, actions = apply(*given, acts, moves, detach)
     return states, actions
@@ -131,24 +134,18 @@ def _parameters(call: Call) -> list[Tensor]:
     return [call.times, *call.weights, *call.biases, *call.scales, *call.shifts]
 
 
-def _is_native(call: Call) -> bool:
-    return small.is_small(call) and choose("mlp_flow", BACKENDS, "auto", call).name == "cpu"
-
-
-def _loop(acts: Call, moves: Call, kept: tuple[Kept, Kept], offsets: Tensor, weight: Tensor, detach: bool = False) -> tuple[Any, ...]:
-    """Return the leading arguments of both extension functions."""
-    held = [k.flat() if call.keep else [] for call, k in zip((acts, moves), kept)]
-    problems = small.problem(acts, held[0], moves.steps), small.problem(moves, held[1])
+def _loop(moves_rows: Tensor, offsets: Tensor, weight: Tensor, detach: bool = False) -> tuple[Any, ...]:
+    """Return the arguments of both extension functions after the problems."""
     strides = weight.stride() if weight.ndim == 3 else (0, *weight.stride())
-    return *problems, native.addresses(offsets, weight, moves.rows), strides, detach
+    return native.addresses(offsets, weight, moves_rows), strides, detach
 
 
-def _forward(acts: Call, moves: Call, offsets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Kept, Kept]:
-    """Fill the rows of ``moves``; return states and actions, and what the calls keep of the policy and of the dynamics."""
+def _forward(acts: Any, flow: Any, moves: Call, offsets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return states and actions, and fill the rows of ``moves``, given the problems of both calls."""
+    assert moves.rows is not None
     states, actions = moves.empty(), torch.empty_like(offsets)
-    kept = buffers(acts, moves.steps), buffers(moves)
-    native.module().closed_loop(*_loop(acts, moves, kept, offsets, weight), states.data_ptr(), actions.data_ptr())
-    return states, actions, *kept
+    native.module().closed_loop(acts, flow, *_loop(moves.rows, offsets, weight), states.data_ptr(), actions.data_ptr())
+    return states, actions
 
 
 class _AtOnce(torch.autograd.Function):
@@ -157,33 +154,32 @@ class _AtOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         *given, acts, moves, ctx.detach = args
-        acts, moves = acts._replace(keep=TRAINED), moves._replace(keep=FROZEN)
-        states, actions, of_policy, of_dynamics = _forward(acts, moves, given[1], given[2])
+        ctx.acts, ctx.flow = small.hold(acts._replace(keep=TRAINED), moves.steps), small.hold(moves._replace(keep=FROZEN))
+        states, actions = _forward(ctx.acts.problem, ctx.flow.problem, moves, given[1], given[2])
         ctx.hidden, ctx.policy_eps, ctx.options = (len(acts.scales), len(moves.scales)), acts.eps, moves[7:]
-        ctx.save_for_backward(*given, moves.rows, actions, *of_policy.flat(), *of_dynamics.flat())
+        ctx.save_for_backward(*given, moves.rows, actions)
         return states, actions
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        n, m = ctx.hidden
-        saved, count = list(ctx.saved_tensors), 7 + 4 * (n + m)
-        given, (rows, actions, *kept) = saved[:count], saved[count:]
+        *given, rows, actions = ctx.saved_tensors
         if transforms.watched(grads):
             return (*transforms.gradients(lambda *places: _again(ctx, places), given, grads), None, None, None)
         z, offsets, weight, *parameters = given
-        acts = Call._make([*grouped([z, None, *parameters[2 + 4 * m :]], n), "map", 1, 0, ctx.policy_eps, False, TRAINED])
-        moves = Call._make([*grouped([z, rows, *parameters[: 2 + 4 * m]], m), *ctx.options])
-        held = Kept.of(kept[: 2 * n + 1], n), Kept.of(kept[2 * n + 1 :], m)
+        of_flow = 2 + 4 * ctx.hidden[1]
         grads = tuple(g.contiguous() for g in grads)  # held until the call is over
-        of_z, of_offsets, of_policy = torch.empty_like(z), torch.empty_like(offsets), small.like(acts)
+        found = [t.new_empty(t.shape) for t in (z, offsets, *parameters[of_flow:])]
+        addresses = native.addresses(*found)
         native.module().closed_loop_backward(
-            *_loop(acts, moves, held, offsets, weight, ctx.detach),
+            ctx.acts.problem,
+            ctx.flow.problem,
+            *_loop(rows, offsets, weight, ctx.detach),
             actions.data_ptr(),
             native.addresses(*grads),
-            native.addresses(of_z, of_offsets),
-            [0, 0, *native.addresses(*of_policy)],
+            addresses[:2],
+            [0, 0, *addresses[2:]],
         )
-        return (of_z, of_offsets, *[None] * (3 + 4 * m), *of_policy, None, None, None)
+        return (*found[:2], *[None] * (1 + of_flow), *found[2:], None, None, None)
 
 
 def _again(ctx: Any, places: Any) -> tuple[Tensor, Tensor]:

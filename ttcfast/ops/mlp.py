@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import transforms
-from .arguments import dense, dense_parts
+from .arguments import dense, dense_parts, of_type
 from .mlp_flow import evaluate
 from .norm_mish import EPS
 
@@ -45,9 +45,12 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
         ValueError: Shapes, dtypes or devices do not match.
         BackendError: The requested backend cannot run; the message says why.
     """
-    dense(x=x, **{} if rows is None else {"rows": rows})
-    dense_parts("network", network, MLP)
-    transforms.constant("eps", eps)
+    of_type("network", network, MLP)
+    plain = transforms.immediate(x, *(() if rows is None else (rows,)), *(t for part in network for t in part))
+    if not plain:
+        dense(x=x, **{} if rows is None else {"rows": rows})
+        dense_parts(network)
+        transforms.constant("eps", eps)
     weights, biases, scales, shifts = network
     if not weights or len(biases) != len(weights):
         raise ValueError(f"the network has {len(weights)} weights and {len(biases)} biases; give as many of both")
@@ -57,5 +60,5 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
         raise ValueError(f"rows has shape {tuple(rows.shape)} and x {tuple(x.shape)}; their leading axes must be the same")
     given = rows if rows is None or rows.ndim == len(sets) + 2 else rows.reshape(*sets, -1, rows.shape[-1])
     parts = list(weights), list(biases[1:]), list(scales), list(shifts)
-    found = evaluate(flat, given, biases[0].unsqueeze(-2), *parts, "map", 1, 0, eps, False, backend)
+    found = evaluate(plain, flat, given, biases[0].unsqueeze(-2), *parts, "map", 1, 0, eps, False, backend)
     return found if flat is x else found.reshape(*x.shape[:-1], found.shape[-1])

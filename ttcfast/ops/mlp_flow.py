@@ -12,7 +12,7 @@ from ttcfast.checks import at_least, one_of, whole
 
 from . import mlp_flow_small as small
 from . import native, transforms
-from .arguments import dense, dense_parts
+from .arguments import dense, dense_parts, of_type
 from .define import LIBRARY, arguments, define, define_call
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
@@ -84,31 +84,37 @@ def mlp_flow(
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
-    dense(z=z, rows=rows, times=times)
-    dense_parts("network", network, VelocityMLP)
+    of_type("network", network, VelocityMLP)
+    plain = transforms.immediate(z, rows, times, *(t for part in network for t in part))
+    if not plain:
+        dense(z=z, rows=rows, times=times)
+        dense_parts(network)
+        transforms.constant("eps", eps)
     if matmul_dtype not in (None, z.dtype) and (matmul_dtype, z.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"matmul_dtype is {matmul_dtype} and z {z.dtype}; give None, or torch.bfloat16 with a float32 z")
     half = matmul_dtype == torch.bfloat16 and z.dtype == torch.float32
-    transforms.constant("eps", eps)
-    return evaluate(z, rows, times, *map(list, network), method, substeps, group, eps, half, backend)
+    return evaluate(plain, z, rows, times, *map(list, network), method, substeps, group, eps, half, backend)
 
 
-def evaluate(z: Tensor, rows: Tensor | None, times: Tensor, *rest: Any) -> Tensor:
-    """Call the operation with what the gradients need kept; ``rest`` are its further arguments but ``keep``."""
+def evaluate(plain: bool, z: Tensor, rows: Tensor | None, times: Tensor, *rest: Any) -> Tensor:
+    """Call the operation with what the gradients need kept.
+
+    ``plain`` is what :func:`transforms.immediate` says of the tensors, ``rest`` the further arguments but ``keep``.
+    """
     *given, backend = rest
-    parameters = [times, *(t for part in given[:4] for t in part)]
     keep = NOTHING
     if torch.is_grad_enabled():
-        if any(t.requires_grad for t in parameters):
+        if times.requires_grad or any(t.requires_grad for part in given[:4] for t in part):
             keep = TRAINED
         elif z.requires_grad or (rows is not None and rows.requires_grad):
             keep = FROZEN
-    if transforms.immediate(z, rows, *parameters):
-        flat = (z, rows, times, *(t for part in given[:4] for t in part), *given[4:], keep, backend, len(given[2]))
-        apply: Any = _Immediate.apply
-        found = apply(*flat) if keep else _run(z, rows, times, *given, keep, backend)[0]
-    else:
+    if not plain:
         found = torch.ops.ttcfast.mlp_flow(z, rows, times, *given, keep, backend)[0]
+    elif keep == NOTHING:
+        found = _run(z, rows, times, *given, keep, backend)[0]
+    else:
+        apply: Any = _Immediate.apply
+        found = apply(z, rows, times, *(t for part in given[:4] for t in part), *given[4:], keep, backend, len(given[2]))
     return found  # type: ignore[no-any-return]
 
 
@@ -213,7 +219,8 @@ def _name(call: Call, tensor: Tensor) -> str:
 def _run_with(pieces: Pieces) -> Any:
     def run(call: Call) -> tuple[Tensor, list[Tensor]]:
         if pieces is CPU and small.is_small(call):
-            return small.forward(call)
+            kept = buffers(call).flat() if call.keep != NOTHING else []
+            return small.forward(call, small.problem(call, native.addresses(*kept))), kept
         forward = Forward(call, pieces)
         result = forward.run()
         return result, forward.kept.flat() if call.keep != NOTHING else []
@@ -254,8 +261,19 @@ def _run_backward(grad: Tensor, *args: Any) -> Result:
     pieces = _PIECES[choose("mlp_flow", BACKENDS, backend, call).name]
     held = Kept.of(kept, len(call.scales))
     if pieces is CPU and small.is_small(call):
-        return small.backward(call, grad.contiguous(), held)
+        tensors = [*call[:3], *(t for part in call[3:7] for t in part)]
+        gradients = small.backward(small.problem(call, native.addresses(*kept)), grad.contiguous(), tensors, call.keep)
+        return _result(gradients, call)
     return Backward(call, held, pieces).run(grad.contiguous())
+
+
+def _result(found: Sequence[Tensor | None], call: Call) -> Result:
+    """Return gradients of all tensors one by one, None where unwanted, as the operation's."""
+    none = call.z.new_empty(0)
+    z, rows, times, *parts = grouped(found, len(call.scales))
+    if call.keep != TRAINED:
+        return Result(z, none if rows is None else rows, none, [], [], [], [])
+    return Result(z, none if rows is None else rows, times, *parts)
 
 
 def _empty(call: Call) -> tuple[Tensor, list[Tensor]]:
@@ -314,6 +332,11 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     return (*grouped(_gradients(ctx, grad, torch.ops.ttcfast.mlp_flow_backward), ctx.hidden), *[None] * 7)
 
 
+def is_native(call: Call, backend: str = "auto") -> bool:
+    """Tell whether the C++ loop runs the call."""
+    return small.is_small(call) and choose("mlp_flow", BACKENDS, backend, call).name == "cpu"
+
+
 class _Immediate(torch.autograd.Function):
     """The operation without torch's dispatcher, which costs more than a small network's arithmetic.
 
@@ -324,14 +347,24 @@ class _Immediate(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Any:
         *flat, ctx.hidden = args
         count = 4 + 4 * ctx.hidden
-        ctx.options = flat[count:]
-        result, kept = _run(*grouped(flat[:count], ctx.hidden), *ctx.options)
+        ctx.options, ctx.held = flat[count:], None
+        call = Call._make([*grouped(flat[:count], ctx.hidden), *ctx.options[:-1]])
+        check(call)
+        kept: list[Tensor] = []
+        if is_native(call, ctx.options[-1]):
+            ctx.held = small.hold(call)
+            result = small.forward(call, ctx.held.problem)
+        else:
+            result, kept = _run(*call, ctx.options[-1])
         ctx.save_for_backward(*flat[:count], *kept)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return (*_gradients(ctx, grads[0], _run_backward), *[None] * 8)
+        if ctx.held is None or transforms.watched(grads):
+            return (*_gradients(ctx, grads[0], _run_backward), *[None] * 8)
+        tensors = ctx.saved_tensors
+        return (*small.backward(ctx.held.problem, grads[0].contiguous(), tensors, ctx.options[-2]), *[None] * 8)
 
 
 def _definition(call: Call) -> tuple[Tensor, list[Tensor]]:

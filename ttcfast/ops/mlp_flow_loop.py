@@ -131,9 +131,9 @@ CPU = Pieces(norm_mish.fill_cpu, norm_mish.fill_backward_cpu, heun.fill_cpu)
 TRITON = Pieces(norm_mish.fill_triton, norm_mish.fill_backward_triton, heun.fill_triton)
 
 
-def buffers(call: Call, evaluations: int | None = None) -> Kept:
-    """Allocate buffers for all evaluations (or as many as given), or for one if nothing is saved."""
-    count, z = (evaluations or call.evaluations) if call.keep != NOTHING else 1, call.sets(call.z)
+def buffers(call: Call) -> Kept:
+    """Allocate buffers for all evaluations, or for one if nothing is saved."""
+    count, z = call.evaluations if call.keep != NOTHING else 1, call.sets(call.z)
     lead, widths = (count, *z.shape[:2]), [s.shape[-1] for s in call.scales]
     products = [z.new_empty((*lead, u), dtype=call.matmul_dtype) for u in widths]
     stats = [z.new_empty((*lead, 2)) for _ in widths]

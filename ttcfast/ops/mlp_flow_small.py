@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from . import native
-from .mlp_flow_loop import NOTHING, TRAINED, Call, Kept, Result, buffers
+from .mlp_flow_loop import TRAINED, Call
 
 WIDEST = 256  # layers beyond which torch's matrix products, which know the processor's caches, are the faster ones
 METHODS = ("heun", "euler", "map")  # positions are the codes of Method in csrc/mlp_flow.h
@@ -18,33 +20,39 @@ def is_small(call: Call) -> bool:
     return call.z.numel() > 0 and not call.half and max(call.z.shape[-1], *(w.shape[-2] for w in call.weights)) <= WIDEST
 
 
-def forward(call: Call) -> tuple[Tensor, list[Tensor]]:
-    """Return the result, and what is kept for the backward pass."""
-    kept = buffers(call).flat() if call.keep != NOTHING else []
+class Held(NamedTuple):
+    """A call for the extension, and the memory of what it keeps for the backward pass: what Kept holds, one after another."""
+
+    problem: Any
+    memory: Any
+
+
+def hold(call: Call, steps: int | None = None) -> Held:
+    """Allocate memory for the backward pass; ``steps`` replaces the call's own."""
+    z, widths = call.z, [s.shape[-1] for s in call.scales]
+    sizes = [*widths, *[2] * len(widths), *([z.shape[-1]] if call.keep == TRAINED else [])]
+    lead = (steps or call.evaluations) * z.shape[:-1].numel() * z.element_size()
+    memory = native.module().Memory(lead * sum(sizes))
+    first = memory.address()
+    return Held(problem(call, [first + lead * before for before in accumulate([0, *sizes[:-1]])], steps), memory)
+
+
+def forward(call: Call, problem: Any) -> Tensor:
+    """Return the result, and keep what ``problem`` says."""
     result = call.empty()
-    native.module().mlp_flow(problem(call, kept), result.data_ptr())
-    return result, kept
+    native.module().mlp_flow(problem, result.data_ptr())
+    return result
 
 
-def backward(call: Call, grad: Tensor, kept: Kept) -> Result:
-    """Return the gradients from ``grad``, contiguous and shaped like the result."""
-    of_z, none = call.z.new_empty(call.z.shape), call.z.new_empty(0)
-    of_rows = none if call.rows is None else call.rows.new_empty(call.rows.shape)
-    parameters = like(call) if call.keep == TRAINED else []
-    out = native.addresses(of_z, None if call.rows is None else of_rows, *parameters)
-    native.module().mlp_flow_backward(problem(call, kept.flat()), grad.data_ptr(), out)
-    if not parameters:
-        return Result(of_z, of_rows, none, [], [], [], [])
-    n, (of_times, *rest) = len(call.scales), parameters
-    return Result(of_z, of_rows, of_times, rest[: n + 1], rest[n + 1 : 2 * n + 1], rest[2 * n + 1 : 3 * n + 1], rest[3 * n + 1 :])
+def backward(problem: Any, grad: Tensor, tensors: Sequence[Tensor | None], keep: int) -> list[Tensor | None]:
+    """Return the gradients of the call's tensors, None for those unwanted, from ``grad``, contiguous and shaped like the result."""
+    some = tensors if keep == TRAINED else tensors[:2]
+    found = [None if t is None else t.new_empty(t.shape) for t in some]
+    native.module().mlp_flow_backward(problem, grad.data_ptr(), native.addresses(*found))
+    return [*found, *[None] * (len(tensors) - len(some))]
 
 
-def like(call: Call) -> list[Tensor]:
-    """Allocate a contiguous tensor for the gradient of each parameter."""
-    return [t.new_empty(t.shape) for t in (call.times, *call.weights, *call.biases, *call.scales, *call.shifts)]
-
-
-def problem(call: Call, kept: list[Tensor], steps: int | None = None) -> Any:
+def problem(call: Call, kept: list[int], steps: int | None = None) -> Any:
     """Return the call as the extension's ``MlpFlow``, which holds addresses: the tensors must outlive it. ``steps`` replaces its own."""
     z, stacked = call.z, call.stacked
     sizes = [z.shape[0] if stacked else 1, z.shape[-2], steps or call.steps or 1]
@@ -53,5 +61,5 @@ def problem(call: Call, kept: list[Tensor], steps: int | None = None) -> Any:
     strides = [w.stride() if stacked else (0, *w.stride()) for w in call.weights]
     given = native.addresses(z, call.rows, call.times, *call.weights, *call.biases, *call.scales, *call.shifts)
     return native.module().mlp_flow_problem(
-        native.code(z.dtype), sizes, call.eps, widths, strides, given, native.addresses(*kept), *native.threads_and_level()
+        native.code(z.dtype), sizes, call.eps, widths, strides, given, kept, *native.threads_and_level()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,5 +46,7 @@ class CriticEnsemble(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``."""
         x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
-        rows = ([p.squeeze(1) for p in part] for part in (self.biases, self.scales, self.shifts))
-        return mlp(x.contiguous(), MLP([w.mT for w in self.weights], *rows)).reshape(self.members, *z.shape[:-1])
+        lists: Any = self.weights, self.biases, self.scales, self.shifts
+        weights, *rows = (part._parameters.values() for part in lists)  # lists of parameters are slow to read
+        network = MLP([w.mT for w in weights], *([p.squeeze(1) for p in part] for part in rows))
+        return mlp(x.contiguous(), network).reshape(self.members, *z.shape[:-1])
