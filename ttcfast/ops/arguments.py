@@ -33,15 +33,24 @@ def of_type(name: str, value: object, *types: type) -> None:
         raise TypeError(f"{name} is {type(value).__name__}; give {wanted}")
 
 
-def dense_parts(record: Any) -> None:
-    """Require the fields of a named tuple to be lists of dense tensors.
+def lists(name: str, record: Any, kind: type[Any]) -> None:
+    """Require ``record`` to be a named tuple of this class, whose fields are lists or tuples.
 
     Raises:
-        TypeError: A field is no list of tensors.
+        TypeError: It is none, or a field is not.
+    """
+    of_type(name, record, kind)
+    for field, part in zip(kind._fields, record):
+        of_type(field, part, list, tuple)
+
+
+def dense_parts(record: Any) -> None:
+    """Require the fields of a named tuple to hold dense tensors.
+
+    Raises:
+        TypeError: An entry is not a tensor.
         ValueError: A tensor has a sparse or other non-dense layout.
     """
     for field, part in zip(record._fields, record):
-        of_type(field, part, list, tuple)
         for i, t in enumerate(part):
-            if not isinstance(t, Tensor) or t.layout != torch.strided:
-                dense(**{f"{field}[{i}]": t})
+            dense(**{f"{field}[{i}]": t})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import mlp_flow_small as small
 from . import native, transforms
-from .arguments import dense, dense_parts, of_type
+from .arguments import dense, dense_parts, lists
 from .mlp import MLP, mlp
 from .mlp_flow import VelocityMLP, check, grouped, is_native, mlp_flow
 from .mlp_flow_loop import FROZEN, NOTHING, TRAINED, Call
@@ -50,8 +50,8 @@ def closed_loop(
     Raises:
         ValueError: Shapes, dtypes or devices do not match, or an option is unknown.
     """
-    of_type("policy", policy, MLP)
-    of_type("network", network, VelocityMLP)
+    lists("policy", policy, MLP)
+    lists("network", network, VelocityMLP)
     plain = transforms.immediate(z, offsets, weight, times, *(t for part in (*policy, *network) for t in part))
     if not plain:
         dense(z=z, offsets=offsets, weight=weight, times=times)

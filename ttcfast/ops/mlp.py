@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import transforms
-from .arguments import dense, dense_parts, of_type
+from .arguments import dense, dense_parts, lists
 from .mlp_flow import evaluate
 from .norm_mish import EPS
 
@@ -45,7 +45,7 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
         ValueError: Shapes, dtypes or devices do not match.
         BackendError: The requested backend cannot run; the message says why.
     """
-    of_type("network", network, MLP)
+    lists("network", network, MLP)
     plain = transforms.immediate(x, *(() if rows is None else (rows,)), *(t for part in network for t in part))
     if not plain:
         dense(x=x, **{} if rows is None else {"rows": rows})

@@ -12,7 +12,7 @@ from ttcfast.checks import at_least, one_of, whole
 
 from . import mlp_flow_small as small
 from . import native, transforms
-from .arguments import dense, dense_parts, of_type
+from .arguments import dense, dense_parts, lists
 from .define import LIBRARY, arguments, define, define_call
 from .heun import DTYPES, centered, check_group
 from .mlp_flow_loop import CPU, FROZEN, NOTHING, REFERENCE, TRAINED, TRITON, Backward, Call, Forward, Kept, Pieces, Result, buffers
@@ -84,7 +84,7 @@ def mlp_flow(
 
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
-    of_type("network", network, VelocityMLP)
+    lists("network", network, VelocityMLP)
     plain = transforms.immediate(z, rows, times, *(t for part in network for t in part))
     if not plain:
         dense(z=z, rows=rows, times=times)
