@@ -49,8 +49,8 @@ TARGETS = (Target("*", PLAIN, "ratio", least=1.8),)
 
 def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     for kind in KINDS:
-        problem = Problem(kind, tiny, device)
         for name in UPDATES:
+            problem = Problem(kind, tiny, device)  # of its own: after a thousand updates on noise, rounding tells the peers apart
             peers: dict[str, Callable[[Problem], Any]] = {
                 peer: lambda p, peer=peer, name=name: p.update(peer, name)  # type: ignore[misc]
                 for peer in (OURS, PLAIN, *([COMPILED] if kind == "residual" else []))
