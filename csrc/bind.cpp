@@ -229,8 +229,8 @@ std::vector<P*> pointers(const std::vector<uintptr_t>& addresses, size_t first, 
 // sizes: sets, batch, steps, substeps, group, method. in: z, rows, times, weights, biases, scales, shifts. kept: products, stats and, if
 // weights are trained, inputs.
 MlpFlow mlp_flow_problem(int dtype, const std::array<int64_t, 6>& sizes, double eps, const std::vector<int64_t>& widths,
-                         const std::vector<std::array<int64_t, 3>>& strides, const std::vector<uintptr_t>& in,
-                         const std::vector<uintptr_t>& kept, int threads, int level) {
+                         const std::vector<std::array<int64_t, 3>>& strides, const std::vector<int64_t>& skips,
+                         const std::vector<uintptr_t>& in, const std::vector<uintptr_t>& kept, int threads, int level) {
     const size_t hidden = widths.size() - 2, held = kept.empty() ? 0 : hidden;
     MlpFlow p{};
     p.dtype = static_cast<DType>(dtype);
@@ -247,6 +247,7 @@ MlpFlow mlp_flow_problem(int dtype, const std::array<int64_t, 6>& sizes, double 
     p.times = pointer<const void>(in[2]);
     p.weights = pointers<const void>(in, 3, hidden + 1);
     p.strides = strides;
+    p.skips = skips;
     p.biases = pointers<const void>(in, 4 + hidden, hidden);
     p.scales = pointers<const void>(in, 4 + 2 * hidden, hidden);
     p.shifts = pointers<const void>(in, 4 + 3 * hidden, hidden);

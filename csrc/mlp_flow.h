@@ -13,18 +13,20 @@ namespace ttcfast {
 
 enum class Method : int { heun = 0, euler = 1, map = 2 };  // in the order of METHODS in ttcfast/ops/mlp_flow.py
 
-// S sets of parameters, B rows, T steps of J evaluations each, E = T J in all. All tensors are contiguous but for the weights.
+// S sets of parameters, B rows, T steps of J evaluations each, E = T J in all. All tensors are contiguous but for the weights, and the sets
+// of the other parameters may lie apart.
 struct MlpFlow {
     DType dtype;
     int64_t sets, batch, steps, substeps, group;
     Method method;
     double eps;
     std::vector<int64_t> widths;                  // D, U1, ..., Un, O
-    const void *z, *rows, *times;                 // [S, B, D]; [S, T, B, U1] or null; [S, times of a step, U1]
+    const void *z, *rows, *times;                 // [S, B, D]; [T, S, B, U1] or null; [S, times of a step, U1]
     std::vector<const void*> weights;             // [S, O, I] of each product
     std::vector<std::array<int64_t, 3>> strides;  // of the weights
     std::vector<const void*> biases;              // [S, O] of each product but the first
     std::vector<const void*> scales, shifts;      // [S, U]
+    std::vector<int64_t> skips;                   // between sets of times, biases, scales and shifts, in this order
     std::vector<void*> products, stats;           // [E, S, B, U] and [E, S, B, 2] of each hidden layer; no entries: not kept
     void* inputs;                                 // [E, S, B, D], or null: weights are not trained
     int threads;
@@ -33,12 +35,12 @@ struct MlpFlow {
 
 // Gradients. All but those of z and rows are wanted if `inputs` were kept; `weights` are contiguous.
 struct MlpFlowGradients {
-    const void* result;  // [S, T, B, O]
+    const void* result;  // [T, S, B, O]
     void *z, *rows, *times;
     std::vector<void*> weights, biases, scales, shifts;
 };
 
-// result [S, T, B, O]: the state after each step.
+// result [T, S, B, O]: the state after each step.
 void mlp_flow_cpu(const MlpFlow& p, void* result);
 void mlp_flow_backward_cpu(const MlpFlow& p, const MlpFlowGradients& grads);
 
@@ -46,14 +48,14 @@ void mlp_flow_backward_cpu(const MlpFlow& p, const MlpFlowGradients& grads);
 // `dynamics`. The policy is a map of as many steps as the dynamics; its z and rows are null, and its result is the actions.
 struct ClosedLoop {
     MlpFlow policy, dynamics;
-    const void* offsets;             // [S, T, B, A]
+    const void* offsets;             // [T, S, B, A]
     const void* weight;              // [S, U1, A]
     std::array<int64_t, 3> strides;  // of weight
-    void* rows;                      // [S, T, B, U1]
+    void* rows;                      // [T, S, B, U1]
     bool detach;                     // whether gradients reach states through the dynamics alone, not through what the policy sees
 };
 
-// states [S, T, B, D], actions [S, T, B, A]. Of the gradients of `dynamics` that of z alone is written; those of the policy have no z.
+// states [T, S, B, D], actions [T, S, B, A]. Of the gradients of `dynamics` that of z alone is written; those of the policy have no z.
 void closed_loop_cpu(const ClosedLoop& p, void* states, void* actions);
 void closed_loop_backward_cpu(const ClosedLoop& p, const void* actions, const MlpFlowGradients& dynamics, const MlpFlowGradients& policy,
                               void* offsets);

@@ -12,9 +12,9 @@ constexpr int64_t kBlock = 64;             // rows per work item; sums over rows
 constexpr int64_t kSerialBelow = 1 << 19;  // multiplications below which starting a thread costs more than it saves
 
 template <class T>
-std::vector<const T*> typed(const std::vector<const void*>& tensors, const std::vector<int64_t>& skips) {
+std::vector<const T*> typed(const std::vector<const void*>& tensors, int64_t set, const int64_t* skips) {
     std::vector<const T*> found(tensors.size());
-    for (size_t i = 0; i < tensors.size(); ++i) found[i] = static_cast<const T*>(tensors[i]) + skips[i];
+    for (size_t i = 0; i < tensors.size(); ++i) found[i] = static_cast<const T*>(tensors[i]) + set * skips[i];
     return found;
 }
 template <class T>
@@ -50,18 +50,16 @@ struct Network {
 };
 
 template <class T>
-Network<T> network(const MlpFlow& p, int64_t set, int64_t times, bool backward) {
+Network<T> network(const MlpFlow& p, int64_t set, bool backward) {
     const size_t products = p.weights.size(), hidden = products - 1;
     int64_t room = 0;
     for (size_t i = 0; i < products; ++i) room += p.widths[i] * p.widths[i + 1];
     Network<T> net{nullptr, {}, {}, {}, {}, {}, Memory<T>(room)};
-    net.times = static_cast<const T*>(p.times) + set * times * p.widths[1];
+    net.times = static_cast<const T*>(p.times) + set * p.skips[0];
     T* copy = net.copies.get();
-    std::vector<int64_t> of_hidden(hidden), of_biases(hidden);
-    for (size_t i = 0; i < hidden; ++i) of_hidden[i] = set * p.widths[i + 1], of_biases[i] = set * p.widths[i + 2];
-    net.biases = typed<T>(p.biases, of_biases);
-    net.scales = typed<T>(p.scales, of_hidden);
-    net.shifts = typed<T>(p.shifts, of_hidden);
+    net.biases = typed<T>(p.biases, set, p.skips.data() + 1);
+    net.scales = typed<T>(p.scales, set, p.skips.data() + 1 + hidden);
+    net.shifts = typed<T>(p.shifts, set, p.skips.data() + 1 + 2 * hidden);
     for (size_t i = 0; i < products; ++i) {
         const int64_t inputs = p.widths[i], outputs = p.widths[i + 1];
         const T* from = static_cast<const T*>(p.weights[i]) + set * p.strides[i][0];
@@ -135,7 +133,7 @@ struct Problem {
 
     std::vector<Network<T>> networks(bool backward) const {
         std::vector<Network<T>> nets;
-        for (int64_t set = 0; set < p.sets; ++set) nets.push_back(network<T>(p, set, times, backward));
+        for (int64_t set = 0; set < p.sets; ++set) nets.push_back(network<T>(p, set, backward));
         return nets;
     }
 };

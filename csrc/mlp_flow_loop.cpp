@@ -34,14 +34,10 @@ TTCFAST_INLINE Room<T> room(const FlowBlock<T>& b) {
     return r;
 }
 
-// Where the block's rows begin in a tensor [E, S, B, width], and in one [S, T, B, width].
+// Where the block's rows begin in a tensor [E, S, B, width] or [T, S, B, width], or null.
 template <class T, class P>
-TTCFAST_INLINE P* rows_of(const FlowBlock<T>& b, P* tensor, int64_t evaluation, int64_t width) {
-    return tensor + ((evaluation * b.sets + b.set) * b.batch + b.first) * width;
-}
-template <class T, class P>
-TTCFAST_INLINE P* rows_of_step(const FlowBlock<T>& b, P* tensor, int64_t step, int64_t width) {
-    return tensor ? tensor + ((b.set * b.steps + step) * b.batch + b.first) * width : nullptr;
+TTCFAST_INLINE P* rows_of(const FlowBlock<T>& b, P* tensor, int64_t place, int64_t width) {
+    return tensor ? tensor + ((place * b.sets + b.set) * b.batch + b.first) * width : nullptr;
 }
 
 template <class T>
@@ -63,7 +59,7 @@ void velocity(const FlowBlock<T>& b, const Room<T>& r, const T* z, int64_t step,
         norm.layer = layer_of(b, layer, time);
         norm.count = b.count;
         norm.x = product;
-        norm.rows = layer ? nullptr : rows_of_step(b, b.rows, step, width);
+        norm.rows = layer ? nullptr : rows_of(b, b.rows, step, width);
         norm.work = r.norm;
         norm.y = r.active;
         norm.stats = b.stats ? rows_of(b, b.stats[layer], evaluation, int64_t(2)) : r.stats;
@@ -104,7 +100,7 @@ void velocity_backward(const FlowBlock<T>& b, const Room<T>& r, const T* slope, 
         norm.layer = layer_of(b, layer, time);
         norm.count = b.count;
         norm.x = rows_of(b, b.products[layer], evaluation, width);
-        norm.rows = layer ? nullptr : rows_of_step(b, b.rows, step, width);
+        norm.rows = layer ? nullptr : rows_of(b, b.rows, step, width);
         norm.grad = r.active;
         norm.work = r.norm;
         norm.stats = rows_of(b, b.stats[layer], evaluation, int64_t(2));
@@ -119,7 +115,7 @@ void velocity_backward(const FlowBlock<T>& b, const Room<T>& r, const T* slope, 
         grad = norm.grad_x;
     }
     const int64_t width = b.widths[1], inputs = b.widths[0];
-    if (T* of_rows = rows_of_step(b, b.grad_rows, step, width)) {
+    if (T* of_rows = rows_of(b, b.grad_rows, step, width)) {
         for (int64_t i = 0; i < b.count * width; ++i) of_rows[i] = opens ? grad[i] : of_rows[i] + grad[i];
     }
     multiply<T>(b.count, inputs, width, {grad, width, 1}, b.weights[0], inputs, r.zeros, 0, out, inputs);
@@ -200,7 +196,7 @@ void mlp_flow_rows(const FlowBlock<T>& b) {
     const Room<T> r = room(b);
     const T* z = rows_of_start(b, b.z);
     for (int64_t step = 0; step < b.steps; ++step) {
-        T* result = rows_of_step(b, b.result, step, b.widths[b.hidden + 1]);
+        T* result = rows_of(b, b.result, step, b.widths[b.hidden + 1]);
         advance(b, r, z, step, result);
         z = result;
     }
@@ -210,9 +206,9 @@ template <class T, Level level>
 void mlp_flow_rows_backward(const FlowBlock<T>& b) {
     const Room<T> r = room(b);
     const int64_t outputs = b.widths[b.hidden + 1];
-    std::memcpy(r.state, rows_of_step(b, b.grad, b.steps - 1, outputs), static_cast<size_t>(b.count * outputs) * sizeof(T));
+    std::memcpy(r.state, rows_of(b, b.grad, b.steps - 1, outputs), static_cast<size_t>(b.count * outputs) * sizeof(T));
     for (int64_t step = b.steps - 1; step >= 0; --step) {
-        if (step < b.steps - 1) add(rows_of_step(b, b.grad, step, outputs), b.count * outputs, r.state);
+        if (step < b.steps - 1) add(rows_of(b, b.grad, step, outputs), b.count * outputs, r.state);
         retreat(b, r, step, r.state);
     }
     std::memcpy(rows_of_start(b, b.grad_z), r.state, static_cast<size_t>(b.count * b.widths[0]) * sizeof(T));
@@ -225,13 +221,13 @@ void closed_loop_rows(const FlowBlock<T>& policy, const FlowBlock<T>& dynamics, 
     const int64_t latent = dynamics.widths[0], actions = policy.widths[policy.hidden + 1], width = dynamics.widths[1];
     const T* z = rows_of_start(dynamics, dynamics.z);
     for (int64_t step = 0; step < dynamics.steps; ++step) {
-        T* action = rows_of_step(policy, policy.result, step, actions);
+        T* action = rows_of(policy, policy.result, step, actions);
         velocity(policy, of_policy, z, step, step, 0, action);
-        const T* offset = rows_of_step(policy, loop.offsets, step, actions);
+        const T* offset = rows_of(policy, loop.offsets, step, actions);
         for (int64_t i = 0; i < policy.count * actions; ++i) action[i] = tanh(action[i] + offset[i]);
         multiply<T>(policy.count, width, actions, {action, actions, 1}, loop.transposed, width, of_dynamics.zeros, 0,
-                    rows_of_step(dynamics, loop.rows, step, width), width);
-        T* result = rows_of_step(dynamics, dynamics.result, step, latent);
+                    rows_of(dynamics, loop.rows, step, width), width);
+        T* result = rows_of(dynamics, dynamics.result, step, latent);
         advance(dynamics, of_dynamics, z, step, result);
         z = result;
     }
@@ -245,12 +241,12 @@ void closed_loop_rows_backward(const FlowBlock<T>& policy, const FlowBlock<T>& d
     T* total = of_dynamics.state;
     for (int64_t i = 0; i < n; ++i) total[i] = 0;
     for (int64_t step = dynamics.steps - 1; step >= 0; --step) {
-        add(rows_of_step(dynamics, dynamics.grad, step, latent), n, total);
+        add(rows_of(dynamics, dynamics.grad, step, latent), n, total);
         retreat(dynamics, of_dynamics, step, total);
-        T* inner = rows_of_step(policy, loop.grad_offsets, step, actions);
-        multiply<T>(policy.count, actions, width, {rows_of_step(dynamics, dynamics.grad_rows, step, width), width, 1}, loop.weight, actions,
-                    rows_of_step(policy, policy.grad, step, actions), actions, inner, actions);
-        const T* action = rows_of_step(policy, loop.actions, step, actions);
+        T* inner = rows_of(policy, loop.grad_offsets, step, actions);
+        multiply<T>(policy.count, actions, width, {rows_of(dynamics, dynamics.grad_rows, step, width), width, 1}, loop.weight, actions,
+                    rows_of(policy, policy.grad, step, actions), actions, inner, actions);
+        const T* action = rows_of(policy, loop.actions, step, actions);
         for (int64_t i = 0; i < policy.count * actions; ++i) inner[i] *= 1 - action[i] * action[i];
         velocity_backward(policy, of_policy, inner, step, step, 0, true, of_policy.slopes[1]);
         if (!loop.detach) add(of_policy.slopes[1], n, total);

@@ -39,7 +39,7 @@ class Problem:
         self.policy = [t for part in network((d, 7, 5, a), sets, 1) for t in part]
         draws = torch.Generator().manual_seed(2)
         self.z = torch.randn(*sets, b, d, generator=draws, dtype=torch.float64)
-        self.offsets = torch.randn(*sets, t, b, a, generator=draws, dtype=torch.float64)
+        self.offsets = torch.randn(t, *sets, b, a, generator=draws, dtype=torch.float64)
 
     def run(self, detach: bool, ref: bool = False, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor]]:
         """The results, and the gradients of z, offsets and the policy's parameters."""
@@ -107,9 +107,9 @@ def test_each_set_is_its_own_loop_bit_for_bit():
         one = Problem()
         for name in ("flow", "policy"):
             setattr(one, name, [t[i] for t in getattr(whole, name)])
-        one.z, one.offsets, one.times = whole.z[i], whole.offsets[i], whole.times[i]
+        one.z, one.offsets, one.times = whole.z[i], whole.offsets[:, i], whole.times[i]
         for together, alone in zip(results, one.run(False, dtype=torch.float32)[0]):
-            assert torch.equal(together[i], alone)
+            assert torch.equal(together[:, i], alone)
 
 
 def test_is_differentiable_twice():

@@ -67,6 +67,20 @@ def test_leading_axes_rows_and_no_gradient():
     torch.testing.assert_close(mlp(x[0, 0], net), plain(x[0, 0], net), rtol=1e-12, atol=1e-13)
 
 
+def test_several_networks_are_each_their_own_also_as_parts_of_wider_tensors():
+    draw = draws(6)
+    alone = [network((5, 9, 7, 4), seed=seed) for seed in range(3)]
+    wide = torch.stack([torch.cat([t.flatten() for part in net for t in part]) for net in alone])  # every parameter is a part of a row
+    shapes = [t.shape for part in alone[0] for t in part]
+    parts = [t.unflatten(1, shape) for t, shape in zip(wide.split([s.numel() for s in shapes], 1), shapes)]
+    x = draw(2, 3, 6, 5)
+    found = mlp(x, rebuilt(parts, alone[0]))
+    assert found.shape == (2, 3, 6, 4)
+    for i, net in enumerate(alone):
+        assert torch.equal(found[:, i], mlp(x[:, i], net))
+        torch.testing.assert_close(found[:, i], plain(x[:, i], net), rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("sets", [(), (2,)])
@@ -76,7 +90,7 @@ def test_steps_and_sets_agree_with_the_definition(backend, device, method, subst
     draw, net = draws(3), network((d, *widths, d), sets)
     group, count = 0 if method == "map" else 3, substeps + (method == "heun")
     over = () if steps is None else (steps,)
-    state = [draw(*sets, b, d), draw(*sets, *over, b, widths[0])]
+    state = [draw(*sets, b, d), draw(*over, *sets, b, widths[0])]
     parameters = [draw(*sets, count, widths[0]), *net.weights, *net.biases[1:], *net.scales, *net.shifts]
     results = []
     for ref in (False, True):
@@ -91,7 +105,7 @@ def test_steps_and_sets_agree_with_the_definition(backend, device, method, subst
             y = mlp_flow(z, rows, times, parts, method=method, substeps=substeps, group=group, backend=backend)
         weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape).to(where)
         results.append([y, *torch.autograd.grad((y * weight).sum(), [z, rows, *(rest if trained else ())])])
-    assert results[0][0].shape == (*sets, *over, b, d)
+    assert results[0][0].shape == (*over, *sets, b, d)
     for found, expected in zip(*results):
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-10)
 
@@ -138,7 +152,8 @@ def test_wide_networks_take_torchs_products():
         ),
         ("1 weights and 2 biases", {"weights": [torch.ones(9, 4).double()]}),
         ("network has 2 weights, 1 biases, 2 scales", {"scales": [torch.ones(9).double()] * 2}),
-        ("the weights have 3, 2 axes", {"weights": [torch.ones(2, 9, 4).double(), torch.ones(4, 9).double()]}),
+        ("the weights have 2, 3 axes", {"weights": [torch.ones(9, 4).double(), torch.ones(2, 4, 9).double()]}),
+        (r"x has shape \(6, 4\); for several networks give", {"weights": [torch.ones(2, 9, 4).double(), torch.ones(2, 4, 9).double()]}),
     ],
 )
 def test_what_does_not_fit_is_told(message, changes):

@@ -35,7 +35,7 @@ def closed_loop(
 
     Args:
         z: First states, ``[B, D]``, float32 or float64; ``[S, B, D]`` for S policies, each in its own dynamics.
-        offsets: Added to the policy's output before tanh, such as scaled noise, ``[T, B, A]`` or ``[S, T, B, A]``.
+        offsets: Added to the policy's output before tanh, such as scaled noise, ``[T, B, A]`` or ``[T, S, B, A]``.
         policy: Network from states to actions.
         weight: Action's part of the first product of the dynamics, ``[U1, A]``.
         times, network, method, substeps, group, eps: As in :func:`ttcfast.ops.mlp_flow`.
@@ -43,7 +43,7 @@ def closed_loop(
         detach: Whether the policy sees states without their gradient, which then reaches actions through the dynamics alone.
 
     Returns:
-        The states after each step, ``[T, B, D]``, and the actions ``[T, B, A]``; ``[S, T, ...]`` for S policies. Differentiable. On the
+        The states after each step, ``[T, B, D]``, and the actions ``[T, B, A]``; ``[T, S, ...]`` for S policies. Differentiable. On the
         CPU, small networks (see :func:`ttcfast.ops.mlp_flow`) run as one C++ call in each direction if the dynamics need no gradient;
         everything else is a loop over the two operations.
 
@@ -87,11 +87,11 @@ def closed_loop_ref(
     """The definition, a loop over the operations; ``options`` are method, substeps, group and eps."""
     method, substeps, group, eps = options
     states, actions = [], []
-    for offset in offsets.unbind(-3):
+    for offset in offsets.unbind(0):
         actions.append(torch.tanh(mlp(z.detach() if detach else z, policy, eps=policy_eps) + offset))
         z = mlp_flow(z, actions[-1] @ weight.mT, times, network, method=method, substeps=substeps, group=group, eps=eps)
         states.append(z)
-    return torch.stack(states, -3), torch.stack(actions, -3)
+    return torch.stack(states), torch.stack(actions)
 
 
 def _calls(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import transforms
@@ -31,7 +30,7 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
     It is ``torch.ops.ttcfast.mlp_flow`` with ``method="map"``.
 
     Args:
-        x: ``[..., I]``, float32 or float64; ``[S, ..., I]`` for S networks.
+        x: ``[..., I]``, float32 or float64; ``[..., S, B, I]`` for S networks.
         network: Parameters, dtype of ``x``; the weights may have any strides.
         rows: Added to the first product of each row, ``[..., U1]``: the part of the product that several calls share. None: 0.
         eps: Added to the variance in LayerNorm.
@@ -54,11 +53,24 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
     weights, biases, scales, shifts = network
     if not weights or len(biases) != len(weights):
         raise ValueError(f"the network has {len(weights)} weights and {len(biases)} biases; give as many of both")
-    sets = x.shape[:1] if weights[0].ndim == 3 else torch.Size()
-    flat = x.reshape(*sets, -1, x.shape[-1]) if x.ndim != len(sets) + 2 else x
+    stacked = weights[0].ndim == 3
+    if stacked and x.ndim < 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}; for several networks give [..., S, B, I]")
     if rows is not None and rows.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"rows has shape {tuple(rows.shape)} and x {tuple(x.shape)}; their leading axes must be the same")
-    given = rows if rows is None or rows.ndim == len(sets) + 2 else rows.reshape(*sets, -1, rows.shape[-1])
+    flat, given = _flat(x, stacked), None if rows is None else _flat(rows, stacked)
     parts = list(weights), list(biases[1:]), list(scales), list(shifts)
     found = evaluate(plain, flat, given, biases[0].unsqueeze(-2), *parts, "map", 1, 0, eps, False, backend)
-    return found if flat is x else found.reshape(*x.shape[:-1], found.shape[-1])
+    if flat is x:
+        return found
+    if not stacked:
+        return found.reshape(*x.shape[:-1], found.shape[-1])
+    by_set: Tensor = found.unflatten(1, (*x.shape[:-3], x.shape[-2]))
+    return by_set.movedim(0, -3)
+
+
+def _flat(x: Tensor, stacked: bool) -> Tensor:
+    """Return ``[..., I]`` as ``[N, I]``, and ``[..., S, B, I]`` for S networks as ``[S, N, I]``."""
+    if x.ndim == 2 + stacked:
+        return x
+    return x.movedim(-3, 0).flatten(1, -2) if stacked else x.reshape(-1, x.shape[-1])

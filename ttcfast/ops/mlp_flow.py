@@ -55,7 +55,7 @@ def mlp_flow(
     Args:
         z: State at 0, ``[B, D]``, float32 or float64; ``[S, B, D]`` for S networks, each with its own states.
         rows: Added to the first product of each row (conditions and bias), ``[B, U1]``, dtype of ``z``; ``[T, B, U1]`` for T steps, each
-            from where the one before ended. S networks: ``[S, B, U1]`` or ``[S, T, B, U1]``.
+            from where the one before ended. S networks: ``[S, B, U1]`` or ``[T, S, B, U1]``.
         times: Added to the first product at each distinct time, ``[K + 1, U1]`` for Heun, ``[K, U1]`` for Euler: at k / K. S networks:
             ``[S, ...]``.
         network: The other parameters, dtype of ``z``; those of the products may have any strides.
@@ -68,7 +68,7 @@ def mlp_flow(
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``, for the operations between the products. C++ takes no bfloat16.
 
     Returns:
-        State at 1, shape and dtype of ``z``; with T steps the state after each, ``[T, B, D]`` or ``[S, T, B, D]``. Differentiable. If
+        State at 1, shape and dtype of ``z``; with T steps the state after each, ``[T, B, D]`` or ``[T, S, B, D]``. Differentiable. If
         neither the network nor ``times`` requires a gradient (frozen dynamics), the backward pass forms no weight gradient and costs as
         many products as the forward pass; otherwise it forms each weight's gradient as one product over all evaluations. Memory saved for
         the backward pass: none without gradients; the hidden products if frozen; also the inputs if trained. Second derivatives, forward
@@ -160,9 +160,9 @@ def mlp_flow_ref(
     if rows is None or rows.ndim == z.ndim:
         return step(z, rows)
     states = []
-    for given in rows.unbind(-3):
+    for given in rows.unbind(0):
         states.append(z := step(z, given))
-    return torch.stack(states, -3)
+    return torch.stack(states)
 
 
 def check(call: Call) -> None:
@@ -193,11 +193,11 @@ def check(call: Call) -> None:
     given = [call.times, *weights, *call.biases, *call.scales, *call.shifts]
     shapes: list[tuple[int, ...]] = [(call.substeps + (call.method == "heun"), sizes[0]), *zip(sizes, [width, *sizes])]
     shapes += [(size,) for size in [*sizes[1:], *sizes[:-1], *sizes[:-1]]]
-    if rows is not None:
-        given.append(rows)
-        shapes.append((*steps, batch, sizes[0]))
     if sets:
         shapes = [(*sets, *shape) for shape in shapes]
+    if rows is not None:
+        given.append(rows)
+        shapes.append((*steps, *sets, batch, sizes[0]))
     for t, shape in zip(given, shapes):
         if t.shape != shape or t.dtype != z.dtype or t.device != z.device:
             name = _name(call, t)
@@ -229,10 +229,11 @@ def _run_with(pieces: Pieces) -> Any:
 
 
 def _contiguous(call: Call) -> Reason:
+    """Tell whether tensors are contiguous: z and rows as a whole, parameters other than weights in every set."""
     for name in ("z", "rows", "times", "biases", "scales", "shifts"):
         value = getattr(call, name)
         for t in value if isinstance(value, list) else [value]:
-            if t is not None and not t.is_contiguous():
+            if t is not None and not (t[0] if call.stacked and name not in ("z", "rows") else t).is_contiguous():
                 return f"{name} has strides {t.stride()}; call .contiguous() on it"
     return None
 

@@ -21,7 +21,10 @@ NOTHING, FROZEN, TRAINED = 0, 1, 2
 
 
 class Call(NamedTuple):
-    """The arguments of ``torch.ops.ttcfast.mlp_flow``, checked. With S sets of parameters every tensor begins with an axis of size S."""
+    """The arguments of ``torch.ops.ttcfast.mlp_flow``, checked.
+
+    With S sets of parameters, these begin with an axis of size S, and so do z and every step's rows.
+    """
 
     z: Tensor  # [B, D]
     rows: Tensor | None  # [B, U1], or [T, B, U1] for T steps
@@ -45,7 +48,7 @@ class Call(NamedTuple):
     @property
     def steps(self) -> int | None:
         """Number of steps, None without an axis of steps."""
-        return None if self.rows is None or self.rows.ndim == self.z.ndim else self.rows.shape[-3]
+        return None if self.rows is None or self.rows.ndim == self.z.ndim else self.rows.shape[0]
 
     @property
     def times_of_step(self) -> list[int]:
@@ -71,19 +74,19 @@ class Call(NamedTuple):
         return t if self.stacked else t.unsqueeze(0)
 
     def by_step(self, t: Tensor) -> Tensor:
-        """Return a tensor shaped like ``rows`` as ``[T, S, B, ...]``, contiguous."""
-        t = self.sets(t)
-        return t.unsqueeze(0) if self.steps is None else t.transpose(0, 1).contiguous()
+        """Return a tensor shaped like ``rows`` as ``[T, S, B, ...]``."""
+        t = t.unsqueeze(0) if self.steps is None else t
+        return t if self.stacked else t.unsqueeze(1)
 
     def as_given(self, t: Tensor) -> Tensor:
         """Return a tensor ``[T, S, B, ...]`` shaped like ``rows``, the inverse of :meth:`by_step`."""
-        t = t.squeeze(0) if self.steps is None else t.transpose(0, 1).contiguous()
-        return t if self.stacked else t.squeeze(0)
+        t = t if self.stacked else t.squeeze(1)
+        return t.squeeze(0) if self.steps is None else t
 
     def empty(self) -> Tensor:
         """Allocate the result: the state after each step."""
         steps = () if self.steps is None else (self.steps,)
-        return self.z.new_empty((*self.z.shape[:-2], *steps, self.z.shape[-2], self.weights[-1].shape[-2]))
+        return self.z.new_empty((*steps, *self.z.shape[:-1], self.weights[-1].shape[-2]))
 
     def products(self) -> list[Tensor]:
         """Return the weights ``[S, O, I]`` in the dtype of the products."""

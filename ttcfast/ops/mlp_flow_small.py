@@ -59,7 +59,8 @@ def problem(call: Call, kept: list[int], steps: int | None = None) -> Any:
     sizes += [call.substeps, call.group, METHODS.index(call.method)]
     widths = [z.shape[-1], *(w.shape[-2] for w in call.weights)]
     strides = [w.stride() if stacked else (0, *w.stride()) for w in call.weights]
+    skips = [t.stride(0) if stacked else 0 for t in (call.times, *call.biases, *call.scales, *call.shifts)]
     given = native.addresses(z, call.rows, call.times, *call.weights, *call.biases, *call.scales, *call.shifts)
     return native.module().mlp_flow_problem(
-        native.code(z.dtype), sizes, call.eps, widths, strides, given, kept, *native.threads_and_level()
+        native.code(z.dtype), sizes, call.eps, widths, strides, skips, given, kept, *native.threads_and_level()
     )
