@@ -45,8 +45,9 @@ class Actor(nn.Module):
         self._lowest = math.log(min_std)
 
     def std(self) -> Tensor:
-        """Return the standard deviation before tanh, ``[action_dim]``."""
-        return self.log_std.clamp_min(self._lowest).exp()
+        """Return the standard deviation before tanh, ``[action_dim]``, for S actors stacked ``[S, 1, action_dim]``."""
+        std = self.log_std.clamp_min(self._lowest).exp()
+        return std if std.ndim == 1 else std.unsqueeze(-2)
 
     def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return actions ``[..., action_dim]`` in (-1, 1) for latents ``[..., latent_dim]``.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ttcfast.checks import one_of, whole
 from ttcfast.ops import VelocityMLP, closed_loop, mlp_flow
 
-from .layers import SIMNORM_GROUP, Network, state
+from .layers import SIMNORM_GROUP, Network, linear, state
 from .two_hot import TwoHot
 
 Task = Tensor | int | str
@@ -167,13 +167,11 @@ class BaseWorldModel(nn.Module, ABC):
         if how is None or how.get("matmul_dtype") is not None or isinstance(task, Tensor):
             return None
         times, weight_c, network = self._flow(how)
-        no_action = offsets.new_zeros(self.action_dim)
-        constant = self._join(z[0, :0], task, no_action)[: self.task_dim]
-        weight_task, weight_a = weight_c.split([self.task_dim, self.action_dim], dim=1)
-        if self.task_dim:
-            times = times + F.linear(constant, weight_task)
+        weight_task, weight_a = weight_c.split([self.task_dim, self.action_dim], dim=-1)
+        if self.task_dim or task is not None:
+            times = times + F.linear(self._join(z[0, :0], task), weight_task)
         if self.action_masks is not None:
-            weight_a = weight_a * self.masked(torch.ones_like(no_action), task)
+            weight_a = weight_a * self.masked(torch.ones_like(offsets[0, 0]), task)
         how = {name: value for name, value in how.items() if name != "matmul_dtype"}
         how |= {"eps": self.dynamics_network.eps, "policy_eps": policy.eps, "detach": detach}
         return closed_loop(z, offsets, policy.parts(), weight_a, times, network, **how)
@@ -299,8 +297,8 @@ class BaseWorldModel(nn.Module, ABC):
         if z.shape[:-1] != a.shape[a.ndim - z.ndim : -1]:
             raise ValueError(f"z has shape {tuple(z.shape)} and a {tuple(a.shape)}; their leading axes must be the same")
         times, weight_c, network = self._flow(how)
-        rows = F.linear(self._join(a[..., :0], task, self.masked(a, task)).to(z.dtype), weight_c)
-        if z.ndim == 2:
+        rows = linear(self._join(a[..., :0], task, self.masked(a, task)).to(z.dtype), weight_c)
+        if z.ndim == weight_c.ndim:
             return mlp_flow(z, rows, times, network, eps=self.dynamics_network.eps, **how)
         flat, rows = z.reshape(-1, self.latent_dim), rows.reshape(-1, rows.shape[-1])
         return mlp_flow(flat, rows, times, network, eps=self.dynamics_network.eps, **how).reshape(z.shape)
@@ -308,11 +306,11 @@ class BaseWorldModel(nn.Module, ABC):
     def _flow(self, how: Mapping[str, Any]) -> tuple[Tensor, Tensor, VelocityMLP]:
         """Return what times and bias add to the first product of the dynamics, its weight for task and action, and the rest."""
         parts, sizes = self.dynamics_network.parts(), [self.latent_dim, self.task_dim + self.action_dim]
-        weight_z, weight_c, weight_tau = parts.weights[0].split([*sizes, parts.weights[0].shape[1] - sum(sizes)], dim=1)
-        times = parts.biases[0].unsqueeze(0)
-        if weight_tau.shape[1]:
+        weight_z, weight_c, weight_tau = parts.weights[0].split([*sizes, parts.weights[0].shape[-1] - sum(sizes)], dim=-1)
+        times = parts.biases[0].unsqueeze(-2)
+        if weight_tau.shape[-1]:
             count = how["substeps"] + (how["method"] == "heun")
-            times = times + torch.arange(count, device=times.device, dtype=times.dtype).unsqueeze(1) / how["substeps"] * weight_tau.t()
+            times = times + torch.arange(count, device=times.device, dtype=times.dtype).unsqueeze(1) / how["substeps"] * weight_tau.mT
         return times, weight_c, VelocityMLP([weight_z, *parts.weights[1:]], parts.biases[1:], parts.scales, parts.shifts)
 
     def _at(self, network: Network, z: Tensor, a: Tensor, task: Task | None) -> Tensor:

@@ -44,9 +44,17 @@ class CriticEnsemble(nn.Module):
                 nn.init.orthogonal_(member, gain=math.sqrt(2) if place < len(units) else 0.01)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``."""
-        x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
+        """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``.
+
+        Of S ensembles stacked, whose latents are ``[..., S, B, latent_dim]``, they are ``[members, ..., S, B]``.
+        """
         lists: Any = self.weights, self.biases, self.scales, self.shifts
-        weights, *rows = (part._parameters.values() for part in lists)  # lists of parameters are slow to read
-        network = MLP([w.mT for w in weights], *([p.squeeze(1) for p in part] for part in rows))
-        return mlp(x.contiguous(), network).reshape(self.members, *z.shape[:-1])
+        weights, *rows = ([*part._parameters.values()] for part in lists)  # lists of parameters are slow to read
+        if weights[0].ndim == 3:
+            x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
+            network = MLP([w.mT for w in weights], *([p.squeeze(1) for p in part] for part in rows))
+            return mlp(x.contiguous(), network).reshape(self.members, *z.shape[:-1])
+        by_set = z.movedim(-3, 0)
+        x = by_set.flatten(1, -2).unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)  # [S members, N, latent_dim]
+        network = MLP([w.mT.flatten(0, 1) for w in weights], *([p.squeeze(2).flatten(0, 1) for p in part] for part in rows))
+        return mlp(x, network).reshape(len(by_set), self.members, *by_set.shape[1:-1]).movedim(0, -2)

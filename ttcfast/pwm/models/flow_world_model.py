@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ttcfast.checks import one_of
 from ttcfast.integrators import Heun, Integrator
@@ -15,7 +14,7 @@ from ttcfast.ops import mlp
 from ttcfast.ops.heun import centered
 
 from .base import BaseWorldModel, Task
-from .layers import Network, state
+from .layers import Network, linear, state
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -82,7 +81,7 @@ class FlowWorldModel(BaseWorldModel):
         weight_z, weight_c, weight_tau = self._split_weight()
         if isinstance(tau, Tensor) and tau.ndim and tau.shape == z.shape[:-1]:
             tau = tau.unsqueeze(-1)
-        rows = F.linear(conditions, weight_c) + tau * weight_tau
+        rows = linear(conditions, weight_c) + tau * weight_tau
         parts = self.dynamics_network.parts()
         network = parts._replace(weights=[weight_z, *parts.weights[1:]])
         return centered(state(mlp(z, network, rows=rows.expand(*z.shape[:-1], -1), eps=self.dynamics_network.eps)), self.group)
@@ -106,8 +105,8 @@ class FlowWorldModel(BaseWorldModel):
     def _split_weight(self) -> tuple[Tensor, ...]:
         """Return views of the first weight for latent and conditions, ``[units[0], ...]``, and for time, ``[units[0]]``."""
         weight = self.dynamics_network.parts().weights[0]
-        z, conditions, tau = weight.split([self.latent_dim, self.task_dim + self.action_dim, 1], dim=1)
-        return z, conditions, tau.squeeze(1)
+        z, conditions, tau = weight.split([self.latent_dim, self.task_dim + self.action_dim, 1], dim=-1)
+        return z, conditions, tau.squeeze(1) if tau.ndim == 2 else tau.mT
 
 
 def _check_times(tau: Tensor | float) -> None:

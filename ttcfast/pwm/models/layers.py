@@ -43,17 +43,27 @@ class SimNorm(nn.Module):
         return state(x).unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
 
 
-def simplex_distance(z: Tensor, group: int) -> Tensor:
+def simplex_distance(z: Tensor, group: int, over: Sequence[int] = ()) -> Tensor:
     """Return the mean over groups of ``|sum - 1|`` plus the magnitude of negative entries, 0 on the product of simplices.
 
     Args:
         z: Latents, ``[..., D]``.
         group: Entries per simplex; 0 for no simplices, whose distance is 0.
+        over: Axes to average over; all by default.
     """
+    axes = tuple(axis % z.ndim for axis in over or range(z.ndim))
     if not group:
-        return z.new_zeros(())
+        return z.new_zeros([size for axis, size in enumerate(z.shape) if axis not in axes])
     groups = z.unflatten(-1, (-1, group))
-    return ((groups.sum(-1) - 1).abs() + groups.clamp_max(0).abs().sum(-1)).mean()
+    return ((groups.sum(-1) - 1).abs() + groups.clamp_max(0).abs().sum(-1)).mean(axes)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x @ weight^T`` for one weight ``[O, I]``, or for S weights ``[S, O, I]`` of ``x`` ``[..., S, B, I]``, set by set."""
+    if weight.ndim == 2:
+        return F.linear(x, weight)
+    by_set = x.movedim(-3, 0)
+    return torch.bmm(by_set.flatten(1, -2), weight.mT).unflatten(1, by_set.shape[1:-1]).movedim(0, -3)
 
 
 class NormedLinear(nn.Module):
