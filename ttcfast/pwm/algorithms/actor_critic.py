@@ -167,8 +167,7 @@ class ActorCritic:
     def _act_out(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents ``[H + 1, B, latent_dim]`` and actions ``[H, B, action_dim]``."""
         if isinstance(self.model, BaseWorldModel):
-            offsets = self.actor.std() * noise
-            found = self.model.closed_loop(z, offsets, self.actor.network, self.task, detach=self.config.detach)
+            found = self.model.closed_loop(z, self.actor.offsets(noise), self.actor.network, self.task, detach=self.config.detach)
             if found is not None:
                 return torch.cat([z.unsqueeze(0), found[0]]), found[1]
         latents, actions = [z], []
@@ -229,7 +228,7 @@ class ActorCritic:
         going = [member for member, goes in zip(members, allowed) if goes]
         critic_loss, values = self._update_critic(rollout, step, going) if going else (loss * math.nan, loss * math.nan)
         saturated = (rollout.made(rollout.actions).abs() > 0.98).to(z.dtype).mean((-2, -1))
-        reward, std = rollout.made(rollout.rewards).mean(-1), self.actor.std().mean(-1).reshape(loss.shape)
+        reward, std = rollout.made(rollout.rewards).mean(-1), self.actor.std().mean(-1)
         more = torch.stack([critic_loss, reward, values * self.unit, std, saturated]).reshape(5, -1).T.tolist()
         names = ("actor_loss", "actor_gradient_norm", "critic_loss", "imagined_reward", "value", "action_std", "saturation")
         return [{**dict(zip(names, [*a, *b])), "actor_updated": float(goes)} for a, b, goes in zip(found, more, allowed)]

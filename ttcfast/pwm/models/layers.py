@@ -59,11 +59,13 @@ def simplex_distance(z: Tensor, group: int, over: Sequence[int] = ()) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x @ weight^T`` for one weight ``[O, I]``, or for S weights ``[S, O, I]`` of ``x`` ``[..., S, B, I]``, set by set."""
+    """Return ``x @ weight^T`` for one weight ``[O, I]``, or for S weights ``[S, O, I]`` of ``x`` ``[..., S, B, I]``, set by set.
+
+    The sets are multiplied one by one, since a batched product has other bits than theirs.
+    """
     if weight.ndim == 2:
         return F.linear(x, weight)
-    by_set = x.movedim(-3, 0)
-    return torch.bmm(by_set.flatten(1, -2), weight.mT).unflatten(1, by_set.shape[1:-1]).movedim(0, -3)
+    return torch.stack([F.linear(own, w) for own, w in zip(x.unbind(-3), weight.unbind(0))], -3)
 
 
 class NormedLinear(nn.Module):
