@@ -20,7 +20,7 @@ SEEDS, HORIZON, BATCH = (3, 4, 7), 3, 20
 def agent(kind: str, seed: int, clip: float = 20.0, **changes) -> PWM:
     torch.manual_seed(seed)
     more = {"integrator": Heun(2)} if kind == "flow" else {}
-    model = small(KINDS[kind], encoder={"last_layer": "linear"}, latent_dim=5, standardise=True, **more)
+    model = small(KINDS[kind], encoder={"last_layer": "linear"}, latent_dim=5, standardise=True, action_dims=(2,), **more)
     found = PWM(model, lr=3e-3, clip=clip, sanity=SanityChecks(patience=3))
     sizes = {"actor": {"units": [16]}, "critic": {"units": [16], "members": 2}, "critic_passes": 2, "horizon": 4}
     settings = {"actor_lr": 3e-3, "critic_lr": 1e-2, "target_rate": 0.1, "detach": False, "actor_clip": 0.05}

@@ -49,7 +49,7 @@ class Actor(nn.Module):
         return self.log_std.clamp_min(self._lowest).exp()
 
     def offsets(self, noise: Tensor) -> Tensor:
-        """Return what standard normal ``noise [..., action_dim]``, of S actors ``[..., S, B, action_dim]``, adds to the mean before tanh."""
+        """Return what standard normal ``noise [..., action_dim]`` adds to the mean before tanh; of S actors it is ``[..., S, B, ...]``."""
         std = self.std()
         if std.ndim == 1:
             return std * noise

@@ -171,7 +171,7 @@ class BaseWorldModel(nn.Module, ABC):
         if self.task_dim or task is not None:
             times = times + F.linear(self._join(z[0, :0], task), weight_task)
         if self.action_masks is not None:
-            weight_a = weight_a * self.masked(torch.ones_like(offsets[0, 0]), task)
+            weight_a = weight_a * self.masked(offsets.new_ones(self.action_dim), task)
         how = {name: value for name, value in how.items() if name != "matmul_dtype"}
         how |= {"eps": self.dynamics_network.eps, "policy_eps": policy.eps, "detach": detach}
         return closed_loop(z, offsets, policy.parts(), weight_a, times, network, **how)
@@ -260,13 +260,14 @@ class BaseWorldModel(nn.Module, ABC):
 
         For the actor's update, which needs gradients with respect to actions alone. The backward pass may run after the block.
         """
-        before = [p.requires_grad for p in self.parameters()]
+        trained = [p for p in self.parameters() if p.requires_grad]
         try:
-            self.requires_grad_(False)
+            for p in trained:
+                p.requires_grad_(False)
             yield
         finally:
-            for p, required in zip(self.parameters(), before):
-                p.requires_grad_(required)
+            for p in trained:
+                p.requires_grad_(True)
 
     @property
     def total_params(self) -> int:
