@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
-from ttcfast.ops import MLP, VelocityMLP, closed_loop, native
+from ttcfast.ops import MLP, VelocityMLP, closed_loop, mlp_flow, native
 from ttcfast.ops.closed_loop import closed_loop_ref
 
 module = sys.modules["ttcfast.ops.closed_loop"]
@@ -112,6 +114,23 @@ def test_each_set_is_its_own_loop_bit_for_bit():
             assert torch.equal(together[:, i], alone)
 
 
+def test_threads_and_instruction_sets_change_no_bit(monkeypatch):
+    problem = Problem(b=200, t=12)  # enough arithmetic for threads
+
+    def run() -> list[Tensor]:
+        return [t for part in problem.run(False, dtype=torch.float32) for t in part]
+
+    expected, before = run(), torch.get_num_threads()
+    try:
+        for level in range(len(native.module().cpu_levels)):
+            monkeypatch.setattr(native, "highest_level", level)
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                assert all(torch.equal(a, b) for a, b in zip(run(), expected))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_is_differentiable_twice():
     problem = Problem(b=2, t=2)
     policy = [t.clone().requires_grad_() for t in problem.policy]
@@ -129,12 +148,58 @@ def test_is_differentiable_twice():
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
+class Elsewhere(torch.autograd.graph.saved_tensors_hooks):
+    """Saved tensors are copies, and what they are copied from is lost, as with save_on_cpu."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda t: t.detach().clone(), lambda t: t.clone())
+
+
+@pytest.mark.parametrize("how", ["hooks", "checkpoint", "data"])
+def test_the_backward_pass_reads_its_tensors_where_they_are(how):
+    """Copies of saved tensors, tensors computed again, and parameters whose memory was exchanged: none of the first addresses holds."""
+    problem = Problem(b=30, t=2)
+    wide, *flow = problem.flow
+    dynamics = VelocityMLP([wide[:, :6], *flow[:2]], flow[2:4], flow[4:6], flow[6:])
+
+    def run(policy: list[Tensor], z: Tensor) -> Tensor:
+        given = (problem.offsets * 1, MLP(policy[:3], policy[3:6], policy[6:8], policy[8:]), wide[:, 6:] * 1, problem.times * 1)
+        states, _ = closed_loop(z * 1, *given, dynamics, **problem.options)
+        return mlp_flow(states[-1], states[-1] @ (wide[:, :6] * 1).T, problem.times * 1, dynamics, group=3).square().sum()
+
+    def gradients(call) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (problem.z, *problem.policy)]
+        loss = call(leaves)
+        wasted = [torch.full_like(t, float("nan")) for t in leaves for _ in range(20)]  # takes up what has been freed
+        if how == "data":
+            for t in leaves:
+                t.data = t.data.clone()
+        found = torch.autograd.grad(loss, leaves)
+        del wasted
+        return list(found)
+
+    def otherwise(leaves: list[Tensor]) -> Tensor:
+        if how == "checkpoint":
+            return torch.utils.checkpoint.checkpoint(run, leaves[1:], leaves[0], use_reentrant=False)
+        with Elsewhere() if how == "hooks" else contextlib.nullcontext():
+            return run(leaves[1:], leaves[0])
+
+    expected = gradients(lambda leaves: run(leaves[1:], leaves[0]))
+    for _ in range(3):
+        for found, wanted in zip(gradients(otherwise), expected):
+            assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"offsets": torch.zeros(70, 2).double()}, "offsets has 2 axes and z 2"),
-        ({"offsets": torch.zeros(3, 70, 1).double()}, "offsets has shape .3, 70, 1.; with z .* a policy of 2 outputs"),
-        ({"offsets": torch.zeros(3, 69, 2).double()}, r"rows is torch.float64 \(3, 69, 9\)"),
+        ({"offsets": torch.zeros(70, 2).double()}, r"offsets is torch.float64 \(70, 2\).* must be torch.float64 \(70, 70, 2\)"),
+        ({"offsets": torch.zeros(3, 70, 1).double()}, r"offsets is .*\(3, 70, 1\).* a policy of 2 outputs it must be .*\(3, 70, 2\)"),
+        ({"offsets": torch.zeros(3, 69, 2).double()}, r"offsets is torch.float64 \(3, 69, 2\)"),
+        ({"offsets": torch.zeros(0, 70, 2).double()}, "offsets has no step; give at least one"),
+        ({"z": torch.zeros(70, 5).double()}, r"policy: weights\[0\] is torch.float64 \(7, 6\)"),
+        ({"z": torch.zeros(70).double()}, "policy: z is torch.float64"),
+        ({"times": torch.zeros(2, 9).double()}, r"times is torch.float64 \(2, 9\)"),
         ({"weight": torch.zeros(8, 2).double()}, r"weight is torch.float64 \(8, 2\)"),
         ({"weight": torch.zeros(9, 2)}, "weight is torch.float32"),
         ({"method": "rk4"}, "method is 'rk4'"),

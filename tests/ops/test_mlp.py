@@ -143,17 +143,22 @@ def test_wide_networks_take_torchs_products():
     assert {"aten::bmm", "aten::baddbmm"} <= {event.key for event in profile.key_averages()}
 
 
+ONE, SEVERAL = ([torch.ones(*sets, 9, 4).double(), torch.ones(*sets, 4, 9).double()] for sets in ((), (2,)))
+
+
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
         (
-            r"weights\[0\] is torch.float64 \(9, 5\).*must be torch.float64 \(9, 4\)",
+            r"x is torch.float64 \(6, 4\) on cpu and weights\[0\] torch.float64 \(9, 5\)",
             {"weights": [torch.ones(9, 5).double(), torch.ones(4, 9).double()]},
         ),
-        ("1 weights and 2 biases", {"weights": [torch.ones(9, 4).double()]}),
-        ("network has 2 weights, 1 biases, 2 scales", {"scales": [torch.ones(9).double()] * 2}),
-        ("the weights have 2, 3 axes", {"weights": [torch.ones(9, 4).double(), torch.ones(2, 4, 9).double()]}),
-        (r"x has shape \(6, 4\); for several networks give", {"weights": [torch.ones(2, 9, 4).double(), torch.ones(2, 4, 9).double()]}),
+        (r"biases\[1\] is torch.float64 \(5,\) on cpu and weights\[1\]", {"biases": [torch.ones(9).double(), torch.ones(5).double()]}),
+        (r"biases\[0\] is torch.float64 \(\)", {"biases": [torch.tensor(1.0).double(), torch.ones(4).double()]}),
+        ("1 weights, 2 biases, 1 scales, 1 shifts; give n . 1 weights and biases", {"weights": [torch.ones(9, 4).double()]}),
+        ("network has 2 weights, 2 biases, 2 scales", {"scales": [torch.ones(9).double()] * 2}),
+        ("the weights have 2, 3 axes", {"weights": [ONE[0], SEVERAL[1]], "biases": [ONE[0][:, 0], SEVERAL[1][..., 0]]}),
+        (r"x has shape \(6, 4\); give \[..., S, B, I\] for several", {"weights": SEVERAL, "biases": [t[..., 0] for t in SEVERAL]}),
     ],
 )
 def test_what_does_not_fit_is_told(message, changes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from . import mlp_flow_small as small
 from . import native, transforms
 from .arguments import dense, dense_parts, lists
-from .mlp import MLP, mlp
+from .mlp import MLP, first_bias, mlp
 from .mlp_flow import VelocityMLP, check, grouped, is_native, mlp_flow
 from .mlp_flow_loop import FROZEN, NOTHING, TRAINED, Call
 from .norm_mish import EPS
@@ -52,14 +53,16 @@ def closed_loop(
     """
     lists("policy", policy, MLP)
     lists("network", network, VelocityMLP)
-    plain = transforms.immediate(z, offsets, weight, times, *(t for part in (*policy, *network) for t in part))
+    plain = not isinstance(eps, Tensor) and not isinstance(policy_eps, Tensor)
+    plain = plain and transforms.immediate(z, offsets, weight, times, *(t for part in (*policy, *network) for t in part))
     if not plain:
+        transforms.constant("eps", eps)
+        transforms.constant("policy_eps", policy_eps)
         dense(z=z, offsets=offsets, weight=weight, times=times)
         dense_parts(policy)
         dense_parts(network)
     z, offsets = z.contiguous(), offsets.contiguous()
-    acts, moves = _calls(z, offsets, policy, times, network, (method, substeps, group, eps), policy_eps)
-    _check_weight(weight, offsets, acts, moves)
+    acts, moves = _calls(z, offsets, policy, weight, times, network, (method, substeps, group, eps), policy_eps)
     flow = [weight, *_parameters(moves)]
     given = [z, offsets, *flow, *_parameters(acts)]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
@@ -98,35 +101,35 @@ def _calls(
     z: Tensor,
     offsets: Tensor,
     policy: MLP,
+    weight: Tensor,
     times: Tensor,
     network: VelocityMLP,
     options: tuple[str, int, int, float],
     policy_eps: float,
 ) -> tuple[Call, Call]:
     """Return the calls of policy and dynamics, checked; the policy's is that of the first step, and the rows of the dynamics are empty."""
-    if offsets.ndim != z.ndim + 1 or len(policy.weights) < 2 or len(policy.biases) != len(policy.weights):
-        raise ValueError(
-            f"offsets has {offsets.ndim} axes and z {z.ndim}, the policy {len(policy.weights)} weights and {len(policy.biases)} biases; "
-            "give one axis more than z, and as many biases as weights, at least 2"
-        )
-    first, *biases = policy.biases
-    parts: Any = [list(part) for part in (policy.weights, biases, policy.scales, policy.shifts)]
-    acts = Call._make([z, None, first.unsqueeze(-2), *parts, "map", 1, 0, policy_eps, False, NOTHING])
-    rows = offsets.new_empty((*offsets.shape[:-1], times.shape[-1] if times.ndim else 0))
+    try:
+        parts: Any = [list(part) for part in (policy.weights, policy.biases[1:], policy.scales, policy.shifts)]
+        acts = Call._make([z, None, first_bias(policy), *parts, "map", 1, 0, policy_eps, False, NOTHING])
+        check(acts)
+    except ValueError as error:
+        raise ValueError(f"policy: {error}") from None
+    outputs, width = policy.weights[-1].shape[-2], times.shape[-1] if times.ndim else 0
+    for name, t, shape in (
+        ("offsets", offsets, (*offsets.shape[:1], *z.shape[:-1], outputs)),
+        ("weight", weight, (*z.shape[:-2], width, outputs)),
+    ):
+        if t.shape != shape or t.dtype != z.dtype or t.device != z.device:
+            raise ValueError(
+                f"{name} is {t.dtype} {tuple(t.shape)} on {t.device}; with z {z.dtype} {tuple(z.shape)} on {z.device}, times "
+                f"{tuple(times.shape)} and a policy of {outputs} outputs it must be {z.dtype} {shape}"
+            )
+    if not len(offsets):
+        raise ValueError("offsets has no step; give at least one")
+    rows = offsets.new_empty((*offsets.shape[:-1], width))
     moves = Call._make([z, rows, times, *(list(part) for part in network), *options, False, NOTHING])
-    check(acts)
     check(moves)
     return acts, moves
-
-
-def _check_weight(weight: Tensor, offsets: Tensor, acts: Call, moves: Call) -> None:
-    z, outputs = moves.z, acts.weights[-1].shape[-2]
-    wanted = (*z.shape[:-2], moves.times.shape[-1], outputs)
-    if weight.shape != wanted or offsets.shape[-1] != outputs or weight.dtype != z.dtype or weight.device != z.device:
-        raise ValueError(
-            f"weight is {weight.dtype} {tuple(weight.shape)} on {weight.device} and offsets has shape {tuple(offsets.shape)}; with z "
-            f"{z.dtype} on {z.device} and a policy of {outputs} outputs give {wanted}, and {outputs} in the last axis"
-        )
 
 
 def _parameters(call: Call) -> list[Tensor]:
@@ -154,9 +157,10 @@ class _AtOnce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         *given, acts, moves, ctx.detach = args
-        ctx.acts, ctx.flow = small.hold(acts._replace(keep=TRAINED), moves.steps), small.hold(moves._replace(keep=FROZEN))
+        acts, moves = acts._replace(keep=TRAINED), moves._replace(keep=FROZEN)
+        ctx.acts, ctx.flow = small.hold(acts, moves.steps), small.hold(moves)
         states, actions = _forward(ctx.acts.problem, ctx.flow.problem, moves, given[1], given[2])
-        ctx.hidden, ctx.policy_eps, ctx.options = (len(acts.scales), len(moves.scales)), acts.eps, moves[7:]
+        ctx.hidden, ctx.options = (len(acts.scales), len(moves.scales)), (acts[7:], moves[7:])
         ctx.save_for_backward(*given, moves.rows, actions)
         return states, actions
 
@@ -166,26 +170,38 @@ class _AtOnce(torch.autograd.Function):
         if transforms.watched(grads):
             return (*transforms.gradients(lambda *places: _again(ctx, places), given, grads), None, None, None)
         z, offsets, weight, *parameters = given
-        of_flow = 2 + 4 * ctx.hidden[1]
+        flow, policy = _grouped(ctx, parameters)
+        acts = Call._make([z, None, *policy, *ctx.options[0]])
+        moves = Call._make([z, rows, *flow, *ctx.options[1]])
         grads = tuple(g.contiguous() for g in grads)  # held until the call is over
-        found = [t.new_empty(t.shape) for t in (z, offsets, *parameters[of_flow:])]
+        found = [t.new_empty(t.shape) for t in (z, offsets, *_parameters(acts))]
         addresses = native.addresses(*found)
         native.module().closed_loop_backward(
-            ctx.acts.problem,
-            ctx.flow.problem,
+            ctx.acts.again(acts, moves.steps),
+            ctx.flow.again(moves),
             *_loop(rows, offsets, weight, ctx.detach),
             actions.data_ptr(),
             native.addresses(*grads),
             addresses[:2],
             [0, 0, *addresses[2:]],
         )
-        return (*found[:2], *[None] * (1 + of_flow), *found[2:], None, None, None)
+        return (*found[:2], *[None] * (1 + len(_parameters(moves))), *found[2:], None, None, None)
+
+
+def _grouped(ctx: Any, parameters: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+    """Return times and the lists of parameters, of the dynamics and of the policy."""
+    of_policy, of_flow = ctx.hidden
+    split = 2 + 4 * of_flow
+    parts = (grouped([None, None, *some], hidden)[2:] for some, hidden in ((parameters[:split], of_flow), (parameters[split:], of_policy)))
+    flow, policy = parts
+    return flow, policy
 
 
 def _again(ctx: Any, places: Any) -> tuple[Tensor, Tensor]:
     """Evaluate the definition on the tensors of a call."""
-    (n, m), (z, offsets, weight, *parameters) = ctx.hidden, places
-    times, *network = grouped([None, None, *parameters[: 2 + 4 * m]], m)[2:]
-    first, weights, biases, scales, shifts = grouped([None, None, *parameters[2 + 4 * m :]], n)[2:]
+    z, offsets, weight, *parameters = places
+    (times, *network), (first, weights, biases, scales, shifts) = _grouped(ctx, parameters)
     policy = MLP(weights, [first.squeeze(-2), *biases], scales, shifts)
-    return closed_loop_ref(z, offsets, policy, weight, times, VelocityMLP(*network), ctx.options[:4], ctx.policy_eps, ctx.detach)
+    (_, _, _, policy_eps, *_), (method, substeps, group, eps, *_) = ctx.options
+    how = (method, substeps, group, eps)
+    return closed_loop_ref(z, offsets, policy, weight, times, VelocityMLP(*network), how, policy_eps, ctx.detach)

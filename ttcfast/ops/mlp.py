@@ -45,22 +45,29 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
         BackendError: The requested backend cannot run; the message says why.
     """
     lists("network", network, MLP)
-    plain = transforms.immediate(x, *(() if rows is None else (rows,)), *(t for part in network for t in part))
+    plain = not isinstance(eps, Tensor) and transforms.immediate(
+        x, *(() if rows is None else (rows,)), *(t for part in network for t in part)
+    )
     if not plain:
         dense(x=x, **{} if rows is None else {"rows": rows})
         dense_parts(network)
         transforms.constant("eps", eps)
+    first = first_bias(network)
     weights, biases, scales, shifts = network
-    if not weights or len(biases) != len(weights):
-        raise ValueError(f"the network has {len(weights)} weights and {len(biases)} biases; give as many of both")
     stacked = weights[0].ndim == 3
-    if stacked and x.ndim < 3:
-        raise ValueError(f"x has shape {tuple(x.shape)}; for several networks give [..., S, B, I]")
+    if x.ndim < (3 if stacked else 1):
+        raise ValueError(f"x has shape {tuple(x.shape)}; give {'[..., S, B, I] for several networks' if stacked else '[..., I]'}")
+    of_x = weights[0]
+    if x.shape[-1] != of_x.shape[-1] or (stacked and x.shape[-3] != of_x.shape[0]) or x.dtype != of_x.dtype or x.device != of_x.device:
+        raise ValueError(
+            f"x is {x.dtype} {tuple(x.shape)} on {x.device} and weights[0] {of_x.dtype} {tuple(of_x.shape)} on {of_x.device}; "
+            "give an x with the network's dtype, device and sizes"
+        )
     if rows is not None and rows.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"rows has shape {tuple(rows.shape)} and x {tuple(x.shape)}; their leading axes must be the same")
     flat, given = _flat(x, stacked), None if rows is None else _flat(rows, stacked)
     parts = list(weights), list(biases[1:]), list(scales), list(shifts)
-    found = evaluate(plain, flat, given, biases[0].unsqueeze(-2), *parts, "map", 1, 0, eps, False, backend)
+    found = evaluate(plain, flat, given, first, *parts, "map", 1, 0, eps, False, backend)
     if flat is x:
         return found
     if not stacked:
@@ -69,8 +76,27 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
     return by_set.movedim(0, -3)
 
 
+def first_bias(network: MLP) -> Tensor:
+    """Return the first bias as ``[..., 1, U1]``, what :func:`ttcfast.ops.mlp_flow` calls ``times``, having checked all.
+
+    Raises:
+        ValueError: The numbers of parameters do not fit, or a bias does not fit its weight.
+    """
+    weights, biases, scales, shifts = network
+    if len(weights) < 2 or len(biases) != len(weights) or len(scales) != len(weights) - 1 or len(shifts) != len(weights) - 1:
+        counts = ", ".join(f"{len(part)} {name}" for name, part in zip(MLP._fields, network))
+        raise ValueError(f"the network has {counts}; give n + 1 weights and biases, and n scales and shifts, n at least 1")
+    for i, (w, b) in enumerate(zip(weights, biases)):
+        if b.shape != w.shape[:-1] or b.dtype != w.dtype or b.device != w.device or not b.ndim:
+            raise ValueError(
+                f"biases[{i}] is {b.dtype} {tuple(b.shape)} on {b.device} and weights[{i}] {w.dtype} {tuple(w.shape)} on {w.device}; "
+                "give a bias with the weight's dtype, device and leading sizes"
+            )
+    return biases[0].unsqueeze(-2)
+
+
 def _flat(x: Tensor, stacked: bool) -> Tensor:
     """Return ``[..., I]`` as ``[N, I]``, and ``[..., S, B, I]`` for S networks as ``[S, N, I]``."""
     if x.ndim == 2 + stacked:
         return x
-    return x.movedim(-3, 0).flatten(1, -2) if stacked else x.reshape(-1, x.shape[-1])
+    return x.movedim(-3, 0).flatten(1, -2) if stacked else x.reshape(x.shape[:-1].numel(), x.shape[-1])

@@ -85,7 +85,7 @@ def mlp_flow(
     Source: Flow plan, "ODE Integrator Choice and Justification"; docs/design/decisions.md ("Integrators").
     """
     lists("network", network, VelocityMLP)
-    plain = transforms.immediate(z, rows, times, *(t for part in network for t in part))
+    plain = not isinstance(eps, Tensor) and transforms.immediate(z, rows, times, *(t for part in network for t in part))
     if not plain:
         dense(z=z, rows=rows, times=times)
         dense_parts(network)
@@ -233,7 +233,7 @@ def _contiguous(call: Call) -> Reason:
     for name in ("z", "rows", "times", "biases", "scales", "shifts"):
         value = getattr(call, name)
         for t in value if isinstance(value, list) else [value]:
-            if t is not None and not (t[0] if call.stacked and name not in ("z", "rows") else t).is_contiguous():
+            if t is not None and not (t[:1] if call.stacked and name not in ("z", "rows") else t).is_contiguous():
                 return f"{name} has strides {t.stride()}; call .contiguous() on it"
     return None
 
@@ -365,7 +365,8 @@ class _Immediate(torch.autograd.Function):
         if ctx.held is None or transforms.watched(grads):
             return (*_gradients(ctx, grads[0], _run_backward), *[None] * 8)
         tensors = ctx.saved_tensors
-        return (*small.backward(ctx.held.problem, grads[0].contiguous(), tensors, ctx.options[-2]), *[None] * 8)
+        problem = ctx.held.again(Call._make([*grouped(tensors, ctx.hidden), *ctx.options[:-1]]))
+        return (*small.backward(problem, grads[0].contiguous(), tensors, ctx.options[-2]), *[None] * 8)
 
 
 def _definition(call: Call) -> tuple[Tensor, list[Tensor]]:

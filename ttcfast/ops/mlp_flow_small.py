@@ -21,10 +21,16 @@ def is_small(call: Call) -> bool:
 
 
 class Held(NamedTuple):
-    """A call for the extension, and the memory of what it keeps for the backward pass: what Kept holds, one after another."""
+    """A call for the extension, with the memory of what it keeps for the backward pass: what Kept holds, one after another."""
 
     problem: Any
     memory: Any
+    kept: list[int]  # addresses in it
+    given: list[int]  # addresses of the call's tensors
+
+    def again(self, call: Call, steps: int | None = None) -> Any:
+        """Return the problem in the backward pass, where the call's tensors may lie elsewhere: hooks that save tensors return copies."""
+        return self.problem if _given(call) == self.given else problem(call, self.kept, steps)
 
 
 def hold(call: Call, steps: int | None = None) -> Held:
@@ -34,7 +40,8 @@ def hold(call: Call, steps: int | None = None) -> Held:
     lead = (steps or call.evaluations) * z.shape[:-1].numel() * z.element_size()
     memory = native.module().Memory(lead * sum(sizes))
     first = memory.address()
-    return Held(problem(call, [first + lead * before for before in accumulate([0, *sizes[:-1]])], steps), memory)
+    kept = [first + lead * before for before in accumulate([0, *sizes[:-1]])]
+    return Held(problem(call, kept, steps), memory, kept, _given(call))
 
 
 def forward(call: Call, problem: Any) -> Tensor:
@@ -60,7 +67,10 @@ def problem(call: Call, kept: list[int], steps: int | None = None) -> Any:
     widths = [z.shape[-1], *(w.shape[-2] for w in call.weights)]
     strides = [w.stride() if stacked else (0, *w.stride()) for w in call.weights]
     skips = [t.stride(0) if stacked else 0 for t in (call.times, *call.biases, *call.scales, *call.shifts)]
-    given = native.addresses(z, call.rows, call.times, *call.weights, *call.biases, *call.scales, *call.shifts)
     return native.module().mlp_flow_problem(
-        native.code(z.dtype), sizes, call.eps, widths, strides, skips, given, kept, *native.threads_and_level()
+        native.code(z.dtype), sizes, call.eps, widths, strides, skips, _given(call), kept, *native.threads_and_level()
     )
+
+
+def _given(call: Call) -> list[int]:
+    return native.addresses(call.z, call.rows, call.times, *call.weights, *call.biases, *call.scales, *call.shifts)
