@@ -57,6 +57,19 @@ def test_parameters_that_got_other_memory_are_followed_with_their_moments():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
 
 
+def test_one_parameter_that_got_other_memory_is_followed():
+    net, plain = module(), module()
+    flat, adam = FlatAdam(net.parameters(), 0.01, (0.7, 0.95)), torch.optim.Adam(plain.parameters(), 0.01, betas=(0.7, 0.95))
+    for one in (net, plain):
+        one[2].bias.data = torch.ones(2)
+    flat.collect(gradients(net, 0), 1e6)
+    flat.step()
+    for p, g in zip(plain.parameters(), gradients(plain, 0)):
+        p.grad = g
+    adam.step()
+    torch.testing.assert_close(net[2].bias, plain[2].bias)
+
+
 def test_its_state_goes_on_with_the_same_bits():
     one, two = module(), module()
     first, second = FlatAdam(one.parameters(), 0.01, (0.7, 0.95)), FlatAdam(two.parameters(), 0.5, (0.7, 0.95))

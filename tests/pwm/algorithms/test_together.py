@@ -124,3 +124,28 @@ def test_what_cannot_be_stacked_is_told():
     assert not can_stack(PWM(small(MLPWorldModel)))  # ends in SimNorm
     assert not can_stack(PWM(small(FlowWorldModel, encoder={"last_layer": "linear"}, fused=False)))
     assert not can_stack(PWM(small(ResidualWorldModel, encoder={"last_layer": "linear"}, tasks=("a", "b"), multitask=True)))
+
+
+def another_spread(found: PWM) -> None:
+    found.model.set_observation_statistics(torch.zeros(5), torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: agent("mlp", 1), "differ in the class of the model: MLPWorldModel and FlowWorldModel"),
+        (lambda: agent("flow", 1, clip=3.0), "differ in the settings of the world model's training"),
+        (lambda: agent("flow", 1, gamma=0.9), "differ in the policy's settings"),
+        (lambda: spoilt(agent("flow", 1), another_spread), "differ in the model's statistics"),
+        (lambda: PWM(agent("flow", 1).model), r"agents\[1\] has no policy"),
+        (lambda: spoilt(agent("flow", 1), lambda found: setattr(found.model, "fused", False)), r"agents\[1\] has several tasks, or"),
+    ],
+)
+def test_agents_of_different_configurations_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        Together([agent("flow", 0), make()], [RandomStream(), RandomStream()])
+
+
+def spoilt(found: PWM, change) -> PWM:
+    change(found)
+    return found

@@ -323,7 +323,8 @@ class ActorCritic:
         goals, states = rollout.made(self.targets(rollout)), rollout.made(rollout.latents[:-1])
         optimizer, losses = self.critic_optimizer, []
         for order in self._orders(states.shape[-2], step, states.device):
-            chosen = (t[order] if order.ndim == 1 else t[torch.arange(len(order)).unsqueeze(1), order] for t in (states, goals))
+            picks = (order,) if order.ndim == 1 else (torch.arange(len(order), device=order.device).unsqueeze(1), order)
+            chosen = (t[picks] for t in (states, goals))
             for some, of_some in zip(*(t.chunk(self.config.critic_minibatches, order.ndim - 1) for t in chosen)):
                 loss = (self.critic(some) - of_some).square().mean((0, -1))
                 optimizer.collect(torch.autograd.grad(loss.sum(), optimizer.views), self.config.critic_clip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class FlatAdam(torch.optim.Adam):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
         self.views = list(parameters)
+        self._starts = [0, *accumulate(p.numel() for p in self.views)]
         vector = nn.Parameter(share([self.views])[0][0])
         super().__init__([vector], lr=lr, betas=betas, fused=vector.device.type in ("cpu", "cuda"))
 
@@ -34,8 +36,8 @@ class FlatAdam(torch.optim.Adam):
 
         The same as ``torch.nn.utils.clip_grad_norm_`` up to rounding.
         """
-        first = self.views[0]
-        if first.device != self.vector.device or first.data_ptr() != self.vector.data_ptr():
+        first, size = self.vector.data_ptr(), self.vector.element_size()
+        if any(p.data_ptr() != first + size * start for p, start in zip(self.views, self._starts)):  # moved, or given other memory
             self.follow(share([self.views])[0][0])
         return self.take(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(self.views, gradients)]), clip)
 

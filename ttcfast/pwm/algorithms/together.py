@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,13 @@ class Together:
     Args:
         agents: Agents with policies, of a configuration that :func:`can_stack` accepts.
         streams: Stream of each agent, from which flow matching draws its times.
+
+    Raises:
+        ValueError: An agent has no policy, cannot be stacked, or has another configuration than the first.
     """
 
     def __init__(self, agents: Sequence[PWM], streams: Sequence[RandomStream]) -> None:
+        _require_alike(agents)
         self.agents, self._streams = list(agents), list(streams)
         self._policies = [agent.policy for agent in agents if agent.policy is not None]
         self._wm_optimizer = Stack([agent.wm_optimizer for agent in agents])
@@ -115,6 +119,34 @@ def can_stack(agent: PWM) -> bool:
     networks = [part for part in model.modules() if isinstance(part, Network)]
     linear = all(isinstance(network.last, nn.Linear) for network in networks)
     return linear and model.task_embedding is None and model._integration() is not None
+
+
+def _require_alike(agents: Sequence[PWM]) -> None:
+    """Raise unless all agents are like the first in everything that is shared here."""
+    for number, agent in enumerate(agents):
+        if agent.policy is None or agent.policy.task is not None:
+            raise ValueError(f"agents[{number}] has no policy, or one of a certain task; call its add_policy() without a task first")
+        if not can_stack(agent):
+            raise ValueError(f"agents[{number}] has several tasks, or a network that does not end in a linear layer; train it alone")
+        first, own = _settings(agents[0]), _settings(agent)
+        if other := next((what for what in own if own[what] != first[what]), None):
+            raise ValueError(f"agents[{number}] and agents[0] differ in {other}: {own[other]} and {first[other]}; give one configuration")
+
+
+def _settings(agent: PWM) -> dict[str, Any]:
+    """Return by name what agents that train together have in common."""
+    model, policy, loss = agent.model, agent.policy, agent.dynamics_loss
+    assert policy is not None
+    return {
+        "the class of the model": type(model).__name__,
+        "the model's arguments": model.arguments,
+        "the integration": model._integration(),
+        "the model's statistics": {name: t.tolist() for name, t in model.named_buffers()},
+        "the dynamics loss": (type(loss).__name__, vars(loss)),
+        "the settings of the world model's training": (agent.gamma, agent.weights, agent.clip),
+        "the policy's settings": policy.config,
+        "the unit of the values": policy.unit,
+    }
 
 
 def stacked(module: Module, parameters: Iterable[nn.Parameter]) -> Module:
