@@ -5,6 +5,9 @@ latent 16, units 128 x 2, actor and critics 64 x 2; batch 64, horizons 8 and 16.
 
 * ``plain torch``: ``bench/plain_agent.py``, eager. The gate gives it our weights and noise: losses, gradients and targets must agree.
 * ``torch.compile``: its three losses compiled, for the residual model alone. A flow's 64 evaluations take minutes to compile.
+
+Cases ``3 seeds`` make one update of each for three agents: at once, and by ``one by one``, each agent alone. The gate wants the same bits
+on the CPU. A ratio of 2 means that three random seeds take 1.5 times as long as one.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from ttcfast.integrators import Heun
 from ttcfast.pwm.algorithms import PWM
 from ttcfast.pwm.algorithms.actor_critic import ActorCritic, AgentConfig
+from ttcfast.pwm.algorithms.together import RandomStream, Together
 from ttcfast.pwm.models import FlowWorldModel, MLPWorldModel, ResidualWorldModel
 
 from . import plain_agent, timing
@@ -32,6 +36,8 @@ MODELS = {"mlp": MLPWorldModel, "residual": ResidualWorldModel, "heun": FlowWorl
 OBSERVATION, ACTION, LATENT, REWARD = 5, 1, 16, 2.0
 OURS, PLAIN, COMPILED = "ttcfast", "plain torch", "torch.compile"
 UPDATES = ("world model", "policy", "both")
+SEEDS, ONE_BY_ONE = 3, "one by one"
+PARTS = ("actor", "critic", "target")
 # The configuration files, written out, since a GPU machine may have no hydra; tests/bench/test_agent.py compares them.
 WM = {"lr": 2e-3, "reward_weight": 1.0}
 AGENT = {
@@ -44,7 +50,7 @@ AGENT = {
     "detach": False,
 }
 
-TARGETS = (Target("*", PLAIN, "ratio", least=1.8),)
+TARGETS = (Target("*", PLAIN, "ratio", least=1.8), Target("*", ONE_BY_ONE, "ratio", least=2.0))
 
 
 def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
@@ -56,6 +62,10 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
                 for peer in (OURS, PLAIN, *([COMPILED] if kind == "residual" else []))
             }
             yield problem.case("agent", f"{name} {kind}", problem.shape, "float32", peers)
+    for kind in KINDS:
+        several = Several(kind, tiny, device)
+        turns: dict[str, Callable[[Several], Any]] = {OURS: Several.at_once, ONE_BY_ONE: Several.one_by_one}
+        yield several.case("agent", f"{SEEDS} seeds {kind}", several.shape, "float32", turns)
 
 
 class Problem(timing.Problem):
@@ -167,6 +177,55 @@ class Problem(timing.Problem):
             own = gradients[p]
             if own is not None and other is not None:
                 close(f"gradient of the {name} in a parameter of shape {tuple(other.shape)}", part(own), other)
+
+
+class Several(Problem):
+    """Agents of several random seeds, twice: those that train at once and those that train alone."""
+
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, ...]]:
+        return [tuple(t.roll(i, 1) for t in self.data) for i in range(SEEDS)]
+
+    def agents(self) -> list[PWM]:
+        found = []
+        for seed in range(SEEDS):
+            torch.manual_seed(seed)
+            found.append(made(self.kind, self.units, self.small, self.horizons[1], self.device, seed))
+        return found
+
+    @cached_property
+    def alone(self) -> list[tuple[PWM, RandomStream]]:
+        return [(agent, RandomStream()) for agent in self.agents()]
+
+    @cached_property
+    def together(self) -> Together:
+        agents = self.agents()
+        return Together(agents, [RandomStream() for _ in agents])
+
+    def at_once(self) -> None:
+        self.steps += 1
+        obs, act, rew = (torch.stack(parts, 1) for parts in zip(*self.batches))
+        self.together.update_wm(obs, act, rew)
+        self.together.update_policy(obs[0], self.steps)
+
+    def one_by_one(self) -> None:
+        self.steps += 1
+        for (agent, stream), (obs, act, rew) in zip(self.alone, self.batches):
+            with stream.own():
+                agent.update_wm(obs, act, rew)
+                agent.update_policy(obs[0], self.steps)
+
+    def check(self, peers: Any) -> None:
+        """After five updates the agents that trained at once are those that trained alone: on the CPU bit for bit."""
+        for run in (self.at_once, self.one_by_one):
+            self.steps = 0
+            for _ in range(5):
+                run()
+        for mine, (theirs, _) in zip(self.together.agents, self.alone):
+            for part, other in ((mine.model, theirs.model), *((getattr(policy_of(mine), n), getattr(policy_of(theirs), n)) for n in PARTS)):
+                for p, q in zip(part.parameters(), other.parameters()):
+                    assert torch.equal(p, q) or self.device != "cpu", "the weights differ"
+                    close("weights", p, q)
 
 
 def made(kind: str, units: tuple[int, ...], small: tuple[int, ...], horizon: int, device: str, seed: int = 0) -> PWM:
