@@ -36,7 +36,7 @@ class ProtocolConfig(PolicySettings):
             imagined step, Euler K times.
         seeds: Random seeds; runs of one seed have the same batches and the same initial actor and critic.
         together: Whether the random seeds of an arm train at once where they can (:func:`ttcfast.pwm.train_together.train_policies`), with
-            the same results in less time.
+            the same results in less time. Online and in dmo they cannot: every seed has data of its own length there, and a simulator.
     """
 
     data: tuple[str, ...] = ("data/cartpole",)
@@ -56,9 +56,9 @@ class ProtocolConfig(PolicySettings):
 def protocol(config: ProtocolConfig) -> list[PolicyResult]:
     """Train every arm with every seed on every task, except for runs that are finished, and return all in this order.
 
-    Offline the random seeds of an arm train together. Otherwise seeds come before arms, so that what a killed protocol leaves can be
-    compared. Tasks, settings and the parity of all arms are checked before the first run. Every run locks its own folder: processes with
-    different arms, seeds or data work side by side in one ``out``, and a last call gathers the results.
+    Offline the random seeds of an arm train together if ``together``. Otherwise seeds come before arms, so that what a killed protocol
+    leaves can be compared. Tasks, settings and the parity of all arms are checked before the first run. Every run locks its own folder:
+    processes with different arms, seeds or data work side by side in one ``out``, and a last call gathers the results.
 
     Raises:
         ArgumentError: Two folders are of one task, or a setting does not fit the data, the models or the task.

@@ -20,7 +20,9 @@ def train_policies(configs: Sequence[TrainPolicyConfig], notes: Sequence[Note]) 
     """Train runs that differ in ``seed`` and ``out`` alone, or return the results of those that are finished.
 
     Every run ends as by :func:`ttcfast.pwm.train_policy.train_policy`, on a CPU with the same bits, and leaves the same files. Offline,
-    with networks that end in linear layers, the runs that are equally far make their updates together; others take turns.
+    with networks that end in linear layers, the runs that are equally far make their updates together; others train one after the other.
+    The modes online and dmo have no axis of seeds: each run has episodes of its own there, and simulators between its updates. All runs are
+    in memory at once, and each has its own ``processes``.
 
     Args:
         configs: Settings of each run.
