@@ -50,7 +50,10 @@ AGENT = {
     "detach": False,
 }
 
-TARGETS = (Target("*", PLAIN, "ratio", least=1.8), Target("*", ONE_BY_ONE, "ratio", least=2.0))
+TARGETS = (
+    *(Target(f"{name} *", PLAIN, "ratio", least=1.8) for name in UPDATES),
+    Target(f"{SEEDS} seeds *", ONE_BY_ONE, "ratio", least=2.0),
+)
 
 
 def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:

@@ -170,37 +170,37 @@ class _AtOnce(torch.autograd.Function):
         if transforms.watched(grads):
             return (*transforms.gradients(lambda *places: _again(ctx, places), given, grads), None, None, None)
         z, offsets, weight, *parameters = given
-        flow, policy = _grouped(ctx, parameters)
-        acts = Call._make([z, None, *policy, *ctx.options[0]])
-        moves = Call._make([z, rows, *flow, *ctx.options[1]])
+        of_flow = 2 + 4 * ctx.hidden[1]
         grads = tuple(g.contiguous() for g in grads)  # held until the call is over
-        found = [t.new_empty(t.shape) for t in (z, offsets, *_parameters(acts))]
+        found = [t.new_empty(t.shape) for t in (z, offsets, *parameters[of_flow:])]
         addresses = native.addresses(*found)
+
+        def call(place: int, rows: Tensor | None) -> Call:
+            return Call._make([z, rows, *_grouped(ctx, parameters)[place], *ctx.options[place]])
+
         native.module().closed_loop_backward(
-            ctx.acts.again(acts, moves.steps),
-            ctx.flow.again(moves),
+            ctx.acts.again([z, None, *parameters[of_flow:]], lambda: call(0, None), len(offsets)),
+            ctx.flow.again([z, rows, *parameters[:of_flow]], lambda: call(1, rows)),
             *_loop(rows, offsets, weight, ctx.detach),
             actions.data_ptr(),
             native.addresses(*grads),
             addresses[:2],
             [0, 0, *addresses[2:]],
         )
-        return (*found[:2], *[None] * (1 + len(_parameters(moves))), *found[2:], None, None, None)
+        return (*found[:2], *[None] * (1 + of_flow), *found[2:], None, None, None)
 
 
 def _grouped(ctx: Any, parameters: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
-    """Return times and the lists of parameters, of the dynamics and of the policy."""
+    """Return times and the lists of parameters, of the policy and of the dynamics; these come first in ``parameters``."""
     of_policy, of_flow = ctx.hidden
     split = 2 + 4 * of_flow
-    parts = (grouped([None, None, *some], hidden)[2:] for some, hidden in ((parameters[:split], of_flow), (parameters[split:], of_policy)))
-    flow, policy = parts
-    return flow, policy
+    return grouped([None, None, *parameters[split:]], of_policy)[2:], grouped([None, None, *parameters[:split]], of_flow)[2:]
 
 
 def _again(ctx: Any, places: Any) -> tuple[Tensor, Tensor]:
     """Evaluate the definition on the tensors of a call."""
     z, offsets, weight, *parameters = places
-    (times, *network), (first, weights, biases, scales, shifts) = _grouped(ctx, parameters)
+    (first, weights, biases, scales, shifts), (times, *network) = _grouped(ctx, parameters)
     policy = MLP(weights, [first.squeeze(-2), *biases], scales, shifts)
     (_, _, _, policy_eps, *_), (method, substeps, group, eps, *_) = ctx.options
     how = (method, substeps, group, eps)

@@ -365,7 +365,7 @@ class _Immediate(torch.autograd.Function):
         if ctx.held is None or transforms.watched(grads):
             return (*_gradients(ctx, grads[0], _run_backward), *[None] * 8)
         tensors = ctx.saved_tensors
-        problem = ctx.held.again(Call._make([*grouped(tensors, ctx.hidden), *ctx.options[:-1]]))
+        problem = ctx.held.again(tensors, lambda: Call._make([*grouped(tensors, ctx.hidden), *ctx.options[:-1]]))
         return (*small.backward(problem, grads[0].contiguous(), tensors, ctx.options[-2]), *[None] * 8)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -28,9 +28,12 @@ class Held(NamedTuple):
     kept: list[int]  # addresses in it
     given: list[int]  # addresses of the call's tensors
 
-    def again(self, call: Call, steps: int | None = None) -> Any:
-        """Return the problem in the backward pass, where the call's tensors may lie elsewhere: hooks that save tensors return copies."""
-        return self.problem if _given(call) == self.given else problem(call, self.kept, steps)
+    def again(self, tensors: Sequence[Tensor | None], call: Callable[[], Call], steps: int | None = None) -> Any:
+        """Return the problem in the backward pass, where the call's tensors may lie elsewhere: hooks that save tensors return copies.
+
+        ``tensors`` are those of ``call()`` one after another, as in :func:`addresses`.
+        """
+        return self.problem if native.addresses(*tensors) == self.given else problem(call(), self.kept, steps)
 
 
 def hold(call: Call, steps: int | None = None) -> Held:
@@ -40,8 +43,8 @@ def hold(call: Call, steps: int | None = None) -> Held:
     lead = (steps or call.evaluations) * z.shape[:-1].numel() * z.element_size()
     memory = native.module().Memory(lead * sum(sizes))
     first = memory.address()
-    kept = [first + lead * before for before in accumulate([0, *sizes[:-1]])]
-    return Held(problem(call, kept, steps), memory, kept, _given(call))
+    kept, given = [first + lead * before for before in accumulate([0, *sizes[:-1]])], addresses(call)
+    return Held(problem(call, kept, steps, given), memory, kept, given)
 
 
 def forward(call: Call, problem: Any) -> Tensor:
@@ -59,8 +62,11 @@ def backward(problem: Any, grad: Tensor, tensors: Sequence[Tensor | None], keep:
     return [*found, *[None] * (len(tensors) - len(some))]
 
 
-def problem(call: Call, kept: list[int], steps: int | None = None) -> Any:
-    """Return the call as the extension's ``MlpFlow``, which holds addresses: the tensors must outlive it. ``steps`` replaces its own."""
+def problem(call: Call, kept: list[int], steps: int | None = None, given: list[int] | None = None) -> Any:
+    """Return the call as the extension's ``MlpFlow``, which holds addresses: the tensors must outlive it.
+
+    ``steps`` replaces the call's own; ``given`` are its :func:`addresses`, if they are known.
+    """
     z, stacked = call.z, call.stacked
     sizes = [z.shape[0] if stacked else 1, z.shape[-2], steps or call.steps or 1]
     sizes += [call.substeps, call.group, METHODS.index(call.method)]
@@ -68,9 +74,10 @@ def problem(call: Call, kept: list[int], steps: int | None = None) -> Any:
     strides = [w.stride() if stacked else (0, *w.stride()) for w in call.weights]
     skips = [t.stride(0) if stacked else 0 for t in (call.times, *call.biases, *call.scales, *call.shifts)]
     return native.module().mlp_flow_problem(
-        native.code(z.dtype), sizes, call.eps, widths, strides, skips, _given(call), kept, *native.threads_and_level()
+        native.code(z.dtype), sizes, call.eps, widths, strides, skips, given or addresses(call), kept, *native.threads_and_level()
     )
 
 
-def _given(call: Call) -> list[int]:
+def addresses(call: Call) -> list[int]:
+    """Return the addresses of the call's tensors, one by one."""
     return native.addresses(call.z, call.rows, call.times, *call.weights, *call.biases, *call.scales, *call.shifts)
