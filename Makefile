@@ -63,8 +63,9 @@ sanitize: $(VENV)/.installed-test ## tests/ops on an extension with sanitizers (
 counts: $(VENV)/.installed-test ## instructions of every operation under valgrind, against bench/counts.json (ARGS=--write renews it)
 	$(RUN) -m bench.counts $(ARGS)
 
-bench: $(VENV)/.installed-test ## time the operations against their peers (ARGS="arm --quick" for a part)
-	$(RUN) -m bench $(or $(ARGS),all)
+bench: $(VENV)/.installed-test ## write docs/benchmarks.md from bench/results (ARGS="arm" or ARGS=all measures first; ARGS="arm --quick" is a try)
+	$(if $(ARGS),$(RUN) -m bench $(ARGS))
+	$(RUN) -m bench.report
 
 clean: ## remove what make made: .venv, builds, caches
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ttcfast/_C*.so

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pybind11
 
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("!!! This processor has no AVX2: instructions were NOT counted.")
         return int(write)
     compiler, counted = found
-    committed = json.loads(COMMITTED.read_text()) if COMMITTED.is_file() else {"compiler": compiler, "counts": {}}
+    committed: dict[str, Any] = {"compiler": compiler, "counts": {}}
+    if COMMITTED.is_file():
+        committed = json.loads(COMMITTED.read_text())
     print(table(committed["counts"], counted))
     if write:
         COMMITTED.write_text(json.dumps({"compiler": compiler, "level": "avx2", "counts": counted}, indent=1) + "\n")
@@ -60,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build() -> Path:
     """Compile the driver in ``build/counts`` and return it."""
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where pip put cmake and ninja
-    configure = ["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DTTCFAST_CUDA=OFF"]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DTTCFAST_CUDA=OFF"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    for command in (configure, ["cmake", "--build", BUILD, "--target", "counts", "--parallel", "2"]):
+    for command in (configure, ["cmake", "--build", str(BUILD), "--target", "counts", "--parallel", "2"]):
         run = subprocess.run(
             command, env={**os.environ, "PATH": here}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
