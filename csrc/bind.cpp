@@ -12,10 +12,12 @@
 #include "device_info.h"
 #include "heun.h"
 #include "keyed.h"
+#include "memory.h"
+#include "mlp_flow.h"
 #include "norm_mish.h"
 #include "topk.h"
 
-#define TTCFAST_ABI 5  // the same as ABI in ttcfast/ops/native.py
+#define TTCFAST_ABI 6  // the same as ABI in ttcfast/ops/native.py
 
 namespace py = pybind11;
 using namespace ttcfast;
@@ -217,6 +219,95 @@ void norm_mish_backward(int dtype, int64_t count, int64_t width, const std::arra
                            pointer<void>(out[2]), pointer<void>(out[3]));
 }
 
+template <class P>
+std::vector<P*> pointers(const std::vector<uintptr_t>& addresses, size_t first, size_t count) {
+    std::vector<P*> found(count);
+    for (size_t i = 0; i < count; ++i) found[i] = pointer<P>(addresses[first + i]);
+    return found;
+}
+
+// sizes: sets, batch, steps, substeps, group, method. in: z, rows, times, weights, biases, scales, shifts. kept: products, stats and, if
+// weights are trained, inputs.
+MlpFlow mlp_flow_problem(int dtype, const std::array<int64_t, 6>& sizes, double eps, const std::vector<int64_t>& widths,
+                         const std::vector<std::array<int64_t, 3>>& strides, const std::vector<int64_t>& skips,
+                         const std::vector<uintptr_t>& in, const std::vector<uintptr_t>& kept, int threads, int level) {
+    const size_t hidden = widths.size() - 2, held = kept.empty() ? 0 : hidden;
+    MlpFlow p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.sets = sizes[0];
+    p.batch = sizes[1];
+    p.steps = sizes[2];
+    p.substeps = sizes[3];
+    p.group = sizes[4];
+    p.method = static_cast<Method>(sizes[5]);
+    p.eps = eps;
+    p.widths = widths;
+    p.z = pointer<const void>(in[0]);
+    p.rows = pointer<const void>(in[1]);
+    p.times = pointer<const void>(in[2]);
+    p.weights = pointers<const void>(in, 3, hidden + 1);
+    p.strides = strides;
+    p.skips = skips;
+    p.biases = pointers<const void>(in, 4 + hidden, hidden);
+    p.scales = pointers<const void>(in, 4 + 2 * hidden, hidden);
+    p.shifts = pointers<const void>(in, 4 + 3 * hidden, hidden);
+    p.products = pointers<void>(kept, 0, held);
+    p.stats = pointers<void>(kept, held, held);
+    p.inputs = kept.size() > 2 * held ? pointer<void>(kept.back()) : nullptr;
+    p.threads = threads;
+    p.level = static_cast<Level>(level);
+    return p;
+}
+
+void mlp_flow(const MlpFlow& problem, uintptr_t result) {
+    py::gil_scoped_release release;
+    mlp_flow_cpu(problem, pointer<void>(result));
+}
+
+// out: gradients of z and rows and, if weights are trained, of times, weights, biases, scales, shifts.
+MlpFlowGradients mlp_flow_gradients(const MlpFlow& problem, uintptr_t grad, const std::vector<uintptr_t>& out) {
+    const size_t hidden = problem.widths.size() - 2;
+    MlpFlowGradients grads{pointer<const void>(grad), pointer<void>(out[0]), pointer<void>(out[1]), nullptr, {}, {}, {}, {}};
+    if (out.size() > 2) {
+        grads.times = pointer<void>(out[2]);
+        grads.weights = pointers<void>(out, 3, hidden + 1);
+        grads.biases = pointers<void>(out, 4 + hidden, hidden);
+        grads.scales = pointers<void>(out, 4 + 2 * hidden, hidden);
+        grads.shifts = pointers<void>(out, 4 + 3 * hidden, hidden);
+    }
+    return grads;
+}
+
+void mlp_flow_backward(const MlpFlow& problem, uintptr_t grad, const std::vector<uintptr_t>& out) {
+    const MlpFlowGradients grads = mlp_flow_gradients(problem, grad, out);
+    py::gil_scoped_release release;
+    mlp_flow_backward_cpu(problem, grads);
+}
+
+// loop: offsets, weight, rows.
+ClosedLoop closed_loop_problem(const MlpFlow& policy, const MlpFlow& dynamics, const std::array<uintptr_t, 3>& loop,
+                               const std::array<int64_t, 3>& strides, bool detach) {
+    return {policy, dynamics, pointer<const void>(loop[0]), pointer<const void>(loop[1]), strides, pointer<void>(loop[2]), detach};
+}
+
+void closed_loop(const MlpFlow& policy, const MlpFlow& dynamics, const std::array<uintptr_t, 3>& loop,
+                 const std::array<int64_t, 3>& strides, bool detach, uintptr_t states, uintptr_t actions) {
+    const ClosedLoop problem = closed_loop_problem(policy, dynamics, loop, strides, detach);
+    py::gil_scoped_release release;
+    closed_loop_cpu(problem, pointer<void>(states), pointer<void>(actions));
+}
+
+// grads: of states and actions. out: gradients of z and offsets, of_policy: as for mlp_flow_backward.
+void closed_loop_backward(const MlpFlow& policy, const MlpFlow& dynamics, const std::array<uintptr_t, 3>& loop,
+                          const std::array<int64_t, 3>& strides, bool detach, uintptr_t actions, const std::array<uintptr_t, 2>& grads,
+                          const std::array<uintptr_t, 2>& out, const std::vector<uintptr_t>& of_policy) {
+    const ClosedLoop problem = closed_loop_problem(policy, dynamics, loop, strides, detach);
+    const MlpFlowGradients acts = mlp_flow_gradients(policy, grads[1], of_policy);
+    const MlpFlowGradients moves = mlp_flow_gradients(dynamics, grads[0], {out[0], 0});
+    py::gil_scoped_release release;
+    closed_loop_backward_cpu(problem, pointer<const void>(actions), moves, acts, pointer<void>(out[1]));
+}
+
 // sizes: rows, columns, k. Strides of the scores and of the ids: row, column. out: values, indices.
 TopkProblem topk_problem(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, const std::array<int64_t, 2>& strides,
                          uintptr_t ids, const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out) {
@@ -285,6 +376,15 @@ PYBIND11_MODULE(_C, m) {
     m.def("keyed_words", &keyed_words);
     m.def("normal", &normal);
     m.def("heun", &heun);
+    py::class_<MlpFlow>(m, "MlpFlow");
+    py::class_<Memory<char>>(m, "Memory").def(py::init<int64_t>()).def("address", [](const Memory<char>& memory) {
+        return reinterpret_cast<uintptr_t>(memory.get());
+    });
+    m.def("closed_loop", &closed_loop);
+    m.def("closed_loop_backward", &closed_loop_backward);
+    m.def("mlp_flow_problem", &mlp_flow_problem);
+    m.def("mlp_flow", &mlp_flow);
+    m.def("mlp_flow_backward", &mlp_flow_backward);
     m.def("norm_mish", &norm_mish);
     m.def("norm_mish_backward", &norm_mish_backward);
     m.def("topk", &topk);

@@ -157,7 +157,7 @@ def test_the_gpu_script_says_in_one_line_that_there_is_no_gpu(tmp_path):
     ("calls", "message"),
     [
         ([], "give a call: build, smoke, tests, sanitizer, or a group"),
-        (["tests", "nothing"], "no call 'nothing'; known: build, smoke, tests, sanitizer, arm "),
+        (["tests", "nothing"], "no call 'nothing'; known: build, smoke, tests, sanitizer, agent arm "),
     ],
 )
 def test_the_gpu_script_refuses_other_calls_in_one_line(gpu_script, tmp_path, calls, message):

@@ -39,6 +39,11 @@ class CudaTensor(Tensor):
         made.held = held  # type: ignore[attr-defined]
         return made
 
+    def _put(self, value: Tensor) -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.held = memory(value)
+
+    data = property(lambda self: CudaTensor(self.held.data), _put)  # as torch does, a tensor's memory can be exchanged
     device = property(lambda self: CUDA)
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)

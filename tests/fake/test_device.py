@@ -210,6 +210,7 @@ def every_operation(device: str, dtype: torch.dtype = torch.float32) -> list[tor
         ops.heun_predict(z, made(4, 8), 0.5, group=4),
         ops.norm_mish(made(4, 6, grad=True), bias, made(6), made(6)),
         ops.mlp_flow(z, made(4, 6), made(3, 6), layers, group=4),
+        ops.mlp(z, ops.MLP(layers.weights, [made(6), *layers.biases], layers.scales, layers.shifts)),
     ]
     wanted = [candidates, z, bias, *layers.weights]
     gradients = torch.autograd.grad(sum(x.sum() for x in found if x.requires_grad), wanted)

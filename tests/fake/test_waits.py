@@ -12,7 +12,7 @@ import torch
 
 from tests.fake.cases import CASES, GREEDY
 from tests.fake.test_device import every_operation
-from tests.fake.test_world_models import H, agent, sequences
+from tests.fake.test_world_models import H, agent, sequences, together
 from tests.fake_cuda import FakeCuda
 from ttcfast.pwm.algorithms.actor_critic import AgentConfig
 from ttcfast.pwm.planning import METHODS, plan
@@ -81,6 +81,16 @@ def test_an_update_of_a_policy_waits_twice_and_an_action_never():
         with gpu.counting() as waits:
             found.act(obs[2])
         assert not waits
+
+
+def test_updates_of_agents_together_wait_as_often_as_one_agents():
+    with FakeCuda() as gpu:
+        both, (obs, act, rew) = together("cuda"), (torch.stack([x, x], 1) for x in sequences("cuda"))
+        for count, update in ((1, lambda: both.update_wm(obs, act, rew)), (2, lambda: both.update_policy(obs[0], 0))):
+            update()
+            with gpu.counting() as waits:
+                update()
+            assert sum(waits.values()) == count, waits
 
 
 @pytest.mark.parametrize("method", METHODS)

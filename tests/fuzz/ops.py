@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.fuzz.draw import Draw, backends
 from tests.tolerances import ACTIVATIONS, NOISE, NORMAL_ULPS, SQUARES, SUMS, UPDATES
 from ttcfast import ops
+from ttcfast.ops.closed_loop import closed_loop_ref
 from ttcfast.ops.mlp_flow import VelocityMLP, mlp_flow_ref
 from ttcfast.ops.registry import BackendError
 from ttcfast.runtime.errors import UserError
@@ -26,6 +27,7 @@ SPOILT = 0.3  # share of calls with an argument that does not fit
 ALSO = {
     "key": ("seed", "step", "site"),
     "network": ("weights", "biases", "scales", "shifts"),
+    "policy": ("weights", "biases", "scales", "shifts"),
     "spec": ("state",),
     "x": ("N",),
     "substeps": ("times",),
@@ -205,32 +207,105 @@ def norm_mish(draw: Draw) -> None:
             near(mine, true, loose * (size**2 + top) * max(1, x.numel() // shape[-1]) ** 0.5, f"gradient of {which} by {name}")
 
 
-def mlp_flow(draw: Draw) -> None:
-    dtype, method, k = draw.one_of(FLOATS[:2]), draw.one_of(["heun", "euler"]), draw.one_of([1, 2, 3])
-    batch, d, widths = draw.size(40), draw.size(40, least=1), [draw.size(40, least=1) for _ in range(draw.one_of([1, 2, 3]))]
-    sizes = [d, *widths, d]
+def parameters(draw: Draw, dtype: torch.dtype, sets: tuple[int, ...], sizes: list[int]) -> tuple[list[Tensor], ...]:
+    """Weights, biases, scales and shifts of a network; the biases of all its products."""
 
     def tensor(*shape: int) -> Tensor:
-        return draw.tensor(shape, dtype, tame=True) / shape[-1] ** 0.5
+        return draw.tensor((*sets, *shape), dtype, tame=True) / shape[-1] ** 0.5
 
-    network = VelocityMLP(
-        [tensor(o, i) for i, o in itertools.pairwise(sizes)],
-        [tensor(o) for o in sizes[2:]],
-        [tensor(o) for o in widths],
-        [tensor(o) for o in widths],
-    )
-    group = draw.one_of([0, d, 1])
+    weights, biases = [tensor(o, i) for i, o in itertools.pairwise(sizes)], [tensor(o) for o in sizes[1:]]
+    return weights, biases, [tensor(o) for o in sizes[1:-1]], [tensor(o) for o in sizes[1:-1]]
+
+
+def widths(draw: Draw) -> list[int]:
+    return [draw.size(40, least=1) for _ in range(draw.one_of([1, 2, 3]))]
+
+
+def doubles(network: Any) -> Any:
+    return type(network)(*([t.double() for t in part] for part in network))
+
+
+def loose(dtype: torch.dtype, expected: Tensor) -> float:
+    """LayerNorm of equal numbers divides what is left of rounding by sqrt(eps)."""
+    return (1e-2 if dtype == torch.float32 else 1e-8) * (1 + float(expected.abs().max()) if expected.numel() else 1.0)
+
+
+def mlp_flow(draw: Draw) -> None:
+    dtype, method = draw.one_of(FLOATS[:2]), draw.one_of(["heun", "euler", "map"])
+    k = 1 if method == "map" else draw.one_of([1, 2, 3])
+    sets, steps = draw.one_of([(), (), (1,), (3,)]), draw.one_of([(), (), (1,), (3,)])
+    batch, d, hidden = draw.size(40), draw.size(40, least=1), widths(draw)
+    weights, biases, *norms = parameters(draw, dtype, sets, [d, *hidden, d])
+    network = VelocityMLP(weights, biases[1:], *norms)
+    group = 0 if method == "map" else draw.one_of([0, d, 1])
     arguments: dict[str, Any] = {
-        "z": tensor(batch, d),
-        "rows": tensor(batch, widths[0]),
-        "times": tensor(k + (method == "heun"), widths[0]),
+        "z": draw.tensor((*sets, batch, d), dtype, tame=True) / d**0.5,
+        "rows": draw.tensor((*steps, *sets, batch, hidden[0]), dtype, tame=True),
+        "times": draw.tensor((*sets, k + (method == "heun"), hidden[0]), dtype, tame=True),
     }
-    exact = VelocityMLP(*([t.double() for t in part] for part in network))
-    expected = mlp_flow_ref(*(t.double() for t in arguments.values()), exact, method, k, group, 1e-5)
+    expected = mlp_flow_ref(*(t.double() for t in arguments.values()), doubles(network), method, k, group, 1e-5)
     arguments |= {"network": network, "method": method, "substeps": k, "group": group}
-    loose = 1e-2 if dtype == torch.float32 else 1e-8  # LayerNorm of equal numbers divides what is left of rounding by sqrt(eps)
     for name, found in answers(draw, "mlp_flow", ops.mlp_flow, arguments):
-        near(found, expected, loose * (1 + expected.abs().max()) if expected.numel() else 0.0, name)
+        near(found, expected, loose(dtype, expected), name)
+
+
+def mlp(draw: Draw) -> None:
+    dtype, sets = draw.one_of(FLOATS[:2]), draw.one_of([(), (), (1,), (3,)])
+    hidden, lead = widths(draw), (*draw.shape(draw.one_of([0, 1, 2]), 40), *sets, *draw.shape(1 if sets else draw.one_of([0, 1]), 40))
+    sizes = [draw.size(40, least=1), *hidden, draw.size(40, least=1)]
+    network = ops.MLP(*parameters(draw, dtype, sets, sizes))
+    x = draw.tensor((*lead, sizes[0]), dtype, tame=True)
+    rows = draw.tensor((*lead, hidden[0]), dtype, tame=True) if draw.chance(0.5) else None
+    expected = x.double()
+    for i, (weight, bias) in enumerate(zip(*doubles(network)[:2])):
+        expected = expected @ weight.mT
+        expected = expected + (bias.unsqueeze(-2) if sets else bias) + (0.0 if i or rows is None else rows.double())
+        if i < len(hidden):
+            scale, shift = (part[i].double().unsqueeze(-2) if sets else part[i].double() for part in network[2:])
+            expected = torch.nn.functional.mish(torch.nn.functional.layer_norm(expected, expected.shape[-1:]) * scale + shift)
+    given = {"x": x, "network": network, "rows": rows}
+    for name, found in answers(draw, "mlp_flow", ops.mlp, given):
+        near(found, expected, loose(dtype, expected), name)
+
+
+def closed_loop(draw: Draw) -> None:
+    """With the gradients of what may be trained, by the C++ loop and by the loop over operations."""
+    dtype, method = draw.one_of(FLOATS[:2]), draw.one_of(["heun", "euler", "map"])
+    k, sets, steps = 1 if method == "map" else draw.one_of([1, 2]), draw.one_of([(), (), (1,), (3,)]), draw.one_of([1, 2, 4])
+    batch, d, a, hidden = draw.size(140), draw.size(40, least=1), draw.size(9, least=1), widths(draw)
+    policy = ops.MLP(*parameters(draw, dtype, sets, [d, *widths(draw), a]))
+    weights, biases, *norms = parameters(draw, dtype, sets, [d, *hidden, d])
+    arguments: dict[str, Any] = {
+        "z": draw.tensor((*sets, batch, d), dtype, tame=True),
+        "offsets": draw.tensor((steps, *sets, batch, a), dtype, tame=True),
+        "policy": policy,
+        "weight": draw.tensor((*sets, hidden[0], a), dtype, tame=True),
+        "times": draw.tensor((*sets, k + (method == "heun"), hidden[0]), dtype, tame=True),
+        "network": VelocityMLP(weights, biases[1:], *norms),
+    }
+    group, detach = 0 if method == "map" else draw.one_of([0, d, 1]), draw.chance(0.3)
+    exact = [doubles(t) if isinstance(t, tuple) else t.double() for t in arguments.values()]
+    leaves = [exact[0], exact[1], *(t for part in exact[2] for t in part)]
+    for t in leaves:
+        t.requires_grad_()
+    truth = closed_loop_ref(*exact, (method, k, group, 1e-5), 1e-5, detach)
+    wanted = torch.autograd.grad(sum(t.sum() for t in truth), leaves, allow_unused=True)
+
+    def call(backend: str, **given: Any) -> tuple[Tensor, Tensor]:
+        return ops.closed_loop(**given)
+
+    trained = [arguments["z"], arguments["offsets"], *(t for part in policy for t in part)]
+    arguments |= {"method": method, "substeps": k, "group": group, "detach": detach}
+    for name, found in answers(draw, "mlp_flow", call, arguments):
+        for part, mine, true in zip(("states", "actions"), found, truth):
+            near(mine, true.detach(), loose(dtype, true.detach()), f"{part} by {name}")
+    if dtype == torch.float64:
+        for t in trained:
+            t.requires_grad_()
+        found = torch.autograd.grad(sum(t.sum() for t in ops.closed_loop(**arguments)), trained, allow_unused=True)
+        for mine, true in zip(found, wanted):
+            if true is not None and mine is not None:
+                near(mine, true, 1e-6 * (1 + float(true.abs().max()) if true.numel() else 1.0), "gradient")
 
 
 def accumulate_moments(draw: Draw) -> None:
@@ -359,5 +434,6 @@ def arm_fields(draw: Draw) -> None:
 
 
 OPS: dict[str, Callable[[Draw], None]] = {
-    f.__name__: f for f in (arm, arm_fields, topk, normal, add_noise, keyed_dropout, heun, norm_mish, mlp_flow, accumulate_moments)
+    f.__name__: f
+    for f in (arm, arm_fields, topk, normal, add_noise, keyed_dropout, heun, norm_mish, mlp_flow, mlp, closed_loop, accumulate_moments)
 }

@@ -57,6 +57,31 @@ def mlp_flow(method: str) -> Case:
     return Case(flat, inputs)
 
 
+def mlp(sets: tuple[int, ...] = ()) -> Case:
+    sizes = [3, 5, 4]
+    weights = [draw(*sets, o, i) / i**0.5 for i, o in itertools.pairwise(sizes)]
+    inputs = [draw(*sets, 2, 3), draw(*sets, 2, 5), *weights, draw(*sets, 5), draw(*sets, 4), draw(*sets, 5), draw(*sets, 5)]
+
+    def flat(x: Tensor, rows: Tensor, *rest: Tensor) -> Tensor:
+        return ops.mlp(x, ops.MLP(list(rest[:2]), list(rest[2:4]), [rest[4]], [rest[5]]), rows=rows)
+
+    return Case(flat, inputs)
+
+
+def closed_loop() -> Case:
+    """States and actions of two steps, as a function of everything: the dynamics' parameters too."""
+    policy = [draw(4, 4) / 2, draw(2, 4) / 2, draw(4), draw(2), draw(4), draw(4)]
+    network = [draw(5, 4) / 2, draw(4, 5) / 2, draw(4), draw(5), draw(5)]
+
+    def flat(z: Tensor, offsets: Tensor, weight: Tensor, times: Tensor, *rest: Tensor) -> Tensor:
+        p, n = rest[:6], rest[6:]
+        parts = ops.MLP([p[0], p[1]], [p[2], p[3]], [p[4]], [p[5]]), VelocityMLP([n[0], n[1]], [n[2]], [n[3]], [n[4]])
+        states, actions = ops.closed_loop(z, offsets, parts[0], weight, times, parts[1], method="euler", substeps=1, group=2)
+        return torch.cat([states.flatten(), actions.flatten()])
+
+    return Case(flat, [draw(2, 4), draw(2, 2, 2), draw(5, 2), draw(1, 5), *policy, *network])
+
+
 def make(name: str) -> Case:
     torch.manual_seed(0)
     ids = torch.randperm(14).reshape(2, 7)
@@ -70,6 +95,9 @@ def make(name: str) -> Case:
         ),
         "mlp_flow heun": lambda: mlp_flow("heun"),
         "mlp_flow euler": lambda: mlp_flow("euler"),
+        "mlp": mlp,
+        "mlp of two networks": lambda: mlp((2,)),
+        "closed_loop": closed_loop,
         "add_noise": lambda: Case(
             lambda x: ops.add_noise(x, 3, 0.2, key=KEY, rows=ROWS, antithetic=True).sin(), [draw(1, 4, 2)], 1e-6
         ),  # backends' float32 normals
@@ -275,6 +303,7 @@ Z, C, X = (
         ("dt", lambda v: ops.heun_correct(Z, Z, Z, v), 0.1),
         ("eps", lambda v: ops.norm_mish(Z, Z[0], Z[0], Z[0], eps=v), 1e-5),
         ("eps", lambda v: ops.mlp_flow(Z, Z, Z[[0, 0, 0]], VelocityMLP([Z.new_ones(4, 4)] * 2, [Z[0]], [Z[0]], [Z[0]]), eps=v), 1e-5),
+        ("eps", lambda v: ops.mlp(Z, ops.MLP([Z.new_ones(4, 4)] * 2, [Z[0]] * 2, [Z[0]], [Z[0]]), eps=v), 1e-5),
         ("sigma", lambda v: ops.add_noise(Z, 1, v, key=KEY, rows=ROWS[:2]), 0.1),
         ("p", lambda v: ops.keyed_dropout(Z, v, key=KEY, rows=ROWS[:2]), 0.1),
         ("gamma", lambda v: ops.arm(X, C, StateSpec.euler2d(gamma=v)).score, torch.tensor([1.4])),

@@ -148,11 +148,11 @@ def test_next_takes_the_fused_path_by_default():
     model = small(FlowWorldModel, integrator=Heun(4))
     z, a = batch(3)
     counts = called(lambda: model.next(z, a))
-    assert counts["ttcfast::mlp_flow"] == 1
-    assert "aten::mish" not in counts and "ttcfast::norm_mish" not in counts and "ttcfast::heun_predict" not in counts
-    assert counts["aten::mm"] == 2 * 8 and counts["aten::addmm"] == 8 + 1  # eight evaluations of three products; the conditions once
+    assert not [name for name in counts if name in ("aten::mish", "aten::layer_norm", "ttcfast::norm_mish", "ttcfast::heun_predict")]
+    assert counts["aten::addmm" if "aten::addmm" in counts else "aten::mm"] == 1  # the conditions; one call makes all other products
+    fused = model.next(z, a)
     model.fused = False
-    assert called(lambda: model.next(z, a))["ttcfast::norm_mish"] == 2 * 8
+    torch.testing.assert_close(model.next(z, a), fused)
 
 
 def test_frozen_dynamics_leave_no_weight_gradient_and_come_back():

@@ -11,10 +11,12 @@ import torch
 
 import ttcfast.pwm.protocol as module
 import ttcfast.pwm.train_policy as training
+import ttcfast.pwm.train_together as module_together
 from tests.replays import earn, episode, move
 from ttcfast.data.replay_shard import write_shard
 from ttcfast.pwm.protocol import ProtocolConfig, protocol
-from ttcfast.pwm.train_policy import _Run
+from ttcfast.pwm.train_policy import PolicyRun
+from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError, CheckpointError, DataError, OutputError
 from ttcfast.runtime.locks import run_lock
 
@@ -95,7 +97,7 @@ def test_every_task_arm_and_seed_is_a_run_in_its_folder(config, data):
 def test_a_killed_protocol_goes_on_without_training_finished_runs_again(config, monkeypatch):
     config = dataclasses.replace(config, seeds=(0,))
     whole = protocol(dataclasses.replace(config, out=config.out + "_whole"))
-    original, trained = _Run._update_policy, []
+    original, trained = PolicyRun._update_policy, []
 
     def killed(self, step):
         trained.append(self.arm.name)
@@ -103,7 +105,7 @@ def test_a_killed_protocol_goes_on_without_training_finished_runs_again(config, 
             raise KeyboardInterrupt
         return original(self, step)
 
-    monkeypatch.setattr(_Run, "_update_policy", killed)
+    monkeypatch.setattr(PolicyRun, "_update_policy", killed)
     with pytest.raises(KeyboardInterrupt):
         protocol(config)
     before = times(config)
@@ -112,6 +114,77 @@ def test_a_killed_protocol_goes_on_without_training_finished_runs_again(config, 
     assert timeless(resumed) == timeless(whole)
     assert times(config)[Path("rotation/mlp_seed0")] == before[Path("rotation/mlp_seed0")]
     assert trained == ["mlp"] * 2 + ["euler1"] * 3, "one update is repeated"
+
+
+def weights(config: ProtocolConfig) -> dict[str, dict[str, torch.Tensor]]:
+    return {str(path.parent.relative_to(config.out)): checkpoints.load(path)[0] for path in Path(config.out).rglob("agent.safetensors")}
+
+
+def same(one: ProtocolConfig, two: ProtocolConfig) -> bool:
+    """Whether the agents of two protocols have the same bits."""
+    first, second = weights(one), weights(two)
+    assert first and first.keys() == second.keys()
+    return all(torch.equal(tensor, second[run][name]) for run, held in first.items() for name, tensor in held.items())
+
+
+def test_seeds_together_end_as_one_by_one(config):
+    config = dataclasses.replace(config, arms=("mlp", "heun1"), seeds=(0, 1, 5))
+    apart = dataclasses.replace(config, out=config.out + "_apart", together=False)
+    assert timeless(protocol(config)) == timeless(protocol(apart)) and same(config, apart)
+    for path in Path(config.out).rglob("training.safetensors"):  # weights, moments and random states
+        mine, theirs = (checkpoints.load(p)[0] for p in (path, Path(apart.out) / path.relative_to(config.out)))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5])  # updates of a group: of the world model and of the policy
+@pytest.mark.parametrize("finished", [(), (1,)])
+def test_a_killed_group_goes_on_as_if_it_had_not_been(config, monkeypatch, killed_at, finished):
+    config = dataclasses.replace(config, arms=("euler1",), seeds=(0, 1, 2), save_every=2)
+    whole = dataclasses.replace(config, out=config.out + "_whole")
+    expected = protocol(whole)
+    if finished:
+        protocol(dataclasses.replace(config, seeds=finished))
+    original, made = module_together._updated, []
+
+    def killed(*args):
+        made.append(1)
+        if len(made) == killed_at:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(module_together, "_updated", killed)
+    with pytest.raises(KeyboardInterrupt):
+        protocol(config)
+    assert timeless(protocol(config)) == timeless(expected) and same(config, whole)
+
+
+def test_runs_that_are_not_equally_far_wait_for_the_last(config, monkeypatch):
+    config = dataclasses.replace(config, arms=("residual",), seeds=(0, 1))
+    whole = dataclasses.replace(config, out=config.out + "_whole", together=False)
+    protocol(whole)
+    step = PolicyRun.step
+
+    def killed(self, at):
+        if at == 3:
+            raise KeyboardInterrupt
+        return step(self, at)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PolicyRun, "step", killed)
+        protocol(dataclasses.replace(config, seeds=(1,)))
+    sizes = []
+    original = module_together._updated
+    monkeypatch.setattr(module_together, "_updated", lambda runs, *rest: sizes.append(len(runs)) or original(runs, *rest))
+    protocol(config)
+    assert sizes == [2] * 3 and same(config, whole)  # the first run makes three updates alone
+
+
+def test_networks_that_cannot_be_stacked_train_one_after_the_other(config):
+    alg = {**ALG, "model": {**ALG["model"], "encoder": {"last_layer": "simnorm", "last_layer_kwargs": {"group": 4}}}}
+    config = dataclasses.replace(config, alg=alg, arms=("mlp",))
+    apart = dataclasses.replace(config, out=config.out + "_apart", together=False)
+    assert timeless(protocol(config)) == timeless(protocol(apart)) and same(config, apart)
 
 
 def test_further_arms_join_the_finished_ones(config):
@@ -129,7 +202,7 @@ def test_the_actor_starts_alike_in_all_arms_of_a_seed(config, monkeypatch):
         started[self.arm.name, self.config.seed] = torch.cat([t.flatten() for part in weights.values() for t in part.values()])
         raise OutputError("seen")
 
-    monkeypatch.setattr(_Run, "train", caught)
+    monkeypatch.setattr(PolicyRun, "updates", caught)
     for arm in ("mlp", "residual", "heun2"):
         for seed in (0, 1):
             with pytest.raises(OutputError, match="seen"):
@@ -182,7 +255,7 @@ def test_wrong_settings_are_named(config, change, message):
 
 
 def test_what_does_not_fit_is_told_before_the_first_run(config, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "train_policy", lambda *args: pytest.fail("a run was started"))
+    monkeypatch.setattr(module, "train_policies", lambda *args: pytest.fail("a run was started"))
     again = shards(tmp_path / "again", "rotation")
     with pytest.raises(ArgumentError, match=r"data names .* and .*again, both of rotation; give one folder per task"):
         protocol(dataclasses.replace(config, data=(*data, again)))

@@ -156,17 +156,17 @@ def test_a_killed_run_ends_as_an_unbroken_one(config, tmp_path, monkeypatch, mod
     class Killed(Exception):
         pass
 
-    step = module._Run.step
+    step = module.PolicyRun.step
 
     def dies(run, at):
         if at == killed_at:
             raise Killed
         return step(run, at)
 
-    monkeypatch.setattr(module._Run, "step", dies)
+    monkeypatch.setattr(module.PolicyRun, "step", dies)
     with pytest.raises(Killed):
         train_policy(config)
-    monkeypatch.setattr(module._Run, "step", step)
+    monkeypatch.setattr(module.PolicyRun, "step", step)
     assert same(train_policy(config), unbroken)
     found, expected = weights(config.out), weights(tmp_path / "unbroken")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -55,7 +55,7 @@ def test_training_lowers_the_errors_below_persistence(config, arm):
     found = train_wm(more)
     (run,) = found.runs
     assert run.errors.observation[-1] < 0.5 * found.persistence.observation[-1]
-    assert run.errors.reward[-1] < 0.1 * found.persistence.reward[-1] and run.errors.unread < 0.1 and run.skipped == 0
+    assert run.errors.reward[-1] < 0.1 * found.persistence.reward[-1] and run.errors.unread < 0.15 and run.skipped == 0
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_errors(config, tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ from .accumulate_moments import accumulate_moments
 from .add_noise import add_noise
 from .arm import ArmScores, arm, arm_weights, check_quantities
 from .arm_fields import FieldScores
+from .closed_loop import closed_loop
 from .heun import heun_correct, heun_predict
 from .info import Info, info
 from .keyed_dropout import keyed_dropout
+from .mlp import MLP, mlp
 from .mlp_flow import VelocityMLP, mlp_flow
 from .norm_mish import norm_mish
 from .normal import normal
@@ -22,6 +24,7 @@ from .topk import topk
 
 __all__ = [
     "ArmScores",
+    "MLP",
     "BackendError",
     "FieldScores",
     "Info",
@@ -31,10 +34,12 @@ __all__ = [
     "arm",
     "arm_weights",
     "check_quantities",
+    "closed_loop",
     "heun_correct",
     "heun_predict",
     "info",
     "keyed_dropout",
+    "mlp",
     "mlp_flow",
     "norm_mish",
     "normal",

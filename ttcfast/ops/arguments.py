@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,26 @@ def of_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
         wanted = " or ".join("None" if t is type(None) else t.__name__ for t in types)
         raise TypeError(f"{name} is {type(value).__name__}; give {wanted}")
+
+
+def lists(name: str, record: Any, kind: type[Any]) -> None:
+    """Require ``record`` to be a named tuple of this class, whose fields are lists or tuples.
+
+    Raises:
+        TypeError: It is none, or a field is not.
+    """
+    of_type(name, record, kind)
+    for field, part in zip(kind._fields, record):
+        of_type(field, part, list, tuple)
+
+
+def dense_parts(record: Any) -> None:
+    """Require the fields of a named tuple to hold dense tensors.
+
+    Raises:
+        TypeError: An entry is not a tensor.
+        ValueError: A tensor has a sparse or other non-dense layout.
+    """
+    for field, part in zip(record._fields, record):
+        for i, t in enumerate(part):
+            dense(**{f"{field}[{i}]": t})

@@ -59,7 +59,7 @@ def define_call(
     definition: Callable[[Any], Any],
     whole: str = "SymInt",
     **autograd: Any,
-) -> None:
+) -> Callable[..., Any]:
     """Define an operation whose arguments are the fields of a record, in order, followed by the backend.
 
     Args:
@@ -72,6 +72,9 @@ def define_call(
         definition: Computes the results in torch's own functions.
         whole: Schema type of integers: ``SymInt``, or ``int`` if each value should have a graph of its own.
         autograd: ``backward``, ``setup_context`` and ``policy`` of :func:`transforms.register`.
+
+    Returns:
+        The implementation, for calls that :func:`transforms.immediate` lets past torch's dispatcher.
     """
 
     def checked(*args: Any) -> Any:
@@ -85,3 +88,4 @@ def define_call(
 
     define(f"{name}({arguments(call, whole)}, str backend) -> {returns}", run, lambda *args: empty(checked(*args[:-1])))
     transforms.register(LIBRARY, name, lambda *args: definition(checked(*args)), **autograd)
+    return run

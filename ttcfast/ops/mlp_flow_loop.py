@@ -1,14 +1,14 @@
-"""The K substeps of a velocity MLP and their backward pass, as matrix products and the fused operations between them.
+"""The steps of a velocity MLP and their backward pass, as matrix products and the fused operations between them.
 
-One set of buffers per call holds all evaluations contiguously, so that the backward pass computes each layer's weight gradient as a single
-matrix product. Nothing waits for the device.
+Inside, every tensor has an axis of S sets of parameters, 1 if there is a single one. One set of buffers per call holds all evaluations
+contiguously, so that the backward pass computes each layer's weight gradient as a single matrix product. Nothing waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,16 @@ NOTHING, FROZEN, TRAINED = 0, 1, 2
 
 
 class Call(NamedTuple):
-    """The arguments of ``torch.ops.ttcfast.mlp_flow``, checked."""
+    """The arguments of ``torch.ops.ttcfast.mlp_flow``, checked.
+
+    With S sets of parameters, these begin with an axis of size S, and so do z and every step's rows.
+    """
 
     z: Tensor  # [B, D]
-    rows: Tensor  # [B, U1]
-    times: Tensor  # [K + 1, U1], or [K, U1] for Euler
-    weights: list[Tensor]  # [U1, D], [U2, U1], ..., [D, Un]
-    biases: list[Tensor]  # of all products but the first: [U2], ..., [D]
+    rows: Tensor | None  # [B, U1], or [T, B, U1] for T steps
+    times: Tensor  # [K + 1, U1], or [K, U1] for Euler and [1, U1] for "map"
+    weights: list[Tensor]  # [U1, D], [U2, U1], ..., [O, Un]
+    biases: list[Tensor]  # of all products but the first: [U2], ..., [O]
     scales: list[Tensor]  # of LayerNorm: [U1], ..., [Un]
     shifts: list[Tensor]
     method: str
@@ -38,11 +41,25 @@ class Call(NamedTuple):
     keep: int
 
     @property
-    def evaluations(self) -> list[int]:
-        """Return the index into ``times`` of every evaluation, in order."""
-        if self.method == "euler":
-            return list(range(self.substeps))
-        return [k + second for k in range(self.substeps) for second in (0, 1)]
+    def stacked(self) -> bool:
+        """Whether there is an axis of sets of parameters."""
+        return self.weights[0].ndim == 3
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps, None without an axis of steps."""
+        return None if self.rows is None or self.rows.ndim == self.z.ndim else self.rows.shape[0]
+
+    @property
+    def times_of_step(self) -> list[int]:
+        """Return the index into ``times`` of every evaluation of a step, in order."""
+        if self.method == "heun":
+            return [k + second for k in range(self.substeps) for second in (0, 1)]
+        return list(range(self.substeps))
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.times_of_step) * (1 if self.steps is None else self.steps)
 
     @property
     def matmul_dtype(self) -> torch.dtype:
@@ -52,22 +69,48 @@ class Call(NamedTuple):
     def dt(self) -> float:
         return 1 / self.substeps
 
-    def layer(self, index: int, time: int) -> Layer:
-        """Return the parameters of the steps after product ``index``; the bias of the first is in ``times``."""
-        bias = self.times[time] if index == 0 else self.biases[index - 1]
-        return Layer(bias, self.scales[index], self.shifts[index], self.eps)
+    def sets(self, t: Tensor) -> Tensor:
+        """Return ``t`` with its axis of sets of parameters."""
+        return t if self.stacked else t.unsqueeze(0)
+
+    def by_step(self, t: Tensor) -> Tensor:
+        """Return a tensor shaped like ``rows`` as ``[T, S, B, ...]``."""
+        t = t.unsqueeze(0) if self.steps is None else t
+        return t if self.stacked else t.unsqueeze(1)
+
+    def as_given(self, t: Tensor) -> Tensor:
+        """Return a tensor ``[T, S, B, ...]`` shaped like ``rows``, the inverse of :meth:`by_step`."""
+        t = t if self.stacked else t.squeeze(1)
+        return t.squeeze(0) if self.steps is None else t
+
+    def empty(self) -> Tensor:
+        """Allocate the result: the state after each step."""
+        steps = () if self.steps is None else (self.steps,)
+        return self.z.new_empty((*steps, *self.z.shape[:-1], self.weights[-1].shape[-2]))
 
     def products(self) -> list[Tensor]:
-        """Return the weights in the dtype of the products."""
-        return [w.to(self.matmul_dtype) for w in self.weights]
+        """Return the weights ``[S, O, I]`` in the dtype of the products."""
+        return [self.sets(w).to(self.matmul_dtype) for w in self.weights]
+
+    def layers(self) -> list[list[list[Layer]]]:
+        """Return the parameters of the steps after each product, by product, time (of the first alone) and set of parameters."""
+
+        def parts(t: Tensor) -> Sequence[Tensor]:
+            return t.unbind(0) if self.stacked else (t,)
+
+        by_time: list[Sequence[Sequence[Tensor]]] = [[parts(t) for t in self.times.unbind(-2)], *([parts(b)] for b in self.biases)]
+        return [
+            [[Layer(*p, self.eps) for p in zip(bias, parts(scale), parts(shift))] for bias in biases]
+            for biases, scale, shift in zip(by_time, self.scales, self.shifts)
+        ]
 
 
 class Kept(NamedTuple):
-    """Tensors saved for the backward pass, each of leading shape [evaluations, B]."""
+    """Tensors saved for the backward pass, each of leading shape [evaluations, S, B]."""
 
-    products: list[Tensor]  # inputs of norm_mish, [E, B, U] per hidden layer
-    stats: list[Tensor]  # per hidden layer, [E, B, 2]
-    inputs: list[Tensor]  # inputs of the first product, [E, B, D], if weights are trained; otherwise empty
+    products: list[Tensor]  # inputs of norm_mish, [E, S, B, U] per hidden layer
+    stats: list[Tensor]  # per hidden layer, [E, S, B, 2]
+    inputs: list[Tensor]  # inputs of the first product, [E, S, B, D], if weights are trained; otherwise empty
 
     def flat(self) -> list[Tensor]:
         return [*self.products, *self.stats, *self.inputs]
@@ -93,42 +136,63 @@ TRITON = Pieces(norm_mish.fill_triton, norm_mish.fill_backward_triton, heun.fill
 
 def buffers(call: Call) -> Kept:
     """Allocate buffers for all evaluations, or for one if nothing is saved."""
-    count = len(call.evaluations) if call.keep != NOTHING else 1
-    lead, widths = (count, call.z.shape[0]), [w.shape[0] for w in call.weights[:-1]]
-    products = [call.z.new_empty((*lead, u), dtype=call.matmul_dtype) for u in widths]
-    stats = [call.z.new_empty((*lead, 2)) for _ in widths]
-    inputs = [call.z.new_empty((*lead, call.z.shape[1]), dtype=call.matmul_dtype)] if call.keep == TRAINED else []
+    count, z = call.evaluations if call.keep != NOTHING else 1, call.sets(call.z)
+    lead, widths = (count, *z.shape[:2]), [s.shape[-1] for s in call.scales]
+    products = [z.new_empty((*lead, u), dtype=call.matmul_dtype) for u in widths]
+    stats = [z.new_empty((*lead, 2)) for _ in widths]
+    inputs = [z.new_empty((*lead, z.shape[2]), dtype=call.matmul_dtype)] if call.keep == TRAINED else []
     return Kept(products, stats, inputs)
 
 
+def each(first: Tensor, *others: Tensor | None) -> Iterable[Sequence[Any]]:
+    """Yield the parts of tensors ``[S, ...]`` for each set of parameters, None for None."""
+    return zip(first.unbind(0), *([None] * first.shape[0] if t is None else t.unbind(0) for t in others))
+
+
 class Forward:
-    """Forward pass over the substeps."""
+    """Forward pass over the steps."""
 
     def __init__(self, call: Call, pieces: Pieces) -> None:
         self.call, self.pieces, self.kept = call, pieces, buffers(call)
-        self.weights = [w.t() for w in call.products()]
+        self.layers, self.weights = call.layers(), [w.transpose(1, 2) for w in call.products()]
         # In bfloat16, the products' inputs are copies; otherwise states are written directly into the products' inputs.
-        self.bias = call.biases[-1].to(call.matmul_dtype)
+        self.bias = call.sets(call.biases[-1]).to(call.matmul_dtype).unsqueeze(1)
         self.active = [torch.empty_like(product[0]) for product in self.kept.products]
         self.at = 0
 
     def run(self) -> Tensor:
-        call, z = self.call, self.call.z
-        k1, k2 = (torch.empty_like(z, dtype=call.matmul_dtype) for _ in range(2))
-        predicted = torch.empty_like(z)
-        result = torch.empty_like(z)
-        for k in range(call.substeps):
-            self.velocity(z, k, k1)
-            if call.method == "euler":
-                self.pieces.update(z, k1, None, call.dt, 1.0, call.group, result)
-            else:
-                self.pieces.update(z, k1, None, call.dt, 1.0, call.group, predicted)
-                self.velocity(predicted, k + 1, k2)
-                self.pieces.update(z, k1, k2, 0.5 * call.dt, 1.0, call.group, result)
+        call, z = self.call, self.call.sets(self.call.z)
+        rows = [None] if call.rows is None else list(call.by_step(call.rows))
+        results = z.new_empty((len(rows), *z.shape[:2], call.weights[-1].shape[-2]))
+        if call.method != "map" or call.half:
+            self.slopes = [torch.empty_like(results[0], dtype=call.matmul_dtype) for _ in range(2)]
+        self.predicted = torch.empty_like(z) if call.method == "heun" else z
+        for given, result in zip(rows, results):
+            self.step(z, given, result)
             z = result
-        return result
+        return call.as_given(results)
 
-    def velocity(self, z: Tensor, time: int, out: Tensor) -> None:
+    def step(self, z: Tensor, rows: Tensor | None, result: Tensor) -> None:
+        """Fill ``result`` with the state after the one at ``z``."""
+        call, update = self.call, self.pieces.update
+        if call.method == "map":
+            out = self.slopes[0] if call.half else result
+            self.velocity(z, rows, 0, out)
+            if call.half:
+                result.copy_(out)
+            return
+        k1, k2 = self.slopes
+        for k in range(call.substeps):
+            self.velocity(z, rows, k, k1)
+            if call.method == "euler":
+                update(z, k1, None, call.dt, 1.0, call.group, result)
+            else:
+                update(z, k1, None, call.dt, 1.0, call.group, self.predicted)
+                self.velocity(self.predicted, rows, k + 1, k2)
+                update(z, k1, k2, 0.5 * call.dt, 1.0, call.group, result)
+            z = result
+
+    def velocity(self, z: Tensor, rows: Tensor | None, time: int, out: Tensor) -> None:
         """Fill ``out`` with the slope at ``z``, before group means are subtracted."""
         slot = self.at if self.call.keep != NOTHING else 0
         x = z
@@ -136,12 +200,14 @@ class Forward:
             x = self.kept.inputs[0][slot].copy_(z)
         elif self.call.half:
             x = z.to(torch.bfloat16)
-        for index, (product, stats, active) in enumerate(zip(self.kept.products, self.kept.stats, self.active)):
-            torch.mm(x, self.weights[index], out=product[slot])
-            rows = self.call.rows if index == 0 else None
-            self.pieces.norm_mish(product[slot], rows, self.call.layer(index, time), active, stats[slot])
+        for index, (weight, active) in enumerate(zip(self.weights, self.active)):
+            product, stats = self.kept.products[index][slot], self.kept.stats[index][slot]
+            torch.bmm(x, weight, out=product)
+            parts = each(product, None if index else rows, active, stats)
+            for layer, (p, r, a, s) in zip(self.layers[index][0 if index else time], parts):
+                self.pieces.norm_mish(p, r, layer, a, s)
             x = active
-        torch.addmm(self.bias, x, self.weights[-1], out=out)
+        torch.baddbmm(self.bias, x, self.weights[-1], out=out)
         self.at += 1
 
 
@@ -158,85 +224,101 @@ class Result(NamedTuple):
 
 
 class Backward:
-    """Backward pass over the substeps, last to first."""
+    """Backward pass over the steps, last to first."""
 
     def __init__(self, call: Call, kept: Kept, pieces: Pieces) -> None:
-        self.call, self.kept, self.pieces = call, kept, pieces
+        self.call, self.kept, self.pieces, self.layers = call, kept, pieces, call.layers()
         self.trained, self.weights = call.keep == TRAINED, call.products()
-        count = len(call.evaluations) if self.trained else 1
-        self.of_products = [torch.empty((count, *p.shape[1:]), dtype=p.dtype, device=p.device) for p in kept.products]
-        self.of_slopes = call.z.new_empty((count, *call.z.shape), dtype=call.matmul_dtype)
+        self.given = None if call.rows is None else call.by_step(call.rows)
+        count = call.evaluations if self.trained else 1
+        z = call.sets(call.z)
+        self.of_products = [p.new_empty((count, *p.shape[1:])) for p in kept.products]
+        self.of_slopes = z.new_empty((count, *z.shape[:2], call.weights[-1].shape[-2]), dtype=call.matmul_dtype)
         self.active = [torch.empty_like(p) for p in kept.products] if self.trained else []
-        self.scales = [torch.zeros_like(s) for s in call.scales] if self.trained else []
-        self.shifts = [torch.zeros_like(s) for s in call.shifts] if self.trained else []
-        self.rows = torch.zeros_like(call.rows)
-        self.at = len(call.evaluations)
+        of_layers = [z.new_empty((count, z.shape[0], p.shape[-1])) for p in kept.products for _ in range(2) if self.trained]
+        self.scales, self.shifts = of_layers[::2], of_layers[1::2]
+        self.rows = None if self.given is None or self.trained else torch.zeros_like(self.given)
+        self.at = call.evaluations
 
     def run(self, grad: Tensor) -> Result:
-        """Run the pass from ``grad``, the gradient of the result, ``[B, D]``."""
+        """Run the pass from ``grad``, the gradient of the result."""
+        per_step = self.call.by_step(grad)
+        total = per_step[-1]
+        for step in reversed(range(len(per_step))):
+            total = self.step(total, step)
+            if step:
+                total += per_step[step - 1]
+        return self.result(total)
+
+    def step(self, grad: Tensor, step: int) -> Tensor:
+        """Return the gradient of a step's start from that of its end."""
         call, update, group = self.call, self.pieces.update, self.call.group
+        if call.method == "map":
+            slope = self.slot(self.of_slopes) if self.trained or call.half else grad
+            return self.evaluation(0, slope if slope is grad else slope.copy_(grad), step).to(grad.dtype)
         grad = grad.clone()  # becomes the gradient of each substep's start in turn
         half_step = 0.5 * call.dt
         for k in reversed(range(call.substeps)):
             slope = self.slot(self.of_slopes)
             if call.method == "euler":
                 update(None, grad, None, call.dt, 1.0, group, slope)
-                grad += self.evaluation(k, slope)
+                grad += self.evaluation(k, slope, step)
                 continue
             update(None, grad, None, half_step, 1.0, group, slope)
-            of_predicted = self.evaluation(k + 1, slope)
+            of_predicted = self.evaluation(k + 1, slope, step)
             slope = self.slot(self.of_slopes)
             update(None, grad, of_predicted, half_step, 2.0, group, slope)
             grad += of_predicted
-            grad += self.evaluation(k, slope)
-        return self.result(grad)
+            grad += self.evaluation(k, slope, step)
+        return grad
 
     def slot(self, buffer: Tensor) -> Tensor:
         """Return the buffer of the next evaluation, the one before ``at``."""
         return buffer[self.at - 1 if self.trained else 0]
 
-    def evaluation(self, time: int, slope: Tensor) -> Tensor:
+    def evaluation(self, time: int, slope: Tensor, step: int) -> Tensor:
         """Return the gradient of an evaluation's input from that of its slope."""
-        grad, call = slope, self.call
+        grad, at = slope, self.at - 1
         for index in reversed(range(len(self.kept.products))):
-            grad = torch.mm(grad, self.weights[index + 1])
-            out = Gradients(self.slot(self.of_products[index]))
-            if self.trained:
-                out = out._replace(
-                    y=self.slot(self.active[index]), scale=torch.empty_like(call.scales[index]), shift=torch.empty_like(call.shifts[index])
-                )
-            product, stats = self.kept.products[index][self.at - 1], self.kept.stats[index][self.at - 1]
-            rows = call.rows if index == 0 else None
-            self.pieces.norm_mish_backward(grad, product, rows, call.layer(index, time), stats, out)
-            if out.scale is not None and out.shift is not None:
-                self.scales[index] += out.scale
-                self.shifts[index] += out.shift
-            grad = out.x
-        if not self.trained:
-            self.rows += grad
+            grad, out = torch.bmm(grad, self.weights[index + 1]), self.slot(self.of_products[index])
+            rows = None if index or self.given is None else self.given[step]
+            trained = [part[index][at] for part in (self.active, self.scales, self.shifts)] if self.trained else [None] * 3
+            parts = each(grad, self.kept.products[index][at], rows, self.kept.stats[index][at], out, *trained)
+            for layer, (g, p, r, s, *wanted) in zip(self.layers[index][0 if index else time], parts):
+                self.pieces.norm_mish_backward(g, p, r, layer, s, Gradients(*wanted))
+            grad = out
+        if self.rows is not None:
+            self.rows[step] += grad
         self.at -= 1
-        return torch.mm(grad, self.weights[0])
+        return torch.bmm(grad, self.weights[0])
 
     def result(self, grad: Tensor) -> Result:
-        call = self.call
+        call, none = self.call, self.call.times.new_empty(0)
+        of_z = grad if call.stacked else grad.squeeze(0)
         if not self.trained:
-            return Result(grad, self.rows, call.times.new_empty(0), [], [], [], [])
-        dtype = call.z.dtype
+            return Result(of_z, none if self.rows is None else call.as_given(self.rows), none, [], [], [], [])
+        dtype, first = call.z.dtype, self.of_products[0].unflatten(0, (-1, len(call.times_of_step)))  # [T, E / T, S, B, U1]
         outputs = [*self.of_products, self.of_slopes]
-        per_time = self.of_products[0].sum(1, dtype=dtype)  # [E, U1]
-        times = torch.zeros_like(call.times)
-        if call.method == "euler":
-            times += per_time
-        else:
+        per_time = first.sum((0, 3), dtype=dtype)  # [E / T, S, U1]
+        times = torch.zeros_like(call.sets(call.times)).transpose(0, 1)
+        if call.method == "heun":
             times[:-1] += per_time[0::2]
             times[1:] += per_time[1::2]
-        return Result(
-            grad,
-            self.of_products[0].sum(0, dtype=dtype),
-            times,
+        else:
+            times += per_time
+        rows = none if call.rows is None else call.as_given(first.sum(1, dtype=dtype) if first.shape[1] > 1 else first[:, 0].to(dtype))
+        found = (
             # All evaluations at once: one product per layer, whose inner size is E B.
-            [torch.mm(o.flatten(0, 1).t(), i.flatten(0, 1)).to(dtype) for o, i in zip(outputs, [*self.kept.inputs, *self.active])],
-            [o.sum((0, 1), dtype=dtype) for o in outputs[1:]],
-            self.scales,
-            self.shifts,
+            [torch.bmm(_joined(o).transpose(1, 2), _joined(i)).to(dtype) for o, i in zip(outputs, [*self.kept.inputs, *self.active])],
+            [o.sum((0, 2), dtype=dtype) for o in outputs[1:]],
+            [s.sum(0) for s in self.scales],
+            [s.sum(0) for s in self.shifts],
         )
+        if call.stacked:
+            return Result(of_z, rows, times.transpose(0, 1), *found)
+        return Result(of_z, rows, times.squeeze(1), *([t.squeeze(0) for t in part] for part in found))
+
+
+def _joined(t: Tensor) -> Tensor:
+    """Return ``[E, S, B, U]`` as ``[S, E B, U]``."""
+    return t.transpose(0, 1).flatten(1, 2)

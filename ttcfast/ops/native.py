@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .registry import Reason, one_line
 
-ABI = 5  # increment together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
+ABI = 6  # increment together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # positions are the codes of DType in csrc/dtype.h
 

@@ -112,6 +112,20 @@ def register(
         library.impl(op, differentiable, "Autograd", with_keyset=True)
 
 
+def immediate(*tensors: Tensor) -> bool:
+    """Tell whether a call of these may go past torch's dispatcher: all are plain dense tensors, and nothing traces or transforms it."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or functorch.peek_interpreter_stack() is not None:
+        return False
+    if forward_ad._current_level >= 0 or torch._C._get_tracing_state() is not None:
+        return False
+    device = "cpu"
+    for t in tensors:
+        if type(t) not in (Tensor, torch.nn.Parameter) or t.layout is not torch.strided:
+            return False
+        device = t.device.type
+    return device in AUTOCAST_DEVICES and not torch.is_autocast_enabled(device)
+
+
 def has_tangent(args: Sequence[Any]) -> bool:
     """Tell whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
     return forward_ad._current_level >= 0 and bool(_any_dual(args))

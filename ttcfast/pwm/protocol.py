@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from ttcfast.checks import each_once
@@ -16,7 +18,8 @@ from ttcfast.runtime.progress import bar
 from .arms import Arm, check_runs
 from .policy_config import PolicySettings, TrainPolicyConfig, agent_config
 from .policy_result import PolicyResult
-from .train_policy import task_of, train_policy
+from .train_policy import task_of
+from .train_together import train_policies
 from .train_wm import Material
 
 ARMS = ("mlp", "residual", "euler1", "heun2", "heun4")
@@ -32,12 +35,15 @@ class ProtocolConfig(PolicySettings):
         arms: Kinds of dynamics, ``mlp``, ``residual`` or flows as ``heun<K>`` or ``euler<K>``. Heun evaluates the network 2 K times per
             imagined step, Euler K times.
         seeds: Random seeds; runs of one seed have the same batches and the same initial actor and critic.
+        together: Whether the random seeds of an arm train at once where they can (:func:`ttcfast.pwm.train_together.train_policies`), with
+            the same results in less time. Online and in dmo they cannot: every seed has data of its own length there, and a simulator.
     """
 
     data: tuple[str, ...] = ("data/cartpole",)
     out: str = "runs/protocol"
     arms: tuple[str, ...] = ARMS
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    together: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,9 +56,9 @@ class ProtocolConfig(PolicySettings):
 def protocol(config: ProtocolConfig) -> list[PolicyResult]:
     """Train every arm with every seed on every task, except for runs that are finished, and return all in this order.
 
-    Random seeds come before arms, so that what a killed protocol leaves can be compared. Tasks, settings and the parity of all arms are
-    checked before the first run. Every run locks its own folder: processes with different arms, seeds or data work side by side in one
-    ``out``, and a last call gathers the results.
+    Offline the random seeds of an arm train together if ``together``. Otherwise seeds come before arms, so that what a killed protocol
+    leaves can be compared. Tasks, settings and the parity of all arms are checked before the first run. Every run locks its own folder:
+    processes with different arms, seeds or data work side by side in one ``out``, and a last call gathers the results.
 
     Raises:
         ArgumentError: Two folders are of one task, or a setting does not fit the data, the models or the task.
@@ -62,13 +68,16 @@ def protocol(config: ProtocolConfig) -> list[PolicyResult]:
     out, found = output_folder(config.out), {}
     tasks = _tasks(config)
     with bar(len(tasks) * len(config.arms) * len(config.seeds) * (config.wm_steps + config.steps), "protocol") as progress:
-        for run in _runs(config, out, tasks):
 
-            def note(steps: float, text: str | None, run: TrainPolicyConfig = run) -> None:
-                progress.advance(steps, note=f"{tasks[run.data]}, {Arm(run.arm).label}, seed {run.seed}: {text or ''}")
+        def note(run: TrainPolicyConfig, steps: float, text: str | None) -> None:
+            progress.advance(steps, note=f"{tasks[run.data]}, {Arm(run.arm).label}, seed {run.seed}: {text or ''}")
 
-            with run_lock(run.out):
-                found[run.data, run.arm, run.seed] = train_policy(run, note)
+        for group in _groups(config, out, tasks):
+            with ExitStack() as locks:
+                for run in group:
+                    locks.enter_context(run_lock(run.out))
+                for run, result in zip(group, train_policies(group, [partial(note, run) for run in group])):
+                    found[run.data, run.arm, run.seed] = result
     return [found[data, arm, seed] for data in config.data for arm in config.arms for seed in config.seeds]
 
 
@@ -87,10 +96,17 @@ def _tasks(config: ProtocolConfig) -> dict[str, str]:
     return tasks
 
 
-def _runs(config: ProtocolConfig, out: Path, tasks: dict[str, str]) -> Iterator[TrainPolicyConfig]:
+def _groups(config: ProtocolConfig, out: Path, tasks: dict[str, str]) -> Iterator[list[TrainPolicyConfig]]:
+    """Yield the runs in their order, those that may train together in one list."""
     shared = {field.name: getattr(config, field.name) for field in fields(PolicySettings)}
     for data, task in tasks.items():
         folder = out / re.sub(r"[^\w.+-]+", "_", task)
-        for seed in config.seeds:
-            for arm in config.arms:
-                yield TrainPolicyConfig(data=data, out=str(folder / f"{arm}_seed{seed}"), arm=arm, seed=seed, **shared)
+        runs = {
+            (arm, seed): TrainPolicyConfig(data=data, out=str(folder / f"{arm}_seed{seed}"), arm=arm, seed=seed, **shared)
+            for seed in config.seeds
+            for arm in config.arms
+        }
+        if config.together and config.mode == "offline":
+            yield from ([runs[arm, seed] for seed in config.seeds] for arm in config.arms)
+        else:
+            yield from ([run] for run in runs.values())

@@ -24,7 +24,7 @@ from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder, write_json
 from ttcfast.runtime.progress import bar
-from ttcfast.runtime.training import Stopwatch, TrainingRun, settings
+from ttcfast.runtime.training import Stopwatch, TrainingRun, Updates, driven, settings
 from ttcfast.spec import Key
 
 from .algorithms.simulated import SimulatedEpisodes
@@ -64,7 +64,7 @@ def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None
         CheckpointError: An earlier run in ``out`` is damaged or has other settings.
         MissingPackageError: The simulator is not installed.
     """
-    run = _Run(config)
+    run = PolicyRun(config)
     if config.resume and (found := run.read()) is not None:
         if advance is not None:
             advance(run.steps, None)
@@ -75,17 +75,17 @@ def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None
         return run.result(lambda steps, text: progress.advance(steps, note=text or ""))
 
 
-class _Run(TrainingRun):
+class PolicyRun(TrainingRun):
     """The state of one training run; its first ``wm_steps`` updates are those of the world model, the rest the policy's."""
 
     settings_key, require_finite = "settings", False  # the sanity checks skip updates that are not finite
 
-    def __init__(self, config: TrainPolicyConfig) -> None:
+    def __init__(self, config: TrainPolicyConfig, material: Material | None = None) -> None:
         self.config, self.out = config, output_folder(config.out)
         self.arm, self.agent_config = Arm(config.arm), agent_config(config.agent)
         self.alg = self.arm.configure(config.alg)
         self.steps, self.report = config.wm_steps + config.steps, self.out / "result.json"
-        self.material = Material(config.data, config)
+        self.material = material or Material(config.data, config)
         self.task, self.env = task_of(self.material.train, config.data)
         self.first = ReplaySampler(self.material.train, config.horizon, seed=config.seed)
         self.own: ReplaySampler | None = None
@@ -104,6 +104,10 @@ class _Run(TrainingRun):
 
     def result(self, advance: Callable[[float, str | None], None]) -> PolicyResult:
         """Train or resume the run, measure it, and write agent.safetensors and result.json."""
+        return driven(self.stages(advance), self.step)
+
+    def stages(self, advance: Callable[[float, str | None], None]) -> Updates[PolicyResult]:
+        """:meth:`result` as a generator, like :meth:`ttcfast.runtime.training.TrainingRun.updates`."""
         config, material = self.config, self.material
         if not config.resume:
             self.report.unlink(missing_ok=True)
@@ -127,7 +131,7 @@ class _Run(TrainingRun):
             if config.mode == "dmo":
                 own = stack.enter_context(self._pool(config.starts))
                 self.simulated = SimulatedEpisodes(own, self.policy, first_seed=config.eval_seed + 10_000, keep=self.learns)
-            self.train(advance)
+            yield from self.updates(advance)
         if self.stopped():
             logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, config.seed, self.done, self.steps)
             advance(self.steps - self.done, None)
@@ -218,16 +222,20 @@ class _Run(TrainingRun):
         return later % self.config.eval_every == 0 or later == self.config.steps
 
     def _update_wm(self, step: int, draw: int, lr: float | None = None) -> dict[str, float]:
-        config = self.config
         self.wm_watch.go_on()
+        self.set_wm_rate(step, lr)
+        obs, act, rew, _ = self.windows(draw, self.config.batch)
+        found = self.agent.update_wm(obs, act, rew)
+        self.wm_watch.pause()
+        return found
+
+    def set_wm_rate(self, step: int, lr: float | None = None) -> None:
+        """Set the learning rate of the world model for update ``step``, or to ``lr``."""
+        config = self.config
         done = step / config.wm_steps
         share = (step + 1) / config.warmup if step < config.warmup else 1 - (1 - config.wm_lr_floor) * done
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share if lr is None else lr
-        obs, act, rew, _ = self._windows(draw, config.batch)
-        found = self.agent.update_wm(obs, act, rew)
-        self.wm_watch.pause()
-        return found
 
     def _update_policy(self, step: int) -> dict[str, float]:
         config, found = self.config, {}
@@ -237,25 +245,30 @@ class _Run(TrainingRun):
             if self.agent.sanity.stopped:
                 return {**found, "loss": math.nan}
         if self.simulated is None:
-            update = self.agent.update_policy(self._observations(step), step, progress=step / config.steps)
+            update = self.agent.update_policy(self.observations(step), step, progress=step / config.steps)
         else:
             measured = config.esnr_microbatches if self._due(step + 1) else 0
             roll = partial(self.simulated.rollout, microbatches=measured)
             update = self.policy.update(self.simulated.starts(), step, progress=step / config.steps, imagine=roll)
+        return {**found, **self.told(update)}
+
+    def told(self, update: dict[str, float]) -> dict[str, float]:
+        """Take note of an update of the policy and return what is logged of it."""
         self.norms.append(update["actor_gradient_norm"])
         # As for the world model, so many skipped updates in a row mean that nothing will come any more.
         self.stopped_by_policy = bool(self.agent.sanity.patience) and self.policy.skipped_in_a_row >= self.agent.sanity.patience
-        return {**found, **update, "loss": update["actor_loss"]}
+        return {**update, "loss": update["actor_loss"]}
 
     def _starts(self, step: int) -> Tensor:
         """Return the latents from which the imagined rollouts of update ``step`` start."""
         with torch.no_grad():
-            return self.agent.model.encode(self._observations(step))
+            return self.agent.model.encode(self.observations(step))
 
-    def _observations(self, step: int) -> Tensor:
-        return self._windows(10**9 + step, self.config.starts).obs[0]
+    def observations(self, step: int) -> Tensor:
+        """Return the recorded observations ``[starts, observation_dim]`` where the imagined rollouts of update ``step`` start."""
+        return self.windows(10**9 + step, self.config.starts).obs[0]
 
-    def _windows(self, draw: int, size: int) -> Windows:
+    def windows(self, draw: int, size: int) -> Windows:
         """Return windows of the recorded episodes and, once there are any, of the policy's own."""
         if self.own is None:
             return self.first.batch(draw, size).to(self.config.device)

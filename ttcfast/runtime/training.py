@@ -6,11 +6,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from .progress import bar
 
 LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss, "huber": nn.functional.smooth_l1_loss}
 CLOCKS = ("wall", "cpu")
+Result = TypeVar("Result")
 _TOLD = 4  # settings that an error about other ones names
 FREE_ON_RESUME = frozenset(
     ["out", "resume", "device", "compile", "max_seconds", "valid", "val_every", "save_every", "log_every", "tensorboard", "wandb"]
@@ -63,6 +64,24 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds counted so far."""
         return self._spent if self._started is None else self._spent + self._now() - self._started
+
+
+Updates = Generator[int, dict[str, float], Result]
+
+
+def driven(updates: Updates[Result], step: Callable[[int], dict[str, float]]) -> Result:
+    """Make every update that a generator asks for by ``step``, and return its result; it sees what ``step`` raises."""
+    try:
+        asked = next(updates)
+        while True:
+            try:
+                values = step(asked)
+            except BaseException as error:
+                updates.throw(error)
+                raise
+            asked = updates.send(values)
+    except StopIteration as end:
+        return end.value
 
 
 class TrainingRun:
@@ -180,6 +199,10 @@ class TrainingRun:
             CheckpointError: The training state is damaged, or of other settings.
             TrainingError: The loss is not finite.
         """
+        return driven(self.updates(advance), self.step)
+
+    def updates(self, advance: Callable[[float, str | None], None] | None = None) -> Updates[dict[str, float]]:
+        """:meth:`train` as a generator: it yields the number of every update to be made, and is sent what :meth:`step` would return."""
         config, found, first = self.config, {}, self._start()
         self.done, main = first, rank() == 0
         log = RunLog(self.out, config.tensorboard, config.wandb, config=asdict(config), resume_step=first or None) if main else None
@@ -188,7 +211,7 @@ class TrainingRun:
             tell(first, None)
             late = self.out_of_time()
             while self.done < self.steps and not late and not self.stopped():
-                values = self.step(self.done)
+                values = yield self.done
                 self.done += 1
                 if self.require_finite and not math.isfinite(values["loss"]):
                     raise TrainingError(

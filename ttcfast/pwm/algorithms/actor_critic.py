@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from ttcfast.pwm.models.actor import Actor
 from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.pwm.models.critic import CriticEnsemble
 from ttcfast.spec import Key
+
+from .flat_adam import FlatAdam
 
 _SITE_POLICY, _SITE_CRITIC, _SITE_MEASURE = 1, 2, 3  # sites of the keyed noise
 
@@ -73,7 +75,7 @@ class AgentConfig:
 
 
 class Imagined(NamedTuple):
-    """A rollout of the policy inside the world model.
+    """A rollout of the policy inside the world model; of S policies stacked there is an axis of size S before B.
 
     One that ends before H steps repeats its last state to the end, with rewards 0 and discounts 1.
     """
@@ -85,8 +87,10 @@ class Imagined(NamedTuple):
     own: Tensor | None = None  # [H, B] bool, whether a step is made, not a repetition; None for all
 
     def made(self, values: Tensor) -> Tensor:
-        """Return those of ``values [H, B, ...]`` that belong to steps that were made, ``[N, ...]``."""
-        return values.flatten(0, 1) if self.own is None else values[self.own]
+        """Return those of ``values [H, B, ...]`` that belong to steps that were made, ``[N, ...]``, of S policies ``[S, N, ...]``."""
+        if self.own is not None:
+            return values[self.own]
+        return values.flatten(0, 1) if self.rewards.ndim == 2 else values.movedim(1, 0).flatten(1, 2)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Imagined:
         """Return the rollout with every tensor changed."""
@@ -129,9 +133,10 @@ class ActorCritic:
         self.actor = Actor(model.latent_dim, model.action_dim, **config.actor)
         self.critic = CriticEnsemble(model.latent_dim, **config.critic)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self._targets = list(self.target.parameters())
         self.unit = reward_scale / (1 - config.gamma)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), config.actor_lr, betas=config.betas)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_lr, betas=config.betas)
+        self.actor_optimizer = FlatAdam(self.actor.parameters(), config.actor_lr, config.betas)
+        self.critic_optimizer = FlatAdam(self.critic.parameters(), config.critic_lr, config.betas)
         self.skipped = self.skipped_in_a_row = 0
 
     def to(self, device: str | torch.device) -> ActorCritic:
@@ -155,14 +160,22 @@ class ActorCritic:
 
     def imagine(self, z: Tensor, noise: Tensor) -> Imagined:
         """Roll the policy out from latents ``z [B, latent_dim]`` with standard normal ``noise [H, B, action_dim]``."""
+        states, acted = self._act_out(z, noise)
+        rewards = self.model.decode_reward(self.model.reward(states[:-1], acted, self.task))
+        return Imagined(states, acted, rewards.squeeze(-1))
+
+    def _act_out(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return latents ``[H + 1, B, latent_dim]`` and actions ``[H, B, action_dim]``."""
+        if isinstance(self.model, BaseWorldModel):
+            found = self.model.closed_loop(z, self.actor.offsets(noise), self.actor.network, self.task, detach=self.config.detach)
+            if found is not None:
+                return torch.cat([z.unsqueeze(0), found[0]]), found[1]
         latents, actions = [z], []
         for eps in noise:
             seen = latents[-1].detach() if self.config.detach else latents[-1]
             actions.append(self.actor(seen, eps))
             latents.append(self.model.next(latents[-1], actions[-1], self.task))
-        states, acted = torch.stack(latents), torch.stack(actions)
-        rewards = self.model.decode_reward(self.model.reward(states[:-1], acted, self.task))
-        return Imagined(states, acted, rewards.squeeze(-1))
+        return torch.stack(latents), torch.stack(actions)
 
     def returns(self, rollout: Imagined) -> Tensor:
         """Return the discounted return ``[B]`` of imagined rollouts, the critic's value of the last state included, over ``unit``."""
@@ -172,11 +185,12 @@ class ActorCritic:
             weights = torch.cat([torch.ones_like(rollout.rewards[:1]), rollout.discounts.cumprod(0)])
             return (weights[:-1] * rollout.rewards).sum(0) / self.unit + weights[-1] * last
         discounts = gamma ** torch.arange(horizon, dtype=rollout.rewards.dtype, device=rollout.rewards.device)
-        return discounts @ rollout.rewards / self.unit + gamma**horizon * last
+        discounts = discounts.unflatten(0, (-1, *[1] * (rollout.rewards.ndim - 1)))
+        return (discounts * rollout.rewards).sum(0) / self.unit + gamma**horizon * last
 
     def actor_loss(self, rollout: Imagined) -> Tensor:
         """Return the loss of the actor, the negative mean return in units of the rewards."""
-        return -self.unit * self.returns(rollout).mean()
+        return -self.unit * self.returns(rollout).mean(-1)
 
     def update(self, z: Tensor, step: int, *, progress: float = 0.0, imagine: Imagine | None = None) -> dict[str, float]:
         """Make one update of the actor, and ``critic_passes`` times ``critic_minibatches`` of the critic.
@@ -194,35 +208,37 @@ class ActorCritic:
             (mean per step), ``value`` (mean of the rollouts' states), ``action_std``, ``saturation`` (share of actions beyond 0.98) and
             ``actor_updated`` (1 or 0).
         """
-        for optimizer, lr in ((self.actor_optimizer, self.config.actor_lr), (self.critic_optimizer, self.config.critic_lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * max(self.config.lr_floor, 1 - progress)
-        loss, gradients, rollout = self.actor_gradients(z, self.noise(len(z), step, z.device), imagine)
-        for parameter, gradient in zip(self.actor.parameters(), gradients):
-            parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.actor.parameters(), self.config.actor_clip)
-        found = torch.stack([loss, norm]).tolist()  # waits for the device
-        allowed = all(map(math.isfinite, found))
-        if allowed:
-            self.skipped_in_a_row = 0
-            self.actor_optimizer.step()
-            critic_loss, values = self._update_critic(rollout, step)
-        else:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            critic_loss = values = z.new_tensor(math.nan)
-        self.actor_optimizer.zero_grad(set_to_none=True)
-        saturated = (rollout.made(rollout.actions).abs() > 0.98).to(z.dtype).mean()
-        reward = rollout.made(rollout.rewards).mean()
-        more = torch.stack([critic_loss, reward, values * self.unit, self.actor.std().mean(), saturated]).tolist()
-        names = ("critic_loss", "imagined_reward", "value", "action_std", "saturation")
-        return {"actor_loss": found[0], "actor_gradient_norm": found[1], **dict(zip(names, more)), "actor_updated": float(allowed)}
+        return self._update([self], z, step, progress, imagine)[0]
+
+    def _update(
+        self, members: Sequence[ActorCritic], z: Tensor, step: int, progress: float, imagine: Imagine | None
+    ) -> list[dict[str, float]]:
+        """Update ``members``, whose stacked networks these are, and return what :meth:`update` tells of each."""
+        for member in members:
+            for optimizer, lr in ((member.actor_optimizer, self.config.actor_lr), (member.critic_optimizer, self.config.critic_lr)):
+                optimizer.param_groups[0]["lr"] = lr * max(self.config.lr_floor, 1 - progress)
+        loss, gradients, rollout = self.actor_gradients(z, self.noise(z.shape[-2], step, z.device), imagine)
+        norm = self.actor_optimizer.collect(gradients, self.config.actor_clip)
+        found = torch.stack([loss, norm]).reshape(2, -1).T.tolist()  # waits for the device
+        allowed = [all(map(math.isfinite, pair)) for pair in found]
+        for member, goes in zip(members, allowed):
+            member.skipped, member.skipped_in_a_row = member.skipped + (not goes), 0 if goes else member.skipped_in_a_row + 1
+            if goes:
+                member.actor_optimizer.step()
+        going = [member for member, goes in zip(members, allowed) if goes]
+        critic_loss, values = self._update_critic(rollout, step, going) if going else (loss * math.nan, loss * math.nan)
+        saturated = (rollout.made(rollout.actions).abs() > 0.98).to(z.dtype).mean((-2, -1))
+        reward, std = rollout.made(rollout.rewards).mean(-1), self.actor.std().mean(-1)
+        more = torch.stack([critic_loss, reward, values * self.unit, std, saturated]).reshape(5, -1).T.tolist()
+        names = ("actor_loss", "actor_gradient_norm", "critic_loss", "imagined_reward", "value", "action_std", "saturation")
+        return [{**dict(zip(names, [*a, *b])), "actor_updated": float(goes)} for a, b, goes in zip(found, more, allowed)]
 
     def actor_gradients(self, z: Tensor, noise: Tensor, imagine: Imagine | None = None) -> tuple[Tensor, list[Tensor], Imagined]:
         """Return the actor's loss, its gradient per parameter of the actor, and the rollout without gradient."""
         with self.model.frozen():
             rollout = (imagine or self.imagine)(z, noise)
             loss = self.actor_loss(rollout)
-            gradients = torch.autograd.grad(loss, list(self.actor.parameters()))
+            gradients = torch.autograd.grad(loss.sum(), list(self.actor.parameters()))
         return loss.detach(), list(gradients), rollout.each(Tensor.detach)
 
     def noise(self, batch: int, step: int, device: torch.device | str = "cpu", site: int = _SITE_POLICY) -> Tensor:
@@ -302,24 +318,32 @@ class ActorCritic:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.skipped, self.skipped_in_a_row = map(int, state["skipped"])
 
-    def _update_critic(self, rollout: Imagined, step: int) -> tuple[Tensor, Tensor]:
-        """Fit the critic to the rollout's TD(lambda) returns; return the mean loss and the mean return."""
+    def _update_critic(self, rollout: Imagined, step: int, members: Sequence[ActorCritic]) -> tuple[Tensor, Tensor]:
+        """Fit the critics of ``members`` to the rollout's TD(lambda) returns; return the mean loss and the mean return."""
         goals, states = rollout.made(self.targets(rollout)), rollout.made(rollout.latents[:-1])
-        count, losses = self.config.critic_passes, []
-        rows = torch.arange(count, device=states.device).unsqueeze(1).expand(-1, 2)
-        orders = normal(count, (len(states),), key=Key(self.seed, step, _SITE_CRITIC), rows=rows).argsort(1)
-        for order in orders:
-            for picks in order.chunk(self.config.critic_minibatches):
-                loss = (self.critic(states[picks]) - goals[picks]).square().mean()
-                self.critic_optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.critic.parameters(), self.config.critic_clip)
-                self.critic_optimizer.step()
-                torch._foreach_lerp_(
-                    list(self.target.parameters()), [p.detach() for p in self.critic.parameters()], self.config.target_rate
-                )
+        optimizer, losses = self.critic_optimizer, []
+        for order in self._orders(states.shape[-2], step, states.device):
+            picks = (order,) if order.ndim == 1 else (torch.arange(len(order), device=order.device).unsqueeze(1), order)
+            chosen = (t[picks] for t in (states, goals))
+            for some, of_some in zip(*(t.chunk(self.config.critic_minibatches, order.ndim - 1) for t in chosen)):
+                loss = (self.critic(some) - of_some).square().mean((0, -1))
+                optimizer.collect(torch.autograd.grad(loss.sum(), optimizer.views), self.config.critic_clip)
+                for member in members:
+                    member.critic_optimizer.step()
+                    member.follow()
                 losses.append(loss.detach())
-        return torch.stack(losses).mean(), goals.mean()
+        return torch.stack(losses).mean(0), goals.mean(-1)
+
+    def _orders(self, count: int, step: int, device: torch.device) -> Tensor:
+        """Return the order in which each pass of update ``step`` takes the states, ``[passes, count]``."""
+        passes = self.config.critic_passes
+        rows = torch.arange(passes, device=device).unsqueeze(1).expand(-1, 2)
+        return normal(passes, (count,), key=Key(self.seed, step, _SITE_CRITIC), rows=rows).argsort(1)
+
+    def follow(self) -> None:
+        """Move the target network towards the critic."""
+        slow, fast = ([p.detach() for p in parameters] for parameters in (self._targets, self.critic_optimizer.views))
+        torch._foreach_lerp_(slow, fast, self.config.target_rate)
 
     def _read(self, network: nn.Module, z: Tensor, how: str) -> Tensor:
         values = network(z)

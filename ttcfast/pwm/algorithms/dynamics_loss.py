@@ -49,7 +49,7 @@ class MLPDynamicsLoss(DynamicsLoss):
     """Squared error of the predicted latent state, PWM's consistency loss; it fits residual dynamics as well."""
 
     def __call__(self, model: BaseWorldModel, latents: Tensor, act: Tensor, targets: Tensor, task: Task | None = None) -> Tensor:
-        return (wide(latents[1:]) - targets).square().mean((1, 2))
+        return (wide(latents[1:]) - targets).square().mean((-2, -1))
 
 
 class FlowMatchingDynamicsLoss(DynamicsLoss):
@@ -86,7 +86,7 @@ class FlowMatchingDynamicsLoss(DynamicsLoss):
         start = latents[: len(act)]
         tau = self.times(start)
         at = start + tau * (targets - start)
-        return (wide(model.velocity(at, act, tau, task)) - (targets - start)).square().mean((1, 2))
+        return (wide(model.velocity(at, act, tau, task)) - (targets - start)).square().mean((-2, -1))
 
     def times(self, like: Tensor) -> Tensor:
         """Draw times ``[H, B, 1]`` for latents ``[H, B, D]`` from torch's global generator."""

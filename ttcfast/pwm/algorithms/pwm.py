@@ -22,13 +22,14 @@ from ttcfast.runtime.errors import ArgumentError
 
 from .actor_critic import ActorCritic, AgentConfig
 from .dynamics_loss import DynamicsLoss, FlowMatchingDynamicsLoss, MLPDynamicsLoss
+from .flat_adam import FlatAdam
 
 GROUPS = ("use_flow_dynamics", "model", "dynamics_loss", "integrator", "parity", "sanity", "wm", "agent")
 INTEGRATION = {"type": "heun", "substeps": 2, "tau_sampling": "uniform"}
 
 
 class WorldModelLoss(NamedTuple):
-    """Loss of a world model; all entries but ``latents`` are scalars."""
+    """Loss of a world model; all entries but ``latents`` are scalars, of S models stacked ``[S]``."""
 
     total: Tensor  # what is minimised
     dynamics: Tensor
@@ -80,7 +81,7 @@ class PWM:
             raise ValueError(f"dynamics_loss is FlowMatchingDynamicsLoss and the model a {type(model).__name__}; use MLPDynamicsLoss")
         self.model, self.dynamics_loss, self.gamma = model, dynamics_loss, gamma
         self.weights, self.clip, self.sanity = (dynamics_weight, reward_weight), clip, sanity or SanityChecks()
-        self.wm_optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(betas[0], betas[1]))
+        self.wm_optimizer = FlatAdam(model.parameters(), lr, (betas[0], betas[1]))
         self.parity: Parity | None = None
         self.policy: ActorCritic | None = None
 
@@ -165,10 +166,7 @@ class PWM:
 
     def rollout(self, z: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
         """Return the latent states from ``z`` ``[B, latent_dim]`` on under actions ``[H, B, action_dim]``, ``[H + 1, B, latent_dim]``."""
-        latents = [z]
-        for a in act:
-            latents.append(self.model.next(latents[-1], a, task))
-        return torch.stack(latents)
+        return self.model.rollout(z, act, task)
 
     def compute_wm_loss(self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None) -> WorldModelLoss:
         """Return the loss of the world model on sequences.
@@ -196,15 +194,16 @@ class PWM:
         rolled = act if self.dynamics_loss.reads_last else act[:-1]
         latents = self.rollout(self.model.encode(obs[0], task), rolled, task)
         weights = self.gamma ** torch.arange(len(act), dtype=latents.dtype, device=latents.device) / len(act)
-        dynamics = (weights * self.dynamics_loss(self.model, latents, act, targets, task)).sum()
-        reward = (weights * self.reward_loss(latents[: len(act)], act, rew, task)).sum()
-        states = latents.detach()
+        weights = weights.unflatten(0, (-1, *[1] * (act.ndim - 3)))
+        dynamics = (weights * self.dynamics_loss(self.model, latents, act, targets, task)).sum(0)
+        reward = (weights * self.reward_loss(latents[: len(act)], act, rew, task)).sum(0)
+        states, of_set = latents.detach(), (0, -2, -1)
         return WorldModelLoss(
             self.weights[0] * dynamics + self.weights[1] * reward,
             dynamics,
             reward,
-            simplex_distance(states, self.model.group),
-            states.abs().max() / targets.abs().max().clamp_min(1),
+            simplex_distance(states, self.model.group, of_set),
+            states.abs().amax(of_set) / targets.abs().amax(of_set).clamp_min(1),
             latents,
         )
 
@@ -217,8 +216,8 @@ class PWM:
         """Return the loss of the reward head per step, ``[H]``: cross-entropy of a two-hot reward, squared error of a scalar one."""
         head = self.model.reward(latents, act, task)
         if self.model.two_hot is None:
-            return (wide(head) - rew).square().mean((1, 2))
-        return self.model.two_hot.cross_entropy(head, rew).mean(1)
+            return (wide(head) - rew).square().mean((-2, -1))
+        return self.model.two_hot.cross_entropy(head, rew).mean(-1)
 
     def update_wm(
         self, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None = None, *, meter: ESNRMeter | None = None
@@ -239,21 +238,18 @@ class PWM:
             TrainingError: The sanity checks have stopped the training.
         """
         self.sanity.require_running()
-        self.wm_optimizer.zero_grad(set_to_none=True)
         measured: dict[str, float] = {}
+        parameters = self.wm_optimizer.views
         if meter is None:
             loss = self.compute_wm_loss(obs, act, rew, task)
-            loss.total.backward()
+            gradients: list[Tensor | None] = list(torch.autograd.grad(loss.total, parameters, allow_unused=True))
             parts = torch.stack([t.detach() for t in loss[:5]])
         else:
             parts, measured = self._measured_gradient(meter, obs, act, rew, task)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        names = ("loss", "dynamics", "reward", "simplex_distance", "largest_latent", "gradient_norm")
-        found = dict(zip(names, torch.cat([parts, norm.reshape(1)]).tolist()))  # waits for the device once
-        allowed = self.sanity.allows(loss=found["loss"], gradient_norm=found["gradient_norm"], latent=found["largest_latent"])
-        if allowed:
-            self.wm_optimizer.step()
-        return {**found, "updated": float(allowed), **measured}
+            gradients = [p.grad for p in parameters]
+            self.model.zero_grad(set_to_none=True)
+        norm = self.wm_optimizer.collect(gradients, self.clip)
+        return {**judged([self], parts, norm)[0], **measured}
 
     def _measured_gradient(
         self, meter: ESNRMeter, obs: Tensor, act: Tensor, rew: Tensor, task: Task | None
@@ -279,12 +275,33 @@ class PWM:
 
     def _check(self, obs: Tensor, act: Tensor, rew: Tensor) -> None:
         whole("horizon (the length of act)", len(act), 1)
-        lead = tuple(act.shape[:2])
-        if obs.ndim != 3 or act.ndim != 3 or tuple(obs.shape[:2]) != (lead[0] + 1, lead[1]) or tuple(rew.shape) != (*lead, 1):
+        lead = tuple(act.shape[:-1])
+        given = obs.ndim, act.ndim, tuple(obs.shape[:-1]), tuple(rew.shape)
+        if act.ndim not in (3, 4) or given != (act.ndim, act.ndim, (lead[0] + 1, *lead[1:]), (*lead, 1)):
             raise ValueError(
                 f"obs has shape {tuple(obs.shape)}, act {tuple(act.shape)}, rew {tuple(rew.shape)}; "
                 "expected [H + 1, B, observation_dim], [H, B, action_dim], [H, B, 1]"
             )
+
+
+def judged(agents: Sequence[PWM], parts: Tensor, norms: Tensor) -> list[dict[str, float]]:
+    """Make each agent's step of Adam on its world model, unless its sanity checks skip it, and return what :meth:`PWM.update_wm` tells.
+
+    Args:
+        agents: Agents whose optimizers hold their gradients.
+        parts: The first five entries of the loss, ``[5]``, of several agents ``[5, S]``.
+        norms: Norms of the gradients, ``[]`` or ``[S]``.
+    """
+    names = ("loss", "dynamics", "reward", "simplex_distance", "largest_latent", "gradient_norm")
+    table = torch.cat([parts, norms.unsqueeze(0)]).reshape(len(names), -1).T.tolist()  # waits for the device once
+    results = []
+    for agent, row in zip(agents, table):
+        found = dict(zip(names, row))
+        allowed = agent.sanity.allows(loss=found["loss"], gradient_norm=found["gradient_norm"], latent=found["largest_latent"])
+        if allowed:
+            agent.wm_optimizer.step()
+        results.append({**found, "updated": float(allowed)})
+    return results
 
 
 def _classes(alg: Mapping[str, Any]) -> tuple[type[BaseWorldModel], dict[str, Any], type[DynamicsLoss], dict[str, Any]]:

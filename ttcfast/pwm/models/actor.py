@@ -45,8 +45,15 @@ class Actor(nn.Module):
         self._lowest = math.log(min_std)
 
     def std(self) -> Tensor:
-        """Return the standard deviation before tanh, ``[action_dim]``."""
+        """Return the standard deviation before tanh, ``[action_dim]``, of S actors stacked ``[S, action_dim]``."""
         return self.log_std.clamp_min(self._lowest).exp()
+
+    def offsets(self, noise: Tensor) -> Tensor:
+        """Return what standard normal ``noise [..., action_dim]`` adds to the mean before tanh; of S actors it is ``[..., S, B, ...]``."""
+        std = self.std()
+        if std.ndim == 1:
+            return std * noise
+        return torch.stack([own * eps for own, eps in zip(std.unbind(0), noise.unbind(-3))], -3)  # each with the bits of its own
 
     def forward(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return actions ``[..., action_dim]`` in (-1, 1) for latents ``[..., latent_dim]``.
@@ -56,4 +63,4 @@ class Actor(nn.Module):
             noise: Standard normal numbers ``[..., action_dim]``; None for the mean policy.
         """
         mean = self.network(z)
-        return torch.tanh(mean if noise is None else mean + self.std() * noise)
+        return torch.tanh(mean if noise is None else mean + self.offsets(noise))

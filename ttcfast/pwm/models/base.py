@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ttcfast.checks import one_of, whole
+from ttcfast.ops import VelocityMLP, closed_loop, mlp_flow
 
-from .layers import SIMNORM_GROUP, Network, state
+from .layers import SIMNORM_GROUP, Network, linear, state
 from .two_hot import TwoHot
 
 Task = Tensor | int | str
@@ -134,6 +136,50 @@ class BaseWorldModel(nn.Module, ABC):
         """Evaluations of the dynamics network per call of :meth:`next`."""
         return 1
 
+    def rollout(self, z: Tensor, act: Tensor, task: Task | None = None) -> Tensor:
+        """Return the latent states from ``z`` ``[B, latent_dim]`` on under actions ``[H, B, action_dim]``, ``[H + 1, B, latent_dim]``.
+
+        Raises:
+            ValueError: As in :meth:`encode`.
+        """
+        if len(act) and self._integration() is not None:
+            return torch.cat([z.unsqueeze(0), self._integrate(z, act, task)])
+        latents = [z]
+        for a in act:
+            latents.append(self.next(latents[-1], a, task))
+        return torch.stack(latents)
+
+    def closed_loop(
+        self, z: Tensor, offsets: Tensor, policy: Network, task: Task | None = None, *, detach: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the states after each step ``[H, B, latent_dim]`` and the actions ``tanh(policy(z) + offset)`` by one operation.
+
+        Args:
+            z: First states, ``[B, latent_dim]``.
+            offsets: As in :func:`ttcfast.ops.closed_loop`, ``[H, B, action_dim]``, like ``detach``.
+            policy: Network from latent states to actions.
+            task: One task for all, or None.
+
+        Returns:
+            None where no one operation does it.
+        """
+        how = self._integration()
+        if how is None or how.get("matmul_dtype") is not None or isinstance(task, Tensor):
+            return None
+        times, weight_c, network = self._flow(how)
+        weight_task, weight_a = weight_c.split([self.task_dim, self.action_dim], dim=-1)
+        if self.task_dim or task is not None:
+            times = times + F.linear(self._join(z[0, :0], task), weight_task)
+        if self.action_masks is not None:
+            weight_a = weight_a * self.masked(offsets.new_ones(self.action_dim), task)
+        how = {name: value for name, value in how.items() if name != "matmul_dtype"}
+        how |= {"eps": self.dynamics_network.eps, "policy_eps": policy.eps, "detach": detach}
+        return closed_loop(z, offsets, policy.parts(), weight_a, times, network, **how)
+
+    def _integration(self) -> dict[str, Any] | None:
+        """Return the arguments of :func:`ttcfast.ops.mlp_flow` by which it makes a step of the dynamics, None where it cannot."""
+        return None
+
     def encode(self, obs: Tensor, task: Task | None = None) -> Tensor:
         """Return the latent states of observations, ``[..., latent_dim]``.
 
@@ -214,13 +260,14 @@ class BaseWorldModel(nn.Module, ABC):
 
         For the actor's update, which needs gradients with respect to actions alone. The backward pass may run after the block.
         """
-        before = [p.requires_grad for p in self.parameters()]
+        trained = [p for p in self.parameters() if p.requires_grad]
         try:
-            self.requires_grad_(False)
+            for p in trained:
+                p.requires_grad_(False)
             yield
         finally:
-            for p, required in zip(self.parameters(), before):
-                p.requires_grad_(required)
+            for p in trained:
+                p.requires_grad_(True)
 
     @property
     def total_params(self) -> int:
@@ -241,6 +288,31 @@ class BaseWorldModel(nn.Module, ABC):
         rows = self.task_embedding(self.task_index(task, like.device))
         rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1)
         return rows.expand(*like.shape[:-1], self.task_dim)
+
+    def _integrate(self, z: Tensor, a: Tensor, task: Task | None) -> Tensor:
+        """Return the latent states after one step; for actions with one axis more than ``z [B, latent_dim]`` after each."""
+        how = self._integration()
+        assert how is not None
+        self._check("z", z, self.latent_dim)
+        self._check("a", a, self.action_dim)
+        if z.shape[:-1] != a.shape[a.ndim - z.ndim : -1]:
+            raise ValueError(f"z has shape {tuple(z.shape)} and a {tuple(a.shape)}; their leading axes must be the same")
+        times, weight_c, network = self._flow(how)
+        rows = linear(self._join(a[..., :0], task, self.masked(a, task)).to(z.dtype), weight_c)
+        if z.ndim == weight_c.ndim:
+            return mlp_flow(z, rows, times, network, eps=self.dynamics_network.eps, **how)
+        flat, rows = z.reshape(-1, self.latent_dim), rows.reshape(-1, rows.shape[-1])
+        return mlp_flow(flat, rows, times, network, eps=self.dynamics_network.eps, **how).reshape(z.shape)
+
+    def _flow(self, how: Mapping[str, Any]) -> tuple[Tensor, Tensor, VelocityMLP]:
+        """Return what times and bias add to the first product of the dynamics, its weight for task and action, and the rest."""
+        parts, sizes = self.dynamics_network.parts(), [self.latent_dim, self.task_dim + self.action_dim]
+        weight_z, weight_c, weight_tau = parts.weights[0].split([*sizes, parts.weights[0].shape[-1] - sum(sizes)], dim=-1)
+        times = parts.biases[0].unsqueeze(-2)
+        if weight_tau.shape[-1]:
+            count = how["substeps"] + (how["method"] == "heun")
+            times = times + torch.arange(count, device=times.device, dtype=times.dtype).unsqueeze(1) / how["substeps"] * weight_tau.mT
+        return times, weight_c, VelocityMLP([weight_z, *parts.weights[1:]], parts.biases[1:], parts.scales, parts.shifts)
 
     def _at(self, network: Network, z: Tensor, a: Tensor, task: Task | None) -> Tensor:
         """Evaluate ``network`` on latent states, task embedding and actions."""

@@ -1,16 +1,17 @@
-"""The critic of an agent: an ensemble of value functions evaluated by batched matrix products."""
+"""The critic of an agent: an ensemble of value functions evaluated as one operation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ttcfast.checks import whole
+from ttcfast.ops import MLP, mlp
 
 
 class CriticEnsemble(nn.Module):
@@ -43,9 +44,17 @@ class CriticEnsemble(nn.Module):
                 nn.init.orthogonal_(member, gain=math.sqrt(2) if place < len(units) else 0.01)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``."""
-        x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
-        for weight, bias, scale, shift in zip(self.weights, self.biases, self.scales, self.shifts):
-            x = torch.baddbmm(bias, x, weight)
-            x = F.mish(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale))
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).reshape(self.members, *z.shape[:-1])
+        """Return the values of latents ``[..., latent_dim]`` by every member, ``[members, ...]``.
+
+        Of S ensembles stacked, whose latents are ``[..., S, B, latent_dim]``, they are ``[members, ..., S, B]``.
+        """
+        lists: Any = self.weights, self.biases, self.scales, self.shifts
+        weights, *rows = ([*part._parameters.values()] for part in lists)  # lists of parameters are slow to read
+        if weights[0].ndim == 3:
+            x = z.reshape(-1, z.shape[-1]).expand(self.members, -1, -1)
+            network = MLP([w.mT for w in weights], *([p.squeeze(1) for p in part] for part in rows))
+            return mlp(x.contiguous(), network).reshape(self.members, *z.shape[:-1])
+        by_set = z.movedim(-3, 0)
+        x = by_set.flatten(1, -2).unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)  # [S members, N, latent_dim]
+        network = MLP([w.mT.flatten(0, 1) for w in weights], *([p.squeeze(2).flatten(0, 1) for p in part] for part in rows))
+        return mlp(x, network).reshape(len(by_set), self.members, *by_set.shape[1:-1]).movedim(0, -2)

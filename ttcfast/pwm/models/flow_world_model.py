@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ttcfast.checks import one_of
 from ttcfast.integrators import Heun, Integrator
-from ttcfast.ops import VelocityMLP, mlp_flow
+from ttcfast.ops import mlp
 from ttcfast.ops.heun import centered
 
 from .base import BaseWorldModel, Task
-from .layers import Network, NormedLinear, state
+from .layers import Network, linear, state
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -82,41 +81,22 @@ class FlowWorldModel(BaseWorldModel):
         weight_z, weight_c, weight_tau = self._split_weight()
         if isinstance(tau, Tensor) and tau.ndim and tau.shape == z.shape[:-1]:
             tau = tau.unsqueeze(-1)
-        rows = F.linear(conditions, weight_c) + tau * weight_tau
-        first, *hidden = self._hidden()
-        x = first.finish(F.linear(z, weight_z), rows)
-        for layer in hidden:
-            x = layer(x)
-        return centered(state(self.dynamics_network.last(x)), self.group)
+        rows = linear(conditions, weight_c) + tau * weight_tau
+        parts = self.dynamics_network.parts()
+        network = parts._replace(weights=[weight_z, *parts.weights[1:]])
+        return centered(state(mlp(z, network, rows=rows.expand(*z.shape[:-1], -1), eps=self.dynamics_network.eps)), self.group)
 
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
-        self._check_pair(z, a)
         if not self.fused:
+            self._check_pair(z, a)
             return self.integrator(lambda state, tau: self.velocity(state, a, tau, task), z)
-        weight_z, weight_c, weight_tau = self._split_weight()
-        layers = self._hidden()
-        last = self.dynamics_network.last
-        assert isinstance(last, torch.nn.Linear)
-        rows = F.linear(self._conditions(z, a, task).reshape(-1, weight_c.shape[1]), weight_c, layers[0].linear.bias)
-        count = len(self.integrator.times())  # K + 1; Euler K
-        times = torch.arange(count, device=z.device, dtype=z.dtype) / self.integrator.substeps
-        network = VelocityMLP(
-            [weight_z, *(layer.linear.weight for layer in layers[1:]), last.weight],
-            [*(layer.linear.bias for layer in layers[1:]), last.bias],
-            [layer.norm.weight for layer in layers],
-            [layer.norm.bias for layer in layers],
-        )
-        return mlp_flow(
-            z.reshape(-1, self.latent_dim),
-            rows,
-            times.unsqueeze(1) * weight_tau,
-            network,
-            method=self.integrator.name,
-            substeps=self.integrator.substeps,
-            group=self.group,
-            eps=layers[0].norm.eps,
-            matmul_dtype=MATMUL_DTYPES[self.matmul_dtype],
-        ).reshape(z.shape)
+        return self._integrate(z, a, task)
+
+    def _integration(self) -> dict[str, Any] | None:
+        if not self.fused:
+            return None
+        how = {"method": self.integrator.name, "substeps": self.integrator.substeps, "group": self.group}
+        return {**how, "matmul_dtype": MATMUL_DTYPES[self.matmul_dtype]}
 
     def _conditions(self, z: Tensor, a: Tensor, task: Task | None) -> Tensor:
         """Return what stays constant during integration: ``[task embedding, a]``."""
@@ -124,12 +104,9 @@ class FlowWorldModel(BaseWorldModel):
 
     def _split_weight(self) -> tuple[Tensor, ...]:
         """Return views of the first weight for latent and conditions, ``[units[0], ...]``, and for time, ``[units[0]]``."""
-        weight = self._hidden()[0].linear.weight
-        z, conditions, tau = weight.split([self.latent_dim, self.task_dim + self.action_dim, 1], dim=1)
-        return z, conditions, tau.squeeze(1)
-
-    def _hidden(self) -> list[NormedLinear]:
-        return list(self.dynamics_network.hidden)  # type: ignore[arg-type]
+        weight = self.dynamics_network.parts().weights[0]
+        z, conditions, tau = weight.split([self.latent_dim, self.task_dim + self.action_dim, 1], dim=-1)
+        return z, conditions, tau.squeeze(1) if tau.ndim == 2 else tau.mT
 
 
 def _check_times(tau: Tensor | float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttcfast.checks import one_of, whole
-from ttcfast.ops import norm_mish
+from ttcfast.ops import MLP, mlp, norm_mish
 
 SIMNORM_GROUP = 8
 
@@ -22,8 +22,12 @@ def wide(x: Tensor) -> Tensor:
 
 def state(x: Tensor) -> Tensor:
     """Return ``x`` as a latent state, in at least float32 under ``torch.autocast``, which rounds the operands of matrix products itself."""
-    narrow, device = x.element_size() < 4, x.device.type
-    return wide(x) if narrow and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else x
+    return wide(x) if x.element_size() < 4 and mixed(x) else x
+
+
+def mixed(x: Tensor) -> bool:
+    """Tell whether ``torch.autocast`` acts on the device of ``x``."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 class SimNorm(nn.Module):
@@ -39,17 +43,29 @@ class SimNorm(nn.Module):
         return state(x).unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
 
 
-def simplex_distance(z: Tensor, group: int) -> Tensor:
+def simplex_distance(z: Tensor, group: int, over: Sequence[int] = ()) -> Tensor:
     """Return the mean over groups of ``|sum - 1|`` plus the magnitude of negative entries, 0 on the product of simplices.
 
     Args:
         z: Latents, ``[..., D]``.
         group: Entries per simplex; 0 for no simplices, whose distance is 0.
+        over: Axes to average over; all by default.
     """
+    axes = tuple(axis % z.ndim for axis in over or range(z.ndim))
     if not group:
-        return z.new_zeros(())
+        return z.new_zeros([size for axis, size in enumerate(z.shape) if axis not in axes])
     groups = z.unflatten(-1, (-1, group))
-    return ((groups.sum(-1) - 1).abs() + groups.clamp_max(0).abs().sum(-1)).mean()
+    return ((groups.sum(-1) - 1).abs() + groups.clamp_max(0).abs().sum(-1)).mean(axes)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x @ weight^T`` for one weight ``[O, I]``, or for S weights ``[S, O, I]`` of ``x`` ``[..., S, B, I]``, set by set.
+
+    The sets are multiplied one by one, since a batched product has other bits than theirs.
+    """
+    if weight.ndim == 2:
+        return F.linear(x, weight)
+    return torch.stack([F.linear(own, w) for own, w in zip(x.unbind(-3), weight.unbind(0))], -3)
 
 
 class NormedLinear(nn.Module):
@@ -115,9 +131,24 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., outputs]``."""
-        for layer in self.hidden:
-            x = layer(x)
-        return self.last(x)
+        if isinstance(self.last, NormedLinear) or mixed(x):
+            for layer in self.hidden:
+                x = layer(x)
+            return self.last(x)
+        x = mlp(x, self.parts(), eps=self.eps)
+        return self.last[2](self.last[1](x)) if isinstance(self.last, nn.Sequential) else x
+
+    @property
+    def eps(self) -> float:
+        """The number that LayerNorm adds to the variance in hidden layers."""
+        return self.hidden[0].norm.eps  # type: ignore[union-attr, return-value]
+
+    def parts(self) -> MLP:
+        """Return the parameters of the hidden layers and of the linear layer after them."""
+        linear: Any = self.last[0] if isinstance(self.last, nn.Sequential) else self.last
+        layers: list[Any] = list(self.hidden)
+        linears, norms = [*(layer.linear for layer in layers), linear], [layer.norm for layer in layers]
+        return MLP([m.weight for m in linears], [m.bias for m in linears], [m.weight for m in norms], [m.bias for m in norms])
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttcfast.ops import heun_predict
 
@@ -23,6 +23,9 @@ class MLPWorldModel(BaseWorldModel):
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
         return state(self._at(self.dynamics_network, z, a, task))
 
+    def _integration(self) -> dict[str, Any] | None:
+        return {"method": "map", "substeps": 1} if isinstance(self.dynamics_network.last, nn.Linear) else None
+
 
 class ResidualWorldModel(BaseWorldModel):
     """Residual dynamics ``z' = z + f(z, a)`` without the group means of ``f``: one Euler step of a flow that is evaluated at tau = 0 alone.
@@ -34,4 +37,10 @@ class ResidualWorldModel(BaseWorldModel):
         return Network(inputs, self.units, self.latent_dim, **(last or {"last_layer": "linear"}))
 
     def next(self, z: Tensor, a: Tensor, task: Task | None = None) -> Tensor:
-        return heun_predict(z, self._at(self.dynamics_network, z, a, task), 1.0, group=self.group)
+        if self._integration() is None:
+            return heun_predict(z, self._at(self.dynamics_network, z, a, task), 1.0, group=self.group)
+        return self._integrate(z, a, task)
+
+    def _integration(self) -> dict[str, Any] | None:
+        linear = isinstance(self.dynamics_network.last, nn.Linear)
+        return {"method": "euler", "substeps": 1, "group": self.group} if linear else None
