@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs wheel aot sanitize bench clean
+.PHONY: help demo test lint format docs wheel aot sanitize counts bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -60,8 +60,12 @@ aot: $(VENV)/.installed-test ## compile every Triton kernel ahead of time for sm
 sanitize: $(VENV)/.installed-test ## tests/ops on an extension with sanitizers (ARGS=thread for races)
 	VENV=$(VENV) bash .ci/sanitize $(ARGS)
 
-bench: $(VENV)/.installed-test ## time the operations against their peers (ARGS="arm --quick" for a part)
-	$(RUN) -m bench $(or $(ARGS),all)
+counts: $(VENV)/.installed-test ## instructions of every operation under valgrind, against bench/counts.json (ARGS=--write renews it)
+	$(RUN) -m bench.counts $(ARGS)
+
+bench: $(VENV)/.installed-test ## write docs/benchmarks.md from bench/results (ARGS="arm" or ARGS=all measures first; ARGS="arm --quick" is a try)
+	$(if $(ARGS),$(RUN) -m bench $(ARGS))
+	$(RUN) -m bench.report
 
 clean: ## remove what make made: .venv, builds, caches
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis ttcfast/_C*.so

@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ttcfast.runtime import provenance
+
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # the widest first
 
 
 @cache
@@ -25,8 +28,8 @@ def columns(device: str) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "device": device,
-        "device_name": gpu if device == "cuda" else host["cpu"],
-        "cpu": host["cpu"],
+        "device_name": gpu if device == "cuda" else processor(host["cpu"]),
+        "cpu": processor(host["cpu"]),
         "gpu": gpu,
         "driver": driver() if gpu else "",
         "python": versions["python"],
@@ -37,6 +40,21 @@ def columns(device: str) -> dict[str, Any]:
         "dirty": git.get("dirty"),
         "date": record["time"],
     }
+
+
+def processor(model: str, cpuinfo: str | None = None) -> str:
+    """Return the CPU's model with its family and widest vectors: virtual machines call several generations by one model name."""
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        except OSError:
+            return model
+    family = re.search(r"^cpu family\s*: (\d+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.*)$", cpuinfo, re.MULTILINE)
+    if family is None or flags is None:
+        return model
+    widest = next((name for flag, name in VECTORS.items() if flag in flags[1].split()), "SSE2")
+    return f"{model} (family {family[1]} with {widest})"
 
 
 def driver() -> str:

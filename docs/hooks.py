@@ -6,15 +6,19 @@ file, and are led to the pages here.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # bench lies in the checkout alone
+
+from bench import report  # noqa: E402
+
 BUILT = ROOT / "build" / "gallery"
 TASKS = ROOT / "docs" / "tasks"
 PAGES = {
@@ -39,7 +43,7 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for source in PICTURES:
         files.append(File.generated(config, "assets/" + source, abs_src_path=str(ROOT / source)))
-    files.append(File.generated(config, "benchmark-rows.md", content=measured_rows()))
+    files.append(File.generated(config, "benchmark-rows.md", content=report.everything(report.load())))
     for path in sorted(TASKS.glob("*.py")):
         files.append(File.generated(config, f"tasks/{path.stem}.md", content=task(path)))
     if not (BUILT / "index.md").is_file():
@@ -86,42 +90,6 @@ def task(path: Path) -> str:
     for cell in build.cells(path.read_text(encoding="utf-8")):
         text += [cell.text, "", *(["```python", cell.code, "```", ""] if cell.code else [])]
     return "\n".join(text)
-
-
-def measured_rows(folder: Path = ROOT / "bench" / "results") -> str:
-    """Returns the page of all measured rows, one table per file of ``bench/results``."""
-    text = ["# Measured rows", ""]
-    text += ["How many times slower each peer is than ours, from one run each; `-` where a peer was not measured there.", ""]
-    for path in sorted(folder.rglob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["quick"] != "true"]
-        text += [f"## {path.stem}, {', '.join(sorted({row['cpu'] for row in rows}))} ({path.parent.name})", ""]
-        text += [f"`{path.relative_to(ROOT)}`", "", *_table(rows), ""]
-    return "\n".join(text)
-
-
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    cases: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        cases.setdefault((row["case"], row["shape"], row["dtype"], row["threads"]), []).append(row)
-    lines = ["| case | shape | dtype | threads | ours | peers |", "|---|---|---|---:|---:|---|"]
-    for case, each in cases.items():
-        own = next((row for row in each if row["peer"] == row["ours"]), each[0])
-        others = "; ".join(_peer(row) for row in each if row is not own) or "-"
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (*case, _spent(own), others)) + " |")
-    return lines
-
-
-def _peer(row: dict[str, str]) -> str:
-    if row["status"] != "ok":
-        return f"{row['peer']}: {row['status']}"
-    return f"{row['peer']}: {float(row['ratio']):.2f}x" if row["ratio"] else f"{row['peer']}: {_spent(row)}"
-
-
-def _spent(row: dict[str, str]) -> str:
-    if row["p50_us"]:
-        return f"{float(row['p50_us']):.4g} us"
-    return f"{float(row['peak_mb']):.0f} MiB" if row.get("peak_mb") else row["status"]
 
 
 def on_config(config: Any) -> Any:

@@ -48,6 +48,13 @@ def test_provenance_says_machine_versions_and_commit():
         assert found["commit"] == head.stdout.strip() and isinstance(found["dirty"], bool)
 
 
+def test_two_generations_of_one_model_name_are_told_apart():
+    zen3, zen5 = ("cpu family\t: {}\nflags\t\t: fpu {}\n".format(*each) for each in ((25, "avx avx2"), (26, "avx2 avx512f")))
+    assert environment.processor("AMD EPYC", zen3) == "AMD EPYC (family 25 with AVX2)"
+    assert environment.processor("AMD EPYC", zen5) == "AMD EPYC (family 26 with AVX-512)"
+    assert environment.processor("Cortex", "CPU part\t: 0xd0c\n") == "Cortex"
+
+
 def test_the_readme_explains_every_column():
     text = (ROOT / "bench" / "results" / "README.md").read_text()
     assert [c for c in COLUMNS if f"`{c}`" not in text] == []

@@ -36,17 +36,6 @@ def test_links_lead_to_the_sites_pages(uri, link, expected):
     assert hooks.LINK.sub(lambda match: hooks.led(match, uri), f"[a]{link}") == f"[a]{expected}"
 
 
-def test_measured_rows_are_those_of_the_files(tmp_path, monkeypatch):
-    head = "case,shape,dtype,threads,peer,ours,status,p50_us,ratio,peak_mb,quick,cpu\n"
-    rows = ["a,[2],float32,1,mine,mine,ok,10,1,,false,X", "a,[2],float32,1,theirs,mine,ok,25,2.5,,false,X"]
-    rows += ["b,[2],float32,1,mine,mine,ok,,,332,false,X", "c,[2],float32,1,mine,mine,ok,1,1,,true,X"]
-    (tmp_path / "op-cpu.csv").write_text(head + "\n".join(rows) + "\n")
-    monkeypatch.setattr(hooks, "ROOT", tmp_path)
-    lines = hooks.measured_rows(tmp_path).splitlines()
-    assert "| a | [2] | float32 | 1 | 10 us | theirs: 2.50x |" in lines and "| b | [2] | float32 | 1 | 332 MiB | - |" in lines
-    assert not [line for line in lines if line.startswith("| c |")]  # a quick row is not quoted
-
-
 SCRIPT = '''"""# A title
 
 First words."""
