@@ -1,7 +1,7 @@
 """Compile every Triton kernel for the supported GPUs, without a GPU: ``python -m bench.aot``.
 
-Prints registers, spills and shared memory of each kernel, and exits with 1 if one exceeds its limit or does not compile. Must run in a
-process of its own, since Triton decides at import whether to interpret kernels.
+Prints registers, spills and shared memory of each kernel, and its instructions in all and in its longest loop, and exits with 1 if one
+exceeds its limit or does not compile. Must run in a process of its own, since Triton decides at import whether to interpret kernels.
 """
 
 from __future__ import annotations
@@ -68,18 +68,43 @@ def compile_for(architecture: int, kernel: Any, signature: dict[str, str], const
 
 def usage_of(compiled: Any) -> Usage:
     """Parse registers and stack from ``cuobjdump --dump-resource-usage``; shared memory is dynamic, so it comes from Triton."""
+    printed = _printed(compiled, "cuobjdump", "--dump-resource-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", printed)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {printed!r}")
+    registers, stack, static, local = map(int, found.groups())
+    return Usage(registers, stack + local, static + compiled.metadata.shared)
+
+
+def instructions_of(compiled: Any) -> tuple[int, int]:
+    """Return the issue slots of a warp that passes every instruction once, and of those the ones in the longest loop (0 without a loop).
+
+    Leaves out no-ops and the slow paths that are called.
+    """
+    count, longest, labels = 0, 0, dict[str, int]()
+    for line in _printed(compiled, "nvdisasm", "-c").split(".weak")[0].splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = count
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?(?!NOP)[A-Z]\w*(.*)", line):
+            target = re.search(r"`\((\.L_x_\d+)\)", found[1])
+            start = labels.get(target[1]) if target else None
+            if start == count:  # the jump to itself behind the end
+                continue
+            count += 1
+            if start is not None:
+                longest = max(longest, count - start)
+    return count, longest
+
+
+def _printed(compiled: Any, tool: str, option: str) -> str:
+    """Run one of the CUDA tools that Triton brings on the machine code."""
     import triton
 
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        done = subprocess.run([str(cuobjdump), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
-    if found is None:
-        raise RuntimeError(f"cuobjdump printed no resource usage: {done.stdout!r}")
-    registers, stack, static, local = map(int, found.groups())
-    return Usage(registers, stack + local, static + compiled.metadata.shared)
+        return subprocess.run([str(path), option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,13 +115,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("TRITON_INTERPRET is set, so Triton would interpret the kernels; unset it to compile them", file=sys.stderr)
         return 2
     failures = 0
-    print(f"{'kernel':<56}{'arch':>7}{'registers':>11}{'spills':>8}{'shared':>8}")
+    print(f"{'kernel':<60}{'arch':>7}{'registers':>11}{'spills':>8}{'shared':>8}{'instructions':>14}{'in loop':>9}")
     for name, kernel, signature, constants, warps, limit in variants():
         for architecture in chosen:
-            usage = usage_of(compile_for(architecture, kernel, signature, constants, warps))
+            compiled = compile_for(architecture, kernel, signature, constants, warps)
+            usage, instructions = usage_of(compiled), instructions_of(compiled)
             over = usage.over(limit)
             failures += bool(over)
-            row = f"{name:<56}{f'sm_{architecture}':>7}{usage.registers:>11}{usage.spill_bytes:>8}{usage.shared_bytes:>8}"
+            row = f"{name:<60}{f'sm_{architecture}':>7}{usage.registers:>11}{usage.spill_bytes:>8}{usage.shared_bytes:>8}"
+            row += f"{instructions[0]:>14}{instructions[1]:>9}"
             print(f"{row}  {'FAILED: ' + over if over else ''}".rstrip(), flush=True)
     print(f"{failures} over their limits" if failures else "all within their limits")
     return 1 if failures else 0

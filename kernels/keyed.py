@@ -12,21 +12,25 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from .launch import is_contiguous, submit
 
+ENOUGH_PROGRAMS = 2112  # 16 of 4 warps on each of the 132 multiprocessors of an H100
 
-def pick_config(elements, rows):
-    """Return tile and group sizes for rows of ``elements`` elements, ``rows`` of which share an input row.
+
+def pick_config(elements, rows, shared=None, groups=4):
+    """Return the sizes for ``rows`` rows of ``elements`` elements, with ``groups`` groups of four elements per thread.
 
     Returns:
-        (groups of four elements per tile, rows per program, warps).
+        (groups per part, parts per program: of one row, or the same of ``shared`` rows; warps).
 
-    Not from a timing sweep: no GPU was available when it was written (Nov 2026). Two groups per thread give two independent chains of
-    multiplications, and 16-byte loads and stores in float32; ``python -m bench.aot`` prints the registers.
+    Not from a timing sweep: no GPU was available when it was written (Nov 2026). Groups of a thread share constants, give independent
+    chains of multiplications, and are loaded and stored 16 bytes at a time in float32; parts of a program share the keys, as long as there
+    are enough programs. ``python -m bench.aot`` prints registers and instructions.
     """
-    tile = min(256, max(16, triton.next_power_of_2(triton.cdiv(elements, 4))))
-    share = 1
-    while share < 4 and share < rows:
-        share *= 2
-    return tile, share, 4 if tile == 256 else 1
+    part = min(128 * groups, max(16, triton.next_power_of_2(triton.cdiv(elements, 4))))
+    parts = triton.cdiv(elements, 4 * part)
+    most, repeats = min(8, shared or parts), 1
+    while repeats < most and rows * parts >= 2 * repeats * ENOUGH_PROGRAMS:
+        repeats *= 2
+    return part, repeats, max(1, part // (32 * groups))
 
 
 @triton.jit
@@ -41,42 +45,61 @@ def philox_key(stream, site):
 
 
 @triton.jit
-def philox(c0, c1, c2, c3, k0, k1):
-    """Philox 4x32-10 on uint32 words that broadcast against c0."""
-    # One wide multiplication gives both halves; tl.umulhi beside a plain product compiles to two (counted in sm_90 code).
-    m0 = tl.full((), 0xD2511F53, tl.uint64)
-    m1 = tl.full((), 0xCD9E8D57, tl.uint64)
+def wide_product(a, M: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Return the high and low half of a uint32 times ``M``."""
+    if INTERPRETED:
+        product = a.to(tl.uint64) * tl.full((), M, tl.uint64)
+        return (product >> 32).to(tl.uint32), product.to(tl.uint32)
+    else:
+        # One instruction. LLVM rewrites a widened product whose halves are used apart, mostly into two (counted in sm_90 code).
+        return tl.inline_asm_elementwise(
+            "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$1, $0}, p; }",
+            "=r,=r,r,r",
+            [a, tl.full((), M, tl.uint32)],
+            dtype=(tl.uint32, tl.uint32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, k0, k1, INTERPRETED: tl.constexpr):
+    """Philox 4x32-10 on uint32 words. What depends on scalars alone is computed once for all elements."""
     for _ in tl.static_range(10):
-        p0, p1 = c0.to(tl.uint64) * m0, c2.to(tl.uint64) * m1
-        c0, c1, c2, c3 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32), (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
+        high0, low0 = wide_product(c0, 0xD2511F53, INTERPRETED)
+        high1, low1 = wide_product(c2, 0xCD9E8D57, INTERPRETED)
+        c0, c1, c2, c3 = high1 ^ (c1 ^ k0), low1, high0 ^ (c3 ^ k1), low0
         k0 += tl.full((), 0x9E3779B9, tl.uint32)
         k1 += tl.full((), 0xBB67AE85, tl.uint32)
     return c0, c1, c2, c3
 
 
 @triton.jit
-def draw(rows, row, group, k0, k1, ANTITHETIC: tl.constexpr):
-    """Return the four words of each group of a row, and whether the row negates another one."""
+def name_of(rows, row, ANTITHETIC: tl.constexpr):
+    """Return the words of a row's counter behind the group, and whether the row negates another one."""
     problem = tl.load(rows + 2 * row).to(tl.uint32)
     candidate = tl.load(rows + 2 * row + 1)
     opposite = tl.full((), 0, tl.int1)
     if ANTITHETIC:
         opposite = (candidate >= 2) & (candidate % 2 == 0)
         candidate -= opposite.to(tl.int64)
-    zero = tl.zeros_like(group)
-    a, b, c, d = philox(group, zero + candidate.to(tl.uint32), zero + (candidate >> 32).to(tl.uint32), zero + problem, k0, k1)
-    return a, b, c, d, opposite
+    return candidate.to(tl.uint32), (candidate >> 32).to(tl.uint32), problem, opposite
 
 
 @triton.jit
-def box_muller(a, b):
-    """Return two normals from two words. The polynomials are those of csrc/keyed_loop.cpp, from ``python -m bench.fit_normal``."""
+def box_muller(a, b, opposite, INTERPRETED: tl.constexpr):
+    """Return two normals from two words, negated if ``opposite``.
+
+    The steps are those of csrc/keyed_loop.cpp, with factors of powers of two and signs moved to where they cost no instruction, which
+    changes no bit.
+    """
     large = a >= 0x80000000
-    t = tl.minimum(a, a ^ 0xFFFFFFFF).to(tl.int32).to(tl.float32) + 0.5
-    bits = t.to(tl.uint32, bitcast=True)
-    mantissa = ((bits & 0x007FFFFF) | 0x3F000000).to(tl.float32, bitcast=True) - 1.0
-    exponent = ((bits >> 23).to(tl.int32) - 158).to(tl.float32)
-    f = tl.where(large, t * -2.3283064365386963e-10, mantissa)  # 2^-32
+    smaller = tl.where(large, a ^ 0xFFFFFFFF, a).to(tl.int32).to(tl.float32)
+    f = tl.fma(smaller, -2.3283064365386963e-10, -1.1641532182693481e-10)  # 2^-32, 2^-33
+    bits = f.to(tl.uint32, bitcast=True)
+    mantissa = (bits & 0x807FFFFF) | 0x3F000000
+    power = (bits - mantissa).to(tl.int32, bitcast=True).to(tl.float32)  # the exponent times 2^23
+    f = tl.where(large, f, -1.0 - mantissa.to(tl.float32, bitcast=True))
     f2 = f * f
     even = tl.fma(-2.82909846, f2, -2.41743279)
     even = tl.fma(even, f2, -0.527382374)
@@ -85,8 +108,15 @@ def box_muller(a, b):
     odd = tl.fma(-3.2791853, f2, -0.361906648)
     odd = tl.fma(odd, f2, 0.487365156)
     odd = tl.fma(odd, f2, 0.999990463)
-    square = tl.fma(tl.where(large, 0.0, exponent), -1.38629436, f * tl.fma(odd, f, even))
-    radius = tl.sqrt_rn(square)
+    square = f * tl.fma(odd, f, even)
+    square = tl.where(large, square, tl.fma(power, -1.38629436 / 8388608, square))
+    if INTERPRETED:
+        radius = tl.sqrt_rn(square)
+    else:
+        # What ptxas makes of sqrt.rn without its branch for small and large numbers: square is at least 2^-32.
+        inverse = tl.rsqrt(square)
+        root = square * inverse
+        radius = tl.fma(tl.fma(root * -1.0, root, square), 0.5 * inverse, root)
 
     turn = 3.657295198e-10  # 2 pi / 2^34
     x = tl.fma((b << 2).to(tl.int32, bitcast=True).to(tl.float32), turn, 2 * turn)
@@ -95,12 +125,10 @@ def box_muller(a, b):
     sine = tl.fma(tl.fma(sine, x2, -0.166666552), x * x2, x)
     cosine = tl.fma(-0.00135918532, x2, 0.0416557789)
     cosine = tl.fma(tl.fma(cosine, x2, -0.499998838), x2, 1.0)
-    quarter = b + 0x20000000
+    quarter = b + 0x20000000 + (opposite.to(tl.uint32) << 31)  # its upper bits: quarter turns, and one half more if opposite
+    signed = (radius.to(tl.uint32, bitcast=True) ^ (quarter & 0x80000000)).to(tl.float32, bitcast=True)
     swap = (quarter & 0x40000000) != 0
-    first = radius * tl.where(swap, sine, cosine)
-    second = radius * tl.where(swap, cosine, sine)
-    first = tl.where(((quarter + 0x40000000) & 0x80000000) != 0, -first, first)
-    return first, tl.where((quarter & 0x80000000) != 0, -second, second)
+    return signed * tl.where(swap, sine * -1.0, cosine), signed * tl.where(swap, cosine, sine)
 
 
 @triton.jit
@@ -110,31 +138,30 @@ def in_line(a, b, c, d):
 
 
 @triton.jit
-def normals(rows, row, group, k0, k1, ANTITHETIC: tl.constexpr):
-    a, b, c, d, opposite = draw(rows, row, group, k0, k1, ANTITHETIC)
-    z0, z1 = box_muller(a, b)
-    z2, z3 = box_muller(c, d)
-    z = in_line(z0, z1, z2, z3)
-    if ANTITHETIC:
-        z = tl.where(opposite, -z, z)
-    return z
+def normals(group, c1, c2, c3, opposite, k0, k1, INTERPRETED: tl.constexpr):
+    a, b, c, d = philox(group, c1, c2, c3, k0, k1, INTERPRETED)
+    z0, z1 = box_muller(a, b, opposite, INTERPRETED)
+    z2, z3 = box_muller(c, d, opposite, INTERPRETED)
+    return in_line(z0, z1, z2, z3)
 
 
 @triton.jit
-def numbers(tile, TILE: tl.constexpr):
-    """Return the numbers of the groups [TILE], uint32, and of their elements [TILE, 4] in a tile of a row."""
-    group = tile * TILE + tl.arange(0, TILE).to(tl.int64)
-    return group.to(tl.uint32), group[:, None] * 4 + tl.arange(0, 4).to(tl.int64)[None, :]
+def numbers(first, PART: tl.constexpr):
+    """Return the numbers [PART] of the groups from ``first``, uint32, and those [PART, 4] of their elements, from 0."""
+    groups = tl.arange(0, PART)
+    return first.to(tl.uint32) + groups.to(tl.uint32), groups[:, None] * 4 + tl.arange(0, 4)[None, :]
 
 
 @triton.jit
-def offsets_of(element, e1, e2, s0, s1, s2, CONTIGUOUS: tl.constexpr):
-    """Return the element offsets of row-major elements in a strided row."""
+def places(x, first, element, e1, e2, s0, s1, s2, CONTIGUOUS: tl.constexpr):
+    """Return pointers to row-major elements, counted from the group ``first``, of a strided row at ``x``."""
     if CONTIGUOUS:
-        offset = element
+        at = x + first * 4 + element
     else:
-        offset = (element // e2 // e1) * s0 + (element // e2 % e1) * s1 + (element % e2) * s2
-    return offset
+        element = first * 4 + element
+        outer = element // e2
+        at = x + (outer // e1).to(tl.int64) * s0 + (outer % e1).to(tl.int64) * s1 + (element % e2).to(tl.int64) * s2
+    return at
 
 
 @triton.jit
@@ -148,13 +175,19 @@ def store(at, value, inside, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def normal_kernel(out, rows, stream, site, elements, tiles, ANTITHETIC: tl.constexpr, INTERPRETED: tl.constexpr, TILE: tl.constexpr):
+def normal_kernel(
+    out, rows, stream, site, elements, tiles, ANTITHETIC: tl.constexpr, INTERPRETED: tl.constexpr, PART: tl.constexpr, REPEATS: tl.constexpr
+):
     program = tl.program_id(0).to(tl.int64)
-    row, tile = program // tiles, program % tiles
-    group, element = numbers(tile, TILE)
+    row, first = program // tiles, (program % tiles * (PART * REPEATS)).to(elements.dtype)
     k0, k1 = philox_key(stream, site)
-    z = normals(rows, row, group, k0, k1, ANTITHETIC)
-    store(out + row * elements + element, z, element < elements, INTERPRETED)
+    c1, c2, c3, opposite = name_of(rows, row, ANTITHETIC)
+    out += row * elements
+    for _ in range(tl.minimum(REPEATS, (elements - 1 - first * 4) // (4 * PART) + 1)):
+        group, element = numbers(first, PART)
+        z = normals(group, c1, c2, c3, opposite, k0, k1, INTERPRETED)
+        store(out + first * 4 + element, z, element < elements - first * 4, INTERPRETED)
+        first += PART
 
 
 @triton.jit
@@ -179,26 +212,24 @@ def add_noise_kernel(
     INTERPRETED: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     ACC: tl.constexpr,
-    TILE: tl.constexpr,
-    SHARE: tl.constexpr,
+    PART: tl.constexpr,
+    REPEATS: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    tile = program % tiles
+    first = (program % tiles * PART).to(elements.dtype)
     share = program // tiles % shares
     n = program // tiles // shares
-    group, element = numbers(tile, TILE)
-    inside = element < elements
     k0, k1 = philox_key(stream, site)
     scale = tl.full((), sigma, tl.float64).to(ACC)
-    at = x + n * x_n + offsets_of(element, e1, e2, x_0, x_1, x_2, CONTIGUOUS)
+    group, element = numbers(first, PART)
+    inside = element < elements - first * 4
+    at = places(x + n * x_n, first, element, e1, e2, x_0, x_1, x_2, CONTIGUOUS)
     clean = tl.load(at, mask=inside, other=0.0).to(ACC)  # shared by the candidates of this program
-    for i in range(SHARE):
-        b = share * SHARE + i
-        if b < B:
-            row = n * B + b
-            z = normals(rows, row, group, k0, k1, ANTITHETIC).to(ACC)
-            noisy = tl.fma(scale, z, clean)
-            store(out + row * elements + element, noisy, inside, INTERPRETED)
+    for b in range(share * REPEATS, tl.minimum((share + 1) * REPEATS, B)):
+        row = n * B + b
+        c1, c2, c3, opposite = name_of(rows, row, ANTITHETIC)
+        z = normals(group, c1, c2, c3, opposite, k0, k1, INTERPRETED).to(ACC)
+        store(out + row * elements + first * 4 + element, tl.fma(scale, z, clean), inside, INTERPRETED)
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -222,29 +253,37 @@ def keyed_dropout_kernel(
     INTERPRETED: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     ACC: tl.constexpr,
-    TILE: tl.constexpr,
+    PART: tl.constexpr,
+    REPEATS: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    row, tile = program // tiles, program % tiles
-    group, element = numbers(tile, TILE)
-    inside = element < elements
+    row, first = program // tiles, (program % tiles * (PART * REPEATS)).to(elements.dtype)
     k0, k1 = philox_key(stream, site)
-    a, b, c, d, opposite = draw(rows, row, group, k0, k1, ANTITHETIC)
-    u = in_line(a, b, c, d)
-    if ANTITHETIC:
-        u = tl.where(opposite, u ^ 0xFFFFFFFF, u)
-    at = x + row * x_m + offsets_of(element, e1, e2, x_0, x_1, x_2, CONTIGUOUS)
-    kept = tl.load(at, mask=inside, other=0.0).to(ACC) * tl.full((), scale, tl.float64).to(ACC)
-    kept = tl.where(u >= tl.cast(threshold, tl.uint32), kept, 0.0)
-    store(out + row * elements + element, kept, inside, INTERPRETED)
+    factor = tl.full((), scale, tl.float64).to(ACC)
+    c1, c2, c3, opposite = name_of(rows, row, ANTITHETIC)
+    flip = tl.where(opposite, 0xFFFFFFFF, 0).to(tl.uint32)
+    x += row * x_m
+    out += row * elements
+    for _ in range(tl.minimum(REPEATS, (elements - 1 - first * 4) // (4 * PART) + 1)):
+        group, element = numbers(first, PART)
+        inside = element < elements - first * 4
+        at = places(x, first, element, e1, e2, x_0, x_1, x_2, CONTIGUOUS)
+        kept = tl.load(at, mask=inside, other=0.0).to(ACC) * factor
+        a, b, c, d = philox(group, c1, c2, c3, k0, k1, INTERPRETED)
+        u = in_line(a, b, c, d)
+        if ANTITHETIC:
+            u ^= flip
+        kept = tl.where(u >= tl.cast(threshold, tl.uint32), kept, 0.0)
+        store(out + first * 4 + element, kept, inside, INTERPRETED)
+        first += PART
 
 
 def launch_normal(out, rows, stream, site, elements, antithetic):
     """Fill ``out`` [M, elements]. The arguments are those that ttcfast/ops/normal.py has checked."""
     if out.numel() == 0:
         return
-    tile, _, warps = pick_config(elements, 1)
-    tiles = triton.cdiv(elements, 4 * tile)
+    part, repeats, warps = pick_config(elements, rows.shape[0])
+    tiles = triton.cdiv(elements, 4 * part * repeats)
     submit(
         normal_kernel,
         rows.shape[0] * tiles,
@@ -257,7 +296,8 @@ def launch_normal(out, rows, stream, site, elements, antithetic):
         tiles,
         ANTITHETIC=antithetic,
         INTERPRETED=interpreted(),
-        TILE=tile,
+        PART=part,
+        REPEATS=repeats,
         num_warps=warps,
     )
 
@@ -266,8 +306,8 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
     """Fill ``out`` [N, B, elements] from x [N, three sizes]. The arguments are those that ttcfast/ops/add_noise.py has checked."""
     if out.numel() == 0:
         return
-    tile, share, warps = pick_config(elements, B)
-    tiles, shares = triton.cdiv(elements, 4 * tile), triton.cdiv(B, share)
+    part, repeats, warps = pick_config(elements, rows.shape[0], B)
+    tiles, shares = triton.cdiv(elements, 4 * part), triton.cdiv(B, repeats)
     submit(
         add_noise_kernel,
         x.shape[0] * shares * tiles,
@@ -290,8 +330,8 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
         INTERPRETED=interpreted(),
         CONTIGUOUS=is_contiguous(sizes, strides),
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-        TILE=tile,
-        SHARE=share,
+        PART=part,
+        REPEATS=repeats,
         num_warps=warps,
     )
 
@@ -303,8 +343,8 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
     if threshold >= 2**32:  # larger than any draw
         out.zero_()
         return
-    tile, _, warps = pick_config(elements, 1)
-    tiles = triton.cdiv(elements, 4 * tile)
+    part, repeats, warps = pick_config(elements, rows.shape[0], groups=2)  # four spill in float64
+    tiles = triton.cdiv(elements, 4 * part * repeats)
     submit(
         keyed_dropout_kernel,
         x.shape[0] * tiles,
@@ -326,7 +366,8 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
         INTERPRETED=interpreted(),
         CONTIGUOUS=is_contiguous(sizes, strides),
         ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-        TILE=tile,
+        PART=part,
+        REPEATS=repeats,
         num_warps=warps,
     )
 
@@ -338,22 +379,25 @@ def interpreted():
 def variants():
     """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit).
 
-    128 registers let four blocks of 128 threads share a multiprocessor; nothing may spill.
+    128 registers let four blocks of 128 threads share a multiprocessor, 168 three; nothing may spill. A pass of a thread is an iteration of
+    its loop.
     """
-    tile, share, warps = pick_config(65536, 64)
+    size = 65536, 4096
     for stored in ("fp32", "bf16", "fp64"):
-        common = {"out": f"*{stored}", "rows": "*i64", "stream": "*i64"}
         acc = tl.float64 if stored == "fp64" else tl.float32
-        for full in (False, True):  # antithetic, strided, 64-bit sizes
-            integer = "i64" if full else "i32"
-            size = dict.fromkeys(("site", "elements", "tiles"), integer)
-            fixed = {"ANTITHETIC": full, "INTERPRETED": False, "TILE": tile}
-            name = f"{stored}{' antithetic' * full}"
-            yield f"normal {name}", normal_kernel, {**common, **size}, fixed, warps, 128
-            layout = {"e1": integer, "e2": integer, "x_0": integer, "x_1": integer, "x_2": integer}
-            fixed |= {"CONTIGUOUS": not full, "ACC": acc}
-            name += " strided" * full
-            noise = {**common, **size, **layout, "x": f"*{stored}", "B": integer, "shares": integer, "sigma": "fp64", "x_n": integer}
-            yield f"add_noise {name}", add_noise_kernel, noise, {**fixed, "SHARE": share}, warps, 128
-            dropout = {**common, **size, **layout, "x": f"*{stored}", "threshold": "i64", "scale": "fp64", "x_m": integer}
-            yield f"keyed_dropout {name}", keyed_dropout_kernel, dropout, fixed, warps, 128
+        for kind, integer, aligned in (("", "i32", ":16"), (" antithetic strided", "i32", ""), (" antithetic 64-bit", "i64", "")):
+            sizes = {"rows": "*i64:16", "stream": "*i64:16", "site": integer, "elements": integer + aligned, "tiles": integer}
+            common = {"out": f"*{stored}{aligned}", **sizes}
+            part, repeats, warps = pick_config(*size)
+            fixed = {"ANTITHETIC": bool(kind), "INTERPRETED": False, "PART": part, "REPEATS": repeats}
+            name = f"{stored}{kind}, 16 elements a pass"
+            if "strided" not in kind:
+                yield f"normal {name}", normal_kernel, common, fixed, warps, 128
+            common = {**common, "x": f"*{stored}{aligned}", **dict.fromkeys(("e1", "e2", "x_0", "x_1", "x_2"), integer)}
+            fixed = {**fixed, "CONTIGUOUS": "strided" not in kind, "ACC": acc}
+            noise = {**common, "B": integer, "shares": integer, "sigma": "fp64", "x_n": integer + aligned}
+            yield f"add_noise {name}", add_noise_kernel, noise, fixed, warps, 168 if kind else 128
+            dropout = {**common, "threshold": "i64", "scale": "fp64", "x_m": integer + aligned}
+            part, repeats, warps = pick_config(*size, groups=2)
+            fixed = {**fixed, "PART": part, "REPEATS": repeats}
+            yield f"keyed_dropout {stored}{kind}, 8 elements a pass", keyed_dropout_kernel, dropout, fixed, warps, 128

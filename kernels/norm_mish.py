@@ -16,12 +16,13 @@ def pick_config(shape, wide=False):
     """Return rows per step of a program, block width and warps for ``shape = (rows, width)``; ``wide`` for float64.
 
     Not from a timing sweep: no GPU was available when it was written (Nov 2026). From ``python -m bench.aot``: 16 entries per thread spill
-    in the backward pass, 8 (4 in float64) do not.
+    in the backward pass, 8 (4 in float64) do not. Rows that need more than 4 warps at that get 4 entries per thread, with which the
+    backward pass takes at most 64 registers where a row's width and start are multiples of 16, so two blocks share a multiprocessor.
     """
     block = triton.next_power_of_2(shape[1])
     entries = 512 if wide else 1024
     rows = max(1, entries // block)
-    return rows, block, 4 if block <= entries else min(16, 4 * block // entries)
+    return rows, block, 4 if block <= entries else min(16, block // 128)
 
 
 @triton.jit
@@ -204,13 +205,16 @@ def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, grad_sc
 def variants():
     """Return the variants to compile ahead of time: (name, kernel, signature, constants, warps, register limit)."""
     for stored, acc in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
-        for width in (512, 1792) if acc == "fp32" else (512,):
+        for width, aligned in ((512, ":16"), (1792, ":16"), (1792, "")) if acc == "fp32" else ((512, ":16"), (512, "")):
             per_step, block, warps = pick_config((4096, width), acc == "fp64")
+            limit = 65536 // (2 * 32 * warps) if aligned else 128  # two blocks per multiprocessor
             constants = {"ACC": tl.float64 if acc == "fp64" else tl.float32, "ROWS": per_step, "BLOCK": block}
-            shared = {"x": f"*{stored}", "rows": f"*{acc}", "bias": f"*{acc}", "scale": f"*{acc}", "shift": f"*{acc}", "stats": f"*{acc}"}
-            shared |= {"y": f"*{stored}", "count": "i32", "width": "i32"}
-            yield f"norm_mish {stored} {width}", norm_mish_kernel, {**shared, "eps": "fp64"}, constants, warps, 128
-            signature = {**shared, "grad": f"*{stored}", "grad_x": f"*{stored}", "partials": f"*{acc}", "steps": "i32"}
-            for name, absent in (("trained", {}), ("frozen", {"y": None, "partials": None})):
+            shared = dict.fromkeys(("rows", "bias", "scale", "shift", "stats"), f"*{acc}{aligned}")
+            shared |= {**dict.fromkeys(("x", "y"), f"*{stored}{aligned}"), "count": "i32", "width": "i32" + aligned}
+            name = f"{stored} {width}{'' if aligned else ' unaligned'}"
+            yield f"norm_mish {name}", norm_mish_kernel, {**shared, "eps": "fp64"}, constants, warps, min(limit, 128)
+            signature = {**shared, "partials": f"*{acc}{aligned}", "steps": "i32"}
+            signature |= dict.fromkeys(("grad", "grad_x"), f"*{stored}{aligned}")
+            for kind, absent in (("trained", {}), ("frozen", {"y": None, "partials": None})):
                 rest = {k: v for k, v in signature.items() if k not in absent}
-                yield f"norm_mish_backward {stored} {width} {name}", norm_mish_backward_kernel, rest, {**constants, **absent}, warps, 255
+                yield f"norm_mish_backward {name} {kind}", norm_mish_backward_kernel, rest, {**constants, **absent}, warps, min(limit, 128)
