@@ -46,7 +46,7 @@ from .train_wm import Material
 logger = logging.getLogger(__name__)
 
 _SITE_EXPLORE, _SITE_ALONG = 4, 5  # sites of the keyed noise of collected episodes and of measured directions
-_FREE_ON_RESUME = {"out", "world_model", "resume", "save_every", "gradient_states", "processes", "tensorboard", "wandb"}
+_FREE_ON_RESUME = {"out", "task", "world_model", "resume", "save_every", "gradient_states", "processes", "tensorboard", "wandb"}
 
 
 def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None], None] | None = None) -> PolicyResult:
