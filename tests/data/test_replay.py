@@ -157,7 +157,7 @@ def test_tasks_are_named_by_the_data_or_by_the_caller_and_taken_apart(tmp_path):
     assert len(data.of_task(1).shards) == 1 and set(data.of_task(1).tasks().tolist()) == {1}
     with pytest.raises(DataError, match="holds no episode of task 3"):
         data.of_task(3)
-    with pytest.raises(DataError, match="tasks names 2 tasks; .* has numbers up to 2: name 3"):
+    with pytest.raises(DataError, match=r"tasks names 2 tasks; .* has numbers up to 2: name 3"):
         data.task_names(["walk", "run"])
     with pytest.raises(DataError, match=r"tasks.2. is 'jump'; the data call this task 'reach': give tasks in their order"):
         data.task_names(["walk", "run", "jump"])
