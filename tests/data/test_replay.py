@@ -146,6 +146,23 @@ def test_tasks_and_statistics_are_those_of_the_episodes(shard, tmp_path):
     assert torch.allclose(data.returns(), torch.stack([data[i].rew.double().sum() for i in range(5)]))
 
 
+def test_tasks_are_named_by_the_data_or_by_the_caller_and_taken_apart(tmp_path):
+    write_shard(tmp_path / "mixed.pt", [episode(i, task=i % 3) for i in range(7)], {})
+    write_shard(tmp_path / "third.pt", [episode(10 + i, task=2) for i in range(2)], {"task": "reach", "number": 2})
+    data = ReplaySet.open(tmp_path)
+    assert data.task_names() == ["task-0", "task-1", "reach"] and data.task_names(["walk", "run", "reach", "more"])[:2] == ["walk", "run"]
+    alone = data.of_task(2)
+    expected = [2, 5, 10, 11]  # random seeds of its episodes
+    assert len(alone.shards) == 2 and all(torch.equal(alone[i].obs, episode(seed).obs) for i, seed in enumerate(expected))
+    assert len(data.of_task(1).shards) == 1 and set(data.of_task(1).tasks().tolist()) == {1}
+    with pytest.raises(DataError, match="holds no episode of task 3"):
+        data.of_task(3)
+    with pytest.raises(DataError, match=r"tasks names 2 tasks; .* has numbers up to 2: name 3"):
+        data.task_names(["walk", "run"])
+    with pytest.raises(DataError, match=r"tasks.2. is 'jump'; the data call this task 'reach': give tasks in their order"):
+        data.task_names(["walk", "run", "jump"])
+
+
 def test_damage_is_seen(shard):
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])

@@ -96,11 +96,37 @@ class ReplaySet:
         held = [shard.tasks() for shard in self.shards]
         return torch.tensor([int(held[shard][place]) for shard, place in self.episodes.tolist()])
 
-    def task_names(self) -> list[str]:
-        """Return the names of tasks 0 to the largest number, as recorded by ``ttcfast collect``; others are called ``task-<number>``."""
-        names = {int(n): f"task-{int(n)}" for n in range(int(self.tasks().max()) + 1)}
+    def task_names(self, given: Sequence[str] = ()) -> list[str]:
+        """Return the names of tasks 0 to the largest number, as recorded by ``ttcfast collect``; others are called ``task-<number>``.
+
+        Args:
+            given: Names in the order of their numbers, for data that record none, such as TD-MPC2's published shards.
+
+        Raises:
+            DataError: There are fewer names than tasks, or the data record another name.
+        """
+        count = int(self.tasks().max()) + 1
+        if given and len(given) < count:
+            raise DataError(f"tasks names {len(given)} tasks; {self.shards[0].path.parent} has numbers up to {count - 1}: name {count}")
+        names = dict(enumerate(given or [f"task-{n}" for n in range(count)]))
+        for number, name in self._named.items():
+            if given and given[number] != name:
+                raise DataError(f"tasks[{number}] is {given[number]!r}; the data call this task {name!r}: give tasks in their order")
         names |= self._named
         return [names[n] for n in sorted(names)]
+
+    def of_task(self, number: int) -> ReplaySet:
+        """Return the episodes of the task of this number.
+
+        Raises:
+            DataError: There is none.
+        """
+        chosen = self.episodes[self.tasks() == number]
+        if not len(chosen):
+            raise DataError(f"{self.shards[0].path.parent} holds no episode of task {number}; give data=, or collect some of it")
+        kept = chosen[:, 0].unique()
+        places = torch.searchsorted(kept, chosen[:, 0].contiguous())
+        return ReplaySet([self.shards[s] for s in kept.tolist()], torch.stack([places, chosen[:, 1]], 1))
 
     def require_task(self, task: str) -> None:
         """Raise ``DataError`` unless there are episodes of the task of this name; data that name no tasks pass.

@@ -16,7 +16,7 @@ from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from .algorithms import PWM
 from .algorithms.actor_critic import ActorCritic, AgentConfig
 
-_KIND, _AGENT = "world_model", "agent"
+WORLD_MODEL, _AGENT = "world_model", "agent"
 
 
 def save_world_model(path: str | os.PathLike[str], agent: PWM, alg: Mapping[str, Any], sizes: Mapping[str, Any], **more: Any) -> None:
@@ -24,7 +24,7 @@ def save_world_model(path: str | os.PathLike[str], agent: PWM, alg: Mapping[str,
 
     ``more`` is stored beside them, as JSON.
     """
-    checkpoints.save(path, agent.model.state_dict(), {"architecture": _KIND, "alg": dict(alg), "sizes": dict(sizes), **more})
+    checkpoints.save(path, agent.model.state_dict(), {"architecture": WORLD_MODEL, "alg": dict(alg), "sizes": dict(sizes), **more})
 
 
 def load_world_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> PWM:
@@ -36,7 +36,7 @@ def load_world_model(path: str | os.PathLike[str], *, device: str | torch.device
     Raises:
         CheckpointError: The file is missing or damaged, is not a world model, or names a class or architecture that cannot be built.
     """
-    return world_model_of(*checkpoints.load(path, {"architecture": _KIND}), path, device=device)
+    return world_model_of(*checkpoints.load(path, {"architecture": WORLD_MODEL}), path, device=device)
 
 
 def world_model_of(
@@ -83,7 +83,8 @@ def agent_of(
         agent = PWM.from_config(meta["alg"], **meta["sizes"])
         agent.model.to(device)
         config = AgentConfig(**meta["agent"])
-        policy = agent.add_policy(config, reward_scale=meta["unit"] * (1 - config.gamma), seed=meta.get("seed", 0))
+        told = {"seed": meta.get("seed", 0), "task": meta["task"] if agent.model.task_embedding is not None else None}
+        policy = agent.add_policy(config, reward_scale=meta["unit"] * (1 - config.gamma), **told)
     except (ArgumentError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} describes an agent that this version cannot build ({error})") from error
     for place, module in _parts(agent, policy).items():

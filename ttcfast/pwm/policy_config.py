@@ -26,7 +26,7 @@ class PolicySettings:
         mode: ``"offline"``: the recorded episodes alone; the world model is frozen while the policy trains. ``"online"``: the policy also
             plays episodes, from which the world model goes on learning. ``"dmo"``: the policy's rollouts are played in the simulator, and
             only their gradient is the world model's (:class:`ttcfast.pwm.algorithms.simulated.SimulatedEpisodes`).
-        wm_steps: Updates of the world model before the policy's first.
+        wm_steps: Updates of the world model before the policy's first; 0 for a trained ``world_model`` that stays as it is.
         steps: Updates of the policy.
         batch, horizon: Windows per update of the world model, and their steps.
         starts: Recorded states per update of the policy from which imagined rollouts start; in dmo, parallel episodes.
@@ -84,7 +84,8 @@ class PolicySettings:
         one_of("mode", self.mode, MODES)
         for name in ("eval_seed", "wm_updates", "gradient_states", "processes"):
             whole(name, getattr(self, name), 0)
-        counts = ("wm_steps", "steps", "batch", "horizon", "starts", "collect_every", "collect_episodes", "eval_every", "eval_episodes")
+        whole("wm_steps", self.wm_steps, 0 if getattr(self, "world_model", None) else 1)
+        counts = ("steps", "batch", "horizon", "starts", "collect_every", "collect_episodes", "eval_every", "eval_episodes")
         for name in (*counts, "final_episodes", "eval_horizon", "eval_stride", "save_every", "log_every"):
             whole(name, getattr(self, name), 1)
         at_least("warmup", self.warmup, 0)
@@ -105,12 +106,17 @@ class TrainPolicyConfig(PolicySettings):
         out: Folder that receives agent.safetensors, training.safetensors, result.json, the log and, online and in dmo, episodes/.
         arm: Kind of dynamics: ``mlp``, ``residual`` or a flow as ``heun<K>`` or ``euler<K>``.
         seed: Random seed of networks, batches and noise.
+        task: The task, where ``data`` hold several; None for their only one.
+        world_model: ``world_model.safetensors`` of ``ttcfast train_wm``, of this arm, where training starts; its own settings then stand
+            for ``alg``. One that was trained on several tasks, ``task`` among them, is how PWM trains a policy per task.
     """
 
     data: str = "data/cartpole"
     out: str = "runs/train_policy"
     arm: str = "residual"
     seed: int = 0
+    task: str | None = None
+    world_model: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

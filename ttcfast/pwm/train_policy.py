@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from ttcfast.data.replay import ReplaySampler, ReplaySet, Windows
 from ttcfast.data.replay_shard import ReplayShard, write_shard
 from ttcfast.esnr.ratio import ESNR
 from ttcfast.ops import normal
+from ttcfast.runtime import checkpoints
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder, write_json
@@ -27,9 +28,10 @@ from ttcfast.runtime.progress import bar
 from ttcfast.runtime.training import Stopwatch, TrainingRun, Updates, driven, settings
 from ttcfast.spec import Key
 
+from .algorithms import PWM
 from .algorithms.simulated import SimulatedEpisodes
 from .arms import Arm
-from .checkpoint import save_agent
+from .checkpoint import WORLD_MODEL, save_agent, world_model_of
 from .envs import EnvPool, make_env
 from .envs.base import Environment, PaddedEnv
 from .envs.rollouts import Rollouts, rollouts
@@ -44,7 +46,7 @@ from .train_wm import Material
 logger = logging.getLogger(__name__)
 
 _SITE_EXPLORE, _SITE_ALONG = 4, 5  # sites of the keyed noise of collected episodes and of measured directions
-_FREE_ON_RESUME = {"out", "resume", "save_every", "gradient_states", "processes", "tensorboard", "wandb"}
+_FREE_ON_RESUME = {"out", "task", "world_model", "resume", "save_every", "gradient_states", "processes", "tensorboard", "wandb"}
 
 
 def train_policy(config: TrainPolicyConfig, advance: Callable[[float, str | None], None] | None = None) -> PolicyResult:
@@ -83,10 +85,14 @@ class PolicyRun(TrainingRun):
     def __init__(self, config: TrainPolicyConfig, material: Material | None = None) -> None:
         self.config, self.out = config, output_folder(config.out)
         self.arm, self.agent_config = Arm(config.arm), agent_config(config.agent)
-        self.alg = self.arm.configure(config.alg)
+        self._trained = None if config.world_model is None else checkpoints.load(config.world_model, {"architecture": WORLD_MODEL})
+        self.alg = self.arm.configure(config.alg) if self._trained is None else self._trained[1]["alg"]
         self.steps, self.report = config.wm_steps + config.steps, self.out / "result.json"
-        self.material = material or Material(config.data, config)
-        self.task, self.env = task_of(self.material.train, config.data)
+        names = self._trained[1]["sizes"]["tasks"] or () if self._trained is not None else ()
+        self.material = material or Material(config.data, config, names if config.task is not None else (), config.task)
+        self.task, self.env = task_of(self.material.train, config.data, config.task)
+        self.number = int(self.material.train.tasks()[0])
+        self.sizes = self.material.sizes if self._trained is None else self._checked_sizes()
         self.first = ReplaySampler(self.material.train, config.horizon, seed=config.seed)
         self.own: ReplaySampler | None = None
         self.rounds, self.failed, self.stopped_by_policy = 0, 0, False
@@ -114,10 +120,12 @@ class PolicyRun(TrainingRun):
             for file in self._shards():
                 file.unlink()
         torch.manual_seed(config.seed)
-        self.agent = material.agent(self.alg, config.device)
+        self.agent = self._new_agent()
+        several = self.agent.model.task_embedding is not None
         torch.manual_seed(config.seed)  # arms of one seed begin with the same policy, whatever their world models have drawn
         largest = max(float(material.train[i].rew.abs().max()) for i in range(len(material.train)))
-        self.policy = self.agent.add_policy(self.agent_config, reward_scale=max(largest, 1e-6), seed=config.seed)
+        told = {"reward_scale": max(largest, 1e-6), "seed": config.seed, "task": self.task if several else None}
+        self.policy = self.agent.add_policy(self.agent_config, **told)
         self.model, self.optimizer = self.agent.model, self.agent.wm_optimizer
         self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.watch, self.cpu = Stopwatch(running=False), Stopwatch("cpu", running=False)
@@ -136,10 +144,31 @@ class PolicyRun(TrainingRun):
             logger.error("%s, seed %d: stopped after %d of %d updates", self.arm.label, config.seed, self.done, self.steps)
             advance(self.steps - self.done, None)
         about = {"task": self.task, "arm": self.arm.name, "seed": config.seed, "steps": self.done}
-        save_agent(self.out / "agent.safetensors", self.agent, self.alg, material.sizes, **about)
+        save_agent(self.out / "agent.safetensors", self.agent, self.alg, self.sizes, **about)
         found = self._result()
         write_json(self.report, {"result": asdict(found), "settings": self.settings()})
         return found
+
+    def _checked_sizes(self) -> dict[str, Any]:
+        """Return the sizes of the trained world model, once they are known to fit the arm, the data and the task."""
+        assert self._trained is not None
+        path, sizes, arm = self.config.world_model, dict(self._trained[1]["sizes"]), self._trained[1].get("arm")
+        if arm != self.arm.name:
+            raise ArgumentError(f"arm is {self.arm.name}; {path} was trained as {arm}: give arm={arm}")
+        own, theirs = (tuple(s[n] for n in ("observation_dim", "action_dim")) for s in (self.material.sizes, sizes))
+        if own != theirs:
+            raise ArgumentError(f"{self.config.data} has observations and actions of sizes {own}, {path} of {theirs}; give its data")
+        tasks = sizes["tasks"] or [self.task]
+        if self.task not in tasks or (len(tasks) > 1 and tasks.index(self.task) != self.number):
+            known = ", ".join(f"{i}: {name}" for i, name in enumerate(tasks))
+            raise ArgumentError(f"{self.config.data} has {self.task} as task {self.number}; {path} knows {known}: give its data")
+        return sizes
+
+    def _new_agent(self) -> PWM:
+        if self._trained is None:
+            return self.material.agent(self.alg, self.config.device)
+        assert self.config.world_model is not None
+        return world_model_of(*self._trained, self.config.world_model, device=self.config.device)
 
     def _pool(self, count: int) -> EnvPool:
         return EnvPool([self.env] * count, self.config.processes)
@@ -157,7 +186,9 @@ class PolicyRun(TrainingRun):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide the outcome, as JSON values."""
-        own = {"alg": self.alg, "agent": asdict(self.agent_config), "sizes": self.material.sizes, "episodes": self.material.episodes}
+        own = {"alg": self.alg, "agent": asdict(self.agent_config), "sizes": self.sizes, "episodes": self.material.episodes}
+        if self._trained is not None:
+            own["world_model"] = {name: self._trained[1].get(name) for name in ("arm", "seed", "steps")}
         return json.loads(json.dumps({**settings(self.config, _FREE_ON_RESUME), **own, "windows": len(self.first)}))
 
     def state(self) -> dict[str, Any]:
@@ -193,6 +224,8 @@ class PolicyRun(TrainingRun):
         for watch in (self.watch, self.cpu):
             watch.go_on()
         later = step - self.config.wm_steps
+        if later == 0 and not self.evaluations:  # there was no update of the world model after which the first would have come
+            self.validate(step)
         if later >= 0 and self.config.mode != "offline" and later % self.config.collect_every == 0:
             for watch in (self.watch, self.cpu):
                 watch.pause()
@@ -225,14 +258,14 @@ class PolicyRun(TrainingRun):
         self.wm_watch.go_on()
         self.set_wm_rate(step, lr)
         obs, act, rew, _ = self.windows(draw, self.config.batch)
-        found = self.agent.update_wm(obs, act, rew)
+        found = self.agent.update_wm(obs, act, rew, self.policy.task)
         self.wm_watch.pause()
         return found
 
     def set_wm_rate(self, step: int, lr: float | None = None) -> None:
         """Set the learning rate of the world model for update ``step``, or to ``lr``."""
         config = self.config
-        done = step / config.wm_steps
+        done = step / max(config.wm_steps, 1)
         share = (step + 1) / config.warmup if step < config.warmup else 1 - (1 - config.wm_lr_floor) * done
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share if lr is None else lr
@@ -262,7 +295,7 @@ class PolicyRun(TrainingRun):
     def _starts(self, step: int) -> Tensor:
         """Return the latents from which the imagined rollouts of update ``step`` start."""
         with torch.no_grad():
-            return self.agent.model.encode(self.observations(step))
+            return self.agent.model.encode(self.observations(step), self.policy.task)
 
     def observations(self, step: int) -> Tensor:
         """Return the recorded observations ``[starts, observation_dim]`` where the imagined rollouts of update ``step`` start."""
@@ -281,14 +314,14 @@ class PolicyRun(TrainingRun):
         """Add a round of episodes to the data, as one shard: played with the policy's noise or, in dmo, the rollouts since the last."""
         config = self.config
         if self.simulated is not None:
-            kept = self.simulated.take()
+            kept = [replace(episode, task=self.number) for episode in self.simulated.take()]
         else:
             seeds = [config.eval_seed + 10_000 + self.rounds * config.collect_episodes + i for i in range(config.collect_episodes)]
             played = self._play(seeds, noise=Key(config.seed, self.rounds, _SITE_EXPLORE))
             self.failed += played.failed
             kept = played.kept()
         if kept:
-            write_shard(self._shard(self.rounds), kept, {"task": self.task, "number": 0, "round": self.rounds})
+            write_shard(self._shard(self.rounds), kept, {"task": self.task, "number": self.number, "round": self.rounds})
         self.rounds += 1
         self._open_own()
 
@@ -316,7 +349,7 @@ class PolicyRun(TrainingRun):
                 eps = normal(len(obs), (self.agent.model.action_dim,), key=noise, rows=rows).to(self.config.device)
             return self.agent.act(obs.to(self.config.device), eps).cpu()
 
-        played = rollouts(self.pool, policy, seeds)
+        played = rollouts(self.pool, policy, seeds, task=self.number)
         if played.failures and not self.failed:  # told once; the result counts them
             logger.warning("an episode was dropped, in which the simulator failed: %s", next(iter(played.failures.values())))
         return played
@@ -329,7 +362,8 @@ class PolicyRun(TrainingRun):
         predicted = math.nan
         if kept:
             with torch.no_grad():
-                z = self.agent.model.encode(torch.stack([e.obs[0] for e in kept]).to(self.config.device))
+                first = torch.stack([e.obs[0] for e in kept]).to(self.config.device)
+                z = self.agent.model.encode(first, self.policy.task)
                 predicted = float(self.policy.value(z).mean())
         starts, norms = self._starts(step), [norm for norm in self.norms if math.isfinite(norm)]
         self.norms = []
@@ -355,7 +389,7 @@ class PolicyRun(TrainingRun):
         """Return the saturation of the episodes' actions, and what is measured along the first of them."""
         if not (kept := played.kept()):
             return {}
-        found = {"saturation": saturation(self.agent.model, kept)}
+        found = {"saturation": saturation(self.agent.model, kept, self.policy.task)}
         if not self.config.gradient_states:
             return found
         if self.probe is None:
@@ -396,16 +430,17 @@ class PolicyRun(TrainingRun):
         )
 
 
-def task_of(data: ReplaySet, place: str) -> tuple[str, Callable[[], Environment]]:
-    """Return the task of the shards and what makes its environment, with the sizes of the data."""
+def task_of(data: ReplaySet, place: str, task: str | None = None) -> tuple[str, Callable[[], Environment]]:
+    """Return the task of the shards, ``task`` where they name none, and what makes its environment, with the sizes of the data."""
     made = [shard.parameters for shard in data.shards]
-    names = {str(p.get("task")) for p in made}
+    names = {str(p.get("task", task)) for p in made}
     if len(names) != 1 or names == {"None"}:
-        raise ArgumentError(f"data is {place}, with shards of {', '.join(sorted(names))}; give a folder of one named task")
+        raise ArgumentError(f"data is {place}, with shards of {', '.join(sorted(names))}; give a folder of one named task, or task=")
     repeats = {int(p.get("action_repeat", 2)) for p in made}
     if len(repeats) != 1:
         raise ArgumentError(f"data is {place}, with shards of action repeats {sorted(repeats)}; give a folder of one")
-    return names.pop(), partial(_padded, made[0]["task"], repeats.pop(), data.observation_dim, data.action_dim)
+    (found,) = names
+    return found, partial(_padded, found, repeats.pop(), data.observation_dim, data.action_dim)
 
 
 def _padded(task: str, action_repeat: int, observation_dim: int, action_dim: int) -> Environment:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ttcfast.checks import at_least, whole
+from ttcfast.checks import at_least, each_once, whole
 from ttcfast.data.replay import ReplaySampler, ReplaySet
 from ttcfast.runtime.devices import device_of
 from ttcfast.runtime.errors import ArgumentError, CheckpointError
@@ -45,6 +45,7 @@ class TrainWMConfig:
         alg: Group of ``ttcfast/configs/alg`` with sizes, losses and optimizer; arms change its model, loss and integrator.
         arms: Kinds of dynamics, ``mlp``, ``residual`` or flows as ``heun<K>`` or ``euler<K>``, each trained with each of the seeds.
         seeds: Random seeds; runs of one seed see the same batches in the same order.
+        tasks: Names of the tasks in the order of their numbers, for data that record none, such as TD-MPC2's published shards.
         steps, batch, horizon: Number of updates, windows per update, steps per window.
         warmup: Updates of linear warm-up, after which the learning rate falls linearly to 1 % of ``alg.wm.lr``.
         held_out, split_seed: Share of the episodes that is held out for measuring, and random seed of their choice.
@@ -61,6 +62,7 @@ class TrainWMConfig:
     alg: Mapping[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ARMS
     seeds: tuple[int, ...] = (0, 1, 2)
+    tasks: tuple[str, ...] = ()
     steps: int = 1000
     batch: int = 64
     horizon: int = 4
@@ -78,9 +80,11 @@ class TrainWMConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("arms", "seeds"):
+        for name in ("arms", "seeds", "tasks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_runs(self.arms, self.seeds)
+        if self.tasks:
+            each_once("tasks", self.tasks)
         for name in ("steps", "batch", "horizon", "eval_horizon", "eval_stride", "save_every", "log_every"):
             whole(name, getattr(self, name), 1)
         at_least("warmup", self.warmup, 0)
@@ -147,7 +151,7 @@ def train_wm(config: TrainWMConfig) -> Comparison:
         CheckpointError: An earlier run in ``out`` is damaged or has other settings.
     """
     out = output_folder(config.out)
-    material = Material(config.data, config)
+    material = Material(config.data, config, config.tasks)
     runs = [_Run(config, Arm(arm), seed, out, material) for arm in config.arms for seed in config.seeds]
     results = []
     with bar(len(runs) * config.steps, "train_wm") as progress:
@@ -164,12 +168,19 @@ class Material:
     """The data that all runs share, split into episodes to train on and held-out ones; windows come from those that are long enough.
 
     Raises:
-        DataError: There are no data.
+        DataError: There are no data, or none of the task.
         ArgumentError: No episode to train on has ``horizon`` steps, or no held-out one ``eval_horizon``.
     """
 
-    def __init__(self, place: str, config: TrainWMConfig | PolicySettings) -> None:
+    def __init__(self, place: str, config: TrainWMConfig | PolicySettings, tasks: Sequence[str] = (), task: str | None = None) -> None:
+        """Open the data; ``tasks`` names those whose shards do not, and ``task`` is the only one wanted."""
         data = ReplaySet.open(place)
+        tasks, wanted = data.task_names(tasks), None
+        if task is not None:
+            if task not in tasks:
+                raise ArgumentError(f"task is {task!r}; {place} has {', '.join(tasks)}")
+            wanted = tasks.index(task)
+            data = data.of_task(wanted)
         self.train, held = data.split(config.held_out, config.split_seed)
         self.episodes = len(self.train), len(held)
         for name, of, part in (("horizon", "trained on", self.train), ("eval_horizon", "held out", held)):
@@ -182,13 +193,13 @@ class Material:
         self.scale = Scale.of(self.train)
         self.held_out = held.windows(*held.grid(config.eval_horizon, config.eval_stride), config.eval_horizon)
         self.probing = self.train.windows(*self.train.grid(1, config.eval_stride), 1)
-        tasks = data.task_names()
         dims = {s.parameters["number"]: s.parameters["action_dim"] for s in data.shards if "action_dim" in s.parameters}
+        numbers = range(len(tasks)) if wanted is None else [wanted]
         self.sizes: dict[str, Any] = {
             "observation_dim": data.observation_dim,
             "action_dim": data.action_dim,
-            "tasks": tasks,
-            "action_dims": [dims[n] for n in range(len(tasks))] if set(range(len(tasks))) <= set(dims) else None,
+            "tasks": [tasks[n] for n in numbers],
+            "action_dims": [dims[n] for n in numbers] if set(numbers) <= set(dims) else None,
         }
 
     def agent(self, alg: Mapping[str, Any], device: str) -> PWM:

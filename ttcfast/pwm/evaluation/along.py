@@ -9,7 +9,7 @@ import torch
 from ttcfast.data.episodes import Episode
 from ttcfast.pwm.algorithms.pwm import PWM
 from ttcfast.pwm.envs.base import Settable
-from ttcfast.pwm.models.base import BaseWorldModel
+from ttcfast.pwm.models.base import BaseWorldModel, Task
 from ttcfast.spec import Key
 
 from .gradients import sensitivity, simulator_cosine
@@ -30,7 +30,9 @@ def along_episode(agent: PWM, env: Settable | None, episode: Episode, *, seed: i
     horizon = min(agent.policy.config.horizon, len(episode.act))
     places = torch.linspace(0, len(episode.act) - horizon, states).long().unique().tolist()
     device = next(agent.model.parameters()).device
-    local = sensitivity(agent.model, agent.model.encode(episode.obs[places].to(device)), episode.act[places].to(device))
+    task = agent.policy.task
+    z = agent.model.encode(episode.obs[places].to(device), task)
+    local = sensitivity(agent.model, z, episode.act[places].to(device), task)
     found = {"dynamics_lipschitz": local.dynamics[1], "reward_lipschitz": local.reward[1], "action_sensitivity": local.action[0]}
     if env is not None:
         gamma = agent.policy.config.gamma
@@ -38,8 +40,8 @@ def along_episode(agent: PWM, env: Settable | None, episode: Episode, *, seed: i
     return found
 
 
-def saturation(model: BaseWorldModel, episodes: Sequence[Episode]) -> float:
+def saturation(model: BaseWorldModel, episodes: Sequence[Episode], task: Task | None = None) -> float:
     """Return the share of the episodes' actions beyond 0.98, leaving out those that the task does not have."""
     device = next(model.parameters()).device
-    has = model.masked(torch.ones(model.action_dim, device=device)).bool().cpu()
+    has = model.masked(torch.ones(model.action_dim, device=device), task).bool().cpu()
     return float((torch.cat([episode.act for episode in episodes])[:, has].abs() > 0.98).double().mean())

@@ -165,8 +165,9 @@ def _model_gradients(agent: PWM, obs: Tensor, actions: Tensor, gamma: float) -> 
     device = next((p.device for p in agent.model.parameters()), torch.device("cpu"))
     given = actions.detach().to(device, copy=True).requires_grad_(True)
     with agent.model.frozen():
-        latents = agent.rollout(agent.model.encode(obs.to(device)), given)
-        rewards = agent.model.decode_reward(agent.model.reward(latents[:-1], given)).squeeze(-1)
+        task = None if agent.policy is None else agent.policy.task
+        latents = agent.rollout(agent.model.encode(obs.to(device), task), given, task)
+        rewards = agent.model.decode_reward(agent.model.reward(latents[:-1], given, task)).squeeze(-1)
         total = (gamma ** torch.arange(len(given), dtype=rewards.dtype, device=device) @ rewards).sum()
     return torch.autograd.grad(total, given)[0].cpu()
 

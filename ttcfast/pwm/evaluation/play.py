@@ -53,6 +53,7 @@ def play(agent: PWM, pool: EnvPool, seeds: Sequence[int], planning: dict[str, An
     """
     device = next(agent.model.parameters()).device
     policy = agent.policy
+    task = None if policy is None else policy.task
     planner = None
     if planning is not None:
         given: dict[str, Any] = {}
@@ -60,6 +61,8 @@ def play(agent: PWM, pool: EnvPool, seeds: Sequence[int], planning: dict[str, An
             if policy is None:
                 raise ValueError("agent has no policy; give warm=False to plan without one")
             given = {"policy": policy.act, "value": policy.value}
+        if task is not None:
+            given["task"] = task
         planner = Planner(agent.model, **{**given, **planning})
     spent, actions = 0.0, 0
 
@@ -71,7 +74,7 @@ def play(agent: PWM, pool: EnvPool, seeds: Sequence[int], planning: dict[str, An
         else:
             if step == 0 or planner.n != len(obs):
                 planner.reset(len(obs))
-            chosen = planner.act(agent.model.encode(obs.to(device))).cpu()
+            chosen = planner.act(agent.model.encode(obs.to(device), task)).cpu()
         spent, actions = spent + time.perf_counter() - started, actions + len(obs)
         return chosen
 
