@@ -94,7 +94,7 @@ class PRMScorer(Scorer):
         return type(self) is PRMScorer
 
     def require_fit(self, given: Units, name: str = "the reward model") -> None:
-        """Raises ``DataError`` unless it was trained for the time step and cell of ``given``, and for its gamma if it reads the residual."""
+        """Raises ``DataError`` unless it was trained for the time step and cell of ``given``, and gamma if it reads the residual."""
         require_units(given, self.network.units(name), REMEDY)
 
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
