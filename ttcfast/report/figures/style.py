@@ -155,7 +155,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
     figure.savefig(picture, format="png", dpi=dpi, metadata={"Title": figure.get_suptitle()})
     with atomic_write(path, "wb") as file:
         file.write(picture.getbuffer())
-    figure.set_layout_engine("none")  # the SVG has the places found for the PNG: finding them is half of the work
+    figure.set_layout_engine(None)  # the SVG has the places found for the PNG: finding them is more than half of the work
     if any(axes.images for axes in figure.axes):
         remove(Path(path).with_suffix(".svg"))
         return
