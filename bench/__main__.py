@@ -15,6 +15,7 @@ from ttcfast.ops.registry import one_line
 from ttcfast.runtime.errors import ArgumentError, UserError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.locks import run_lock
+from ttcfast.runtime.progress import bar
 
 from . import environment, groups, rows, tables
 from .clocks import clock_for
@@ -62,15 +63,18 @@ def run(group: str, asked: argparse.Namespace) -> int:
 
 def _measure_all(group: str, asked: argparse.Namespace, path: Path | None) -> int:
     found: list[rows.Row] = []
-    for case in _cases(group, asked):
-        for threads in asked.threads if asked.device == "cpu" else [1]:
-            least = LEAST_SECONDS / 4 if asked.quick else LEAST_SECONDS
-            quick = asked.quick or asked.untuned
-            measured = measure(case, rounds=asked.rounds, threads=threads, least_seconds=least, quick=quick)
-            found += measured
-            print(tables.measured(measured), flush=True)
-            if path is not None:
-                rows.write(path, found)
+    counts = asked.threads if asked.device == "cpu" else [1]
+    with bar(len(counts) * sum(1 for _ in _cases(group, asked)), f"bench {group}", still=True) as progress:
+        for case in _cases(group, asked):
+            for threads in counts:
+                least = LEAST_SECONDS / 4 if asked.quick else LEAST_SECONDS
+                quick = asked.quick or asked.untuned
+                measured = measure(case, rounds=asked.rounds, threads=threads, least_seconds=least, quick=quick)
+                found += measured
+                print(tables.measured(measured), flush=True)
+                if path is not None:
+                    rows.write(path, found)
+                progress.advance()
     for row in () if asked.quick else groups.further(group, asked.device, asked.case):
         found.append(row)
         print(tables.measured([row]), flush=True)

@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "for want of one fails instead",
     )
     parser.addoption("--require-chromium", action="store_true", help="without Chromium the tests of the HTML page fail instead of skip")
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep the screenshots of the HTML page there, to be looked at")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

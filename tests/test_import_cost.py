@@ -39,6 +39,15 @@ def test_the_short_names_load_nothing_optional_beyond_torchs_own():
     assert set(loaded_by(code, optional)) <= by_torch
 
 
+def test_the_way_in_loads_neither_figures_nor_commands_nor_compilers():
+    watched = {"matplotlib", "PIL", "hydra", "omegaconf", "triton", "wandb", "tensorboard", "scipy", "pandas", "sympy", "ttcfast"}
+    by_torch = set(loaded_by("import torch", watched))
+    added = set(loaded_by("import ttcfast; ttcfast.improve, ttcfast.evaluate, ttcfast.load", watched)) - by_torch
+    packages = {name.split(".")[1] for name in added if name.startswith("ttcfast.")}
+    assert {name for name in added if not name.startswith("ttcfast")} == set()
+    assert not packages & {"report", "cli", "pwm", "kernels", "adapters", "experiments"} and {"front_door", "evaluation"} <= packages
+
+
 def test_the_search_works_without_triton_extension_and_optional_packages():
     code = """
 import torch

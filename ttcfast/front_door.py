@@ -24,13 +24,14 @@ from ttcfast.evaluation.solvers import with_solver_rows
 from ttcfast.models.checkpoint import surrogate_of
 from ttcfast.models.ensemble import Blend, Ensemble, SolverStep, with_spec
 from ttcfast.models.grid_solvers import GridSolver, StepSolver
-from ttcfast.models.on_grid import require_fit
+from ttcfast.models.on_grid import require_fit, units_of_data
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.residual import EulerResidualScorer
 from ttcfast.rewards.scorer import Scorer, as_scorer
 from ttcfast.runtime import checkpoints
 from ttcfast.runtime.errors import ArgumentError
+from ttcfast.runtime.units import Units
 from ttcfast.searches import Refine, Search
 from ttcfast.spec import StateSpec, TTCConfig
 from ttcfast.ttc.beam import TTCBeam
@@ -69,7 +70,8 @@ def improve(
         spec: Layout of the states. Needed for a plain module; otherwise the model's own is used.
         reward: A ``Scorer``, any callable ``score(x_t, candidates)`` that returns one number per candidate (higher is better), or a path
             for ``load``. ``"residual"`` scores a gas by the Euler equations over the model's time step, on cubic cells of the spec's
-            volume (``EulerResidualScorer``). None scores by conservation, boundary and positivity (``ARMScorer``).
+            volume (``EulerResidualScorer``). None scores by conservation, boundary and positivity (``ARMScorer``). A module is moved to
+            the model's device.
         branching_factor: Candidates per step (and per beam), including the deterministic step.
         search: ``"greedy"``, or an object such as ``Beam(width=4)``.
         refine: Moves of every candidate along a differentiable reward: a number, or a ``Refine``.
@@ -90,7 +92,7 @@ def improve(
     own = spec if spec is not None else getattr(model, "spec", None)
     options = _options(branching_factor=branching_factor, search=search, refine=refine, project=project, seed=seed, **config)
     controller = TTCGreedy if options.approach == "greedy" and not options.lookahead else TTCBeam
-    rollout = controller(model, _reward(reward, own, getattr(model, "time_step", None)), options).rollout
+    rollout = controller(model, _reward(reward, own, model), options).rollout
     return rollout(x0, T, return_info=True, budget=budget)
 
 
@@ -158,18 +160,25 @@ def evaluate(
         All rows; ``print(result.table())`` shows them.
 
     Raises:
-        DataError: Files that cannot be read, or of another grid, time step or cell than the model's.
+        DataError: Files that cannot be read, or of another grid, time step or cell than the model's or a learned reward's.
         ArgumentError: ``methods`` names a row that is unknown, or whose reward, moves, symmetries or solver are missing.
         ValueError: As in ``improve``.
     """
     if not callable(getattr(model, "candidates", None)) or not isinstance(getattr(model, "spec", None), StateSpec):
         raise TypeError(f"model is a {type(model).__name__}; wrap it: ttcfast.Surrogate(model, spec)")
-    given = problems if isinstance(problems, Problems) else _read(model, problems, steps, count=count, split=split)
+    time_step = getattr(model, "time_step", None)
+    if isinstance(problems, Problems):
+        given, units = problems, Units("the model", time_step)
+    else:
+        given, units = _read(model, problems, steps, count=count, split=split)
     model = with_spec(model, given.spec)  # the data say which domain this is, and with it whether conservation may be imposed
     options = _options(branching_factor=branching_factor, search=search, refine=refine, seed=seed, **config)
     wanted = {"arm": None} if rewards is None else rewards
-    time_step = getattr(model, "time_step", None)
-    scorers = {name: as_scorer(_reward(reward, given.spec, time_step), ndim=given.spec.ndim) for name, reward in wanted.items()}
+    scorers = {name: as_scorer(_reward(reward, given.spec, model), ndim=given.spec.ndim) for name, reward in wanted.items()}
+    for name, scorer in scorers.items():
+        for part in scorer.modules():
+            if isinstance(part, PRMScorer):
+                part.require_fit(units, f"the reward model {name}")
     grids = None if solver is None else _on_grids(solver, given)
     rows = _rows(scorers, options, given, grids, methods)
     if grids is not None and grids.compiled:
@@ -194,8 +203,11 @@ def examples(given: str | os.PathLike[str] | None = None) -> Path:
     raise ArgumentError(f"no folder {' or '.join(map(str, places))}; run from a checkout of ttcfast or give examples=<folder>")
 
 
-def _read(model: Any, problems: Any, steps: int, *, count: int | None, split: str | None) -> Problems:
-    """Read problems from files in the units of the model's training data; of several models, of the one that sees the most frames."""
+def _read(model: Any, problems: Any, steps: int, *, count: int | None, split: str | None) -> tuple[Problems, Units]:
+    """Read problems from files, and the files' time step and cell.
+
+    Errors are in units of the model's training data; of several models, of the one that sees the most frames.
+    """
     surrogates = [model] if isinstance(model, Surrogate) else getattr(model, "surrogates", [])
     if not surrogates:
         raise TypeError(f"problems is {problems!r} and model a {type(model).__name__}, which names no training data; give Problems(...)")
@@ -203,7 +215,7 @@ def _read(model: Any, problems: Any, steps: int, *, count: int | None, split: st
     found, source = read_problems(first, str(problems) if isinstance(problems, os.PathLike) else problems, steps, count=count, split=split)
     for each in surrogates:
         require_fit(source, each, "the model")
-    return found
+    return found, units_of_data(source)
 
 
 def _on_grids(solver: Any, problems: Problems) -> GridSolver:
@@ -241,7 +253,9 @@ def _rollable(model: Any, spec: StateSpec | None) -> Any:
     return Surrogate(model, spec)
 
 
-def _reward(reward: Any, spec: StateSpec | None, time_step: float | None) -> Any:
+def _reward(reward: Any, spec: StateSpec | None, model: Any) -> Any:
+    """What ``improve`` takes as a reward, opened, and on the model's device."""
+    time_step, device = getattr(model, "time_step", None), _device(model)
     if reward is None:
         if spec is None:
             raise ValueError("reward and spec are None; give a reward, or spec= so that the states can be scored by conservation")
@@ -257,7 +271,7 @@ def _reward(reward: Any, spec: StateSpec | None, time_step: float | None) -> Any
         reward = load(reward)
     if isinstance(reward, Surrogate):
         raise ValueError("reward is a surrogate; give a reward model, a Scorer or a callable")
-    return reward
+    return reward.to(device) if isinstance(reward, nn.Module) else reward
 
 
 def _rows(

@@ -15,6 +15,7 @@ from bench import groups, rows
 from bench.__main__ import main
 from bench.targets import Target
 from bench.timing import Case
+from tests.runtime.test_progress import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,15 @@ def test_a_run_prints_and_writes_a_row_for_each_number_of_threads(fake, tmp_path
     assert [(r.threads, r.rounds, r.status, r.quick) for r in found] == [(1, 2, "ok", True), (2, 2, "ok", True)] and set(threads) == {1, 2}
     text = capsys.readouterr().out
     assert "fake/one  [2] float32" in text and "MISSED" in text and "2 rows in" in text
+
+
+def test_a_terminal_shows_how_many_cases_are_done(fake, tmp_path, monkeypatch):
+    fake()
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main([*QUICK, "--threads", "1", "2"]) == 0
+    assert "bench fake" in terminal.getvalue() and "1/2" in terminal.getvalue() and "2/2" in terminal.getvalue()
 
 
 def test_a_failing_gate_is_a_row_and_a_status(fake, tmp_path, capsys):

@@ -44,7 +44,7 @@ def row(table: str, method: str) -> str:
 def test_the_rollout_of_a_neuraloperator_model_is_improved(tmp_path):
     said = done("neuraloperator_rollout", tmp_path)
     plain, mean = (float(row(said, method).split("[")[0].split()[-1]) for method in ("deterministic", "mean of B"))
-    assert mean < 0.95 * plain and share_of_persistence(tmp_path, "flow") < 0.7  # 0.83 of it and 0.47 measured
+    assert mean < 0.9 * plain and share_of_persistence(tmp_path, "flow") < 0.55  # 0.83 of it and 0.47 measured
 
 
 def test_a_netcdf_data_set_is_brought(tmp_path):

@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from tests.fake.cases import CASES
+import ttcfast
+from tests.fake.cases import CASES, SPEC, prm
 from tests.fake_cuda import CudaTensor, FakeCuda, on_host
+from tests.surrogates import drop_surrogate, euler_state
+from ttcfast.evaluation.evaluate import Problems
 from ttcfast.ttc.result import RolloutResult
 
 T = 3
@@ -30,6 +33,24 @@ def test_a_search_chooses_as_on_the_host(name):
     with FakeCuda():
         found = rolled("cuda")
     assert isinstance(found.trajectory, CudaTensor)
+    require_equal(on_host(found), expected)
+
+
+def test_the_front_door_moves_a_reward_to_the_models_device():
+    x0 = euler_state(2)
+    given = Problems(torch.stack([x0, x0], 1), SPEC, 1)
+    options = {"branching_factor": 4, "seed": 3}
+
+    def both(device: str) -> tuple[RolloutResult, torch.Tensor]:
+        torch.manual_seed(0)
+        model = drop_surrogate().to(device)
+        found = ttcfast.improve(model, x0.to(device), T, reward=prm(1), **options)
+        return found, ttcfast.evaluate(model, given, {"prm": prm(1)}, oracle=False, **options).find("prm").mse
+
+    expected = both("cpu")
+    with FakeCuda():
+        found = both("cuda")
+    assert isinstance(found[0].trajectory, CudaTensor)
     require_equal(on_host(found), expected)
 
 

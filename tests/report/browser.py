@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -82,6 +83,22 @@ class Browser:
         while not self.evaluate(condition):
             assert time.monotonic() < end, f"still not so after {seconds} s: {condition}; the page complained of {self.complaints}"
             time.sleep(0.05)
+
+    def press(self, key: str) -> None:
+        """A key of the keyboard, by its name in the DOM: "Tab", "Enter", "ArrowLeft"."""
+        code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}[key]
+        held = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": code}
+        text = {"Enter": "\r", " ": " "}.get(key)
+        self.call("Input.dispatchKeyEvent", type="keyDown", **held, **({} if text is None else {"text": text}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **held)
+
+    def picture(self, path: Path, element: str | None = None) -> None:
+        """A PNG of the whole page, or of the element that an expression gives."""
+        box = f"({element}).getBoundingClientRect()" if element else "new DOMRect(0, 0, innerWidth, document.body.scrollHeight)"
+        given = self.evaluate(f"(b => [b.x + scrollX, b.y + scrollY, b.width, b.height])({box})")
+        clip = dict(zip(("x", "y", "width", "height"), given, strict=True)) | {"scale": 1}
+        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+        path.write_bytes(base64.b64decode(data))
 
     def close(self) -> None:
         self._process.kill()

@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from tests.runtime.test_progress import Terminal
 from tests.small_run import arm, problems, surrogate
 from ttcfast.evaluation.evaluate import evaluate
 from ttcfast.report.compare import CompareConfig, compare
@@ -37,6 +38,14 @@ def test_runs_stand_in_one_table(runs, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "report.md").read_text().count("| ARM + projection |") == 2
     assert "differ in numbers of problems" in shown.getvalue() and "oracle" in shown.getvalue()
+
+
+def test_a_terminal_shows_how_much_of_the_page_is_made(runs, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    compare(CompareConfig((str(runs / "a"), str(runs / "b")), str(tmp_path)), Console(file=io.StringIO(), width=200))
+    assert "report" in terminal.getvalue() and "8/8" in terminal.getvalue()  # four parts of each run
 
 
 def test_one_run_needs_no_warning(runs, tmp_path):

@@ -1,7 +1,6 @@
 """The page of ``ttcfast report``: what stands on it, and what a browser makes of it."""
 
 import base64
-import copy
 import json
 import re
 import shutil
@@ -11,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.report.browser import Browser, find_chromium
+from tests.report.conftest import HOSTILE
 from tests.report.test_policies import run as policy
 from tests.report.test_policies import store
-from tests.small_run import arm, problems, surrogate, write_examples
+from tests.small_run import arm, problems, surrogate
 from ttcfast.evaluation.calibration import candidate_scores
-from ttcfast.experiments.demo import run_demo
 from ttcfast.report.compare import CompareConfig, compare
 from ttcfast.report.fields import MOST_CELLS, MOST_FRAMES, read_fields, write_fields
 from ttcfast.report.figures import save
@@ -28,59 +26,7 @@ from ttcfast.report.policies import run_rows
 from ttcfast.rewards.common import ScoreContext
 from ttcfast.runtime.errors import ArgumentError, DataError, OutputError
 from ttcfast.runtime.files import strict, write_csv, write_json
-from ttcfast.runtime.logs import RunLog
 from ttcfast.spec import TTCConfig
-
-HOSTILE = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">'&\""
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of the demo on small data, with sweep, fields and calibration."""
-    folder = tmp_path_factory.mktemp("page")
-    out = folder / "runs" / "demo"
-    examples = write_examples(folder / "examples")
-    run_demo(
-        out,
-        examples=examples,
-        branching_factor=3,
-        steps=4,
-        problems=4,
-        sweep=(1, 4),
-        sweep_problems=2,
-        quiet=True,
-    )
-    return out
-
-
-@pytest.fixture(scope="module")
-def multirun(run, tmp_path_factory):
-    """Three runs of a multirun that differ in B and in where they wrote, a fourth that has not finished, and a training."""
-    folder = tmp_path_factory.mktemp("multi") / "ttc.branching_factor"
-    held = json.loads((run / "metrics.json").read_text())
-    for i, b in enumerate((2, 3, 16)):
-        changed = copy.deepcopy(held)
-        changed["provenance"]["config"]["ttc"]["branching_factor"] = b
-        changed["provenance"]["config"]["out"] = f"somewhere/{i}"
-        write_json(folder / str(i) / "metrics.json", changed)
-    write_json(folder / "3" / "run_ttc.provenance.json", {"config": {}})
-    training = folder.parent / "training"
-    with RunLog(training) as log:
-        for step in range(1, 6):
-            log.log({"loss": 1.0 / step, "note": "fine"}, step)
-    write_csv(training / "table.csv", [{"arm": HOSTILE, "error": 0.25, "seeds": 3}, {"arm": "flow", "error": 0.125, "seeds": 3}])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def browser(request, tmp_path_factory):
-    program = find_chromium()
-    if program is None:
-        reason = "no Chromium on this machine (Debian: apt-get install chromium)"
-        (pytest.fail if request.config.getoption("--require-chromium") else pytest.skip)(reason)
-    opened = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 def page_of(tmp_path, *folders):

@@ -8,13 +8,16 @@ import logging
 import pytest
 import torch
 
+import ttcfast
 from ttcfast.data import GenerateConfig, generate, open_trajectories
+from ttcfast.evaluation.evaluate import Problems
 from ttcfast.experiments.build_prm_data import BuildPRMDataConfig, build_prm_data
 from ttcfast.experiments.ceiling import CeilingConfig, ceiling
 from ttcfast.experiments.fit_directions import FitDirectionsConfig, fit_directions
 from ttcfast.experiments.run_ttc import RunTTCConfig, run_ttc
 from ttcfast.models import load_surrogate
 from ttcfast.models.train import TrainConfig, train
+from ttcfast.rewards.composition import ScorerList
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.prm.train import DataOptions, ModelOptions, OptimOptions, SurrogateOptions, TrainPRMConfig
@@ -96,6 +99,13 @@ def test_so_is_a_reward_and_so_are_directions(made, tmp_path):
     old = {"fm": "old.safetensors"}
     with pytest.raises(DataError, match=r"coarse.* has time step 0\.1 and the reward model .*prm is made for 0\.05; give the reward"):
         run_ttc(run_config(made, tmp_path, **old, prm=str(made / "prm")), quiet=True)
+    with pytest.raises(DataError, match=r"coarse.* has time step 0\.1 and the reward model mine is made for 0\.05; give the reward"):
+        rewards = {"mine": ScorerList([PRMScorer(made / "prm")])}
+        ttcfast.evaluate(load_surrogate(made / "old.safetensors"), str(made / "coarse"), rewards, split="test", steps=1)
+    model = load_surrogate(made / "old.safetensors")
+    model.time_step, truth = 0.1, open_trajectories(str(made / "coarse"), split="test").stack()
+    with pytest.raises(DataError, match=r"the model has time step 0\.1 and the reward model mine is made for 0\.05; give the reward"):
+        ttcfast.evaluate(model, Problems(truth, model.spec, 1), {"mine": made / "prm"})
     told = r"coarse.* has time step 0\.1 and directions file .*directions\.safetensors is made for 0\.05; give directions"
     with pytest.raises(DataError, match=told):
         run_ttc(run_config(made, tmp_path, **old, stochastic=along(made)), quiet=True)

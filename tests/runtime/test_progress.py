@@ -1,4 +1,5 @@
 import io
+import threading
 
 from ttcfast.runtime import progress
 
@@ -29,3 +30,17 @@ def test_nested_bars_show_on_a_terminal_and_close_after_an_error(monkeypatch):
         pass
     assert "outer" in terminal.getvalue() and "inner" in terminal.getvalue() and "loss 0.5" in terminal.getvalue()
     assert progress._shared._progress is None
+
+
+def test_a_still_bar_is_drawn_by_no_thread_and_leaves_a_file_what_is_printed(monkeypatch):
+    terminal, file = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", file)
+    monkeypatch.setenv("TERM", "xterm")
+    before = threading.active_count()
+    with progress.bar(2, "bench", still=True) as bar:
+        assert threading.active_count() == before
+        print("a row")
+        bar.advance()
+        assert "1/2" in terminal.getvalue()
+    assert file.getvalue() == "a row\n" and "a row" not in terminal.getvalue()

@@ -36,7 +36,7 @@ from ttcfast.report.outputs import log_outputs, write_breakeven, write_calibrati
 from ttcfast.report.recorded import ROWS, read_recorded, read_rows, write_recorded
 from ttcfast.rewards.arm import ARMScorer
 from ttcfast.rewards.composition import ScorerList
-from ttcfast.rewards.prm.scorer import REMEDY, PRMScorer
+from ttcfast.rewards.prm.scorer import PRMScorer
 from ttcfast.rewards.residual import EulerResidualScorer, VorticityResidual
 from ttcfast.rewards.scorer import Scorer
 from ttcfast.runtime import provenance
@@ -45,7 +45,7 @@ from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.logs import RunLog
 from ttcfast.runtime.progress import Bar, bar
-from ttcfast.runtime.units import require_units, time_step_of
+from ttcfast.runtime.units import time_step_of
 from ttcfast.spec import ARMWeights, EulerSpec, Momentum, Scale, StateSpec, TTCConfig
 from ttcfast.ttc.beam import check_select
 
@@ -275,8 +275,7 @@ def _require_units(config: RunTTCConfig, source: TrajectorySet, surrogate: Surro
     """Raise ``DataError`` unless directions, learned reward and further surrogate are for the time step and cells of the data."""
     require_directions_fit(source, config.ttc.stochastic or surrogate.stochastic)
     if config.prm is not None:
-        reward = PRMScorer(config.prm).network
-        require_units(units_of_data(source), reward.units(f"the reward model {config.prm}"), REMEDY)
+        PRMScorer(config.prm).require_fit(units_of_data(source), f"the reward model {config.prm}")
     if config.finetuned is not None:
         require_fit(source, load_surrogate(config.finetuned), config.finetuned)
 

@@ -16,7 +16,8 @@ T = TypeVar("T")
 class Bar(Generic[T]):
     """A progress bar made by :func:`bar`. Loop over it, or use it as a context manager and call :meth:`advance`."""
 
-    def __init__(self, work: Iterable[T] | int, description: str):
+    def __init__(self, work: Iterable[T] | int, description: str, still: bool = False):
+        self._still = still
         self._items: Iterable[Any] = range(work) if isinstance(work, int) else work
         self._total = len(self._items) if isinstance(self._items, Sized) else None
         self._description = description
@@ -24,7 +25,7 @@ class Bar(Generic[T]):
         self._screen: Progress | None = None
 
     def __enter__(self) -> Bar[T]:
-        self._screen = _shared.enter()
+        self._screen = _shared.enter(self._still)
         if self._screen is not None:
             self._task = self._screen.add_task(self._description, total=self._total, note="")
         return self
@@ -45,24 +46,27 @@ class Bar(Generic[T]):
         if note is not None:
             self._screen.update(self._task, note=note)
         self._screen.advance(self._task, steps)
+        if self._still:
+            self._screen.refresh()
 
 
 @overload
-def bar(work: int, description: str = "") -> Bar[int]: ...
+def bar(work: int, description: str = "", *, still: bool = False) -> Bar[int]: ...
 @overload
-def bar(work: Iterable[T], description: str = "") -> Bar[T]: ...
-def bar(work: Iterable[Any] | int, description: str = "") -> Bar[Any]:
+def bar(work: Iterable[T], description: str = "", *, still: bool = False) -> Bar[T]: ...
+def bar(work: Iterable[Any] | int, description: str = "", *, still: bool = False) -> Bar[Any]:
     """Return a progress bar, shown on stderr if that is a terminal.
 
     Args:
         work: An iterable to loop over, or a number of steps.
         description: Short text before the bar.
+        still: Draw the bar only when it advances, so that no thread runs beside what is timed.
 
     Example:
         ``for chunk in bar(chunks, "generate"): ...`` or ``with bar(4000, "train") as b: ...; b.advance(note=f"loss {loss:.3g}")``.
         Bars may be nested and are shown below one another.
     """
-    return Bar(work, description)
+    return Bar(work, description, still)
 
 
 class _Screen:
@@ -72,7 +76,7 @@ class _Screen:
         self._depth = 0
         self._progress: Progress | None = None
 
-    def enter(self) -> Progress | None:
+    def enter(self, still: bool) -> Progress | None:
         if self._depth == 0 and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}", markup=False),
@@ -82,7 +86,9 @@ class _Screen:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
             )
-            self._progress = Progress(*columns, console=Console(stderr=True))
+            # What is printed meanwhile stands above the bar, unless it goes to a file or a pipe.
+            shared = sys.stdout is not None and sys.stdout.isatty()
+            self._progress = Progress(*columns, console=Console(stderr=True), auto_refresh=not still, redirect_stdout=shared)
             self._progress.start()
         self._depth += 1
         return self._progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,12 +83,13 @@ def _images(
     problem: int,
     extent: tuple[float, ...],
 ) -> Figure:
+    name = textwrap.fill(result.name, 24)  # as long as a row is high
     rows = [
         ("truth", truth, False),
         ("deterministic", baseline, False),
-        (result.name, ours, False),
+        (name, ours, False),
         ("deterministic\n− truth", baseline - truth, True),
-        (f"{result.name}\n− truth", ours - truth, True),
+        (f"{name}\n− truth", ours - truth, True),
     ]
     sides, tall = (0.0, extent[0], 0.0, extent[1]), min(max(extent[1] / extent[0], 0.3), 1.5)
     figure = new_figure(2.0 + 2.1 * len(titles), 1.0 + 2.0 * len(rows) * tall, f"{quantity}, problem {problem}")

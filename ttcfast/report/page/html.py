@@ -11,6 +11,7 @@ from typing import Any
 from ttcfast.evaluation.table import MISSING
 
 _VOID = {"img", "input", "meta", "br", "wbr"}
+BRIEF = 12  # characters of a row's head below which its column needs no width of its own
 MANY_COLUMNS, MOST_COLUMNS = 9, 15  # from the first on cells are tighter; more than the second do not fit a laptop's window
 
 
@@ -112,8 +113,9 @@ def table(
 def _part(caption: str, heads: Sequence[Any], rows: Sequence[Sequence[Any]], text_columns: int, small: bool) -> Markup:
     head = tag("tr", [tag("th", h, scope="col", class_="text" if i < text_columns else None) for i, h in enumerate(heads)])
     body = [tag("tr", [_cell(c, i, text_columns) for i, c in enumerate(row)]) for row in rows]
-    kind = "small" if small else "tight" if len(heads) >= MANY_COLUMNS else None
-    inner = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body), class_=kind)
+    brief = all(len(str(row[0].text if isinstance(row[0], Cell) else row[0])) <= BRIEF for row in rows)
+    kind = " ".join(name for name, on in (("small", small), ("tight", len(heads) >= MANY_COLUMNS), ("brief", brief)) if on)
+    inner = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", body), class_=kind or None)
     # Where it does not fit, as on a phone, a table scrolls by itself; focus lets the keyboard do it.
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 

@@ -7,12 +7,13 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ttcfast.runtime.files import atomic_write, entries
+from ttcfast.runtime.progress import bar
 
 from .. import fields
 from .ablation import ablation
@@ -69,11 +70,20 @@ def write_page(path: str | os.PathLike[str], runs: Sequence[Run], comparison: Se
     anchors = {run.folder: f"run-{i + 1}" for i, run in enumerate(runs)}
     head = [room.take(part, name) for name, part in _overview(runs, anchors, comparison, notes)]
     # Numbers first, of every run; then pictures and animations, as long as there is room.
-    numbers = {run.folder: room.take(guarded(run.folder, _numbers, run), f"tables of {run.name}") for run in runs}
-    provenance = {run.folder: room.take(guarded(run.folder, _provenance, run), f"provenance of {run.name}") for run in runs}
-    moving = {run.folder: _animations(run, room) for run in runs}
-    stills = {run.folder: _stills(run, room) for run in runs}
-    parts = {run.folder: [held[run.folder] for held in (moving, stills, numbers, provenance)] for run in runs}
+    kinds: tuple[Callable[[Run], Markup | None], ...] = (
+        lambda run: room.take(guarded(run.folder, _numbers, run), f"tables of {run.name}"),
+        lambda run: room.take(guarded(run.folder, _provenance, run), f"provenance of {run.name}"),
+        lambda run: _animations(run, room),
+        lambda run: _stills(run, room),
+    )
+    parts: dict[Path, list[Markup | None]] = {run.folder: [] for run in runs}
+    with bar(len(kinds) * len(runs), "report") as progress:
+        for make in kinds:
+            for run in runs:
+                parts[run.folder].append(make(run))
+                progress.advance(note=run.name)
+    for made in parts.values():
+        made[:] = made[2:] + made[:2]  # a reader sees the pictures first
     sections = [_section(run, anchors[run.folder], parts[run.folder], folded=len(runs) > 3) for run in runs]
     left_out = (
         tag("p", f"Left out, since the page is full: {', '.join(room.refused)}. Make a page of fewer runs.") if room.refused else None

@@ -93,6 +93,10 @@ class PRMScorer(Scorer):
     def timeless(self) -> bool:
         return type(self) is PRMScorer
 
+    def require_fit(self, given: Units, name: str = "the reward model") -> None:
+        """Raises ``DataError`` unless it was trained for the time step and cell of ``given``, and gamma if it reads the residual."""
+        require_units(given, self.network.units(name), REMEDY)
+
     def score_group(self, state: Tensor, candidates: Tensor, context: ScoreContext | None) -> Tensor:
         scores = state.new_empty(candidates.shape[:2], dtype=torch.float32)
         for rows, columns, share in self._chunks(state, candidates):
