@@ -90,8 +90,7 @@ class ViT(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; this ViT takes [N, {self.config.channels}, {', '.join(map(str, self.config.grid))}]"
             )
-        if x.device.type == "cpu":  # convolutions are faster so, and their results are the tokens without a copy
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions, whose results are the tokens without a copy
         z = self.embed(x).permute(0, 2, 3, 1)  # [N, X/p, Y/p, D]
         for block in self.blocks:
             z = block(z)
