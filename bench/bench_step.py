@@ -8,6 +8,7 @@
 * ``arithmetic``: the whole step in float32 and bfloat16, eager and compiled. The gate compares their choices, teacher-forced with the same
   keys (see docs/design/decisions.md ("Precision")), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
 * ``recorded``, on a GPU: a rollout whose steps are launched one kernel at a time, and one that records its third as a CUDA graph.
+* ``loop``, ``loop compiled``, ``forward``, on a CPU: see ``step_loop.py``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.stochastic_sampling import Draw, Site, keyed_noise, mc_dropout, noise_sites
 from ttcfast.ttc.inference import TTCGreedy
 
+from . import step_loop
 from .rows import OK, Row
 from .targets import Target
 from .timing import Case
@@ -96,6 +98,7 @@ TARGETS = (
     PrefixTarget("prefix*", "", "p50_us", least=0.9, device="cuda"),
     Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1),
     Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1, device="cuda"),
+    *step_loop.TARGETS,
 )
 
 
@@ -110,6 +113,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     yield _case("arithmetic", "", Setting(n, min(b, 8) if device == "cpu" else b, device, tiny))
     if device == "cuda":
         yield _case("recorded", "", Setting(n, b, device, tiny))
+    yield from step_loop.cases(device, tiny=tiny)
 
 
 def _case(kind: str, what: str, setting: Setting) -> Case:
