@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate, candidate_rows
+from ttcfast.core.onednn import onednn_products
 from ttcfast.core.shared_prefix import SharedPrefix
 from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
@@ -265,7 +266,7 @@ class Setting:
     @torch.no_grad()
     def prefix_of_every_row(self) -> Any:
         encoded, sites, draw = self._rows
-        with keyed_noise(self.fm.model, sites, draw):
+        with onednn_products(self.fm.model, encoded), keyed_noise(self.fm.model, sites, draw):  # as candidates are made
             return self._prefix.run_prefix(encoded)
 
     @torch.no_grad()
