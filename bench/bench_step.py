@@ -8,6 +8,7 @@
 * ``arithmetic``: the whole step in float32 and bfloat16, eager and compiled. The gate compares their choices, teacher-forced with the same
   keys (see docs/design/decisions.md ("Precision")), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
 * ``recorded``, on a GPU: a rollout whose steps are launched one kernel at a time, and one that records its third as a CUDA graph.
+* ``loop``, ``loop compiled``, ``forward``, on a CPU: see ``step_loop.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate, candidate_rows
+from ttcfast.core.onednn import onednn_products
 from ttcfast.core.shared_prefix import SharedPrefix
 from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
@@ -32,6 +34,7 @@ from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
 from ttcfast.stochastic_sampling import Draw, Site, keyed_noise, mc_dropout, noise_sites
 from ttcfast.ttc.inference import TTCGreedy
 
+from . import step_loop
 from .rows import OK, Row
 from .targets import Target
 from .timing import Case
@@ -96,6 +99,7 @@ TARGETS = (
     PrefixTarget("prefix*", "", "p50_us", least=0.9, device="cuda"),
     Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1),
     Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1, device="cuda"),
+    *step_loop.TARGETS,
 )
 
 
@@ -110,6 +114,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     yield _case("arithmetic", "", Setting(n, min(b, 8) if device == "cpu" else b, device, tiny))
     if device == "cuda":
         yield _case("recorded", "", Setting(n, b, device, tiny))
+    yield from step_loop.cases(device, tiny=tiny)
 
 
 def _case(kind: str, what: str, setting: Setting) -> Case:
@@ -261,7 +266,7 @@ class Setting:
     @torch.no_grad()
     def prefix_of_every_row(self) -> Any:
         encoded, sites, draw = self._rows
-        with keyed_noise(self.fm.model, sites, draw):
+        with onednn_products(self.fm.model, encoded), keyed_noise(self.fm.model, sites, draw):  # as candidates are made
             return self._prefix.run_prefix(encoded)
 
     @torch.no_grad()

@@ -103,7 +103,19 @@ README = ("N1 B256 128^2", "add_noise N8 B32 64^2", "M256 T64 D256", "n1e6 k256 
 
 _SIZES = ("prm", "sizes")
 _PREFIX = "prefix N1 B16, {}"
+_LOOP = ("TTCGreedy", "the plan's loop, plain layers"), ("TTCGreedy", "the plan's loop")
 COMPARISONS = (
+    Comparison("`TTCGreedy` on the ViT, 5 candidates, against the plan's loop on plain layers", "step", "loop ViT B5", *_LOOP[0]),
+    Comparison("the same, against its loop on the ViT as it is", "step", "loop ViT B5", *_LOOP[1]),
+    Comparison("64 candidates, against the plan's loop on plain layers", "step", "loop ViT B64", *_LOOP[0]),
+    Comparison("the same, against its loop on the ViT as it is", "step", "loop ViT B64", *_LOOP[1]),
+    Comparison("compiled, 5 candidates, against the eager loop on plain layers", "step", "loop compiled ViT B5", *_LOOP[0]),
+    Comparison("compiled, 64 candidates, against the eager loop on plain layers", "step", "loop compiled ViT B64", *_LOOP[0]),
+    Comparison("an FNO, 5 candidates, against the plan's loop", "step", "loop FNO B5", *_LOOP[1]),
+    Comparison("an FNO, 64 candidates, against the plan's loop", "step", "loop FNO B64", *_LOOP[1]),
+    Comparison("a U-Net, 5 candidates, against the plan's loop", "step", "loop U-Net B5", *_LOOP[1]),
+    Comparison("a U-Net, 64 candidates, against the plan's loop", "step", "loop U-Net B64", *_LOOP[1]),
+    Comparison("forward of the ViT in a surrogate, 16 rows, against plain layers", "step", "forward ViT B16", "surrogate", "plain layers"),
     Comparison(
         "a step of 16 candidates: scores and selection, of the whole", "step", "shares N1 B16", "score and select", "whole step", True
     ),

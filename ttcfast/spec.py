@@ -146,8 +146,9 @@ class TTCConfig:
         refine_lengths: Lengths of each move, relative to a full step; each length makes a copy of every candidate.
         trust: Limit of a move or a combination, relative to the size of the candidate's own time step; None for no limit.
         include_deterministic: Whether candidate 0 is the deterministic step. None means True for a ``Surrogate``, False for other models.
-        chunk_size: Candidates generated at once, over all problems. None derives it from ``memory_budget``, or generates all at once. A
-            ``Surrogate`` draws the same candidates whatever the chunks; other models may not.
+        chunk_size: Candidates generated at once, over all problems. None derives it from ``memory_budget``; without one, a CPU makes as
+            many of a ``Surrogate``'s 64 or more at once as is fastest, measured once (``RolloutResult.chunk_size``), and all else is
+            generated at once. A ``Surrogate`` draws the same candidates whatever the chunks, to rounding; other models may not.
         memory_budget: Bytes that generating and scoring one chunk may take. The memory of a candidate is measured once per controller.
         shard: What the processes of a ``torchrun`` divide among them: ``"problems"``, or the ``"candidates"`` of each step. All processes
             must set the same.

@@ -9,6 +9,7 @@ from tests.fake.cases import CASES, GREEDY, Case
 from tests.fake.test_searches import require_equal
 from tests.fake_cuda import FakeCuda, Graph, on_host
 from tests.surrogates import brittle, drop_surrogate, shift_surrogate
+from ttcfast.core import onednn
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.rewards.common import ARMScorer, Scorer
 from ttcfast.ttc.beam import TTCBeam
@@ -32,6 +33,12 @@ class Last(Scorer):
 
     def score_group(self, state, candidates, context):
         return candidates[:, :, 0, -1, -1]
+
+
+@pytest.fixture(autouse=True)
+def products_of_torch(monkeypatch):
+    """The fake device multiplies as torch does on a CPU, where a surrogate takes oneDNN."""
+    monkeypatch.setattr(onednn, "_product", None)
 
 
 @pytest.fixture

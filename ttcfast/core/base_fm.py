@@ -301,6 +301,22 @@ class Surrogate(BaseFM):
         """Whether the model is compiled, so that a new number of problems or candidates costs a compilation."""
         return bool(self._candidates.compile)
 
+    @torch.no_grad()
+    def draws_by_key(
+        self,
+        x: Tensor,
+        *,
+        problem_ids: Tensor | None = None,
+        step: int,
+        stochastic: StochasticConfig | Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Returns whether candidates of states like ``x`` have been made and are the same in every chunk, up to rounding.
+
+        Arguments as for ``candidates``.
+        """
+        config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)
+        return self._calls().keyed(self._encode(x), noise_sites(self.model, config), self._given(x, step, problem_ids))
+
     def dropout_rates(self, stochastic: StochasticConfig | Mapping[str, Any] | None = None) -> list[float]:
         """Returns the positive dropout rates that act in ``candidates``, one per site; ``stochastic`` and errors as there."""
         config = self.stochastic if stochastic is None else StochasticConfig.of(stochastic)

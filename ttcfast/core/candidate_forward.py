@@ -19,6 +19,7 @@ from ttcfast.stochastic_sampling.sites import INPUT, Site
 from .compiled import CompiledCall, compiled_call
 from .context import repeated, rows_of
 from .low_precision import LowPrecision, hooks_of, storage_of, versions_of
+from .onednn import onednn_products
 from .row_trace import Found, row_trace
 from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
 
@@ -238,7 +239,7 @@ class CandidateForward:
     def _run(self, model: nn.Module, prefix: SharedPrefix | None, call: _Call, low: bool) -> Any:
         encoded, draw, sites = call.encoded, call.draw, call.sites
         count = len(draw.rows) // len(encoded)
-        with self._products(encoded, low):
+        with self._products(encoded, low), nullcontext() if low else onednn_products(model, encoded):
             if prefix is not None and prefix.reason is None:
                 try:
                     with keyed_noise(model, sites, draw):

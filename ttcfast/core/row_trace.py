@@ -41,7 +41,8 @@ class Found:
         modules: Modules of the traced sites.
         axes: Axis of the states at each call of a site; None if the model could not be traced.
         warning: Warning to issue once; None for none.
-        keyed: Whether all noise is keyed: the model drew nothing from the global streams, and the states are found at every site.
+        keyed: Whether all noise is keyed: the model drew nothing from the global streams, the states are found at every site, and a
+            candidate is the same in another batch.
         hooks: ``hooks_of`` the model that was traced.
     """
 
@@ -97,7 +98,7 @@ def row_trace(
             f"all candidates of a step have the same noise at {', '.join(map(repr, common))} of {name}: the tensors there are the same for "
             "all states, and the model takes none with an entry for each"
         )
-    keyed = not tracing.drew and None not in axes.values() and all(site.kind not in _UNKEYED for site in sites)
+    keyed = not reason and not tracing.drew and None not in axes.values() and all(site.kind not in _UNKEYED for site in sites)
     return Found(modules, axes, "; ".join(reports) or None, keyed, hooks_of(model))
 
 

@@ -357,6 +357,7 @@ def evaluate_method(
         solver_steps=rolled.solver_steps,
         variances=problems.variances(trajectory),
         peak_bytes=rolled.peak_bytes,
+        chunk_size=rolled.chunk_size,
         trajectory=trajectory[list(problems.shown)] if problems.shown else None,
     )
 

@@ -75,6 +75,7 @@ class MethodResult:
         beam_width: k, beams kept at each step; ``branching_factor`` then counts the candidates per beam.
         peak_bytes: Most memory held while the method ran (``RolloutResult.peak_bytes``); None where it is not known.
         recorded: Origin of the numbers if they were not measured in this run.
+        chunk_size: Most candidates made at once (``RolloutResult.chunk_size``); None for all of a step.
     """
 
     method: str
@@ -96,6 +97,7 @@ class MethodResult:
     solver_steps: int = 0
     variances: Tensor | None = None
     peak_bytes: int | None = None
+    chunk_size: int | None = None
 
     def __repr__(self) -> str:
         error = float(self.rollout_error.mean())

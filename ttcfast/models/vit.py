@@ -90,11 +90,12 @@ class ViT(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; this ViT takes [N, {self.config.channels}, {', '.join(map(str, self.config.grid))}]"
             )
+        x = x.contiguous(memory_format=torch.channels_last)  # faster convolutions, whose results are the tokens without a copy
         z = self.embed(x).permute(0, 2, 3, 1)  # [N, X/p, Y/p, D]
         for block in self.blocks:
             z = block(z)
         fine = F.pixel_shuffle(self.unpatch(self.norm(z)).permute(0, 3, 1, 2), self.config.patch)
-        return self.out(F.gelu(self.mix(torch.cat([fine, x.to(fine.dtype)], 1))))
+        return self.out(F.gelu(self.mix(torch.cat([fine, x.to(fine.dtype)], 1)))).contiguous()
 
 
 class Block(nn.Module):
@@ -130,19 +131,22 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         angles = rotary_angles(tokens, periodic, width // heads)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        # For the pairs (a, b) of each head, which lie half a head apart: a cos - b sin, and b cos + a sin. [XY, 2 D]
+        self.register_buffer("cos", angles.cos().repeat(1, 4 * heads), persistent=False)
+        self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], -1).repeat(1, 2 * heads), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
         n, x, y, d = z.shape
-        q, k, v = self.qkv(z).reshape(n, x * y, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v)
+        qk, v = self.qkv(z).flatten(1, 2).split([2 * d, d], -1)
+        q, k = self._rotated(qk).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v.unflatten(-1, (self.heads, -1)).transpose(1, 2))
         return self.project(mixed.transpose(1, 2).reshape(n, x, y, d))
 
-    def _rotate(self, q: Tensor) -> Tensor:
-        a, b = q.chunk(2, -1)
-        cos, sin = self.cos.to(q.dtype), self.sin.to(q.dtype)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    def _rotated(self, qk: Tensor) -> Tensor:
+        """Rotate queries and keys ``[N, XY, 2 D]`` of all heads at once, in three passes over memory."""
+        width = qk.shape[-1] // (2 * self.heads)
+        partner = qk.unflatten(-1, (2 * self.heads, width)).roll(width // 2, -1).flatten(-2)
+        return torch.addcmul(qk * self.cos.to(qk.dtype), partner, self.sin.to(qk.dtype))
 
 
 def rotary_angles(tokens: tuple[int, int], periodic: tuple[bool, bool], head_width: int) -> Tensor:

@@ -96,7 +96,8 @@ def summary_rows(evaluation: Evaluation, horizons: Sequence[int]) -> list[dict[s
     (``bootstrap_interval``); ``rollout_mse`` is the mean over steps 1..K, too; both in
     normalised units. Gains are in percent of the reference's ``rollout_mse`` per problem, as measured even where the table says "none".
     ``drift_*`` is the mean relative drift after the last step; ``seconds`` and ``evaluations`` are for all problems together;
-    ``peak_bytes`` is the most memory held while the method ran, None where it is not known.
+    ``peak_bytes`` is the most memory held while the method ran, None where it is not known, and ``chunk_size`` the most candidates made at
+    once, None for all of a step.
     """
     return [strict(_row(evaluation, result, horizons)) for result in evaluation.results]
 
@@ -265,6 +266,7 @@ def _row(evaluation: Evaluation, result: MethodResult, horizons: Sequence[int]) 
         "reward_evaluations": result.reward_evaluations,
         "solver_steps": result.solver_steps,
         "peak_bytes": result.peak_bytes,
+        "chunk_size": result.chunk_size,
         "fallbacks": result.fallbacks,
         "resamples": result.resamples,
         "nonfinite_candidates": result.nonfinite,

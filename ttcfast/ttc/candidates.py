@@ -60,6 +60,7 @@ class Chunks:
         self._source, self._cfg, self._deterministic, self._whole = source, cfg, include_deterministic, whole_groups
         self._first, width = int(include_deterministic), cfg.branching_factor
         self._rank, self._ranks = share
+        self.limit = limit
         self._fixed = source.keyed and (limit is not None or source.fixed_shapes)
         self._problems: int | None = None  # all there are
         self._at_once = max(1, width - self._first)

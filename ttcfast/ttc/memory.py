@@ -1,4 +1,7 @@
-"""Measures the memory of one candidate, by torch's counters on a GPU and by the process's high-water mark on a CPU."""
+"""Limits chunks by the memory of one candidate, which torch's counters tell on a GPU and the process's high-water mark on a CPU.
+
+Without a limit in the configuration, a CPU makes as many candidates at once as is fastest (``chunk_speed.py``).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ttcfast.rewards.scorer import Scorer
 from ttcfast.runtime import distributed
 from ttcfast.spec import TTCConfig
 
+from .chunk_speed import fastest_chunk
 from .models import Source
 from .refine import refine_and_score
 
@@ -25,7 +29,7 @@ _RESET_PEAK = "5"  # written to /proc/self/clear_refs to reset the peak
 
 
 class ChunkLimit:
-    """The number of candidates that one chunk may hold; the memory of a candidate is measured once.
+    """The number of candidates that one chunk may hold; what has to be measured is measured once.
 
     Args:
         source, scorer: Source of the candidates, and their scorer.
@@ -37,14 +41,14 @@ class ChunkLimit:
         self._each: int | None = None
 
     def of(self, window: Tensor, problem_ids: Tensor) -> int | None:
-        """The limit, None for none, measured where there is a memory budget; see ``bytes_per_candidate``.
+        """The limit, None for none, measured where there is a memory budget or no limit; see ``bytes_per_candidate``, ``fastest_chunk``.
 
         Raises:
             ValueError: The memory budget is below one candidate.
         """
         cfg = self._cfg
         if cfg.memory_budget is None:
-            return cfg.chunk_size
+            return self._fastest(window, problem_ids) if cfg.chunk_size is None else cfg.chunk_size
         if self._each is None:
             measured = bytes_per_candidate(self._source, self._scorer, cfg, window, problem_ids)
             self._each = measured if cfg.shard is None else int(distributed.total(measured, "max"))
@@ -56,6 +60,15 @@ class ChunkLimit:
             )
         count = 1 << (count.bit_length() - 1)  # the measurement varies by a page or two, but the chunks should not
         return count if cfg.chunk_size is None else min(count, cfg.chunk_size)
+
+    def _fastest(self, window: Tensor, problem_ids: Tensor) -> int | None:
+        """The fastest size, made smaller where the last chunk would else be filled up."""
+        size, cfg = fastest_chunk(self._source, self._cfg, window, problem_ids), self._cfg
+        if size is None or self._scorer.needs_group:
+            return size if size is None else max(size, cfg.branching_factor)
+        problems = min(size, len(window) * cfg.beam_width)
+        drawn = max(1, cfg.branching_factor - 1)  # next to the deterministic step, which is made by itself
+        return problems * -(-drawn // -(-drawn // (size // problems)))
 
 
 def bytes_per_candidate(source: Source, scorer: Scorer, cfg: TTCConfig, window: Tensor, problem_ids: Tensor) -> int:

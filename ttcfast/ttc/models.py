@@ -64,6 +64,11 @@ class Source:
         """Noise in force; None for a model that draws in its own way."""
         return None
 
+    @property
+    def timed(self) -> Surrogate | None:
+        """The surrogate that makes all candidates, whose speed may be measured; None for other sources."""
+        return None
+
     def dropout_rates(self) -> list[float]:
         """Returns the rates of the dropout that acts on candidates."""
         return []
@@ -105,6 +110,8 @@ def as_source(fm: Any, cfg: TTCConfig) -> Source:
 def log_noise(source: Source, stochastic: bool, seed: int) -> None:
     """Log what makes candidates differ; ``stochastic`` tells whether anything does."""
     noise = source.stochastic
+    if not logger.isEnabledFor(logging.INFO):  # asking for the rates takes a walk through the model
+        return
     if not stochastic:
         logger.info("noise: none, the only candidate is the deterministic step; seed %d", seed)
     elif noise is None:
@@ -141,6 +148,10 @@ class _SurrogateSource(Source):
     @property
     def stochastic(self) -> StochasticConfig | None:
         return getattr(self.fm, "stochastic", None) if self._override is None else self._override
+
+    @property
+    def timed(self) -> Surrogate | None:
+        return self.fm if type(self.fm) is Surrogate else None
 
     def cost(self, ids: Tensor) -> tuple[int, int]:
         return self._costs(ids) if callable(self._costs) else super().cost(ids)

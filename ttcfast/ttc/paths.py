@@ -366,6 +366,7 @@ class Rollout:
             beams=tuple(s for s in steps if isinstance(s, BeamStepOutput)),
             searched=sum(s.searched for s in steps),
             weights=torch.stack(weights, 1) if any(s.weights is not None for s in steps) else None,
+            chunk_size=self.sizes[1].limit,
         )
 
     def _blank(self, n: int, steps: int, like: Tensor) -> dict[str, Tensor]:

@@ -119,6 +119,7 @@ class RolloutResult:
         searched: Number of steps that drew candidates, below T where a budget ended.
         reward_evaluations: Candidates scored and directions found to move them in.
         solver_steps: Steps of classical solvers.
+        chunk_size: Most candidates made at once, set or measured (``TTCConfig.chunk_size``); None for all of a step.
     """
 
     trajectory: Tensor
@@ -141,6 +142,7 @@ class RolloutResult:
     reward_evaluations: int = 0
     weights: Tensor | None = None
     solver_steps: int = 0
+    chunk_size: int | None = None
 
     @property
     def nfe(self) -> int:

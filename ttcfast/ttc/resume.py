@@ -51,10 +51,14 @@ class SavedRollout:
     Raises:
         CheckpointError: The folder holds another rollout, or a damaged file.
         OutputError: The folder cannot be written.
+
+    Attributes:
+        chunk_size: Most candidates made at once: the run's own, or that of the rollout it goes on from.
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: Rollout, x0: Tensor, *, describe: Callable[[], Mapping[str, Any]]) -> None:
         self.path, self._writes = output_folder(folder) / FILE, run.cfg.shard != "candidates" or distributed.rank() == 0
+        self.chunk_size = run.sizes[1].limit
         self._describe, self._objects, self._changing, self._used = describe, describe(), set[str](), False
         given = settings_of_rollout(run.cfg, x0, run.T, run.problem_ids, run.budget)
         kept = {name: value for name, value in given.items() if name not in ("use_prm", "shard")}
@@ -78,6 +82,8 @@ class SavedRollout:
             run.history.layers = [Layer(**moved(layer, device)) for layer in state["layers"]]
             run.outputs = [kind(**moved(output, device)) for output in state["outputs"]]
             run.ended = moved(state["ended"], device)
+            if run.cfg.chunk_size is None and run.cfg.memory_budget is None:  # measured
+                self.chunk_size = state.get("chunk_size", self.chunk_size)
             run.look()
 
     def keep(self, run: Rollout) -> None:
@@ -94,7 +100,7 @@ class SavedRollout:
         state = {name: getattr(run, name) for name in (*_TENSORS, *_NUMBERS)}
         state["layers"] = [vars(layer) for layer in run.history.layers]
         state["outputs"] = [vars(out) for out in run.outputs]
-        state["ended"] = run.ended
+        state["ended"], state["chunk_size"] = run.ended, self.chunk_size
         checkpoints.save_state(self.path, state, {"rollout": self._settings, "changing": sorted(self._changing)})
 
     def _check(self, found: Mapping[str, Any]) -> None:

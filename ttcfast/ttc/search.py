@@ -174,11 +174,14 @@ class Search:
         return out
 
     def _chunks(self, x: Tensor, ids: Tensor) -> tuple[Chunks, Chunks]:
-        """Return the chunks of the first step and of later ones, which may have more beams; measures the memory of a candidate."""
+        """Return the chunks of the first step and of later ones, which may have more beams; measures what their size depends on."""
+        return self._chunks_of(len(x), self._limit.of(x, ids))
+
+    def _chunks_of(self, n: int, limit: int | None) -> tuple[Chunks, Chunks]:
         cfg, first = self.cfg, self.cfg.beam_width if self.cfg.approach == "particle" else 1
         options: Any = {"include_deterministic": self.include_deterministic, "whole_groups": self.scorer.needs_group}
-        options |= {"limit": self._limit.of(x, ids), "share": sharding.share(cfg)}
-        return Chunks(self._source, cfg, len(x) * first, **options), Chunks(self._source, cfg, len(x) * cfg.beam_width, **options)
+        options |= {"limit": limit, "share": sharding.share(cfg)}
+        return Chunks(self._source, cfg, n * first, **options), Chunks(self._source, cfg, n * cfg.beam_width, **options)
 
     def _begin(
         self, x: Tensor, ids: Tensor, T: int, budget: Budget | None, chunks: tuple[Chunks, Chunks], *, history: bool = True, step: int = 0
@@ -206,6 +209,8 @@ class Search:
         saved = None if resume is None else SavedRollout(resume, run, x, describe=self._settings)
         if saved is not None:
             saved.restore(run)
+            if saved.chunk_size != run.sizes[1].limit:  # measured again it may differ, and products of other shapes round differently
+                run.sizes = self._chunks_of(len(x), saved.chunk_size)
         for _ in self._steps(run, saved):
             pass
         return run.result(x[:, -1] if self._source.history > 1 else x, self._source.stochastic if self._stochastic else None)
