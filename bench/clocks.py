@@ -29,18 +29,13 @@ class Clock(Protocol):
         """As ``sample``, with the calls back to back."""
 
 
-SETTLE_SECONDS = 0.01  # OpenMP's threads look for work for some milliseconds after their last, and take a processor from whoever comes next
-
-
 class HostClock:
-    """The host's clock around ``loops`` calls, after a pause if several threads may still be awake from the peer before."""
+    """The host's clock around ``loops`` calls."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
 
     def sample(self, run: Run, loops: int) -> float:
-        if torch.get_num_threads() > 1:
-            time.sleep(SETTLE_SECONDS)
         start = self._now()
         for _ in range(loops):
             run()
