@@ -54,6 +54,7 @@ TARGETS = (
     Target("N1 B256 128^2", "seed, eager", "ratio", least=30),
     Target("N1 B256 128^2", "sliced, torch.compile", "ratio", least=1.3, stretch=1.6),
     Target("N1 B256 128^2", "", "share_of_read", least=0.55),
+    *(Target(name, "sliced, torch.compile", "ratio", least=1, threads=2) for name in ("N1 B64 64^2", "N1 B256 128^2 all violating")),
     *(Target(name, "", "share_of_copy", least=0.85, stretch=0.92, device="cuda") for name in _BIG),
     *(Target(name, "sliced, torch.compile", "graph_ratio", least=1.15, device="cuda") for name in _BIG),
     *(Target(name, "natural, torch.compile", "ratio", least=3, device="cuda") for name in _BIG),

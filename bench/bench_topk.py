@@ -31,6 +31,8 @@ from .groups import backend_of
 from .targets import Target
 from .timing import Case
 
+RUNS = (10, 100, 1000)  # lengths of sorted runs
+
 # name: (rows, n, k, order of the scores)
 LARGE = {
     f"n1e6 k{k} {order}": (1, 1_000_000, k, order) for k in (1, 16, 256, 1024) for order in ("random", "tied", "ascending", "descending")
@@ -38,7 +40,10 @@ LARGE = {
 CPU_CASES = {
     **LARGE,
     **{f"n1e6 k256 {order}": (1, 1_000_000, 256, order) for order in ("all tied", "all nan", "shared bits")},
+    **{f"n1e6 k256 {order} {run}": (1, 1_000_000, 256, f"{order} {run}") for order in ("runs of", "nearly ascending") for run in RUNS},
+    "n1e6 k4096 random": (1, 1_000_000, 4096, "random"),
     **{f"256x4096 k{k} random": (256, 4096, k, "random") for k in (64, 1024)},
+    **{f"{rows}x50257 k50 random": (rows, 50_257, 50, "random") for rows in (1, 32)},  # a language model's vocabulary
 }
 CUDA_CASES = {
     **LARGE,
@@ -49,11 +54,19 @@ CUDA_CASES = {
     "4096x64 k8 random": (4096, 64, 8, "random"),
 }
 
+
+def in_runs(x: Tensor, run: int, *, descending: bool = False) -> Tensor:
+    """Sort every ``run`` consecutive scores, and what is left after the last whole run."""
+    return torch.cat([part.sort(dim=1, descending=descending).values for part in x.split(run, dim=1)], 1)
+
+
 ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
     "random": lambda x: x,
     "tied": lambda x: (8 * x).round(),  # about 80 distinct values
     "ascending": lambda x: x.sort(dim=1).values,
     "descending": lambda x: x.sort(dim=1, descending=True).values,
+    **{f"runs of {run}": partial(in_runs, run=run) for run in RUNS},  # each run ascends
+    **{f"nearly ascending {run}": lambda x, run=run: in_runs(x.sort(dim=1).values, run, descending=True) for run in RUNS},
     "all tied": torch.ones_like,
     "all nan": lambda x: torch.full_like(x, float("nan")),
     "shared bits": lambda x: 1 + torch.finfo(x.dtype).eps * (2 * x).round().clamp(0, 7),
@@ -64,7 +77,10 @@ TARGETS = (
     *(Target(name, "torch.topk", "ratio", least=8) for name in _FEW),
     *(Target(f"n1e6 k1024 {order}", "torch.topk", "ratio", least=5) for order in ("random", "tied")),
     Target("n1e6 * ascending", "torch.topk", "ratio", least=2),
+    *(Target(f"n1e6 k256 {order} *", "torch.topk", "ratio", least=8) for order in ("runs of", "nearly ascending")),
+    Target("n1e6 k4096 random", "torch.topk", "ratio", least=5),
     Target("256x4096 *", "torch.topk", "ratio", least=3),
+    Target("*x50257 *", "torch.topk", "ratio", least=3),
     *(Target(name, "numpy.argpartition", "ratio", least=10) for name in _FEW),
     Target("n1e6 * random", "", "graph_hot_us", most=20, device="cuda"),
     Target("n1e6 * random", "torch.topk", "graph_ratio", least=5, device="cuda"),

@@ -9,7 +9,7 @@ namespace {
 
 // Elements per work item. Partial sums are per item and added in order, so this, not the number of threads, fixes the result.
 constexpr int64_t kChunk = 1 << 15;
-constexpr int64_t kSerialBelow = 1 << 17;  // elements below which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 17;  // elements below which waking a thread costs more than it saves
 
 using Run = double (*)(void* grad, void* total, int64_t count, bool accumulate, bool zero);
 

@@ -11,7 +11,7 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kSerialBelow = 1 << 19;  // values below which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 19;  // values below which waking a thread costs more than it saves
 constexpr double kScaleGuard = 1e-12;      // smallest denominator of a relative residual, times the domain's volume, as in arm_ref.py
 constexpr int64_t kItems = 8;              // work items per thread, so that no thread waits long for the last one
 

@@ -12,7 +12,7 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kSerialBelow = 1 << 19;  // values below which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 19;  // values below which waking a thread costs more than it saves
 constexpr int64_t kTile = 4096;            // cells whose rows of state and candidate stay in the L1 and L2 caches
 constexpr int64_t kItems = 8;              // work items per thread, so that no thread waits long for the last one
 

@@ -10,7 +10,7 @@ namespace ttcfast {
 namespace {
 
 constexpr int64_t kBlock = 16;            // groups: 1 KiB per row, so that a block of state and candidate stays in the L1 cache
-constexpr int kAhead = 512;               // bytes; hardware prefetching stops at page boundaries, and every row has its own pages
+constexpr int kAhead = 1024;              // bytes, a block; hardware prefetching stops at page boundaries, and every row has its own pages
 constexpr double kVelocityGuard = 1e-12;  // the TTC plan's compute_pressure divides by rho + 1e-12
 
 template <class Acc>
@@ -174,7 +174,18 @@ TTCFAST_INLINE Vector<Acc> pressure_of(Vector<Acc> rho, const Vector<Acc> (&m)[M
     return splat<Acc>(gamma - 1) * (energy - splat<Acc>(Acc(0.5)) * rho * square);
 }
 
-// Adds negative densities and pressures of `count` groups; returns true if a value is not finite.
+// Tells whether any of these cells of one row is infinite or NaN.
+template <class T>
+bool any_not_finite(const T* row, int64_t count) {
+    using Acc = AccumulatorOf<T>;
+    Bits<Acc> high{};
+    for (int64_t i = 0; i < count * kLanes<Acc>; i += kWidth<Acc>) high = maximum(high, magnitude<Acc>(load(row + i)));
+    return any(exceeds<Acc>(high, kLargest<Acc>));
+}
+
+// Adds negative densities and pressures of `count` groups; returns false if all values are finite. A computed pressure is not if one of the
+// numbers that it is computed from is not, since no division by infinity remains: infinite densities are multiplied by the 0 that they
+// make.
 template <Kind kind, int M, class T, class Acc>
 bool add_negative(Sums<Acc>& sums, Cursor<T, M> at, Acc gamma, int64_t count) {
     using V = Vector<Acc>;
@@ -185,6 +196,10 @@ bool add_negative(Sums<Acc>& sums, Cursor<T, M> at, Acc gamma, int64_t count) {
     Bits<Acc> high{};
     for (int64_t g = 0; g < count; ++g) {
         const int64_t cell = g * kLanes<Acc>;
+        fetch<kAhead>(at.rho + cell);  // memory keeps moving while this loop waits for divisions
+        for (int k = 0; k < M; ++k) fetch<kAhead>(at.momentum[k] + cell);
+        if constexpr (has_energy(kind)) fetch<kAhead>(at.energy + cell);
+        if constexpr (has_pressure(kind)) fetch<kAhead>(at.pressure + cell);
         unroll<kParts<Acc>>([&](auto p) {
             const int64_t i = cell + p * width;
             const V rho = load(at.rho + i);
@@ -193,20 +208,26 @@ bool add_negative(Sums<Acc>& sums, Cursor<T, M> at, Acc gamma, int64_t count) {
             if constexpr (has_energy(kind)) e = load(at.energy + i);
             if constexpr (has_pressure(kind)) {
                 thermal = load(at.pressure + i);
-                high = maximum(high, magnitude<Acc>(thermal));
+                high = maximum(high, magnitude<Acc>(rho));
+                unroll<M>([&](auto k) { high = maximum(high, magnitude<Acc>(m[k])); });
+                if constexpr (has_energy(kind)) high = maximum(high, magnitude<Acc>(e));
             } else {
                 thermal = pressure_of<M, Acc>(rho, m, e, gamma);
             }
-            high = maximum(high, magnitude<Acc>(rho));
-            unroll<M>([&](auto k) { high = maximum(high, magnitude<Acc>(m[k])); });
-            if constexpr (has_energy(kind)) high = maximum(high, magnitude<Acc>(e));
+            high = maximum(high, magnitude<Acc>(thermal));
             density[p] += below_zero<Acc>(rho);
             pressure[p] += below_zero<Acc>(thermal);
         });
     }
     put(sums.lane[kDensity], density);
     put(sums.lane[kPressure], pressure);
-    return any(exceeds<Acc>(high, kLargest<Acc>));
+    bool bad = any(exceeds<Acc>(high, kLargest<Acc>));
+    if constexpr (kind == Kind::conserved) {
+        if (!bad) return false;
+        bad = any_not_finite(at.rho, count) || any_not_finite(at.energy, count);
+        for (int k = 0; k < M; ++k) bad |= any_not_finite(at.momentum[k], count);
+    }
+    return bad;
 }
 
 // Sums abs(candidate - value) over the masked slices from number `index` on before cell `end`; returns the next number.
@@ -230,15 +251,6 @@ int64_t add_boundary(Sums<Acc>& sums, const CellGroups<T>& c, int64_t index, int
         store<Acc>(lane, load(lane) + away);
     }
     return index;
-}
-
-// Tells whether any of these cells of one row is infinite or NaN.
-template <class T>
-bool any_not_finite(const T* row, int64_t count) {
-    using Acc = AccumulatorOf<T>;
-    Bits<Acc> high{};
-    for (int64_t i = 0; i < count * kLanes<Acc>; i += kWidth<Acc>) high = maximum(high, magnitude<Acc>(load(row + i)));
-    return any(exceeds<Acc>(high, kLargest<Acc>));
 }
 
 template <class Acc>

@@ -121,6 +121,14 @@ class TileReader {
     // Adds the sums of candidates [first, last) of problem n on one tile to partials, which points to the problem's [candidates, tiles],
     // and those of its state to state_sums if that is not null.
     void run(int64_t n, int64_t first, int64_t last, int64_t tile, int64_t tiles, CellSums* partials, StateSums* state_sums) {
+        if (state_sums || n != packed_problem_ || tile != packed_tile_) pack(n, tile, state_sums);
+        for (int64_t b = first; b < last; ++b) {
+            for (const Piece& piece : pieces_) add(n, b, piece, partials[b * tiles + tile]);
+        }
+    }
+
+  private:
+    void pack(int64_t n, int64_t tile, StateSums* state_sums) {
         const int64_t start = tile * kTile, end = std::min(start + kTile, grid_.cells());
         pieces_.clear();
         const Acc* state = state_.data();
@@ -132,12 +140,10 @@ class TileReader {
             at += piece.cells;
             state += piece.groups * kLanes<Acc> * state_rows_;
         }
-        for (int64_t b = first; b < last; ++b) {
-            for (const Piece& piece : pieces_) add(n, b, piece, partials[b * tiles + tile]);
-        }
+        packed_problem_ = n;
+        packed_tile_ = tile;
     }
 
-  private:
     // A chunk's whole groups, or the cells after the last whole group of the grid.
     struct Piece {
         int64_t start, cells, groups;
@@ -231,7 +237,8 @@ class TileReader {
     Buffer<Acc> state_, gathered_;
     Acc ones_[kLanes<Acc>], last_volumes_[kLanes<Acc>];
     std::vector<int> others_;
-    std::vector<Piece> pieces_;
+    int64_t packed_problem_ = -1, packed_tile_ = -1;
+    std::vector<Piece> pieces_;  // of that tile
     std::vector<const T*> rows_;
     std::vector<const Acc*> gathered_rows_;
 };

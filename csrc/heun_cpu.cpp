@@ -7,7 +7,7 @@ namespace ttcfast {
 namespace {
 
 constexpr int64_t kChunk = 1 << 15;        // numbers per work item
-constexpr int64_t kSerialBelow = 1 << 17;  // numbers below which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 17;  // numbers below which waking a thread costs more than it saves
 
 template <class T>
 void typed(const HeunUpdate& u) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kTile = 8192;            // elements per work item
 constexpr int64_t kGathered = 1024;        // elements of a strided row copied at a time
-constexpr int64_t kSerialBelow = 1 << 16;  // elements below which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 16;  // elements below which waking a thread costs more than it saves
 
 // Output number site + 1 of SplitMix64 started at the stream: Philox's key.
 uint64_t key_of(const KeyedRows& rows) {

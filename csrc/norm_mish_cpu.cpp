@@ -8,7 +8,7 @@ namespace ttcfast {
 namespace {
 
 constexpr int64_t kBlock = 32;             // rows per work item; sums over rows are per block, so results do not depend on threads
-constexpr int64_t kSerialBelow = 1 << 16;  // numbers below which starting a thread costs more than it saves
+constexpr int64_t kSerialBelow = 1 << 16;  // numbers below which waking a thread costs more than it saves
 
 // Calls work(block, number) for blocks of rows, each with a buffer of its worker for `rows_of_work` rows.
 template <class T, class Work>

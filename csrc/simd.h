@@ -155,12 +155,6 @@ TTCFAST_INLINE bool any(Words x) {
 #endif
 }
 
-// All bits set where x is negative and not NaN.
-template <class V>
-TTCFAST_INLINE Words is_negative(V x) {
-    return reinterpret_cast<Words>(x < V{});
-}
-
 #else  // One number per "vector"; loops over a group's lanes are left to the compiler.
 
 template <class Acc>
@@ -214,11 +208,6 @@ template <class B>
 TTCFAST_INLINE bool any(B x) {
     return x != 0;
 }
-template <class V>
-TTCFAST_INLINE Bits<V> is_negative(V x) {
-    return x < 0 ? ~Bits<V>(0) : Bits<V>(0);
-}
-
 #endif
 
 template <class Acc>
@@ -237,7 +226,8 @@ TTCFAST_INLINE Bits<Acc> magnitude(Vector<Acc> x) {
 // max(0, x) and max(0, -x), propagating NaN.
 template <class Acc>
 TTCFAST_INLINE Vector<Acc> above_zero(Vector<Acc> x) {
-    return from_bits<Acc>(bits_of(x) & ~is_negative(x));
+    const Vector<Acc> zero{};
+    return zero > x ? zero : x;  // one instruction
 }
 template <class Acc>
 TTCFAST_INLINE Vector<Acc> below_zero(Vector<Acc> x) {

@@ -127,6 +127,18 @@ def by_key(scores: Tensor) -> Tensor:
     return scores.sort(dim=1, descending=True, stable=True).indices
 
 
+@pytest.mark.parametrize("run", [10, 100, 1000])
+@pytest.mark.parametrize(("n", "k"), [(50_257, 50), (100_000, 4096)])
+def test_almost_sorted_scores(level, n, k, run):
+    """Runs that ascend, and an ascending row whose runs are reversed: the bound of the selection rises late, and again and again."""
+    scores = torch.randn(n)
+    runs = torch.cat([part.sort().values for part in scores.split(run)])
+    reversed_runs = torch.cat([part.flip(0) for part in scores.sort().values.split(run)])
+    rows = torch.stack([runs, -runs.flip(0), reversed_runs, -reversed_runs])
+    positions = by_key(rows)[:, :k]
+    assert_same(topk(rows, k, backend="cpu"), (rows.gather(1, positions), positions))
+
+
 def test_a_row_longer_than_a_segment_with_better_scores_later(backend, device):
     """The C++ path makes maxima of 2^20 scores at a time; what it kept of one must give way to the next, ties excepted."""
     scores = torch.arange(2 * 2**20 + 12_345).div(1000, rounding_mode="floor").float()[None]

@@ -16,7 +16,7 @@ def test_ties_of_a_key_that_no_score_has_are_not_looked_for(tmp_path):
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler here")
-    program, sources = tmp_path / "topk", ["tests/ops/topk_sanitized.cpp", "csrc/topk_cpu.cpp", "csrc/topk_loop.cpp"]
+    program, sources = tmp_path / "topk", ["tests/ops/topk_sanitized.cpp", "csrc/topk_cpu.cpp", "csrc/topk_loop.cpp", "csrc/parallel.cpp"]
     flags = ["-std=c++17", "-DTTCFAST_LEVEL=generic", "-O0", "-g1", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     subprocess.run([compiler, *flags, *sources, "-o", program], cwd=ROOT, check=True)
     ran = subprocess.run([program], capture_output=True, text=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import native, overlap, transforms
 from .arguments import of_type
-from .define import LIBRARY, define
+from .define import LIBRARY, define, invoke
 from .registry import Backend, Reason, choose, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = native.DTYPES
@@ -62,8 +62,8 @@ def accumulate_moments(
             raise ValueError(f"{name}[{i}] is {tensors[i].layout}; give dense tensors (of an Embedding with sparse=False)")
     if not len(grads):
         raise ValueError("grads is empty; give at least one gradient")
-    op = torch.ops.ttcfast.accumulate_moments
-    result: Tensor = (op.zero_grads if zero_grads else op.default)(grads, totals or [], backend)
+    name = "accumulate_moments.zero_grads" if zero_grads else "accumulate_moments"
+    result: Tensor = invoke(name, grads, totals or [], backend)
     return result
 
 

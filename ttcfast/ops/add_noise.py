@@ -53,7 +53,7 @@ def add_noise(
     dense(x=x)
     stream, site = keyed.stream_and_site(key, rows)
     transforms.constant("sigma", sigma)
-    result: Tensor = torch.ops.ttcfast.add_noise(x, rows, stream, site, B, sigma, antithetic, backend)
+    result: Tensor = define.invoke("add_noise", x, rows, stream, site, B, sigma, antithetic, backend)
     return result
 
 

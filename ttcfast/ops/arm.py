@@ -30,7 +30,7 @@ from .arm_common import (
 )
 from .arm_fields import FieldScores, flatten_fields, penalties_of, quantities_of, weights_of
 from .arm_ref import Call, arm_backward, arm_ref
-from .define import define_call
+from .define import define_call, invoke
 from .registry import Backend, cpu_device, register, triton_available, triton_device, yes
 
 
@@ -153,12 +153,12 @@ def arm(
     if isinstance(spec, FieldSpec):
         change = changes_of(_rows(spec), expected, state, candidates.shape[2])
         given = flatten_fields(state, candidates, spec, weights, momentum, scale, change)
-        score, penalties, finite = torch.ops.ttcfast.arm_fields(*given, backend)
+        score, penalties, finite = invoke("arm_fields", *given, backend)
         return FieldScores(score, dict(zip(penalties_of(spec), penalties.unbind(-1))), finite)
     assert isinstance(spec, EulerSpec)
     change = changes_of(_rows(spec), expected, state, len(spec.momentum) + 2)
     call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
-    return ArmScores(*torch.ops.ttcfast.arm(*call, backend)[:7])
+    return ArmScores(*invoke("arm", *call, backend)[:7])
 
 
 def arm_weights(spec: StateSpec, weights: Weights) -> dict[str, float]:

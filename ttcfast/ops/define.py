@@ -14,6 +14,8 @@ from .registry import Backend, choose
 _library: Any = torch.library  # has no annotations
 LIBRARY = _library.Library("ttcfast", "FRAGMENT")
 
+_runs: dict[str, Callable[..., Any]] = {}
+
 TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -36,10 +38,19 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
         keys: Dispatch keys of ``run``.
     """
     name = schema.partition("(")[0]
+    _runs[name] = run
     LIBRARY.define(schema)
     for key in keys:
         LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"ttcfast::{name}", fake, lib=LIBRARY)
+
+
+def invoke(name: str, *args: Any) -> Any:
+    """Call ``torch.ops.ttcfast.<name>``, past torch's dispatcher where that has nothing to add: small cases cost less than its detours."""
+    if transforms.plain(args):
+        return _runs[name](*args)
+    op, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.ttcfast, op), overload or "default")(*args)
 
 
 def arguments(call: type[Any], whole: str = "SymInt") -> str:

@@ -52,7 +52,7 @@ def keyed_dropout(
     stream, site = keyed.stream_and_site(key, rows)
     if not isinstance(p, (int, float)):
         raise ValueError(f"p is {p!r}; a dropout rate lies in [0, 1)")
-    result: Tensor = torch.ops.ttcfast.keyed_dropout(x, rows, stream, site, p, antithetic, backend)
+    result: Tensor = define.invoke("keyed_dropout", x, rows, stream, site, p, antithetic, backend)
     return result
 
 
@@ -128,7 +128,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, stream = ctx.saved_tensors
-    return (torch.ops.ttcfast.keyed_dropout(grad, rows, stream, *ctx.rest), *[None] * 6)
+    return (define.invoke("keyed_dropout", grad, rows, stream, *ctx.rest), *[None] * 6)
 
 
 define.define_call(

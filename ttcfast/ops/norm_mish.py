@@ -12,7 +12,7 @@ from ttcfast.checks import at_least
 
 from . import native, transforms
 from .arguments import dense
-from .define import LIBRARY, arguments, define, define_call
+from .define import LIBRARY, arguments, define, define_call, invoke
 from .registry import Backend, Reason, choose, contiguous, cpu_device, register, triton_available, triton_device, yes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -66,7 +66,7 @@ def norm_mish(
     if rows is not None:
         dense(rows=rows)
     transforms.constant("eps", eps)
-    result: Tensor = torch.ops.ttcfast.norm_mish(x, rows, bias, scale, shift, eps, backend)[0]
+    result: Tensor = invoke("norm_mish", x, rows, bias, scale, shift, eps, backend)[0]
     return result
 
 
@@ -237,7 +237,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
     x, rows, bias, scale, shift = tensors
     wants_x, wants_rows, wants_bias, wants_scale, wants_shift = ctx.needs_input_grad[:5]
     parameters = wants_scale or wants_shift
-    grads = torch.ops.ttcfast.norm_mish_backward(grad, x, rows, bias, scale, shift, ctx.eps, stats, parameters, ctx.backend)
+    grads = invoke("norm_mish_backward", grad, x, rows, bias, scale, shift, ctx.eps, stats, parameters, ctx.backend)
     return (
         grads[0] if wants_x else None,
         grads[0].to(bias.dtype) if wants_rows else None,

@@ -58,7 +58,7 @@ def normal(
     stream, site = keyed.stream_and_site(key, rows)
     if isinstance(M, Tensor) or (rows.ndim == 2 and rows.shape[0] != M):
         raise ValueError(f"M is {M} and rows have shape {tuple(rows.shape)}; give M rows")
-    return torch.ops.ttcfast.normal(rows, stream, site, list(shape), dtype, antithetic, backend)
+    return define.invoke("normal", rows, stream, site, list(shape), dtype, antithetic, backend)
 
 
 class Call(NamedTuple):

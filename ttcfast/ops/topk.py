@@ -47,7 +47,7 @@ def topk(scores: Tensor, k: int, *, ids: Tensor | None = None, backend: str = "a
         raise TypeError(f"k is {k!r}; give an integer, 1 to n")
     if ids is not None:
         dense(ids=ids)
-    result: tuple[Tensor, Tensor] = torch.ops.ttcfast.topk(scores, k, ids, backend)
+    result: tuple[Tensor, Tensor] = define.invoke("topk", scores, k, ids, backend)
     return result
 
 

@@ -126,6 +126,49 @@ def immediate(*tensors: Tensor) -> bool:
     return device in AUTOCAST_DEVICES and not torch.is_autocast_enabled(device)
 
 
+_SCALARS = {float, int, bool, str, type(None), torch.dtype}
+_TENSORS = {Tensor, torch.nn.Parameter}
+
+
+def _dispatch_state() -> tuple[int, int]:
+    return _torch._C._dispatch_tls_local_include_set().raw_repr(), _torch._C._dispatch_tls_local_exclude_set().raw_repr()
+
+
+def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
+    """Return the states of the dispatcher without modes, and the keys of dense host tensors that hold their own values."""
+    states, keys = set(), set()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            states.add(_dispatch_state())
+            keys.add(_torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
+    return states, keys
+
+
+_PLAIN_STATES, _PLAIN_KEYS = _plain_keys()
+
+
+def plain(args: Sequence[Any]) -> bool:
+    """Tell whether torch's dispatcher would only pass these arguments on to the CPU's implementation.
+
+    False under torch.compile and every other tracer, function transform, mode, autocast and profiler, with gradients or tangents, for
+    subclasses and lazily negated tensors, and for scalars that a schema would convert.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _torch._C._len_torch_function_stack():
+        return False
+    return _dispatch_state() in _PLAIN_STATES and not _torch._C._autograd._profiler_enabled() and _all_plain(args, torch.is_grad_enabled())
+
+
+def _all_plain(args: Sequence[Any], grad: bool) -> bool:
+    for x in args:
+        kind = type(x)
+        if kind in _TENSORS:
+            if (grad and x.requires_grad) or _torch._C._dispatch_keys(x).raw_repr() not in _PLAIN_KEYS:
+                return False
+        elif kind not in _SCALARS and not (kind in (list, tuple) and _all_plain(x, grad)):
+            return False
+    return True
+
+
 def has_tangent(args: Sequence[Any]) -> bool:
     """Tell whether a tensor among the arguments, or in a list among them, is dual in the sense of ``torch.autograd.forward_ad``."""
     return forward_ad._current_level >= 0 and bool(_any_dual(args))
