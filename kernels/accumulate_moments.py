@@ -6,12 +6,13 @@ The chunk size is fixed, so the order of every addition depends on the tensors' 
 """
 
 from collections import OrderedDict
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
-from .launch import guard, submit
+from .launch import ceil_div, guard, submit
 
 CHUNK = 8192  # elements per program
 ROWS = tl.constexpr(4)  # of the table: address of the gradient, address of its total, number of elements, first chunk
@@ -20,6 +21,7 @@ MOST_TABLES = 32  # cached tables, evicted least recently used first; each takes
 ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+@lru_cache
 def pick_config(grad, total):
     """Return the blocks and warps for gradients of dtype ``grad`` and totals of ``total``.
 
@@ -163,7 +165,7 @@ def launch(grads, totals, zero_grads, addresses):
         count = grad.numel()
         if count:
             rows.append((g, t, count, first))
-            first += triton.cdiv(count, CHUNK)
+            first += ceil_div(count, CHUNK)
     result = torch.empty((), dtype=torch.float64, device=device)
     if not rows:
         return result.zero_()

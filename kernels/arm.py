@@ -5,6 +5,7 @@ number of cells and the dtype (fold.py), so results are bitwise equal for any B,
 waits for the device and no launch depends on data, so a CUDA graph can capture both.
 """
 
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .arm_stages import SLOTS, arm_finish_kernel, arm_partial_kernel
-from .launch import is_contiguous, submit
+from .launch import capability, ceil_div, is_contiguous, submit
 
 
 class Config(NamedTuple):
@@ -40,15 +41,16 @@ MOST_SHARING = 8  # candidates that share a state tile, each with an eighth of i
 MOST_ROWS = 512  # partials per step of stage 2: few steps for any grid, sixteen numbers per thread
 
 
+@lru_cache
 def pick_config(shape, capability, element=4, contiguous=True):
     """Return launch parameters for ``shape = (N, B, C, cells)`` and a compute capability; ``element`` is the value size in bytes."""
     n, candidates, _, cells = shape
     per_thread = CELLS_A_THREAD[element]
     tile = min(per_thread * 32, max(16, triton.next_power_of_2(cells)))
-    tiles = triton.cdiv(cells, tile)
+    tiles = ceil_div(cells, tile)
     wanted = WAVES * MULTIPROCESSORS.get(capability, MULTIPROCESSORS[9, 0])
     group = MOST_SHARING
-    while group > 1 and (group >= 2 * candidates or n * tiles * triton.cdiv(candidates, group) < wanted):
+    while group > 1 and (group >= 2 * candidates or n * tiles * ceil_div(candidates, group) < wanted):
         group //= 2
     step = min(MOST_ROWS, max(4, triton.next_power_of_2(tiles)))
     return Config(tile, 16 // element, max(1, tile // per_thread), 1 if contiguous else 2, group, step, max(1, step // 64))
@@ -74,9 +76,8 @@ def launch(call, out, volumes, mask, values, *, mode, relative):
     extents, state_strides, state_contiguous = _grid(state, 2)
     _, cand_strides, cand_contiguous = _grid(candidates, 3)
     cells = extents[0] * extents[1] * extents[2]
-    capability = torch.cuda.get_device_capability(state.device) if state.is_cuda else None
-    config = pick_config((n, b, channels, cells), capability, state.element_size(), state_contiguous and cand_contiguous)
-    tiles, groups = triton.cdiv(cells, config.tile), triton.cdiv(b, config.group)
+    config = pick_config((n, b, channels, cells), capability(state.device), state.element_size(), state_contiguous and cand_contiguous)
+    tiles, groups = ceil_div(cells, config.tile), ceil_div(b, config.group)
     wide = state.dtype == torch.float64
     like = {"dtype": torch.float64 if wide else torch.float32, "device": state.device}
     partials = torch.empty((n, b, tiles, SLOTS.value), **like)

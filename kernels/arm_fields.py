@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .fold import fold, totals
-from .launch import submit
+from .launch import ceil_div, submit
 
 CELLS_A_THREAD = {2: 4, 4: 4, 8: 2}  # by bytes of a stored value; every cell needs its own address, and eight would spill registers
 MOST_ROWS = 512  # partials that stage 2 reads per step
@@ -222,7 +222,7 @@ def launch(call, out, volumes, mask, values, expected, units, *, mode):
     cells = extents[0] * extents[1] * extents[2]
     wide = state.dtype == torch.float64
     tile, threads, vector = _tile(cells, state.element_size())
-    tiles, slots = triton.cdiv(cells, tile), triton.next_power_of_2(channels + BEYOND.value)
+    tiles, slots = ceil_div(cells, tile), triton.next_power_of_2(channels + BEYOND.value)
     partials = torch.empty((n, b, tiles, slots), dtype=torch.float64 if wide else torch.float32, device=state.device)
     lists = (call.low, call.high, call.anchored, call.groups, call.weights, call.vectors, call.distances)
     table = _table(*map(tuple, lists), state.device)
@@ -285,6 +285,7 @@ def launch(call, out, volumes, mask, values, expected, units, *, mode):
     )
 
 
+@lru_cache
 def _tile(cells, element):
     """Return cells per tile, threads over which its tree distributes them, and neighbours that it adds first."""
     per_thread = CELLS_A_THREAD[element]

@@ -5,14 +5,17 @@ with explicit fma and correctly rounded square roots, so they have the same bits
 group. Keys and rows are read on the device, so a captured CUDA graph replays with their current contents.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from .launch import is_contiguous, submit
+from .launch import ceil_div, is_contiguous, submit
 
 
+@lru_cache
 def pick_config(elements, rows):
     """Return tile and group sizes for rows of ``elements`` elements, ``rows`` of which share an input row.
 
@@ -22,7 +25,7 @@ def pick_config(elements, rows):
     Not from a timing sweep: no GPU was available when it was written (Nov 2026). Two groups per thread give two independent chains of
     multiplications, and 16-byte loads and stores in float32; ``python -m bench.aot`` prints the registers.
     """
-    tile = min(256, max(16, triton.next_power_of_2(triton.cdiv(elements, 4))))
+    tile = min(256, max(16, triton.next_power_of_2(ceil_div(elements, 4))))
     share = 1
     while share < 4 and share < rows:
         share *= 2
@@ -244,7 +247,7 @@ def launch_normal(out, rows, stream, site, elements, antithetic):
     if out.numel() == 0:
         return
     tile, _, warps = pick_config(elements, 1)
-    tiles = triton.cdiv(elements, 4 * tile)
+    tiles = ceil_div(elements, 4 * tile)
     submit(
         normal_kernel,
         rows.shape[0] * tiles,
@@ -267,7 +270,7 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
     if out.numel() == 0:
         return
     tile, share, warps = pick_config(elements, B)
-    tiles, shares = triton.cdiv(elements, 4 * tile), triton.cdiv(B, share)
+    tiles, shares = ceil_div(elements, 4 * tile), ceil_div(B, share)
     submit(
         add_noise_kernel,
         x.shape[0] * shares * tiles,
@@ -304,7 +307,7 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
         out.zero_()
         return
     tile, _, warps = pick_config(elements, 1)
-    tiles = triton.cdiv(elements, 4 * tile)
+    tiles = ceil_div(elements, 4 * tile)
     submit(
         keyed_dropout_kernel,
         x.shape[0] * tiles,
