@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import ceil_div, guard, submit
+from .launch import capturing_on, ceil_div, submit
 
 CHUNK = 8192  # elements per program
 ROWS = tl.constexpr(4)  # of the table: address of the gradient, address of its total, number of elements, first chunk
@@ -129,10 +129,7 @@ class Tables:
 
     def get(self, addresses, counts, device):
         """Return the table of tensors of ``counts`` elements; ``addresses`` are those of the totals, if any, then of the gradients."""
-        capturing, stream = False, 0
-        if device.type == "cuda":
-            with guard(device):
-                capturing, stream = torch.cuda.is_current_stream_capturing(), torch.cuda.current_stream(device).cuda_stream
+        capturing, stream = capturing_on(device)
         key = device, stream, addresses, counts
         table = self.made.get(key)
         if table is not None:

@@ -162,7 +162,7 @@ def arm_fields_finish_kernel(
     at = tl.program_id(0).to(tl.int64)
     n = at // B
     slot = tl.arange(0, SLOTS)
-    sums = totals(partials + at * tiles * SLOTS, tiles, SLOTS, STEP)
+    sums = totals(partials + at * tiles * SLOTS, tiles, slot, slot < SLOTS, SLOTS, STEP, 1)
     residual = tl.full((), volume, tl.float64) * sums
     if expected is not None:
         residual -= tl.load(expected + n * C + slot, mask=slot < C, other=0.0)

@@ -129,7 +129,7 @@ def test_a_launch_that_recurs_starts_what_triton_would_start(driver):
     for case in cases:
         arm_launches(**case)
     remembered, compiled = len(launch._known), driver.loaded
-    assert remembered > 2 * (len(cases) - 2)
+    assert remembered == len(cases) - 1  # gamma is a float
     for case in cases:
         driver.launches.clear()
         at = arm_launches(**case)
@@ -175,10 +175,7 @@ def cost_of(function):
 
 
 def test_a_launch_that_recurs_costs_few_instructions(driver, monkeypatch):
-    """1086 instructions and 111 calls with Python 3.11, for 28 numbers and tensors and 17 options, in 7.5 us (budget: 20 us).
-
-    Triton's own way has 1002 and 87, some of which format and hash all arguments: 15 us.
-    """
+    """1610 instructions and 159 calls with Python 3.11, for 44 numbers and tensors and 19 options: 10 us on a slow core (budget: 20 us)."""
     launch, kernels = import_module("ttcfast.kernels.launch"), import_module("ttcfast.kernels.arm")
     given = []
     monkeypatch.setattr(kernels, "submit", lambda *arguments, **options: given.append((arguments, options)))
@@ -187,7 +184,7 @@ def test_a_launch_that_recurs_costs_few_instructions(driver, monkeypatch):
     assert len(arguments) + len(options) > 40
     launch.submit(*arguments, **options)
     instructions, calls = cost_of(lambda: launch.submit(*arguments, **options))
-    assert instructions < 1300 and calls < 130, (instructions, calls)
+    assert instructions < 2000 and calls < 200, (instructions, calls)
 
 
 def test_what_is_remembered_is_bounded(driver, monkeypatch):
@@ -195,4 +192,4 @@ def test_what_is_remembered_is_bounded(driver, monkeypatch):
     monkeypatch.setattr(launch, "MOST_KNOWN", 3)
     for b in range(1, 9):
         arm_launches(shape=(1, b, 4, 16, 16))
-        assert len(launch._known) <= 3
+        assert 0 < len(launch._known) <= 3
