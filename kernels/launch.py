@@ -6,6 +6,7 @@ dtypes and alignments recur is found here by those alone, and only the addresses
 
 from contextlib import nullcontext
 from functools import lru_cache
+from threading import get_ident
 
 import torch
 
@@ -62,10 +63,10 @@ def capturing_on(device):
 
 
 class Counters:
-    """Counters in device memory that are 0 between launches: the last of the programs that count sets them back.
+    """Counters in device memory that are 0 between calls: the last of the programs that count sets them back.
 
-    Launches of one stream follow each other and share theirs. A CUDA graph may be replayed beside anything, so each of its launches has
-    counters of its own for ever, from a reserve that calls outside captures fill; if it is empty, every replay sets some to 0 first.
+    Calls of one thread on one stream follow each other and share theirs. A CUDA graph may be replayed beside anything, so each of its
+    calls has counters of its own for ever, from a reserve that calls outside captures fill; if it is empty, every replay sets some to 0.
     """
 
     RESERVE = 1 << 16
@@ -74,15 +75,16 @@ class Counters:
         self.of_stream, self.reserve, self.kept = {}, {}, []
 
     def get(self, count, device):
-        """Return int32 ``[count]`` or more, all 0 when the launch starts."""
+        """Return int32 ``[count]`` or more, at a multiple of 16 bytes, all 0 when the call's first launch starts."""
         capturing, stream = capturing_on(device)
         left = self.reserve.get(device)
         if not capturing:
             if device.type == "cuda" and (left is None or left.numel() < self.RESERVE // 2):
                 self.reserve[device] = torch.zeros(self.RESERVE, dtype=torch.int32, device=device)
-            own = self.of_stream.get((device, stream))
+            key = device, stream, get_ident()
+            own = self.of_stream.get(key)
             if own is None or own.numel() < count:
-                own = self.of_stream[device, stream] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
+                own = self.of_stream[key] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
             return own
         if left is None or left.numel() < count:
             return torch.zeros(count, dtype=torch.int32, device=device)

@@ -294,8 +294,8 @@ def _of_ttcfast() -> list[tuple[Any, str, Any]]:
         return [counters]
     built = native.module()
     proxy = types.SimpleNamespace(**{name: getattr(built, name) for name in dir(built) if not name.startswith("__")})
-    proxy.topk_cuda_workspace = _returning(64)
-    proxy.topk_cuda = lambda *arguments: built.topk(*arguments[:-2], 1, len(built.cpu_levels) - 1)
+    proxy.topk_cuda_workspaces = _returning((64, 64))
+    proxy.topk_cuda = lambda *arguments: built.topk(*arguments[:-3], 1, len(built.cpu_levels) - 1)
     return [counters, (native, "module", _returning(proxy)), (native, "device_info", _returning({"built_with_cuda": True}))]
 
 
