@@ -142,6 +142,10 @@ def test_any_program_may_be_the_last_to_arrive(triton_device, monkeypatch, scale
     for name in ArmScores._fields[:6]:
         theirs = getattr(reference(state.cpu(), candidates.cpu(), spec, scale=scale), name)
         torch.testing.assert_close(getattr(expected, name).double().cpu(), theirs, rtol=3e-6, atol=1e-6, msg=name)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "MOST_FOLDED", 0)  # in two launches
+        apart = arm(state, candidates, spec, WEIGHTS, scale=scale, backend="triton")
+        assert all(torch.equal(x, y) for x, y in zip(apart, expected))
     if not registry.interpreting():
         return  # a GPU's order is its own
     from triton.runtime.interpreter import interpreter_builder
