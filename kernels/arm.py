@@ -1,7 +1,8 @@
 """The analytical reward in two stages: partial sums per (problem, candidate, tile), then the results of each candidate from its partials.
 
 The definition is arm_ref in ttcfast/ops/arm_ref.py, the kernels are in arm_stages.py. Up to ``MOST_FOLDED`` tiles, the last program of a
-group of candidates to arrive does the second stage for the group, in the one launch; beyond, a second launch has a program per candidate.
+group of candidates to arrive does the second stage for the group, in the one launch; beyond, and with volumes or masks of cells, with which
+some GPUs' compilers would run out of registers, a second launch has a program per candidate.
 Every sum is a tree whose shape depends only on the number of cells and the dtype (fold.py), so results are bitwise equal for any B, any
 split of it, any strides, and from run to run. Nothing waits for the device and no launch depends on data, so a CUDA graph can capture it.
 """
@@ -87,7 +88,7 @@ def launch(call, out, volumes, mask, values, *, mode, relative):
     wide = state.dtype == torch.float64
     like = {"dtype": torch.float64 if wide else torch.float32, "device": state.device}
     partials = torch.empty((n, b, tiles, SLOTS.value), **like)
-    folded = tiles <= MOST_FOLDED
+    folded = tiles <= MOST_FOLDED and volumes is None and mask is None
     sizes = torch.empty((n, groups if folded else 1, tiles, 4), **like) if relative else None
     m0, m1, m2 = [*call.velocity, -1, -1][:3]
     results = None if call.expected is None else call.expected.contiguous(), *out
@@ -172,7 +173,6 @@ def variants():
         yield _variant(f"{plain} with fields", stored, element, channels, 65536, fields=True, limit=168)
         small = CELLS_A_THREAD[element] * 32 * MOST_FOLDED
         yield _variant(f"{plain} in one launch", stored, element, channels, small, limit=168)
-        yield _variant(f"{plain} with fields in one launch", stored, element, channels, small, fields=True, limit=168)
         yield _variant(f"{plain} with fields, strided", stored, element, channels, 65537, fields=True, contiguous=False, limit=168)
     for stored, element in (("fp32", 4), ("fp64", 8)):
         config = pick_config((1, 256, 4, 512 * 512), None, element)
@@ -203,7 +203,7 @@ def _variant(name, stored, element, channels, cells, *, limit, fields=False, con
     signature |= dict.fromkeys(("cells", "state_n", "state_c", "cand_n", "cand_b", "cand_c"), integer + hint)
     signature |= {"gamma": "fp64", "value": "fp64", "unit": "fp64", **SCALES}
     folded = {"arrived": "*i32", "expected": "*fp64", **_results(acc)}
-    signature |= folded if cells <= config.tile * MOST_FOLDED else {}
+    signature |= folded if cells <= config.tile * MOST_FOLDED and not fields else {}
     constants = {
         **dict.fromkeys(k for k in (*optional, *folded) if k not in signature),
         **channels,

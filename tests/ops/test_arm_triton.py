@@ -192,7 +192,7 @@ def test_sums_are_published_before_they_are_counted_and_read_past_the_nearest_ca
     assert counting == "atom.global.gpu.acq_rel.add.u32 "
     assert "bar.sync" in before[-400:] and "bar.sync" in after[:400]
     widths = re.findall(r"ld\.global\.(\S+)", after)
-    assert widths.count("cg.v4.b32") >= 16 and all(w.startswith("cg.") for w in widths if ".v4" in w), widths
+    assert widths.count("cg.v4.b32") >= 8 and all(w.startswith("cg.") for w in widths if ".v4" in w), widths
     assert "ld.global.cg" not in before
 
 
