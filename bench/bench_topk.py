@@ -6,7 +6,10 @@ returns the k best in order, values and indices:
 * ``torch.topk``: as it is.
 * ``numpy.argpartition``: ``argpartition``, then a sort of the k best. numpy's AVX-512 path is slow on Zen 4; for its best result there, run
   with ``NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR"``.
-* ``FlashInfer``: ``flashinfer.top_k``, sorted and deterministic, if its wheel is installed (CUDA).
+* ``torch.topk, torch.compile``: Inductor calls ``torch.topk``; what remains is the host's part (CUDA).
+* ``FlashInfer``: ``flashinfer.top_k``, sorted, deterministic and with ties to the smaller index, if its wheel is installed (CUDA).
+* ``FlashInfer, CUB``: the same function through ``cub::DeviceBatchedTopK``, with the same ties; it has no order, so a torch sort of k
+  follows. Rows of at most 2^21, and GPUs from Hopper on (CUDA).
 * ``CUB DeviceTopK``: unordered pairs, followed by a torch sort of k; if the wheel ``nvidia-cuda-cccl`` and nvcc are available (CUDA, one
   row). Not deterministic among ties, unlike ours.
 
@@ -15,9 +18,11 @@ On CUDA the goal is >= 1.0x of both, and >= 1.3x of FlashInfer at [256, 262144];
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +32,7 @@ from torch import Tensor
 from ttcfast.ops import topk
 
 from . import cub_topk, timing
-from .groups import backend_of
+from .groups import backend_of, compiled
 from .targets import Target
 from .timing import Case
 
@@ -96,7 +101,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
         if tiny:
             rows, n, k = min(rows, 3), min(n, 700), min(k, 40)
         problem = Problem(rows, n, k, order, device)
-        yield problem.case("topk", name, f"[{rows}, {n}], k {k}", "float32", problem.peers(), bytes_moved=4 * rows * n)
+        yield problem.case("topk", name, f"[{rows}, {n}], k {k}", "float32", problem.peers(tiny), bytes_moved=4 * rows * n)
 
 
 Peer = Callable[["Problem"], tuple[Any, Any]]  # -> values and indices, best first
@@ -117,7 +122,7 @@ class Problem(timing.Problem):
     def array(self) -> np.ndarray[Any, Any]:
         return self.scores.numpy()
 
-    def peers(self) -> dict[str, Peer]:
+    def peers(self, tiny: bool = False) -> dict[str, Peer]:
         """Ours first."""
         backend = backend_of("topk", self.device)
         found: dict[str, Peer] = {
@@ -126,8 +131,12 @@ class Problem(timing.Problem):
         }
         if self.device == "cpu":
             return {**found, "numpy.argpartition": lambda p: by_argpartition(p.array, p.k)}
-        if importlib.util.find_spec("flashinfer"):
+        fused = compiled(torch.topk, tiny=tiny)
+        found["torch.topk, torch.compile"] = lambda p: tuple(fused(p.scores, p.k))  # type: ignore[arg-type, return-value]
+        if flashinfer() is not None:
             found["FlashInfer"] = by_flashinfer
+            if self.n <= MOST_OF_CUB and torch.cuda.get_device_capability()[0] >= 9:
+                found["FlashInfer, CUB"] = by_flashinfer_cub
         if self.rows == 1 and cub_topk.headers() is not None:
             found["CUB DeviceTopK"] = lambda p: cub_topk.select(p.scores, p.k)
         return found
@@ -151,7 +160,28 @@ def by_argpartition(scores: np.ndarray[Any, Any], k: int) -> tuple[np.ndarray[An
     return np.take_along_axis(values, order, 1), np.take_along_axis(kept, order, 1)
 
 
-def by_flashinfer(problem: Problem) -> tuple[Tensor, Tensor]:
-    import flashinfer
+MOST_OF_CUB = 2**21  # scores per row
+SMALLER_INDEX = 1  # flashinfer.TopKTieBreak.SMALL
 
-    return flashinfer.top_k(problem.scores, problem.k, sorted=True, deterministic=True)  # type: ignore[no-any-return]
+
+@cache
+def flashinfer() -> Any:
+    """Return the package FlashInfer if it is installed and can break ties, otherwise None."""
+    if importlib.util.find_spec("flashinfer") is None:
+        return None
+    found = importlib.import_module("flashinfer")
+    return found if hasattr(found, "TopKTieBreak") else None
+
+
+def by_flashinfer(problem: Problem) -> tuple[Tensor, Tensor]:
+    return flashinfer().top_k(problem.scores, problem.k, sorted=True, deterministic=True, tie_break=SMALLER_INDEX)  # type: ignore[no-any-return]
+
+
+def by_flashinfer_cub(problem: Problem) -> tuple[Tensor, Tensor]:
+    os.environ["FLASHINFER_TOPK_ALGO"] = "cub"  # read at every call
+    try:
+        values, indices = flashinfer().top_k(problem.scores, problem.k, tie_break=SMALLER_INDEX)
+    finally:
+        del os.environ["FLASHINFER_TOPK_ALGO"]
+    ordered = values.sort(dim=1, descending=True)
+    return ordered.values, indices.gather(1, ordered.indices)

@@ -334,10 +334,11 @@ void topk(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, cons
 
 #ifdef TTCFAST_HAS_CUDA
 void topk_on_cuda(int dtype, const std::array<int64_t, 3>& sizes, uintptr_t scores, const std::array<int64_t, 2>& strides, uintptr_t ids,
-                  const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out, uintptr_t workspace, uintptr_t stream) {
+                  const std::array<int64_t, 2>& id_strides, const std::array<uintptr_t, 2>& out, uintptr_t zeroed, uintptr_t scratch,
+                  uintptr_t stream) {
     const TopkProblem problem = topk_problem(dtype, sizes, scores, strides, ids, id_strides, out);
     py::gil_scoped_release release;
-    topk_cuda(problem, pointer<void>(workspace), pointer<void>(stream));
+    topk_cuda(problem, pointer<void>(zeroed), pointer<void>(scratch), pointer<void>(stream));
 }
 #endif
 
@@ -390,6 +391,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("topk", &topk);
 #ifdef TTCFAST_HAS_CUDA
     m.def("topk_cuda", &topk_on_cuda);
-    m.def("topk_cuda_workspace", &topk_cuda_workspace);
+    m.def("topk_cuda_workspaces", &topk_cuda_workspaces);
 #endif
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "dtype.h"
 #include "level.h"
@@ -25,11 +26,12 @@ struct TopkProblem {
 void topk_cpu(const TopkProblem& problem, int threads, Level level);
 
 // On the current CUDA device; only if the extension is built with CUDA. Queues its work on `stream` without waiting, so a
-// CUDA graph can capture it. k <= kMostCudaK, columns < kMostCudaColumns; rows times blocks per row < 2^31. `workspace` is device memory,
-// aligned to 8 bytes, of at least topk_cuda_workspace bytes; it is needed until the work is done. Throws std::runtime_error.
+// CUDA graph can capture it. k <= kMostCudaK, columns < kMostCudaColumns; rows times blocks per row < 2^31. Both workspaces are device
+// memory of at least the bytes that topk_cuda_workspaces returns, needed until the work is done. `zeroed`, aligned to 8 bytes, must be zero
+// then and is zero again at the end. Throws std::runtime_error.
 constexpr int64_t kMostCudaK = 2048;
 constexpr int64_t kMostCudaColumns = int64_t(1) << 30;
-int64_t topk_cuda_workspace(int64_t rows, int64_t columns, int64_t k);
-void topk_cuda(const TopkProblem& problem, void* workspace, void* stream);
+std::pair<int64_t, int64_t> topk_cuda_workspaces(int64_t rows, int64_t columns, int64_t k);  // zeroed, scratch
+void topk_cuda(const TopkProblem& problem, void* zeroed, void* scratch, void* stream);
 
 }  // namespace ttcfast

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "topk_plan.h"
 
@@ -21,17 +22,19 @@ Plan plan_here(int64_t rows, int64_t columns, int64_t k) {
 
 }  // namespace
 
-int64_t topk_cuda_workspace(int64_t rows, int64_t columns, int64_t k) { return plan_here(rows, columns, k).bytes; }
+std::pair<int64_t, int64_t> topk_cuda_workspaces(int64_t rows, int64_t columns, int64_t k) {
+    const Plan plan = plan_here(rows, columns, k);
+    return {plan.zeroed, plan.scratch};
+}
 
-void topk_cuda(const TopkProblem& problem, void* workspace, void* stream) {
+void topk_cuda(const TopkProblem& problem, void* zeroed, void* scratch, void* stream) {
     if (problem.rows == 0) return;
     const cudaStream_t queue = static_cast<cudaStream_t>(stream);
     const auto launch = [&](auto kernel, int64_t blocks, auto... arguments) {
         kernel<<<static_cast<unsigned>(blocks), kThreads, 0, queue>>>(arguments...);
         check(cudaGetLastError(), "launch");
     };
-    const auto zero = [&](void* address, int64_t bytes) { check(cudaMemsetAsync(address, 0, bytes, queue), "cudaMemsetAsync"); };
-    run_topk(problem, plan_here(problem.rows, problem.columns, problem.k), workspace, launch, zero);
+    run_topk(problem, plan_here(problem.rows, problem.columns, problem.k), zeroed, scratch, launch);
 }
 
 }  // namespace ttcfast

@@ -3,10 +3,13 @@
 // A row is narrowed down by histograms of 11 bits of the k-th best score, most significant first, until the scores above and inside the
 // digits found so far fit into `room` places, counted before they are filled, or until no digit is left and position decides. The scores
 // are then collected and sorted. Short rows take a warp each, others a block each, and long rows several blocks, the last of which to
-// arrive does the work that needs all of them; the next kernel continues. No block ever waits for another one.
+// arrive does the work that needs all of them; the next kernel continues. No block ever waits for another one. Rows that are contiguous
+// and aligned are read 16 bytes at a time.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "topk_digits.h"
 #include "topk_lanes.h"
@@ -14,9 +17,11 @@
 namespace ttcfast {
 namespace {
 
-constexpr int kUnrolled = 4;          // scores that a thread loads before it uses them
+constexpr int kChunks = 2;            // of 16 bytes that a thread loads before it uses them
 constexpr unsigned kMostRoom = 2048;  // places in shared memory
 constexpr unsigned kWarpRow = 64;     // largest row for a warp
+constexpr unsigned kMostParts = 256;  // blocks of a row
+static_assert(kMostParts <= kThreads, "a thread of the last block looks at each part");
 
 // Strides in elements; n < 2^30, so that a position and a step beyond it are an unsigned number.
 struct Rows {
@@ -30,11 +35,12 @@ struct Rows {
     int64_t* indices;
 };
 
-// Shared state of several blocks per row, for each row. All but `ties` and `positions` is zero at the start.
+// Shared state of several blocks per row, for each row. The first two lines are zero at the start, and set back at the end.
 struct Shared {
     Prefix* prefix;
     unsigned *bins, *arrived, *taken;  // [rows, kBins], [rows], [rows]
-    unsigned *ties, *positions;        // [rows, parts], [rows, room]
+    unsigned* positions;               // [rows, room]
+    unsigned *ties, *tied;             // of each block's share: how many scores are inside, and where: [rows, parts], [rows, parts, k]
     unsigned parts;
 };
 
@@ -42,9 +48,18 @@ template <class T, bool named>
 struct Row {
     using Key = typename Score<T>::Key;
     static constexpr int kRankBits = 8 * sizeof(Key);
+    static constexpr unsigned kWide = 16 / sizeof(Key);
+    using Rank = std::conditional_t<sizeof(Key) == 8, unsigned long long, unsigned>;
+    // The ranks that have the digits of a prefix, in registers.
+    struct Window {
+        Rank low, high;
+        unsigned long long name;
+        int name_fixed;
+    };
     const Key* scores;
     const int64_t* ids;
     int64_t stride, id_stride;
+    bool wide;  // 16 bytes at a time
     Key* values;
     int64_t* indices;
 
@@ -53,19 +68,42 @@ struct Row {
           ids(named ? rows.ids + row * rows.id_row_stride : nullptr),
           stride(rows.column_stride),
           id_stride(rows.id_column_stride),
+          wide(stride == 1 && reinterpret_cast<uintptr_t>(scores) % 16 == 0),
           values(static_cast<Key*>(rows.values) + row * rows.k),
           indices(rows.indices + row * rows.k) {}
 
-    __device__ unsigned long long rank(unsigned i) const { return rank_of(key_of<T>(scores[i * stride])); }
+    __device__ Rank rank(unsigned i) const { return static_cast<Rank>(rank_of(key_of<T>(scores[i * stride]))); }
     __device__ unsigned long long name(unsigned i) const { return named ? name_of(ids[i * id_stride]) : 0; }
 
-    // 1 above the prefix, 0 inside, -1 below.
-    __device__ int place(const Prefix& p, unsigned long long rank, unsigned i) const {
-        const unsigned long long a = shifted(rank, kRankBits - p.rank_fixed);
-        if (a != p.rank) return a > p.rank ? 1 : -1;
-        if (!named || p.name_fixed == 0) return 0;
-        const unsigned long long b = shifted(name(i), kNameBits - p.name_fixed);
-        return b == p.name ? 0 : b > p.name ? 1 : -1;
+    // The position of a thread's score number v of the kThreads * kWide from `base` on, a multiple of kWide.
+    __device__ unsigned at(unsigned base, unsigned v) const {
+        return wide ? base + threadIdx.x * kWide + v : base + v * kThreads + threadIdx.x;
+    }
+
+    __device__ void load(unsigned base, unsigned last, Key (&keys)[kWide]) const {
+        if (wide && at(base, kWide - 1) < last) {
+            const uint4 raw = *reinterpret_cast<const uint4*>(scores + at(base, 0));
+            memcpy(keys, &raw, sizeof raw);
+            return;
+        }
+#pragma unroll
+        for (unsigned v = 0; v < kWide; ++v) keys[v] = at(base, v) < last ? scores[at(base, v) * stride] : Key(0);
+    }
+
+    __device__ Window window(const Prefix& p) const {
+        const int left = kRankBits - p.rank_fixed;
+        const unsigned long long rest = left >= 64 ? ~0ull : (1ull << left) - 1;
+        const unsigned long long low = left >= 64 ? 0 : p.rank << left;
+        return {static_cast<Rank>(low), static_cast<Rank>(low | rest), p.name, named ? p.name_fixed : 0};
+    }
+
+    // 1 above, 0 inside, -1 below.
+    __device__ int place(const Window& w, Rank rank, unsigned i) const {
+        if (rank > w.high) return 1;
+        if (rank < w.low) return -1;
+        if (!named || w.name_fixed == 0) return 0;
+        const unsigned long long digits = shifted(name(i), kNameBits - w.name_fixed);
+        return digits == w.name ? 0 : digits > w.name ? 1 : -1;
     }
 
     __device__ void write(unsigned at, unsigned position) const {
@@ -84,26 +122,44 @@ union Scratch {
     } best;
 };
 
+// Calls use(position, whether it is before `last`, rank) for the scores [first, last) and some beyond, in any order; all lanes of a warp
+// at once. `first` is a multiple of 16 bytes.
+template <class T, bool named, class Use>
+__device__ inline void visit(const Row<T, named>& row, unsigned first, unsigned last, const Use& use) {
+    using R = Row<T, named>;
+    constexpr unsigned step = kThreads * R::kWide;
+    for (unsigned base = first; base < last; base += kChunks * step) {
+        typename R::Key keys[kChunks][R::kWide];
+#pragma unroll
+        for (unsigned c = 0; c < kChunks; ++c) row.load(base + c * step, last, keys[c]);
+#pragma unroll
+        for (unsigned c = 0; c < kChunks; ++c) {
+#pragma unroll
+            for (unsigned v = 0; v < R::kWide; ++v) {
+                const unsigned i = row.at(base + c * step, v);
+                use(i, i < last, static_cast<typename R::Rank>(rank_of(key_of<T>(keys[c][v]))));
+            }
+        }
+    }
+}
+
 // Adds the histogram of the next digit of the scores [first, last) inside the prefix to `bins` in shared memory.
 template <class T, bool named>
 __device__ void count_digits(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, unsigned* bins) {
-    const Digit digit = next_digit(p, Row<T, named>::kRankBits);
+    using R = Row<T, named>;
+    const Digit digit = next_digit(p, R::kRankBits);
     const unsigned mask = (1u << digit.bits) - 1;
-    for (unsigned base = first; base < last; base += kUnrolled * kThreads) {
-        unsigned long long rank[kUnrolled];
-#pragma unroll
-        for (int u = 0; u < kUnrolled; ++u) {
-            const unsigned i = base + u * kThreads + threadIdx.x;
-            rank[u] = i < last ? row.rank(i) : 0;
+    const typename R::Window window = row.window(p);
+    visit(row, first, last, [&](unsigned i, bool real, typename R::Rank rank) {
+        const bool inside = real && row.place(window, rank, i) == 0;
+        unsigned value = 0;
+        if (named && digit.of_name) {
+            value = inside ? static_cast<unsigned>(row.name(i) >> digit.shift) : 0;
+        } else {
+            value = static_cast<unsigned>(rank >> digit.shift);
         }
-#pragma unroll
-        for (int u = 0; u < kUnrolled; ++u) {
-            const unsigned i = base + u * kThreads + threadIdx.x;
-            const bool inside = i < last && row.place(p, rank[u], i) == 0;
-            const unsigned long long from = named && digit.of_name && inside ? row.name(i) : rank[u];
-            count(bins, inside, static_cast<unsigned>(from >> digit.shift) & mask);
-        }
-    }
+        count(bins, inside, value & mask);
+    });
 }
 
 // Fixes the next digit of `p`, in shared memory, from its complete histogram: that of the k-th best. All threads call it.
@@ -133,25 +189,30 @@ __device__ inline void descend(Prefix& p, int rank_bits, unsigned k, const unsig
     __syncthreads();
 }
 
-// Writes the positions of the best among scores [first, last): all above the prefix, in any order, and all inside it if
-// they fit. Otherwise those inside are ties, and the first of the row fill the places behind those above; `ties` of them are before
-// `first`.
+// Writes the positions of the best among scores [first, last): all above the prefix, in any order, and all inside it if they fit.
+// Otherwise those inside are ties, whose first, as many as the row may want, go to `tied` in order. Returns how many.
 template <class T, bool named>
-__device__ void collect(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, const Rows& rows, unsigned ties,
-                        unsigned* taken, unsigned* positions) {
+__device__ unsigned collect(const Row<T, named>& row, unsigned first, unsigned last, const Prefix& p, const Rows& rows, unsigned* taken,
+                            unsigned* positions, unsigned* tied) {
+    using R = Row<T, named>;
     const bool all = fits(p, rows.room);
-    for (unsigned base = first; base < last; base += kThreads) {
-        const unsigned i = base + threadIdx.x;
-        const int where = i < last ? row.place(p, row.rank(i), i) : -1;
+    const typename R::Window window = row.window(p);
+    visit(row, first, last, [&](unsigned i, bool real, typename R::Rank rank) {
+        const int where = real ? row.place(window, rank, i) : -1;
         const bool wants = where > 0 || (where == 0 && all);
         const unsigned place = place_of(taken, wants);
         if (wants) positions[place] = i;
-        if (all || p.above + ties >= rows.k) continue;  // the same for the whole block
-        const Standing s = standing(where == 0);
-        const unsigned tie = p.above + ties + s.before;
-        if (where == 0 && tie < rows.k) positions[tie] = i;
+    });
+    const unsigned wanted = rows.k - p.above;
+    unsigned ties = 0;
+    for (unsigned base = first; !all && base < last && ties < wanted; base += kThreads) {  // the same for the whole block
+        const unsigned i = base + threadIdx.x;
+        const bool tie = i < last && row.place(window, row.rank(i), i) == 0;
+        const Standing s = standing(tie);
+        if (tie && ties + s.before < wanted) tied[ties + s.before] = i;
         ties += s.total;
     }
+    return ties < wanted ? ties : wanted;
 }
 
 // Sorts the scores at positions[0, count), readable by the whole block, and writes the first k.
@@ -209,7 +270,7 @@ struct Part {
     unsigned number, first, last;
 
     __device__ Part(const Rows& rows, unsigned parts) : row(blockIdx.x / parts), number(blockIdx.x % parts) {
-        const unsigned length = (rows.n + parts - 1) / parts;
+        const unsigned length = ((rows.n + parts - 1) / parts + 7) / 8 * 8;  // a multiple of 16 bytes
         first = number * length < rows.n ? number * length : rows.n;
         last = rows.n - first < length ? rows.n : first + length;
     }
@@ -273,7 +334,7 @@ __global__ void __launch_bounds__(kThreads, 2) topk_block_kernel(Rows rows) {
             __syncthreads();
             descend(p, rank_bits, rows.k, scratch.bins);
         }
-        collect(row, 0, rows.n, p, rows, 0, &taken, scratch.best.position);
+        collect(row, 0, rows.n, p, rows, &taken, scratch.best.position, scratch.best.position + p.above);
     } else {
         for (unsigned i = threadIdx.x; i < rows.n; i += kThreads) scratch.best.position[i] = i;
     }
@@ -309,24 +370,33 @@ __global__ void __launch_bounds__(kThreads, 2) topk_digit_kernel(Rows rows, Shar
     if (threadIdx.x == 0) shared.prefix[part.row] = p;
 }
 
-// If position decides: counts the ties in each block's share.
-template <class T, bool named>
-__global__ void __launch_bounds__(kThreads, 2) topk_ties_kernel(Rows rows, Shared shared) {
-    const Part part(rows, shared.parts);
-    const Prefix p = shared.prefix[part.row];
-    if (fits(p, rows.room)) return;
-    const Row<T, named> row(rows, part.row);
-    unsigned ties = 0;
-    for (unsigned base = part.first; base < part.last; base += kThreads) {
-        const unsigned i = base + threadIdx.x;
-        ties += i < part.last && row.place(p, row.rank(i), i) == 0;
+// The positions that the blocks of a row have collected, in shared memory; returns how many. All threads of the last block call it.
+__device__ inline unsigned gather(const Prefix& p, const Rows& rows, const Shared& shared, int64_t row, unsigned* into) {
+    __shared__ unsigned before[kMostParts];  // ties in the shares up to each block's
+    const unsigned* const positions = shared.positions + row * rows.room;
+    const bool all = fits(p, rows.room);
+    const unsigned above = all ? p.above + p.inside : p.above;
+    for (unsigned t = threadIdx.x; t < above; t += kThreads) into[t] = __ldcg(&positions[t]);
+    if (all) return above;
+    const unsigned* const ties = shared.ties + row * shared.parts;
+    const unsigned* const tied = shared.tied + row * shared.parts * rows.k;
+    const unsigned own = threadIdx.x < shared.parts ? __ldcg(&ties[threadIdx.x]) : 0;
+    if (threadIdx.x < kMostParts) before[threadIdx.x] = own;
+    for (unsigned step = 1; step < kMostParts; step *= 2) {
+        __syncthreads();
+        const unsigned lower = threadIdx.x >= step && threadIdx.x < kMostParts ? before[threadIdx.x - step] : 0;
+        __syncthreads();
+        if (threadIdx.x < kMostParts) before[threadIdx.x] += lower;
     }
-    __shared__ unsigned sum;
-    if (threadIdx.x == 0) sum = 0;
     __syncthreads();
-    if (ties != 0) atomicAdd(&sum, ties);
-    __syncthreads();
-    if (threadIdx.x == 0) shared.ties[part.row * shared.parts + part.number] = sum;
+    for (unsigned t = threadIdx.x; t < rows.k - p.above; t += kThreads) {
+        unsigned part = 0;  // the first whose shares up to its own hold more than t
+        for (unsigned half = kMostParts / 2; half > 0; half /= 2) {
+            if (before[part + half - 1] <= t) part += half;
+        }
+        into[p.above + t] = __ldcg(&tied[part * rows.k + t - (part > 0 ? before[part - 1] : 0)]);
+    }
+    return rows.k;
 }
 
 // Collects the positions of the best; the last block of a row sorts and writes them.
@@ -336,15 +406,17 @@ __global__ void __launch_bounds__(kThreads, 2) topk_collect_kernel(Rows rows, Sh
     const Part part(rows, shared.parts);
     const Prefix p = shared.prefix[part.row];
     const Row<T, named> row(rows, part.row);
-    unsigned* const positions = shared.positions + part.row * rows.room;
-    unsigned ties = 0;  // in the shares before this one
-    if (!fits(p, rows.room)) {
-        for (unsigned before = 0; before < part.number; ++before) ties += shared.ties[part.row * shared.parts + before];
-    }
-    collect(row, part.first, part.last, p, rows, ties, shared.taken + part.row, positions);
+    const int64_t number = part.row * shared.parts + part.number;
+    unsigned* const taken = shared.taken + part.row;
+    const unsigned ties =
+        collect(row, part.first, part.last, p, rows, taken, shared.positions + part.row * rows.room, shared.tied + number * rows.k);
+    if (threadIdx.x == 0) shared.ties[number] = ties;
     if (!last_to_arrive(shared.arrived + part.row, shared.parts)) return;
-    const unsigned count = fits(p, rows.room) ? p.above + p.inside : rows.k;
-    for (unsigned t = threadIdx.x; t < count; t += kThreads) scratch.best.position[t] = __ldcg(&positions[t]);
+    if (threadIdx.x == 0) {  // for the next call
+        shared.prefix[part.row] = Prefix{};
+        *taken = 0;
+    }
+    const unsigned count = gather(p, rows, shared, part.row, scratch.best.position);
     __syncthreads();
     sort_and_write(row, rows.k, count, scratch);
 }

@@ -9,14 +9,15 @@
 namespace ttcfast {
 namespace {
 
-constexpr int64_t kPerBlock = 1 << 14;  // scores that justify another block if there are few rows
-constexpr int64_t kMostParts = 256;
+constexpr int64_t kPerBlock = 1 << 12;  // scores that justify another block if there are few rows: eight a thread
 
 struct Plan {
     unsigned room;
-    int64_t parts, zeroed, bytes;  // blocks per row; zeroed bytes of the workspace, and all its bytes: 0 with one block per row
+    int64_t parts;            // blocks per row
+    int64_t zeroed, scratch;  // bytes of the two workspaces, 0 with one block per row
 };
 
+// Two blocks, as many as fit, for every multiprocessor if the rows are fewer and long enough.
 inline Plan plan_of(int64_t rows, int64_t n, int64_t k, int64_t multiprocessors) {
     unsigned room = 256;  // twice k if shared memory allows it: one or two digits then suffice for most inputs
     while (room < kMostRoom && room < 2 * k) room *= 2;
@@ -26,25 +27,26 @@ inline Plan plan_of(int64_t rows, int64_t n, int64_t k, int64_t multiprocessors)
     parts = parts < kMostParts ? parts : kMostParts;
     if (parts < 2) return {room, 1, 0, 0};
     const int64_t zeroed = rows * (static_cast<int64_t>(sizeof(Prefix)) + 4 * (kBins + 2));
-    return {room, parts, zeroed, zeroed + 4 * rows * (parts + room)};
+    return {room, parts, zeroed, 4 * rows * (room + parts * (1 + k))};
 }
 
 // In the order of Shared: prefixes need the alignment of the workspace's start.
-inline Shared shared_in(void* workspace, int64_t rows, const Plan& plan) {
+inline Shared shared_in(void* zeroed, void* scratch, int64_t rows, const Plan& plan) {
     Shared s;
-    s.prefix = static_cast<Prefix*>(workspace);
+    s.prefix = static_cast<Prefix*>(zeroed);
     s.bins = reinterpret_cast<unsigned*>(s.prefix + rows);
     s.arrived = s.bins + rows * kBins;
     s.taken = s.arrived + rows;
-    s.ties = s.taken + rows;
-    s.positions = s.ties + rows * plan.parts;
+    s.positions = static_cast<unsigned*>(scratch);
+    s.ties = s.positions + rows * plan.room;
+    s.tied = s.ties + rows * plan.parts;
     s.parts = static_cast<unsigned>(plan.parts);
     return s;
 }
 
-// Launches the plan: launch(kernel, blocks, arguments...), zero(address, bytes).
-template <class T, bool named, class Launch, class Zero>
-void run_plan(const Rows& rows, const Plan& plan, void* workspace, const Launch& launch, const Zero& zero) {
+// Launches the plan: launch(kernel, blocks, arguments...).
+template <class T, bool named, class Launch>
+void run_plan(const Rows& rows, const Plan& plan, void* zeroed, void* scratch, const Launch& launch) {
     if (rows.n <= kWarpRow) {
         launch(topk_warp_kernel<T, named>, (rows.count + kWarps - 1) / kWarps, rows);
         return;
@@ -53,18 +55,16 @@ void run_plan(const Rows& rows, const Plan& plan, void* workspace, const Launch&
         launch(topk_block_kernel<T, named>, rows.count, rows);
         return;
     }
-    const Shared shared = shared_in(workspace, rows.count, plan);
+    const Shared shared = shared_in(zeroed, scratch, rows.count, plan);
     const int64_t blocks = rows.count * plan.parts;
-    zero(workspace, plan.zeroed);
     for (int digit = most_digits(Row<T, named>::kRankBits, named); digit > 0; --digit) {
         launch(topk_digit_kernel<T, named>, blocks, rows, shared);
     }
-    launch(topk_ties_kernel<T, named>, blocks, rows, shared);
     launch(topk_collect_kernel<T, named>, blocks, rows, shared);
 }
 
-template <class Launch, class Zero>
-void run_topk(const TopkProblem& p, const Plan& plan, void* workspace, const Launch& launch, const Zero& zero) {
+template <class Launch>
+void run_topk(const TopkProblem& p, const Plan& plan, void* zeroed, void* scratch, const Launch& launch) {
     const Rows rows{static_cast<unsigned>(p.columns),
                     static_cast<unsigned>(p.k),
                     plan.room,
@@ -78,7 +78,7 @@ void run_topk(const TopkProblem& p, const Plan& plan, void* workspace, const Lau
                     p.values,
                     p.indices};
     const auto run = [&](auto score, auto named) {
-        run_plan<decltype(score), decltype(named)::value>(rows, plan, workspace, launch, zero);
+        run_plan<decltype(score), decltype(named)::value>(rows, plan, zeroed, scratch, launch);
     };
     const auto typed = [&](auto score) { p.ids ? run(score, std::true_type()) : run(score, std::false_type()); };
     with_type<float, double, bfloat16, float16>(p.dtype, typed);

@@ -6,12 +6,14 @@ The chunk size is fixed, so the order of every addition depends on the tensors' 
 """
 
 from collections import OrderedDict
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from .launch import guard, submit
+from .launch import capturing_on, ceil_div, submit
 
 CHUNK = 8192  # elements per program
 ROWS = tl.constexpr(4)  # of the table: address of the gradient, address of its total, number of elements, first chunk
@@ -20,6 +22,7 @@ MOST_TABLES = 32  # cached tables, evicted least recently used first; each takes
 ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+@lru_cache
 def pick_config(grad, total):
     """Return the blocks and warps for gradients of dtype ``grad`` and totals of ``total``.
 
@@ -102,8 +105,17 @@ def accumulate_moments_finish_kernel(partials, result, chunks, STEP: tl.constexp
     tl.store(result, tl.sum(sums))
 
 
+class Table(NamedTuple):
+    """What a set of tensors costs the host to find out."""
+
+    rows: torch.Tensor | None  # int64 [ROWS, tensors that hold elements] on the device; None if none does
+    chunks: int
+    aligned: bool
+
+
 class Tables:
-    """Device tables cached by content, so that gradients at unchanged addresses cost neither copies nor host work.
+    """Device tables cached by the addresses and sizes they are made of, so that tensors that stay where they are cost neither copies nor
+    a pass over them. A tensor that has moved, by ``data_ptr``, makes a new table.
 
     A table is used only on the stream that created it. Tables captured by a CUDA graph are kept forever, since every replay reads them.
     If a capture meets new tensors (allocated from the graph's pool), their table is copied within the graph from pinned memory set aside
@@ -115,24 +127,28 @@ class Tables:
         self.spare = None  # pinned memory for the next capture
         self.kept = []
 
-    def get(self, rows, device):
-        """Return ``rows``, four tuples of integers, as int64 ``[4, tensors]`` on ``device``."""
-        with guard(device):
-            capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = (device, stream, rows)
+    def get(self, addresses, counts, device):
+        """Return the table of tensors of ``counts`` elements; ``addresses`` are those of the totals, if any, then of the gradients."""
+        capturing, stream = capturing_on(device)
+        key = device, stream, addresses, counts
         table = self.made.get(key)
         if table is not None:
             self.made.move_to_end(key)
             if capturing:
                 self.kept.append(table)
             return table
+        rows, chunks = _rows(addresses, counts)
+        put = (self._within_capture if capturing else self._outside)(rows, device) if chunks else None
+        table = Table(put, chunks, all(address % 16 == 0 for address in addresses))
         if capturing:
-            return self._within_capture(rows, device)
-        table = torch.tensor(rows, dtype=torch.int64).to(device)  # from pageable memory, so the copy is complete on return, for any stream
+            return table
         self.made[key] = table
         while len(self.made) > MOST_TABLES:
             self.made.popitem(last=False)
+        return table
+
+    def _outside(self, rows, device):
+        table = torch.tensor(rows, dtype=torch.int64).to(device)  # from pageable memory, so the copy is complete on return, for any stream
         if device.type == "cuda" and (self.spare is None or self.spare.numel() < table.numel()):
             self.spare = torch.empty(table.numel(), dtype=torch.int64, pin_memory=True)
         return table
@@ -150,6 +166,16 @@ class Tables:
         return pinned[:numbers].to(device, non_blocking=True).reshape(ROWS.value, -1)
 
 
+def _rows(addresses, counts):
+    """Return the rows of the table and the number of chunks."""
+    totals, grads, first, columns = addresses[: len(counts)], addresses[-len(counts) :], 0, []
+    for g, t, count in zip(grads, totals, counts):
+        if count:
+            columns.append((g, t, count, first))
+            first += ceil_div(count, CHUNK)
+    return list(zip(*columns)), first
+
+
 TABLES = Tables()
 
 
@@ -157,37 +183,31 @@ def launch(grads, totals, zero_grads, addresses):
     """Return the sum of squares, float64 ``[]``. ttcfast/ops/accumulate_moments.py has checked the arguments; ``addresses`` are those of
     the totals, then of the gradients."""
     device = grads[0].device
-    total_at, grad_at = addresses[: len(totals)] or addresses, addresses[len(totals) :]
-    first, rows = 0, []
-    for g, t, grad in zip(grad_at, total_at, grads):
-        count = grad.numel()
-        if count:
-            rows.append((g, t, count, first))
-            first += triton.cdiv(count, CHUNK)
+    rows, chunks, aligned = TABLES.get(tuple(addresses), tuple(map(torch.Tensor.numel, grads)), device)
     result = torch.empty((), dtype=torch.float64, device=device)
-    if not rows:
+    if not chunks:
         return result.zero_()
     types = grads[0].dtype, (totals or grads)[0].dtype
     block, search, warps, step, finish_warps = pick_config(*types)
-    partials = torch.empty(first, dtype=torch.float64, device=device)
+    partials = torch.empty(chunks, dtype=torch.float64, device=device)
     submit(
         accumulate_moments_partial_kernel,
-        first,
+        chunks,
         device,
-        TABLES.get(tuple(zip(*rows)), device),
+        rows,
         partials,
-        len(rows),
+        rows.shape[1],
         GRAD=ELEMENTS[types[0]],
         TOTAL=ELEMENTS[types[1]],
         ACCUMULATE=bool(totals),
         ZERO=zero_grads,
-        ALIGNED=all(address % 16 == 0 for address in addresses),
+        ALIGNED=aligned,
         SIZE=CHUNK,
         BLOCK=block,
         SEARCH=search,
         num_warps=warps,
     )
-    submit(accumulate_moments_finish_kernel, 1, device, partials, result, first, STEP=step, num_warps=finish_warps)
+    submit(accumulate_moments_finish_kernel, 1, device, partials, result, chunks, STEP=step, num_warps=finish_warps)
     return result
 
 

@@ -1,4 +1,4 @@
-"""The analytical reward of declared fields: partial sums per (problem, candidate, tile), then one program per candidate.
+"""The analytical reward of declared fields: partial sums per (problem, candidate, tile), then each candidate's results from its partials.
 
 The definition is arm_fields_ref in ttcfast/ops/arm_fields_ref.py. As in arm.py, every sum is a tree whose shape depends only on the number
 of cells and the dtype, nothing waits for the device and no launch depends on data. Bounds, what is anchored, groups, weights and distances
@@ -11,10 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
+from . import launch as launching
 from .fold import fold, totals
-from .launch import submit
+from .launch import ceil_div, submit
 
 CELLS_A_THREAD = {2: 4, 4: 4, 8: 2}  # by bytes of a stored value; every cell needs its own address, and eight would spill registers
+MOST_FOLDED = 64  # tiles of a candidate whose last program finishes it, as in arm.py; beyond, a second launch does
 MOST_ROWS = 512  # partials that stage 2 reads per step
 BEYOND = tl.constexpr(4)  # slots of a partial after the channels: boundary error, out of bounds, divergence, not finite
 COLUMNS = tl.constexpr(4)  # of the table: low, high, anchored, group
@@ -32,6 +34,66 @@ def _neighbour(i, step, size, WRAPS: tl.constexpr):
 
 
 @triton.jit
+def _finish(
+    at,
+    n,
+    partials,
+    table,
+    mask_count,
+    expected,
+    units,
+    score,
+    penalties,
+    finite,
+    cells,
+    tiles,
+    inner,
+    unit,
+    C: tl.constexpr,
+    QUANTITIES: tl.constexpr,
+    MODE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Write the results of candidate number ``at`` of problem ``n`` from its partials."""
+    slot = tl.arange(0, SLOTS)
+    sums = totals(partials + at * tiles * SLOTS, tiles, slot, slot < SLOTS, SLOTS, STEP, 1)
+    residual = tl.full((), unit, tl.float64) * sums
+    if expected is not None:
+        residual -= tl.load(expected + n * C + slot, mask=slot < C, other=0.0)
+    group = tl.load(table + slot * COLUMNS + 3, mask=slot < C, other=-1.0)
+    good = tl.sum(tl.where(slot == C + 3, sums, 0.0)) == 0
+    total = tl.zeros((), dtype=tl.float64)
+    for k in tl.static_range(QUANTITIES + 3):
+        if k < QUANTITIES:
+            own = tl.where(group == k, residual, 0.0)
+            if MODE == 0:
+                penalty = tl.abs(tl.sum(own))
+            elif MODE == 1:
+                penalty = tl.sum(tl.abs(own))
+            else:
+                penalty = tl.sqrt(tl.sum(own * own))
+            if units is not None:
+                penalty = penalty / tl.load(units + n * (QUANTITIES + 1) + k)
+        else:
+            penalty = tl.sum(tl.where(slot == C + k - QUANTITIES, sums, 0.0))
+            if k == QUANTITIES:
+                if mask_count is not None:
+                    penalty = penalty / (tl.maximum(tl.load(mask_count), 1) * C)
+            elif k == QUANTITIES + 1:
+                penalty = penalty / cells
+            elif units is not None:
+                penalty = penalty / tl.load(units + n * (QUANTITIES + 1) + QUANTITIES)
+            else:
+                penalty = penalty / inner
+        penalty = tl.where(good & (penalty == penalty), penalty, float("inf"))
+        total += tl.load(table + C * COLUMNS + k) * penalty
+        tl.store(penalties + at * (QUANTITIES + 3) + k, penalty)
+    tl.store(score + at, tl.where(tl.abs(total) < float("inf"), -total, float("-inf")))
+    tl.store(finite + at, good)
+
+
+@triton.jit
 def arm_fields_partial_kernel(
     state,
     cand,
@@ -40,6 +102,13 @@ def arm_fields_partial_kernel(
     values,
     table,
     partials,
+    arrived,  # None: the second stage is a kernel of its own, and gets the arguments from here to `finite`
+    mask_count,
+    expected,
+    units,
+    score,
+    penalties,
+    finite,
     B,
     cells,
     e0,
@@ -58,7 +127,11 @@ def arm_fields_partial_kernel(
     cand_1,
     cand_2,
     value: tl.float64,
+    inner: tl.float64,
+    unit: tl.float64,
     C: tl.constexpr,
+    QUANTITIES: tl.constexpr,
+    MODE: tl.constexpr,
     FIELDS: tl.constexpr,
     DIMENSIONS: tl.constexpr,
     WRAPS_0: tl.constexpr,
@@ -70,6 +143,7 @@ def arm_fields_partial_kernel(
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
     THREADS: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     # tl.cast, since a stride of 1 arrives as a constexpr; an int32 product would overflow.
     state_c, cand_c, channel_cells = tl.cast(state_c, tl.int64), tl.cast(cand_c, tl.int64), tl.cast(cells, tl.int64)
@@ -137,6 +211,33 @@ def arm_fields_partial_kernel(
     tl.store(into + C + 2, tl.sum(fold(rough, TILE, 1, VECTOR, THREADS)))
     tl.store(into + C + 3, tl.max(bad))
 
+    if arrived is not None:
+        at = n * B + b
+        tl.debug_barrier()  # all of this program's sums are written before it says so
+        if tl.atomic_add(arrived + at, 1, sem="acq_rel") == tiles - 1:
+            tl.store(arrived + at, 0)  # for the next launch
+            _finish(
+                at,
+                n,
+                partials,
+                table,
+                mask_count,
+                expected,
+                units,
+                score,
+                penalties,
+                finite,
+                cells,
+                tiles,
+                inner,
+                unit,
+                C,
+                QUANTITIES,
+                MODE,
+                SLOTS,
+                STEP,
+            )
+
 
 @triton.jit
 def arm_fields_finish_kernel(
@@ -152,7 +253,7 @@ def arm_fields_finish_kernel(
     cells,
     tiles,
     inner: tl.float64,
-    volume: tl.float64,
+    unit: tl.float64,
     C: tl.constexpr,
     QUANTITIES: tl.constexpr,
     MODE: tl.constexpr,
@@ -160,42 +261,27 @@ def arm_fields_finish_kernel(
     STEP: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64)
-    n = at // B
-    slot = tl.arange(0, SLOTS)
-    sums = totals(partials + at * tiles * SLOTS, tiles, SLOTS, STEP)
-    residual = tl.full((), volume, tl.float64) * sums
-    if expected is not None:
-        residual -= tl.load(expected + n * C + slot, mask=slot < C, other=0.0)
-    group = tl.load(table + slot * COLUMNS + 3, mask=slot < C, other=-1.0)
-    good = tl.sum(tl.where(slot == C + 3, sums, 0.0)) == 0
-    total = tl.zeros((), dtype=tl.float64)
-    for k in tl.static_range(QUANTITIES + 3):
-        if k < QUANTITIES:
-            own = tl.where(group == k, residual, 0.0)
-            if MODE == 0:
-                penalty = tl.abs(tl.sum(own))
-            elif MODE == 1:
-                penalty = tl.sum(tl.abs(own))
-            else:
-                penalty = tl.sqrt(tl.sum(own * own))
-            if units is not None:
-                penalty = penalty / tl.load(units + n * (QUANTITIES + 1) + k)
-        else:
-            penalty = tl.sum(tl.where(slot == C + k - QUANTITIES, sums, 0.0))
-            if k == QUANTITIES:
-                if mask_count is not None:
-                    penalty = penalty / (tl.maximum(tl.load(mask_count), 1) * C)
-            elif k == QUANTITIES + 1:
-                penalty = penalty / cells
-            elif units is not None:
-                penalty = penalty / tl.load(units + n * (QUANTITIES + 1) + QUANTITIES)
-            else:
-                penalty = penalty / inner
-        penalty = tl.where(good & (penalty == penalty), penalty, float("inf"))
-        total += tl.load(table + C * COLUMNS + k) * penalty
-        tl.store(penalties + at * (QUANTITIES + 3) + k, penalty)
-    tl.store(score + at, tl.where(tl.abs(total) < float("inf"), -total, float("-inf")))
-    tl.store(finite + at, good)
+    _finish(
+        at,
+        at // B,
+        partials,
+        table,
+        mask_count,
+        expected,
+        units,
+        score,
+        penalties,
+        finite,
+        cells,
+        tiles,
+        inner,
+        unit,
+        C,
+        QUANTITIES,
+        MODE,
+        SLOTS,
+        STEP,
+    )
 
 
 @lru_cache(maxsize=64)
@@ -222,10 +308,15 @@ def launch(call, out, volumes, mask, values, expected, units, *, mode):
     cells = extents[0] * extents[1] * extents[2]
     wide = state.dtype == torch.float64
     tile, threads, vector = _tile(cells, state.element_size())
-    tiles, slots = triton.cdiv(cells, tile), triton.next_power_of_2(channels + BEYOND.value)
+    tiles, slots = ceil_div(cells, tile), triton.next_power_of_2(channels + BEYOND.value)
     partials = torch.empty((n, b, tiles, slots), dtype=torch.float64 if wide else torch.float32, device=state.device)
     lists = (call.low, call.high, call.anchored, call.groups, call.weights, call.vectors, call.distances)
     table = _table(*map(tuple, lists), state.device)
+    step = min(MOST_ROWS, max(4, triton.next_power_of_2(tiles)))
+    common = {"C": channels, "QUANTITIES": call.quantities, "MODE": mode, "SLOTS": slots, "STEP": max(4, step * 8 // max(slots, 8))}
+    results = None if mask is None else mask.sum(dtype=torch.float64), expected, units, *out
+    scales = float(max(call.fields * call.inner_cells, 1)), 1.0 if volumes is not None else call.volume
+    folded = tiles <= MOST_FOLDED
     submit(
         arm_fields_partial_kernel,
         n * b * tiles,
@@ -237,6 +328,7 @@ def launch(call, out, volumes, mask, values, expected, units, *, mode):
         values,
         table,
         partials,
+        *((launching.COUNTERS.get(n * b, state.device), *results) if folded else [None] * 7),
         b,
         cells,
         *extents,
@@ -246,45 +338,25 @@ def launch(call, out, volumes, mask, values, expected, units, *, mode):
         *candidates.stride()[:3],
         *([0] * pad + list(candidates.stride()[3:])),
         call.value,
-        C=channels,
+        *scales,
         FIELDS=call.fields,
         DIMENSIONS=len(call.distances),
         WRAPS_0=wraps[0],
         WRAPS_1=wraps[1],
         WRAPS_2=wraps[2],
         VECTORS=channels * COLUMNS.value + len(call.weights),
-        SLOTS=slots,
         ACC=tl.float64 if wide else tl.float32,
         TILE=tile,
         VECTOR=vector,
         THREADS=threads,
         num_warps=1,
+        **common,
     )
-    step = min(MOST_ROWS, max(4, triton.next_power_of_2(tiles)))
-    submit(
-        arm_fields_finish_kernel,
-        n * b,
-        state.device,
-        partials,
-        table,
-        None if mask is None else mask.sum().double(),
-        expected,
-        units,
-        *out,
-        b,
-        cells,
-        tiles,
-        float(max(call.fields * call.inner_cells, 1)),
-        1.0 if volumes is not None else call.volume,
-        C=channels,
-        QUANTITIES=call.quantities,
-        MODE=mode,
-        SLOTS=slots,
-        STEP=max(4, step * 8 // max(slots, 8)),
-        num_warps=1,
-    )
+    if not folded:
+        submit(arm_fields_finish_kernel, n * b, state.device, partials, table, *results, b, cells, tiles, *scales, num_warps=1, **common)
 
 
+@lru_cache
 def _tile(cells, element):
     """Return cells per tile, threads over which its tree distributes them, and neighbours that it adds first."""
     per_thread = CELLS_A_THREAD[element]
@@ -302,14 +374,21 @@ def variants():
             optional = {"volumes": f"*{acc}:16", "mask": "*i1:16", "values": f"*{acc}:16"}
             strides = [f"{x}_{k}" for x in ("state", "cand") for k in "n012"] + ["state_c", "cand_b", "cand_c"]
             sizes = ("B", "cells", "e0", "e1", "e2", "tiles", *strides)
-            signature = {**pointers, **(optional if fields else {}), **dict.fromkeys(sizes, "i32")}
+            signature = {**pointers, **(optional if fields else {}), **dict.fromkeys(sizes, "i32"), "inner": "fp64", "unit": "fp64"}
+            results = {"mask_count": "*fp64", "expected": "*fp64", "units": "*fp64"}
+            results |= {"score": f"*{acc}", "penalties": f"*{acc}", "finite": "*i1"}
             constants = {**({} if fields else dict.fromkeys(optional)), "C": channels, "FIELDS": fields, "DIMENSIONS": 2}
+            constants |= {"QUANTITIES": 1 + fields, "MODE": 2, "STEP": 64}
             constants |= {"WRAPS_0": True, "WRAPS_1": True, "WRAPS_2": not fields, "VECTORS": 4 * channels + 5, "SLOTS": 8}
             constants |= {"ACC": tl.float64 if acc == "fp64" else tl.float32, "TILE": tile, "VECTOR": vector, "THREADS": threads}
-            yield f"arm_fields_partial {stored} {name}", arm_fields_partial_kernel, signature | {"value": "fp64"}, constants, 1, 168
+            signature |= {"value": "fp64"}
+            absent = constants | dict.fromkeys(("arrived", *results))
+            yield f"arm_fields_partial {stored} {name}", arm_fields_partial_kernel, signature, absent, 1, 168
+            signature |= {"arrived": "*i32", **results}
+            yield f"arm_fields_partial {stored} {name} in one launch", arm_fields_partial_kernel, signature, constants, 1, 168
         signature = {"partials": f"*{acc}:16", "table": "*fp64:16", "score": f"*{acc}", "penalties": f"*{acc}", "finite": "*i1"}
         signature |= {"mask_count": "*fp64", "expected": "*fp64", "units": "*fp64", **dict.fromkeys(("B", "cells", "tiles"), "i32")}
-        signature |= {"inner": "fp64", "volume": "fp64"}
+        signature |= {"inner": "fp64", "unit": "fp64"}
         constants = {"C": 4, "QUANTITIES": 2, "MODE": 2, "SLOTS": 8, "STEP": 256}
         if stored != "bf16":
             yield f"arm_fields_finish {stored}", arm_fields_finish_kernel, signature, constants, 1, 255

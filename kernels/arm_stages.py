@@ -1,4 +1,7 @@
-"""The two stages of ops.arm as kernels: partial sums of a tile for a group of candidates, and the reduction of a candidate's partials."""
+"""The two stages of ops.arm: partial sums of a tile for a group of candidates, and the reduction of a candidate's partials.
+
+The second is a kernel of its own, or what the last of a group's programs does before it ends.
+"""
 
 import triton
 import triton.language as tl
@@ -8,6 +11,7 @@ from .fold import fold, totals
 SLOTS = tl.constexpr(8)  # slots of a partial: mass, momentum x 2, energy, momentum 3, boundary, negative density and pressure, masked cells
 BROKEN = tl.constexpr(float("-inf"))  # replaces the count of masked cells if a value of the tile is not finite
 VELOCITY_GUARD = tl.constexpr(1e-12)  # the TTC plan's compute_pressure divides by rho + 1e-12
+UNROLL = tl.constexpr(2)  # steps that the last program of a group loads at once: 32 registers; with four, sm_80 spills some
 SCALE_GUARD = tl.constexpr(1e-12)  # smallest denominator of a relative residual, times the domain's volume
 
 
@@ -37,6 +41,113 @@ def _pressure(rho, m0, m1, m2, energy, heat):
 
 
 @triton.jit
+def _finish(
+    sums,
+    sizes,
+    at,
+    real,
+    n,
+    expected,
+    score,
+    mass,
+    momentum,
+    energy,
+    boundary,
+    positivity,
+    finite,
+    residuals,
+    C: tl.constexpr,
+    cells,
+    volume,
+    w_mass,
+    w_momentum,
+    w_energy,
+    w_boundary,
+    w_positivity,
+    COMPONENTS: tl.constexpr,
+    MASKED: tl.constexpr,
+    MODE: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Write the results of the candidates number ``at [GROUP]``, as far as they are ``real``, of problem ``n``.
+
+    ``sums [GROUP * SLOTS]`` and ``sizes [4]`` (or None) are the totals in float64.
+    """
+    unit = tl.full((), volume, tl.float64)
+    # Slot 4 i + 2 j + k of a partial, split by k first.
+    even, odd = tl.split(tl.reshape(sums, [GROUP, 2, 2, 2]))
+    zero_four, two_six = tl.split(even)
+    one_five, three_seven = tl.split(odd)
+    mass_change, third = tl.split(zero_four)  # [GROUP]
+    first, away = tl.split(one_five)
+    second, negative = tl.split(two_six)
+    energy_change, masked = tl.split(three_seven)
+    r_mass = unit * mass_change
+    r0 = unit * first
+    r1 = unit * second
+    r2 = tl.zeros_like(r0)
+    if COMPONENTS > 2:
+        r2 = unit * third
+    r_energy = unit * energy_change
+    if expected is not None:
+        row = expected + n * (COMPONENTS + 2)
+        r_mass -= tl.load(row)
+        r0 -= tl.load(row + 1)
+        if COMPONENTS > 1:
+            r1 -= tl.load(row + 2)
+        if COMPONENTS > 2:
+            r2 -= tl.load(row + 3)
+        r_energy -= tl.load(row + COMPONENTS + 1)
+    p_positivity = negative / cells
+    good = masked >= 0
+    p_boundary = tl.zeros_like(r0)
+    if MASKED:
+        p_boundary = away / tl.maximum(masked * C, 1.0)
+
+    row = residuals + at * (COMPONENTS + 2)
+    tl.store(row, r_mass, mask=real)
+    tl.store(row + 1, r0, mask=real)
+    if COMPONENTS > 1:
+        tl.store(row + 2, r1, mask=real)
+    if COMPONENTS > 2:
+        tl.store(row + 3, r2, mask=real)
+    tl.store(row + COMPONENTS + 1, r_energy, mask=real)
+
+    # Absent components have residual 0 and change no sum.
+    if MODE == 0:
+        p_momentum = tl.abs(r0 + r1 + r2)
+    elif MODE == 1:
+        p_momentum = tl.abs(r0) + tl.abs(r1) + tl.abs(r2)
+    else:
+        p_momentum = tl.sqrt(r0 * r0 + r1 * r1 + r2 * r2)
+    p_mass = tl.abs(r_mass)
+    p_energy = tl.abs(r_energy)
+    if sizes is not None:
+        even, odd = tl.split(tl.reshape(unit * sizes, [2, 2]))
+        s_mass, s_energy = tl.split(even)
+        s_momentum, whole = tl.split(odd)
+        least = SCALE_GUARD * whole
+        # Propagates NaN.
+        p_mass = p_mass / tl.where(s_mass < least, least, s_mass)
+        p_momentum = p_momentum / tl.where(s_momentum < least, least, s_momentum)
+        p_energy = p_energy / tl.where(s_energy < least, least, s_energy)
+
+    p_mass = tl.where(good & (p_mass == p_mass), p_mass, float("inf"))
+    p_momentum = tl.where(good & (p_momentum == p_momentum), p_momentum, float("inf"))
+    p_energy = tl.where(good & (p_energy == p_energy), p_energy, float("inf"))
+    p_boundary = tl.where(good & (p_boundary == p_boundary), p_boundary, float("inf"))
+    p_positivity = tl.where(good & (p_positivity == p_positivity), p_positivity, float("inf"))
+    total = w_mass * p_mass + w_momentum * p_momentum + w_energy * p_energy + w_boundary * p_boundary + w_positivity * p_positivity
+    tl.store(mass + at, p_mass, mask=real)
+    tl.store(momentum + at, p_momentum, mask=real)
+    tl.store(energy + at, p_energy, mask=real)
+    tl.store(boundary + at, p_boundary, mask=real)
+    tl.store(positivity + at, p_positivity, mask=real)
+    tl.store(score + at, tl.where(tl.abs(total) < float("inf"), -total, float("-inf")), mask=real)
+    tl.store(finite + at, good, mask=real)
+
+
+@triton.jit
 def arm_partial_kernel(
     state,
     cand,
@@ -46,6 +157,16 @@ def arm_partial_kernel(
     values,
     partials,
     sizes,
+    arrived,  # None: the second stage is a kernel of its own, and gets the arguments from here to `residuals`
+    expected,
+    score,
+    mass,
+    momentum,
+    energy,
+    boundary,
+    positivity,
+    finite,
+    residuals,
     B,
     cells,
     e1,
@@ -66,6 +187,12 @@ def arm_partial_kernel(
     gamma_n,
     gamma: tl.float64,
     value: tl.float64,
+    unit: tl.float64,
+    w_mass: tl.float64,
+    w_momentum: tl.float64,
+    w_energy: tl.float64,
+    w_boundary: tl.float64,
+    w_positivity: tl.float64,
     C: tl.constexpr,
     RHO: tl.constexpr,
     M0: tl.constexpr,
@@ -78,10 +205,13 @@ def arm_partial_kernel(
     CAND_CONTIGUOUS: tl.constexpr,
     WHOLE: tl.constexpr,
     ACC: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    MODE: tl.constexpr,
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
     THREADS: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     # A constexpr times an int32 argument would stay int32 and overflow, and a stride of 1 arrives as a constexpr: hence tl.cast.
     state_c, cand_c, channel_cells = tl.cast(state_c, tl.int64), tl.cast(cand_c, tl.int64), tl.cast(cells, tl.int64)
@@ -130,21 +260,24 @@ def arm_partial_kernel(
     if P >= 0:
         p_old = _load(at + P * state_c, inside, 0.0, WHOLE, "evict_last").to(ACC)
     if sizes is not None:  # noqa: SIM102  (known when compiling; the other when running)
-        if group == 0:
+        if arrived is not None or group == 0:  # a group that finishes itself has its own, so that it waits for no other
             weight = tl.where(inside, volume, 0.0)
             square = m0_old * m0_old + m1_old * m1_old + m2_old * m2_old
-            pressure, energy = p_old, e_old
+            pressure, energy_old = p_old, e_old
             if P < 0:
                 pressure = _pressure(rho_old, m0_old, m1_old, m2_old, e_old, heat)
             if E < 0:
-                energy = p_old * per_heat + 0.5 * rho_old * square
+                energy_old = p_old * per_heat + 0.5 * rho_old * square
             speed = tl.sqrt(square)
             if PRIMITIVE:
                 speed = tl.abs(rho_old) * speed
             # Propagates NaN.
             sound = tl.sqrt((heat + 1) * tl.where(pressure < 0, 0.0, pressure) * tl.where(rho_old < 0, 0.0, rho_old))
-            packed = tl.join(tl.join(weight * tl.abs(rho_old), weight * tl.abs(energy)), tl.join(weight * (speed + sound), weight))
-            tl.store(sizes + (n * tiles + tile) * 4 + tl.arange(0, 4), fold(packed, TILE, 4, VECTOR, THREADS))
+            packed = tl.join(tl.join(weight * tl.abs(rho_old), weight * tl.abs(energy_old)), tl.join(weight * (speed + sound), weight))
+            place = n * tiles + tile
+            if arrived is not None:
+                place = program
+            tl.store(sizes + place * 4 + tl.arange(0, 4), fold(packed, TILE, 4, VECTOR, THREADS))
 
     if CAND_CONTIGUOUS:
         offsets = lane
@@ -221,6 +354,48 @@ def arm_partial_kernel(
         tl.store(into + 6, negative)
         tl.store(into + 7, tl.where(kind == 2, BROKEN, masked_cells.to(ACC)))
 
+    if arrived is not None:
+        tl.debug_barrier()  # all of this program's sums are written before it says so
+        if tl.atomic_add(arrived + program // tiles, 1, sem="acq_rel") == tiles - 1:
+            tl.store(arrived + program // tiles, 0)  # for the next launch
+            own = group * GROUP + tl.arange(0, GROUP)
+            column = tl.arange(0, GROUP * SLOTS)
+            begin = partials + (n * B + group * GROUP) * tiles * SLOTS
+            columns = column // SLOTS * (tiles * SLOTS) + column % SLOTS
+            sums = totals(begin, tiles, columns, group * GROUP + column // SLOTS < B, SLOTS, STEP, UNROLL)
+            whole = None
+            if sizes is not None:
+                four = tl.arange(0, 4)
+                whole = totals(sizes + (program - tile) * 4, tiles, four, four < 4, 4, STEP, UNROLL)
+            _finish(
+                sums,
+                whole,
+                n * B + own,
+                own < B,
+                n,
+                expected,
+                score,
+                mass,
+                momentum,
+                energy,
+                boundary,
+                positivity,
+                finite,
+                residuals,
+                C,
+                cells,
+                unit,
+                w_mass,
+                w_momentum,
+                w_energy,
+                w_boundary,
+                w_positivity,
+                COMPONENTS,
+                mask is not None,
+                MODE,
+                GROUP,
+            )
+
 
 @triton.jit
 def arm_finish_kernel(
@@ -236,7 +411,6 @@ def arm_finish_kernel(
     finite,
     residuals,
     B,
-    C,
     cells,
     tiles,
     volume: tl.float64,
@@ -245,6 +419,7 @@ def arm_finish_kernel(
     w_energy: tl.float64,
     w_boundary: tl.float64,
     w_positivity: tl.float64,
+    C: tl.constexpr,
     COMPONENTS: tl.constexpr,
     MASKED: tl.constexpr,
     MODE: tl.constexpr,
@@ -252,75 +427,36 @@ def arm_finish_kernel(
 ):
     at = tl.program_id(0).to(tl.int64)
     n = at // B
-    unit = tl.full((), volume, tl.float64)
-    # Slot 4 i + 2 j + k of a partial, split by k first.
-    even, odd = tl.split(tl.reshape(totals(partials + at * tiles * SLOTS, tiles, SLOTS, STEP), [2, 2, 2]))
-    zero_four, two_six = tl.split(even)
-    one_five, three_seven = tl.split(odd)
-    mass_change, third = tl.split(zero_four)
-    first, away = tl.split(one_five)
-    second, negative = tl.split(two_six)
-    energy_change, masked = tl.split(three_seven)
-    r_mass = unit * mass_change
-    r0 = unit * first
-    r1 = unit * second
-    r2 = tl.zeros_like(r0)
-    if COMPONENTS > 2:
-        r2 = unit * third
-    r_energy = unit * energy_change
-    if expected is not None:
-        row = expected + n * (COMPONENTS + 2)
-        r_mass -= tl.load(row)
-        r0 -= tl.load(row + 1)
-        if COMPONENTS > 1:
-            r1 -= tl.load(row + 2)
-        if COMPONENTS > 2:
-            r2 -= tl.load(row + 3)
-        r_energy -= tl.load(row + COMPONENTS + 1)
-    p_positivity = negative / cells
-    good = masked >= 0
-    p_boundary = tl.zeros_like(r0)
-    if MASKED:
-        p_boundary = away / tl.maximum(masked * C, 1.0)
-
-    row = residuals + at * (COMPONENTS + 2)
-    tl.store(row, r_mass)
-    tl.store(row + 1, r0)
-    if COMPONENTS > 1:
-        tl.store(row + 2, r1)
-    if COMPONENTS > 2:
-        tl.store(row + 3, r2)
-    tl.store(row + COMPONENTS + 1, r_energy)
-
-    # Absent components have residual 0 and change no sum.
-    if MODE == 0:
-        p_momentum = tl.abs(r0 + r1 + r2)
-    elif MODE == 1:
-        p_momentum = tl.abs(r0) + tl.abs(r1) + tl.abs(r2)
-    else:
-        p_momentum = tl.sqrt(r0 * r0 + r1 * r1 + r2 * r2)
-    p_mass = tl.abs(r_mass)
-    p_energy = tl.abs(r_energy)
+    slot, four, one = tl.arange(0, SLOTS), tl.arange(0, 4), tl.arange(0, 1)
+    sums = totals(partials + at * tiles * SLOTS, tiles, slot, slot < SLOTS, SLOTS, STEP, 1)
+    whole = None
     if sizes is not None:
-        even, odd = tl.split(tl.reshape(unit * totals(sizes + n * tiles * 4, tiles, 4, STEP), [2, 2]))
-        s_mass, s_energy = tl.split(even)
-        s_momentum, whole = tl.split(odd)
-        least = SCALE_GUARD * whole
-        # Propagates NaN.
-        p_mass = p_mass / tl.where(s_mass < least, least, s_mass)
-        p_momentum = p_momentum / tl.where(s_momentum < least, least, s_momentum)
-        p_energy = p_energy / tl.where(s_energy < least, least, s_energy)
-
-    p_mass = tl.where(good & (p_mass == p_mass), p_mass, float("inf"))
-    p_momentum = tl.where(good & (p_momentum == p_momentum), p_momentum, float("inf"))
-    p_energy = tl.where(good & (p_energy == p_energy), p_energy, float("inf"))
-    p_boundary = tl.where(good & (p_boundary == p_boundary), p_boundary, float("inf"))
-    p_positivity = tl.where(good & (p_positivity == p_positivity), p_positivity, float("inf"))
-    total = w_mass * p_mass + w_momentum * p_momentum + w_energy * p_energy + w_boundary * p_boundary + w_positivity * p_positivity
-    tl.store(mass + at, p_mass)
-    tl.store(momentum + at, p_momentum)
-    tl.store(energy + at, p_energy)
-    tl.store(boundary + at, p_boundary)
-    tl.store(positivity + at, p_positivity)
-    tl.store(score + at, tl.where(tl.abs(total) < float("inf"), -total, float("-inf")))
-    tl.store(finite + at, good)
+        whole = totals(sizes + n * tiles * 4, tiles, four, four < 4, 4, STEP, 1)
+    _finish(
+        sums,
+        whole,
+        at + one,
+        one < 1,
+        n,
+        expected,
+        score,
+        mass,
+        momentum,
+        energy,
+        boundary,
+        positivity,
+        finite,
+        residuals,
+        C,
+        cells,
+        volume,
+        w_mass,
+        w_momentum,
+        w_energy,
+        w_boundary,
+        w_positivity,
+        COMPONENTS,
+        MASKED,
+        MODE,
+        1,
+    )

@@ -26,12 +26,18 @@ def fold(x, TILE: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr, THREA
 
 
 @triton.jit
-def totals(at, tiles, WIDTH: tl.constexpr, STEP: tl.constexpr):
-    """Return the column sums ``[WIDTH]`` of ``tiles`` rows in float64: steps in order, then a tree."""
+def totals(at, rows, columns, inside, STRIDE: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr):
+    """Return column sums over ``rows`` rows, ``STRIDE`` apart, in float64: steps in order, then a tree.
+
+    ``columns`` are the columns' offsets within a row, ``inside`` tells which of them exist. ``UNROLL`` steps are loaded before the first
+    is added; it changes no bit.
+    """
+    WIDTH: tl.constexpr = columns.shape[0]
     row = tl.arange(0, STEP)
-    place = row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # [STEP, WIDTH]
+    place = row[:, None] * STRIDE + columns[None, :]  # [STEP, WIDTH]
     total = tl.zeros([STEP, WIDTH], dtype=tl.float64)
-    for start in range(0, tiles, STEP):
-        total += tl.load(at + place, mask=(start + row < tiles)[:, None], other=0.0).to(tl.float64)
-        at += STEP * WIDTH
+    for start in tl.range(0, rows, STEP, loop_unroll_factor=UNROLL):
+        # Past the nearest cache, which may hold what was there before another block wrote it.
+        total += tl.load(at + place, mask=(start + row < rows)[:, None] & inside[None, :], other=0.0, cache_modifier=".cg").to(tl.float64)
+        at += STEP * STRIDE
     return fold(total, STEP, WIDTH, 1, 1)

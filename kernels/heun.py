@@ -3,13 +3,16 @@
 The definition is heun_ref in ttcfast/ops/heun.py.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 
-from .launch import submit
+from .launch import ceil_div, submit
 
 
+@lru_cache
 def pick_config(shape):
     """Return groups per program and warps for ``shape = (groups, group)``, where ``group`` entries share a mean; 1 for no mean.
 
@@ -64,7 +67,7 @@ def launch(base, first, second, step, ratio, group, out):
     per_program, warps = pick_config((rows, width))
     submit(
         heun_update_kernel,
-        triton.cdiv(rows, per_program),
+        ceil_div(rows, per_program),
         first.device,
         base,
         first,

@@ -5,16 +5,19 @@ with explicit fma and correctly rounded square roots, so they have the same bits
 group. Keys and rows are read on the device, so a captured CUDA graph replays with their current contents.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from .launch import is_contiguous, submit
+from .launch import ceil_div, is_contiguous, submit
 
 ENOUGH_PROGRAMS = 2112  # 16 of 4 warps on each of the 132 multiprocessors of an H100
 
 
+@lru_cache
 def pick_config(elements, rows, shared=None, groups=4):
     """Return the sizes for ``rows`` rows of ``elements`` elements, with ``groups`` groups of four elements per thread.
 
@@ -25,8 +28,8 @@ def pick_config(elements, rows, shared=None, groups=4):
     chains of multiplications, and are loaded and stored 16 bytes at a time in float32; parts of a program share the keys, as long as there
     are enough programs. ``python -m bench.aot`` prints registers and instructions.
     """
-    part = min(128 * groups, max(16, triton.next_power_of_2(triton.cdiv(elements, 4))))
-    parts = triton.cdiv(elements, 4 * part)
+    part = min(128 * groups, max(16, triton.next_power_of_2(ceil_div(elements, 4))))
+    parts = ceil_div(elements, 4 * part)
     most, repeats = min(8, shared or parts), 1
     while repeats < most and rows * parts >= 2 * repeats * ENOUGH_PROGRAMS:
         repeats *= 2
@@ -283,7 +286,7 @@ def launch_normal(out, rows, stream, site, elements, antithetic):
     if out.numel() == 0:
         return
     part, repeats, warps = pick_config(elements, rows.shape[0])
-    tiles = triton.cdiv(elements, 4 * part * repeats)
+    tiles = ceil_div(elements, 4 * part * repeats)
     submit(
         normal_kernel,
         rows.shape[0] * tiles,
@@ -307,7 +310,7 @@ def launch_add_noise(out, x, sizes, strides, B, sigma, rows, stream, site, eleme
     if out.numel() == 0:
         return
     part, repeats, warps = pick_config(elements, rows.shape[0], B)
-    tiles, shares = triton.cdiv(elements, 4 * part), triton.cdiv(B, repeats)
+    tiles, shares = ceil_div(elements, 4 * part), ceil_div(B, repeats)
     submit(
         add_noise_kernel,
         x.shape[0] * shares * tiles,
@@ -344,7 +347,7 @@ def launch_keyed_dropout(out, x, sizes, strides, threshold, scale, rows, stream,
         out.zero_()
         return
     part, repeats, warps = pick_config(elements, rows.shape[0], groups=2)  # four spill in float64
-    tiles = triton.cdiv(elements, 4 * part * repeats)
+    tiles = ceil_div(elements, 4 * part * repeats)
     submit(
         keyed_dropout_kernel,
         x.shape[0] * tiles,

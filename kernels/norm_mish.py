@@ -3,15 +3,18 @@
 The definition is norm_mish_ref in ttcfast/ops/norm_mish.py.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 
-from .launch import submit
+from .launch import ceil_div, submit
 
 PROGRAMS = 264  # largest number of programs that store partial sums of the parameters' gradients: two per multiprocessor of an H100
 
 
+@lru_cache
 def pick_config(shape, wide=False):
     """Return rows per step of a program, block width and warps for ``shape = (rows, width)``; ``wide`` for float64.
 
@@ -143,7 +146,7 @@ def launch(x, rows, bias, scale, shift, eps, y, stats):
         return
     submit(
         norm_mish_kernel,
-        triton.cdiv(count, per_step),
+        ceil_div(count, per_step),
         x.device,
         x,
         rows,
@@ -171,9 +174,9 @@ def launch_backward(grad, x, rows, bias, scale, shift, stats, grad_x, y, grad_sc
             grad_scale.zero_()
             grad_shift.zero_()
         return
-    groups = triton.cdiv(count, per_step)
-    steps = triton.cdiv(groups, PROGRAMS) if parameters else 1
-    programs = triton.cdiv(groups, steps)
+    groups = ceil_div(count, per_step)
+    steps = ceil_div(groups, PROGRAMS) if parameters else 1
+    programs = ceil_div(groups, steps)
     partials = scale.new_empty((programs, 2, width)) if parameters else None
     submit(
         norm_mish_backward_kernel,

@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fake.tensor import CUDA, CudaTensor, each, memory, on_host, reason_to_wait, require_device, require_one_device, tensors
+from ttcfast.kernels import launch
 from ttcfast.ops import native
 
 __all__ = ["CudaTensor", "FakeCuda", "on_host"]
@@ -288,13 +289,14 @@ class Graph:
 
 def _of_ttcfast() -> list[tuple[Any, str, Any]]:
     """An extension that seems to be built for CUDA; its top-k is computed on the host."""
+    counters = (launch, "COUNTERS", launch.Counters())  # whose memory is of this device
     if native.available() is not None:
-        return []
+        return [counters]
     built = native.module()
     proxy = types.SimpleNamespace(**{name: getattr(built, name) for name in dir(built) if not name.startswith("__")})
-    proxy.topk_cuda_workspace = _returning(64)
-    proxy.topk_cuda = lambda *arguments: built.topk(*arguments[:-2], 1, len(built.cpu_levels) - 1)
-    return [(native, "module", _returning(proxy)), (native, "device_info", _returning({"built_with_cuda": True}))]
+    proxy.topk_cuda_workspaces = _returning((64, 64))
+    proxy.topk_cuda = lambda *arguments: built.topk(*arguments[:-3], 1, len(built.cpu_levels) - 1)
+    return [counters, (native, "module", _returning(proxy)), (native, "device_info", _returning({"built_with_cuda": True}))]
 
 
 def _place() -> str:

@@ -17,6 +17,9 @@ struct Index {
     unsigned x;
 };
 inline Index threadIdx, blockIdx;
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 namespace emulated {
 

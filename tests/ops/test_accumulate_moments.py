@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
@@ -209,6 +210,38 @@ def test_a_cuda_graph_replays_it_with_tensors_known_before_and_new():
         assert_within(new, accumulate_moments([3 * s for s in source], None, backend="reference"), SQUARES)
         assert all(torch.equal(t, b + e + 3 * s) for t, b, e, s in zip(totals, before, expected, source))
         assert all(bool((g == 0).all()) for g in grads)
+
+
+def test_triton_makes_a_table_of_pointers_for_new_memory_alone(monkeypatch):
+    """Not for new values, nor for new objects at the same addresses; but for a tensor that has moved or is of another size."""
+    if (reason := registry.triton_available()) is not None:
+        pytest.skip(reason)
+    kernels, device = import_module("ttcfast.kernels.accumulate_moments"), "cpu" if registry.interpreting() else "cuda"
+    rows, made = kernels._rows, []
+    monkeypatch.setattr(kernels, "TABLES", kernels.Tables())
+    monkeypatch.setattr(kernels, "_rows", lambda *arguments: made.append(arguments) or rows(*arguments))
+    room = torch.randn(64, device=device)
+    grads, totals = [room[:7], room[16:20], room[32:32]], tensors([7, 4, 0], F32, device)
+
+    def step(tables: int) -> None:
+        expected = [t + g for t, g in zip(totals, grads)]
+        found = accumulate_moments(grads, totals, backend="triton")
+        assert_within(found, sum(g.double().square().sum() for g in grads), SQUARES)
+        assert_totals(totals, expected, "triton")
+        assert len(made) == tables
+
+    step(1)
+    room.normal_()
+    step(1)
+    grads[0] = room[:7]
+    step(1)
+    totals[1].data = torch.randn(4, device=device)  # the same object elsewhere
+    step(2)
+    grads[1], totals[1] = room[16:19], totals[1][:3]  # another size at the same address
+    step(3)
+    accumulate_moments(grads, None, backend="triton")
+    accumulate_moments(grads, None, backend="triton")
+    assert len(made) == 4
 
 
 A, B = torch.ones(2, 3), torch.ones(4)

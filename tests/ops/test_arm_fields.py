@@ -1,13 +1,14 @@
 """``ops.arm`` for declared fields: the definition in closed form, and every backend against it."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttcfast import ops
-from ttcfast.ops import native
+from ttcfast.ops import native, registry
 from ttcfast.ops.arm_fields import flatten_fields
 from ttcfast.spec import ARMWeights, FieldSpec, StateSpec
 
@@ -251,6 +252,33 @@ def test_nothing_is_asked_of_the_device(backend, device, scale):
     rate = torch.ones(len(state), device=device)
     with Asks():
         ops.arm(state, candidates, spec, scale=scale, expected={"mass": rate, "momentum": 0.5}, backend=backend)
+
+
+def test_triton_finishes_in_one_launch_or_two_whatever_program_is_last(monkeypatch):
+    """Two tiles of each of ten candidates, in an order that the interpreter would not choose."""
+    if (reason := registry.triton_available()) is not None:
+        pytest.skip(reason)
+    kernels, device = import_module("ttcfast.kernels.arm_fields"), "cpu" if registry.interpreting() else "cuda"
+    state, candidates = (x.to(device) for x in problem(side=15))
+    spec = full_spec(2, 15).to(torch.device(device))
+
+    def score():
+        return ops.arm(state, candidates, spec, scale="relative", backend="triton")
+
+    def same(x, y):
+        return torch.equal(x.score, y.score) and all(torch.equal(x.terms[name], y.terms[name]) for name in x.terms)
+
+    expected = score()
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "MOST_FOLDED", 0)
+        assert same(score(), expected)
+    if registry.interpreting():
+        from triton.runtime.interpreter import interpreter_builder
+
+        place, programs = interpreter_builder.set_grid_idx, 2 * candidates.shape[0] * candidates.shape[1]
+        for order in (torch.randperm(programs).tolist(), list(reversed(range(programs)))):
+            monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z, order=order: place(order[x], y, z))
+            assert same(score(), expected)
 
 
 @pytest.mark.gpu

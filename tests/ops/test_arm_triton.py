@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -128,6 +128,72 @@ def test_no_bit_depends_on_where_in_memory_the_candidates_lie(triton_device):
         for part in (candidates[:, first:], moved):
             found = arm(state, part, spec, scale="relative", backend="triton")
             assert all(torch.equal(x[:, first:], y) for x, y in zip(whole, found))
+
+
+@pytest.mark.parametrize("scale", ["absolute", "relative"])
+def test_any_program_may_be_the_last_to_arrive(triton_device, monkeypatch, scale):
+    """Two groups of two problems with one candidate too few, 5 tiles each, in an order that the interpreter would not choose."""
+    kernels = import_module("ttcfast.kernels.arm")
+    config = kernels.pick_config
+    monkeypatch.setattr(kernels, "pick_config", lambda *arguments: config(*arguments)._replace(group=4))
+    spec = StateSpec.euler1d(cell_volume=0.3)
+    state, candidates = (x.to(triton_device) for x in problem(spec, (5 * 256,), torch.float32, n=2, b=7))
+    expected = arm(state, candidates, spec, WEIGHTS, scale=scale, backend="triton")
+    for name in ArmScores._fields[:6]:
+        theirs = getattr(reference(state.cpu(), candidates.cpu(), spec, scale=scale), name)
+        torch.testing.assert_close(getattr(expected, name).double().cpu(), theirs, rtol=3e-6, atol=1e-6, msg=name)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "MOST_FOLDED", 0)  # in two launches
+        apart = arm(state, candidates, spec, WEIGHTS, scale=scale, backend="triton")
+        assert all(torch.equal(x, y) for x, y in zip(apart, expected))
+    if not registry.interpreting():
+        return  # a GPU's order is its own
+    from triton.runtime.interpreter import interpreter_builder
+
+    place = interpreter_builder.set_grid_idx
+    for order in (torch.randperm(20).tolist(), list(reversed(range(20)))):
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z, order=order: place(order[x], y, z))
+        found = arm(state, candidates, spec, WEIGHTS, scale=scale, backend="triton")
+        assert all(torch.equal(x, y) for x, y in zip(found, expected))
+
+
+def test_counters_are_shared_by_a_stream_and_owned_by_a_graph(monkeypatch):
+    """A graph may be replayed beside any other launch, so two captured launches count apart; the reserve is filled outside captures."""
+    launching = import_module("ttcfast.kernels.launch")
+    counters, state, zeros = launching.Counters(), [False, 7], torch.zeros
+    monkeypatch.setattr(launching, "capturing_on", lambda device: state)
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, device, **options: zeros(*sizes, **options))
+    cuda = torch.device("cuda:0")
+    first = counters.get(10, cuda)
+    assert counters.get(12, cuda) is first and len(counters.get(5000, cuda)) >= 5000
+    state[1] = 8
+    assert counters.get(10, cuda).data_ptr() != first.data_ptr()
+    state[0] = True
+    taken = [counters.get(10, cuda) for _ in range(3)]
+    assert all(len(x) == 10 and not x.any() and x.untyped_storage().data_ptr() == taken[0].untyped_storage().data_ptr() for x in taken)
+    places = [x.storage_offset() for x in taken]
+    assert all(b - a >= 10 for a, b in pairwise(places))
+    assert len(counters.get(counters.RESERVE, cuda)) == counters.RESERVE  # more than is left: the graph sets them to 0 itself
+    state[0] = False
+    counters.reserve[cuda] = counters.reserve[cuda][: counters.RESERVE // 4]
+    counters.get(1, cuda)
+    assert len(counters.reserve[cuda]) == counters.RESERVE
+
+
+@compiled_only
+def test_sums_are_published_before_they_are_counted_and_read_past_the_nearest_cache():
+    """A barrier, an atomic that releases and acquires on the whole GPU, a barrier, and then loads of the second level, 16 bytes wide."""
+    from bench.aot import compile_for
+    from ttcfast.kernels import arm as kernels
+
+    found = next(v for v in kernels.variants() if v[0] == "arm_partial fp32 conserved in one launch")
+    ptx = compile_for(90, *found[1:5]).asm["ptx"]
+    before, counting, after = re.split(r"(atom\.global\S* )", ptx)
+    assert counting == "atom.global.gpu.acq_rel.add.u32 "
+    assert "bar.sync" in before[-400:] and "bar.sync" in after[:400]
+    widths = re.findall(r"ld\.global\.(\S+)", after)
+    assert widths.count("cg.v4.b32") >= 8 and all(w.startswith("cg.") for w in widths if ".v4" in w), widths
+    assert "ld.global.cg" not in before
 
 
 def test_nothing_asks_the_device_for_a_value(triton_device, monkeypatch):

@@ -116,12 +116,15 @@ def _native_arguments(call: Call, out: tuple[Tensor, Tensor]) -> tuple[Any, ...]
 
 
 def _topk_cuda(call: Call) -> tuple[Tensor, Tensor]:
-    out = call.empty()
-    with torch.cuda.device(call.scores.device):
-        bytes_needed = native.module().topk_cuda_workspace(*call.scores.shape, call.k)
-        workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=call.scores.device)
-        stream = torch.cuda.current_stream(call.scores.device).cuda_stream
-        native.module().topk_cuda(*_native_arguments(call, out), workspace.data_ptr(), stream)
+    from ttcfast.kernels.launch import COUNTERS
+
+    out, device = call.empty(), call.scores.device
+    with torch.cuda.device(device):
+        zeroed_bytes, scratch_bytes = native.module().topk_cuda_workspaces(*call.scores.shape, call.k)
+        zeroed = COUNTERS.get(zeroed_bytes // 4, device)
+        scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        native.module().topk_cuda(*_native_arguments(call, out), zeroed.data_ptr(), scratch.data_ptr(), stream)
     return out
 
 
