@@ -13,6 +13,7 @@
 #include "arm_fields.h"
 #include "heun.h"
 #include "keyed.h"
+#include "mlp_flow.h"
 #include "norm_mish.h"
 #include "topk.h"
 
@@ -185,6 +186,44 @@ Call moments(std::vector<G> values) {
     };
 }
 
+// Four steps of Heun's method of [256, 64], two hidden layers of 128, all gradients.
+Call mlp_flow(bool backward) {
+    constexpr int64_t kBatch = 256, kLatent = 64, kWidth = 128, kSubsteps = 4, kEvaluations = 2 * kSubsteps;
+    // Holds every tensor.
+    struct Room {
+        std::vector<std::vector<float>> held;
+        float* drawn(int64_t count, float low = -0.1f, float high = 0.1f) {
+            return held.emplace_back(numbers(count, low, high, static_cast<uint32_t>(held.size()))).data();
+        }
+    };
+    const auto room = std::make_shared<Room>();
+    MlpFlow p{};
+    p.dtype = DType::float32, p.sets = 1, p.batch = kBatch, p.steps = 1, p.substeps = kSubsteps, p.group = 8;
+    p.method = Method::heun, p.eps = 1e-5, p.widths = {kLatent, kWidth, kWidth, kLatent};
+    p.z = room->drawn(kBatch * kLatent, 0, 1), p.rows = room->drawn(kBatch * kWidth), p.times = room->drawn((kSubsteps + 1) * kWidth);
+    MlpFlowGradients grads{};
+    grads.result = room->drawn(kBatch * kLatent), grads.z = room->drawn(kBatch * kLatent);
+    grads.rows = room->drawn(kBatch * kWidth), grads.times = room->drawn((kSubsteps + 1) * kWidth);
+    for (size_t i = 0; i < 3; ++i) {
+        const int64_t in = p.widths[i], out = p.widths[i + 1];
+        p.weights.push_back(room->drawn(out * in)), p.strides.push_back({out * in, in, 1}), grads.weights.push_back(room->drawn(out * in));
+        if (i) p.biases.push_back(room->drawn(out)), grads.biases.push_back(room->drawn(out));
+        if (i == 2) continue;
+        p.scales.push_back(room->drawn(out, 0.5f, 1.5f)), grads.scales.push_back(room->drawn(out));
+        p.shifts.push_back(room->drawn(out)), grads.shifts.push_back(room->drawn(out));
+        p.products.push_back(room->drawn(kEvaluations * kBatch * out)), p.stats.push_back(room->drawn(kEvaluations * kBatch * 2));
+    }
+    p.skips.assign(7, 0);
+    p.inputs = room->drawn(kEvaluations * kBatch * kLatent);
+    p.threads = 1, p.level = kCounted;
+    float* result = room->drawn(kBatch * kLatent);
+    mlp_flow_cpu(p, result);
+    return [=] {
+        backward ? mlp_flow_backward_cpu(p, grads) : mlp_flow_cpu(p, result);
+        (void)room;
+    };
+}
+
 struct Case {
     const char* name;
     Call (*make)();
@@ -202,6 +241,8 @@ const Case kCases[] = {
     {"keyed_dropout", [] { return keyed(Keyed::dropout); }},
     {"heun", [] { return heun(0); }},
     {"heun, groups of 8", [] { return heun(8); }},
+    {"mlp_flow", [] { return mlp_flow(false); }},
+    {"mlp_flow, backward", [] { return mlp_flow(true); }},
     {"norm_mish", [] { return norm_mish(false); }},
     {"norm_mish, backward", [] { return norm_mish(true); }},
     {"accumulate_moments", [] { return moments(numbers(kMoments)); }},
