@@ -1,9 +1,7 @@
-"""A test-time computing step on the shipped surrogate (ViT, 64x64): its cost by part, shared computation, reduced precision.
+"""A test-time computing step on the shipped surrogate (ViT, 64x64): its cost by part, its dropout, reduced precision.
 
 * ``shares``: the whole step, its candidates alone, and the step on precomputed candidates, which leaves scores (ARM), selection and the
   controller.
-* ``prefix``: candidates with and without the shared prefix, for several positions of the first noise, and the prefix alone on every row,
-  which gives f, its share of the unshared time, in the formula 1 / (1 - f (1 - 1/B)).
 * ``dropout``: the model on all rows with keyed dropout, with ``nn.Dropout`` active, and without dropout.
 * ``arithmetic``: the whole step in float32 and bfloat16, eager and compiled. The gate compares their choices, teacher-forced with the same
   keys (see docs/design/decisions.md ("Precision")), and prints the regret. CPUs without bfloat16 instructions emulate it slowly.
@@ -15,8 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,17 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate, candidate_rows
-from ttcfast.core.onednn import onednn_products
-from ttcfast.core.shared_prefix import SharedPrefix
 from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
 from ttcfast.rewards.arm import ARMScorer
-from ttcfast.spec import ARMWeights, StateSpec, StochasticConfig, TTCConfig
+from ttcfast.spec import ARMWeights, StateSpec, TTCConfig
 from ttcfast.stochastic_sampling import Draw, Site, keyed_noise, mc_dropout, noise_sites
 from ttcfast.ttc.inference import TTCGreedy
 
 from . import step_loop
-from .rows import OK, Row
 from .targets import Target
 from .timing import Case
 
@@ -43,12 +37,10 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SEED, STEP = 0, 1  # not step 0, in which a rollout also checks that candidates differ
 STEPS = 32  # of a rollout
 SHIPPED = {"latent_sigma": 0.01}  # as in the shipped configuration, with dropout
-UNSHARED, EVERY_ROW = "unshared", "prefix of every row"
 
 # Peers by kind of case, ours first, with the method of Setting that each calls; tiny cases omit those that compile.
 PEERS = {
     "shares": {"whole step": "step", "generate": "generate", "score and select": "choose"},
-    "prefix": {"shared": "candidates", UNSHARED: "unshared", EVERY_ROW: "prefix_of_every_row"},
     "dropout": {"keyed dropout": "keyed", "nn.Dropout": "dropout", "no dropout": "plain"},
     "arithmetic": {
         "float32": "step",
@@ -59,44 +51,9 @@ PEERS = {
     "recorded": {"recorded": "rollout_recorded", "launched": "rollout"},
 }
 
-# name: (noise, first block with active dropout)
-PREFIXES: dict[str, tuple[dict[str, Any], int]] = {
-    "dropout in all blocks": ({}, 0),
-    "latent noise behind block 1": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.0"}, 0),
-    "latent noise behind block 3": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.2"}, 0),
-    "dropout in the last block": ({}, -1),
-    "latent noise behind the last block": ({"dropout": False, "latent_sigma": 0.01, "latent_at": "blocks.-1"}, 0),
-}
-
-
-@dataclass(frozen=True)
-class PrefixTarget(Target):
-    """Return the measured speed-up over the formula's, for a case with peers ``UNSHARED`` and ``EVERY_ROW``."""
-
-    def measured(self, rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
-        times: dict[tuple[str, str, int], dict[str, Row]] = {}
-        for row in rows:
-            if row.status == OK:
-                times.setdefault((row.case, row.device, row.threads), {})[row.peer] = row
-        for row, _ in super().measured(rows):
-            peers = times[row.case, row.device, row.threads]
-            if (unshared := peers.get(UNSHARED)) and (prefix := peers.get(EVERY_ROW)):
-                yield row, speed_up_over_formula(row, unshared, prefix)
-
-
-def speed_up_over_formula(shared: Row, unshared: Row, prefix: Row) -> float:
-    """Return the measured speed-up over 1 / (1 - f (1 - 1/B)), where B counts the drawn candidates, all but candidate 0."""
-    assert shared.p50_us and unshared.p50_us and prefix.p50_us
-    count = int(shared.shape.strip("[]").split(",")[1]) - 1
-    f = prefix.p50_us / unshared.p50_us
-    return unshared.p50_us / shared.p50_us * (1 - f * (1 - 1 / count))
-
-
 TARGETS = (
     Target("shares*", "score and select", "ratio", most=0.05),
     Target("shares*", "score and select", "ratio", most=0.05, device="cuda"),
-    PrefixTarget("prefix*", "", "p50_us", least=0.9),
-    PrefixTarget("prefix*", "", "p50_us", least=0.9, device="cuda"),
     Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1),
     Target("dropout*", "nn.Dropout", "ratio", least=1 / 1.1, device="cuda"),
     *step_loop.TARGETS,
@@ -108,8 +65,6 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     for n, b in ((1, 4),) if tiny else sizes:
         yield _case("shares", "", Setting(n, b, device, tiny))
     n, b = (2, 4) if tiny else sizes[0]
-    for name, (noise, first) in PREFIXES.items():
-        yield _case("prefix", f", {name}", Setting(n, b, device, tiny, noise, first))
     yield _case("dropout", "", Setting(n, b, device, tiny, {}))
     yield _case("arithmetic", "", Setting(n, min(b, 8) if device == "cpu" else b, device, tiny))
     if device == "cuda":
@@ -149,8 +104,8 @@ class Made:
 class Setting:
     """N states of the shipped test data, the shipped surrogate and a controller with B candidates; created on first use."""
 
-    def __init__(self, n: int, b: int, device: str, tiny: bool, noise: Mapping[str, Any] | None = None, first: int = 0) -> None:
-        self.n, self.b, self.device, self.tiny, self.first = n, b, device, tiny, first
+    def __init__(self, n: int, b: int, device: str, tiny: bool, noise: Mapping[str, Any] | None = None) -> None:
+        self.n, self.b, self.device, self.tiny = n, b, device, tiny
         self.noise = dict(SHIPPED if noise is None else noise)
         self.grid = (8, 8) if tiny else (64, 64)
 
@@ -163,12 +118,7 @@ class Setting:
             fm = Surrogate(model, StateSpec.euler2d(), predicts="delta").to(self.device)
         else:
             fm = load_surrogate(EXAMPLES / "surrogate.safetensors", device=self.device)
-        blocks = fm.model.blocks
-        assert isinstance(blocks, nn.ModuleList)
-        for block in blocks[: self.first % len(blocks)]:
-            block.drop1.p = block.drop2.p = 0.0
-        noise = {k: v.replace("-1", str(len(blocks) - 1)) if k == "latent_at" else v for k, v in self.noise.items()}
-        return fm.variant(stochastic=StochasticConfig.of(noise))
+        return fm.variant(stochastic=self.noise)
 
     @cached_property
     def trajectories(self) -> Tensor:
@@ -242,32 +192,11 @@ class Setting:
         return self.fm.candidates(self.x, self.ids, seed=SEED, step=STEP)
 
     @cached_property
-    def _unshared(self) -> Surrogate:
-        return self.fm.variant(share_prefix=False)
-
-    def unshared(self) -> Tensor:
-        return self._unshared.candidates(self.x, self.ids, seed=SEED, step=STEP)
-
-    @cached_property
     def _rows(self) -> tuple[Tensor, list[Site], Draw]:
         """Return the normalised inputs of all rows, the noise sites, and the draw of all rows."""
         rows = candidate_rows(self.ids, None, self.n, self.device)
         encoded = self.fm._encode(self.x).repeat_interleave(len(self.ids), 0)
         return encoded, noise_sites(self.fm.model, self.fm.stochastic), Draw.of(SEED, STEP, rows)
-
-    @cached_property
-    def _prefix(self) -> SharedPrefix:
-        _, sites, draw = self._rows
-        found = self.fm._candidates.prefix(self.fm._encode(self.x), sites, draw)
-        if found is None:
-            raise AssertionError("no prefix is shared, so there is nothing to time")
-        return found
-
-    @torch.no_grad()
-    def prefix_of_every_row(self) -> Any:
-        encoded, sites, draw = self._rows
-        with onednn_products(self.fm.model, encoded), keyed_noise(self.fm.model, sites, draw):  # as candidates are made
-            return self._prefix.run_prefix(encoded)
 
     @torch.no_grad()
     def keyed(self) -> Tensor:
@@ -297,10 +226,6 @@ class Setting:
         if not (torch.equal(whole.state, picked) and torch.equal(chosen.state, picked) and torch.equal(chosen.scores, whole.scores)):
             raise AssertionError("the parts of the step do not reproduce the step")
 
-    def check_prefix(self) -> None:
-        torch.testing.assert_close(self.candidates(), self.unshared(), rtol=1e-5, atol=1e-5)
-        assert self._prefix.shared
-
     def check_dropout(self) -> None:
         """Check dropout, whose random masks differ: it must change the output by as much in either way, and not at all when off."""
         plain = self.plain()
@@ -320,7 +245,7 @@ class Setting:
             cheap |= {"float32, compiled": {"compile": True}, "bfloat16, compiled": {"compile": True, "dtype": torch.bfloat16}}
         for name, options in cheap.items():
             cfg = TTCConfig(branching_factor=self.b, seed=SEED)
-            regret = choice_regret(self._unshared, self.fm.variant(**options), self.scorer, states, cfg)
+            regret = choice_regret(self.fm, self.fm.variant(**options), self.scorer, states, cfg)
             print(f"  {name} beside float32: {regret}")
             if not regret.worst <= MOST_RELATIVE_REGRET:
                 raise AssertionError(f"{name}: {regret}; at most {MOST_RELATIVE_REGRET:.0%} is allowed")

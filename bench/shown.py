@@ -102,7 +102,6 @@ CUDA = (
 README = ("N1 B256 128^2", "add_noise N8 B32 64^2", "M256 T64 D256", "n1e6 k256 random", "small frozen", "256x512 forward")  # six of CPU
 
 _SIZES = ("prm", "sizes")
-_PREFIX = "prefix N1 B16, {}"
 _LOOP = ("TTCGreedy", "the plan's loop, plain layers"), ("TTCGreedy", "the plan's loop")
 COMPARISONS = (
     Comparison("`TTCGreedy` on the ViT, 5 candidates, against the plan's loop on plain layers", "step", "loop ViT B5", *_LOOP[0]),
@@ -120,11 +119,6 @@ COMPARISONS = (
         "a step of 16 candidates: scores and selection, of the whole", "step", "shares N1 B16", "score and select", "whole step", True
     ),
     Comparison("keyed dropout in the shipped surrogate, against `nn.Dropout`", "step", "dropout N1 B16", "keyed dropout", "nn.Dropout"),
-    Comparison(
-        "work before the first noise shared, dropout everywhere", "step", _PREFIX.format("dropout in all blocks"), "shared", "unshared"
-    ),
-    Comparison("the same, dropout in the last block", "step", _PREFIX.format("dropout in the last block"), "shared", "unshared"),
-    Comparison("the same, noise behind the last block", "step", _PREFIX.format("latent noise behind the last block"), "shared", "unshared"),
     Comparison("`Surrogate(compile=True)`, 8 candidates, against eager", "step", "arithmetic N1 B8", "float32, compiled", "float32"),
     Comparison("bfloat16 against float32, 8 candidates", "step", "arithmetic N1 B8", "bfloat16", "float32"),
     Comparison("4,097 candidates in chunks of 1024, against one pass", "search", "chunks B4097", "chunks of 1024", "one pass"),

@@ -36,7 +36,7 @@ def test_the_plans_contract():
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 3), st.integers(2, 5), st.integers(3, 6), st.sampled_from([torch.float32, torch.float64]))
 def test_candidates_are_one_forward_of_all_and_typed_like_the_state(n, b, size, dtype):
-    fm = drop_surrogate(share_prefix=False)
+    fm = drop_surrogate()
     fm.model.calls.clear()
     out = draw(fm, euler_state(n, size, dtype=dtype), torch.arange(b))
     assert out.shape == (n, b, 4, size, size) and out.dtype == dtype

@@ -116,7 +116,7 @@ def test_candidates_are_low_and_the_step_they_are_corrected_by_is_not():
 
 
 def test_the_deterministic_step_is_computed_once_for_the_same_states_and_weights():
-    cheap = drop_surrogate(dtype=torch.bfloat16, share_prefix=False)
+    cheap = drop_surrogate(dtype=torch.bfloat16)
     fm = Surrogate(cheap.model, SPEC, predicts="delta")
     calls, x = cheap.model.calls, euler_state(3)  # the copy has a list of its own
     calls.clear()

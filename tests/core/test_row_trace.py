@@ -245,9 +245,7 @@ def test_complex_tensors_are_traced():
     assert found.axes == {(site.number, 0): row_trace.RowAxis(0, 2, 1, ndim=4)}
 
 
-@pytest.mark.parametrize(
-    "options", [{"compile": True}, {"dtype": torch.bfloat16}, {"share_prefix": False}, {"compile": True, "dtype": torch.bfloat16}]
-)
+@pytest.mark.parametrize("options", [{"compile": True}, {"dtype": torch.bfloat16}, {"compile": True, "dtype": torch.bfloat16}])
 def test_compiled_and_in_low_precision_too(options, monkeypatch):
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda graph, **settings: compile(graph, **settings, backend="eager"))
@@ -265,7 +263,7 @@ def test_a_tensor_that_was_not_traced_is_told_by_size_and_that_is_said():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if x.amax() < 100 else self.head(self.drop(self.lift(x).flatten(2)).unflatten(2, (8, 8)))
 
-    fm = Surrogate(Turns(), SPEC, share_prefix=False)
+    fm = Surrogate(Turns(), SPEC)
     candidates(fm, euler_state(2))
     with pytest.warns(
         RuntimeWarning, match=r"module 'drop' is given a tensor of shape \(8, 8, 64\), which it was not when the model was traced"
@@ -281,7 +279,7 @@ def test_once_for_each_layout_on_a_copy_that_shares_its_tensors(monkeypatch):
         return row_trace.row_trace(model, *args)
 
     monkeypatch.setattr(candidate_forward, "row_trace", counted)
-    fm, x = Surrogate(DropNet(), SPEC, share_prefix=False), euler_state(2)
+    fm, x = Surrogate(DropNet(), SPEC), euler_state(2)
     for step in range(3):
         candidates(fm, x, step=step)
         candidates(fm, x, IDS[:1], step=step)

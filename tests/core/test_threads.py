@@ -63,7 +63,7 @@ def around_one_part() -> list[Surrogate]:
 def variants() -> list[Surrogate]:
     torch.manual_seed(0)
     fm = Surrogate(Residual().eval(), SPEC)
-    return [fm, fm.variant(stochastic={"latent_sigma": 0.1}), fm.variant(share_prefix=False, stochastic={"dropout_p": 0.5})]
+    return [fm, fm.variant(stochastic={"latent_sigma": 0.1}), fm.variant(stochastic={"dropout_p": 0.5})]
 
 
 def one(make: Callable[[], nn.Module], **options) -> list[Surrogate]:
@@ -212,7 +212,7 @@ def test_the_model_is_as_it_was_when_its_forward_is_interrupted(act, dtype):
     before = state_of(fm.model)
     reached = 0
     for call in range(1, 40):
-        fm = fm.variant()  # which has found out nothing yet: the trace and the check are interrupted as well
+        fm = fm.variant()  # which has found out nothing yet: the trace is interrupted as well
         fm.model[3].train()
         i.left, i.act = call, act
         try:
@@ -223,7 +223,7 @@ def test_the_model_is_as_it_was_when_its_forward_is_interrupted(act, dtype):
         assert state_of(fm.model) == before
         i.left = 0
         assert torch.equal(draw(fm, x), expected)
-    assert reached >= 8  # trace, check and the call itself
+    assert reached == (5 if dtype is None else 7)  # four forwards of the trace, the call itself, and two that correct it in low precision
 
 
 @pytest.mark.parametrize("act", [stop, pressed])

@@ -126,7 +126,7 @@ GREEDY = {
     "chunks": Case(options={"branching_factor": 5, "chunk_size": 3}),
     "memory budget": Case(options={"branching_factor": 5, "memory_budget": 1 << 34}),
     "latent and input noise, antithetic": Case(noisy(latent_sigma=0.05, input_eps=0.01, antithetic=True)),
-    "shared prefix": Case(vit_surrogate, options={"branching_factor": 6}),
+    "vision transformer": Case(vit_surrogate, options={"branching_factor": 6}),
     "bfloat16": Case(lambda: vit_surrogate().variant(dtype=torch.bfloat16), options={"branching_factor": 6}),
     "normalised": Case(normalized),
     "two frames": Case(lambda: drop_surrogate(history=2), start=two_frames),

@@ -11,8 +11,8 @@ import ttcfast
 from tests.fake.cases import CASES, SPEC, prm
 from tests.fake_cuda import CudaTensor, FakeCuda, on_host
 from tests.surrogates import drop_surrogate, euler_state
-from ttcfast.evaluation.evaluate import Problems
 from ttcfast.core import onednn
+from ttcfast.evaluation.evaluate import Problems
 from ttcfast.ttc.result import RolloutResult
 
 T = 3

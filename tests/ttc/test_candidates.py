@@ -45,7 +45,7 @@ class Fails(DropNet):
 
 @pytest.mark.parametrize("needs_group", [False, True])
 def test_all_calls_of_the_model_have_one_size_also_when_problems_drop_out(needs_group):
-    fm, x0 = Surrogate(Fails(), StateSpec.euler2d(), share_prefix=False), euler_state(5)
+    fm, x0 = Surrogate(Fails(), StateSpec.euler2d()), euler_state(5)
     x0[0] = 10.0
     controller = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=6, chunk_size=14, max_resample=1))
     controller.scorer.needs_group = needs_group
@@ -59,7 +59,7 @@ def test_all_calls_of_the_model_have_one_size_also_when_problems_drop_out(needs_
 
 
 def test_without_a_limit_nothing_is_drawn_in_vain():
-    fm = drop_surrogate(share_prefix=False)
+    fm = drop_surrogate()
     fm.model.calls.clear()
     r = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=4)).rollout(euler_state(3), 2, return_info=True)
     assert fm.model.calls == [3, 9, 3, 9] and sum(fm.model.calls) == r.nfe

@@ -152,7 +152,7 @@ class CountingScorer(Scorer):
 @pytest.mark.parametrize("include", [True, False])
 def test_no_chunk_is_larger_than_asked_for_and_the_best_of_all_wins(most, include):
     n, b = 3, 5
-    fm, scorer = drop_surrogate(share_prefix=False), CountingScorer()
+    fm, scorer = drop_surrogate(), CountingScorer()
     cfg = TTCConfig(branching_factor=b, include_deterministic=include, chunk_size=most)
     fm.model.calls.clear()
     r = TTCGreedy(fm, scorer, cfg).rollout(euler_state(n), 2, return_info=True)

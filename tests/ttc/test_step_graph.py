@@ -18,8 +18,16 @@ from ttcfast.ttc.search import Search
 
 T, WARM = 6, 3  # the first step, and two more to warm up
 RECORDED = {
-    *("dropout", "whole problems in chunks", "chunks", "memory budget", "latent and input noise, antithetic", "shared prefix", "bfloat16"),
-    *("normalised", "two frames", "directions on a grid, and dropout", "reward model", "dense reward model", "sum of rewards"),
+    *("dropout", "whole problems in chunks", "chunks", "memory budget", "latent and input noise, antithetic", "bfloat16"),
+    *(
+        "vision transformer",
+        "normalised",
+        "two frames",
+        "directions on a grid, and dropout",
+        "reward model",
+        "dense reward model",
+        "sum of rewards",
+    ),
     *("reward model with a residual", "residual of the equations", "residual by finite volumes", "residual of vorticity", "fields"),
     *("mask, volumes, gamma, budgets", "mean", "softmax", "refined", "refined by a reward model", "projected"),
     "without the deterministic step",

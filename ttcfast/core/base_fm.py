@@ -78,8 +78,6 @@ class Surrogate(BaseFM):
             get its entries, whatever the chunks, beams and processes. With history, step 0 is that of the latest frame at the start.
         time_step: Time between a state and the next, by which ``context.time`` counts; a checkpoint records it, and a command takes that
             of its data where a factory leaves it open. None where it is not known.
-        share_prefix: Run the part of the model before the first noise once per problem instead of once per candidate, where that changes
-            nothing but rounding (``ttcfast.core.shared_prefix``; verified on four rows). Nothing is shared with noise on the input.
         compile: Compile the model for candidates and the deterministic step, by torch.compile in its default mode or in the one named
             (``ttcfast.core.compiled.MODES``). Each number of problems and candidates is compiled once, for half a minute or more on a CPU;
             ``TTCConfig.chunk_size`` keeps them few. Draws of the model without a key then depend on the compiler.
@@ -116,7 +114,6 @@ class Surrogate(BaseFM):
         unpack: Callable[[Any], Tensor] | None = None,
         inputs: Inputs | None = None,
         time_step: float | None = None,
-        share_prefix: bool = True,
         compile: bool | str = False,
         dtype: torch.dtype | None = None,
         graph: bool = False,
@@ -131,7 +128,7 @@ class Surrogate(BaseFM):
                 "name channels that no physical term reads in StateSpec(extra=...)"
             )
         self.model, self.spec, self.normalizer = model, spec, normalizer
-        self._candidates = CandidateForward(model, share_prefix=share_prefix, compile=compile, dtype=dtype)
+        self._candidates = CandidateForward(model, compile=compile, dtype=dtype)
         self.history, self.unpack, self.inputs, self.time_step, self.graph = int(history), unpack, inputs, time_step, bool(graph)
         self.predicts: Literal["state", "delta"] = predicts
         self.stochastic = StochasticConfig.of(stochastic)
@@ -269,7 +266,6 @@ class Surrogate(BaseFM):
         self,
         *,
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
-        share_prefix: bool | None = None,
         compile: bool | str | None = None,
         dtype: torch.dtype | None = None,
         graph: bool | None = None,
@@ -288,7 +284,6 @@ class Surrogate(BaseFM):
             unpack=self.unpack,
             inputs=self.inputs,
             time_step=self.time_step,
-            share_prefix=self._candidates.share_prefix if share_prefix is None else share_prefix,
             compile=self._candidates.compile if compile is None else compile,
             dtype=self._candidates.dtype if dtype is None else dtype,
             graph=self.graph if graph is None else graph,

@@ -1,8 +1,7 @@
-"""Calls a surrogate's model for candidates: shared work is done once, and on request compiled or in low precision."""
+"""Calls a surrogate's model for candidates, on request compiled or in low precision."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +16,10 @@ from ttcfast.stochastic_sampling.keyed import Draw, keyed_noise
 from ttcfast.stochastic_sampling.sites import INPUT, Site
 
 from .compiled import CompiledCall, compiled_call
-from .context import repeated, rows_of
+from .context import repeated
 from .low_precision import LowPrecision, hooks_of, storage_of, versions_of
 from .onednn import onednn_products
 from .row_trace import Found, row_trace
-from .shared_prefix import CHECKED_ROWS, OtherPathError, SharedPrefix, Start
-
-logger = logging.getLogger(__name__)
 
 Unpack = Callable[[Any], Tensor]
 
@@ -49,9 +45,9 @@ class _Call(NamedTuple):
 class CandidateForward:
     """Calls a model for B candidates of each of N problems, with noise at its sites, and for the deterministic step.
 
-    For each layout of sites and inputs it caches the axis of the states at each site (``row_trace``), the work that can be shared
-    (``SharedPrefix``) and, with ``compile``, the compiled call for each size. Copies and pickles start with empty caches. Calls are turns
-    (``ttcfast.runtime.turns``), so that threads share neither the model nor the caches at the same time.
+    For each layout of sites and inputs it caches the axis of the states at each site (``row_trace``) and, with ``compile``, the compiled
+    call for each size. Copies and pickles start with empty caches. Calls are turns (``ttcfast.runtime.turns``), so that threads share
+    neither the model nor the caches at the same time.
 
     With ``dtype``, candidates are computed in low precision (``LowPrecision``) and corrected by the deterministic step, which is computed
     both ways: ``low(candidate) + full(deterministic) - low(deterministic)``. This cancels the error that all candidates of a problem have
@@ -62,25 +58,21 @@ class CandidateForward:
 
     Args:
         model: Model, called under ``keyed_noise``, which holds it in evaluation mode.
-        share_prefix: Whether to run what precedes the first noise once per problem if that keeps the result; the log says whether.
         compile: False, True, or a mode of torch.compile.
         dtype: Precision of matrix products for candidates; None means the model's own.
 
     Source: docs/design/decisions.md ("Precision"), ("Row axes").
     """
 
-    def __init__(
-        self, model: nn.Module, *, share_prefix: bool = True, compile: bool | str = False, dtype: torch.dtype | None = None
-    ) -> None:
-        self.model, self.share_prefix, self.compile, self.dtype = model, share_prefix, compile, dtype
+    def __init__(self, model: nn.Module, *, compile: bool | str = False, dtype: torch.dtype | None = None) -> None:
+        self.model, self.compile, self.dtype = model, compile, dtype
         self._low = None if dtype is None else LowPrecision(model, dtype)
-        self._prefixes: dict[tuple[Any, ...], SharedPrefix] = {}
         self._traces: dict[tuple[Any, ...], Found] = {}
         self._compiled: dict[tuple[Any, ...], CompiledCall] = {}
         self._last: tuple[Any, ...] | None = None  # weights, states, inputs and result of the last deterministic step
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(CandidateForward, share_prefix=self.share_prefix, compile=self.compile, dtype=self.dtype), (self.model,)
+        return partial(CandidateForward, compile=self.compile, dtype=self.dtype), (self.model,)
 
     def of(self, model: nn.Module) -> CandidateForward:
         """Returns the same settings for another model, with empty caches."""
@@ -170,33 +162,13 @@ class CandidateForward:
             self._traces[call.layout] = found
         return found
 
-    @in_turn
-    def prefix(
-        self, encoded: Tensor, sites: Sequence[Site], draw: Draw, *, given: Mapping[str, Tensor] | None = None, low: bool = False
-    ) -> SharedPrefix | None:
-        """Returns the work that candidates of inputs like ``encoded`` share; None if nothing is shared."""
-        if not self.share_prefix or not sites or any(s.kind == INPUT for s in sites):
-            return None
-        if len(draw.rows) == len(encoded) or len(draw.rows) < CHECKED_ROWS:  # the check would cost more than it saves
-            return None
-        call = _Call(encoded, given or {}, sites, draw)
-        layout = (low, *call.layout)
-        prefix = self._prefixes.get(layout)
-        if prefix is None or prefix.outdated or prefix.model is not self._model(low):
-            finite = encoded.flatten(1).isfinite().all(1).nonzero().flatten()
-            if not len(finite):  # NaN equals NaN in any row, so that the check would find nothing
-                return None
-            prefix = self._prefixes[layout] = self._checked(call, int(finite[0]), low)
-        return prefix if prefix.reason is None else None
-
     def _model(self, low: bool) -> nn.Module:
         return self._low.current if low and self._low is not None else self.model
 
     def _called(self, call: _Call, compile: bool, *, low: bool = False) -> Any:
-        encoded, draw = call.encoded, call.draw
-        model, prefix = self._model(low), self.prefix(encoded, call.sites, draw, given=call.given, low=low)
+        encoded, draw, model = call.encoded, call.draw, self._model(low)
         if not compile:
-            return self._run(model, prefix, call, low)
+            return self._run(model, call, low)
         noise = tuple((s.name, s.kind, s.amount) for s in call.sites)
         shapes = tuple((x.shape, x.dtype) for x in call.inputs)
         where = (low, shapes, encoded.device, tuple(call.given), _autocast(encoded), len(draw.rows), draw.antithetic, noise)
@@ -206,7 +178,7 @@ class CandidateForward:
 
             def run(rows: Tensor, stream: Tensor, x: Tensor, *given: Tensor) -> Any:
                 own = Draw(rows, stream, draw.antithetic, axes=draw.axes)
-                return self._run(model, prefix, _Call(x, dict(zip(call.given, given)), call.sites, own), low)
+                return self._run(model, _Call(x, dict(zip(call.given, given)), call.sites, own), low)
 
             compiled = self._compiled[where] = compiled_call(
                 run,
@@ -218,36 +190,10 @@ class CandidateForward:
         with interruptible():
             return compiled(draw.rows, draw.stream, *call.inputs)
 
-    def _checked(self, call: _Call, row: int, low: bool) -> SharedPrefix:
-        state, sites, draw = call.encoded[row], call.sites, call.draw
-        model, starts = self._model(low), [Start(s.module, s.kind in ("after", "latent")) for s in sites if s.module is not None]
-        prefix = SharedPrefix(model, starts, precision=self.dtype if low else _autocast(state))
-        wave = torch.arange(state.numel(), device=state.device).sin().view_as(state).to(state.dtype)
-        pair = torch.stack([state, 0.9 * state.roll(1, -1) + 0.1 * wave])  # another similar state, even if this one is uniform
-        of_pair = rows_of(call.given, [row, (row + 1) % len(call.encoded)])
-        rows = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(draw.rows.device)
-        with warnings.catch_warnings(), self._products(state, low):
-            warnings.simplefilter("ignore")  # warned about when candidates are made
-            prefix.check(pair, lambda: keyed_noise(model, sites, Draw(rows, draw.stream, draw.antithetic, axes=draw.axes)), of_pair)
-        name = type(model).__name__
-        if prefix.reason is None:
-            logger.info("%s: candidates share what precedes the first noise: %s", name, ", ".join(prefix.shared))
-        else:
-            logger.info("%s: candidates share nothing, since %s", name, prefix.reason)
-        return prefix
-
-    def _run(self, model: nn.Module, prefix: SharedPrefix | None, call: _Call, low: bool) -> Any:
+    def _run(self, model: nn.Module, call: _Call, low: bool) -> Any:
         encoded, draw, sites = call.encoded, call.draw, call.sites
         count = len(draw.rows) // len(encoded)
         with self._products(encoded, low), nullcontext() if low else onednn_products(model, encoded):
-            if prefix is not None and prefix.reason is None:
-                try:
-                    with keyed_noise(model, sites, draw):
-                        return prefix(encoded, count, call.given)
-                except OtherPathError as error:  # raised before anything is returned: run the model unshared
-                    logger.warning("%s", error)
-                    prefix.reason = str(error)
-                    draw.start(draw.rows, draw.stream)
             batch = _copies(encoded, count, sites, draw)
             with keyed_noise(model, sites, draw), interruptible():
                 return model(batch, **repeated(call.given, count))

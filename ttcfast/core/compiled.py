@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ttcfast.runtime.errors import UserError
+from ttcfast.runtime.errors import UserError, first_line
 from ttcfast.runtime.turns import interruptible
-
-from .row_outputs import first_line
 
 logger = logging.getLogger(__name__)
 

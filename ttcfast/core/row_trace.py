@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ttcfast.runtime.errors import first_line
 from ttcfast.runtime.turns import interruptible
 from ttcfast.stochastic_sampling.keyed import Call, Draw, Trace, keyed_noise
 from ttcfast.stochastic_sampling.row_axis import RowAxis
@@ -22,7 +23,6 @@ from ttcfast.stochastic_sampling.sites import Site
 
 from .context import rows_of
 from .low_precision import hooks_of
-from .row_outputs import close, first_line
 from .seeds import random_states, temp_seed
 
 _TWO, _FOUR, _BACK = [0, 1], [2, 1, 3, 0], [3, 1]  # states of the two batches; positions of the first batch's states in the second
@@ -30,6 +30,8 @@ _ROWS = ((0, 1), (1, 2), (0, 4), (2, 7))  # (problem, candidate) of the four sta
 _STRONG = 0.5  # dropout rate in the checks; at low rates two masks may agree by chance
 _UNKEYED = ("own", "training")  # kinds of sites that draw from the global streams, which their own warnings report
 _COMPARED = 2**18  # entries of a tensor that are compared, per state
+# Relative to the largest entry: the effect of other matrix shapes in a deep model. Mixed-up rows differ by far more.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _LIKE_ROUNDING = 0.01  # relative to the effect of the noise; smaller differences are rounding, even on devices that round more
 
 
@@ -168,7 +170,7 @@ class _Tracing:
 
     def _differ(self, a: Tensor, b: Tensor, effect: Tensor) -> bool:
         """Tell whether results differ by more than rounding, relative to the effect of the noise."""
-        if close(a, b, self.precision):
+        if _close(a, b, self.precision):
             return False
         if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
             return True
@@ -262,7 +264,18 @@ def _same_in_both(ways: list[RowAxis], two: list[Tensor], four: list[Tensor], pr
         errors = [float((a - b).abs().max()) for a, b in both(way)]
         return max(math.inf if math.isnan(e) else e for e in errors)
 
-    return [way for way in ways if all(close(a, b, precision) for a, b in both(way))] or [min(ways, key=error)]
+    return [way for way in ways if all(_close(a, b, precision) for a, b in both(way))] or [min(ways, key=error)]
+
+
+def _close(a: Tensor, b: Tensor, precision: torch.dtype | None) -> bool:
+    """Tell whether two tensors are equal up to rounding, with NaN and infinities in the same places."""
+    if a.shape != b.shape or not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    if a.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=size * _ROUNDING[precision or a.dtype], equal_nan=True)
 
 
 def _four_of(state: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class OutOfMemoryError(UserError, MemoryError):
     """The machine, its GPU or a limit set on the process has no memory left."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of an error's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
 def _is_of_memory(error: BaseException) -> bool:
     if isinstance(error, SystemError) and _NO_REASON.search(str(error)):
         return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
