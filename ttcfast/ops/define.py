@@ -14,7 +14,7 @@ from .registry import Backend, choose
 _library: Any = torch.library  # has no annotations
 LIBRARY = _library.Library("ttcfast", "FRAGMENT")
 
-_runs: dict[str, Callable[..., Any]] = {}
+_runs: dict[str, tuple[Callable[..., Any], list[set[type]]]] = {}
 
 TYPES = {
     Tensor: "Tensor",
@@ -38,8 +38,8 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
         keys: Dispatch keys of ``run``.
     """
     name = schema.partition("(")[0]
-    _runs[name] = run
     LIBRARY.define(schema)
+    _runs[name] = run, transforms.kinds(schema)
     for key in keys:
         LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"ttcfast::{name}", fake, lib=LIBRARY)
@@ -47,8 +47,9 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
 
 def invoke(name: str, *args: Any) -> Any:
     """Call ``torch.ops.ttcfast.<name>``, past torch's dispatcher where that has nothing to add: small cases cost less than its detours."""
-    if transforms.plain(args):
-        return _runs[name](*args)
+    run, kinds = _runs[name]
+    if transforms.plain(args, kinds):
+        return run(*args)
     op, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.ttcfast, op), overload or "default")(*args)
 

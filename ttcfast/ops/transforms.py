@@ -15,7 +15,7 @@ Under ``torch.autocast`` an operation computes in the precision that its docstri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -126,8 +126,19 @@ def immediate(*tensors: Tensor) -> bool:
     return device in AUTOCAST_DEVICES and not torch.is_autocast_enabled(device)
 
 
-_SCALARS = {float, int, bool, str, type(None), torch.dtype}
 _TENSORS = {Tensor, torch.nn.Parameter}
+_SCALARS = {"float": float, "bool": bool, "int": int, "SymInt": int, "str": str, "ScalarType": torch.dtype}
+
+
+def kinds(schema: str) -> list[set[type]]:
+    """Return the types of each argument that torch's dispatcher would pass on as they are."""
+    found = []
+    for argument in _torch._C.parse_schema(f"ttcfast::{schema}").arguments:
+        kind = str(argument.real_type)
+        inner = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional[") else kind
+        types: Any = {list, tuple} if inner.startswith("List[") else _TENSORS if inner == "Tensor" else {_SCALARS.get(inner, object)}
+        found.append(types | {type(None)} if inner != kind else types)
+    return found
 
 
 def _dispatch_state() -> tuple[int, int]:
@@ -147,26 +158,33 @@ def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
 _PLAIN_STATES, _PLAIN_KEYS = _plain_keys()
 
 
-def plain(args: Sequence[Any]) -> bool:
-    """Tell whether torch's dispatcher would only pass these arguments on to the CPU's implementation.
+def plain(args: Sequence[Any], kinds: Sequence[Collection[type]]) -> bool:
+    """Tell whether torch's dispatcher would only pass these arguments, of these :func:`kinds`, on to the CPU's implementation.
 
     False under torch.compile and every other tracer, function transform, mode, autocast and profiler, with gradients or tangents, for
     subclasses and lazily negated tensors, and for scalars that a schema would convert.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _torch._C._len_torch_function_stack():
         return False
-    return _dispatch_state() in _PLAIN_STATES and not _torch._C._autograd._profiler_enabled() and _all_plain(args, torch.is_grad_enabled())
-
-
-def _all_plain(args: Sequence[Any], grad: bool) -> bool:
-    for x in args:
+    if _dispatch_state() not in _PLAIN_STATES or _torch._C._autograd._profiler_enabled() or len(args) != len(kinds):
+        return False
+    grad = torch.is_grad_enabled()
+    for x, wanted in zip(args, kinds):
         kind = type(x)
-        if kind in _TENSORS:
-            if (grad and x.requires_grad) or _torch._C._dispatch_keys(x).raw_repr() not in _PLAIN_KEYS:
-                return False
-        elif kind not in _SCALARS and not (kind in (list, tuple) and _all_plain(x, grad)):
+        if kind not in wanted or (kind in _TENSORS and not _own_values(x, grad)):
             return False
+        if kind in (list, tuple):
+            for item in x:
+                if type(item) in _TENSORS:
+                    if not _own_values(item, grad):
+                        return False
+                elif type(item) not in (float, int):
+                    return False
     return True
+
+
+def _own_values(x: Tensor, grad: bool) -> bool:
+    return not (grad and x.requires_grad) and _torch._C._dispatch_keys(x).raw_repr() in _PLAIN_KEYS
 
 
 def has_tangent(args: Sequence[Any]) -> bool:

@@ -42,13 +42,13 @@ def test_sensitivity_is_that_of_the_whole_jacobian():
 class Exact:
     """The cart-pole in closed form as an agent that swings left and right."""
 
-    gamma = 0.99
+    gamma, policy = 0.99, None
 
     def __init__(self) -> None:
         self.model = CartPole()
-        self.model.encode = lambda obs: obs.float() / UNITS
+        self.model.encode = lambda obs, task=None: obs.float() / UNITS
 
-    def rollout(self, z, act):
+    def rollout(self, z, act, task=None):
         latents = [z]
         for a in act:
             latents.append(self.model.next(latents[-1], a))
