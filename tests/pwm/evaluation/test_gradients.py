@@ -97,7 +97,7 @@ class Guess:
         self.model = CartPole()
         self.model.reward = lambda z, a, task=None: sign * CartPole.reward(self.model, z, a)
 
-    rollout = Exact.rollout
+    policy, rollout = None, Exact.rollout
 
 
 def played(env, seed: int, steps: int = 30) -> Episode:
