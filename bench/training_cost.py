@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class Cost:
     bytes: int
 
 
+@cache
 def costs(size: str, kind: str, suite: str) -> tuple[Cost, Cost]:
     """Return the cost of an update of the world model and of one of the policy."""
     observation, action, _ = SUITES[suite]
@@ -78,10 +80,10 @@ def _counted(loss: Callable[[], Tensor], trained: nn.Module) -> Cost:
     return Cost(counter.get_total_flops(), sum(kept.values()))
 
 
-def rows(rate: float) -> Iterator[list[str]]:
+def rows(rate: float, sizes: Sequence[str] = ("5M", "19M", "48M", "317M")) -> Iterator[list[str]]:
     """Yield a row per suite, size and kind of dynamics; ``rate`` in TFLOP/s."""
     for suite, (*_, tasks) in SUITES.items():
-        for size in ("5M", "19M", "48M", "317M"):
+        for size in sizes:
             for kind, label in KINDS.items():
                 wm, policy = costs(size, kind, suite)
                 hours = [updates * cost.flops / (rate * 1e12) / 3600 for updates, cost in ((WM_UPDATES, wm), (POLICY_UPDATES, policy))]

@@ -33,5 +33,5 @@ def test_a_flow_and_a_larger_model_cost_more():
 
 
 def test_hours_fall_with_the_rate():
-    slow, fast = ([float(row[-2].replace(",", "")) for row in rows(rate)] for rate in (10, 1000))
-    assert len(slow) == 16 and all(100 * b == pytest.approx(a, rel=0.2, abs=60) for a, b in zip(slow, fast))
+    slow, fast = ([float(row[-2].replace(",", "")) for row in rows(rate, ("5M",))] for rate in (10, 1000))
+    assert len(slow) == 4 and all(100 * b == pytest.approx(a, rel=0.2, abs=60) for a, b in zip(slow, fast))

@@ -308,7 +308,7 @@ def test_a_compiled_member_is_compiled_once(monkeypatch):
     def called(self, call, compile, *, low=False):
         if compile:
             shapes.add((tuple(call.encoded.shape), len(call.draw.rows)))
-        return self._run(self.model, None, call, low)
+        return self._run(self.model, call, low)
 
     monkeypatch.setattr("ttcfast.core.candidate_forward.CandidateForward._called", called)
     both = Ensemble([drop_surrogate(compile=True), other_surrogate(), solver()])
