@@ -53,6 +53,8 @@ def closed_loop(
     """
     lists("policy", policy, MLP)
     lists("network", network, VelocityMLP)
+    if not isinstance(detach, bool):
+        raise ValueError(f"detach is {detach!r}; give True or False".replace("\n", " "))
     plain = not isinstance(eps, Tensor) and not isinstance(policy_eps, Tensor)
     plain = plain and transforms.immediate(z, offsets, weight, times, *(t for part in (*policy, *network) for t in part))
     if not plain:

@@ -14,7 +14,7 @@ from .registry import Backend, choose
 _library: Any = torch.library  # has no annotations
 LIBRARY = _library.Library("ttcfast", "FRAGMENT")
 
-_runs: dict[str, tuple[Callable[..., Any], list[set[type]]]] = {}
+_runs: dict[str, tuple[Callable[..., Any], Any]] = {}  # with the kinds of its arguments
 
 TYPES = {
     Tensor: "Tensor",

@@ -63,7 +63,7 @@ def mlp(x: Tensor, network: MLP, *, rows: Tensor | None = None, eps: float = EPS
             f"x is {x.dtype} {tuple(x.shape)} on {x.device} and weights[0] {of_x.dtype} {tuple(of_x.shape)} on {of_x.device}; "
             "give an x with the network's dtype, device and sizes"
         )
-    if rows is not None and rows.shape[:-1] != x.shape[:-1]:
+    if rows is not None and (rows.ndim != x.ndim or rows.shape[:-1] != x.shape[:-1]):
         raise ValueError(f"rows has shape {tuple(rows.shape)} and x {tuple(x.shape)}; their leading axes must be the same")
     flat, given = _flat(x, stacked), None if rows is None else _flat(rows, stacked)
     parts = list(weights), list(biases[1:]), list(scales), list(shifts)

@@ -130,14 +130,17 @@ _TENSORS = {Tensor, torch.nn.Parameter}
 _SCALARS = {"float": float, "bool": bool, "int": int, "SymInt": int, "str": str, "ScalarType": torch.dtype}
 
 
-def kinds(schema: str) -> list[set[type]]:
-    """Return the types of each argument that torch's dispatcher would pass on as they are."""
-    found = []
+def kinds(schema: str) -> list[tuple[Collection[type], Collection[type]]]:
+    """Return the types of each argument that torch's dispatcher would pass on as they are, and those of a list's items."""
+    found: list[Any] = []
     for argument in _torch._C.parse_schema(f"ttcfast::{schema}").arguments:
         kind = str(argument.real_type)
         inner = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional[") else kind
-        types: Any = {list, tuple} if inner.startswith("List[") else _TENSORS if inner == "Tensor" else {_SCALARS.get(inner, object)}
-        found.append(types | {type(None)} if inner != kind else types)
+        several = inner.startswith("List[")
+        item = inner.removeprefix("List[").removesuffix("]") if several else inner
+        items: Any = _TENSORS if item == "Tensor" else {_SCALARS.get(item, object)}
+        types: Any = {list, tuple} if several else items
+        found.append((types | {type(None)} if inner != kind else types, items))
     return found
 
 
@@ -158,7 +161,7 @@ def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
 _PLAIN_STATES, _PLAIN_KEYS = _plain_keys()
 
 
-def plain(args: Sequence[Any], kinds: Sequence[Collection[type]]) -> bool:
+def plain(args: Sequence[Any], kinds: Sequence[tuple[Collection[type], Collection[type]]]) -> bool:
     """Tell whether torch's dispatcher would only pass these arguments, of these :func:`kinds`, on to the CPU's implementation.
 
     False under torch.compile and every other tracer, function transform, mode, autocast and profiler, with gradients or tangents, for
@@ -169,16 +172,13 @@ def plain(args: Sequence[Any], kinds: Sequence[Collection[type]]) -> bool:
     if _dispatch_state() not in _PLAIN_STATES or _torch._C._autograd._profiler_enabled() or len(args) != len(kinds):
         return False
     grad = torch.is_grad_enabled()
-    for x, wanted in zip(args, kinds):
+    for x, (wanted, items) in zip(args, kinds):
         kind = type(x)
         if kind not in wanted or (kind in _TENSORS and not _own_values(x, grad)):
             return False
         if kind in (list, tuple):
             for item in x:
-                if type(item) in _TENSORS:
-                    if not _own_values(item, grad):
-                        return False
-                elif type(item) not in (float, int):
+                if type(item) not in items or (items is _TENSORS and not _own_values(item, grad)):
                     return False
     return True
 
