@@ -102,6 +102,7 @@ CUDA = (
 README = ("N1 B256 128^2", "add_noise N8 B32 64^2", "M256 T64 D256", "n1e6 k256 random", "small frozen", "256x512 forward")  # six of CPU
 
 _SIZES = ("prm", "sizes")
+_AGENTS = (("mlp", "an MLP"), ("residual", "a residual MLP"), ("heun", "a flow, Heun K = 2"))
 _LOOP = ("TTCGreedy", "the plan's loop, plain layers"), ("TTCGreedy", "the plan's loop")
 COMPARISONS = (
     Comparison("`TTCGreedy` on the ViT, 5 candidates, against the plan's loop on plain layers", "step", "loop ViT B5", *_LOOP[0]),
@@ -145,4 +146,14 @@ COMPARISONS = (
     ),
     Comparison("ESNR of 16 parts by ghost norms, against the loop", "esnr", "MLP 3x512 M16", "ttcfast, ghost", "loop"),
     Comparison("planning by MPPI, 512 samples, against plain torch", "planning", "samples 512", "ttcfast", "plain torch"),
+    *(
+        Comparison(f"an agent's {name} update, {dynamics}, against plain PyTorch", "agent", f"{name} {kind}", "ttcfast", "plain torch")
+        for kind, dynamics in _AGENTS
+        for name in ("world model", "policy")
+    ),
+    Comparison("the two, a residual MLP, against torch.compile", "agent", "both residual", "ttcfast", "torch.compile"),
+    *(
+        Comparison(f"three random seeds of {dynamics} at once, against one by one", "agent", f"3 seeds {kind}", "ttcfast", "one by one")
+        for kind, dynamics in _AGENTS
+    ),
 )

@@ -2,7 +2,7 @@
 
 Counted are ``bench/plain_agent.py``'s losses and their gradients on tensors without data: FLOPs of the products (a multiplication and an
 addition are two), and bytes of weights, gradients, Adam's moments and everything that autograd keeps. Hours divide FLOPs by a sustained
-rate, which is given and not measured; ``--measure`` times one update of our own at the smallest size on this machine.
+rate, which is given and not measured; ``--measure`` times updates of our own at two sizes, with smaller batches, on this machine.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def table(rate: float) -> str:
     return "\n".join(lines)
 
 
-def measured(size: str = "5M", kind: str = "mlp", batch: int = 64, updates: int = 3) -> tuple[float, float]:
+def measured(size: str, kind: str, batch: int, updates: int = 3) -> tuple[float, float]:
     """Return seconds and GFLOP/s of an update of our own world model at MT30's sizes with a smaller batch, the least of a few."""
     observation, action, tasks = SUITES["MT30"]
     names = [f"task {i}" for i in range(tasks)]
@@ -120,13 +120,14 @@ def measured(size: str = "5M", kind: str = "mlp", batch: int = 64, updates: int 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.training_cost", description=__doc__.split(":")[1].split("\n")[0].strip())
     parser.add_argument("--rate", type=float, default=100.0, help="sustained TFLOP/s (100)")
-    parser.add_argument("--measure", action="store_true", help="also time updates of size 5M on this CPU")
+    parser.add_argument("--measure", action="store_true", help="also time updates of sizes 5M and 48M on this CPU")
     options = parser.parse_args()
     print(table(options.rate))
     if options.measure:
-        for kind, label in KINDS.items():
-            seconds, rate = measured(kind=kind)
-            print(f"{label}, 5M, batch 64, {torch.get_num_threads()} threads: {seconds:.2f} s an update, {rate:.0f} GFLOP/s")
+        for size, batch in (("5M", 64), ("48M", 16)):
+            for kind, label in KINDS.items():
+                seconds, rate = measured(size, kind, batch)
+                print(f"{label}, {size}, batch {batch}, {torch.get_num_threads()} threads: {seconds:.2f} s an update, {rate:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
