@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from . import drawn
+from . import plots
+from .claims import COMPARISONS, CPU, CUDA, README, Operation
 from .rows import OK, Row, read
-from .shown import COMPARISONS, CPU, CUDA, README, Operation
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -171,9 +171,9 @@ def short(rows: Sequence[Row]) -> str:
     return _markdown(lines)
 
 
-def figures(rows: Sequence[Row], root: Path = ROOT) -> dict[Path, drawn.Drawing]:
+def figures(rows: Sequence[Row], root: Path = ROOT) -> dict[Path, plots.Drawing]:
     """Return what the figures show, by their paths; of a GPU once there are rows."""
-    found: dict[str, drawn.Drawing] = {}
+    found: dict[str, plots.Drawing] = {}
     for device in ("cpu", *(["cuda"] if machines(rows, "cuda") else [])):
         for peers in (True, False):
             found[f"bench_{'peers' if peers else 'memory'}_{device}"] = _figure(rows, device, peers)
@@ -182,7 +182,7 @@ def figures(rows: Sequence[Row], root: Path = ROOT) -> dict[Path, drawn.Drawing]
     return {root / "docs" / "images" / f"{name}.png": data for name, data in found.items()}
 
 
-def _figure(rows: Sequence[Row], device: str, peers: bool) -> drawn.Dots:
+def _figure(rows: Sequence[Row], device: str, peers: bool) -> plots.Dots:
     """Return the ratio to the strongest peer, or the share of the memory rate, of every claim that a machine has measured."""
     series = []
     for colour, (name, own) in enumerate(machines(rows, device).items()):
@@ -194,7 +194,7 @@ def _figure(rows: Sequence[Row], device: str, peers: bool) -> drawn.Dots:
     shapes = {row.case: row.shape for row in rows if row.device == device}
     labels = [(_name(claim).replace("`", ""), shapes[claim.case]) for claim in shown]
     title = "How many times faster than the strongest peer" if peers else "Share of the memory rate, one thread"
-    return drawn.Dots(
+    return plots.Dots(
         title=title if device == "cpu" else title.removesuffix(", one thread"),
         label="ratio to the strongest peer" if peers else "higher of the read and copy rates of the same run = 1",
         names=tuple(f"{name}  {shape}" if len(name + shape) < WIDEST else name for name, shape in labels),
@@ -214,7 +214,7 @@ def _claims(device: str) -> tuple[Operation, ...]:
     return CUDA if device == "cuda" else CPU
 
 
-def scaling(rows: Sequence[Row]) -> drawn.Curves | None:
+def scaling(rows: Sequence[Row]) -> plots.Curves | None:
     """Return milliseconds over sizes from the rows of ``bench_scaling``, of the machine with the most; None without any."""
     found = {name: [row for row in own if row.group == "scaling" and row.status == OK] for name, own in machines(rows, "cpu").items()}
     name, own = max(found.items(), key=lambda item: len(item[1]), default=("", []))
@@ -228,7 +228,7 @@ def scaling(rows: Sequence[Row]) -> drawn.Curves | None:
     for axis, each in lines.items():
         curves = [(line, tuple(x for x, _ in sorted(points)), tuple(y for _, y in sorted(points))) for line, points in each.items()]
         panels.append((AXES.get(axis, axis), tuple(curves)))
-    return drawn.Curves(f"Time of one call over its size, one thread of {_an(name)}", tuple(panels)) if panels else None
+    return plots.Curves(f"Time of one call over its size, one thread of {_an(name)}", tuple(panels)) if panels else None
 
 
 def everything(rows: Sequence[Row]) -> str:
@@ -307,7 +307,7 @@ def stale(rows: Sequence[Row], root: Path = ROOT) -> list[Path]:
     """Return the pages and figures that are not what the rows say."""
     pages = [root / name for name in PAGES if (root / name).is_file()]
     wrong = [page for page in pages if rewritten(page.read_text(encoding="utf-8"), rows) != page.read_text(encoding="utf-8")]
-    return wrong + [path for path, data in figures(rows, root).items() if drawn.digest_of(path) != drawn.digest(data)]
+    return wrong + [path for path, data in figures(rows, root).items() if plots.digest_of(path) != plots.digest(data)]
 
 
 def write(rows: Sequence[Row], root: Path = ROOT) -> list[Path]:
@@ -315,7 +315,7 @@ def write(rows: Sequence[Row], root: Path = ROOT) -> list[Path]:
     changed, data = stale(rows, root), figures(rows, root)
     for path in changed:
         if path in data:
-            drawn.draw(path, data[path])
+            plots.draw(path, data[path])
         else:
             path.write_text(rewritten(path.read_text(encoding="utf-8"), rows), encoding="utf-8")
     return changed

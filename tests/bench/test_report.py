@@ -8,9 +8,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from bench import drawn, groups, report, rows
+from bench import groups, plots, report, rows
+from bench.claims import COMPARISONS, CPU, CUDA, README
 from bench.rows import Row
-from bench.shown import COMPARISONS, CPU, CUDA, README
 
 ARM = next(claim for claim in CPU if claim.case == README[0])
 BASE = Row(group="arm", case=ARM.case, shape="[1, 2]", dtype="float32", peer="ours", ours="ours", status="ok", error="", device="cpu",
@@ -112,7 +112,7 @@ def test_a_block_that_names_no_table_or_does_not_end_is_refused():
 def test_sizes_are_read_from_the_cases_of_the_scaling_rows():
     many = [row(group="scaling", case=f"arm, B {b}") for b in (100, 1)] + [row("torch", 3.0, group="scaling", case="arm, B 1")]
     data = report.scaling(many)
-    assert isinstance(data, drawn.Curves)
+    assert isinstance(data, plots.Curves)
     assert data.panels == ((report.AXES["B"], (("arm", (1.0, 100.0), (0.01, 0.01)), ("arm: torch", (1.0,), (0.03,)))),)
     assert report.scaling(MEASURED) is None
 
