@@ -14,6 +14,7 @@ from torch import Tensor
 from ttcfast.checks import at_least, whole
 from ttcfast.runtime.errors import DataError
 from ttcfast.runtime.files import entries
+from ttcfast.transfer import sent
 
 from .episodes import Episode, Shard
 from .minari import minari_file, open_minari
@@ -30,7 +31,7 @@ class Windows(NamedTuple):
     task: Tensor  # [B]
 
     def to(self, device: str | torch.device) -> Windows:
-        return Windows(*(values.to(device) for values in self))
+        return Windows(*(sent(values, torch.device(device)) for values in self))
 
 
 class ReplaySet:

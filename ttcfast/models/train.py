@@ -23,6 +23,7 @@ from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingError, TrainingRun, check_training
 from ttcfast.runtime.units import time_step_of
 from ttcfast.spec import EulerSpec
+from ttcfast.transfer import sent
 
 from .checkpoint import ARCHITECTURES, load_surrogate, save_surrogate, surrogate_meta
 from .fno import FNO
@@ -153,9 +154,7 @@ class _Run(TrainingRun):
         if len(set(config.shifts)) != len(config.shifts) or not all(0 <= axis < 2 and wraps[axis] for axis in config.shifts):
             known = ", ".join(str(axis) for axis in range(2) if wraps[axis]) or "none"
             raise ArgumentError(f"shifts is {list(config.shifts)}; name each periodic axis of the data at most once: {known}")
-        given = data.spec.given_channels
-        self.predicted = torch.tensor([c for c in range(data.spec.num_channels) if c not in given])
-        if not len(self.predicted):
+        if len(data.spec.given_channels) == data.spec.num_channels:
             raise ArgumentError(f"data declares all its channels ({', '.join(data.spec.names)}) as given; there is nothing to predict")
         self.model, self.normalizer = self._model(data)
         self.model.to(self.device)
@@ -178,10 +177,9 @@ class _Run(TrainingRun):
         with self._autocast():
             predicted = self.forward(self.normalizer.encode(start))
         predicted = predicted.float()
-        if self.spec.given_channels:
-            predicted, wanted = (x.index_select(1, self.predicted.to(self.device)) for x in (predicted, wanted))
+        predicted, wanted = (self.spec.predicted(x, channel_axis=1) for x in (predicted, wanted))
         loss = LOSSES[self.config.loss](predicted, wanted)
-        return {"loss": float(loss.detach()), **self.descend(loss, step)}
+        return self.descend(loss, step, {"loss": loss})
 
     def _pair(self, step: int) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -190,7 +188,7 @@ class _Run(TrainingRun):
             rng = np.random.default_rng([config.seed, 1, step])
             gas = isinstance(self.spec, EulerSpec)
             windows = random_symmetry(windows, self.spec, rng) if gas else random_shift(windows, config.shifts, rng)
-        windows = windows.to(self.device)
+        windows = sent(windows, self.device)
         start, target = windows[:, 0].clone(), windows[:, 1].clone()
         pushed = round(config.pushforward * config.batch) if self.share_done(step) >= config.pushforward_from else 0
         if pushed:
@@ -198,14 +196,15 @@ class _Run(TrainingRun):
                 self.model.eval()
                 change = self.model(self.normalizer.encode(start[:pushed]))
             change = self.normalizer.decode_delta(change.float())
-            change[:, list(self.spec.given_channels)] = 0
-            start[:pushed] += change
+            start[:pushed] += self._unless_given(change)
             target[:pushed] = windows[:pushed, 2]
         if config.input_noise:
             noise = config.input_noise * self.normalizer.std.view(-1, 1, 1) * torch.randn_like(start)
-            noise[:, list(self.spec.given_channels)] = 0
-            start += noise
+            start += self._unless_given(noise)
         return start, target
+
+    def _unless_given(self, change: Tensor) -> Tensor:
+        return self.spec.carried(change, torch.zeros_like(change), channel_axis=1)
 
     def settings(self) -> dict[str, Any]:
         found = super().settings()

@@ -140,11 +140,12 @@ class TrainingRun:
         self.optimizer = adamw(self.model.parameters(), self.optim.lr, self.optim.weight_decay)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
-    def descend(self, loss: Tensor, step: int) -> dict[str, float]:
+    def descend(self, loss: Tensor, step: int, terms: Mapping[str, Tensor]) -> dict[str, float]:
         """Make one AdamW update from the gradient of ``loss``, and move the averaged weights.
 
         Returns:
-            ``grad_norm``, before it is clipped, and the learning rate ``lr``.
+            The scalars ``terms`` as numbers, ``grad_norm``, before it is clipped, and the learning rate ``lr``. All are read at once, the
+            only time that the host waits for the device.
         """
         optim = self.optim
         lr = learning_rate(optim.lr, step, optim.warmup, self.share_done(step), cosine=self.cosine)
@@ -155,7 +156,8 @@ class TrainingRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         update_average(self.average, self.model.parameters(), optim.ema, step)
-        return {"grad_norm": float(norm), "lr": lr}
+        told = {**terms, "grad_norm": norm}
+        return {**dict(zip(told, torch.stack([value.detach().double() for value in told.values()]).tolist())), "lr": lr}
 
     @contextmanager
     def averaged(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:

@@ -16,6 +16,7 @@ from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.runtime.training import LOSSES
 from ttcfast.spec import StateSpec
+from ttcfast.transfer import indices, on_device
 
 STATE, BEST, MEDIAN, WORST, DETERMINISTIC, TRUTH = range(6)  # frames of a sample, as triplet files have them
 CANDIDATES = {"best": BEST, "median": MEDIAN, "worst": WORST, "deterministic": DETERMINISTIC}
@@ -88,6 +89,7 @@ class RewardLoss(nn.Module):
         if options.boundary and (spec is None or spec.boundary_mask is None):
             raise ValueError(f"loss.boundary is {options.boundary} but the triplets' layout has no boundary_mask; use loss.boundary=0")
         self.spec = spec
+        self.boundary_share = 1.0 if spec is None or spec.boundary_mask is None else float(spec.boundary_mask.double().mean())
         dense = isinstance(network, DensePRM)
         weight = options.margin_weight
         self.margin_weight = (0.05 if dense else 1.0) if weight is None else weight
@@ -129,11 +131,11 @@ class RewardLoss(nn.Module):
         assert isinstance(network, DensePRM)
         triplet = ["best", "median", "worst"] if self.margin_weight else []
         names = list(dict.fromkeys([*triplet, *options.frames]))
-        state, cands = frames[:, STATE], frames[:, [CANDIDATES[n] for n in names]]
+        state, cands = frames[:, STATE], frames.index_select(1, indices([CANDIDATES[n] for n in names], frames.device))
         fields = network.error_group(state, cands)
         wanted = (frames[:, TRUTH].unsqueeze(1) - cands) / self.step_scale
-        learned = [names.index(n) for n in options.frames]
-        terms = {"field": LOSSES[options.field](fields[:, learned], wanted[:, learned])}
+        learned = indices([names.index(n) for n in options.frames], frames.device)
+        terms = {"field": LOSSES[options.field](fields.index_select(1, learned), wanted.index_select(1, learned))}
         if self.margin_weight:
             scores, exact = (-x[:, :3].square().mean((2, 3, 4)) for x in (fields, wanted))
             half = ((exact[:, 0] - exact[:, 2]) / 2).clamp_min(torch.finfo(exact.dtype).tiny)
@@ -142,15 +144,15 @@ class RewardLoss(nn.Module):
         if options.conservation:
             assert self.spec is not None
             excess = fields + (cands - state.unsqueeze(1)) / self.step_scale
-            volume = torch.as_tensor(self.spec.cell_volume, dtype=excess.dtype, device=excess.device).expand(excess.shape[-2:])
+            volume = on_device(self.spec.cell_volume, excess.device, excess.dtype).expand(excess.shape[-2:])
             means = (excess * volume).sum((-2, -1)) / volume.sum()
-            terms["conservation"] = means[..., list(self.spec.conserved_channels)].square().mean()
+            terms["conservation"] = means.index_select(-1, indices(self.spec.conserved_channels, means.device)).square().mean()
         if options.boundary:
             assert self.spec is not None and self.spec.boundary_mask is not None
             corrected = cands + fields * self.step_scale
             value = 0.0 if self.spec.boundary_value is None else self.spec.boundary_value
-            violation = (corrected - torch.as_tensor(value, dtype=corrected.dtype, device=corrected.device)) / self.state_scale
-            terms["boundary"] = violation[..., self.spec.boundary_mask.to(violation.device)].square().mean()
+            violation = (corrected - on_device(value, corrected.device, corrected.dtype)) / self.state_scale
+            terms["boundary"] = torch.where(self.spec.boundary_mask, violation.square(), 0).mean() / self.boundary_share
         return terms
 
     def _violated(self, state: Tensor, best: Tensor, what: str) -> Tensor:
@@ -158,11 +160,11 @@ class RewardLoss(nn.Module):
         assert self.spec is not None
         sign = (1 - 2 * (torch.arange(len(best), device=best.device) % 2)).to(best.dtype).reshape(-1, 1, 1, 1)
         if what == "conservation":
-            broken = torch.zeros_like(self.step_scale)
-            broken[list(self.spec.conserved_channels)] = self.step_scale[list(self.spec.conserved_channels)]
+            at = indices(self.spec.conserved_channels, best.device)
+            broken = torch.zeros_like(self.step_scale).index_copy(0, at, self.step_scale.index_select(0, at))
             return best + sign * VIOLATION * broken
         assert self.spec.boundary_mask is not None
-        return torch.where(self.spec.boundary_mask.to(best.device), best + sign * VIOLATION * self.state_scale, best)
+        return torch.where(self.spec.boundary_mask, best + sign * VIOLATION * self.state_scale, best)
 
 
 def _check_margin(margin: float) -> None:

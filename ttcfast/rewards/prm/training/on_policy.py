@@ -29,6 +29,7 @@ from ttcfast.runtime.training import LOSSES, Stopwatch, TrainingRun, check_train
 from ttcfast.runtime.units import require_units, time_step_of
 from ttcfast.spec import EulerSpec, StateSpec
 from ttcfast.states.symmetry import Frames
+from ttcfast.transfer import indices, sent
 
 FRAMES = 4
 """Symmetries over which the averaged rollouts take a mean."""
@@ -230,20 +231,19 @@ class _Run(TrainingRun):
     def step(self, step: int) -> dict[str, float]:
         """One update."""
         config = self.config
-        state, truth = (v.to(self.device) for v in self.pool.batch())
+        state, truth = (sent(v, self.device) for v in self.pool.batch())
         candidate = self._candidates(state, step)
         target = self.spec.carried((truth - candidate) / self.unit, torch.zeros_like(truth), channel_axis=1)
         self.model.train()
         found = self.model.error(state, candidate)
         loss = LOSSES[config.loss](found, target)
-        made = self.descend(loss, step)
+        made = self.descend(loss, step, {"loss": loss, "unmoved": LOSSES[config.loss](target, torch.zeros_like(target))})
         after = candidate + found.detach() * self.unit
         turned = self._drawn(config.averaged, step, 6)
         if len(turned):
             after[turned] = self._mean_of_frames(state[turned], step)
         self.pool.advance(_conserving(state, after, self.spec), step)
-        unmoved = float(LOSSES[config.loss](target, torch.zeros_like(target)))
-        return {"loss": float(loss.detach()), "unmoved": unmoved, **made}
+        return made
 
     @torch.no_grad()
     def _candidates(self, state: Tensor, step: int) -> Tensor:
@@ -251,25 +251,27 @@ class _Run(TrainingRun):
         config, n = self.config, len(state)
         rng = np.random.default_rng([config.seed, 5, step])
         candidate = self.surrogate.deterministic(state)
-        noisy = torch.from_numpy(rng.random(n) < config.stochastic).nonzero().flatten()
-        if len(noisy):
-            drawn = self.surrogate.candidates(state[noisy], torch.tensor([1]), problem_ids=noisy, seed=config.seed, step=step + 1)
+        ids = _below(config.stochastic, rng, n)
+        if len(ids):
+            noisy = sent(ids, self.device)
+            drawn = self.surrogate.candidates(state[noisy], torch.tensor([1]), problem_ids=ids, seed=config.seed, step=step + 1)
             candidate[noisy] = drawn[:, 0]
         if self.solver is not None and len(mixed := self._drawn(config.solver, step, 7)):
-            weight = torch.from_numpy(np.random.default_rng([config.seed, 8, step]).random((len(mixed), 1, 1, 1))).to(state)
+            weight = self._sent(np.random.default_rng([config.seed, 8, step]).random((len(mixed), 1, 1, 1)))
             candidate[mixed] = torch.lerp(candidate[mixed], self._solved(state[mixed]), weight)
-        moved = torch.from_numpy(rng.random(n) < config.refined).nonzero().flatten()
+        moved = sent(_below(config.refined, rng, n), self.device)
         if len(moved):
-            length = torch.from_numpy(rng.choice([0.5, 1.0], len(moved))).float().view(-1, 1, 1, 1).to(state)
+            length = self._sent(rng.choice([0.5, 1.0], (len(moved), 1, 1, 1)))
             field_of = self.model.error(state[moved], candidate[moved])
             candidate[moved] += length * field_of * self.unit
         return self.spec.carried(candidate, state, channel_axis=1)
 
     def _drawn(self, share: float, step: int, stream: int) -> Tensor:
         """Return the rows of the batch, each with probability ``share``, that this step treats in one way."""
-        return (
-            torch.from_numpy(np.random.default_rng([self.config.seed, stream, step]).random(self.config.batch) < share).nonzero().flatten()
-        )
+        return sent(_below(share, np.random.default_rng([self.config.seed, stream, step]), self.config.batch), self.device)
+
+    def _sent(self, numbers: np.ndarray) -> Tensor:
+        return sent(torch.from_numpy(numbers).float(), self.device)
 
     def _solved(self, state: Tensor) -> Tensor:
         """Return the classical solver's step, or the surrogate's where a rollout has led to states that it cannot take."""
@@ -396,7 +398,12 @@ def _conserving(state: Tensor, new: Tensor, spec: StateSpec) -> Tensor:
     new = spec.carried(new, state, channel_axis=1)
     if not spec.conserved_channels or torch.is_tensor(spec.cell_volume):
         return new
-    at = list(spec.conserved_channels)
+    at = indices(spec.conserved_channels, new.device)
     out = new.clone()
     out[:, at] -= (new[:, at] - state[:, at]).mean((2, 3), keepdim=True)
     return out
+
+
+def _below(share: float, rng: np.random.Generator, n: int) -> Tensor:
+    """Return which of ``n`` rows are drawn, each with probability ``share``."""
+    return torch.from_numpy(rng.random(n) < share).nonzero().flatten()

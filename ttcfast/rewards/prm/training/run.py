@@ -23,6 +23,7 @@ from ttcfast.runtime.errors import ArgumentError, CheckpointError
 from ttcfast.runtime.files import output_folder
 from ttcfast.runtime.training import Stopwatch, TrainingError, TrainingRun, average_again, require_same_settings
 from ttcfast.runtime.units import require_units
+from ttcfast.transfer import sent
 
 from .config import OptimOptions, TrainPRMConfig, TrainPRMResult
 from .losses import RewardLoss
@@ -57,7 +58,8 @@ class PRMTraining(TrainingRun):
         self.model = self.network = self._network(in_ch).to(self.device)
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = RewardLoss(self.network, config.loss, self.triplets.spec).to(self.device)
+        spec = self.triplets.spec
+        self.loss = RewardLoss(self.network, config.loss, None if spec is None else spec.to(self.device)).to(self.device)
         if self.triplets.frames_each < 6 and self.network.kind == "dense":
             raise ArgumentError("model.kind is 'dense', which learns the way to the truth; .pt files keep none: use ttcfast build_prm_data")
         self.validation = self._validation(held) if len(held) and rank() == 0 else None
@@ -80,14 +82,14 @@ class PRMTraining(TrainingRun):
     def step(self, step: int) -> dict[str, float]:
         """Make one update and return the losses of the whole batch."""
         share = self.optim.batch // ranks()
-        frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share)).to(self.device)
+        frames = self.batches.of_step(step, range(rank() * share, (rank() + 1) * share))
+        frames = sent(frames, self.device)
         self.network.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             terms = self.forward(frames)
-        made = self.descend(terms["loss"], step)
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        everyone = gathered(values)
-        return {**{n: sum(v[n] for v in everyone) / len(everyone) for n in values}, **made}
+        made = self.descend(terms["loss"], step, terms)
+        everyone = gathered({name: made[name] for name in terms})
+        return {**made, **{n: sum(v[n] for v in everyone) / len(everyone) for n in terms}}
 
     def validate(self, step: int) -> dict[str, float]:
         """Measure the averaged weights, keep the best, and decide whether to stop."""
