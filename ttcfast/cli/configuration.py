@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +24,11 @@ from ttcfast.checks import one_of
 from ttcfast.runtime import provenance
 from ttcfast.runtime.errors import ArgumentError
 from ttcfast.runtime.files import atomic_write, output_folder
+from ttcfast.runtime.terminal import wrapped
 
 from .layout import Layout
 from .typed import unknown
 
-HELP_WIDTH = 100
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Values = dict[str, str | list[str]]
 """Values by key in Hydra's notation; a list holds the values of a sweep."""
@@ -111,7 +110,7 @@ def register(command: str) -> str:
 
 
 def defaults_text(command: str) -> str:
-    """Return the keys of ``command`` with their defaults for ``--help``: a paragraph per group, in lines of ``HELP_WIDTH`` characters.
+    """Return the keys of ``command`` with their defaults for ``--help``: a paragraph per group, in lines that fit the terminal.
 
     Values are written as a command line takes them.
     """
@@ -121,15 +120,12 @@ def defaults_text(command: str) -> str:
     lines = []
     for group, keys in _groups(defaults):
         text = "  ".join(f"{key}={_written(value)}" for key, value in keys.items())
-        first, later = (f"  {group}. ", " " * 6) if group else ("  ", "  ")
-        lines += textwrap.wrap(
-            text, HELP_WIDTH, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
-        )
+        lines += wrapped(f"{group}. {text}", "  ", " " * 6) if group else wrapped(text, "  ", "  ")
     aliases = [
         f"{alias}{'*' * alias.endswith('.')} for {key}{'*' * key.endswith('.')}" for alias, key in layout_of(command).aliases.items()
     ]
     if aliases:
-        lines += ["", *textwrap.wrap(f"Also understood: {', '.join(aliases)}", HELP_WIDTH, break_long_words=False)]
+        lines += ["", *wrapped(f"Also understood: {', '.join(aliases)}")]
     return "\n".join(lines)
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ttcfast.runtime.terminal import wrapped
+
 from .layout import Layout
 from .main import main
 
@@ -18,7 +20,8 @@ LAYOUT = Layout()
 def run(values: Mapping[str, Any]) -> None:
     from ttcfast.ops import info
 
-    print(info())
+    for line in str(info()).splitlines():
+        print("\n".join(wrapped(line.lstrip(), " " * (len(line) - len(line.lstrip())), "    ")))
 
 
 if __name__ == "__main__":

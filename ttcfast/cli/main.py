@@ -8,13 +8,12 @@ import difflib
 import importlib
 import os
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from ttcfast.runtime.errors import ArgumentError, UserError, memory_errors
-from ttcfast.runtime.terminal import any_stdout
+from ttcfast.runtime.terminal import any_stdout, wrapped
 
 from .commands import COMMANDS
 from .failures import as_user_error
@@ -75,8 +74,9 @@ def _run(arguments: list[str]) -> int:
     from . import configuration  # here, since it loads Hydra and torch, which the lines above do without
 
     if "--help" in rest or "-h" in rest:
-        about = "\n".join(textwrap.wrap(f"ttcfast {name}: {_summary(name)}", configuration.HELP_WIDTH))
-        print(f"{about}\n\nExample: {_example(name)}\n\nKeys and their defaults:\n{configuration.defaults_text(name)}")
+        about = "\n".join(wrapped(f"ttcfast {name}: {_summary(name)}"))
+        example = " \\\n".join(wrapped(f"Example: {_example(name)}", later="    "))  # still one command
+        print(f"{about}\n\n{example}\n\nKeys and their defaults:\n{configuration.defaults_text(name)}")
         return _DONE
     several = {"--multirun", "-m"} & set(rest)
     if several:
@@ -90,7 +90,7 @@ def _run(arguments: list[str]) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{_summary(name)}" for name in COMMANDS]
+    lines = [line for name in COMMANDS for line in wrapped(_summary(name), f"  {name:<{width}}", " " * (width + 2))]
     return "\n".join([_USAGE, "", *lines, "", "ttcfast <command> --help prints the keys of a command with their defaults."])
 
 

@@ -20,9 +20,15 @@ class Info(dict[str, Any]):
     def __str__(self) -> str:
         lines = [f"ttcfast {self['version']}, Python {self['python']}, torch {self['torch']}, {self['threads']} threads, {self['machine']}"]
         lines += [f"{title}: {_line(self[title])}" for title in ("extension", "triton", "devices")]
+        alike: dict[tuple[str, ...], list[str]] = {}
+        absent: dict[tuple[str, str], list[str]] = {}
         for op, backends in self["ops"].items():
-            lines.append(f"{op}:")
-            lines += [f"  {name:<10} {'yes' if reason is None else f'no: {reason}'}" for name, reason in backends.items()]
+            alike.setdefault(tuple(name for name, reason in backends.items() if reason is None), []).append(op)
+            for name, reason in backends.items():
+                if reason is not None:
+                    absent.setdefault((name, reason), []).append(op)
+        lines += [f"backends of {', '.join(ops)}: {', '.join(names)}" for names, ops in alike.items()]
+        lines += [f"no {name} for {', '.join(ops)}: {reason}" for (name, reason), ops in absent.items()]
         variables = _line([f"{k}={v}" for k, v in self["environment"].items()])
         lines.append(f"environment: {variables or 'none of ' + ', '.join(ENVIRONMENT)}")
         return "\n".join(lines)

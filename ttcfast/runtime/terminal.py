@@ -6,7 +6,9 @@ import codecs
 import contextlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -78,6 +80,12 @@ class _Heedless:
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError):
                 raise OutputError(f"cannot write to stdout: {error.strerror}; send it elsewhere. What is in files is kept") from error
+
+
+def wrapped(text: str, first: str = "", later: str = "") -> list[str]:
+    """Return ``text`` in lines that fit the terminal, with room for a continuation sign, at most 100 wide; words stay whole."""
+    width = min(100, shutil.get_terminal_size((100, 24)).columns) - 2
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
 
 
 def plain_console(given: Console | None = None, width: int | None = None) -> Console:
