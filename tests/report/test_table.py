@@ -136,9 +136,11 @@ def test_a_table_fits_its_terminal_and_cuts_no_number(evaluation, width):
     heads, rows = cells(evaluation, HORIZONS, narrow=True)
     text = io.StringIO()
     print_table(evaluation, HORIZONS, None, Console(file=text, width=width, force_terminal=True, no_color=True))
-    table = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).split("MSE: mean")[0]
-    table, _, left_out = table.partition("Columns left out")
-    assert max(map(len, table.splitlines())) <= width and "…" not in table
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+    assert max(map(len, printed.splitlines())) <= width
+    assert all(" ".join(line.split()) in " ".join(printed.split()) for line in explanation(evaluation, narrow=True))
+    table, _, left_out = printed.split("MSE: mean")[0].partition("Columns left out")
+    assert "…" not in table
     assert bool(left_out) == (width < 140)
     for row in rows:
         for head, cell in zip(heads, row):

@@ -148,7 +148,7 @@ def print_with_notes(table: Table, notes: Sequence[str], console: Console | None
     console = plain_console(console)
     print_whole(console, table, width)
     for note in notes:
-        console.print(note, style="dim", soft_wrap=True)
+        console.print(note, style="dim", soft_wrap=not console.is_terminal)
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *, text_columns: int = 1) -> str:

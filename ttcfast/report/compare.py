@@ -100,7 +100,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str], consol
     if left_out:
         console.print(f"Left out for want of width: {', '.join(left_out)}; see {out / 'report.csv'} or {out / PAGE}.", soft_wrap=True)
     for note in notes:
-        console.print(note, soft_wrap=True)
+        console.print(note, soft_wrap=not console.is_terminal)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
