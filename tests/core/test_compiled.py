@@ -53,6 +53,16 @@ def test_another_step_seed_or_set_of_candidates_compiles_nothing_anew(noise, rec
     assert len(recordings) == 3
 
 
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_deterministic_step_is_in_the_same_recording_as_the_candidates(noise, recordings):
+    eager, compiled = two_of(DropNet(), stochastic=NOISES[noise])
+    x = euler_state(2)
+    for step in (1, 7):
+        out = draw(compiled, x, step=step, include_deterministic=True)
+        torch.testing.assert_close(out, torch.cat([eager.deterministic(x).unsqueeze(1), draw(eager, x, step=step)], 1))
+    assert len(recordings) == 1
+
+
 def test_the_deterministic_step_is_compiled_and_the_probes_are_not(recordings):
     eager, compiled = two_of(DropNet(), stochastic={"dropout": False, "latent_sigma": 1e-30})
     x = euler_state(2)
@@ -137,8 +147,8 @@ def _no_compiler(graph, inputs):
 def test_inductors_candidates_are_the_eager_ones():
     eager, compiled = two_of(DropNet())
     x = euler_state(2)
-    for step in range(2):
-        torch.testing.assert_close(draw(compiled, x, step=step), draw(eager, x, step=step))
+    for options in ({"step": 0}, {"step": 1}, {"step": 1, "include_deterministic": True}):
+        torch.testing.assert_close(draw(compiled, x, **options), draw(eager, x, **options))
 
 
 @pytest.mark.slow

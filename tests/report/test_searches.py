@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(examples, tmp_path, monkeypa
 
     def killed(self, *arguments):
         calls.append(1)
-        if len(calls) > 7:  # in the second rollout with a reward: ARM takes two calls a step
+        if len(calls) > 4:  # in the second rollout with a reward: ARM takes one call a step
             raise KeyboardInterrupt
         return inner(self, *arguments)
 
@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(examples, tmp_path, monkeypa
     calls.clear()
     monkeypatch.setattr(ARMScorer, "score_group", lambda self, *a: calls.append(1) or inner(self, *a))
     resumed = run_ttc(config(examples, tmp_path / "run", resume=True), quiet=True)
-    assert kept and kept[0] == "arm" and 0 < len(calls) < 12
+    assert kept and kept[0] == "arm" and 0 < len(calls) < 6
     for ours, theirs in zip(resumed.evaluation.results, whole.evaluation.results):
         assert torch.equal(ours.mse, theirs.mse) and ours.evaluations == theirs.evaluations, ours.name
     with pytest.raises(CheckpointError, match=r"resume.arm holds a rollout of another configuration: seed is 9, there 0"):

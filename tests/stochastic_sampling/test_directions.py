@@ -65,6 +65,17 @@ def test_directions_are_added_to_other_noise(path):
     torch.testing.assert_close(both - dropped, moved - fm.deterministic(x).unsqueeze(1), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_deterministic_step_beside_them_is_not_moved(path, dropout):
+    fm, x, ids = surrogate(), euler_state(2), torch.arange(1, 4)
+    options = {"seed": 0, "step": 1, "stochastic": {"dropout": dropout, "directions": path}}
+    whole = fm.candidates(x, ids, **options, include_deterministic=True)
+    torch.testing.assert_close(whole, torch.cat([fm.deterministic(x).unsqueeze(1), fm.candidates(x, ids, **options)], 1))
+    fm.model.calls.clear()
+    fm.candidates(x, ids, **options, include_deterministic=True)
+    assert fm.model.calls == ([2, 8] if dropout else [2])  # the moves are along fields of the deterministic step
+
+
 def test_pairs_are_opposite_about_the_mean(path):
     fm, x, ids = surrogate(), euler_state(1), torch.arange(1, 5)
     config = StochasticConfig(dropout=False, directions=path, antithetic=True, directions_grid=2)

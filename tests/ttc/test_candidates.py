@@ -24,7 +24,7 @@ def scores(n=3, problems=None, **options):
 
 
 def test_a_candidate_is_the_same_to_the_last_bit_whichever_chunk_it_is_in():
-    # four problems in blocks of four and 13 - 1 candidates three at a time: whole chunks, and one that is filled up
+    # four problems in blocks of four and 13 candidates three at a time: whole chunks, and one that is filled up
     whole = scores(4, branching_factor=13, chunk_size=12)
     for b in (12, 11, 5):
         part = scores(4, branching_factor=b, chunk_size=12)
@@ -52,8 +52,8 @@ def test_all_calls_of_the_model_have_one_size_also_when_problems_drop_out(needs_
     with pytest.warns(RuntimeWarning, match=r"no finite next state for problems \[0\]"):
         r = controller.rollout(x0, 3, return_info=True)
     assert r.frozen[0].all() and not r.frozen[1:].any()
-    deterministic, sampled = (2, 2 * 5) if needs_group else (5, 5 * 2)
-    assert set(fm.model.calls) == {deterministic, sampled}
+    # two problems at a time with all candidates, drawn again without candidate 0; or five with two candidates, drawn again alike
+    assert set(fm.model.calls) == ({2 * 6, 2 * 5} if needs_group else {5 * 2})
     # six candidates of five problems and problem 0 drawn again without candidate 0, then those of four; what fills up is not counted
     assert r.nfe == 5 * 6 + 5 + 2 * 4 * 6
 
@@ -62,7 +62,29 @@ def test_without_a_limit_nothing_is_drawn_in_vain():
     fm = drop_surrogate()
     fm.model.calls.clear()
     r = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=4)).rollout(euler_state(3), 2, return_info=True)
-    assert fm.model.calls == [3, 9, 3, 9] and sum(fm.model.calls) == r.nfe
+    assert fm.model.calls[-2:] == [12, 12] and r.nfe == 24  # before that the model is traced
+
+
+@pytest.mark.parametrize("needs_group", [False, True])
+@pytest.mark.parametrize("size", [None, 1, 4, 7, 20])
+def test_the_deterministic_step_is_one_of_a_chunk_and_the_choices_are_those_of_a_call_of_its_own(size, needs_group):
+    def rolled(joint: bool):
+        fm = drop_surrogate()
+        controller = TTCGreedy(fm, mean_density, TTCConfig(branching_factor=6, chunk_size=size))
+        controller.scorer.needs_group, controller._source.joint = needs_group, joint
+        result = controller.rollout(euler_state(3), 2, return_info=True)
+        fm.model.calls.clear()
+        controller.step_from(result.trajectory[:, -1], step=2)
+        return result, fm.model.calls
+
+    if needs_group and size is not None and size < 6:
+        return
+    (ours, joint), (theirs, apart) = rolled(True), rolled(False)
+    assert torch.equal(ours.chosen, theirs.chosen) and ours.nfe == theirs.nfe == 2 * 3 * 6
+    for name in ("trajectory", "scores"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name))
+    assert size is None or max(joint) <= size
+    assert len(joint) < len(apart) or size in (1, 4)  # which hold one candidate of each problem
 
 
 def test_a_model_that_draws_in_its_own_way_is_given_what_was_asked_for():

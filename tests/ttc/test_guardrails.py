@@ -106,7 +106,7 @@ def test_a_scorer_that_returns_another_shape_is_told_the_right_one(kind):
         def score_group(self, state, candidates, context):
             return candidates.flatten(1).sum(1)
 
-    with pytest.raises(ValueError, match=r"Flat returned shape \(3,\); expected \(3, 1\): return one score per candidate, \[N, B\], from"):
+    with pytest.raises(ValueError, match=r"Flat returned shape \(3,\); expected \(3, 4\): return one score per candidate, \[N, B\], from"):
         kind(shift_surrogate(), Flat(), TTCConfig(branching_factor=4)).rollout(euler_state(), 1)
 
 
@@ -231,7 +231,7 @@ def test_a_step_below_the_floor_is_drawn_again_until_a_candidate_reaches_it():
 
     def warming(x, c):
         calls.append(len(c))
-        level = 0.0 if len(calls) > 2 else -10.0  # the deterministic step, the others, then these anew
+        level = 0.0 if len(calls) > 1 else -10.0  # all candidates, then those with noise anew
         return level - 0.1 * c[:, 0, 0, 0]
 
     cfg = TTCConfig(branching_factor=4, score_floor=-1.0)

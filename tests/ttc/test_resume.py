@@ -43,7 +43,7 @@ class Dies:
 def test_a_killed_rollout_goes_on_to_the_same_trajectory(case, tmp_path):
     fm, x0 = brittle() if case == "deaths" else drop_surrogate(history=2), euler_state(6)
     x0 = x0 if case == "deaths" else x0.view(3, 2, 4, 8, 8)
-    budget = Budget(70) if case == "budget" else None
+    budget = Budget(100) if case == "budget" else None
     cfg = TTCConfig(branching_factor=4, beam_width=2, approach="particle" if case == "particle" else "beam", max_resample=0)
 
     def roll(calls, folder, steps=6):
@@ -52,9 +52,9 @@ def test_a_killed_rollout_goes_on_to_the_same_trajectory(case, tmp_path):
     whole = roll(10**6, None)
     if case == "deaths":
         assert whole.frozen.any() and not whole.frozen.all()
-    for calls in (2, 1, 1):  # killed in step 1, then a step later, and again
+    for _ in range(3):  # killed in step 1, then a step later, and again; particles have the deterministic step apart
         with pytest.raises(Killed):
-            roll(calls, tmp_path)
+            roll(2 if case == "particle" else 1, tmp_path)
     resumed = roll(10**6, tmp_path)
     for name in ("trajectory", "scores", "chosen", "fallbacks", "frozen", "nonfinite"):
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=0, equal_nan=True)
@@ -231,7 +231,7 @@ def test_a_memory_budget_decides_by_what_is_measured(each):
 def test_a_state_that_is_not_what_was_written_is_one_error(tmp_path, damage, told):
     cfg, x0 = TTCConfig(branching_factor=4, beam_width=2, approach="beam"), euler_state(2)
     with pytest.raises(Killed):
-        TTCBeam(drop_surrogate(), Dies(4), cfg).rollout(x0, 3, resume=tmp_path)
+        TTCBeam(drop_surrogate(), Dies(2), cfg).rollout(x0, 3, resume=tmp_path)
     path = tmp_path / "rollout.safetensors"
     if damage == "missing":
         tensors, meta = checkpoints.load(path)
@@ -257,7 +257,7 @@ def test_a_killed_greedy_rollout_goes_on_too(select, tmp_path):
     whole = roll(10**6, None)
     assert whole.frozen.any() and not whole.frozen.all()
     with pytest.raises(Killed):
-        roll(5, tmp_path)
+        roll(2, tmp_path)
     resumed = roll(10**6, tmp_path)
     for name in ("trajectory", "scores", "chosen", "weights", "fallbacks", "frozen", "nonfinite"):
         ours, theirs = getattr(resumed, name), getattr(whole, name)

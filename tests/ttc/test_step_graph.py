@@ -23,6 +23,7 @@ RECORDED = {
         "vision transformer",
         "normalised",
         "two frames",
+        "directions",
         "directions on a grid, and dropout",
         "reward model",
         "dense reward model",

@@ -186,6 +186,7 @@ class Surrogate(BaseFM):
         seed: int,
         step: int,
         stochastic: StochasticConfig | Mapping[str, Any] | None = None,
+        include_deterministic: bool = False,
     ) -> Tensor:
         """Returns stochastic next states from one forward pass of ``N*B`` states.
 
@@ -202,9 +203,12 @@ class Surrogate(BaseFM):
             seed: Random seed, 0 to 2^63 - 1.
             step: Step of the rollout, at least 0.
             stochastic: Replaces the surrogate's own for this call.
+            include_deterministic: Put the deterministic step before them, as a state without noise of the same forward pass. Where the
+                noise does not allow that (it is not keyed, or is the same for all states), in low precision, and under symmetries, it
+                is computed by itself.
 
         Returns:
-            ``[N, B, C, *S]`` in the dtype of ``x``.
+            ``[N, B, C, *S]`` in the dtype of ``x``; ``[N, 1 + B, C, *S]`` with the deterministic step.
 
         Raises:
             ValueError: Axes, channels, device, ids or problems do not fit, the random seed is out of range, or no module takes latent
@@ -218,14 +222,23 @@ class Surrogate(BaseFM):
         self._check("x", x)
         Key(seed, step)  # raises if the streams cannot tell them apart
         rows = candidate_rows(ids, problem_ids, len(x), x.device)
-        if config.symmetry:
+        if config.symmetry and not include_deterministic:
             return self._in_frames(x, ids, problem_ids, seed, step, config)
         given, encoded, sites = self._given(x, step, problem_ids), self._encode(x), noise_sites(self.model, config)
-        keyed = step > 0 and self._calls().keyed(encoded, sites, given)  # numbers of ids on a device are waited for
+        if include_deterministic:
+            if config.symmetry or not self._calls().spares(encoded, sites, given, self._unpacked):
+                still = self.deterministic(x, step=step, problem_ids=problem_ids).unsqueeze(1)
+                return torch.cat([still, self.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=config)], 1)
+            each = rows.unflatten(0, (len(x), -1))
+            rows = torch.cat([each[:, :1], each], 1).flatten(0, 1)  # what the name of a state without noise draws is thrown away
+        # numbers of ids on a device are waited for
+        keyed = step > 0 and (include_deterministic or self._calls().keyed(encoded, sites, given))
         first = 0 if problem_ids is None or keyed else int(problem_ids[0])
         with temp_seed(None if keyed else hash_seed(seed, step, first, int(ids.flatten()[0]))):
-            out = self._sample(x, Draw.of(seed, step, rows, config.antithetic), config, given, encoded=encoded, sites=sites)
-            if step == 0 and out.shape[1] > 1 and all_same(out[:, 0], out[:, 1:]):
+            draw = Draw.of(seed, step, rows, config.antithetic, still=len(rows) // len(x) if include_deterministic else 0)
+            out = self._sample(x, draw, config, given, encoded=encoded, sites=sites)
+            drawn = out[:, 1:] if include_deterministic else out
+            if step == 0 and drawn.shape[1] > 1 and all_same(drawn[:, 0], drawn[:, 1:]):
                 self._require_stochastic(x[:1], first, int(ids.max()) + 1, config, seed, rows_of(given, [0]))
         return out
 
@@ -296,6 +309,11 @@ class Surrogate(BaseFM):
         """Whether the model is compiled, so that a new number of problems or candidates costs a compilation."""
         return bool(self._candidates.compile)
 
+    @property
+    def corrected(self) -> bool:
+        """Whether candidates are computed in low precision and corrected by the deterministic step."""
+        return self._candidates.dtype is not None
+
     @torch.no_grad()
     def draws_by_key(
         self,
@@ -341,6 +359,8 @@ class Surrogate(BaseFM):
             return self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide)
         still = self._decoded(self._calls().deterministic(encoded, self._unpacked, **options), latest)
         moves = self._moves(encoded, still - latest, draw, config)
+        if draw.still:
+            moves[:, 0] = 0
         if sites:
             draw.start(draw.rows, draw.stream)
             still = self._decoded(self._calls()(encoded, sites, draw, self._unpacked, **options), wide)

@@ -36,11 +36,6 @@ class _Call(NamedTuple):
     def inputs(self) -> list[Tensor]:
         return [self.encoded, *self.given.values()]
 
-    @property
-    def layout(self) -> tuple[Any, ...]:
-        """Key of the caches."""
-        return _layout(self.encoded, self.sites, self.given)
-
 
 class CandidateForward:
     """Calls a model for B candidates of each of N problems, with noise at its sites, and for the deterministic step.
@@ -106,7 +101,7 @@ class CandidateForward:
             CompileError: The model cannot be compiled.
         """
         call = _Call(encoded, given or {}, sites, draw)
-        found = self._traced(call, unpack)
+        found = self._traced(encoded, sites, call.given, unpack)
         draw.axes = found.axes
         out = self._candidates(call, unpack, compile and bool(self.compile), of)
         if found.warning is not None:  # only after the model has been called successfully
@@ -120,6 +115,18 @@ class CandidateForward:
         if found is None or not found.keyed or found.modules != tuple(s.module for s in sites):
             return False
         return found.hooks == hooks_of(self.model)  # a new one may draw
+
+    @in_turn
+    def spares(self, encoded: Tensor, sites: Sequence[Site], given: Mapping[str, Tensor], unpack: Unpack) -> bool:
+        """Returns whether states of such a call can go without noise (``Draw.still``), after a trace where there was none.
+
+        Not where noise is drawn without a key or is the same for all states, nor in low precision, which the deterministic step corrects.
+        """
+        if self._low is not None:
+            return False
+        found = self._traced(encoded, sites, given, unpack)
+        common = any(axis is not None and axis.rows == "common" for axis in (found.axes or {}).values())
+        return not common and self.keyed(encoded, sites, given)
 
     def _candidates(self, call: _Call, unpack: Unpack, compile: bool, of: Tensor | None) -> Tensor:
         if self._low is None:
@@ -153,13 +160,11 @@ class CandidateForward:
         self._last = (weights, source, [x.clone() for x in call.inputs], out.clone())
         return out
 
-    def _traced(self, call: _Call, unpack: Unpack) -> Found:
-        modules = tuple(s.module for s in call.sites)
-        found = self._traces.get(call.layout)
+    def _traced(self, encoded: Tensor, sites: Sequence[Site], given: Mapping[str, Tensor], unpack: Unpack) -> Found:
+        modules, layout = tuple(s.module for s in sites), _layout(encoded, sites, given)
+        found = self._traces.get(layout)
         if found is None or found.modules != modules:
-            encoded = call.encoded
-            found = row_trace(self.model, call.sites, encoded[0], unpack, _autocast(encoded), call.given)
-            self._traces[call.layout] = found
+            found = self._traces[layout] = row_trace(self.model, sites, encoded[0], unpack, _autocast(encoded), given)
         return found
 
     def _model(self, low: bool) -> nn.Module:
@@ -171,13 +176,13 @@ class CandidateForward:
             return self._run(model, call, low)
         noise = tuple((s.name, s.kind, s.amount) for s in call.sites)
         shapes = tuple((x.shape, x.dtype) for x in call.inputs)
-        where = (low, shapes, encoded.device, tuple(call.given), _autocast(encoded), len(draw.rows), draw.antithetic, noise)
+        where = (low, shapes, encoded.device, tuple(call.given), _autocast(encoded), len(draw.rows), draw.antithetic, draw.still, noise)
         # A compiled call sees new values of the same tensors, but neither replaced tensors nor new hooks.
         held = (storage_of(model), hooks_of(model))
         if (compiled := self._compiled.get(where)) is None or compiled.held != held:
 
             def run(rows: Tensor, stream: Tensor, x: Tensor, *given: Tensor) -> Any:
-                own = Draw(rows, stream, draw.antithetic, axes=draw.axes)
+                own = Draw(rows, stream, draw.antithetic, still=draw.still, axes=draw.axes)
                 return self._run(model, _Call(x, dict(zip(call.given, given)), call.sites, own), low)
 
             compiled = self._compiled[where] = compiled_call(
@@ -203,7 +208,7 @@ class CandidateForward:
 
 
 def _layout(encoded: Tensor, sites: Sequence[Site], given: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """Return the sites, and the inputs without their number of rows."""
+    """Return the key of the caches: the sites, and the inputs without their number of rows."""
     shapes = tuple((x.shape[1:], x.dtype) for x in (encoded, *given.values()))
     return tuple((s.name, s.kind) for s in sites), tuple(given), shapes, encoded.device, _autocast(encoded)
 
@@ -247,5 +252,8 @@ def _copies(encoded: Tensor, count: int, sites: Sequence[Site], draw: Draw) -> T
     """Repeat model inputs ``[N, ...]`` for each candidate, ``[N * count, ...]``, with the noise of the input's site if there is one."""
     for site in sites:
         if site.kind == INPUT:
-            return draw.copies(encoded, count, site.amount, draw.next_number(site)).flatten(0, 1)
+            noisy = draw.copies(encoded, count, site.amount, draw.next_number(site))
+            if draw.still:
+                noisy[:, 0] = encoded
+            return noisy.flatten(0, 1)
     return encoded.repeat_interleave(count, 0)

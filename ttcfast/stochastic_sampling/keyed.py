@@ -42,20 +42,28 @@ class Draw:
         rows: (problem, candidate) of each state of the batch, int64 ``[M, 2]``, on the states' device.
         stream: The 64 bits of (seed, step), int64 ``[1]``, from ``ttcfast.ops.keyed.stream_of``.
         antithetic: Whether candidates 2, 4, 6, ... take the opposite noise of the candidate before them.
+        still: Number of states of a problem, of which the first goes without noise: it is a deterministic step. 0 if none does.
         axes: Axis of the states at each site, as ``ttcfast.core.row_trace`` finds it; None guesses by sizes (``RowAxis.by_size``).
         trace: Receives what every site is given; no noise is added then.
     """
 
     def __init__(
-        self, rows: Tensor, stream: Tensor, antithetic: bool = False, *, axes: Axes | None = None, trace: Trace | None = None
+        self,
+        rows: Tensor,
+        stream: Tensor,
+        antithetic: bool = False,
+        *,
+        still: int = 0,
+        axes: Axes | None = None,
+        trace: Trace | None = None,
     ) -> None:
-        self.antithetic, self.axes, self.trace = antithetic, axes, trace
+        self.antithetic, self.still, self.axes, self.trace = antithetic, still, axes, trace
         self.start(rows, stream)
 
     @classmethod
-    def of(cls, seed: int, step: int, rows: Tensor, antithetic: bool = False) -> Draw:
+    def of(cls, seed: int, step: int, rows: Tensor, antithetic: bool = False, *, still: int = 0) -> Draw:
         """Builds a draw from a seed and a step."""
-        return cls(rows, stream_of(seed, step, rows.device), antithetic)
+        return cls(rows, stream_of(seed, step, rows.device), antithetic, still=still)
 
     def start(self, rows: Tensor, stream: Tensor) -> None:
         """Begins another forward in the same block.
@@ -94,6 +102,13 @@ class Draw:
     def of_all(self) -> Draw:
         """Returns a draw that is the same for all states."""
         return Draw(torch.zeros_like(self.rows[:1]), self.stream)
+
+    def spared(self, noisy: Tensor, x: Tensor) -> Tensor:
+        """Returns ``noisy [k M, ...]`` with the entries of ``x`` in place of those of states without noise."""
+        if self.still:
+            problems, own = len(self.rows) // self.still, len(x) // len(self.rows)
+            noisy.unflatten(0, (problems, -1))[:, :own] = x.unflatten(0, (problems, -1))[:, :own]
+        return noisy
 
     def dropout(self, x: Tensor, p: float, number: int) -> Tensor:
         """Applies inverted dropout to ``[k M, ...]``, whose first k entries belong to the first row, and so on.
@@ -225,7 +240,7 @@ def noisy(site: Site, draw: Draw, x: Tensor) -> Tensor:
         out = source.noise(rows, site.amount, number)
     else:
         out = _DROP[site.kind](rows, site, lambda values, p: source.dropout(values, p, number))
-    return where.put_back(out, m)
+    return where.put_back(source.spared(out, rows), m)
 
 
 def _attend(site: Site, draw: Draw, thread: int, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
@@ -255,7 +270,8 @@ def _attend(site: Site, draw: Draw, thread: int, query: Tensor, key: Tensor, val
     def edit(weights: Tensor) -> Tensor:
         if where.rows == "common":
             return source.dropout(weights.unsqueeze(0), site.amount, number).squeeze(0)
-        return weights_at.put_back(source.dropout(weights_at.in_front(weights, m), site.amount, number), m)
+        rows = weights_at.in_front(weights, m)
+        return weights_at.put_back(source.spared(source.dropout(rows, site.amount, number), rows), m)
 
     return attend(module, edit, *given, *args, **options)
 

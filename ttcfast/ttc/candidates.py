@@ -33,6 +33,9 @@ class Chunks:
     that a candidate does not depend on its chunk, to the last bit where the products treat their rows alike, and nothing is compiled anew.
     Sources that draw in sequence are never asked for more than is needed.
 
+    The deterministic step is one of the first chunk's candidates where the source is ``joint``, so that it costs no call of its own, and
+    a chunk of its own elsewhere. Particles, which are made again to the last bit, have it apart.
+
     Args:
         source: Source of the candidates.
         cfg: Configuration; the branching factor, the beam width and the seed are used.
@@ -59,11 +62,12 @@ class Chunks:
     ) -> None:
         self._source, self._cfg, self._deterministic, self._whole = source, cfg, include_deterministic, whole_groups
         self._first, width = int(include_deterministic), cfg.branching_factor
+        self._joint = include_deterministic and source.joint and cfg.approach != "particle"
         self._rank, self._ranks = share
         self.limit = limit
         self._fixed = source.keyed and (limit is not None or source.fixed_shapes)
         self._problems: int | None = None  # all there are
-        self._at_once = max(1, width - self._first)
+        self._at_once = width if self._joint else max(1, width - self._first)
         if limit is None and not self._fixed:
             if whole_groups and self._ranks > 1:
                 self._problems = -(-rows // self._ranks)
@@ -96,14 +100,11 @@ class Chunks:
                 continue
             if given is None or given.rows != rows:  # the same memory for all chunks of these states, by which a surrogate knows them
                 given = self._given(beams, rows)
-            if start == 0 and self._deterministic and not self._whole:
+            alone = self._cfg.branching_factor == 1 or not (self._whole or (self._joint and self._at_once > 1))
+            if alone and self._deterministic and start == 0:
                 yield rows, 0, self._still(given, step).unsqueeze(1)
-                continue
-            parts = [self._still(given, step).unsqueeze(1)] if start == 0 and self._deterministic else []
-            first = max(start, self._first)
-            if self._cfg.branching_factor > first:
-                parts.append(self._sample(given, step, again, first))
-            yield rows, start, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            else:
+                yield rows, start, self._sample(given, step, again, start)
 
     def _plan(self, n: int, again: int) -> Iterator[tuple[slice, int]]:
         """Return the rows of each chunk of a step of ``n`` states, and the position of its first candidate."""
@@ -112,9 +113,10 @@ class Chunks:
             if self._whole:
                 yield rows, 0 if with_deterministic else self._first
                 continue
-            if with_deterministic:  # immediately before the candidates that a low-precision surrogate corrects with it
+            joint = with_deterministic and self._joint
+            if with_deterministic and not joint:  # immediately before the candidates that a low-precision surrogate corrects with it
                 yield rows, 0
-            yield from ((rows, start) for start in range(self._first, width, self._at_once))
+            yield from ((rows, start) for start in range(0 if joint else self._first, width, self._at_once))
 
     @property
     def size(self) -> int | None:
@@ -176,11 +178,15 @@ class Chunks:
         return self._source.deterministic(given.window, given.problem_ids, step=step)[: given.own]
 
     def _sample(self, given: _Given, step: int, again: int, start: int) -> Tensor:
-        count = min(self._at_once, self._cfg.branching_factor - start)
-        ids = torch.arange(self._at_once if self._fixed else count, device=given.beam.device) + self.id_of(start, again)
+        """A chunk's candidates from position ``start``, of which 0 is the deterministic step where that is included."""
+        first, width = max(start, self._first), self._cfg.branching_factor
+        end = width if self._whole else min(start + self._at_once, width)
+        ids = torch.arange(first, start + self._at_once if self._fixed and not self._whole else end, device=given.beam.device)
+        ids = ids + self.id_of(0, again)
         if self._cfg.beam_width > 1:
             ids = given.beam.unsqueeze(1) * self._cfg.branching_factor + ids
-        return self._source.candidates(given.window, ids, given.problem_ids, seed=self._cfg.seed, step=step)[: given.own, :count]
+        drawn = self._source.group if first > start else self._source.candidates
+        return drawn(given.window, ids, given.problem_ids, seed=self._cfg.seed, step=step)[: given.own, : end - start]
 
     def _given(self, beams: Beams, rows: slice) -> _Given:
         """The states ``rows`` and who they are, with the last one repeated up to the fixed number of problems."""

@@ -67,7 +67,8 @@ class ChunkLimit:
         if size is None or self._scorer.needs_group:
             return size if size is None else max(size, cfg.branching_factor)
         problems = min(size, len(window) * cfg.beam_width)
-        drawn = max(1, cfg.branching_factor - 1)  # next to the deterministic step, which is made by itself
+        apart = 0 if self._source.joint else 1  # the deterministic step, where it is made by itself
+        drawn = max(1, cfg.branching_factor - apart)
         return problems * -(-drawn // -(-drawn // (size // problems)))
 
 

@@ -38,6 +38,7 @@ class Source:
         fixed_shapes: Whether a new number of problems or candidates costs more than drawing some in vain.
         mixed: Whether the cost of a candidate depends on its id; otherwise it is one model evaluation.
         graph: Whether a step may be recorded as a CUDA graph.
+        joint: Whether the deterministic step comes best from the call that makes the candidates.
     """
 
     model: object
@@ -49,6 +50,7 @@ class Source:
     fixed_shapes: bool = False
     mixed: bool = False
     graph: bool = False
+    joint: bool = False
 
     @property
     def time_step(self) -> float | None:
@@ -96,6 +98,11 @@ class Source:
         """Returns stochastic next states ``[N, B, C, *S]`` for ids ``[B]``, or ``[N, B]`` with ids for each state."""
         raise NotImplementedError
 
+    def group(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
+        """Returns the deterministic step and then ``candidates``, ``[N, 1 + B, C, *S]``."""
+        still = self.deterministic(x, problem_ids, step=step).unsqueeze(1)
+        return torch.cat([still, self.candidates(x, ids, problem_ids, seed=seed, step=step)], 1)
+
 
 def as_source(fm: Any, cfg: TTCConfig) -> Source:
     """Wrap a model as a ``Source``; raise ``TypeError`` unless it has ``candidates`` and ``deterministic``, or ``sample_next``."""
@@ -139,7 +146,9 @@ class _SurrogateSource(Source):
         self._located = "problem_ids" in inspect.signature(fm.deterministic).parameters  # not in every subclass or foreign class
         self._override = None if cfg.stochastic is None else StochasticConfig.of(cfg.stochastic)
         steady = isinstance(fm, Surrogate) and fm.graph and fm.inputs is None  # whose values may depend on the step
-        self.graph = steady and not (self.stochastic is not None and self.stochastic.symmetry)  # which the host works out
+        turned = self.stochastic is not None and self.stochastic.symmetry
+        self.graph = steady and not turned  # which the host works out
+        self.joint = type(fm) is Surrogate and not turned and not fm.corrected
 
     @property
     def time_step(self) -> float | None:
@@ -174,6 +183,12 @@ class _SurrogateSource(Source):
             return torch.cat([self.candidates(one, own, problem, seed=seed, step=step) for one, own, problem in parts])
         with self._lent("candidates", state=x, ids=ids, problem_ids=problem_ids):
             return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, stochastic=self._override)
+
+    def group(self, x: Tensor, ids: Tensor, problem_ids: Tensor, *, seed: int, step: int) -> Tensor:
+        if not self.joint:
+            return super().group(x, ids, problem_ids, seed=seed, step=step)
+        own: Any = {"stochastic": self._override, "include_deterministic": True}
+        return self.fm.candidates(x, ids, problem_ids=problem_ids, seed=seed, step=step, **own)
 
     def _lent(self, method: str, **given: Tensor) -> AbstractContextManager[None]:
         """Raise if a foreign class writes into its input tensors; our own classes are known not to."""

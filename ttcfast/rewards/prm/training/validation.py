@@ -150,16 +150,16 @@ class Validation:
             file, inner = self.triplets.set.find(i)
             assert isinstance(file, TripletFile)  # .pt files store no errors, and give no groups
             frames = file.frames([inner])[0]
-            key = {"seed": int(file.config["seed"]), "step": int(file.step[inner])}
+            seed, step = int(file.config["seed"]), int(file.step[inner])
             rows = torch.tensor([int(file.trajectory[inner])])
             noise = StochasticConfig.of(file.config.get("stochastic"))
             device = next(self.surrogate.parameters()).device
             state = frames[STATE][None].to(device)
             parts = [
-                self.surrogate.candidates(state, ids, problem_ids=rows, stochastic=noise, **key)[0]
+                self.surrogate.candidates(state, ids, problem_ids=rows, seed=seed, step=step, stochastic=noise)[0]
                 for ids in torch.arange(1, file.K).split(self.batch)
             ]
-            made = torch.cat([self.surrogate.deterministic(state, step=key["step"], problem_ids=rows), *parts]).cpu()
+            made = torch.cat([self.surrogate.deterministic(state, step=step, problem_ids=rows), *parts]).cpu()
             stored, again = frames[BEST : BEST + 3], made[torch.from_numpy(file.picked[inner])]
             if not torch.allclose(again, stored, rtol=1e-3, atol=1e-3 * float((stored - frames[STATE]).std())):
                 raise DataError(
