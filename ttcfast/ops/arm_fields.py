@@ -72,11 +72,13 @@ def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None
         ValueError: A name is not a penalty, or a weight is negative or not finite.
     """
     default = penalties_of(spec)
+    if weights is None:
+        return default
     if isinstance(weights, ARMWeights):
         w = weights
         named = {"mass": w.w_mass, "momentum": w.w_momentum, "energy": w.w_energy, "boundary": w.w_bc, "bounds": w.w_positivity}
         return {name: named.get(name, value) for name, value in default.items()}
-    given = {} if weights is None else dict(weights)
+    given = dict(weights)
     for name, value in given.items():
         if name not in default:
             raise ValueError(f"weights names {name!r}, which is no penalty; the penalties are {', '.join(default)}")
@@ -150,8 +152,8 @@ def check(call: FieldCall) -> None:
 
 def _outputs(call: FieldCall) -> tuple[Tensor, Tensor, Tensor]:
     n, b = call.candidates.shape[:2]
-    score = torch.empty((n, b), dtype=call.accumulator, device=call.candidates.device)
-    penalties = torch.empty((n, b, len(call.weights)), dtype=call.accumulator, device=score.device)
+    score = call.candidates.new_empty((n, b), dtype=call.accumulator)
+    penalties = score.new_empty((n, b, len(call.weights)))
     return score, penalties, torch.empty_like(score, dtype=torch.bool)
 
 
