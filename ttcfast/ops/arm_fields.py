@@ -99,9 +99,12 @@ def flatten_fields(
 ) -> FieldCall:
     """Return the arguments of ``torch.ops.ttcfast.arm_fields`` without the backend."""
     channels, quantities = candidates.shape[2], quantities_of(spec)
-    group_of = {c: number for number, group in enumerate(quantities.values()) for c in group}
-    bounds = spec.bounded_channels
-    ends = [bounds.get(c, (None, None)) for c in range(channels)]
+    groups, anchored, low, high = [-1] * channels, [1] * channels, [-math.inf] * channels, [math.inf] * channels
+    for number, (name, members) in enumerate(quantities.items()):
+        for c in members:
+            groups[c], anchored[c] = number, int(name != "mean")
+    for c, (least, most) in spec.bounded_channels.items():
+        low[c], high[c] = -math.inf if least is None else least, math.inf if most is None else most
     return FieldCall(
         state,
         candidates,
@@ -109,11 +112,11 @@ def flatten_fields(
         spec.boundary_mask,
         *split(spec.boundary_value, 0.0),
         expected,
-        [group_of.get(c, -1) for c in range(channels)],
+        groups,
         len(quantities),
-        [int(c not in quantities.get("mean", ())) for c in range(channels)],
-        [-math.inf if low is None else low for low, _ in ends],
-        [math.inf if high is None else high for _, high in ends],
+        anchored,
+        low,
+        high,
         [c for vector in spec.solenoidal for c in vector],
         list(spec.distances),
         [int(wraps) for wraps in spec.periodic_axes],
