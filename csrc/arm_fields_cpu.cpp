@@ -13,7 +13,8 @@ namespace ttcfast {
 namespace {
 
 constexpr int64_t kSerialBelow = 1 << 19;  // values below which waking a thread costs more than it saves
-constexpr int64_t kTile = 4096;            // cells whose rows of state and candidate stay in the L1 and L2 caches
+constexpr int64_t kTile = 4096;            // cells that one sum in the accumulator's precision covers
+constexpr int64_t kStrip = 1 << 18;        // bytes of the state that stay in the L2 cache, tiles that are read one after another
 constexpr int64_t kItems = 8;              // work items per thread, so that no thread waits long for the last one
 
 // Sums of a candidate's tile: per channel, and over all channels.
@@ -34,47 +35,36 @@ class FieldReader {
           grid_{{p.extent[0], p.extent[1], p.extent[2]}},
           state_contiguous_(grid_.contiguous(p.state.stride_s)),
           cand_contiguous_(grid_.contiguous(p.cand.stride_s)),
-          tile_(std::min(kTile, grid_.cells())),
-          before_(static_cast<size_t>(p.channels * tile_)),
-          cells_(static_cast<size_t>(tile_)),
-          rows_(static_cast<size_t>(p.channels)) {
+          strip_(std::min(tiles_of_strip(p) * kTile, grid_.cells())),
+          before_(static_cast<size_t>(p.channels * strip_)),
+          cells_(static_cast<size_t>(std::min(kTile, grid_.cells()))),
+          rows_(static_cast<size_t>(p.channels), before_.data()) {
         const int64_t row = p.extent[2] + 2;
         if (!p.vectors.empty()) lines_.resize(static_cast<size_t>(2 * 3 * row));
     }
 
-    // Sums candidates [first, last) of problem n over cells from `start` on; `into` returns the sums of a candidate.
-    template <class Into>
-    void run(int64_t n, int64_t first, int64_t last, int64_t start, const Into& into) {
-        const int64_t count = std::min(tile_, grid_.cells() - start);
+    static int64_t tiles_of_strip(const FieldsProblem& p) {
+        return std::max<int64_t>(kStrip / (kTile * p.channels * static_cast<int64_t>(sizeof(Acc))), 1);
+    }
+
+    // Adds candidates [first, last) of problem n in the strip from cell `start` on to sums[candidate, tile], of `tiles` each. A channel is
+    // read from end to end, so that memory sees one stream.
+    void run(int64_t n, int64_t first, int64_t last, int64_t start, int64_t tiles, TileSums* sums) {
+        const int64_t end = std::min(start + strip_, grid_.cells());
         const T* state = static_cast<const T*>(p_.state.data) + n * p_.state.stride_n;
         for (int64_t c = 0; c < p_.channels; ++c) {
             if (p_.groups[static_cast<size_t>(c)] < 0) continue;
             rows_[static_cast<size_t>(c)] = read_cells(state + c * p_.state.stride_c, grid_, p_.state.stride_s, state_contiguous_, start,
-                                                       count, before_.data() + c * tile_);
+                                                       end - start, before_.data() + c * strip_);
         }
         for (int64_t b = first; b < last; ++b) {
-            TileSums sums = into(b);
             const T* base = candidate(n, b);
             for (int64_t c = 0; c < p_.channels; ++c) {
-                const size_t at = static_cast<size_t>(c);
-                const Acc* cells =
-                    read_cells(base + c * p_.cand.stride_c, grid_, p_.cand.stride_s, cand_contiguous_, start, count, cells_.data());
-                FieldRow<Acc> row{cells,
-                                  p_.anchored[at] ? rows_[at] : nullptr,
-                                  volumes(start),
-                                  count,
-                                  p_.groups[at] >= 0,
-                                  std::isfinite(p_.low[at]) || std::isfinite(p_.high[at]),
-                                  static_cast<Acc>(p_.low[at]),
-                                  static_cast<Acc>(p_.high[at])};
-                FieldSums found{};
-                loops_.add_row(row, found);
-                sums.change[c] = found.change;
-                sums.outside += found.outside;
-                sums.bad |= found.bad;
-                if (p_.mask) sums.away += away(cells, c, start, count);
+                for (int64_t from = start; from < end; from += kTile) {
+                    add(base, c, from, std::min(kTile, end - from), rows_[static_cast<size_t>(c)] + (from - start),
+                        sums[b * tiles + from / kTile]);
+                }
             }
-            into(b, sums);
         }
     }
 
@@ -91,6 +81,26 @@ class FieldReader {
     }
 
   private:
+    // Adds `count` cells of channel c from cell `start` on; `before` are those of the state.
+    void add(const T* base, int64_t c, int64_t start, int64_t count, const Acc* before, TileSums& sums) {
+        const size_t at = static_cast<size_t>(c);
+        const Acc* cells = read_cells(base + c * p_.cand.stride_c, grid_, p_.cand.stride_s, cand_contiguous_, start, count, cells_.data());
+        const FieldRow<Acc> row{cells,
+                                p_.anchored[at] ? before : nullptr,
+                                volumes(start),
+                                count,
+                                p_.groups[at] >= 0,
+                                std::isfinite(p_.low[at]) || std::isfinite(p_.high[at]),
+                                static_cast<Acc>(p_.low[at]),
+                                static_cast<Acc>(p_.high[at])};
+        FieldSums found{};
+        loops_.add_row(row, found);
+        sums.change[c] = found.change;
+        sums.outside += found.outside;
+        sums.bad |= found.bad;
+        if (p_.mask) sums.away += away(cells, c, start, count);
+    }
+
     const T* candidate(int64_t n, int64_t b) const {
         return static_cast<const T*>(p_.cand.data) + n * p_.cand.stride_n + b * p_.cand.stride_b;
     }
@@ -150,7 +160,7 @@ class FieldReader {
     FieldLoops<Acc> loops_;
     Grid grid_;
     bool state_contiguous_, cand_contiguous_;
-    int64_t tile_;
+    int64_t strip_;
     std::vector<Acc> before_, cells_, lines_;
     std::vector<const Acc*> rows_;
 };
@@ -169,7 +179,8 @@ template <class T>
 void run_typed(const FieldsProblem& p, const FieldsOutput& out) {
     using Acc = AccumulatorOf<T>;
     const int64_t cells = p.extent[0] * p.extent[1] * p.extent[2], pairs = p.problems * p.candidates;
-    const int64_t tiles = (cells + kTile - 1) / kTile, columns = p.problems * tiles;
+    const int64_t tiles = (cells + kTile - 1) / kTile, strip = FieldReader<T>::tiles_of_strip(p), strips = (tiles + strip - 1) / strip;
+    const int64_t columns = p.problems * strips;
     const int wanted = pairs * p.channels * cells < kSerialBelow ? 1 : std::max(p.threads, 1);
     const int64_t shares =
         wanted == 1 ? 1 : std::clamp<int64_t>((kItems * wanted + columns - 1) / std::max<int64_t>(columns, 1), 1, p.candidates);
@@ -182,7 +193,9 @@ void run_typed(const FieldsProblem& p, const FieldsOutput& out) {
     readers.reserve(static_cast<size_t>(threads));
     for (int k = 0; k < threads; ++k) readers.emplace_back(p, loops);
     std::vector<double> changes(static_cast<size_t>(pairs * tiles * p.channels)), divergences(static_cast<size_t>(pairs));
-    std::vector<TileSums> sums(static_cast<size_t>(pairs * tiles));
+    std::vector<TileSums> sums;
+    sums.reserve(static_cast<size_t>(pairs * tiles));
+    for (int64_t at = 0; at < pairs * tiles; ++at) sums.push_back({changes.data() + at * p.channels, 0, 0, false});
     parallel_for(items, threads, [&](int64_t item, int worker) {
         FieldReader<T>& reader = readers[static_cast<size_t>(worker)];
         if (item >= summing) {
@@ -190,17 +203,8 @@ void run_typed(const FieldsProblem& p, const FieldsOutput& out) {
             divergences[static_cast<size_t>(pair)] = reader.divergence(pair / p.candidates, pair % p.candidates);
             return;
         }
-        const int64_t share = item % groups, tile = item / groups % tiles, n = item / groups / tiles, first = share * group;
-        struct Into {
-            std::vector<TileSums>& sums;
-            std::vector<double>& changes;
-            int64_t first, stride, channels;
-            size_t at(int64_t b) const { return static_cast<size_t>(first + b * stride); }
-            TileSums operator()(int64_t b) const { return {changes.data() + static_cast<int64_t>(at(b)) * channels, 0, 0, false}; }
-            void operator()(int64_t b, const TileSums& found) const { sums[at(b)] = found; }
-        };
-        const Into into{sums, changes, n * p.candidates * tiles + tile, tiles, p.channels};
-        reader.run(n, first, std::min(first + group, p.candidates), tile * kTile, into);
+        const int64_t first = item % groups * group, start = item / groups % strips * strip * kTile, n = item / groups / strips;
+        reader.run(n, first, std::min(first + group, p.candidates), start, tiles, sums.data() + n * p.candidates * tiles);
     });
 
     constexpr double infinity = std::numeric_limits<double>::infinity();

@@ -12,6 +12,7 @@ template <class Acc>
 constexpr int kLanes = 64 / static_cast<int>(sizeof(Acc));
 template <class Acc>
 constexpr int kParts = kLanes<Acc> / kWidth<Acc>;
+constexpr int kAhead = 4096;  // bytes: one stream keeps memory as busy as torch.sum's only if it looks a page ahead
 template <class Acc>
 constexpr uint64_t kLargest = sizeof(Acc) == 4 ? 0x7f7fffffu : 0x7fefffffffffffffull;  // bits of the largest finite number
 
@@ -58,7 +59,7 @@ void add_row_as(const FieldRow<Acc>& row, FieldSums& sums) {
     const int64_t whole = row.count / lanes * lanes;
     const Acc *cells = row.cells, *before = row.before, *volume = row.volume;
     for (int64_t i = 0; i < whole; i += lanes) {
-        fetch<1024>(cells + i);
+        fetch<kAhead, 2>(cells + i);
         found.take(cells + i, anchored ? before + i : nullptr, weighted ? volume + i : nullptr, low, upper);
     }
     if (whole < row.count) {

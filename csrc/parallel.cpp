@@ -6,6 +6,7 @@
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -147,23 +148,57 @@ class Pool {
 };
 
 std::atomic<Pool*> current{nullptr};
+std::atomic<bool> in_child{false};
+
+#if defined(__unix__) || defined(__APPLE__)
+// A forked child has none of the threads, and the mutex as it was: it begins with a new pool, and leaves OpenMP's alone, which may have
+// been at work before our first call. So this is registered when the library is loaded.
+[[maybe_unused]] const int watching_forks = pthread_atfork(nullptr, nullptr, [] {
+    current = nullptr;
+    in_child = true;
+});
+#endif
 
 Pool& pool() {
     if (Pool* found = current) return *found;
-#if defined(__unix__) || defined(__APPLE__)
-    // A forked child has none of the threads, and the mutex as it was: it begins with a new pool.
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr; });
-    (void)registered;
-#endif
     Pool *none = nullptr, *made = new Pool;
     if (current.compare_exchange_strong(none, made)) return *made;
     delete made;
     return *none;
 }
 
+// The entry to OpenMP's threads of gcc's and llvm's runtimes, if this process has loaded one for all, as torch does; otherwise null.
+using Team = void (*)(void (*member)(void*), void* data, unsigned threads, unsigned flags);
+
+Team openmp() {
+#if (defined(__unix__) || defined(__APPLE__)) && !defined(__SANITIZE_THREAD__)  // whose detector cannot see OpenMP's locks
+    static const Team found = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return in_child ? nullptr : found;
+#else
+    return nullptr;
+#endif
+}
+
 }  // namespace
 
+// Torch's own threads wait for work by spinning, for milliseconds after each of its operations. Where they could be had but others were
+// used, those would have to share the processors with them: beside torch, small calls took half as long again.
 void run_together(int threads, void (*run)(const void*, int), const void* context) {
+    if (const Team team = openmp()) {
+        struct Seats {
+            void (*run)(const void*, int);
+            const void* context;
+            int threads;
+            std::atomic<int> taken{0};
+        } seats{run, context, threads};
+        const auto member = [](void* data) {
+            Seats& seats = *static_cast<Seats*>(data);
+            const int worker = seats.taken++;
+            if (worker < seats.threads) seats.run(seats.context, worker);
+        };
+        team(member, &seats, 0, 0);  // 0: as many as torch has, since a smaller team would end the threads that are left over
+        return;
+    }
     Call call{run, context, threads - 1};
     pool().run(call);
 }

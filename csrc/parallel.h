@@ -1,4 +1,4 @@
-// Runs independent work items on a few threads, which are kept for the next call. Results depend on the items, never on the threads.
+// Runs independent work items on a few threads, torch's or kept ones. Results depend on the items, never on the threads.
 #pragma once
 
 #include <algorithm>
@@ -8,9 +8,10 @@
 
 namespace ttcfast {
 
-// Calls run(context, 0) here and run(context, worker) on at most threads - 1 kept threads, each with a worker of its own below `threads`;
-// returns when all calls have. Threads that are busy or still asleep when run(context, 0) returns are not waited for, so any thread may
-// call this at any time, also from within `run` and in a forked child. `run` must not throw.
+// Calls run(context, worker) here and on at most threads - 1 others, each with a worker of its own below `threads`; returns when all
+// calls have. The others are torch's OpenMP threads, or kept ones where there are none and in a forked child. Kept threads that are busy
+// or still asleep when the call here returns are not waited for. Any thread may call this at any time, also from within `run`. `run` must
+// not throw.
 void run_together(int threads, void (*run)(const void* context, int worker), const void* context);
 
 // Calls work(item, worker) once for every item in [0, items), with worker in [0, threads). If a call throws, no further items are begun,

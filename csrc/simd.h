@@ -234,11 +234,11 @@ TTCFAST_INLINE Vector<Acc> below_zero(Vector<Acc> x) {
     return above_zero<Acc>(-x);
 }
 
-// Prefetches the memory `ahead` bytes further on.
-template <int ahead, class T>
+// Prefetches the memory `ahead` bytes further on into the first or second cache.
+template <int ahead, int cache = 1, class T>
 TTCFAST_INLINE void fetch(const T* at) {
 #ifdef __GNUC__
-    __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead);
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead, 0, 4 - cache);
 #else
     (void)at;
 #endif

@@ -20,7 +20,7 @@ def at_least(name: str, value: float, least: float) -> None:
 
 def whole(name: str, value: int, least: int) -> None:
     """Raise ``ValueError`` unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
     at_least(name, int(value), least)
 

@@ -26,7 +26,9 @@ def built(folder: Path, *flags: str) -> Path:
         pytest.skip("no C++ compiler here")
     program = folder / "pool"
     sources = ["tests/ops/parallel_pool.cpp", "csrc/parallel.cpp"]
-    subprocess.run([compiler, "-std=c++17", "-O1", "-g1", "-pthread", "-Wall", *flags, *sources, "-o", program], cwd=ROOT, check=True)
+    subprocess.run(
+        [compiler, "-std=c++17", "-O1", "-g1", "-pthread", "-Wall", *flags, *sources, "-ldl", "-o", program], cwd=ROOT, check=True
+    )
     return program
 
 
@@ -84,6 +86,18 @@ def test_a_forked_child_computes_as_its_parent(two_torch_threads):
     assert process.exitcode == 0
 
 
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is safe to use on Linux alone")
+def test_a_child_forked_before_the_first_call_does_without_torchs_threads():
+    code = (
+        "import os, signal, torch\nfrom ttcfast.ops import topk\ntorch.set_num_threads(2)\ntorch.rand(1 << 22).exp()  # starts them\n"
+        "if os.fork() == 0:\n    signal.alarm(30)\n    topk(torch.zeros(8, 1 << 15), 5, backend='cpu')\n    os._exit(0)\n"
+        "raise SystemExit(os.wait()[1])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 class Best(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 4
@@ -115,8 +129,21 @@ def test_several_python_threads_at_once_get_what_each_gets_alone(two_torch_threa
     assert wrong == []
 
 
-@needs_extension
-def test_the_interpreter_exits_right_after_a_call():
-    code = "import torch\nfrom ttcfast.ops import topk\ntorch.set_num_threads(2)\ntopk(torch.zeros(8, 1 << 15), 5, backend='cpu')"
+def in_a_new_process(*after: str) -> None:
+    call = ("import os, torch", "from ttcfast.ops import topk", "torch.set_num_threads(2)", "torch.zeros(1 << 20).sum()")
+    code = "\n".join(
+        [*call, "ids = os.listdir('/proc/self/task')" if after else "", "topk(torch.zeros(8, 1 << 15), 5, backend='cpu')", *after]
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@needs_extension
+def test_the_interpreter_exits_right_after_a_call():
+    in_a_new_process()
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_operations_run_on_the_threads_that_torch_has():
+    in_a_new_process("assert set(os.listdir('/proc/self/task')) <= set(ids)")

@@ -151,12 +151,12 @@ def arm(
     spec.check_state("state", state, channel_axis=1)
     spec.check_state("candidates", candidates, channel_axis=2)
     if isinstance(spec, FieldSpec):
-        change = changes_of(_rows(spec), expected, state, candidates.shape[2])
+        change = changes_of(_rows(spec), expected, state, candidates.shape[2]) if expected else None
         given = flatten_fields(state, candidates, spec, weights, momentum, scale, change)
         score, penalties, finite = invoke("arm_fields", *given, backend)
         return FieldScores(score, dict(zip(penalties_of(spec), penalties.unbind(-1))), finite)
     assert isinstance(spec, EulerSpec)
-    change = changes_of(_rows(spec), expected, state, len(spec.momentum) + 2)
+    change = changes_of(_rows(spec), expected, state, len(spec.momentum) + 2) if expected else None
     call = flatten(state, candidates, spec, _weights(weights), momentum, scale, change)
     return ArmScores(*invoke("arm", *call, backend)[:7])
 
@@ -263,10 +263,10 @@ def _outputs(call: Call) -> tuple[Tensor, ...]:
     """Allocate score, five penalties, finite and residuals."""
     n, b = call.candidates.shape[:2]
     like = call.candidates
-    score = torch.empty((n, b), dtype=call.accumulator, device=like.device)
+    score = like.new_empty((n, b), dtype=call.accumulator)
     penalties = [torch.empty_like(score) for _ in range(5)]  # half the cost of eight calls of torch.empty
     finite = torch.empty_like(score, dtype=torch.bool)
-    return (score, *penalties, finite, torch.empty((n, b, len(call.velocity) + 2), dtype=torch.float64, device=like.device))
+    return (score, *penalties, finite, like.new_empty((n, b, len(call.velocity) + 2), dtype=torch.float64))
 
 
 def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:

@@ -72,11 +72,13 @@ def weights_of(spec: FieldSpec, weights: ARMWeights | Mapping[str, float] | None
         ValueError: A name is not a penalty, or a weight is negative or not finite.
     """
     default = penalties_of(spec)
+    if weights is None:
+        return default
     if isinstance(weights, ARMWeights):
         w = weights
         named = {"mass": w.w_mass, "momentum": w.w_momentum, "energy": w.w_energy, "boundary": w.w_bc, "bounds": w.w_positivity}
         return {name: named.get(name, value) for name, value in default.items()}
-    given = {} if weights is None else dict(weights)
+    given = dict(weights)
     for name, value in given.items():
         if name not in default:
             raise ValueError(f"weights names {name!r}, which is no penalty; the penalties are {', '.join(default)}")
@@ -97,9 +99,12 @@ def flatten_fields(
 ) -> FieldCall:
     """Return the arguments of ``torch.ops.ttcfast.arm_fields`` without the backend."""
     channels, quantities = candidates.shape[2], quantities_of(spec)
-    group_of = {c: number for number, group in enumerate(quantities.values()) for c in group}
-    bounds = spec.bounded_channels
-    ends = [bounds.get(c, (None, None)) for c in range(channels)]
+    groups, anchored, low, high = [-1] * channels, [1] * channels, [-math.inf] * channels, [math.inf] * channels
+    for number, (name, members) in enumerate(quantities.items()):
+        for c in members:
+            groups[c], anchored[c] = number, int(name != "mean")
+    for c, (least, most) in spec.bounded_channels.items():
+        low[c], high[c] = -math.inf if least is None else least, math.inf if most is None else most
     return FieldCall(
         state,
         candidates,
@@ -107,11 +112,11 @@ def flatten_fields(
         spec.boundary_mask,
         *split(spec.boundary_value, 0.0),
         expected,
-        [group_of.get(c, -1) for c in range(channels)],
+        groups,
         len(quantities),
-        [int(c not in quantities.get("mean", ())) for c in range(channels)],
-        [-math.inf if low is None else low for low, _ in ends],
-        [math.inf if high is None else high for _, high in ends],
+        anchored,
+        low,
+        high,
         [c for vector in spec.solenoidal for c in vector],
         list(spec.distances),
         [int(wraps) for wraps in spec.periodic_axes],
@@ -150,8 +155,8 @@ def check(call: FieldCall) -> None:
 
 def _outputs(call: FieldCall) -> tuple[Tensor, Tensor, Tensor]:
     n, b = call.candidates.shape[:2]
-    score = torch.empty((n, b), dtype=call.accumulator, device=call.candidates.device)
-    penalties = torch.empty((n, b, len(call.weights)), dtype=call.accumulator, device=score.device)
+    score = call.candidates.new_empty((n, b), dtype=call.accumulator)
+    penalties = score.new_empty((n, b, len(call.weights)))
     return score, penalties, torch.empty_like(score, dtype=torch.bool)
 
 

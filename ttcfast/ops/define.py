@@ -14,7 +14,7 @@ from .registry import Backend, choose
 _library: Any = torch.library  # has no annotations
 LIBRARY = _library.Library("ttcfast", "FRAGMENT")
 
-_runs: dict[str, tuple[Callable[..., Any], Any]] = {}  # with the kinds of its arguments
+_runs: dict[str, tuple[Callable[..., Any], transforms.Kinds]] = {}
 
 TYPES = {
     Tensor: "Tensor",
@@ -39,7 +39,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys:
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
-    _runs[name] = run, transforms.kinds(schema)
+    _runs[name] = run, transforms.Kinds(schema)
     for key in keys:
         LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"ttcfast::{name}", fake, lib=LIBRARY)

@@ -83,7 +83,7 @@ def check(z: Tensor, slopes: Sequence[Tensor], group: int) -> None:
     for name, k in zip(("k1", "k2"), slopes):
         if k.shape != z.shape or k.device != z.device or k.dtype not in wanted:
             raise ValueError(f"{name} is {k.dtype} {tuple(k.shape)} on {k.device}; z is {z.dtype} {tuple(z.shape)} on {z.device}")
-    if len({k.dtype for k in slopes}) > 1:
+    if slopes[0].dtype != slopes[-1].dtype:
         raise ValueError(f"the slopes are {' and '.join(str(k.dtype) for k in slopes)}; give both in one dtype")
     check_group("group", group, z.shape[-1] if z.ndim else 0)
 
@@ -148,11 +148,12 @@ def fill_triton(base: Tensor | None, first: Tensor, second: Tensor | None, step:
     kernels.launch(base, first, second, step, ratio, group, out)
 
 
-def _cpu_supports(*tensors: Tensor | None) -> Reason:
-    dtypes = [t.dtype for t in tensors if t is not None]
-    if len({*dtypes}) > 1 or dtypes[0] not in DTYPES:
-        return cpu_device(*tensors) or f"the tensors are {', '.join(map(str, dtypes))}; the C++ path takes float32 or float64"
-    return cpu_device(*tensors) or contiguous(*tensors)
+def _cpu_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:
+    for t in (base, first, second):
+        if t is not None and (t.dtype != first.dtype or t.dtype not in DTYPES):
+            dtypes = ", ".join(str(t.dtype) for t in (base, first, second) if t is not None)
+            return cpu_device(base, first, second) or f"the tensors are {dtypes}; the C++ path takes float32 or float64"
+    return cpu_device(base, first, second) or contiguous(base, first, second)
 
 
 def _triton_supports(base: Tensor | None, first: Tensor, second: Tensor | None) -> Reason:

@@ -63,18 +63,19 @@ def choose(op: str, backends: Sequence[Backend], asked: str, *args: Any) -> Back
         BackendError: The requested backend is unknown, unavailable, or does not support the arguments.
     """
     source = ""
-    if asked == "auto":
-        asked = _bound_by_environment(op, [b.name for b in backends])
+    if asked == "auto" and (given := os.environ.get("TTCFAST_BACKEND")):
+        asked = _bound_by_environment(op, given, [b.name for b in backends])
         source = "" if asked == "auto" else " (asked for by TTCFAST_BACKEND)"
-    candidates = [b for b in backends if asked in ("auto", b.name)]
-    if not candidates:
-        raise BackendError(f"{op} has no backend {asked!r}{source}; it has {', '.join(b.name for b in backends)} and 'auto'")
     reasons = []
-    for backend in candidates:
+    for backend in backends:
+        if asked != "auto" and asked != backend.name:
+            continue
         reason = backend.available() or backend.supports(*args)
         if reason is None:
             return backend
         reasons.append(reason if asked == backend.name else f"{backend.name}: {reason}")
+    if not reasons:
+        raise BackendError(f"{op} has no backend {asked!r}{source}; it has {', '.join(b.name for b in backends)} and 'auto'")
     raise BackendError(f"{op}: backend {asked!r}{source} cannot run: {'; '.join(reasons)}")
 
 
@@ -103,14 +104,18 @@ def triton_available() -> Reason:
 
 def cpu_device(*tensors: Tensor | None) -> Reason:
     """Tell whether the C++ implementations can read these tensors, which must be in host memory."""
-    elsewhere = [t.device for t in tensors if t is not None and t.device.type != "cpu"]
-    return f"the tensors are on {elsewhere[0]}; the C++ path reads host memory" if elsewhere else None
+    for t in tensors:
+        if t is not None and not t.is_cpu:
+            return f"the tensors are on {t.device}; the C++ path reads host memory"
+    return None
 
 
 def contiguous(*tensors: Tensor | None) -> Reason:
     """Tell whether these tensors are contiguous, for implementations that require it."""
-    strided = [t for t in tensors if t is not None and not t.is_contiguous()]
-    return f"a tensor has strides {strided[0].stride()}; call .contiguous() on it" if strided else None
+    for t in tensors:
+        if t is not None and not t.is_contiguous():
+            return f"a tensor has strides {t.stride()}; call .contiguous() on it"
+    return None
 
 
 def triton_device(device_type: str) -> Reason:
@@ -130,10 +135,10 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _bound_by_environment(op: str, names: Sequence[str]) -> str:
-    """Return the backend of ``TTCFAST_BACKEND``: ``triton`` binds operations that have it; ``arm:triton,topk:cuda`` binds single ones."""
+def _bound_by_environment(op: str, given: str, names: Sequence[str]) -> str:
+    """Return the backend that ``TTCFAST_BACKEND`` names: ``triton`` binds all that have it; ``arm:triton,topk:cuda`` single ones."""
     bound = "auto"
-    for entry in os.environ.get("TTCFAST_BACKEND", "").split(","):
+    for entry in given.split(","):
         target, _, name = entry.strip().rpartition(":")
         if name and name != "auto" and name not in NAMES:
             raise BackendError(f"TTCFAST_BACKEND names the backend {name!r}; known: auto, {', '.join(NAMES)}")

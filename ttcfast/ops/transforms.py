@@ -15,7 +15,7 @@ Under ``torch.autocast`` an operation computes in the precision that its docstri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -126,26 +126,42 @@ def immediate(*tensors: Tensor) -> bool:
     return device in AUTOCAST_DEVICES and not torch.is_autocast_enabled(device)
 
 
-_TENSORS = {Tensor, torch.nn.Parameter}
-_SCALARS = {"float": float, "bool": bool, "int": int, "SymInt": int, "str": str, "ScalarType": torch.dtype}
+_TENSORS: set[type] = {Tensor, torch.nn.Parameter}
+_LOOKED_AT = {*_TENSORS, list, tuple}
+_SCALARS: dict[str, type] = {"float": float, "bool": bool, "int": int, "SymInt": int, "str": str, "ScalarType": torch.dtype}
 
 
-def kinds(schema: str) -> list[tuple[Collection[type], Collection[type]]]:
-    """Return the types of each argument that torch's dispatcher would pass on as they are, and those of a list's items."""
-    found: list[Any] = []
-    for argument in _torch._C.parse_schema(f"ttcfast::{schema}").arguments:
-        kind = str(argument.real_type)
-        inner = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional[") else kind
-        several = inner.startswith("List[")
-        item = inner.removeprefix("List[").removesuffix("]") if several else inner
-        items: Any = _TENSORS if item == "Tensor" else {_SCALARS.get(item, object)}
-        types: Any = {list, tuple} if several else items
-        found.append((types | {type(None)} if inner != kind else types, items))
-    return found
+class Kinds:
+    """The types of each argument of a schema that torch's dispatcher would pass on as they are, and those of a list's items."""
+
+    def __init__(self, schema: str) -> None:
+        self._wanted: list[tuple[set[Any], set[Any]]] = []
+        self._known: dict[tuple[type, ...], list[tuple[int, set[Any] | None]]] = {}
+        for argument in _torch._C.parse_schema(f"ttcfast::{schema}").arguments:
+            kind = str(argument.real_type)
+            inner = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional[") else kind
+            several = inner.startswith("List[")
+            item = inner.removeprefix("List[").removesuffix("]") if several else inner
+            items = _TENSORS if item == "Tensor" else {_SCALARS.get(item, object)}
+            types = {list, tuple} if several else items
+            self._wanted.append((types | {type(None)} if inner != kind else types, items))
+
+    def to_look_at(self, args: Sequence[Any]) -> list[tuple[int, set[Any] | None]] | None:
+        """Return the positions of tensors, with None, and of lists, with their items' types; None if an argument's type is another."""
+        types = tuple(map(type, args))
+        found = self._known.get(types)  # a call's types are those of the last one
+        if found is None and len(types) == len(self._wanted) and all(kind in wanted for kind, (wanted, _) in zip(types, self._wanted)):
+            places = [(at, None if kind in _TENSORS else items) for at, (kind, (_, items)) in enumerate(zip(types, self._wanted))]
+            found = self._known[types] = [(at, items) for at, items in places if types[at] in _LOOKED_AT]
+        return found
+
+
+_include, _exclude = _torch._C._dispatch_tls_local_include_set, _torch._C._dispatch_tls_local_exclude_set
+_keys_of = _torch._C._dispatch_keys
 
 
 def _dispatch_state() -> tuple[int, int]:
-    return _torch._C._dispatch_tls_local_include_set().raw_repr(), _torch._C._dispatch_tls_local_exclude_set().raw_repr()
+    return _include().raw_repr(), _exclude().raw_repr()
 
 
 def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
@@ -154,37 +170,38 @@ def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
     for inference in (False, True):
         with torch.inference_mode(inference):
             states.add(_dispatch_state())
-            keys.add(_torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
+            keys.add(_keys_of(torch.empty(0, device="cpu")).raw_repr())
     return states, keys
 
 
 _PLAIN_STATES, _PLAIN_KEYS = _plain_keys()
 
 
-def plain(args: Sequence[Any], kinds: Sequence[tuple[Collection[type], Collection[type]]]) -> bool:
-    """Tell whether torch's dispatcher would only pass these arguments, of these :func:`kinds`, on to the CPU's implementation.
+def plain(args: Sequence[Any], kinds: Kinds) -> bool:
+    """Tell whether torch's dispatcher would only pass these arguments, of these kinds, on to the CPU's implementation.
 
     False under torch.compile and every other tracer, function transform, mode, autocast and profiler, with gradients or tangents, for
     subclasses and lazily negated tensors, and for scalars that a schema would convert.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _torch._C._len_torch_function_stack():
         return False
-    if _dispatch_state() not in _PLAIN_STATES or _torch._C._autograd._profiler_enabled() or len(args) != len(kinds):
+    if _dispatch_state() not in _PLAIN_STATES or _torch._C._autograd._profiler_enabled():
+        return False
+    places = kinds.to_look_at(args)
+    if places is None:
         return False
     grad = torch.is_grad_enabled()
-    for x, (wanted, items) in zip(args, kinds):
-        kind = type(x)
-        if kind not in wanted or (kind in _TENSORS and not _own_values(x, grad)):
+    for at, items in places:
+        if items is None:
+            if not _own_values(args[at], grad):
+                return False
+        elif not items.issuperset(map(type, args[at])) or (items is _TENSORS and not all(_own_values(x, grad) for x in args[at])):
             return False
-        if kind in (list, tuple):
-            for item in x:
-                if type(item) not in items or (items is _TENSORS and not _own_values(item, grad)):
-                    return False
     return True
 
 
 def _own_values(x: Tensor, grad: bool) -> bool:
-    return not (grad and x.requires_grad) and _torch._C._dispatch_keys(x).raw_repr() in _PLAIN_KEYS
+    return not (grad and x.requires_grad) and _keys_of(x).raw_repr() in _PLAIN_KEYS
 
 
 def has_tangent(args: Sequence[Any]) -> bool:

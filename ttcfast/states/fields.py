@@ -57,6 +57,7 @@ class FieldSpec(StateSpec):
         ):
             raise ValueError(f"translations is {self.translations}; name periodic axes, from 0 to {self.ndim - 1}, each once")
         assert self.distances  # found here, since a cell volume on a device is waited for
+        self.conserved_groups, self.bounded_channels, self.solenoidal  # noqa: B018  (found here, for every score asks for them)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -103,7 +104,7 @@ class FieldSpec(StateSpec):
     def _channels(self, names: Sequence[str]) -> tuple[int, ...]:
         return tuple(map(self.names.index, names))
 
-    @property
+    @functools.cached_property
     def conserved_groups(self) -> dict[str, tuple[int, ...]]:
         return {name: self._channels(channels) for name, channels in self.conserved.items()}
 
@@ -111,11 +112,11 @@ class FieldSpec(StateSpec):
     def given_channels(self) -> tuple[int, ...]:
         return self._channels(self.given)
 
-    @property
+    @functools.cached_property
     def bounded_channels(self) -> dict[int, Bounds]:
         return {self.names.index(name): ends for name, ends in self.bounds.items()}
 
-    @property
+    @functools.cached_property
     def solenoidal(self) -> tuple[tuple[int, ...], ...]:
         """Channels of each vector field without divergence."""
         return tuple(map(self._channels, self.divergence_free))
