@@ -15,9 +15,10 @@
 #include "memory.h"
 #include "mlp_flow.h"
 #include "norm_mish.h"
+#include "parallel.h"
 #include "topk.h"
 
-#define TTCFAST_ABI 6  // the same as ABI in ttcfast/ops/native.py
+#define TTCFAST_ABI 7  // the same as ABI in ttcfast/ops/native.py
 
 namespace py = pybind11;
 using namespace ttcfast;
@@ -369,6 +370,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("compiler") = TTCFAST_COMPILER;
     m.def("add_noise", &add_noise);
     m.attr("cpu_levels") = cpu_levels();
+    m.def("forked", &ttcfast::forked, "Says that this process is the child of a fork, where it is loaded after that.");
     m.def("accumulate_moments", &accumulate_moments);
     m.def("arm", &arm);
     m.def("arm_fields", &arm_fields);

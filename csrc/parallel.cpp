@@ -150,13 +150,19 @@ class Pool {
 std::atomic<Pool*> current{nullptr};
 std::atomic<bool> in_child{false};
 
-#if defined(__unix__) || defined(__APPLE__)
-// A forked child has none of the threads, and the mutex as it was: it begins with a new pool, and leaves OpenMP's alone, which may have
-// been at work before our first call. So this is registered when the library is loaded.
-[[maybe_unused]] const int watching_forks = pthread_atfork(nullptr, nullptr, [] {
+}  // namespace
+
+// The child has none of the threads, and the mutex as it was: it begins with a new pool, and leaves OpenMP's alone, which would wait for
+// threads that are not there.
+void forked() {
     current = nullptr;
     in_child = true;
-});
+}
+
+namespace {
+
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int watching_forks = pthread_atfork(nullptr, nullptr, forked);
 #endif
 
 Pool& pool() {

@@ -14,6 +14,9 @@ namespace ttcfast {
 // not throw.
 void run_together(int threads, void (*run)(const void* context, int worker), const void* context);
 
+// To be called in a forked child if this library is loaded there; a fork after that is seen.
+void forked();
+
 // Calls work(item, worker) once for every item in [0, items), with worker in [0, threads). If a call throws, no further items are begun,
 // and the first exception is thrown here once all threads have left `work`.
 template <class Work>

@@ -90,8 +90,8 @@ def test_a_forked_child_computes_as_its_parent(two_torch_threads):
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is safe to use on Linux alone")
 def test_a_child_forked_before_the_first_call_does_without_torchs_threads():
     code = (
-        "import os, signal, torch\nfrom ttcfast.ops import topk\ntorch.set_num_threads(2)\ntorch.rand(1 << 22).exp()  # starts them\n"
-        "if os.fork() == 0:\n    signal.alarm(30)\n    topk(torch.zeros(8, 1 << 15), 5, backend='cpu')\n    os._exit(0)\n"
+        "import os, signal, torch\nfrom ttcfast.ops import topk\ntorch.set_num_threads(2)\nscores = torch.rand(1 << 22).exp()  # by both\n"
+        "if os.fork() == 0:\n    signal.alarm(30)\n    topk(scores[: 1 << 18].view(8, -1), 5, backend='cpu')\n    os._exit(0)\n"
         "raise SystemExit(os.wait()[1])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)

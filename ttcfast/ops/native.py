@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from types import ModuleType
 
@@ -10,11 +11,16 @@ from torch import Tensor
 
 from .registry import Reason, one_line
 
-ABI = 6  # increment together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
+ABI = 7  # increment together with TTCFAST_ABI in csrc/bind.cpp whenever a signature between the two changes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # positions are the codes of DType in csrc/dtype.h
 
 highest_level: int | None = None  # None: the best that the processor supports
+
+
+_forked: list[bool] = []  # whether this process is a child, for the extension, which sees no fork before it is loaded
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))
 
 
 @cache
@@ -28,6 +34,8 @@ def _load() -> tuple[ModuleType | None, Reason]:
         )
     if getattr(_C, "abi", None) != ABI:
         return None, f"ttcfast._C was built for another version of the sources (abi {getattr(_C, 'abi', None)}, not {ABI}); reinstall"
+    if _forked:
+        _C.forked()
     return _C, None
 
 
