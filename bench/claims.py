@@ -122,6 +122,8 @@ COMPARISONS = (
     Comparison("keyed dropout in the shipped surrogate, against `nn.Dropout`", "step", "dropout N1 B16", "keyed dropout", "nn.Dropout"),
     Comparison("`Surrogate(compile=True)`, 8 candidates, against eager", "step", "arithmetic N1 B8", "float32, compiled", "float32"),
     Comparison("bfloat16 against float32, 8 candidates", "step", "arithmetic N1 B8", "bfloat16", "float32"),
+    Comparison("`Surrogate(dtype=torch.bfloat16)`, 5 candidates, against float32", "step", "loop bfloat16 ViT B5", "bfloat16", "TTCGreedy"),
+    Comparison("the same, 64 candidates", "step", "loop bfloat16 ViT B64", "bfloat16", "TTCGreedy"),
     Comparison("4,097 candidates in chunks of 1024, against one pass", "search", "chunks B4097", "chunks of 1024", "one pass"),
     Comparison("selection of the 8 best of them, of the whole step", "search", "selection B4097", "selection", "chunks of 1024", True),
     Comparison("`PRMScorer`, the plan's PRM, zero padding, against the plain forward", "prm", "B256 64^2 zeros", "ttcfast", "seed, plain"),

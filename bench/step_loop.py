@@ -4,6 +4,8 @@
   network with ``nn.Dropout`` active, scores by its ``arm_score`` and takes the argmax. The gate gives both the same noise and compares
   their choices as docs/design/decisions.md ("Precision") says; the rows say in how many groups they are the same. "plain layers" is the
   plan's loop on the ViT as one would write it.
+* ``loop bfloat16``: the same with ``Surrogate(dtype=torch.bfloat16)``, beside our step in float32, whose choices the gate compares. On CPUs
+  with bfloat16 instructions; others emulate them slowly.
 * ``loop compiled``: the same with ``Surrogate(compile=True)``; the plan's loop stays eager, as it is printed.
 * ``forward``: B rows without noise as a surrogate calls its model, by the module itself, and with plain layers.
 """
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttcfast.core.base_fm import Surrogate
-from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET
+from ttcfast.evaluation.regret import MOST_RELATIVE_REGRET, choice_regret
 from ttcfast.models import ViT, ViTConfig, load_surrogate
 from ttcfast.models.fno import FNO, FNOConfig
 from ttcfast.models.vit import Attention, rotary_angles
@@ -43,6 +45,7 @@ PLAN, PLAIN, MODULE = "the plan's loop", "the plan's loop, plain layers", "modul
 CASES = {  # kind: (network, B)
     "loop": (("ViT", 5), ("ViT", 16), ("ViT", 64), ("FNO", 5), ("FNO", 64), ("U-Net", 5), ("U-Net", 64)),
     "loop compiled": (("ViT", 5), ("ViT", 64)),
+    "loop bfloat16": (("ViT", 5), ("ViT", 64)),
     "forward": (("ViT", 4), ("ViT", 16)),
 }
 TARGETS = (
@@ -56,6 +59,8 @@ TARGETS = (
 def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
     """On a CPU, where the forward is what a step costs."""
     for kind, settings in CASES.items() if device == "cpu" else ():
+        if kind == "loop bfloat16" and not (tiny or torch.cpu._is_avx512_bf16_supported()):
+            continue
         for network, b in settings:
             loop = Loop(network, min(b, 4) if tiny else b, tiny, kind == "loop compiled" and not tiny)
             if kind == "forward":
@@ -63,6 +68,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
             else:
                 peers = {"TTCGreedy": loop.greedy, PLAN: partial(loop.plan, loop.shipped)}
                 peers |= {PLAIN: partial(loop.plan, loop.plain)} if network == "ViT" else {}
+                peers = {"bfloat16": loop.greedy_bfloat16, **peers} if kind == "loop bfloat16" else peers
             yield Case(
                 "step",
                 f"{kind} {network} B{b}",
@@ -70,7 +76,7 @@ def cases(device: str, *, tiny: bool = False) -> Iterator[Case]:
                 "float32",
                 peers=peers,
                 ours=next(iter(peers)),
-                check=loop.check_forward if kind == "forward" else loop.check_loop,
+                check={"forward": loop.check_forward, "loop bfloat16": loop.check_bfloat16}.get(kind, loop.check_loop),
                 note=lambda loop=loop: loop.said,  # type: ignore[misc]
             )
 
@@ -102,7 +108,7 @@ class Loop:
 
     def __init__(self, network: str, b: int, tiny: bool, compile: bool) -> None:
         self.network, self.b, self.tiny, self.compile, self.side = network, b, tiny, compile, 8 if tiny else 64
-        self.said = ""
+        self.said, self._turn = "", 0
 
     @cached_property
     def fm(self) -> Surrogate:
@@ -139,9 +145,16 @@ class Loop:
         return StateSpec.euler2d(cell_volume=1 / self.side**2, boundary_mask=mask)
 
     @cached_property
+    def _scorer(self) -> ARMScorer:
+        return ARMScorer(ARMWeights(), spec=self.spec, scale="absolute", momentum="sum")
+
+    @cached_property
     def _greedy(self) -> TTCGreedy:
-        scorer = ARMScorer(ARMWeights(), spec=self.spec, scale="absolute", momentum="sum")
-        return TTCGreedy(self.fm, scorer, TTCConfig(branching_factor=self.b, seed=SEED))
+        return TTCGreedy(self.fm, self._scorer, TTCConfig(branching_factor=self.b, seed=SEED))
+
+    @cached_property
+    def _bfloat16(self) -> TTCGreedy:
+        return TTCGreedy(self.fm.variant(dtype=torch.bfloat16), self._scorer, TTCConfig(branching_factor=self.b, seed=SEED))
 
     @cached_property
     def _masked(self) -> Tensor:
@@ -166,6 +179,11 @@ class Loop:
 
     def greedy(self) -> Tensor:
         return self._greedy.step_from(self.states[:1], step=STEP).state
+
+    def greedy_bfloat16(self) -> Tensor:
+        # A new state each time, as a rollout has it: the deterministic step of the one before would not be computed again.
+        self._turn += 1
+        return self._bfloat16.step_from(self.states[self._turn % 2 :][:1], step=STEP).state
 
     @torch.no_grad()
     def plan(self, model: nn.Module) -> Tensor:
@@ -214,6 +232,16 @@ class Loop:
                 raise AssertionError(f"the plan's loop chooses candidate {theirs} and ours {ours}; scores {scores.tolist()}")
         self.said = f"same choice in {same} of {GROUPS} groups, regret at most {MOST_RELATIVE_REGRET:.0%}"
         print(f"  {self.said}")
+
+    def check_bfloat16(self) -> None:
+        """Compare choices as ``choice_regret`` does, and the loop's as ``check_loop`` does."""
+        self.check_loop()
+        cfg = TTCConfig(branching_factor=self.b, seed=SEED)
+        regret = choice_regret(self.fm, self._bfloat16.fm, self._scorer, self.states.unsqueeze(1), cfg)
+        self.said = f"bfloat16 beside float32: {regret}"
+        print(f"  {self.said}")
+        if not regret.worst <= MOST_RELATIVE_REGRET:
+            raise AssertionError(f"{self.said}; at most {MOST_RELATIVE_REGRET:.0%} is allowed")
 
 
 def plain_layers(model: nn.Module) -> nn.Module:

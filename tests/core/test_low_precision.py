@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests.surrogates import DropNet, draw, drop_surrogate, euler_state
 from ttcfast.core.base_fm import Surrogate
 from ttcfast.core.low_precision import DTYPES, LowPrecision
+from ttcfast.core.onednn import onednn_products
 from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.spec import StateSpec
 from ttcfast.stochastic_sampling import enable_mc_dropout
@@ -45,8 +46,12 @@ def test_products_are_low_and_sums_norms_and_the_result_are_not(dtype):
         seen = products_of(low.current, x)
         out = low.current(x)
     assert not torch.is_autocast_enabled("cpu")
-    for name in ("embed", "blocks.0.local", "blocks.1.attention.qkv", "blocks.1.mlp.0", "unpatch", "mix"):
+    for name in ("embed", "blocks.0.attention.project", "blocks.1.mlp.2", "mix"):
         assert seen[name] == (dtype, torch.float32), name
+    for name in ("blocks.1.attention.qkv", "blocks.0.mlp.0"):  # narrowed again by what follows
+        assert seen[name] == (dtype, dtype), name
+    for name in ("blocks.0.local", "unpatch"):  # a depthwise convolution, and what the model says
+        assert seen[name] == (torch.float32, torch.float32), name
     for name in ("blocks.0", "blocks.0.norm1", "norm", "out"):
         assert seen[name][1] == torch.float32, name
     assert seen["out"][0] == torch.float32 and out.dtype == torch.float32
@@ -66,6 +71,24 @@ def test_the_model_may_say_what_stays_in_full_precision():
         model.full_precision = wrong
         with pytest.raises(ValueError, match=r"ViT.full_precision is .*; give a tuple of names of linear layers or convolutions, such as"):
             Surrogate(model, SPEC, dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def test_an_activation_between_two_layers_rounds_once_as_narrowing_does():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24), nn.Tanh(), nn.Linear(24, 8), nn.Linear(8, 4))
+    x = torch.randn(5, 24)
+    low = LowPrecision(model, torch.bfloat16)
+    with low.products(x.device):
+        seen, out = products_of(low.current, x), low.current(x)
+        with onednn_products(low.current, x):
+            fused = low.current(x)
+    assert [seen[n][1] for n in "0245"] == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+    h = x.bfloat16()
+    for i, after in ((0, nn.functional.gelu), (2, torch.tanh), (4, lambda h: h)):
+        h = after(nn.functional.linear(h, model[i].weight.bfloat16(), model[i].bias.bfloat16()).float()).bfloat16()
+    assert torch.equal(out, model[5](h.float()))
+    torch.testing.assert_close(fused, out, rtol=0, atol=0.01)  # the GELU sees the sum before it is rounded
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tests.surrogates import euler_state
 from ttcfast.core import onednn
 from ttcfast.core.base_fm import Surrogate
+from ttcfast.core.low_precision import LowPrecision
 from ttcfast.core.onednn import onednn_products
 from ttcfast.models.vit import ViT, ViTConfig
 from ttcfast.spec import StateSpec
@@ -59,6 +60,17 @@ def test_who_looks_between_a_layer_and_its_gelu_sees_what_is_there(products):
     assert products == ["none", "none"]
 
 
+@needs_onednn
+@torch.no_grad()
+def test_layers_in_bfloat16_too_where_there_are_instructions_for_it(products):
+    model, x = mlp(), torch.randn(5, 3, 24)
+    low = LowPrecision(nn.Sequential(model, nn.Linear(7, 3)), torch.bfloat16)
+    with low.products(x.device):
+        out = called(low.current[0], x)
+    torch.testing.assert_close(out, model(x), rtol=0.02, atol=0.02)
+    assert out.dtype == torch.float32 and products == (["gelu tanh", "none"] if onednn._bfloat16() else [])
+
+
 @pytest.mark.parametrize("case", ["gradient", "float64", "autocast", "own class", "own forward", "compiled"])
 def test_other_calls_are_torchs_own(case, products):
     class Own(nn.Linear):
@@ -103,4 +115,5 @@ def test_a_surrogate_multiplies_so_and_its_model_does_not(dtype, products):
     torch.testing.assert_close(fm.deterministic(x), expected, rtol=1e-5, atol=1e-5)
     assert products == ["none", "none", "gelu tanh", "none"] * 2 + ["none"]
     fm.candidates(x, torch.arange(1, 4), seed=0, step=1)
-    assert len(products) == (18 if dtype is None else 9)  # candidates in low precision have their own products
+    # in bfloat16 the candidates and the step that corrects them; without instructions for it their last product alone, in float32
+    assert len(products) == (18 if dtype is None else 27 if onednn._bfloat16() else 11)

@@ -73,6 +73,20 @@ def test_padding_wraps_or_repeats():
     assert torch.equal(padded[0, 0, 0, 1:-1], x[0, 0, -1]) and torch.equal(padded[0, 0, 1:-1, 0], x[0, 0, :, 0])
 
 
+@pytest.mark.parametrize("periodic", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("margin", [1, 2])
+def test_large_grids_are_padded_in_one_pass(periodic, margin, monkeypatch):
+    x = torch.randn(2, 3, 7, 5)
+    for laid in (x, x.contiguous(memory_format=torch.channels_last)):
+        expected = pad_grid(laid, margin, periodic)
+        with torch.no_grad(), monkeypatch.context() as patch:
+            patch.setattr("ttcfast.models.periodic.LARGE", 0)
+            patch.setattr(torch, "cat", None)  # not in two
+            padded = pad_grid(laid, margin, periodic)
+        assert torch.equal(padded, expected)
+        assert padded.is_contiguous(memory_format=torch.contiguous_format if laid is x else torch.channels_last)
+
+
 @pytest.mark.parametrize(
     "change,message",
     [

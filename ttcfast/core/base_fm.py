@@ -82,8 +82,9 @@ class Surrogate(BaseFM):
             (``ttcfast.core.compiled.MODES``). Each number of problems and candidates is compiled once, for half a minute or more on a CPU;
             ``TTCConfig.chunk_size`` keeps them few. Draws of the model without a key then depend on the compiler.
         dtype: torch.bfloat16 or torch.float16 computes the matrix products of candidates in that precision, in a copy of the model, and
-            corrects the candidates by the deterministic step in the model's own precision (see ``CandidateForward``). Several times slower
-            than float32 on a CPU without bfloat16 instructions. None keeps the model's precision.
+            corrects the candidates by the deterministic step in the model's own precision (see ``CandidateForward``). On a CPU it pays with
+            AMX or other bfloat16 instructions and dozens of candidates; without them it is several times slower than float32. None keeps
+            the model's precision.
         graph: On a GPU, have a greedy search record its step as a CUDA graph (``ttcfast.ttc.step_graph``), which pays where launching
             kernels takes longer than they do: small models. It takes a scorer that is ``timeless``; other searches, and steps in which a
             problem finds no candidate, are made as without it, with the same results. No GPU has measured it yet: experimental.

@@ -198,7 +198,7 @@ class CandidateForward:
     def _run(self, model: nn.Module, call: _Call, low: bool) -> Any:
         encoded, draw, sites = call.encoded, call.draw, call.sites
         count = len(draw.rows) // len(encoded)
-        with self._products(encoded, low), nullcontext() if low else onednn_products(model, encoded):
+        with self._products(encoded, low), onednn_products(model, encoded):
             batch = _copies(encoded, count, sites, draw)
             with keyed_noise(model, sites, draw), interruptible():
                 return model(batch, **repeated(call.given, count))

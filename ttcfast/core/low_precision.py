@@ -23,9 +23,11 @@ class LowPrecision:
     """Low-precision copy of a model that follows the model's weights.
 
     Linear layers, convolutions and attention multiply in ``dtype``. Outputs of linear layers and convolutions are widened at once, so that
-    residual sums, norms and activations keep their precision. The weights of these layers are cast once; others are cast by autocast. The
-    last linear layer or convolution, or the modules named by the model's attribute ``full_precision`` (a tuple of names), are unchanged,
-    because rounding there would round the result.
+    residual sums, norms and activations keep their precision; not before an activation in an ``nn.Sequential`` whose result the next layer
+    narrows anyway, nor behind the layers that a module names in its attribute ``low_precision``, because what follows them is narrowed too.
+    The weights of these layers are cast once; others are cast by autocast. The last linear layer or convolution, or the modules named by
+    the model's attribute ``full_precision`` (a tuple of names), are unchanged, because rounding there would round the result. So are
+    depthwise convolutions, which are no matrix products and gain nothing.
 
     Args:
         model: Copied at first use, and again when its tensors are replaced (another device or dtype). In-place changes of values are
@@ -65,8 +67,8 @@ class LowPrecision:
 
     def sites(self, sites: Sequence[Site]) -> list[Site]:
         """Returns the model's sites of noise with the modules of the copy."""
-        modules = dict(self.current.named_modules())
-        return [site if site.module is None else replace(site, module=modules[site.name]) for site in sites]
+        low = self.current
+        return [site if site.module is None else replace(site, module=low.get_submodule(site.name)) for site in sites]
 
 
 def storage_of(model: nn.Module) -> tuple[Any, ...]:
@@ -90,23 +92,25 @@ def kept_modules(model: nn.Module) -> list[str]:
     Raises:
         ValueError: ``full_precision`` names modules that the model does not have.
     """
-    named = [name for name, module in model.named_modules() if _multiplies(module)]
+    layers = {name: module for name, module in model.named_modules() if _multiplies(module)}
+    named, depthwise = list(layers), [name for name, m in layers.items() if isinstance(m, _ConvNd) and 1 < m.in_channels == m.groups]
     asked = getattr(model, "full_precision", None)
     if asked is None:
-        return named[-1:]
+        return [*named[-1:], *depthwise]
     unknown = [asked] if isinstance(asked, str) else [name for name in asked if name not in named]
     if unknown:
         raise ValueError(
             f"{type(model).__name__}.full_precision is {asked!r}; give a tuple of names of linear layers or convolutions, such as "
             f"{tuple(named[-1:])}, which {unknown} are not"
         )
-    return list(asked)
+    return [*asked, *depthwise]
 
 
 def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     low, kept = copy.deepcopy(model).requires_grad_(False), kept_modules(model)
     # nn.MultiheadAttention reads the weights of its linear layer directly; autocast casts those.
     inside = {m for outer in low.modules() if isinstance(outer, nn.MultiheadAttention) for m in outer.modules()}
+    stay = {m.get_submodule(name) for m in low.modules() for name in getattr(m, "low_precision", ())} | _before_activations(low, kept)
     for name, module in low.named_modules():
         if not _multiplies(module) or module in inside:
             continue
@@ -117,13 +121,23 @@ def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         for key, weight in module._parameters.items():
             if weight is not None and weight.is_floating_point():
                 module._parameters[key] = nn.Parameter(weight.to(dtype), requires_grad=False)
-        module.register_forward_pre_hook(_narrow)
-        module.register_forward_hook(_Widen(_dtype_of(model)))
+        module.register_forward_pre_hook(narrow)
+        if module not in stay:
+            module.register_forward_hook(_Widen(_dtype_of(model)))
     return low
 
 
-def _narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return _cast(inputs, _dtype_of(module))  # autocast would leave float64 as it is
+def _before_activations(model: nn.Module, kept: Sequence[str]) -> set[nn.Module]:
+    """Returns the layers whose output another layer in low precision takes from an activation that rounds once, as narrowing would."""
+    named = dict(model.named_modules())
+    lowered = {m for name, m in named.items() if _multiplies(m) and name not in kept}
+    runs = [layers for m in named.values() if type(m) is nn.Sequential for layers in zip(m, list(m)[1:], list(m)[2:])]
+    return {a for a, between, b in runs if a in lowered and b in lowered and type(between) in (nn.GELU, nn.ReLU, nn.SiLU)}
+
+
+def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook that casts a layer's inputs to the dtype of its weights; autocast would leave float64 as it is."""
+    return _cast(inputs, _dtype_of(module))
 
 
 class _Widen:
@@ -137,17 +151,21 @@ class _Widen:
 
 
 def _autocast_off(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    torch.set_autocast_enabled(next(module.parameters()).device.type, False)
+    torch.set_autocast_enabled(_parameter_of(module).device.type, False)
     return _cast(inputs, _dtype_of(module))
 
 
 def _autocast_on(module: nn.Module, inputs: Any, output: Any) -> None:
     # Not called after an error; leaving ``products`` restores it then.
-    torch.set_autocast_enabled(next(module.parameters()).device.type, True)
+    torch.set_autocast_enabled(_parameter_of(module).device.type, True)
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
-    return next(t.dtype for t in module.parameters() if t.is_floating_point())
+    return _parameter_of(module).dtype
+
+
+def _parameter_of(module: nn.Module) -> Tensor:
+    return next(t for m in _modules(module) for t in m._parameters.values() if t is not None and t.is_floating_point())
 
 
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -159,5 +177,16 @@ def _multiplies(module: nn.Module) -> bool:
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from (p for _, p in model.named_parameters(remove_duplicate=False))
-    yield from (b for _, b in model.named_buffers(remove_duplicate=False))
+    return (t for m in _modules(model) for held in (m._parameters, m._buffers) for t in held.values() if t is not None)
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields a module and those within it; ``nn.Module.modules`` and what is built on it take a millisecond for a small model."""
+    found = {model: None}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        yield module
+        new = [m for m in module._modules.values() if m is not None and m not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new

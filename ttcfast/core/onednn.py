@@ -1,7 +1,8 @@
 """Linear layers by oneDNN within a call of a model on a CPU, with the GELU behind them in the same pass.
 
 torch multiplies float32 matrices by MKL, which uses no AVX-512 on processors of other makers: on an AMD EPYC (Zen 5) oneDNN is 2.2 times
-faster, and 1.0 to 1.1 times with AVX2 alone. Results agree to rounding.
+faster, and 1.0 to 1.1 times with AVX2 alone. Results agree to rounding. On CPUs with instructions for it the same holds for the layers of
+a copy in bfloat16 (``LowPrecision``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttcfast.ops.define import define
+
+from .low_precision import narrow
 
 _product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # by which Inductor multiplies; not in every build of torch
 
@@ -39,8 +42,8 @@ define(
 def onednn_products(model: nn.Module, like: Tensor) -> Iterator[None]:
     """Replaces the forwards of a model's linear layers within a block of a turn, and of what holds a linear layer and its GELU.
 
-    Layers of other classes or with a forward of their own, models that torch.compile has compiled, calls with gradients, under autocast or
-    in another precision, and calls on other devices are as without it.
+    Layers of other classes or with a forward of their own, models that torch.compile has compiled, calls with gradients, float32 under
+    autocast, other precisions and calls on other devices are as without it.
 
     Args:
         model: Any module.
@@ -65,13 +68,22 @@ def onednn_products(model: nn.Module, like: Tensor) -> Iterator[None]:
 def _linear(module: nn.Linear, thread: int, input: Tensor, gelu: str | None = None) -> Tensor:
     """The layer's output; with ``gelu``, its GELU in that approximation. Other threads than ``thread`` get torch's own."""
     x, weight = input, module.weight
-    plain = type(x) is Tensor and x.ndim > 1 and x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    plain = type(x) is Tensor and x.ndim > 1 and x.dtype == weight.dtype and x.device.type == weight.device.type == "cpu"
     plain = plain and bool(x.numel()) and weight.is_contiguous() and threading.get_ident() == thread
-    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if x.dtype == torch.bfloat16:
+        plain = plain and _bfloat16()
+    else:
+        plain = plain and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not plain or torch.is_grad_enabled():
         out = F.linear(x, weight, module.bias)
         return out if gelu is None else F.gelu(out, approximate=gelu)
     product: Tensor = torch.ops.ttcfast.onednn_linear(x, weight, module.bias, gelu or "")
     return product
+
+
+@cache
+def _bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _sequence(sequence: nn.Sequential, thread: int, input: object) -> object:
@@ -79,6 +91,7 @@ def _sequence(sequence: nn.Sequential, thread: int, input: object) -> object:
     while layers:
         module = layers.pop(0)
         if layers and isinstance(x, Tensor) and _follows(module, layers[0]):
+            x, *_ = narrow(module, (x,)) if module._forward_pre_hooks else (x,)
             x = _linear(module, thread, x, layers.pop(0).approximate)  # type: ignore[arg-type]
         else:
             x = module(x)
@@ -90,8 +103,9 @@ def _follows(module: nn.Module, after: nn.Module) -> bool:
     if type(module) is not nn.Linear or type(after) is not nn.GELU or "forward" in vars(after):
         return False
     own = vars(module).get("forward")
-    hooks = (module._forward_hooks, module._forward_pre_hooks, after._forward_hooks, after._forward_pre_hooks)
-    return isinstance(own, partial) and own.func is _linear and not any(hooks)
+    hooks = (module._forward_hooks, after._forward_hooks, after._forward_pre_hooks)
+    foreign = any(hooks) or any(hook is not narrow for hook in module._forward_pre_hooks.values())
+    return isinstance(own, partial) and own.func is _linear and not foreign
 
 
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {nn.Linear: _linear, nn.Sequential: _sequence}
