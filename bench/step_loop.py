@@ -43,7 +43,7 @@ SEED, STEP, GROUPS = 0, 1, 6
 PLAN, PLAIN, MODULE = "the plan's loop", "the plan's loop, plain layers", "module"
 
 CASES = {  # kind: (network, B)
-    "loop": (("ViT", 5), ("ViT", 16), ("ViT", 64), ("FNO", 5), ("FNO", 64), ("U-Net", 5), ("U-Net", 64)),
+    "loop": (("ViT", 5), ("ViT", 16), ("ViT", 64), ("ViT", 1024), ("FNO", 5), ("FNO", 64), ("U-Net", 5), ("U-Net", 64)),
     "loop compiled": (("ViT", 5), ("ViT", 64)),
     "loop bfloat16": (("ViT", 5), ("ViT", 64)),
     "forward": (("ViT", 4), ("ViT", 16)),
