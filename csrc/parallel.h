@@ -14,7 +14,8 @@ namespace ttcfast {
 // not throw.
 void run_together(int threads, void (*run)(const void* context, int worker), const void* context);
 
-// To be called in a forked child if this library is loaded there; a fork after that is seen.
+// To be called in a forked child if this library is loaded there; a fork after that is seen. Without it a child whose parent has used
+// OpenMP's threads waits for them for ever, as it does in torch's own operations.
 void forked();
 
 // Calls work(item, worker) once for every item in [0, items), with worker in [0, threads). If a call throws, no further items are begun,

@@ -73,6 +73,30 @@ def test_the_model_may_say_what_stays_in_full_precision():
             Surrogate(model, SPEC, dtype=torch.bfloat16)
 
 
+def test_a_module_names_layers_of_its_own_that_stay_low():
+    model = vit()
+    for wrong in (True, ("project", "qk")):
+        model.blocks[0].attention.low_precision = wrong
+        with pytest.raises(ValueError, match=r"Attention.low_precision is .*; give a tuple of names of its linear layers or convolutions"):
+            LowPrecision(model, torch.bfloat16).current  # noqa: B018
+
+
+@torch.no_grad()
+def test_outputs_are_widened_to_the_dtype_of_the_first_parameter():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last, self.unused = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.Embedding(3, 4).double()
+
+        def forward(self, x):
+            return self.last(self.norm(self.first(x)))
+
+    model, x = Named(), torch.randn(5, 4)
+    low, expected = LowPrecision(model, torch.bfloat16), model(x)
+    with low.products(x.device):
+        torch.testing.assert_close(low.current(x), expected, rtol=0, atol=0.1)
+
+
 @torch.no_grad()
 def test_an_activation_between_two_layers_rounds_once_as_narrowing_does():
     torch.manual_seed(0)

@@ -87,6 +87,18 @@ def test_large_grids_are_padded_in_one_pass(periodic, margin, monkeypatch):
         assert padded.is_contiguous(memory_format=torch.contiguous_format if laid is x else torch.channels_last)
 
 
+def test_grids_narrower_than_the_margin_and_batches_of_vmap_are_not_padded_in_one_pass(monkeypatch):
+    monkeypatch.setattr("ttcfast.models.periodic.LARGE", 0)
+    x = torch.randn(2, 1, 3, 6, 5)
+    with torch.no_grad():
+        each = torch.stack([pad_grid(part, 1, (True, False)) for part in x])
+        assert torch.equal(torch.vmap(lambda part: pad_grid(part, 1, (True, False)))(x), each)
+        narrow = pad_grid(x[0, :, :, :1], 2, (False, True))  # an edge may be repeated any number of times
+        assert torch.equal(narrow[:, :, :, 2:-2], x[0, :, :, :1].expand(-1, -1, 5, -1))
+        with pytest.raises(RuntimeError):
+            pad_grid(x[0, :, :, :1], 2, (True, True))
+
+
 @pytest.mark.parametrize(
     "change,message",
     [

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ttcfast.runtime.terminal import any_stdout, fits, plain_console, print_whole
+from ttcfast.runtime.terminal import any_stdout, fits, plain_console, print_whole, wrapped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +70,14 @@ def test_work_goes_on_after_its_reader_has_gone(tmp_path):
         said = process.stderr.read()
         assert process.wait(60) == 0 and said == b""
     assert (tmp_path / "kept").read_text() == "done"
+
+
+def test_words_stay_whole_in_a_terminal_of_any_width(monkeypatch):
+    for width in (1, 30, 80, 400):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = wrapped("some words that are not long " * 9, "  ", "    ")
+        assert " ".join(" ".join(lines).split()) == ("some words that are not long " * 9).strip()
+        assert max(map(len, lines)) <= min(98, max(20, width - 2)) and lines[0].startswith("  some") and lines[1].startswith("    ")
 
 
 def test_names_are_no_markup():

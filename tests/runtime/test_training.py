@@ -88,7 +88,7 @@ class Trainer(TrainingRun):
             raise KeyboardInterrupt
         self.made.append(step)
         loss = (self.model.weight - 1 + 0.1 * torch.randn(1, 2)).square().sum()
-        return {"loss": float(loss.detach()), **self.descend(loss, step)}
+        return self.descend(loss, step, {"loss": loss})
 
     def validate(self, step):
         self.validated.append(step)

@@ -110,7 +110,7 @@ def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     low, kept = copy.deepcopy(model).requires_grad_(False), kept_modules(model)
     # nn.MultiheadAttention reads the weights of its linear layer directly; autocast casts those.
     inside = {m for outer in low.modules() if isinstance(outer, nn.MultiheadAttention) for m in outer.modules()}
-    stay = {m.get_submodule(name) for m in low.modules() for name in getattr(m, "low_precision", ())} | _before_activations(low, kept)
+    stay = {m.get_submodule(name) for m in low.modules() for name in _low_names(m)} | _before_activations(low, kept)
     for name, module in low.named_modules():
         if not _multiplies(module) or module in inside:
             continue
@@ -125,6 +125,21 @@ def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if module not in stay:
             module.register_forward_hook(_Widen(_dtype_of(model)))
     return low
+
+
+def _low_names(module: nn.Module) -> Sequence[str]:
+    """Return the layers that a module names in ``low_precision``.
+
+    Raises:
+        ValueError: They are no layers of it.
+    """
+    asked = getattr(module, "low_precision", ())
+    known = [name for name, m in module.named_modules() if _multiplies(m)] if asked else []
+    if asked and not (isinstance(asked, (tuple, list)) and set(asked) <= set(known)):
+        raise ValueError(
+            f"{type(module).__name__}.low_precision is {asked!r}; give a tuple of names of its linear layers or convolutions, of {known}"
+        )
+    return asked or ()
 
 
 def _before_activations(model: nn.Module, kept: Sequence[str]) -> set[nn.Module]:
@@ -189,4 +204,4 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
         yield module
         new = [m for m in module._modules.values() if m is not None and m not in found]
         found.update(dict.fromkeys(new))
-        waiting += new
+        waiting += reversed(new)  # in the order of nn.Module.modules

@@ -70,10 +70,10 @@ def _linear(module: nn.Linear, thread: int, input: Tensor, gelu: str | None = No
     x, weight = input, module.weight
     plain = type(x) is Tensor and x.ndim > 1 and x.dtype == weight.dtype and x.device.type == weight.device.type == "cpu"
     plain = plain and bool(x.numel()) and weight.is_contiguous() and threading.get_ident() == thread
-    if x.dtype == torch.bfloat16:
-        plain = plain and _bfloat16()
-    else:
-        plain = plain and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if plain and x.dtype == torch.bfloat16:
+        plain = _bfloat16()
+    elif plain:
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not plain or torch.is_grad_enabled():
         out = F.linear(x, weight, module.bias)
         return out if gelu is None else F.gelu(out, approximate=gelu)

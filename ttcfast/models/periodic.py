@@ -32,7 +32,7 @@ def pad_grid(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:
     """Pad ``[N, C, X, Y]`` with ghost cells: wrapped around periodic axes, edge values elsewhere."""
     if margin == 0:
         return x
-    if x.numel() > LARGE and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()):
+    if x.numel() > LARGE and min(x.shape[2:]) >= margin and not _recorded():
         return _filled(x, margin, periodic)
     for axis, wraps in zip((2, 3), periodic, strict=True):
         n = x.shape[axis]
@@ -45,6 +45,13 @@ def pad_grid(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:
         # cat keeps channels_last, which nn.functional.pad does not; the copies cost more than the convolution.
         x = torch.cat([low, x, high], axis)
     return x
+
+
+def _recorded() -> bool:
+    """Whether the operations are recorded or transformed."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return True
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def _filled(x: Tensor, margin: int, periodic: Sequence[bool]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, overload
 
@@ -233,20 +234,22 @@ def check(call: Call) -> None:
 
 
 def _check_channels(call: Call) -> None:
-    required = [("density", call.density), *(("momentum", c) for c in call.velocity)]
-    required.append(("pressure", call.pressure) if call.primitive else ("energy", call.energy))
-    optional = [("energy", call.energy), ("pressure", call.pressure)]
-    for name, channel in required + [pair for pair in optional if pair[1] != -1]:
-        if not 0 <= channel < call.state.shape[1]:
-            raise ValueError(
-                f"{name} is channel {channel}; state has shape {tuple(call.state.shape)}, so channels 0 to {call.state.shape[1] - 1}"
-            )
+    misfit = _misfit(call.density, tuple(call.velocity), call.energy, call.pressure, call.primitive, call.state.shape[1])
+    if misfit:
+        raise ValueError(f"{misfit}; state has shape {tuple(call.state.shape)}, so channels 0 to {call.state.shape[1] - 1}")
     if not 1 <= len(call.velocity) <= 3:
         raise ValueError(f"momentum names {len(call.velocity)} channels; 1 to 3 are supported")
     one_of("momentum", call.mode, MOMENTA)
     one_of("scale", call.scale, SCALES)
     if len(call.weights) != 5:
         raise ValueError(f"weights has {len(call.weights)} numbers; give five: mass, momentum, energy, boundary, positivity")
+
+
+@functools.lru_cache  # the same in every call of a layout
+def _misfit(density: int, velocity: tuple[int, ...], energy: int, pressure: int, primitive: bool, channels: int) -> str:
+    required = [("density", density), *(("momentum", c) for c in velocity), ("pressure", pressure) if primitive else ("energy", energy)]
+    optional = [(name, channel) for name, channel in (("energy", energy), ("pressure", pressure)) if channel != -1]
+    return next((f"{name} is channel {channel}" for name, channel in required + optional if not 0 <= channel < channels), "")
 
 
 def _check_parameters(call: Call) -> None:
@@ -269,11 +272,16 @@ def _outputs(call: Call) -> tuple[Tensor, ...]:
     return (score, *penalties, finite, like.new_empty((n, b, len(call.velocity) + 2), dtype=torch.float64))
 
 
+@functools.lru_cache(maxsize=64)  # small calls would pay for it again and again
+def _gammas(gamma: float, n: int) -> Tensor:
+    return torch.full((n,), gamma, dtype=torch.float64, device="cpu")
+
+
 def _parameters(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return gamma [N] in float64, and ``small_fields``."""
-    n, device = call.state.shape[0], call.state.device
+    n = call.state.shape[0]
     if call.gammas is None:
-        gammas = torch.full((n,), call.gamma, dtype=torch.float64, device=device)
+        gammas = _gammas(call.gamma, n)
     else:
         gammas = call.gammas.to(torch.float64).expand(n).contiguous()
     return gammas, *small_fields(call)

@@ -84,6 +84,8 @@ def check_states(state: Tensor, candidates: Tensor) -> None:
 
 def check_fields(state: Tensor, volumes: Tensor | None, mask: Tensor | None, values: Tensor | None, **others: Tensor | None) -> None:
     """Raise ``ValueError`` unless cell volumes, boundary mask and boundary values have the state's device and grid."""
+    if volumes is mask is values is None and not any(tensor is not None for tensor in others.values()):
+        return
     space = tuple(state.shape[2:])
     for name, tensor in {"cell_volume": volumes, "boundary_mask": mask, "boundary_value": values, **others}.items():
         if tensor is not None and tensor.device != state.device:

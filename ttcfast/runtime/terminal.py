@@ -84,7 +84,7 @@ class _Heedless:
 
 def wrapped(text: str, first: str = "", later: str = "") -> list[str]:
     """Return ``text`` in lines that fit the terminal, with room for a continuation sign, at most 100 wide; words stay whole."""
-    width = min(100, shutil.get_terminal_size((100, 24)).columns) - 2
+    width = min(100, max(22, shutil.get_terminal_size((100, 24)).columns)) - 2
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
 
 

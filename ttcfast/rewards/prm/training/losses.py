@@ -16,7 +16,7 @@ from ttcfast.rewards.prm.dense import DensePRM
 from ttcfast.rewards.prm.network import PairNetwork
 from ttcfast.runtime.training import LOSSES
 from ttcfast.spec import StateSpec
-from ttcfast.transfer import indices, on_device
+from ttcfast.transfer import indices, on_device, sent
 
 STATE, BEST, MEDIAN, WORST, DETERMINISTIC, TRUTH = range(6)  # frames of a sample, as triplet files have them
 CANDIDATES = {"best": BEST, "median": MEDIAN, "worst": WORST, "deterministic": DETERMINISTIC}
@@ -152,7 +152,9 @@ class RewardLoss(nn.Module):
             corrected = cands + fields * self.step_scale
             value = 0.0 if self.spec.boundary_value is None else self.spec.boundary_value
             violation = (corrected - on_device(value, corrected.device, corrected.dtype)) / self.state_scale
-            terms["boundary"] = torch.where(self.spec.boundary_mask, violation.square(), 0).mean() / self.boundary_share
+            terms["boundary"] = (
+                torch.where(sent(self.spec.boundary_mask, violation.device), violation, 0).square().mean() / self.boundary_share
+            )
         return terms
 
     def _violated(self, state: Tensor, best: Tensor, what: str) -> Tensor:
@@ -164,7 +166,7 @@ class RewardLoss(nn.Module):
             broken = torch.zeros_like(self.step_scale).index_copy(0, at, self.step_scale.index_select(0, at))
             return best + sign * VIOLATION * broken
         assert self.spec.boundary_mask is not None
-        return torch.where(self.spec.boundary_mask, best + sign * VIOLATION * self.state_scale, best)
+        return torch.where(sent(self.spec.boundary_mask, best.device), best + sign * VIOLATION * self.state_scale, best)
 
 
 def _check_margin(margin: float) -> None:
