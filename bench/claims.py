@@ -125,7 +125,7 @@ COMPARISONS = (
     Comparison("bfloat16 against float32, 8 candidates", "step", "arithmetic N1 B8", "bfloat16", "float32"),
     Comparison("`Surrogate(dtype=torch.bfloat16)`, 5 candidates, against float32", "step", "loop bfloat16 ViT B5", "bfloat16", "TTCGreedy"),
     Comparison("the same, 64 candidates", "step", "loop bfloat16 ViT B64", "bfloat16", "TTCGreedy"),
-    Comparison("against the plan's loop on plain layers", "step", "loop bfloat16 ViT B64", "bfloat16", _LOOP[0][1]),
+    Comparison("the same, against the plan's loop in float32 on plain layers", "step", "loop bfloat16 ViT B64", "bfloat16", _LOOP[0][1]),
     Comparison("4,097 candidates in chunks of 1024, against one pass", "search", "chunks B4097", "chunks of 1024", "one pass"),
     Comparison("selection of the 8 best of them, of the whole step", "search", "selection B4097", "selection", "chunks of 1024", True),
     Comparison("`PRMScorer`, the plan's PRM, zero padding, against the plain forward", "prm", "B256 64^2 zeros", "ttcfast", "seed, plain"),
