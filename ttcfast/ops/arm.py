@@ -234,9 +234,9 @@ def check(call: Call) -> None:
 
 
 def _check_channels(call: Call) -> None:
-    misfit = _misfit(call.density, tuple(call.velocity), call.energy, call.pressure, call.primitive, call.state.shape[1])
-    if misfit:
-        raise ValueError(f"{misfit}; state has shape {tuple(call.state.shape)}, so channels 0 to {call.state.shape[1] - 1}")
+    required = (call.density, *call.velocity, call.pressure if call.primitive else call.energy)
+    if min(required) < 0 or max(*required, call.energy, call.pressure) >= call.state.shape[1] or min(call.energy, call.pressure) < -1:
+        _refuse_channels(call)
     if not 1 <= len(call.velocity) <= 3:
         raise ValueError(f"momentum names {len(call.velocity)} channels; 1 to 3 are supported")
     one_of("momentum", call.mode, MOMENTA)
@@ -245,11 +245,15 @@ def _check_channels(call: Call) -> None:
         raise ValueError(f"weights has {len(call.weights)} numbers; give five: mass, momentum, energy, boundary, positivity")
 
 
-@functools.lru_cache  # the same in every call of a layout
-def _misfit(density: int, velocity: tuple[int, ...], energy: int, pressure: int, primitive: bool, channels: int) -> str:
-    required = [("density", density), *(("momentum", c) for c in velocity), ("pressure", pressure) if primitive else ("energy", energy)]
-    optional = [(name, channel) for name, channel in (("energy", energy), ("pressure", pressure)) if channel != -1]
-    return next((f"{name} is channel {channel}" for name, channel in required + optional if not 0 <= channel < channels), "")
+def _refuse_channels(call: Call) -> None:
+    required = [("density", call.density), *(("momentum", c) for c in call.velocity)]
+    required.append(("pressure", call.pressure) if call.primitive else ("energy", call.energy))
+    optional = [("energy", call.energy), ("pressure", call.pressure)]
+    for name, channel in required + [pair for pair in optional if pair[1] != -1]:
+        if not 0 <= channel < call.state.shape[1]:
+            raise ValueError(
+                f"{name} is channel {channel}; state has shape {tuple(call.state.shape)}, so channels 0 to {call.state.shape[1] - 1}"
+            )
 
 
 def _check_parameters(call: Call) -> None:
